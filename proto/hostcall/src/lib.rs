@@ -1,0 +1,257 @@
+//! The contract between a guest and its host.
+//!
+//! This is the one file that both sides share in meaning: the guest kernel and the VMM compile the
+//! same constants and the same fixed layouts, and there is no other way out of a guest. It has no
+//! dependencies and does no I/O.
+//!
+//! ```text
+//! guest physical = guest virtual address (the page tables only give permissions)
+//!
+//! 0x0000_0000  never mapped, so a null pointer faults
+//! 0x0000_1000  GDT and TSS      supervisor, read by the CPU only
+//! 0x0000_2000  IDT              supervisor
+//! 0x0000_3000  stub stack       supervisor, the interrupt stack (IST1)
+//! 0x0000_4000  stub scratch     supervisor
+//! 0x0000_8000  stub code        supervisor, execute only: the CPL 0 stub
+//! 0x0001_0000  boot page        user, read only: what the host tells the guest
+//! 0x0001_1000  call page        user, read/write: the arguments of a hostcall
+//! 0x0002_0000  log ring         user, read/write: stdout and stderr, read by the host at exits
+//! 0x0010_0000  kernel image     user: the library OS, W^X by segment
+//! 0x0020_0000  program memory   user: as many bytes as the manifest's memory limit
+//! …            page tables      supervisor, directly after program memory
+//! ```
+//!
+//! A hostcall is: fill in the call page, `int HOSTCALL_VECTOR`. The stub answers with one `out` to
+//! [`HOSTCALL_PORT`], which is the exit; the host reads the call page once, validates the copy, acts
+//! and lets the guest go on. Every guest value is an allegation.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod message;
+
+/// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
+/// its own.
+pub const ABI_VERSION: u32 = 1;
+
+/// Bytes in a page. Every address and size below is a multiple of it.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// GDT and TSS.
+pub const TABLES_ADDR: u64 = 0x1000;
+/// Offset of the 64-bit TSS within the page at [`TABLES_ADDR`].
+pub const TSS_OFFSET: u64 = 0x100;
+/// IDT: 256 gates of 16 bytes.
+pub const IDT_ADDR: u64 = 0x2000;
+/// The one stack of the CPL 0 stub; its top is the next page's start.
+pub const STUB_STACK_ADDR: u64 = 0x3000;
+/// Scratch memory of the stub.
+pub const STUB_SCRATCH_ADDR: u64 = 0x4000;
+/// The code of the stub. The entry of exception vector `v` is at `STUB_ADDR + v * STUB_ENTRY_BYTES`.
+pub const STUB_ADDR: u64 = 0x8000;
+/// Bytes between the exception entries of the stub.
+pub const STUB_ENTRY_BYTES: u64 = 16;
+/// Where the hostcall gate leads.
+pub const STUB_HOSTCALL_ADDR: u64 = STUB_ADDR + 0x200;
+/// Where the page-protection gate leads.
+pub const STUB_PROTECT_ADDR: u64 = STUB_ADDR + 0x300;
+/// All memory below is for the supervisor only.
+pub const USER_START: u64 = 0x1_0000;
+/// The boot page.
+pub const BOOT_ADDR: u64 = 0x1_0000;
+/// The call page.
+pub const CALL_ADDR: u64 = 0x1_1000;
+/// The log ring: [`LogHeader`], then [`LOG_CAPACITY_BYTES`] bytes.
+pub const LOG_ADDR: u64 = 0x2_0000;
+/// Bytes of log text that fit between two exits; a full ring is flushed by [`Call::LOG_FLUSH`].
+pub const LOG_CAPACITY_BYTES: u64 = 0x1_0000 - 64;
+/// Where the kernel image is linked, and where its `syscall` entry is.
+pub const KERNEL_ADDR: u64 = 0x10_0000;
+/// The end of what the kernel image may use.
+pub const KERNEL_END: u64 = 0x20_0000;
+/// The start of program memory.
+pub const PROGRAM_ADDR: u64 = KERNEL_END;
+
+/// `int` vector of a hostcall.
+pub const HOSTCALL_VECTOR: u8 = 0xF0;
+/// `int` vector by which the library OS changes the protection of program pages.
+pub const PROTECT_VECTOR: u8 = 0xF1;
+/// I/O port of the exit that a hostcall makes.
+pub const HOSTCALL_PORT: u16 = 0x0F0;
+/// I/O port of the exit that an exception makes.
+pub const EXCEPTION_PORT: u16 = 0x0F8;
+
+/// Selectors in the GDT. Those of user mode are the values that Linux programs see.
+pub mod selector {
+    /// 64-bit code at CPL 0.
+    pub const KERNEL_CODE: u16 = 0x10;
+    /// Data at CPL 0.
+    pub const KERNEL_DATA: u16 = 0x18;
+    /// Data at CPL 3, as `syscall`/`sysret` derive it.
+    pub const USER_DATA: u16 = 0x2B;
+    /// 64-bit code at CPL 3.
+    pub const USER_CODE: u16 = 0x33;
+    /// The TSS.
+    pub const TSS: u16 = 0x40;
+}
+
+/// What the host tells the guest, on the boot page. `generation`, `seed` and the clock are new at
+/// every restore, before the first instruction of the program.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BootPage {
+    /// [`ABI_VERSION`] of the host.
+    pub abi_version: u32,
+    /// Which way `syscall` goes here and other facts; see [`boot_flags`].
+    pub flags: u32,
+    /// Changes at every restore; never the same twice on a node.
+    pub generation: u64,
+    /// 256 bits from the host's random number generator, new at every restore.
+    pub seed: [u8; 32],
+    /// Nanoseconds since 1970 UTC when the guest's TSC read `tsc_at`.
+    pub realtime_ns: u64,
+    /// Nanoseconds of the host's monotonic clock when the guest's TSC read `tsc_at`.
+    pub monotonic_ns: u64,
+    /// The guest's TSC at that moment.
+    pub tsc_at: u64,
+    /// Nanoseconds per TSC tick, times 2^32.
+    pub ns_per_tick_q32: u64,
+    /// Bytes of program memory.
+    pub memory_bytes: u64,
+    /// First address after the program's segments, rounded up to a page: where `brk` starts.
+    pub brk_start: u64,
+    /// The program's entry point.
+    pub entry: u64,
+    /// Initial stack pointer, with argc, argv, envp and auxv laid out above it by the host.
+    pub stack_pointer: u64,
+    /// Lowest mapped address of the program's stack.
+    pub stack_start: u64,
+    /// TCP port the program is to listen on (`$PORT`).
+    pub port: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+    /// Address of the page table entry of [`PROGRAM_ADDR`]; those of following pages follow it.
+    pub page_table_addr: u64,
+}
+
+/// Bits of [`BootPage::flags`].
+pub mod boot_flags {
+    /// The CPU has AVX state; kept for the library OS's own choices.
+    pub const HAS_AVX: u32 = 1;
+}
+
+/// The arguments and the result of a hostcall, on the call page.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallPage {
+    /// One of [`Call`]'s numbers.
+    pub number: u32,
+    /// One of [`respond_flags`] where the call has flags, else zero.
+    pub flags: u32,
+    /// Arguments; unused ones are zero.
+    pub args: [u64; 4],
+    /// Written by the host: zero or a count on success, a negative `errno` of Linux on failure.
+    pub result: i64,
+    /// The guest's TSC when it made the call.
+    pub tsc: u64,
+}
+
+/// The numbers of the hostcalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call(pub u32);
+
+impl Call {
+    /// Wait for a request: `args = [buffer, capacity, 0, 0]`. The first one is the snapshot point.
+    /// Returns when a request is there: the buffer holds an encoded [`message::Request`] with as
+    /// much of the body as fits; result is the number of bytes written.
+    pub const WAIT_REQUEST: Call = Call(1);
+    /// Read more of the request's body: `args = [buffer, capacity, 0, 0]`. Result is the number of
+    /// bytes written, 0 at its end.
+    pub const REQUEST_BODY: Call = Call(2);
+    /// Answer: `args = [head, head_bytes, body, body_bytes]` with an encoded [`message::Response`]
+    /// head and the first, or with [`respond_flags::END`] the only, part of the body.
+    pub const RESPOND: Call = Call(3);
+    /// More of the response's body: `args = [body, body_bytes, 0, 0]`, flags as in `RESPOND`.
+    pub const RESPONSE_BODY: Call = Call(4);
+    /// The log ring is full: the host takes what is in it.
+    pub const LOG_FLUSH: Call = Call(5);
+    /// The program ended: `args = [status, 0, 0, 0]`. Does not return.
+    pub const EXIT: Call = Call(6);
+    /// The library OS gives up on the program: `args = [reason, text, text_bytes, address]`, reason
+    /// one of [`abort_reason`]. Does not return.
+    pub const ABORT: Call = Call(7);
+    /// Nothing to do before: `args = [monotonic_ns, 0, 0, 0]`. Returns at that time or later.
+    pub const PARK: Call = Call(8);
+}
+
+/// Flags of [`Call::RESPOND`] and [`Call::RESPONSE_BODY`].
+pub mod respond_flags {
+    /// The response is complete.
+    pub const END: u32 = 1;
+}
+
+/// Why the library OS gave up.
+pub mod abort_reason {
+    /// The library OS found a fault of its own.
+    pub const KERNEL_PANIC: u64 = 1;
+    /// The program answered something that is not HTTP.
+    pub const MALFORMED_RESPONSE: u64 = 2;
+    /// The program killed itself with a signal, whose number is `address`.
+    pub const SIGNAL: u64 = 3;
+    /// Every thread waits for something that can never come.
+    pub const DEADLOCK: u64 = 4;
+    /// The program closed the connection without answering.
+    pub const NO_RESPONSE: u64 = 5;
+}
+
+/// Start of the log ring. The guest writes, the host reads and empties at exits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogHeader {
+    /// Bytes of text after this header, at most [`LOG_CAPACITY_BYTES`].
+    pub used: u64,
+    /// Bytes the guest had to drop.
+    pub dropped: u64,
+    /// Allocations the library OS refused because the memory limit was reached.
+    pub memory_refusals: u64,
+    /// Bytes of the last such allocation.
+    pub refused_bytes: u64,
+    /// Most bytes of program memory in use at a time.
+    pub peak_bytes: u64,
+    /// Unused, zero.
+    pub reserved: [u64; 3],
+}
+
+/// Type of the auxiliary-vector entry by which a program finds the [`Door`]: "HOLM".
+pub const AT_HOLM: u64 = 0x484F_4C4D;
+
+/// The library OS's table of functions for programs built with the SDK, which call it without a
+/// system call. Its address is the value of the [`AT_HOLM`] entry. All addresses are `extern "C"`
+/// functions; they return a count, or a negative `errno`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// [`ABI_VERSION`] of the guest kernel.
+    pub abi_version: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+    /// `fn(buffer: *mut u8, capacity: usize) -> isize`: [`Call::WAIT_REQUEST`].
+    pub wait_request: usize,
+    /// `fn(buffer: *mut u8, capacity: usize) -> isize`: [`Call::REQUEST_BODY`].
+    pub request_body: usize,
+    /// `fn(head: *const u8, head_bytes: usize, body: *const u8, body_bytes: usize, flags: u32) -> isize`.
+    pub respond: usize,
+    /// `fn(body: *const u8, body_bytes: usize, flags: u32) -> isize`.
+    pub response_body: usize,
+    /// `fn(buffer: *mut u8, bytes: usize) -> isize`: random bytes, never the same in two instances.
+    pub random: usize,
+}
+
+const _: () = {
+    assert!(size_of::<BootPage>() == 136);
+    assert!(size_of::<CallPage>() == 56);
+    assert!(size_of::<LogHeader>() == 64);
+    assert!(size_of::<Door>() == 48);
+    assert!(LOG_ADDR + size_of::<LogHeader>() as u64 + LOG_CAPACITY_BYTES <= KERNEL_ADDR);
+    assert!(STUB_ADDR + 32 * STUB_ENTRY_BYTES <= STUB_HOSTCALL_ADDR);
+    assert!(STUB_HOSTCALL_ADDR < USER_START && USER_START == BOOT_ADDR);
+};

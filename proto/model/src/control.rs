@@ -1,0 +1,228 @@
+//! The messages between a node and the coordinator, protocol version 1.
+//!
+//! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
+//! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
+//! or [`CoordinatorMessage::Refuse`]. After that both sides send as they like. Every message is one
+//! frame of [`crate::codec`].
+//!
+//! For *bulk*, the node opens a bidirectional stream for each [`BulkRequest`] (one frame). An
+//! artifact comes back as one frame of [`BulkAnswer`] followed by the raw bytes; a usage batch is
+//! answered by one frame alone.
+//!
+//! Joining uses its own ALPN, [`JOIN_ALPN`], without a client certificate: one [`JoinRequest`], one
+//! [`JoinAnswer`] on one stream, then the connection closes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::{PublisherKey, SignedVersion};
+use crate::ids::{Digest, FunctionName, Name, VersionId};
+use crate::place::Coordinates;
+use crate::usage::{Outcome, UsageRecord};
+
+/// The version of these messages, in every frame's header.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// ALPN of the control link.
+pub const ALPN: &[u8] = b"holm/1";
+/// ALPN for joining.
+pub const JOIN_ALPN: &[u8] = b"holm-join/1";
+/// The name in the coordinator's certificate that nodes check, whatever address they dial.
+pub const COORDINATOR_TLS_NAME: &str = "coordinator.holm.internal";
+
+/// From node to coordinator on the control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeMessage {
+    /// First of all.
+    Hello(Hello),
+    /// What the node has, in full, whenever it changes.
+    Observed(Observed),
+    /// How invocations went since the last such message; about once a second while there are any,
+    /// and with all zero at least every [`crate::control::REPORT_SECONDS`] otherwise.
+    Report(Report),
+}
+
+/// Longest time between two reports of a node.
+pub const REPORT_SECONDS: u64 = 2;
+
+/// Who a node is. Its name is in its certificate and not repeated here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Where it is.
+    pub coordinates: Coordinates,
+    /// Its region, for example `eu-central`.
+    pub region: String,
+    /// Where callers reach it, for example `http://127.0.0.1:8080`.
+    pub ingress_url: String,
+    /// Rises with every start of the node.
+    pub boot_epoch: u64,
+    /// `pvm`, `svm`, `vmx` or `unknown`.
+    pub kvm: String,
+    /// Holm's version.
+    pub software: String,
+}
+
+/// What a node has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observed {
+    /// The generation of desired state that the node last worked on.
+    pub generation: u64,
+    /// One for each version it was asked to have.
+    pub versions: Vec<ObservedVersion>,
+}
+
+/// One version on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedVersion {
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: VersionId,
+    /// How far it is.
+    pub state: VersionState,
+    /// Whether requests for the function go to it.
+    pub routed: bool,
+}
+
+/// How far a version is on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VersionState {
+    /// Being fetched, verified, booted, snapshotted or probed.
+    Preparing,
+    /// Probed, and able to take requests.
+    Ready,
+    /// It will not work here; tells why and who is to blame.
+    Failed {
+        /// For people, with the program's last log lines where there are any.
+        reason: String,
+    },
+}
+
+/// How invocations went since the last report.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// One for each version that had any.
+    pub versions: Vec<VersionReport>,
+    /// Free slots for new work.
+    pub free_slots: u32,
+}
+
+/// Invocations of one version since the last report; probes excluded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionReport {
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: VersionId,
+    /// Number of invocations by outcome.
+    pub outcomes: Vec<(Outcome, u64)>,
+    /// Sum of their run times.
+    pub run_ns: u64,
+}
+
+/// From coordinator to node on the control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CoordinatorMessage {
+    /// The answer to `Hello`.
+    Welcome {
+        /// The node's name as its certificate has it.
+        node: Name,
+        /// Milliseconds since 1970 UTC by the coordinator's clock.
+        now_ms: u64,
+    },
+    /// The whole desired state, after `Welcome` and whenever it changes.
+    Desired(Desired),
+    /// The link closes after this; says why and what to do.
+    Refuse {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Everything a node is to have. What is not in it is to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Rises with every change; an older one than the node has seen is ignored.
+    pub generation: u64,
+    /// One for each function.
+    pub functions: Vec<DesiredFunction>,
+}
+
+/// One function on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredFunction {
+    /// Its name.
+    pub function: FunctionName,
+    /// Keys that may sign its versions.
+    pub publisher_keys: Vec<PublisherKey>,
+    /// The version that requests are to go to as soon as it is `Ready`. Until then, and if it
+    /// fails, requests stay with `previous` if there is one.
+    pub version: SignedVersion,
+    /// The version to keep serving until then and to be able to go back to.
+    pub previous: Option<SignedVersion>,
+}
+
+/// First frame of a bulk stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BulkRequest {
+    /// The bytes of an artifact from `offset` on.
+    FetchArtifact {
+        /// Which.
+        digest: Digest,
+        /// Bytes the node has already.
+        offset: u64,
+    },
+    /// Usage records in order of (`boot_epoch`, `sequence`).
+    Usage {
+        /// At most [`crate::limits::MAX_USAGE_BATCH`].
+        records: Vec<UsageRecord>,
+    },
+}
+
+/// Answer on a bulk stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BulkAnswer {
+    /// `bytes` raw bytes follow.
+    Artifact {
+        /// From the offset to the end.
+        bytes: u64,
+    },
+    /// The batch is in the ledger, or was already.
+    UsageStored {
+        /// Records that were new.
+        new: u64,
+        /// Records that the ledger had already.
+        known: u64,
+    },
+    /// Not possible; says why.
+    Refused {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// A node asks to become part of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// From the join token.
+    pub secret: Vec<u8>,
+    /// The name it wants; the token may prescribe one.
+    pub node: Name,
+    /// Certificate signing request of the node's own key (PKCS#10, DER).
+    pub csr_der: Vec<u8>,
+}
+
+/// The answer to a [`JoinRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinAnswer {
+    /// Welcome.
+    Joined {
+        /// The node's certificate (DER).
+        certificate_der: Vec<u8>,
+        /// The CA's certificate (DER).
+        ca_der: Vec<u8>,
+    },
+    /// No: the token is used, expired or unknown, or the name is taken. Says which.
+    Refused {
+        /// For people.
+        reason: String,
+    },
+}

@@ -1,0 +1,17 @@
+//! Holm's vocabulary, shared by the command, the coordinator and the nodes.
+//!
+//! Nothing here does I/O. What comes from outside (a manifest, a program, a message from a peer, a
+//! token) is parsed here into types that cannot be wrong, and the error says who is to blame.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod artifact;
+pub mod codec;
+pub mod control;
+pub mod ids;
+pub mod join;
+pub mod limits;
+pub mod manifest;
+pub mod place;
+pub mod program;
+pub mod usage;
