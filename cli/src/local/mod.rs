@@ -1,0 +1,7 @@
+//! The developer's tools: everything that works on this machine alone, without a coordinator.
+
+pub(crate) mod build;
+pub(crate) mod dev;
+pub(crate) mod doctor;
+pub(crate) mod init;
+pub(crate) mod run;
