@@ -22,12 +22,14 @@
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
 //! | `GET /v1/usage?tenant=&function=&by=function` | | 200 `Vec<UsageView>` |
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
+//! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
 
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
-use crate::ids::{FunctionName, Name, VersionId};
+use crate::ids::{Digest, FunctionName, Name, VersionId};
 use crate::place::Coordinates;
+use crate::usage::UsageRecord;
 
 /// An error, RFC 9457.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,6 +157,8 @@ pub struct VersionView {
     pub message: String,
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
+    /// [`crate::artifact::Statement::content`]: the same for two versions that do the same.
+    pub content: Digest,
 }
 
 /// A function.
@@ -334,6 +338,26 @@ pub struct AuditJournal {
     pub rows: u64,
     /// Numbers between first and last that are not there.
     pub missing: u64,
+}
+
+/// Rows of the ledger in the order in which they were entered, probes included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRecordsPage {
+    /// At most the `limit` asked for, which is 1 to [`crate::limits::MAX_USAGE_BATCH`].
+    pub records: Vec<LedgerRow>,
+    /// The `after` of the next page; none when this page reached the ledger's end.
+    pub next: Option<u64>,
+}
+
+/// A row of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRow {
+    /// Its number; rises, not always by one.
+    pub row: u64,
+    /// The node it came from.
+    pub node: Name,
+    /// The execution.
+    pub record: UsageRecord,
 }
 
 /// Converts between the wire form and [`SignedVersion`].

@@ -136,6 +136,14 @@ impl SignedVersion {
 }
 
 impl Statement {
+    /// A digest of what the version does: function, artifact and manifest, but not its counter,
+    /// label, message or time. A publisher compares it to see whether there is anything to deploy.
+    pub fn content(&self) -> Digest {
+        let content = serde_json::to_vec(&(&self.function, &self.artifact, &self.manifest))
+            .expect("a statement has no map with keys that are not text");
+        Digest::of(&content)
+    }
+
     /// Checks that `artifact` is the one that was signed.
     pub fn check_artifact(&self, artifact: &[u8]) -> Result<(), VersionError> {
         let found = artifact.len() as u64;
