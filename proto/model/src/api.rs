@@ -24,6 +24,8 @@
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
 //! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
@@ -360,16 +362,73 @@ pub struct LedgerRow {
     pub record: UsageRecord,
 }
 
+/// A [`PublishRequest`] is not what it should be; the client is to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the published version cannot be read: `{field}` is not {expected}")]
+pub struct PublishRequestError {
+    /// Which field.
+    pub field: &'static str,
+    /// What it should have been.
+    pub expected: &'static str,
+}
+
 /// Converts between the wire form and [`SignedVersion`].
 impl PublishRequest {
     /// From a signed version.
     pub fn from_signed(signed: &SignedVersion) -> Self {
-        use base64::Engine as _;
-        let base64 = base64::engine::general_purpose::STANDARD;
         PublishRequest {
-            statement: base64.encode(&signed.statement),
-            key: base64.encode(signed.key.0),
-            signature: base64.encode(&signed.signature),
+            statement: BASE64.encode(&signed.statement),
+            key: BASE64.encode(signed.key.0),
+            signature: BASE64.encode(&signed.signature),
         }
+    }
+
+    /// To a signed version, whose signature is yet to be verified.
+    pub fn to_signed(&self) -> Result<SignedVersion, PublishRequestError> {
+        let wrong = |field, expected| move |_| PublishRequestError { field, expected };
+        Ok(SignedVersion {
+            statement: BASE64
+                .decode(&self.statement)
+                .map_err(wrong("statement", "standard base64"))?,
+            key: self.key.parse().map_err(|_| PublishRequestError {
+                field: "key",
+                expected: "32 bytes in standard base64",
+            })?,
+            signature: BASE64
+                .decode(&self.signature)
+                .map_err(wrong("signature", "standard base64"))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::PublisherKey;
+
+    fn signed() -> SignedVersion {
+        SignedVersion {
+            statement: b"{}".to_vec(),
+            key: PublisherKey([7; 32]),
+            signature: vec![9; 64],
+        }
+    }
+
+    #[test]
+    fn a_publish_request_carries_a_signed_version_unchanged() {
+        let request = PublishRequest::from_signed(&signed());
+        assert_eq!(request.to_signed(), Ok(signed()));
+    }
+
+    #[test]
+    fn a_publish_request_with_a_broken_field_names_it() {
+        let good = PublishRequest::from_signed(&signed());
+        let mut cases = [good.clone(), good.clone(), good.clone(), good];
+        cases[0].statement = "{}".into();
+        cases[1].key = "AAAA".into();
+        cases[2].key = "?".into();
+        cases[3].signature = "a".into();
+        let fields = cases.map(|case| case.to_signed().unwrap_err().field);
+        assert_eq!(fields, ["statement", "key", "key", "signature"]);
     }
 }

@@ -4,6 +4,11 @@
 //! [`Statement`], encodes that once as JSON and signs exactly those bytes. The bytes travel verbatim
 //! and are never encoded again; their SHA-256 is the [`VersionId`].
 
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +41,25 @@ pub struct Statement {
 /// The public half of a publisher's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PublisherKey(pub [u8; 32]);
+
+/// A text is not a publisher's key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is not a publisher's public key: 32 bytes in standard base64")]
+pub struct PublisherKeyError;
+
+impl FromStr for PublisherKey {
+    type Err = PublisherKeyError;
+    fn from_str(text: &str) -> Result<Self, PublisherKeyError> {
+        let bytes = BASE64.decode(text).map_err(|_| PublisherKeyError)?;
+        Ok(PublisherKey(bytes.try_into().map_err(|_| PublisherKeyError)?))
+    }
+}
+
+impl fmt::Display for PublisherKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE64.encode(self.0))
+    }
+}
 
 /// A statement's exact bytes and the signature over them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,5 +179,112 @@ impl Statement {
             return Err(VersionError::WrongDigest { signed: self.artifact, found });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: &[u8] = b"the program";
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    fn statement() -> Statement {
+        Statement {
+            function: "acme/hello".parse().unwrap(),
+            counter: 1,
+            artifact: Digest::of(PROGRAM),
+            artifact_bytes: PROGRAM.len() as u64,
+            manifest: Manifest::from_toml("schema = 1\n[function]\nname = \"hello\"").unwrap(),
+            label: "v1".into(),
+            message: String::new(),
+            created_ms: 1_700_000_000_000,
+        }
+    }
+
+    fn public(key: &SigningKey) -> PublisherKey {
+        PublisherKey(key.verifying_key().to_bytes())
+    }
+
+    #[test]
+    fn a_signed_statement_verifies_and_its_id_is_the_digest_of_its_bytes() {
+        let signed = SignedVersion::sign(&statement(), &key(1));
+        let verified = signed.verify(&[public(&key(2)), public(&key(1))]).unwrap();
+        assert_eq!(verified.statement, statement());
+        assert_eq!(verified.id, Digest::of(&signed.statement));
+    }
+
+    #[test]
+    fn every_altered_byte_of_a_statement_is_noticed() {
+        let good = SignedVersion::sign(&statement(), &key(1));
+        for index in 0..good.statement.len() {
+            let mut bad = good.clone();
+            bad.statement[index] ^= 1;
+            assert_eq!(bad.verify(&[public(&key(1))]), Err(VersionError::BadSignature), "{index}");
+        }
+    }
+
+    #[test]
+    fn a_signature_of_another_key_or_length_is_refused() {
+        let trusted = [public(&key(1))];
+        let mut signed = SignedVersion::sign(&statement(), &key(2));
+        signed.key = trusted[0];
+        assert_eq!(signed.verify(&trusted), Err(VersionError::BadSignature));
+        let mut signed = SignedVersion::sign(&statement(), &key(1));
+        signed.signature.pop();
+        assert_eq!(signed.verify(&trusted), Err(VersionError::BadSignature));
+        signed.signature.clear();
+        assert_eq!(signed.verify(&trusted), Err(VersionError::BadSignature));
+    }
+
+    #[test]
+    fn a_key_that_the_tenant_has_not_registered_is_refused_by_the_tenants_name() {
+        let signed = SignedVersion::sign(&statement(), &key(2));
+        let error = signed.verify(&[public(&key(1))]).unwrap_err();
+        assert_eq!(error, VersionError::UnknownKey("acme".into()));
+        assert!(error.to_string().contains("`acme`"), "{error}");
+    }
+
+    #[test]
+    fn a_signed_manifest_is_checked_like_one_from_a_file() {
+        let mut statement = statement();
+        statement.manifest.limits.memory_bytes = u64::MAX;
+        let signed = SignedVersion::sign(&statement, &key(1));
+        let error = signed.verify(&[public(&key(1))]).unwrap_err().to_string();
+        assert!(error.contains("limits.memory"), "{error}");
+    }
+
+    #[test]
+    fn a_signed_statement_of_absurd_size_is_refused() {
+        let mut long = statement();
+        long.message = "x".repeat(200_000);
+        let error = SignedVersion::sign(&long, &key(1)).verify(&[public(&key(1))]).unwrap_err();
+        assert!(matches!(error, VersionError::Unreadable(_)), "{error}");
+        let mut large = statement();
+        large.artifact_bytes = MAX_ARTIFACT_BYTES + 1;
+        let error = SignedVersion::sign(&large, &key(1)).verify(&[public(&key(1))]).unwrap_err();
+        assert!(matches!(error, VersionError::Unreadable(_)), "{error}");
+    }
+
+    #[test]
+    fn an_artifact_that_is_not_the_signed_one_is_refused() {
+        assert_eq!(statement().check_artifact(PROGRAM), Ok(()));
+        let other = statement().check_artifact(b"the Program").unwrap_err();
+        assert!(matches!(other, VersionError::WrongDigest { .. }), "{other}");
+        assert!(other.to_string().contains(&Digest::of(b"the Program").to_string()), "{other}");
+        let short = statement().check_artifact(b"the").unwrap_err();
+        assert_eq!(short, VersionError::WrongSize { signed: 11, found: 3 });
+    }
+
+    #[test]
+    fn a_publisher_key_comes_back_from_its_text() {
+        let public = public(&key(3));
+        assert_eq!(public.to_string().parse(), Ok(public));
+        for bad in ["", "AAAA", "not base64!"] {
+            assert_eq!(bad.parse::<PublisherKey>(), Err(PublisherKeyError), "{bad}");
+        }
     }
 }

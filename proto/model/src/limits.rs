@@ -33,6 +33,36 @@ pub const MAX_CONCURRENCY: u32 = 1024;
 /// Concurrency on one node of a function whose manifest does not say.
 pub const DEFAULT_CONCURRENCY: u32 = 32;
 
+/// Most slots a manifest may ask to keep holding its snapshot on every node.
+pub const MAX_SCALE_MIN: u32 = 256;
+/// Most environment variables of a function.
+pub const MAX_ENV_VARIABLES: usize = 128;
+/// Most bytes of all names and values of a function's environment together.
+pub const MAX_ENV_BYTES: usize = 16 << 10;
+/// Most regions a manifest may list.
+pub const MAX_REGIONS: usize = 64;
+/// Longest name of a region.
+pub const MAX_REGION_BYTES: usize = 63;
+/// Longest description, build command or path in a manifest.
+pub const MAX_MANIFEST_TEXT_BYTES: usize = 4096;
+/// Longest path of a probe.
+pub const MAX_PROBE_PATH_BYTES: usize = 1024;
+/// Most waves of a rollout.
+pub const MAX_WAVES: usize = 20;
+/// Waves of a rollout whose manifest does not say: percent of the nodes after each.
+pub const DEFAULT_WAVES_PERCENT: [u8; 3] = [10, 50, 100];
+/// Longest time a wave may be watched.
+pub const MAX_BAKE_MS: u64 = 24 * 60 * 60 * 1000;
+/// Time a wave is watched if the manifest does not say.
+pub const DEFAULT_BAKE_MS: u64 = 5_000;
+/// Failed invocations that a rollout's gate lets pass if the manifest does not say: 1 %.
+pub const DEFAULT_MAX_ERROR_PPM: u32 = 10_000;
+/// All of them, in parts per million.
+pub const MAX_ERROR_PPM: u32 = 1_000_000;
+
+/// Most program headers of a program's ELF file.
+pub const MAX_PROGRAM_HEADERS: usize = 64;
+
 /// Largest control message on the wire.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 4 << 20;
 /// Most usage records in a batch.
@@ -43,5 +73,9 @@ const _: () = {
     assert!(DEFAULT_DEADLINE_MS <= MAX_DEADLINE_MS);
     assert!(DEFAULT_REQUEST_BODY_BYTES <= MAX_REQUEST_BODY_BYTES);
     assert!(DEFAULT_RESPONSE_BODY_BYTES <= MAX_RESPONSE_BODY_BYTES);
+    assert!(DEFAULT_BAKE_MS <= MAX_BAKE_MS && DEFAULT_MAX_ERROR_PPM <= MAX_ERROR_PPM);
+    assert!(DEFAULT_WAVES_PERCENT.len() <= MAX_WAVES);
+    // Even if JSON doubles it, a manifest with the largest environment fits a signed statement.
+    assert!(2 * (MAX_ENV_BYTES + 3 * MAX_MANIFEST_TEXT_BYTES) as u64 <= MAX_MANIFEST_BYTES);
     assert!(MAX_USAGE_BATCH * 512 <= MAX_CONTROL_FRAME_BYTES);
 };

@@ -1,10 +1,27 @@
 //! `holm.toml`: what a function is allowed, and how it is built, placed and rolled out.
+//!
+//! A [`Manifest`] comes from a file ([`Manifest::from_toml`]) or inside a version's signed statement.
+//! Both ways end in [`Manifest::check`], which holds every bound. What it refuses names the key, the
+//! value and what is allowed; the author of the manifest is to blame for all of it.
+
+mod file;
+pub mod units;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
+use crate::limits::{
+    MAX_BAKE_MS, MAX_CONCURRENCY, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
+    MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES,
+    MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN,
+    MAX_WAVES, MIN_MEMORY_BYTES,
+};
+use units::{format_bytes, format_millis};
+
+/// The schema that this version of Holm reads.
+pub const SCHEMA: u32 = 1;
 
 /// A manifest whose every value has been checked. Travels inside a version's statement as JSON, in
 /// canonical units (bytes, milliseconds, parts per million).
@@ -121,14 +138,236 @@ pub struct Rollout {
     pub max_error_ppm: u32,
 }
 
-/// Placeholder.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ManifestError(pub String);
+/// Why a manifest is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    /// Longer than [`MAX_MANIFEST_BYTES`].
+    #[error("the manifest has {0} bytes, more than the {MAX_MANIFEST_BYTES} allowed")]
+    TooLarge(usize),
+    /// Not TOML.
+    #[error("line {line}: this is not TOML: {text}")]
+    Syntax {
+        /// Counted from 1.
+        line: usize,
+        /// What the reader says.
+        text: String,
+    },
+    /// A key that Holm does not know.
+    #[error("line {line}: unknown key `{key}`; {suggestion}")]
+    UnknownKey {
+        /// Counted from 1.
+        line: usize,
+        /// With its section: `limits.memroy`.
+        key: String,
+        /// The nearest known key, or the known ones.
+        suggestion: String,
+    },
+    /// A section whose meaning comes with a later version of Holm.
+    #[error(
+        "line {line}: [{section}] is not supported yet; remove what is in it, or update Holm to a \
+         version that supports it"
+    )]
+    NotSupportedYet {
+        /// Counted from 1.
+        line: usize,
+        /// Its name.
+        section: &'static str,
+    },
+    /// A key that has to be there.
+    #[error("`{key}` is missing; add:\n{example}")]
+    Missing {
+        /// Which.
+        key: &'static str,
+        /// What to write.
+        example: &'static str,
+    },
+    /// A value that is not allowed.
+    #[error("{}`{key}` = {value} is not allowed; it must be {allowed}", at(.line))]
+    Value {
+        /// Counted from 1, when the manifest was read from a file.
+        line: Option<usize>,
+        /// With its section: `limits.memory`.
+        key: String,
+        /// As written, or in canonical units.
+        value: String,
+        /// What would be.
+        allowed: String,
+    },
+}
+
+fn at(line: &Option<usize>) -> String {
+    line.map(|line| format!("line {line}: ")).unwrap_or_default()
+}
+
+/// As much of `text` as an error message can carry.
+fn cut(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+const WAVES_ALLOWED: &str =
+    "a list of 1 to 20 percentages of the nodes, rising, the last one 100, for example [10, 50, 100]";
 
 impl Manifest {
+    /// Reads and checks the text of a `holm.toml`.
+    pub fn from_toml(text: &str) -> Result<Manifest, ManifestError> {
+        if text.len() as u64 > MAX_MANIFEST_BYTES {
+            return Err(ManifestError::TooLarge(text.len()));
+        }
+        let (manifest, places) = file::read(text)?;
+        manifest.check().map_err(|error| places.locate(error))?;
+        Ok(manifest)
+    }
+
     /// Checks every value against its bounds.
     pub fn check(&self) -> Result<(), ManifestError> {
-        todo!()
+        let schema = self.schema == SCHEMA;
+        require(schema, "schema", self.schema, || {
+            format!("{SCHEMA}, the schema that this version of Holm reads")
+        })?;
+        text_fits("function.description", &self.function.description)?;
+        for (key, text) in [("command", &self.build.command), ("output", &self.build.output)] {
+            if let Some(text) = text {
+                text_fits(&format!("build.{key}"), text)?;
+                require(!text.is_empty(), &format!("build.{key}"), "\"\"", || {
+                    "left out or not empty".to_owned()
+                })?;
+            }
+        }
+        self.limits.check()?;
+        let scale = self.scale.min <= MAX_SCALE_MIN;
+        require(scale, "scale.min", self.scale.min, || format!("0 to {MAX_SCALE_MIN}"))?;
+        check_env(&self.env)?;
+        self.placement.check()?;
+        self.rollout.check()
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), ManifestError> {
+        let bytes = |key: &str, value: u64, least: u64, most: u64| {
+            require((least..=most).contains(&value), key, format_bytes(value), || {
+                format!("{} to {}", format_bytes(least), format_bytes(most))
+            })
+        };
+        let millis = |key: &str, value: u64| {
+            require((1..=MAX_DEADLINE_MS).contains(&value), key, format_millis(value), || {
+                format!("1ms to {}", format_millis(MAX_DEADLINE_MS))
+            })
+        };
+        bytes("limits.memory", self.memory_bytes, MIN_MEMORY_BYTES, MAX_MEMORY_BYTES)?;
+        let page = holm_hostcall::PAGE_BYTES;
+        let pages = self.memory_bytes.is_multiple_of(page);
+        require(pages, "limits.memory", self.memory_bytes, || format!("a multiple of {page}B"))?;
+        millis("limits.deadline", self.deadline_ms)?;
+        millis("limits.cpu", self.cpu_ms)?;
+        bytes("limits.request_body", self.request_body_bytes, 0, MAX_REQUEST_BODY_BYTES)?;
+        bytes("limits.response_body", self.response_body_bytes, 0, MAX_RESPONSE_BODY_BYTES)?;
+        let concurrency = (1..=MAX_CONCURRENCY).contains(&self.concurrency);
+        require(concurrency, "limits.concurrency", self.concurrency, || {
+            format!("1 to {MAX_CONCURRENCY}")
+        })
+    }
+}
+
+impl Placement {
+    fn check(&self) -> Result<(), ManifestError> {
+        let key = "placement.regions";
+        require(self.regions.len() <= MAX_REGIONS, key, self.regions.len(), || {
+            format!("at most {MAX_REGIONS} regions")
+        })?;
+        for region in &self.regions {
+            let good = (1..=MAX_REGION_BYTES).contains(&region.len())
+                && region.bytes().all(|byte| byte.is_ascii_graphic());
+            require(good, key, format!("\"{}\"", cut(region)), || {
+                format!("names of 1 to {MAX_REGION_BYTES} visible ASCII characters")
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Rollout {
+    fn check(&self) -> Result<(), ManifestError> {
+        let waves = &self.waves_percent;
+        let good = (1..=MAX_WAVES).contains(&waves.len())
+            && waves.first().is_some_and(|first| *first > 0)
+            && waves.is_sorted_by(|before, after| before < after)
+            && waves.last() == Some(&100);
+        require(good, "rollout.waves", cut(&format!("{waves:?}")), || WAVES_ALLOWED.to_owned())?;
+        require(self.bake_ms <= MAX_BAKE_MS, "rollout.bake", format_millis(self.bake_ms), || {
+            format!("0ms to {}", format_millis(MAX_BAKE_MS))
+        })?;
+        let path = &self.probe_path;
+        let good = path.starts_with('/')
+            && path.len() <= MAX_PROBE_PATH_BYTES
+            && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        require(good, "rollout.probe", format!("\"{}\"", cut(path)), || {
+            format!(
+                "a path that begins with /, of at most {MAX_PROBE_PATH_BYTES} visible ASCII \
+                 characters without #"
+            )
+        })?;
+        let ppm = self.max_error_ppm;
+        require(ppm <= MAX_ERROR_PPM, "rollout.max_error_rate", format!("{ppm}ppm"), || {
+            "at most 100%".to_owned()
+        })
+    }
+}
+
+fn check_env(env: &BTreeMap<String, String>) -> Result<(), ManifestError> {
+    require(env.len() <= MAX_ENV_VARIABLES, "env", format!("{} variables", env.len()), || {
+        format!("at most {MAX_ENV_VARIABLES} variables")
+    })?;
+    let total: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    require(total <= MAX_ENV_BYTES, "env", format!("{total} bytes"), || {
+        format!("at most {MAX_ENV_BYTES} bytes of names and values together")
+    })?;
+    for (name, value) in env {
+        let key = format!("env.{}", cut(name));
+        check_variable(name, value).map_err(|allowed| ManifestError::Value {
+            line: None,
+            key,
+            value: format!("\"{}\"", cut(value)),
+            allowed,
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks one environment variable of a function; the error says what would be allowed.
+pub fn check_variable(name: &str, value: &str) -> Result<(), String> {
+    if name.is_empty() || name.contains(|c: char| c == '=' || c.is_control()) {
+        return Err("named with at least one character, without = and control characters".into());
+    }
+    if name == "PORT" || name.starts_with("HOLM_") {
+        return Err("named otherwise: PORT and HOLM_* are set by Holm".into());
+    }
+    if value.contains('\0') {
+        return Err("text without NUL characters".into());
+    }
+    Ok(())
+}
+
+fn text_fits(key: &str, text: &str) -> Result<(), ManifestError> {
+    let good = text.len() <= MAX_MANIFEST_TEXT_BYTES && !text.contains('\0');
+    require(good, key, format!("\"{}\"", cut(text)), || {
+        format!("text of at most {MAX_MANIFEST_TEXT_BYTES} bytes without NUL characters")
+    })
+}
+
+fn require(
+    good: bool,
+    key: &str,
+    value: impl ToString,
+    allowed: impl FnOnce() -> String,
+) -> Result<(), ManifestError> {
+    match good {
+        true => Ok(()),
+        false => Err(ManifestError::Value {
+            line: None,
+            key: key.to_owned(),
+            value: value.to_string(),
+            allowed: allowed(),
+        }),
     }
 }
