@@ -1,0 +1,165 @@
+//! What Holm's tests share: guest programs, built once, and the question whether there is KVM.
+//!
+//! The test guests are the C files of `tests/guests`, one tiny program per behaviour, and the sample
+//! functions of `guest/functions`. A test asks for one by name and gets the path of a static
+//! program. Where `HOLM_TEST_GUESTS_DIR` is set, programs are taken from there as
+//! `cargo xtask guests` put them; this is how tests find them where there is no compiler.
+//!
+//! Everything here is for tests and panics with a sentence that says what is missing.
+#![forbid(unsafe_code)]
+
+mod build;
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Directory of programs built beforehand.
+pub const GUESTS_DIR_VARIABLE: &str = "HOLM_TEST_GUESTS_DIR";
+/// Set to `1` to skip, by name, the tests that need /dev/kvm.
+pub const NO_KVM_VARIABLE: &str = "HOLM_TEST_NO_KVM";
+/// How many times slower than usual this machine is.
+pub const PATIENCE_VARIABLE: &str = "HOLM_TEST_PATIENCE";
+
+/// A program that tests give to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Guest {
+    /// `tests/guests/NAME.c`, with glibc.
+    Glibc(String),
+    /// The same with musl.
+    Musl(String),
+    /// `guest/functions/NAME`.
+    Function(String),
+}
+
+impl Guest {
+    /// Every guest that can be built here; those for musl only if there is `musl-gcc`.
+    pub fn all() -> Vec<Guest> {
+        let names = build::names();
+        let musl = build::musl_compiler().is_some();
+        let with_musl = names.iter().filter(|_| musl).cloned().map(Guest::Musl);
+        let with_glibc = names.iter().cloned().map(Guest::Glibc);
+        let functions = ["hello", "hello-c"].map(|name| Guest::Function(name.to_owned()));
+        with_glibc.chain(with_musl).chain(functions).collect()
+    }
+
+    /// Its place below a directory of guests.
+    fn relative(&self) -> PathBuf {
+        match self {
+            Guest::Glibc(name) => Path::new("glibc").join(name),
+            Guest::Musl(name) => Path::new("musl").join(name),
+            Guest::Function(name) => Path::new("functions").join(name),
+        }
+    }
+
+    /// Builds it below `directory`, unless it is there and newer than its sources.
+    pub fn build_into(&self, directory: &Path) -> PathBuf {
+        let output = directory.join(self.relative());
+        match self {
+            Guest::Glibc(name) => build::compile(name, "cc", &output),
+            Guest::Musl(name) => {
+                let compiler = build::musl_compiler()
+                    .expect("musl-gcc is not there; install Debian's musl-tools");
+                build::compile(name, compiler, &output);
+            }
+            Guest::Function(name) => build::function(name, directory, &output),
+        }
+        output
+    }
+
+    /// The program, built at most once per process.
+    pub fn path(&self) -> PathBuf {
+        if let Some(directory) = prebuilt() {
+            let path = directory.join(self.relative());
+            assert!(
+                path.is_file(),
+                "{} is not there; make it with `cargo xtask guests --out {}`",
+                path.display(),
+                directory.display()
+            );
+            return path;
+        }
+        // One lock per guest, so that tests do not wait for a guest of another test.
+        static BUILT: Mutex<Option<HashMap<Guest, Arc<OnceLock<PathBuf>>>>> = Mutex::new(None);
+        let cell = {
+            let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+            built
+                .get_or_insert_default()
+                .entry(self.clone())
+                .or_default()
+                .clone()
+        };
+        cell.get_or_init(|| self.build_into(&build::target_dir().join("test-guests")))
+            .clone()
+    }
+}
+
+fn prebuilt() -> Option<PathBuf> {
+    std::env::var_os(GUESTS_DIR_VARIABLE).map(PathBuf::from)
+}
+
+/// The test guest `tests/guests/NAME.c`, compiled statically with glibc.
+pub fn guest(name: &str) -> PathBuf {
+    Guest::Glibc(name.to_owned()).path()
+}
+
+/// The same compiled with musl; `None`, with a line that says so, where there is no `musl-gcc`.
+pub fn musl_guest(name: &str) -> Option<PathBuf> {
+    let there = match prebuilt() {
+        Some(directory) => directory.join("musl").is_dir(),
+        None => build::musl_compiler().is_some(),
+    };
+    if !there {
+        skipped("there is no musl-gcc (Debian's musl-tools)");
+        return None;
+    }
+    Some(Guest::Musl(name.to_owned()).path())
+}
+
+/// The sample function `guest/functions/NAME`, built as `holm build` builds it.
+pub fn function(name: &str) -> PathBuf {
+    Guest::Function(name.to_owned()).path()
+}
+
+/// Whether the test may go on and use /dev/kvm. Where that is missing the test fails here, or is
+/// skipped by name if `HOLM_TEST_NO_KVM=1`:
+///
+/// ```no_run
+/// # fn a_test() {
+/// if !holm_test_support::require_kvm() {
+///     return;
+/// }
+/// # }
+/// ```
+pub fn require_kvm() -> bool {
+    if std::env::var_os(NO_KVM_VARIABLE).is_some_and(|value| value == "1") {
+        skipped("HOLM_TEST_NO_KVM=1");
+        return false;
+    }
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        panic!(
+            "this test needs /dev/kvm, which cannot be opened: {error}. Load the kvm module or \
+             join the kvm group; HOLM_TEST_NO_KVM=1 skips such tests"
+        );
+    }
+    true
+}
+
+/// `usual`, stretched on machines that are known to be slow, such as an emulated one.
+pub fn patience(usual: Duration) -> Duration {
+    let factor = std::env::var(PATIENCE_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse::<u32>().ok());
+    usual * factor.unwrap_or(1).clamp(1, 100)
+}
+
+/// Says that the running test is skipped. Straight to standard error, since the test harness keeps
+/// to itself what a passing test prints.
+fn skipped(why: &str) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
+}
