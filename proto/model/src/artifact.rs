@@ -51,7 +51,9 @@ impl FromStr for PublisherKey {
     type Err = PublisherKeyError;
     fn from_str(text: &str) -> Result<Self, PublisherKeyError> {
         let bytes = BASE64.decode(text).map_err(|_| PublisherKeyError)?;
-        Ok(PublisherKey(bytes.try_into().map_err(|_| PublisherKeyError)?))
+        Ok(PublisherKey(
+            bytes.try_into().map_err(|_| PublisherKeyError)?,
+        ))
     }
 }
 
@@ -100,7 +102,9 @@ pub enum VersionError {
     )]
     BadSignature,
     /// The artifact is not the one that was signed.
-    #[error("the artifact's digest is {found}, but the signed statement says {signed}; it was altered or mixed up on the way, deploy again from the source")]
+    #[error(
+        "the artifact's digest is {found}, but the signed statement says {signed}; it was altered or mixed up on the way, deploy again from the source"
+    )]
     WrongDigest {
         /// In the statement.
         signed: Digest,
@@ -123,7 +127,11 @@ impl SignedVersion {
         let statement = serde_json::to_vec(statement)
             .expect("a statement has no map with keys that are not text");
         let signature = key.sign(&statement).to_bytes().to_vec();
-        SignedVersion { statement, key: PublisherKey(key.verifying_key().to_bytes()), signature }
+        SignedVersion {
+            statement,
+            key: PublisherKey(key.verifying_key().to_bytes()),
+            signature,
+        }
     }
 
     /// The version's id.
@@ -139,7 +147,8 @@ impl SignedVersion {
         let key = VerifyingKey::from_bytes(&self.key.0).map_err(|_| VersionError::BadSignature)?;
         let signature =
             Signature::from_slice(&self.signature).map_err(|_| VersionError::BadSignature)?;
-        key.verify_strict(&self.statement, &signature).map_err(|_| VersionError::BadSignature)?;
+        key.verify_strict(&self.statement, &signature)
+            .map_err(|_| VersionError::BadSignature)?;
         let statement: Statement = serde_json::from_slice(&self.statement)
             .map_err(|error| VersionError::Unreadable(error.to_string()))?;
         statement
@@ -153,9 +162,14 @@ impl SignedVersion {
             )));
         }
         if !trusted.contains(&self.key) {
-            return Err(VersionError::UnknownKey(statement.function.tenant.to_string()));
+            return Err(VersionError::UnknownKey(
+                statement.function.tenant.to_string(),
+            ));
         }
-        Ok(VerifiedVersion { id: self.id(), statement })
+        Ok(VerifiedVersion {
+            id: self.id(),
+            statement,
+        })
     }
 }
 
@@ -172,11 +186,17 @@ impl Statement {
     pub fn check_artifact(&self, artifact: &[u8]) -> Result<(), VersionError> {
         let found = artifact.len() as u64;
         if found != self.artifact_bytes {
-            return Err(VersionError::WrongSize { signed: self.artifact_bytes, found });
+            return Err(VersionError::WrongSize {
+                signed: self.artifact_bytes,
+                found,
+            });
         }
         let found = Digest::of(artifact);
         if found != self.artifact {
-            return Err(VersionError::WrongDigest { signed: self.artifact, found });
+            return Err(VersionError::WrongDigest {
+                signed: self.artifact,
+                found,
+            });
         }
         Ok(())
     }
@@ -223,7 +243,11 @@ mod tests {
         for index in 0..good.statement.len() {
             let mut bad = good.clone();
             bad.statement[index] ^= 1;
-            assert_eq!(bad.verify(&[public(&key(1))]), Err(VersionError::BadSignature), "{index}");
+            assert_eq!(
+                bad.verify(&[public(&key(1))]),
+                Err(VersionError::BadSignature),
+                "{index}"
+            );
         }
     }
 
@@ -261,11 +285,15 @@ mod tests {
     fn a_signed_statement_of_absurd_size_is_refused() {
         let mut long = statement();
         long.message = "x".repeat(200_000);
-        let error = SignedVersion::sign(&long, &key(1)).verify(&[public(&key(1))]).unwrap_err();
+        let error = SignedVersion::sign(&long, &key(1))
+            .verify(&[public(&key(1))])
+            .unwrap_err();
         assert!(matches!(error, VersionError::Unreadable(_)), "{error}");
         let mut large = statement();
         large.artifact_bytes = MAX_ARTIFACT_BYTES + 1;
-        let error = SignedVersion::sign(&large, &key(1)).verify(&[public(&key(1))]).unwrap_err();
+        let error = SignedVersion::sign(&large, &key(1))
+            .verify(&[public(&key(1))])
+            .unwrap_err();
         assert!(matches!(error, VersionError::Unreadable(_)), "{error}");
     }
 
@@ -274,9 +302,20 @@ mod tests {
         assert_eq!(statement().check_artifact(PROGRAM), Ok(()));
         let other = statement().check_artifact(b"the Program").unwrap_err();
         assert!(matches!(other, VersionError::WrongDigest { .. }), "{other}");
-        assert!(other.to_string().contains(&Digest::of(b"the Program").to_string()), "{other}");
+        assert!(
+            other
+                .to_string()
+                .contains(&Digest::of(b"the Program").to_string()),
+            "{other}"
+        );
         let short = statement().check_artifact(b"the").unwrap_err();
-        assert_eq!(short, VersionError::WrongSize { signed: 11, found: 3 });
+        assert_eq!(
+            short,
+            VersionError::WrongSize {
+                signed: 11,
+                found: 3
+            }
+        );
     }
 
     #[test]

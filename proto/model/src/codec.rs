@@ -21,7 +21,9 @@ pub enum FrameError {
     #[error("the frame has {0} bytes, more than the {MAX_CONTROL_FRAME_BYTES} allowed")]
     TooLarge(usize),
     /// Another protocol version.
-    #[error("the peer speaks protocol version {0}, this side {PROTOCOL_VERSION}; update the older of the two")]
+    #[error(
+        "the peer speaks protocol version {0}, this side {PROTOCOL_VERSION}; update the older of the two"
+    )]
     Version(u16),
     /// The payload is not the message that was expected.
     #[error("the peer's message cannot be read: {0}")]

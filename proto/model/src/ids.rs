@@ -24,7 +24,10 @@ pub struct IdError {
 
 impl IdError {
     fn new(text: &str, expected: &'static str) -> Self {
-        IdError { text: text.chars().take(80).collect(), expected }
+        IdError {
+            text: text.chars().take(80).collect(),
+            expected,
+        }
     }
 }
 
@@ -43,7 +46,8 @@ impl Name {
 impl FromStr for Name {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+        let ends =
+            |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let good = text.len() <= MAX_NAME_BYTES
             && ends(text.chars().next())
@@ -94,7 +98,10 @@ impl FromStr for FunctionName {
         let (tenant, function) = text
             .split_once('/')
             .ok_or_else(|| IdError::new(text, "a function, written tenant/function"))?;
-        Ok(FunctionName { tenant: tenant.parse()?, function: function.parse()? })
+        Ok(FunctionName {
+            tenant: tenant.parse()?,
+            function: function.parse()?,
+        })
     }
 }
 

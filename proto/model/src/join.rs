@@ -33,7 +33,9 @@ impl FromStr for JoinToken {
     type Err = JoinTokenError;
     fn from_str(text: &str) -> Result<Self, JoinTokenError> {
         let encoded = text.trim().strip_prefix(PREFIX).ok_or(JoinTokenError)?;
-        let json = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| JoinTokenError)?;
+        let json = URL_SAFE_NO_PAD
+            .decode(encoded)
+            .map_err(|_| JoinTokenError)?;
         serde_json::from_slice(&json).map_err(|_| JoinTokenError)
     }
 }

@@ -196,7 +196,8 @@ pub enum ManifestError {
 }
 
 fn at(line: &Option<usize>) -> String {
-    line.map(|line| format!("line {line}: ")).unwrap_or_default()
+    line.map(|line| format!("line {line}: "))
+        .unwrap_or_default()
 }
 
 /// As much of `text` as an error message can carry.
@@ -204,8 +205,7 @@ fn cut(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-const WAVES_ALLOWED: &str =
-    "a list of 1 to 20 percentages of the nodes, rising, the last one 100, for example [10, 50, 100]";
+const WAVES_ALLOWED: &str = "a list of 1 to 20 percentages of the nodes, rising, the last one 100, for example [10, 50, 100]";
 
 impl Manifest {
     /// Reads and checks the text of a `holm.toml`.
@@ -225,7 +225,10 @@ impl Manifest {
             format!("{SCHEMA}, the schema that this version of Holm reads")
         })?;
         text_fits("function.description", &self.function.description)?;
-        for (key, text) in [("command", &self.build.command), ("output", &self.build.output)] {
+        for (key, text) in [
+            ("command", &self.build.command),
+            ("output", &self.build.output),
+        ] {
             if let Some(text) = text {
                 text_fits(&format!("build.{key}"), text)?;
                 require(!text.is_empty(), &format!("build.{key}"), "\"\"", || {
@@ -235,7 +238,9 @@ impl Manifest {
         }
         self.limits.check()?;
         let scale = self.scale.min <= MAX_SCALE_MIN;
-        require(scale, "scale.min", self.scale.min, || format!("0 to {MAX_SCALE_MIN}"))?;
+        require(scale, "scale.min", self.scale.min, || {
+            format!("0 to {MAX_SCALE_MIN}")
+        })?;
         check_env(&self.env)?;
         self.placement.check()?;
         self.rollout.check()
@@ -245,23 +250,46 @@ impl Manifest {
 impl Limits {
     fn check(&self) -> Result<(), ManifestError> {
         let bytes = |key: &str, value: u64, least: u64, most: u64| {
-            require((least..=most).contains(&value), key, format_bytes(value), || {
-                format!("{} to {}", format_bytes(least), format_bytes(most))
-            })
+            require(
+                (least..=most).contains(&value),
+                key,
+                format_bytes(value),
+                || format!("{} to {}", format_bytes(least), format_bytes(most)),
+            )
         };
         let millis = |key: &str, value: u64| {
-            require((1..=MAX_DEADLINE_MS).contains(&value), key, format_millis(value), || {
-                format!("1ms to {}", format_millis(MAX_DEADLINE_MS))
-            })
+            require(
+                (1..=MAX_DEADLINE_MS).contains(&value),
+                key,
+                format_millis(value),
+                || format!("1ms to {}", format_millis(MAX_DEADLINE_MS)),
+            )
         };
-        bytes("limits.memory", self.memory_bytes, MIN_MEMORY_BYTES, MAX_MEMORY_BYTES)?;
+        bytes(
+            "limits.memory",
+            self.memory_bytes,
+            MIN_MEMORY_BYTES,
+            MAX_MEMORY_BYTES,
+        )?;
         let page = holm_hostcall::PAGE_BYTES;
         let pages = self.memory_bytes.is_multiple_of(page);
-        require(pages, "limits.memory", self.memory_bytes, || format!("a multiple of {page}B"))?;
+        require(pages, "limits.memory", self.memory_bytes, || {
+            format!("a multiple of {page}B")
+        })?;
         millis("limits.deadline", self.deadline_ms)?;
         millis("limits.cpu", self.cpu_ms)?;
-        bytes("limits.request_body", self.request_body_bytes, 0, MAX_REQUEST_BODY_BYTES)?;
-        bytes("limits.response_body", self.response_body_bytes, 0, MAX_RESPONSE_BODY_BYTES)?;
+        bytes(
+            "limits.request_body",
+            self.request_body_bytes,
+            0,
+            MAX_REQUEST_BODY_BYTES,
+        )?;
+        bytes(
+            "limits.response_body",
+            self.response_body_bytes,
+            0,
+            MAX_RESPONSE_BODY_BYTES,
+        )?;
         let concurrency = (1..=MAX_CONCURRENCY).contains(&self.concurrency);
         require(concurrency, "limits.concurrency", self.concurrency, || {
             format!("1 to {MAX_CONCURRENCY}")
@@ -272,9 +300,12 @@ impl Limits {
 impl Placement {
     fn check(&self) -> Result<(), ManifestError> {
         let key = "placement.regions";
-        require(self.regions.len() <= MAX_REGIONS, key, self.regions.len(), || {
-            format!("at most {MAX_REGIONS} regions")
-        })?;
+        require(
+            self.regions.len() <= MAX_REGIONS,
+            key,
+            self.regions.len(),
+            || format!("at most {MAX_REGIONS} regions"),
+        )?;
         for region in &self.regions {
             let good = (1..=MAX_REGION_BYTES).contains(&region.len())
                 && region.bytes().all(|byte| byte.is_ascii_graphic());
@@ -293,14 +324,21 @@ impl Rollout {
             && waves.first().is_some_and(|first| *first > 0)
             && waves.is_sorted_by(|before, after| before < after)
             && waves.last() == Some(&100);
-        require(good, "rollout.waves", cut(&format!("{waves:?}")), || WAVES_ALLOWED.to_owned())?;
-        require(self.bake_ms <= MAX_BAKE_MS, "rollout.bake", format_millis(self.bake_ms), || {
-            format!("0ms to {}", format_millis(MAX_BAKE_MS))
+        require(good, "rollout.waves", cut(&format!("{waves:?}")), || {
+            WAVES_ALLOWED.to_owned()
         })?;
+        require(
+            self.bake_ms <= MAX_BAKE_MS,
+            "rollout.bake",
+            format_millis(self.bake_ms),
+            || format!("0ms to {}", format_millis(MAX_BAKE_MS)),
+        )?;
         let path = &self.probe_path;
         let good = path.starts_with('/')
             && path.len() <= MAX_PROBE_PATH_BYTES
-            && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+            && path
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'#');
         require(good, "rollout.probe", format!("\"{}\"", cut(path)), || {
             format!(
                 "a path that begins with /, of at most {MAX_PROBE_PATH_BYTES} visible ASCII \
@@ -308,20 +346,32 @@ impl Rollout {
             )
         })?;
         let ppm = self.max_error_ppm;
-        require(ppm <= MAX_ERROR_PPM, "rollout.max_error_rate", format!("{ppm}ppm"), || {
-            "at most 100%".to_owned()
-        })
+        require(
+            ppm <= MAX_ERROR_PPM,
+            "rollout.max_error_rate",
+            format!("{ppm}ppm"),
+            || "at most 100%".to_owned(),
+        )
     }
 }
 
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), ManifestError> {
-    require(env.len() <= MAX_ENV_VARIABLES, "env", format!("{} variables", env.len()), || {
-        format!("at most {MAX_ENV_VARIABLES} variables")
-    })?;
-    let total: usize = env.iter().map(|(name, value)| name.len() + value.len()).sum();
-    require(total <= MAX_ENV_BYTES, "env", format!("{total} bytes"), || {
-        format!("at most {MAX_ENV_BYTES} bytes of names and values together")
-    })?;
+    require(
+        env.len() <= MAX_ENV_VARIABLES,
+        "env",
+        format!("{} variables", env.len()),
+        || format!("at most {MAX_ENV_VARIABLES} variables"),
+    )?;
+    let total: usize = env
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    require(
+        total <= MAX_ENV_BYTES,
+        "env",
+        format!("{total} bytes"),
+        || format!("at most {MAX_ENV_BYTES} bytes of names and values together"),
+    )?;
     for (name, value) in env {
         let key = format!("env.{}", cut(name));
         check_variable(name, value).map_err(|allowed| ManifestError::Value {
@@ -371,3 +421,6 @@ fn require(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

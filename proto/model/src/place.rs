@@ -23,8 +23,10 @@ impl Coordinates {
     /// Great-circle distance in kilometres (haversine, mean radius 6371 km).
     pub fn distance_km(self, other: Coordinates) -> f64 {
         let radians = |microdegrees: i32| (f64::from(microdegrees) / 1e6).to_radians();
-        let (lat_a, lat_b) =
-            (radians(self.latitude_microdegrees), radians(other.latitude_microdegrees));
+        let (lat_a, lat_b) = (
+            radians(self.latitude_microdegrees),
+            radians(other.latitude_microdegrees),
+        );
         let lat = (lat_b - lat_a) / 2.0;
         let lon =
             (radians(other.longitude_microdegrees) - radians(self.longitude_microdegrees)) / 2.0;

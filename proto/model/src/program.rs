@@ -86,7 +86,9 @@ impl Program {
     /// Reads `bytes` and checks that the guest can be given them.
     pub fn parse(bytes: &[u8]) -> Result<Program, ProgramError> {
         if bytes.len() as u64 > MAX_ARTIFACT_BYTES {
-            return Err(ProgramError::TooLarge { bytes: bytes.len() as u64 });
+            return Err(ProgramError::TooLarge {
+                bytes: bytes.len() as u64,
+            });
         }
         let header = file_header(bytes)?;
         let count = usize::from(header.e_phnum.get(E));
@@ -101,9 +103,8 @@ impl Program {
         refuse_dynamic(headers, &segments, bytes)?;
         check_layout(&mut segments, relocatable)?;
         let entry = header.e_entry.get(E);
-        let executable = |segment: &Segment| {
-            segment.execute && (segment.addr..segment.end()).contains(&entry)
-        };
+        let executable =
+            |segment: &Segment| segment.execute && (segment.addr..segment.end()).contains(&entry);
         if !segments.iter().any(executable) {
             return Err(ProgramError::Entry { entry, relocatable });
         }
@@ -139,9 +140,13 @@ impl Program {
 
 /// Checks what kind of file this is.
 fn file_header(bytes: &[u8]) -> Result<&Header, ProgramError> {
-    let Some(ident) = bytes.first_chunk::<16>().filter(|ident| ident.starts_with(&elf::ELFMAG))
+    let Some(ident) = bytes
+        .first_chunk::<16>()
+        .filter(|ident| ident.starts_with(&elf::ELFMAG))
     else {
-        return Err(ProgramError::NotElf { looks_like: refusal::looks_like(bytes) });
+        return Err(ProgramError::NotElf {
+            looks_like: refusal::looks_like(bytes),
+        });
     };
     if ident[4] != elf::ELFCLASS64 {
         return Err(ProgramError::WrongClass);
@@ -153,18 +158,25 @@ fn file_header(bytes: &[u8]) -> Result<&Header, ProgramError> {
         .map_err(|_| ProgramError::Damaged("its header is cut short or of an unknown version"))?;
     let machine = header.e_machine.get(E);
     if machine != elf::EM_X86_64 {
-        return Err(ProgramError::WrongMachine { machine: refusal::machine(machine) });
+        return Err(ProgramError::WrongMachine {
+            machine: refusal::machine(machine),
+        });
     }
     match header.e_type.get(E) {
         elf::ET_EXEC | elf::ET_DYN => Ok(header),
-        other => Err(ProgramError::WrongKind { kind: refusal::kind(other) }),
+        other => Err(ProgramError::WrongKind {
+            kind: refusal::kind(other),
+        }),
     }
 }
 
 /// The segments that are to be loaded, each checked alone.
 fn load_segments(headers: &[ProgramHeader], file: u64) -> Result<Vec<Segment>, ProgramError> {
     let mut segments = Vec::new();
-    for header in headers.iter().filter(|header| header.p_type(E) == elf::PT_LOAD) {
+    for header in headers
+        .iter()
+        .filter(|header| header.p_type(E) == elf::PT_LOAD)
+    {
         let flags = header.p_flags(E);
         let segment = Segment {
             addr: header.p_vaddr(E),
@@ -182,10 +194,16 @@ fn load_segments(headers: &[ProgramHeader], file: u64) -> Result<Vec<Segment>, P
             continue;
         }
         if segment.memory_bytes > MAX_MEMORY_BYTES {
-            return Err(ProgramError::HugeSegment { addr, bytes: segment.memory_bytes });
+            return Err(ProgramError::HugeSegment {
+                addr,
+                bytes: segment.memory_bytes,
+            });
         }
         if addr.checked_add(segment.memory_bytes).is_none() {
-            return Err(ProgramError::WrapsAround { addr, bytes: segment.memory_bytes });
+            return Err(ProgramError::WrapsAround {
+                addr,
+                bytes: segment.memory_bytes,
+            });
         }
         let file_end = segment.file_offset.checked_add(segment.file_bytes);
         if segment.file_bytes > 0 && file_end.is_none_or(|end| end > file) {
@@ -208,18 +226,31 @@ fn check_layout(segments: &mut [Segment], relocatable: bool) -> Result<(), Progr
     for pair in segments.windows(2) {
         let [before, after] = pair else { continue };
         if before.end() > after.addr {
-            return Err(ProgramError::Overlap { first: before.addr, second: after.addr });
+            return Err(ProgramError::Overlap {
+                first: before.addr,
+                second: after.addr,
+            });
         }
     }
     // Segments are few, and one page may be shared by more than two.
-    for (index, writable) in segments.iter().enumerate().filter(|(_, segment)| segment.write) {
+    for (index, writable) in segments
+        .iter()
+        .enumerate()
+        .filter(|(_, segment)| segment.write)
+    {
         let shares = |other: &Segment| {
             other.execute
                 && other.first_page() <= writable.last_page()
                 && writable.first_page() <= other.last_page()
         };
-        if segments.iter().enumerate().any(|(other, segment)| other != index && shares(segment)) {
-            return Err(ProgramError::WritableCode { addr: writable.addr });
+        if segments
+            .iter()
+            .enumerate()
+            .any(|(other, segment)| other != index && shares(segment))
+        {
+            return Err(ProgramError::WritableCode {
+                addr: writable.addr,
+            });
         }
     }
     let (lowest, end) = match relocatable {
@@ -251,7 +282,9 @@ fn refuse_dynamic(
         None => Needed::default(),
     };
     if of_type(elf::PT_INTERP).is_some() || needed.count > 0 {
-        return Err(ProgramError::Dynamic { needed: needed.names });
+        return Err(ProgramError::Dynamic {
+            needed: needed.names,
+        });
     }
     Ok(())
 }
@@ -278,10 +311,16 @@ fn needed_libraries(
         .dynamic(E, bytes)
         .map_err(|_| ProgramError::Damaged("its dynamic section lies outside the file"))?
         .unwrap_or_default();
-    let end = entries.iter().position(|entry| entry.d_tag.get(E) == u64::from(elf::DT_NULL));
-    let entries = entries.get(..end.unwrap_or(entries.len())).unwrap_or_default();
+    let end = entries
+        .iter()
+        .position(|entry| entry.d_tag.get(E) == u64::from(elf::DT_NULL));
+    let entries = entries
+        .get(..end.unwrap_or(entries.len()))
+        .unwrap_or_default();
     let value = |tag: u32| {
-        let entry = entries.iter().find(|entry| entry.d_tag.get(E) == u64::from(tag));
+        let entry = entries
+            .iter()
+            .find(|entry| entry.d_tag.get(E) == u64::from(tag));
         entry.map(|entry| entry.d_val.get(E))
     };
     let strings = value(elf::DT_STRTAB).and_then(|addr| bytes_at(addr, segments, bytes));
@@ -291,10 +330,17 @@ fn needed_libraries(
         let name = name.get(..MAX_NAME_BYTES).unwrap_or(name);
         Some(String::from_utf8_lossy(name).into_owned())
     };
-    let needed = || entries.iter().filter(|e| e.d_tag.get(E) == u64::from(elf::DT_NEEDED));
+    let needed = || {
+        entries
+            .iter()
+            .filter(|e| e.d_tag.get(E) == u64::from(elf::DT_NEEDED))
+    };
     Ok(Needed {
         count: needed().count(),
-        names: needed().take(MAX_NAMES).filter_map(|entry| name(entry.d_val.get(E))).collect(),
+        names: needed()
+            .take(MAX_NAMES)
+            .filter_map(|entry| name(entry.d_val.get(E)))
+            .collect(),
     })
 }
 
@@ -321,7 +367,9 @@ fn headers_addr(offset: u64, count: usize, segments: &[Segment]) -> u64 {
 }
 
 fn largest_align(headers: &[ProgramHeader]) -> Result<u64, ProgramError> {
-    let loads = headers.iter().filter(|header| header.p_type(E) == elf::PT_LOAD);
+    let loads = headers
+        .iter()
+        .filter(|header| header.p_type(E) == elf::PT_LOAD);
     let mut largest = PAGE_BYTES;
     for header in loads {
         let align = header.p_align(E).max(1);
@@ -335,3 +383,6 @@ fn largest_align(headers: &[ProgramHeader]) -> Result<u64, ProgramError> {
     }
     Ok(largest)
 }
+
+#[cfg(test)]
+mod tests;

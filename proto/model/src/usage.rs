@@ -51,12 +51,17 @@ impl Outcome {
 
     /// The outcome called `text`.
     pub fn from_name(text: &str) -> Option<Outcome> {
-        Outcome::ALL.into_iter().find(|outcome| outcome.as_str() == text)
+        Outcome::ALL
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text)
     }
 
     /// Whether the new version is to blame, as a rollout's gate sees it.
     pub fn counts_as_error(self) -> bool {
-        matches!(self, Outcome::FunctionError | Outcome::Crash | Outcome::Timeout)
+        matches!(
+            self,
+            Outcome::FunctionError | Outcome::Crash | Outcome::Timeout
+        )
     }
 }
 

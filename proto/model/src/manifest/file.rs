@@ -26,7 +26,14 @@ const SECTIONS: [(&str, &[&str]); 9] = [
     ("build", &["command", "output"]),
     (
         "limits",
-        &["memory", "deadline", "cpu", "request_body", "response_body", "concurrency"],
+        &[
+            "memory",
+            "deadline",
+            "cpu",
+            "request_body",
+            "response_body",
+            "concurrency",
+        ],
     ),
     ("scale", &["isolation", "min"]),
     ("env", &[]),
@@ -52,12 +59,22 @@ impl Places<'_> {
     /// Adds line and original text to an error about a value.
     pub(super) fn locate(&self, error: ManifestError) -> ManifestError {
         match error {
-            ManifestError::Value { key, value, allowed, .. } => {
+            ManifestError::Value {
+                key,
+                value,
+                allowed,
+                ..
+            } => {
                 let span = self.spans.get(&key);
                 let line = span.map(|span| self.line(span.start));
                 let written = span.and_then(|span| self.text.get(span.clone()));
                 let value = written.map_or(value, super::cut);
-                ManifestError::Value { line, key, value, allowed }
+                ManifestError::Value {
+                    line,
+                    key,
+                    value,
+                    allowed,
+                }
             }
             other => other,
         }
@@ -70,7 +87,11 @@ impl Places<'_> {
 
 /// The line, counted from 1, that holds byte `offset`.
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
 }
 
 /// Reads every value, with defaults for what is not there.
@@ -79,16 +100,30 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         line: error.span().map_or(1, |span| line_of(text, span.start)),
         text: error.message().trim().to_owned(),
     })?;
-    let mut places = Places { text, spans: BTreeMap::new() };
+    let mut places = Places {
+        text,
+        spans: BTreeMap::new(),
+    };
     let root = document.get_ref();
     refuse_unknown_keys(root, &places)?;
 
     let schema = match root.get("schema") {
-        None => return Err(ManifestError::Missing { key: "schema", example: "schema = 1" }),
+        None => {
+            return Err(ManifestError::Missing {
+                key: "schema",
+                example: "schema = 1",
+            });
+        }
         Some(value) => {
-            let mut section = Section { name: "", table: Some(root), places: &mut places };
+            let mut section = Section {
+                name: "",
+                table: Some(root),
+                places: &mut places,
+            };
             section.place("schema", value);
-            section.integer("schema", "the whole number 1")?.unwrap_or(u64::from(SCHEMA))
+            section
+                .integer("schema", "the whole number 1")?
+                .unwrap_or(u64::from(SCHEMA))
         }
     };
 
@@ -102,42 +137,73 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     })?;
     let tenant = function.name("tenant")?;
     let description = function.text("description")?.unwrap_or_default();
-    let function = Function { tenant, name, description };
+    let function = Function {
+        tenant,
+        name,
+        description,
+    };
 
     let mut build = Section::open(root, "build", &mut places)?;
-    let build = Build { command: build.text("command")?, output: build.text("output")? };
+    let build = Build {
+        command: build.text("command")?,
+        output: build.text("output")?,
+    };
 
     let mut limits = Section::open(root, "limits", &mut places)?;
     let deadline_ms = limits.millis("deadline")?.unwrap_or(DEFAULT_DEADLINE_MS);
     let memory_bytes = limits.bytes("memory")?.unwrap_or(DEFAULT_MEMORY_BYTES);
     let limits = Limits {
         // Whoever writes 100MB gets the last page whole.
-        memory_bytes: memory_bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(memory_bytes),
+        memory_bytes: memory_bytes
+            .checked_next_multiple_of(PAGE_BYTES)
+            .unwrap_or(memory_bytes),
         deadline_ms,
         cpu_ms: limits.millis("cpu")?.unwrap_or(deadline_ms),
-        request_body_bytes: limits.bytes("request_body")?.unwrap_or(DEFAULT_REQUEST_BODY_BYTES),
-        response_body_bytes: limits.bytes("response_body")?.unwrap_or(DEFAULT_RESPONSE_BODY_BYTES),
+        request_body_bytes: limits
+            .bytes("request_body")?
+            .unwrap_or(DEFAULT_REQUEST_BODY_BYTES),
+        response_body_bytes: limits
+            .bytes("response_body")?
+            .unwrap_or(DEFAULT_RESPONSE_BODY_BYTES),
         concurrency: limits.count("concurrency")?.unwrap_or(DEFAULT_CONCURRENCY),
     };
 
     let mut scale = Section::open(root, "scale", &mut places)?;
     let isolation = scale.isolation()?;
-    let scale = Scale { isolation, min: scale.count("min")?.unwrap_or(0) };
+    let scale = Scale {
+        isolation,
+        min: scale.count("min")?.unwrap_or(0),
+    };
 
     let env = Section::open(root, "env", &mut places)?.variables()?;
-    let regions = Section::open(root, "placement", &mut places)?.texts("regions")?.unwrap_or_default();
+    let regions = Section::open(root, "placement", &mut places)?
+        .texts("regions")?
+        .unwrap_or_default();
 
     let mut rollout = Section::open(root, "rollout", &mut places)?;
     let rollout = Rollout {
-        waves_percent: rollout.percents("waves")?.unwrap_or(DEFAULT_WAVES_PERCENT.to_vec()),
+        waves_percent: rollout
+            .percents("waves")?
+            .unwrap_or(DEFAULT_WAVES_PERCENT.to_vec()),
         bake_ms: rollout.millis("bake")?.unwrap_or(DEFAULT_BAKE_MS),
         probe_path: rollout.text("probe")?.unwrap_or_else(|| "/".to_owned()),
-        max_error_ppm: rollout.ppm("max_error_rate")?.unwrap_or(DEFAULT_MAX_ERROR_PPM),
+        max_error_ppm: rollout
+            .ppm("max_error_rate")?
+            .unwrap_or(DEFAULT_MAX_ERROR_PPM),
     };
 
     let schema = u32::try_from(schema).unwrap_or(u32::MAX);
     let placement = Placement { regions };
-    let manifest = Manifest { schema, function, build, limits, scale, env, placement, rollout };
+    let manifest = Manifest {
+        schema,
+        function,
+        build,
+        limits,
+        scale,
+        env,
+        placement,
+        rollout,
+    };
     Ok((manifest, places))
 }
 
@@ -180,12 +246,17 @@ fn suggestion(section: &str, key: &str) -> String {
     }
     let siblings: Vec<&str> = match SECTIONS.iter().find(|(name, _)| *name == section) {
         Some((_, keys)) => keys.to_vec(),
-        None => ["schema"].into_iter().chain(SECTIONS.iter().map(|(name, _)| *name)).collect(),
+        None => ["schema"]
+            .into_iter()
+            .chain(SECTIONS.iter().map(|(name, _)| *name))
+            .collect(),
     };
     if let Some(known) = nearest(key, &siblings) {
         return format!("did you mean `{known}`?");
     }
-    let elsewhere = SECTIONS.iter().find_map(|(name, keys)| Some((name, nearest(key, keys)?)));
+    let elsewhere = SECTIONS
+        .iter()
+        .find_map(|(name, keys)| Some((name, nearest(key, keys)?)));
     match elsewhere {
         Some((name, known)) => format!("did you mean `{known}` in [{name}]?"),
         None => format!("known here: {}", siblings.join(", ")),
@@ -226,10 +297,18 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         places: &'p mut Places<'t>,
     ) -> Result<Self, ManifestError> {
         let Some(value) = root.get(name) else {
-            return Ok(Section { name, table: None, places });
+            return Ok(Section {
+                name,
+                table: None,
+                places,
+            });
         };
         match value.get_ref().as_table() {
-            Some(table) => Ok(Section { name, table: Some(table), places }),
+            Some(table) => Ok(Section {
+                name,
+                table: Some(table),
+                places,
+            }),
             None => Err(ManifestError::Value {
                 line: Some(places.line(value.span().start)),
                 key: name.to_owned(),
@@ -240,7 +319,12 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn refuse_until_later(&self) -> Result<(), ManifestError> {
-        let first = self.table.into_iter().flatten().map(|(key, _)| key.span().start).min();
+        let first = self
+            .table
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key.span().start)
+            .min();
         match first {
             None => Ok(()),
             Some(offset) => Err(ManifestError::NotSupportedYet {
@@ -251,7 +335,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn place(&mut self, key: &str, value: &Value<'_>) {
-        self.places.spans.insert(dotted(self.name, key), value.span());
+        self.places
+            .spans
+            .insert(dotted(self.name, key), value.span());
     }
 
     fn get(&mut self, key: &str) -> Option<&'d Value<'t>> {
@@ -270,7 +356,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn text(&mut self, key: &str) -> Result<Option<String>, ManifestError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.get_ref().as_str() {
             Some(text) => Ok(Some(text.to_owned())),
             None => Err(self.wrong(key, value, "text in quotes")),
@@ -278,7 +366,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn name(&mut self, key: &str) -> Result<Option<Name>, ManifestError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let text = value.get_ref().as_str();
         match text.map(str::parse) {
             Some(Ok(name)) => Ok(Some(name)),
@@ -296,7 +386,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         expected: &'static str,
         parse: fn(&str) -> Result<T, UnitError>,
     ) -> Result<Option<T>, ManifestError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.get_ref().as_str().map(parse) {
             Some(Ok(quantity)) => Ok(Some(quantity)),
             Some(Err(_)) => Err(self.wrong(key, value, expected)),
@@ -317,7 +409,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn integer(&mut self, key: &str, expected: &str) -> Result<Option<u64>, ManifestError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         match value.get_ref().as_integer().and_then(unsigned) {
             Some(number) => Ok(Some(number)),
             None => Err(self.wrong(key, value, expected)),
@@ -331,7 +425,9 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
     }
 
     fn isolation(&mut self) -> Result<Isolation, ManifestError> {
-        let Some(value) = self.get("isolation") else { return Ok(Isolation::default()) };
+        let Some(value) = self.get("isolation") else {
+            return Ok(Isolation::default());
+        };
         match value.get_ref().as_str() {
             Some("request") => Ok(Isolation::Request),
             Some("instance") => Ok(Isolation::Instance),
@@ -355,9 +451,14 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         allowed: &str,
         item: impl Fn(&DeValue<'_>) -> Option<T>,
     ) -> Result<Option<Vec<T>>, ManifestError> {
-        let Some(value) = self.get(key) else { return Ok(None) };
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
         let items = value.get_ref().as_array().and_then(|items| {
-            items.iter().map(|value| item(value.get_ref())).collect::<Option<Vec<T>>>()
+            items
+                .iter()
+                .map(|value| item(value.get_ref()))
+                .collect::<Option<Vec<T>>>()
         });
         match items {
             Some(items) => Ok(Some(items)),

@@ -19,8 +19,7 @@ pub const BYTES_EXPECTED: &str =
 pub const DURATION_EXPECTED: &str =
     "a duration: a whole number and one of the units ms, s, m, h, for example 10s";
 /// What [`parse_ppm`] reads.
-pub const RATE_EXPECTED: &str =
-    "a rate: a number and % with at most four decimals, or a whole number and ppm, for example 1% \
+pub const RATE_EXPECTED: &str = "a rate: a number and % with at most four decimals, or a whole number and ppm, for example 1% \
      or 500ppm, at most 100%";
 
 /// Reads a size in bytes.
@@ -85,7 +84,10 @@ pub fn format_millis(millis: u64) -> String {
 }
 
 fn wrong(text: &str, expected: &'static str) -> UnitError {
-    UnitError { text: text.chars().take(80).collect(), expected }
+    UnitError {
+        text: text.chars().take(80).collect(),
+        expected,
+    }
 }
 
 fn scaled(text: &str, factor: impl Fn(&str) -> Option<u64>) -> Option<u64> {
@@ -106,7 +108,9 @@ fn percent(text: &str) -> Option<u64> {
         return None;
     }
     let scale = 10u64.pow(4 - u32::try_from(fraction.len()).ok()?);
-    number(whole)?.checked_mul(10_000)?.checked_add(number(fraction)?.checked_mul(scale)?)
+    number(whole)?
+        .checked_mul(10_000)?
+        .checked_add(number(fraction)?.checked_mul(scale)?)
 }
 
 #[cfg(test)]
@@ -126,16 +130,28 @@ mod tests {
         ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "64", "64Mb", "-1MiB", "1.5MiB", "MiB", "64MiBs", "1e3B", "٣B"] {
-            assert!(parse_bytes(bad).unwrap_err().to_string().contains("KiB"), "{bad}");
+        for bad in [
+            "", "64", "64Mb", "-1MiB", "1.5MiB", "MiB", "64MiBs", "1e3B", "٣B",
+        ] {
+            assert!(
+                parse_bytes(bad).unwrap_err().to_string().contains("KiB"),
+                "{bad}"
+            );
         }
-        assert!(parse_bytes("99999999999GiB").is_err(), "an overflow is refused");
+        assert!(
+            parse_bytes("99999999999GiB").is_err(),
+            "an overflow is refused"
+        );
     }
 
     #[test]
     fn durations_are_read_with_their_unit() {
-        for (text, millis) in [("10s", 10_000), ("250ms", 250), ("15m", 900_000), ("1h", 3_600_000)]
-        {
+        for (text, millis) in [
+            ("10s", 10_000),
+            ("250ms", 250),
+            ("15m", 900_000),
+            ("1h", 3_600_000),
+        ] {
             assert_eq!(parse_millis(text), Ok(millis), "{text}");
         }
         for bad in ["", "10", "10 seconds", "-1s", "0.5s", "s"] {
@@ -145,12 +161,26 @@ mod tests {
 
     #[test]
     fn rates_are_exact_without_floats() {
-        for (text, ppm) in
-            [("1%", 10_000), ("0.5%", 5_000), ("0.0001%", 1), ("100%", 1_000_000), ("7ppm", 7)]
-        {
+        for (text, ppm) in [
+            ("1%", 10_000),
+            ("0.5%", 5_000),
+            ("0.0001%", 1),
+            ("100%", 1_000_000),
+            ("7ppm", 7),
+        ] {
             assert_eq!(parse_ppm(text), Ok(ppm), "{text}");
         }
-        for bad in ["", "1", "101%", "-1%", "0.00001%", "1.%", ".5%", "ppm", "1000001ppm"] {
+        for bad in [
+            "",
+            "1",
+            "101%",
+            "-1%",
+            "0.00001%",
+            "1.%",
+            ".5%",
+            "ppm",
+            "1000001ppm",
+        ] {
             assert!(parse_ppm(bad).is_err(), "{bad}");
         }
     }

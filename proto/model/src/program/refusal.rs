@@ -161,7 +161,11 @@ fn needs(needed: &[String]) -> String {
 }
 
 fn kernel_range(addr: u64, lowest: u64) -> &'static str {
-    if addr < lowest { ", and reaches into the guest kernel's range" } else { "" }
+    if addr < lowest {
+        ", and reaches into the guest kernel's range"
+    } else {
+        ""
+    }
 }
 
 fn library(entry: u64, relocatable: bool) -> &'static str {
@@ -180,7 +184,10 @@ pub(super) fn looks_like(bytes: &[u8]) -> &'static str {
         (b"\xfe\xed\xfa\xcf", "a macOS program (Mach-O)"),
         (b"\xce\xfa\xed\xfe", "a macOS program (Mach-O)"),
         (b"\xcf\xfa\xed\xfe", "a macOS program (Mach-O)"),
-        (b"\xca\xfe\xba\xbe", "a macOS program (Mach-O) or a Java class"),
+        (
+            b"\xca\xfe\xba\xbe",
+            "a macOS program (Mach-O) or a Java class",
+        ),
         (b"!<arch>\n", "a static library (ar archive)"),
         (b"!<thin>\n", "a static library (ar archive)"),
         (b"PK\x03\x04", "a ZIP archive"),

@@ -1,0 +1,390 @@
+use super::*;
+
+const LEAST: &str = "schema = 1\n[function]\nname = \"hello\"\n";
+
+fn with(rest: &str) -> Result<Manifest, ManifestError> {
+    Manifest::from_toml(&format!("{LEAST}{rest}"))
+}
+
+/// What an author reads about `rest`.
+#[track_caller]
+fn refusal(rest: &str) -> String {
+    match with(rest) {
+        Ok(manifest) => panic!("accepted: {manifest:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[track_caller]
+fn assert_names(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+#[test]
+fn a_manifest_with_a_name_alone_gets_the_defaults() {
+    let manifest = with("").unwrap();
+    assert_eq!(manifest.function.name.as_str(), "hello");
+    assert_eq!(manifest.function.tenant, None);
+    assert_eq!(
+        manifest.limits.memory_bytes,
+        crate::limits::DEFAULT_MEMORY_BYTES
+    );
+    assert_eq!(manifest.limits.cpu_ms, manifest.limits.deadline_ms);
+    assert_eq!(manifest.scale.isolation, Isolation::Request);
+    assert_eq!(manifest.rollout.waves_percent, [10, 50, 100]);
+    assert_eq!(manifest.rollout.probe_path, "/");
+    assert_eq!(manifest.rollout.max_error_ppm, 10_000);
+}
+
+#[test]
+fn every_key_of_the_file_is_read() {
+    let manifest = Manifest::from_toml(
+        r#"
+        schema = 1
+        [function]
+        name = "hello"
+        tenant = "acme"
+        description = "Says hello."
+        [build]
+        command = "make"
+        output = "out/hello"
+        [limits]
+        memory = "32MiB"
+        deadline = "3s"
+        cpu = "500ms"
+        request_body = "64KiB"
+        response_body = "2MB"
+        concurrency = 0x10
+        [scale]
+        isolation = "instance"
+        min = 2
+        [env]
+        GREETING = "hi"
+        [secrets]
+        [network]
+        [placement]
+        regions = ["eu", "us-east"]
+        [rollout]
+        waves = [34, 67, 100]
+        bake = "2s"
+        probe = "/health?deep=1"
+        max_error_rate = "0.5%"
+        "#,
+    )
+    .unwrap();
+    let expected = Manifest {
+        schema: 1,
+        function: Function {
+            tenant: Some("acme".parse().unwrap()),
+            name: "hello".parse().unwrap(),
+            description: "Says hello.".into(),
+        },
+        build: Build {
+            command: Some("make".into()),
+            output: Some("out/hello".into()),
+        },
+        limits: Limits {
+            memory_bytes: 32 << 20,
+            deadline_ms: 3_000,
+            cpu_ms: 500,
+            request_body_bytes: 64 << 10,
+            response_body_bytes: 2_000_000,
+            concurrency: 16,
+        },
+        scale: Scale {
+            isolation: Isolation::Instance,
+            min: 2,
+        },
+        env: BTreeMap::from([("GREETING".into(), "hi".into())]),
+        placement: Placement {
+            regions: vec!["eu".into(), "us-east".into()],
+        },
+        rollout: Rollout {
+            waves_percent: vec![34, 67, 100],
+            bake_ms: 2_000,
+            probe_path: "/health?deep=1".into(),
+            max_error_ppm: 5_000,
+        },
+    };
+    assert_eq!(manifest, expected);
+}
+
+#[test]
+fn memory_is_rounded_up_to_whole_pages() {
+    let manifest = with("[limits]\nmemory = \"10001kB\"").unwrap();
+    assert_eq!(manifest.limits.memory_bytes, 10_002_432);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
+    assert_names(
+        &refusal("[limits]\nmemroy = \"1MiB\""),
+        &["line 5", "`limits.memroy`", "`memory`"],
+    );
+    assert_names(&refusal("[limit]\n"), &["line 4", "`limit`", "`limits`"]);
+    assert_names(
+        &refusal("memory = \"1MiB\""),
+        &["`memory` belongs in [limits]"],
+    );
+    assert_names(
+        &refusal("[scale]\nmax_eror_rate = 1"),
+        &["`max_error_rate` in [rollout]"],
+    );
+    assert_names(
+        &refusal("[scale]\nxyzzy = 1"),
+        &["`scale.xyzzy`", "known here: isolation, min"],
+    );
+}
+
+#[test]
+fn of_several_unknown_keys_the_first_in_the_file_is_told() {
+    assert_names(
+        &refusal("zeta = 1\n[alpha]\n"),
+        &["line 4", "`function.zeta`"],
+    );
+}
+
+#[test]
+fn a_wrong_unit_is_refused_with_the_units_there_are() {
+    let text = refusal("[limits]\nmemory = \"64Mb\"");
+    assert_names(
+        &text,
+        &["line 5", "`limits.memory`", "\"64Mb\"", "KiB, MiB, GiB"],
+    );
+    let text = refusal("[limits]\ndeadline = \"10 seconds\"");
+    assert_names(&text, &["`limits.deadline`", "\"10 seconds\"", "ms, s, m"]);
+    let text = refusal("[rollout]\nmax_error_rate = \"1 percent\"");
+    assert_names(&text, &["`rollout.max_error_rate`", "\"1 percent\"", "ppm"]);
+}
+
+#[test]
+fn a_number_without_a_unit_is_refused() {
+    let text = refusal("[limits]\nmemory = 67108864");
+    assert_names(&text, &["`limits.memory` = 67108864", "in quotes"]);
+    assert_names(
+        &refusal("[limits]\ndeadline = 1.5"),
+        &["`limits.deadline` = 1.5", "duration"],
+    );
+}
+
+#[test]
+fn a_negative_limit_is_refused() {
+    assert_names(
+        &refusal("[limits]\nmemory = \"-1MiB\""),
+        &["`limits.memory`", "\"-1MiB\""],
+    );
+    assert_names(&refusal("[limits]\nmemory = -1"), &["`limits.memory` = -1"]);
+    let text = refusal("[limits]\nconcurrency = -1");
+    assert_names(
+        &text,
+        &["line 5", "`limits.concurrency` = -1", "not negative"],
+    );
+}
+
+#[test]
+fn a_limit_out_of_bounds_is_refused_with_the_bounds() {
+    let text = refusal("[limits]\nmemory = \"5GiB\"");
+    assert_names(
+        &text,
+        &["line 5", "`limits.memory` = \"5GiB\"", "1MiB to 4GiB"],
+    );
+    assert_names(
+        &refusal("[limits]\nmemory = \"1KiB\""),
+        &["`limits.memory`", "1MiB to 4GiB"],
+    );
+    assert_names(
+        &refusal("[limits]\nmemory = \"99999999999999GiB\""),
+        &["`limits.memory`"],
+    );
+    assert_names(
+        &refusal("[limits]\ndeadline = \"16m\""),
+        &["`limits.deadline`", "1ms to 15m"],
+    );
+    assert_names(
+        &refusal("[limits]\ndeadline = \"0s\""),
+        &["`limits.deadline`", "1ms to 15m"],
+    );
+    assert_names(
+        &refusal("[limits]\ncpu = \"1h\""),
+        &["`limits.cpu`", "1ms to 15m"],
+    );
+    assert_names(
+        &refusal("[limits]\nconcurrency = 0"),
+        &["`limits.concurrency`", "1 to 1024"],
+    );
+    let text = refusal("[limits]\nconcurrency = 99999999999");
+    assert_names(&text, &["`limits.concurrency` = 99999999999", "1 to 1024"]);
+    assert_names(
+        &refusal("[limits]\nrequest_body = \"33MiB\""),
+        &["0B to 32MiB"],
+    );
+    assert_names(
+        &refusal("[limits]\nresponse_body = \"65MiB\""),
+        &["0B to 64MiB"],
+    );
+    assert_names(&refusal("[scale]\nmin = 257"), &["`scale.min`", "0 to 256"]);
+}
+
+#[test]
+fn a_bad_name_is_refused_with_what_a_name_is() {
+    let text = Manifest::from_toml("schema = 1\n[function]\nname = \"Hello\"").unwrap_err();
+    assert_names(
+        &text.to_string(),
+        &["line 3", "`function.name`", "\"Hello\"", "a-z, 0-9"],
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let error = Manifest::from_toml("[function]\nname = \"hello\"").unwrap_err();
+    assert_names(&error.to_string(), &["`schema` is missing", "schema = 1"]);
+    let error = Manifest::from_toml("schema = 1").unwrap_err();
+    assert_names(&error.to_string(), &["`function.name` is missing"]);
+    let error = Manifest::from_toml("schema = 2\n[function]\nname = \"a\"").unwrap_err();
+    assert_names(&error.to_string(), &["line 1", "`schema` = 2", "must be 1"]);
+}
+
+#[test]
+fn sections_of_later_versions_are_refused_only_when_they_say_something() {
+    assert!(with("[secrets]\n[network]\n").is_ok());
+    assert_names(
+        &refusal("[secrets]\nKEY = \"x\""),
+        &["line 5", "[secrets] is not supported yet"],
+    );
+    assert_names(
+        &refusal("[network]\nallow = []"),
+        &["[network] is not supported yet"],
+    );
+}
+
+#[test]
+fn environment_variables_that_holm_sets_itself_are_refused() {
+    assert_names(
+        &refusal("[env]\nPORT = \"80\""),
+        &["`env.PORT`", "set by Holm"],
+    );
+    assert_names(
+        &refusal("[env]\nHOLM_X = \"1\""),
+        &["`env.HOLM_X`", "set by Holm"],
+    );
+    assert_names(&refusal("[env]\n\"a=b\" = \"1\""), &["`env.a=b`"]);
+    assert_names(&refusal("[env]\nA = \"x\\u0000\""), &["`env.A`", "NUL"]);
+    assert_names(&refusal("[env]\nA = 1"), &["`env.A` = 1", "in quotes"]);
+    let long = format!("[env]\nA = \"{}\"", "x".repeat(MAX_ENV_BYTES));
+    assert_names(&refusal(&long), &["`env`", "bytes of names and values"]);
+}
+
+#[test]
+fn waves_rise_and_end_with_the_whole_fleet() {
+    for bad in [
+        "[]",
+        "[50]",
+        "[50, 50, 100]",
+        "[60, 50, 100]",
+        "[0, 100]",
+        "[101]",
+        "[-1]",
+        "100",
+    ] {
+        let text = refusal(&format!("[rollout]\nwaves = {bad}"));
+        assert_names(&text, &["`rollout.waves`", bad, "rising, the last one 100"]);
+    }
+    assert_names(
+        &refusal("[rollout]\nbake = \"25h\""),
+        &["`rollout.bake`", "0ms to 24h"],
+    );
+    assert_names(
+        &refusal("[rollout]\nprobe = \"health\""),
+        &["`rollout.probe`", "begins with /"],
+    );
+    assert_names(
+        &refusal("[rollout]\nprobe = \"/a b\""),
+        &["`rollout.probe`"],
+    );
+    assert_names(
+        &refusal("[rollout]\nmax_error_rate = \"101%\""),
+        &["`rollout.max_error_rate`"],
+    );
+}
+
+#[test]
+fn values_of_the_wrong_type_are_refused() {
+    assert_names(
+        &refusal("[scale]\nisolation = \"none\""),
+        &["\"request\" or \"instance\""],
+    );
+    assert_names(
+        &refusal("[placement]\nregions = \"eu\""),
+        &["`placement.regions`", "a list"],
+    );
+    assert_names(
+        &refusal("[placement]\nregions = [\"\"]"),
+        &["`placement.regions`"],
+    );
+    let text = Manifest::from_toml("schema = 1\nfunction = 3")
+        .unwrap_err()
+        .to_string();
+    assert_names(&text, &["line 2", "`function`", "[function]"]);
+}
+
+#[test]
+fn what_is_not_toml_or_too_long_is_refused_with_its_place() {
+    assert_names(&refusal("[limits\n"), &["line 4", "not TOML"]);
+    assert_names(&refusal("name = \"twice\""), &["line 4"]);
+    let long = "#".repeat(70_000);
+    assert_eq!(
+        Manifest::from_toml(&long),
+        Err(ManifestError::TooLarge(70_000))
+    );
+}
+
+#[test]
+fn a_manifest_from_elsewhere_passes_the_same_bounds() {
+    let good = with("").unwrap();
+    assert_eq!(good.check(), Ok(()));
+    let mut bad = good.clone();
+    bad.limits.memory_bytes = (64 << 20) + 1;
+    assert_names(
+        &bad.check().unwrap_err().to_string(),
+        &["`limits.memory`", "a multiple of"],
+    );
+    let mut bad = good.clone();
+    bad.limits.deadline_ms = u64::MAX;
+    assert_names(
+        &bad.check().unwrap_err().to_string(),
+        &["`limits.deadline`"],
+    );
+    let mut bad = good.clone();
+    bad.env.insert("PORT".into(), "1".into());
+    assert_names(&bad.check().unwrap_err().to_string(), &["`env.PORT`"]);
+    let mut bad = good;
+    bad.schema = 7;
+    assert_names(&bad.check().unwrap_err().to_string(), &["`schema` = 7"]);
+}
+
+#[test]
+fn a_manifest_comes_back_from_its_json() {
+    let manifest = with("[env]\nA = \"1\"\n[placement]\nregions = [\"eu\"]").unwrap();
+    let json = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in ".{0,200}") {
+        let _ = Manifest::from_toml(&text);
+        let _ = with(&text);
+    }
+
+    #[test]
+    fn no_value_of_a_known_key_makes_the_reader_panic(
+        key in "[a-z_]{1,14}",
+        value in "[-0-9a-zA-Z\".%\\[\\], ]{0,20}",
+    ) {
+        for (section, _) in [("limits", 0), ("rollout", 1), ("scale", 2), ("env", 3)] {
+            let _ = with(&format!("[{section}]\n{key} = {value}"));
+        }
+    }
+}

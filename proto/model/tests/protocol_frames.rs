@@ -1,0 +1,388 @@
+//! The bytes of protocol version 1, message by message.
+//!
+//! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
+//! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
+//! only accept the new bytes.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use holm_model::artifact::{PublisherKey, SignedVersion};
+use holm_model::codec::{self, FRAME_HEADER_BYTES, FrameError};
+use holm_model::control::*;
+use holm_model::ids::{Digest, FunctionName, RequestId};
+use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
+use holm_model::place::Coordinates;
+use holm_model::usage::{Outcome, UsageRecord};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+fn function() -> FunctionName {
+    "acme/hello".parse().unwrap()
+}
+
+fn signed() -> SignedVersion {
+    SignedVersion {
+        statement: b"{\"a\":1}".to_vec(),
+        key: PublisherKey([0xaa; 32]),
+        signature: vec![0xbb; 64],
+    }
+}
+
+fn record() -> UsageRecord {
+    UsageRecord {
+        boot_epoch: 3,
+        sequence: 300,
+        request: RequestId([0x11; 16]),
+        function: function(),
+        version: Digest([0x22; 32]),
+        accepted_ms: 1_700_000_000_000,
+        outcome: Outcome::Answered,
+        status: 200,
+        queue_ns: 1,
+        restore_ns: 2_000,
+        run_ns: 3_000_000,
+        cpu_ns: 4,
+        memory_bytes: 64 << 20,
+        request_bytes: 5,
+        response_bytes: 6,
+        cold: true,
+        exits: 7,
+        probe: false,
+    }
+}
+
+fn node_messages() -> Vec<NodeMessage> {
+    let versions = vec![
+        ObservedVersion {
+            function: function(),
+            version: Digest([1; 32]),
+            state: VersionState::Preparing,
+            routed: false,
+        },
+        ObservedVersion {
+            function: function(),
+            version: Digest([2; 32]),
+            state: VersionState::Ready,
+            routed: true,
+        },
+        ObservedVersion {
+            function: function(),
+            version: Digest([3; 32]),
+            state: VersionState::Failed {
+                reason: "crashed".into(),
+            },
+            routed: false,
+        },
+    ];
+    vec![
+        NodeMessage::Hello(Hello {
+            coordinates: Coordinates {
+                latitude_microdegrees: 52_520_000,
+                longitude_microdegrees: -13_405_000,
+            },
+            region: "eu-central".into(),
+            ingress_url: "http://127.0.0.1:8080".into(),
+            boot_epoch: 3,
+            kvm: "pvm".into(),
+            software: "0.1.0".into(),
+        }),
+        NodeMessage::Observed(Observed {
+            generation: 300,
+            versions,
+        }),
+        NodeMessage::Report(Report {
+            versions: vec![VersionReport {
+                function: function(),
+                version: Digest([1; 32]),
+                outcomes: Outcome::ALL.into_iter().zip(0..).collect(),
+                run_ns: 70_000,
+            }],
+            free_slots: 12,
+        }),
+    ]
+}
+
+fn coordinator_messages() -> Vec<CoordinatorMessage> {
+    let desired = DesiredFunction {
+        function: function(),
+        publisher_keys: vec![PublisherKey([0xcc; 32])],
+        version: signed(),
+        previous: Some(signed()),
+    };
+    vec![
+        CoordinatorMessage::Welcome {
+            node: "n1".parse().unwrap(),
+            now_ms: 1_700_000_000_000,
+        },
+        CoordinatorMessage::Desired(Desired {
+            generation: 2,
+            functions: vec![desired],
+        }),
+        CoordinatorMessage::Refuse {
+            reason: "no".into(),
+        },
+    ]
+}
+
+fn bulk_requests() -> Vec<BulkRequest> {
+    vec![
+        BulkRequest::FetchArtifact {
+            digest: Digest([4; 32]),
+            offset: 65_536,
+        },
+        BulkRequest::Usage {
+            records: vec![record()],
+        },
+    ]
+}
+
+fn bulk_answers() -> Vec<BulkAnswer> {
+    vec![
+        BulkAnswer::Artifact { bytes: 1_000 },
+        BulkAnswer::UsageStored { new: 1, known: 2 },
+        BulkAnswer::Refused {
+            reason: "no".into(),
+        },
+    ]
+}
+
+fn join_requests() -> Vec<JoinRequest> {
+    vec![JoinRequest {
+        secret: vec![5; 32],
+        node: "n1".parse().unwrap(),
+        csr_der: vec![0x30, 0],
+    }]
+}
+
+fn join_answers() -> Vec<JoinAnswer> {
+    vec![
+        JoinAnswer::Joined {
+            certificate_der: vec![0x30, 1],
+            ca_der: vec![0x30, 2],
+        },
+        JoinAnswer::Refused {
+            reason: "used".into(),
+        },
+    ]
+}
+
+/// Encodes each message, checks that it comes back, and lists the frames in hexadecimal.
+fn frames<T>(messages: &[T]) -> String
+where
+    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let frame = |message: &T| {
+        let frame = codec::encode(message).unwrap();
+        let (length, following) = frame.split_first_chunk::<4>().unwrap();
+        assert_eq!(codec::following_bytes(*length), Ok(following.len()));
+        assert_eq!(&codec::decode::<T>(following).unwrap(), message);
+        hex::encode(frame)
+    };
+    messages.iter().map(frame).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn node_messages_have_the_bytes_of_version_1() {
+    insta::assert_snapshot!(frames(&node_messages()));
+}
+
+#[test]
+fn coordinator_messages_have_the_bytes_of_version_1() {
+    insta::assert_snapshot!(frames(&coordinator_messages()));
+}
+
+#[test]
+fn bulk_messages_have_the_bytes_of_version_1() {
+    insta::assert_snapshot!(format!(
+        "{}\n--\n{}",
+        frames(&bulk_requests()),
+        frames(&bulk_answers())
+    ));
+}
+
+#[test]
+fn join_messages_have_the_bytes_of_version_1() {
+    insta::assert_snapshot!(format!(
+        "{}\n--\n{}",
+        frames(&join_requests()),
+        frames(&join_answers())
+    ));
+}
+
+/// Fails to compile when a message is added, so that it is added above as well.
+#[test]
+fn every_kind_of_message_is_in_the_lists() {
+    let node = node_messages().iter().fold([0; 3], |mut seen, message| {
+        seen[match message {
+            NodeMessage::Hello(_) => 0,
+            NodeMessage::Observed(_) => 1,
+            NodeMessage::Report(_) => 2,
+        }] += 1;
+        seen
+    });
+    let coordinator = coordinator_messages()
+        .iter()
+        .fold([0; 3], |mut seen, message| {
+            seen[match message {
+                CoordinatorMessage::Welcome { .. } => 0,
+                CoordinatorMessage::Desired(_) => 1,
+                CoordinatorMessage::Refuse { .. } => 2,
+            }] += 1;
+            seen
+        });
+    let bulk = bulk_answers().iter().fold([0; 3], |mut seen, message| {
+        seen[match message {
+            BulkAnswer::Artifact { .. } => 0,
+            BulkAnswer::UsageStored { .. } => 1,
+            BulkAnswer::Refused { .. } => 2,
+        }] += 1;
+        seen
+    });
+    assert_eq!([node, coordinator, bulk], [[1; 3]; 3]);
+    for request in bulk_requests() {
+        match request {
+            BulkRequest::FetchArtifact { .. } | BulkRequest::Usage { .. } => {}
+        }
+    }
+    for answer in join_answers() {
+        match answer {
+            JoinAnswer::Joined { .. } | JoinAnswer::Refused { .. } => {}
+        }
+    }
+}
+
+/// A frame without its length.
+fn following<T: Serialize>(message: &T) -> Vec<u8> {
+    codec::encode(message).unwrap().split_off(4)
+}
+
+#[test]
+fn a_peer_of_another_version_is_told_both_versions() {
+    for message in node_messages() {
+        let mut bytes = following(&message);
+        bytes[0] = 2;
+        let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
+        assert_eq!(error, FrameError::Version(2));
+        assert!(
+            error.to_string().contains("version 2, this side 1"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn every_cut_of_a_message_is_malformed() {
+    for message in node_messages() {
+        let bytes = following(&message);
+        for cut in 0..bytes.len() {
+            let error = codec::decode::<NodeMessage>(&bytes[..cut]).unwrap_err();
+            assert!(
+                matches!(error, FrameError::Malformed(_)),
+                "cut at {cut}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn bytes_after_a_message_are_malformed() {
+    for message in coordinator_messages() {
+        let mut bytes = following(&message);
+        bytes.push(0);
+        let error = codec::decode::<CoordinatorMessage>(&bytes).unwrap_err();
+        assert_eq!(
+            error,
+            FrameError::Malformed("bytes after the message".into())
+        );
+    }
+}
+
+#[test]
+fn a_frame_that_claims_too_much_is_refused_by_its_length_alone() {
+    let most = MAX_CONTROL_FRAME_BYTES;
+    let length = |bytes: usize| u32::try_from(bytes).unwrap().to_le_bytes();
+    assert_eq!(codec::following_bytes(length(most)), Ok(most));
+    assert_eq!(
+        codec::following_bytes(length(most + 1)),
+        Err(FrameError::TooLarge(most + 1))
+    );
+    assert!(matches!(
+        codec::following_bytes([0xff; 4]),
+        Err(FrameError::TooLarge(_))
+    ));
+    for short in 0..2 {
+        let error = codec::following_bytes(length(short)).unwrap_err();
+        assert!(matches!(error, FrameError::Malformed(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_is_not_sent() {
+    let reason = "x".repeat(MAX_CONTROL_FRAME_BYTES);
+    let error = codec::encode(&CoordinatorMessage::Refuse { reason }).unwrap_err();
+    assert_eq!(error, FrameError::TooLarge(MAX_CONTROL_FRAME_BYTES + 8));
+}
+
+/// The largest numbers that bincode's variable-length integers can claim.
+const HUGE: [[u8; 9]; 3] = [
+    [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+    [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f],
+    [0xfd, 0, 0, 0, 0, 0, 1, 0, 0],
+];
+
+/// To allocate what these lengths say would end the process, so that an error is proof enough.
+#[test]
+fn a_length_inside_a_message_allocates_nothing_by_itself() {
+    let version = PROTOCOL_VERSION.to_le_bytes();
+    for claim in HUGE {
+        // Refuse { reason }: a text.
+        let text = [&version[..], &[2], &claim].concat();
+        // Desired { generation: 0, functions }: a list of structures.
+        let list = [&version[..], &[1, 0], &claim].concat();
+        for bytes in [text, list] {
+            let error = codec::decode::<CoordinatorMessage>(&bytes).unwrap_err();
+            assert!(matches!(error, FrameError::Malformed(_)), "{error}");
+        }
+        // JoinRequest { secret, .. }: a list of bytes.
+        let bytes = [&version[..], &claim].concat();
+        assert!(matches!(
+            codec::decode::<JoinRequest>(&bytes),
+            Err(FrameError::Malformed(_))
+        ));
+    }
+}
+
+#[test]
+fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
+    // As many one-byte elements as the limit allows plus some, claimed and present.
+    let count = MAX_CONTROL_FRAME_BYTES + 16;
+    let mut bytes = PROTOCOL_VERSION.to_le_bytes().to_vec();
+    bytes.push(0xfc);
+    bytes.extend(u32::try_from(count).unwrap().to_le_bytes());
+    bytes.resize(bytes.len() + count, 0);
+    assert!(matches!(
+        codec::decode::<JoinRequest>(&bytes),
+        Err(FrameError::Malformed(_))
+    ));
+}
+
+#[test]
+fn a_frame_header_is_six_bytes() {
+    let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
+    assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 1, 0]);
+}
+
+proptest::proptest! {
+    #[test]
+    fn random_bytes_never_make_the_reader_panic(
+        bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+    ) {
+        let mut versioned = PROTOCOL_VERSION.to_le_bytes().to_vec();
+        versioned.extend(&bytes);
+        for bytes in [&bytes, &versioned] {
+            let _ = codec::decode::<NodeMessage>(bytes);
+            let _ = codec::decode::<CoordinatorMessage>(bytes);
+            let _ = codec::decode::<BulkRequest>(bytes);
+        }
+    }
+}
