@@ -1,0 +1,111 @@
+/* Makes the bad hostcall that the path names, around the library OS. See proto/hostcall. */
+#include "guest.h"
+
+struct call_page {
+    uint32_t number, flags;
+    uint64_t args[4];
+    int64_t result;
+    uint64_t tsc;
+};
+
+enum { WAIT_REQUEST = 1, REQUEST_BODY, RESPOND, RESPONSE_BODY, LOG_FLUSH, EXIT, ABORT, PARK };
+
+#define CALL ((volatile struct call_page *)0x11000)
+#define LOG ((volatile uint64_t *)0x20000)
+#define STUB 0x8000UL
+#define TABLES 0x1000UL
+#define BOOT 0x10000UL
+#define KERNEL 0x100000UL
+#define WILD 0xFFFFFFFFFFFFF000UL
+
+static int64_t call(uint32_t number, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+    CALL->number = number;
+    CALL->flags = flags;
+    CALL->args[0] = a;
+    CALL->args[1] = b;
+    CALL->args[2] = c;
+    CALL->args[3] = d;
+    __asm__ volatile("int $0xF0" : : : "memory", "cc", "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9",
+                     "r10", "r11");
+    return CALL->result;
+}
+
+/* Fixed part of a response's head: its size, no headers, a status. */
+static const unsigned char head[8] = {8, 0, 0, 0, 0, 0, 200, 0};
+
+static void handle(const struct request *request) {
+    static char buffer[4096];
+    uint64_t good = (uint64_t)(uintptr_t)buffer, good_head = (uint64_t)(uintptr_t)head;
+    int64_t result = 0;
+    if (is_path(request, "/number_zero"))
+        result = call(0, 0, 0, 0, 0, 0);
+    else if (is_path(request, "/number_unknown"))
+        result = call(9999, 0, 0, 0, 0, 0);
+    else if (is_path(request, "/all_ones"))
+        result = call(~0u, ~0u, ~0ul, ~0ul, ~0ul, ~0ul);
+    else if (is_path(request, "/flags_unknown"))
+        result = call(RESPOND, 0xFFFFFFFE, good_head, 8, 0, 0);
+    else if (is_path(request, "/head_in_stub"))
+        result = call(RESPOND, 1, STUB, 8, 0, 0);
+    else if (is_path(request, "/head_wild"))
+        result = call(RESPOND, 1, WILD, 8192, 0, 0);
+    else if (is_path(request, "/head_empty"))
+        result = call(RESPOND, 1, good_head, 0, 0, 0);
+    else if (is_path(request, "/head_garbage")) {
+        memset(buffer, 0xFF, sizeof buffer);
+        result = call(RESPOND, 1, good, 64, 0, 0);
+    } else if (is_path(request, "/head_huge"))
+        result = call(RESPOND, 1, good_head, 1ul << 40, 0, 0);
+    else if (is_path(request, "/body_huge"))
+        result = call(RESPOND, 1, good_head, 8, good, ~0ul);
+    else if (is_path(request, "/body_wraps"))
+        result = call(RESPOND, 1, good_head, 8, ~0ul - 16, 64);
+    else if (is_path(request, "/body_in_page_tables"))
+        result = call(RESPOND, 1, good_head, 8, TABLES, 4096);
+    else if (is_path(request, "/wait_into_stub"))
+        result = call(WAIT_REQUEST, 0, STUB, 4096, 0, 0);
+    else if (is_path(request, "/wait_into_boot_page"))
+        result = call(WAIT_REQUEST, 0, BOOT, 4096, 0, 0);
+    else if (is_path(request, "/wait_into_kernel"))
+        result = call(WAIT_REQUEST, 0, KERNEL, 4096, 0, 0);
+    else if (is_path(request, "/wait_wild"))
+        result = call(WAIT_REQUEST, 0, WILD, ~0ul, 0, 0);
+    else if (is_path(request, "/wait_tiny"))
+        result = call(WAIT_REQUEST, 0, good, 1, 0, 0);
+    else if (is_path(request, "/request_body_into_stub"))
+        result = call(REQUEST_BODY, 0, STUB, 4096, 0, 0);
+    else if (is_path(request, "/request_body_wild"))
+        result = call(REQUEST_BODY, 0, WILD, ~0ul, 0, 0);
+    else if (is_path(request, "/body_before_head"))
+        result = call(RESPONSE_BODY, 1, good, 16, 0, 0);
+    else if (is_path(request, "/head_twice")) {
+        call(RESPOND, 0, good_head, 8, 0, 0);
+        result = call(RESPOND, 1, good_head, 8, 0, 0);
+    } else if (is_path(request, "/wait_unanswered"))
+        result = call(WAIT_REQUEST, 0, good, sizeof buffer, 0, 0);
+    else if (is_path(request, "/log_huge")) {
+        LOG[0] = ~0ul;
+        result = call(LOG_FLUSH, 0, 0, 0, 0, 0);
+    } else if (is_path(request, "/abort_text_wild"))
+        result = call(ABORT, 0, ~0ul, WILD, ~0ul, ~0ul);
+    else if (is_path(request, "/abort_text_in_stub"))
+        result = call(ABORT, 0, 1, STUB, 4096, 0);
+    else if (is_path(request, "/exit"))
+        result = call(EXIT, 0, 7, 0, 0, 0);
+    else if (is_path(request, "/park_for_ever"))
+        result = call(PARK, 0, ~0ul, 0, 0, 0);
+    else if (is_path(request, "/park_in_the_past"))
+        result = call(PARK, 0, 0, 0, 0, 0);
+    else if (is_path(request, "/for_ever"))
+        for (;;)
+            call(LOG_FLUSH, 0, 0, 0, 0, 0);
+    else {
+        answer(request, "no such hostcall: %s\n", request->path);
+        return;
+    }
+    answer(request, "%s returned %ld\n", request->path, (long)result);
+}
+
+int main(void) {
+    serve(handle);
+}

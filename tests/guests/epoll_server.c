@@ -1,0 +1,103 @@
+/*
+ * Serves by epoll on non-blocking sockets, level-triggered or with HOLM_EDGE=1 edge-triggered. Answers
+ * the method, the path and the length of the body.
+ */
+#include "guest.h"
+#include <fcntl.h>
+#include <sys/epoll.h>
+
+enum { CONNECTIONS = 64 };
+
+static struct state {
+    int fd;
+    size_t held;
+    char bytes[262144];
+} states[CONNECTIONS];
+
+static uint32_t mode;
+
+static void watch(int epoll, int fd, void *data) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP | mode, .data = {.ptr = data}};
+    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) {
+        perror("guest: epoll_ctl");
+        exit(95);
+    }
+}
+
+/* Answers every whole request that is held. */
+static void advance(struct state *state) {
+    for (;;) {
+        state->bytes[state->held] = '\0';
+        char *end = strstr(state->bytes, "\r\n\r\n");
+        if (end == NULL)
+            return;
+        const char *header = strcasestr(state->bytes, "\r\ncontent-length:");
+        size_t length = header != NULL && header < end ? strtoul(header + 17, NULL, 10) : 0;
+        size_t whole = (size_t)(end + 4 - state->bytes) + length;
+        if (state->held < whole)
+            return;
+        struct request request = {.connection = state->fd};
+        if (sscanf(state->bytes, "%15s %511s", request.method, request.path) != 2)
+            exit(92);
+        if (is_path(&request, "/ok"))
+            answer(&request, "ok\n");
+        else
+            answer(&request, "%s %s %zu\n", request.method, request.path, length);
+        memmove(state->bytes, state->bytes + whole, state->held - whole);
+        state->held -= whole;
+    }
+}
+
+static void receive(struct state *state) {
+    for (;;) {
+        ssize_t more =
+            read(state->fd, state->bytes + state->held, sizeof state->bytes - 1 - state->held);
+        if (more < 0 && errno == EAGAIN)
+            return;
+        if (more <= 0) {
+            close(state->fd);
+            state->fd = -1;
+            return;
+        }
+        state->held += (size_t)more;
+        advance(state);
+    }
+}
+
+static void welcome(int epoll, int fd) {
+    for (;;) {
+        int connection = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (connection < 0)
+            return;
+        struct state *state = states;
+        while (state < states + CONNECTIONS && state->fd >= 0)
+            state++;
+        if (state == states + CONNECTIONS) {
+            close(connection);
+            continue;
+        }
+        state->fd = connection;
+        state->held = 0;
+        watch(epoll, connection, state);
+    }
+}
+
+int main(void) {
+    mode = getenv("HOLM_EDGE") != NULL ? EPOLLET : 0;
+    for (size_t i = 0; i < CONNECTIONS; i++)
+        states[i].fd = -1;
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    int fd = listener();
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    watch(epoll, fd, NULL);
+    for (;;) {
+        struct epoll_event events[16];
+        int count = epoll_wait(epoll, events, 16, -1);
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr == NULL)
+                welcome(epoll, fd);
+            else
+                receive(events[i].data.ptr);
+        }
+    }
+}
