@@ -163,3 +163,30 @@ fn skipped(why: &str) {
     let name = thread.name().unwrap_or("a test");
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_test_guest_is_built_and_is_an_elf_file() {
+        let path = guest("state");
+        let program = fs::read(&path).unwrap();
+        assert!(program.starts_with(b"\x7FELF"), "{}", path.display());
+        let made = fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(guest("state"), path);
+        assert_eq!(
+            fs::metadata(&path).unwrap().modified().unwrap(),
+            made,
+            "built twice"
+        );
+    }
+
+    #[test]
+    fn every_source_file_is_listed_and_the_header_is_not() {
+        let names = build::names();
+        assert!(names.contains(&"loops".to_owned()) && names.contains(&"state".to_owned()));
+        assert!(!names.contains(&"guest".to_owned()));
+    }
+}
