@@ -133,6 +133,13 @@ pub struct BootPage {
     pub page_table_addr: u64,
 }
 
+impl BootPage {
+    /// Bytes of the program's stack.
+    pub fn stack_bytes(&self) -> u64 {
+        (PROGRAM_ADDR + self.memory_bytes).saturating_sub(self.stack_start)
+    }
+}
+
 /// Bits of [`BootPage::flags`].
 pub mod boot_flags {
     /// The CPU has AVX state; kept for the library OS's own choices.

@@ -1,0 +1,55 @@
+//! The door: what a program built with the SDK calls instead of being a server. No system call, no
+//! HTTP text; one hostcall each.
+
+use holm_hostcall::{ABI_VERSION, Call, Door};
+
+use crate::{host, state};
+
+/// The table whose address a program finds in its auxiliary vector.
+#[unsafe(no_mangle)]
+#[used]
+pub static HOLM_DOOR: DoorTable = DoorTable {
+    abi_version: ABI_VERSION,
+    reserved: 0,
+    wait_request,
+    request_body,
+    respond,
+    response_body,
+    random,
+};
+
+/// [`Door`] with the functions' types.
+#[repr(C)]
+pub struct DoorTable {
+    abi_version: u32,
+    reserved: u32,
+    wait_request: extern "C" fn(u64, u64) -> i64,
+    request_body: extern "C" fn(u64, u64) -> i64,
+    respond: extern "C" fn(u64, u64, u64, u64, u32) -> i64,
+    response_body: extern "C" fn(u64, u64, u32) -> i64,
+    random: extern "C" fn(*mut u8, usize) -> i64,
+}
+
+const _: () = assert!(size_of::<DoorTable>() == size_of::<Door>());
+
+extern "C" fn wait_request(buffer: u64, capacity: u64) -> i64 {
+    host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0])
+}
+
+extern "C" fn request_body(buffer: u64, capacity: u64) -> i64 {
+    host::call(Call::REQUEST_BODY, 0, [buffer, capacity, 0, 0])
+}
+
+extern "C" fn respond(head: u64, head_bytes: u64, body: u64, body_bytes: u64, flags: u32) -> i64 {
+    host::call(Call::RESPOND, flags, [head, head_bytes, body, body_bytes])
+}
+
+extern "C" fn response_body(body: u64, body_bytes: u64, flags: u32) -> i64 {
+    host::call(Call::RESPONSE_BODY, flags, [body, body_bytes, 0, 0])
+}
+
+extern "C" fn random(buffer: *mut u8, bytes: usize) -> i64 {
+    // SAFETY: the program passes a buffer of its own, as the door's contract says.
+    state::random().fill(unsafe { core::slice::from_raw_parts_mut(buffer, bytes) });
+    bytes as i64
+}

@@ -1,0 +1,35 @@
+//! Linux error numbers, and the result type of system calls.
+
+/// A Linux error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+/// What a system call gives: a value, or an error number.
+pub type SysResult = Result<u64, Errno>;
+
+macro_rules! errnos {
+    ($($name:ident = $value:literal),* $(,)?) => {
+        impl Errno {
+            $(
+                #[doc = concat!("`", stringify!($name), "`")]
+                pub const $name: Errno = Errno($value);
+            )*
+        }
+    };
+}
+
+errnos! {
+    EPERM = 1, ENOENT = 2, ESRCH = 3, EINTR = 4, EIO = 5, EBADF = 9, ECHILD = 10, EAGAIN = 11,
+    ENOMEM = 12, EACCES = 13, EFAULT = 14, EEXIST = 17, ENODEV = 19, ENOTDIR = 20, EINVAL = 22,
+    EMFILE = 24, ENOTTY = 25, ESPIPE = 29, EROFS = 30, EPIPE = 32, ENAMETOOLONG = 36, ENOSYS = 38,
+    ENOTSOCK = 88, EOPNOTSUPP = 95, EAFNOSUPPORT = 97, EADDRINUSE = 98, ENOTCONN = 107,
+    ETIMEDOUT = 110,
+}
+
+/// As the program sees it in rax.
+pub fn to_rax(result: SysResult) -> u64 {
+    match result {
+        Ok(value) => value,
+        Err(Errno(number)) => (-i64::from(number)) as u64,
+    }
+}

@@ -1,0 +1,129 @@
+//! The way out: hostcalls, and the two fixed pages shared with the host.
+
+use core::arch::asm;
+use core::fmt::Write as _;
+
+use holm_hostcall::{
+    BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, HOSTCALL_VECTOR, PROTECT_VECTOR,
+};
+
+/// What the host wrote before the guest went on. New after every restore.
+pub fn boot() -> BootPage {
+    // SAFETY: the host maps the boot page readable at this fixed address and fills it in before the
+    // vCPU runs. Volatile, because the host changes it behind the compiler's back.
+    unsafe { core::ptr::with_exposed_provenance::<BootPage>(BOOT_ADDR as usize).read_volatile() }
+}
+
+/// The generation alone: changes at every restore.
+pub fn generation() -> u64 {
+    let page = core::ptr::with_exposed_provenance::<BootPage>(BOOT_ADDR as usize);
+    // SAFETY: as in `boot`.
+    unsafe { (&raw const (*page).generation).read_volatile() }
+}
+
+/// The time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: the instruction has no precondition; CR4.TSD is clear.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Makes a hostcall and gives its result: a count, or a negative `errno`.
+pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
+    let page = core::ptr::with_exposed_provenance_mut::<CallPage>(CALL_ADDR as usize);
+    // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gate
+    // switches to the stub's stack, so the red zone stays whole; it changes no register. The host
+    // may read and write any memory named by `args`, hence no `nomem`.
+    unsafe {
+        page.write_volatile(CallPage { number: call.0, flags, args, result: 0, tsc: tsc() });
+        asm!("int {vector}", vector = const HOSTCALL_VECTOR);
+        (&raw const (*page).result).read_volatile()
+    }
+}
+
+/// Asks the stub to change the protection of `pages` pages of program memory from `start` on:
+/// 0 none, 1 read, 2 read and write. `false` if it refuses (code, or not program memory).
+pub fn protect(start: u64, pages: u64, protection: u64) -> bool {
+    let answer: u64;
+    // SAFETY: the gate changes rax only; the stub checks its arguments. The caller answers for the
+    // program's use of the pages.
+    unsafe {
+        asm!("int {vector}", vector = const PROTECT_VECTOR, out("rax") answer,
+             in("rdi") start, in("rsi") pages, in("rdx") protection);
+    }
+    answer == 0
+}
+
+/// Sets the base of FS, which holds the thread pointer.
+pub fn set_fs_base(base: u64) {
+    // SAFETY: CR4.FSGSBASE is set by the host; the caller checked that the address is canonical. The
+    // library OS itself uses no thread-local storage.
+    unsafe { asm!("wrfsbase {}", in(reg) base, options(nostack, preserves_flags)) };
+}
+
+/// Sets the base of GS.
+pub fn set_gs_base(base: u64) {
+    // SAFETY: as in `set_fs_base`.
+    unsafe { asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags)) };
+}
+
+/// The base of FS.
+pub fn fs_base() -> u64 {
+    let base: u64;
+    // SAFETY: as in `set_fs_base`.
+    unsafe { asm!("rdfsbase {}", out(reg) base, options(nostack, preserves_flags)) };
+    base
+}
+
+/// Goes over to the program at `entry` with the stack that the host laid out.
+pub fn enter(entry: u64, stack_pointer: u64) -> ! {
+    // SAFETY: both values come from the host, which loaded the program and its stack. Registers are
+    // cleared as Linux does; rdx = 0 says that there is no function to run at exit.
+    unsafe {
+        asm!(
+            "mov rsp, rsi",
+            "xor edx, edx", "xor ebx, ebx", "xor ebp, ebp", "xor esi, esi", "xor edi, edi",
+            "xor r8d, r8d", "xor r9d, r9d", "xor r10d, r10d", "xor r11d, r11d",
+            "jmp rax",
+            in("rax") entry, in("rsi") stack_pointer, options(noreturn)
+        )
+    }
+}
+
+/// Tells the host why the library OS gives up on the program. The vCPU does not run again.
+pub fn abort_with(reason: u64, detail: u64, text: core::fmt::Arguments<'_>) -> ! {
+    let mut buffer = Text { bytes: [0; 1024], used: 0 };
+    // Cutting a text that is too long is right here.
+    let _ = buffer.write_fmt(text);
+    call(Call::ABORT, 0, [reason, buffer.bytes.as_ptr() as u64, buffer.used as u64, detail]);
+    halt()
+}
+
+/// The program has ended. The vCPU does not run again.
+pub fn exit(status: u64) -> ! {
+    call(Call::EXIT, 0, [status, 0, 0, 0]);
+    halt()
+}
+
+fn halt() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// A bounded text buffer; what does not fit is cut.
+pub struct Text<const N: usize> {
+    /// The text.
+    pub bytes: [u8; N],
+    /// Bytes in use.
+    pub used: usize,
+}
+
+impl<const N: usize> core::fmt::Write for Text<N> {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        let room = &mut self.bytes[self.used..];
+        let fits = text.len().min(room.len());
+        room[..fits].copy_from_slice(&text.as_bytes()[..fits]);
+        self.used += fits;
+        Ok(())
+    }
+}

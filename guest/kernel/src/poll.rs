@@ -1,0 +1,237 @@
+//! Waiting for descriptors: poll, select and epoll, with the one rule of when to leave the guest.
+
+use crate::errno::{Errno, SysResult};
+use crate::files::{MAX_DESCRIPTORS, Object, Open};
+use crate::{state, time, user};
+
+const POLLIN: u32 = 0x001;
+const POLLOUT: u32 = 0x004;
+const POLLNVAL: u32 = 0x020;
+const POLLRDHUP: u32 = 0x2000;
+const EPOLLONESHOT: u32 = 1 << 30;
+const EPOLLET: u32 = 1 << 31;
+/// Events that are reported whether asked for or not: POLLERR and POLLHUP.
+const ALWAYS: u32 = 0x018;
+/// Most descriptors that one epoll instance watches.
+const MAX_WATCHED: usize = 64;
+
+/// What an object is ready for.
+fn ready(open: Open) -> u32 {
+    match open.object {
+        Object::Listener(port) => {
+            let serving = state::files().listener(crate::host::boot().port as u16) == Some(port);
+            if serving && state::server().is_pending() { POLLIN } else { 0 }
+        }
+        Object::Connection(id) => {
+            let answered = state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
+            let input = if state::server().is_readable(id) { POLLIN } else { 0 };
+            input | POLLOUT | if answered { POLLRDHUP } else { 0 }
+        }
+        Object::Event(count, _) => (if count > 0 { POLLIN } else { 0 }) | POLLOUT,
+        Object::Log => POLLOUT,
+        Object::Stdin | Object::Null | Object::Zero | Object::Random => POLLIN | POLLOUT,
+        Object::Socket(_) => POLLOUT | 0x010,
+        Object::Epoll(_) | Object::Free => 0,
+    }
+}
+
+/// Calls `scan` until it finds something, leaving the guest in between; `timeout` in nanoseconds,
+/// `None` for ever.
+fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysResult {
+    let deadline = timeout.map(|timeout| time::monotonic_ns().saturating_add(timeout));
+    loop {
+        let found = scan()?;
+        if found > 0 || timeout == Some(0) {
+            return Ok(found);
+        }
+        if deadline.is_some_and(|deadline| time::monotonic_ns() >= deadline) {
+            return Ok(0);
+        }
+        state::server().wait(deadline);
+    }
+}
+
+/// Milliseconds as C's poll and epoll give them: negative is for ever.
+pub fn timeout_ms(timeout: u64) -> Option<u64> {
+    u64::try_from(timeout as u32 as i32).ok().map(|ms| ms * 1_000_000)
+}
+
+/// `poll` and `ppoll`
+pub fn poll(array: u64, count: u64, timeout: Option<u64>) -> SysResult {
+    if count > MAX_DESCRIPTORS as u64 {
+        return Err(Errno::EINVAL);
+    }
+    wait_until(timeout, || {
+        let mut found = 0;
+        for at in 0..count {
+            let entry = array + at * 8;
+            let descriptor = user::read::<i32>(entry)?;
+            let wanted = u32::from(user::read::<u16>(entry + 4)?);
+            let events = match state::files().get(descriptor as u64) {
+                _ if descriptor < 0 => 0,
+                Ok(open) => ready(open) & (wanted | ALWAYS),
+                Err(_) => POLLNVAL,
+            };
+            user::write(entry + 6, events as u16)?;
+            found += u64::from(events != 0);
+        }
+        Ok(found)
+    })
+}
+
+/// `select` and `pselect6`: sets of up to 1024 descriptors.
+pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u64>) -> SysResult {
+    type Set = [u64; 16];
+    let count = count.min(MAX_DESCRIPTORS as u64);
+    let words = count.div_ceil(64);
+    let load = |addr: u64| -> Result<Set, Errno> {
+        let mut set = [0; 16];
+        for word in 0..if addr == 0 { 0 } else { words } {
+            set[word as usize] = user::read(addr + word * 8)?;
+        }
+        Ok(set)
+    };
+    let (wanted_read, wanted_write) = (load(read)?, load(write)?);
+    wait_until(timeout, || {
+        let (mut can_read, mut can_write, mut found): (Set, Set, u64) = ([0; 16], [0; 16], 0);
+        for descriptor in 0..count {
+            let (word, bit) = ((descriptor / 64) as usize, 1 << (descriptor % 64));
+            let asked = (wanted_read[word] | wanted_write[word]) & bit != 0;
+            if !asked {
+                continue;
+            }
+            let events = ready(state::files().get(descriptor)?);
+            if wanted_read[word] & bit != 0 && events & POLLIN != 0 {
+                can_read[word] |= bit;
+                found += 1;
+            }
+            if wanted_write[word] & bit != 0 && events & POLLOUT != 0 {
+                can_write[word] |= bit;
+                found += 1;
+            }
+        }
+        for (addr, set) in [(read, can_read), (write, can_write), (except, [0; 16])] {
+            for word in 0..if addr == 0 { 0 } else { words } {
+                user::write(addr + word * 8, set[word as usize])?;
+            }
+        }
+        Ok(found)
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Watched {
+    /// Index of the object; `u16::MAX` when the entry is unused.
+    object: u16,
+    descriptor: u32,
+    events: u32,
+    data: u64,
+    /// The object's edges when it was last reported, for EPOLLET.
+    reported: Option<u32>,
+}
+
+const UNWATCHED: Watched =
+    Watched { object: u16::MAX, descriptor: 0, events: 0, data: 0, reported: None };
+
+/// An epoll instance.
+pub struct Epoll {
+    /// Whether a descriptor stands for it.
+    pub used: bool,
+    watched: [Watched; MAX_WATCHED],
+}
+
+impl Epoll {
+    /// Watches nothing.
+    pub const fn new() -> Self {
+        Epoll { used: false, watched: [UNWATCHED; MAX_WATCHED] }
+    }
+
+    /// The object is gone.
+    pub fn forget(&mut self, object: u16) {
+        for watched in self.watched.iter_mut().filter(|watched| watched.object == object) {
+            *watched = UNWATCHED;
+        }
+    }
+}
+
+impl Default for Epoll {
+    fn default() -> Self {
+        Epoll::new()
+    }
+}
+
+fn instance(descriptor: u64) -> Result<&'static mut Epoll, Errno> {
+    match state::files().get(descriptor)?.object {
+        Object::Epoll(number) => Ok(&mut state::epolls()[usize::from(number)]),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `epoll_ctl`
+pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) -> SysResult {
+    const ADD: u64 = 1;
+    const DELETE: u64 = 2;
+    const MODIFY: u64 = 3;
+    let object = state::files().index(descriptor)?;
+    let epoll = instance(epoll)?;
+    let known = |watched: &Watched| {
+        watched.object == object && watched.descriptor == descriptor as u32
+    };
+    let at = epoll.watched.iter().position(known);
+    let wanted = |event| -> Result<Watched, Errno> {
+        Ok(Watched {
+            object,
+            descriptor: descriptor as u32,
+            events: user::read::<u32>(event)?,
+            data: user::read::<u64>(event + 4)?,
+            reported: None,
+        })
+    };
+    match (operation, at) {
+        (ADD, Some(_)) => return Err(Errno::EEXIST),
+        (ADD, None) => {
+            let free = epoll.watched.iter().position(|watched| watched.object == u16::MAX);
+            epoll.watched[free.ok_or(Errno::ENOMEM)?] = wanted(event)?;
+        }
+        (MODIFY, Some(at)) => epoll.watched[at] = wanted(event)?,
+        (DELETE, Some(at)) => epoll.watched[at] = UNWATCHED,
+        (MODIFY | DELETE, None) => return Err(Errno::ENOENT),
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+/// `epoll_wait` and `epoll_pwait`
+pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> SysResult {
+    let most = most as u32 as i32;
+    if most <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    instance(epoll)?;
+    wait_until(timeout, || {
+        let mut found = 0u64;
+        for watched in &mut instance(epoll)?.watched {
+            // `instance` borrows the epoll table alone, so the other parts are free to be asked.
+            if watched.object == u16::MAX || found >= most as u64 {
+                continue;
+            }
+            let open = state::files().object(watched.object);
+            let now = ready(open) & (watched.events | ALWAYS);
+            let old_edge =
+                watched.events & EPOLLET != 0 && watched.reported == Some(open.edges);
+            if now == 0 || old_edge {
+                continue;
+            }
+            watched.reported = Some(open.edges);
+            if watched.events & EPOLLONESHOT != 0 {
+                watched.events = EPOLLONESHOT;
+            }
+            // struct epoll_event is packed on x86-64: 12 bytes.
+            let entry = events + found * 12;
+            user::write(entry, now)?;
+            user::write(entry + 4, watched.data)?;
+            found += 1;
+        }
+        Ok(found)
+    })
+}

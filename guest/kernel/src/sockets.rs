@@ -1,0 +1,442 @@
+//! Stream sockets: a listener fed by the host, and the connection that carries a request.
+//!
+//! ```text
+//!   [idle] ──accept/poll waits: WAIT_REQUEST──▶ [pending] ──accept──▶ [open] ──▶ [answered]
+//!      ▲                                                                             │
+//!      └──────────────── the program waits for the next request ─────────────────────┘
+//! ```
+//! There is one request at a time. The first wait is the snapshot point, so under isolation by
+//! request a guest only ever goes once from left to right.
+
+use holm_hostcall::message::{Malformed, Request, SliceSink};
+use holm_hostcall::{Call, abort_reason, respond_flags};
+
+use crate::errno::{Errno, SysResult};
+use crate::files::{self, Object, wait_for_ever};
+use crate::http::{Output, Reply, write_request};
+use crate::{host, state, log, time, user};
+
+/// The encoded request, with the start of its body.
+const MESSAGE_BYTES: usize = 128 << 10;
+/// The request's head as text.
+const TEXT_BYTES: usize = 96 << 10;
+
+const AF_UNIX: u64 = 1;
+const AF_INET: u64 = 2;
+const AF_INET6: u64 = 10;
+const SOCK_STREAM: u64 = 1;
+const SOCK_NONBLOCK: u64 = 0o4000;
+const MSG_PEEK: u64 = 2;
+const MSG_DONTWAIT: u64 = 0x40;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No request.
+    Idle,
+    /// A request that the program has not accepted yet.
+    Pending,
+    /// Accepted and not answered in full.
+    Open,
+    /// Answered; the program may still hold the connection.
+    Answered,
+}
+
+/// The request being served.
+pub struct Server {
+    phase: Phase,
+    /// Number of the current connection.
+    id: u32,
+    message: [u8; MESSAGE_BYTES],
+    text: [u8; TEXT_BYTES],
+    text_end: usize,
+    text_at: usize,
+    /// What is left of the body's start, within `message`.
+    body_at: usize,
+    body_end: usize,
+    /// Bytes of the body that the host still has.
+    body_left: u64,
+    reply: Reply,
+    port_named: bool,
+}
+
+/// The host as the place where responses go.
+struct Host;
+
+impl Output for Host {
+    fn respond(&mut self, head: &[u8], body: &[u8], end: bool) {
+        let args =
+            [head.as_ptr() as u64, head.len() as u64, body.as_ptr() as u64, body.len() as u64];
+        host::call(Call::RESPOND, flags(end), args);
+    }
+
+    fn body(&mut self, body: &[u8], end: bool) {
+        let args = [body.as_ptr() as u64, body.len() as u64, 0, 0];
+        host::call(Call::RESPONSE_BODY, flags(end), args);
+    }
+}
+
+fn flags(end: bool) -> u32 {
+    if end { respond_flags::END } else { 0 }
+}
+
+fn give_up(error: Malformed) -> ! {
+    host::abort_with(abort_reason::MALFORMED_RESPONSE, 0, format_args!("{error}"))
+}
+
+impl Server {
+    /// No request yet.
+    pub const fn new() -> Self {
+        Server {
+            phase: Phase::Idle,
+            id: 0,
+            message: [0; MESSAGE_BYTES],
+            text: [0; TEXT_BYTES],
+            text_end: 0,
+            text_at: 0,
+            body_at: 0,
+            body_end: 0,
+            body_left: 0,
+            reply: Reply::new(),
+            port_named: false,
+        }
+    }
+
+    /// Whether a request waits to be accepted.
+    pub fn is_pending(&self) -> bool {
+        self.phase == Phase::Pending
+    }
+
+    /// Nothing that the program waits for is there. Leaves the guest until a request is there, if
+    /// the program is ready for one, or until `deadline` (monotonic nanoseconds).
+    pub fn wait(&mut self, deadline: Option<u64>) {
+        let port = host::boot().port as u16;
+        let listener = state::files().listener(port);
+        let idle = matches!(self.phase, Phase::Idle | Phase::Answered);
+        match (listener, deadline) {
+            (Some(listening), _) if idle => {
+                if listening != port && !self.port_named {
+                    self.port_named = true;
+                    log::note(format_args!(
+                        "the program listens on port {listening} instead of $PORT ({port}); it gets \
+                         the requests all the same"
+                    ));
+                }
+                self.wait_for_request(deadline);
+            }
+            (_, Some(deadline)) => time::park_until(deadline),
+            (_, None) => wait_for_ever(),
+        }
+    }
+
+    fn wait_for_request(&mut self, deadline: Option<u64>) {
+        let buffer = self.message.as_mut_ptr() as u64;
+        let args = [buffer, MESSAGE_BYTES as u64, deadline.unwrap_or(0), 0];
+        let bytes = host::call(Call::WAIT_REQUEST, 0, args);
+        let Ok(bytes) = usize::try_from(bytes) else {
+            // The host has none before the deadline.
+            return;
+        };
+        let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
+            Ok(request) => request,
+            Err(error) => give_up(error),
+        };
+        let mut sink = SliceSink::new(&mut self.text);
+        if !write_request(&request, &mut sink) {
+            give_up(Malformed("the request's head is too long for this guest"));
+        }
+        let head_only = request.method == b"HEAD";
+        let inline = request.body.len();
+        self.body_left = request.body_bytes - inline as u64;
+        self.text_end = sink.used();
+        self.text_at = 0;
+        self.body_at = bytes - inline;
+        self.body_end = bytes;
+        self.reply.start(head_only);
+        self.phase = Phase::Pending;
+        state::files().edge(|object| matches!(object, Object::Listener(_)));
+    }
+
+    fn accept(&mut self) -> u32 {
+        self.id = self.id.wrapping_add(1);
+        self.phase = Phase::Open;
+        self.id
+    }
+
+    fn is_open(&self, id: u32) -> bool {
+        id == self.id && self.phase == Phase::Open
+    }
+
+    /// Bytes that a read of connection `id` would find.
+    pub fn readable_bytes(&self, id: u32) -> u64 {
+        match self.is_open(id) {
+            true => {
+                let here = self.text_end - self.text_at + self.body_end - self.body_at;
+                here as u64 + self.body_left
+            }
+            false => 0,
+        }
+    }
+
+    /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
+    pub fn is_readable(&self, id: u32) -> bool {
+        !self.is_open(id) || self.readable_bytes(id) > 0
+    }
+
+    /// Reads from connection `id`.
+    pub fn read(&mut self, id: u32, to: &mut [u8], nonblocking: bool) -> SysResult {
+        if !self.is_open(id) || to.is_empty() {
+            return Ok(0);
+        }
+        let mut done = take(&self.text[..self.text_end], &mut self.text_at, to);
+        done += take(&self.message[..self.body_end], &mut self.body_at, &mut to[done..]);
+        let rest = &mut to[done..];
+        if self.body_left > 0 && !rest.is_empty() {
+            let args = [rest.as_mut_ptr() as u64, rest.len() as u64, 0, 0];
+            let bytes = host::call(Call::REQUEST_BODY, 0, args).max(0) as u64;
+            let bytes = bytes.min(rest.len() as u64).min(self.body_left);
+            self.body_left -= bytes;
+            done += bytes as usize;
+        }
+        match done {
+            0 if nonblocking => Err(Errno::EAGAIN),
+            // The caller has said everything and waits for the answer.
+            0 => wait_for_ever(),
+            done => Ok(done as u64),
+        }
+    }
+
+    fn peek(&self, id: u32, to: &mut [u8]) -> SysResult {
+        if !self.is_open(id) {
+            return Ok(0);
+        }
+        let (mut text_at, mut body_at) = (self.text_at, self.body_at);
+        let done = take(&self.text[..self.text_end], &mut text_at, to);
+        let done = done + take(&self.message[..self.body_end], &mut body_at, &mut to[done..]);
+        if done == 0 { Err(Errno::EAGAIN) } else { Ok(done as u64) }
+    }
+
+    /// The program wrote to connection `id`. What follows a complete response is dropped.
+    pub fn write(&mut self, id: u32, bytes: &[u8]) {
+        if self.is_open(id) {
+            if let Err(error) = self.reply.write(bytes, &mut Host) {
+                give_up(error);
+            }
+            self.note_answer();
+        }
+    }
+
+    /// The program closed connection `id`, or its sending half.
+    pub fn close(&mut self, id: u32) {
+        if !self.is_open(id) {
+            return;
+        }
+        if self.reply.is_untouched() {
+            host::abort_with(
+                abort_reason::NO_RESPONSE,
+                0,
+                format_args!("the program closed the connection without answering"),
+            );
+        }
+        if let Err(error) = self.reply.close(&mut Host) {
+            give_up(error);
+        }
+        self.note_answer();
+    }
+
+    /// After a complete answer the connection reads as closed by the caller.
+    fn note_answer(&mut self) {
+        if self.reply.is_done() {
+            self.phase = Phase::Answered;
+            let id = self.id;
+            state::files().edge(|object| object == Object::Connection(id));
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server::new()
+    }
+}
+
+fn take(from: &[u8], at: &mut usize, to: &mut [u8]) -> usize {
+    let bytes = (from.len() - *at).min(to.len());
+    to[..bytes].copy_from_slice(&from[*at..*at + bytes]);
+    *at += bytes;
+    bytes
+}
+
+/// `socket`
+pub fn socket(domain: u64, kind: u64) -> SysResult {
+    match (domain, kind & 0xff) {
+        (AF_INET | AF_INET6, SOCK_STREAM) => state::files().open(Object::Socket(0), kind),
+        (AF_INET | AF_INET6 | AF_UNIX, _) => Err(Errno::EACCES),
+        _ => Err(Errno::EAFNOSUPPORT),
+    }
+}
+
+/// `bind`: only the port matters.
+pub fn bind(descriptor: u64, address: u64, bytes: u64) -> SysResult {
+    let address = user::slice(address, bytes.min(128))?;
+    let port = match address {
+        [2 | 10, 0, high, low, ..] => u16::from_be_bytes([*high, *low]),
+        _ => return Err(Errno::EAFNOSUPPORT),
+    };
+    let open = state::files().get_mut(descriptor)?;
+    match open.object {
+        Object::Socket(0) => {
+            open.object = Object::Socket(if port == 0 { 40_000 } else { port });
+            Ok(0)
+        }
+        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// `listen`
+pub fn listen(descriptor: u64) -> SysResult {
+    let open = state::files().get_mut(descriptor)?;
+    match open.object {
+        Object::Socket(port) => {
+            open.object = Object::Listener(if port == 0 { 40_000 } else { port });
+            Ok(0)
+        }
+        Object::Listener(_) => Ok(0),
+        Object::Connection(_) => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// `accept` and `accept4`
+pub fn accept(descriptor: u64, address: u64, bytes: u64, flags: u64) -> SysResult {
+    let open = state::files().get(descriptor)?;
+    let Object::Listener(port) = open.object else {
+        return Err(match open.object {
+            Object::Socket(_) | Object::Connection(_) => Errno::EINVAL,
+            _ => Errno::ENOTSOCK,
+        });
+    };
+    // Requests come in on one listener alone.
+    let serving = state::files().listener(host::boot().port as u16) == Some(port);
+    while !(serving && state::server().is_pending()) {
+        if open.nonblocking {
+            return Err(Errno::EAGAIN);
+        }
+        if !serving {
+            wait_for_ever();
+        }
+        state::server().wait(None);
+    }
+    let id = state::server().accept();
+    let descriptor = state::files().open(Object::Connection(id), flags & SOCK_NONBLOCK)?;
+    put_address(address, bytes, 40_001)?;
+    Ok(descriptor)
+}
+
+/// `connect`: nothing outside can be reached.
+pub fn connect(descriptor: u64) -> SysResult {
+    match state::files().get(descriptor)?.object {
+        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => {
+            log::note(format_args!(
+                "connect refused (EACCES): the manifest allows this function no outbound connection"
+            ));
+            Err(Errno::EACCES)
+        }
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// Writes 127.0.0.1 and `port` as a `struct sockaddr_in`.
+fn put_address(address: u64, bytes: u64, port: u16) -> Result<(), Errno> {
+    if address == 0 || bytes == 0 {
+        return Ok(());
+    }
+    let [high, low] = port.to_be_bytes();
+    let encoded: [u8; 16] = [2, 0, high, low, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let room = user::read::<u32>(bytes)?.min(16);
+    user::slice_mut(address, u64::from(room))?.copy_from_slice(&encoded[..room as usize]);
+    user::write(bytes, 16u32)
+}
+
+/// `getsockname` and, with `peer`, `getpeername`
+pub fn name(descriptor: u64, address: u64, bytes: u64, peer: bool) -> SysResult {
+    let port = match (state::files().get(descriptor)?.object, peer) {
+        (Object::Connection(_), true) => 40_001,
+        (Object::Connection(_), false) => host::boot().port as u16,
+        (Object::Socket(port) | Object::Listener(port), false) => port,
+        (Object::Socket(_) | Object::Listener(_), true) => return Err(Errno::ENOTCONN),
+        _ => return Err(Errno::ENOTSOCK),
+    };
+    put_address(address, bytes, port)?;
+    Ok(0)
+}
+
+/// `getsockopt`: the values of a socket in good order.
+pub fn get_option(descriptor: u64, level: u64, option: u64, value: u64, bytes: u64) -> SysResult {
+    const SOL_SOCKET: u64 = 1;
+    is_socket(descriptor)?;
+    let answer: i32 = match (level, option) {
+        // SO_TYPE
+        (SOL_SOCKET, 3) => 1,
+        // SO_SNDBUF, SO_RCVBUF
+        (SOL_SOCKET, 7 | 8) => 1 << 16,
+        // SO_ACCEPTCONN
+        (SOL_SOCKET, 30) => {
+            i32::from(matches!(state::files().get(descriptor)?.object, Object::Listener(_)))
+        }
+        _ => 0,
+    };
+    if user::read::<u32>(bytes)? < 4 {
+        return Err(Errno::EINVAL);
+    }
+    user::write(value, answer)?;
+    user::write(bytes, 4u32)?;
+    Ok(0)
+}
+
+/// `setsockopt`: nothing that a program can set changes a stream in memory.
+pub fn set_option(descriptor: u64) -> SysResult {
+    is_socket(descriptor)?;
+    Ok(0)
+}
+
+fn is_socket(descriptor: u64) -> Result<(), Errno> {
+    match state::files().get(descriptor)?.object {
+        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Ok(()),
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// `shutdown`: the end of the sending half ends a response that goes on until the close.
+pub fn shutdown(descriptor: u64, how: u64) -> SysResult {
+    match state::files().get(descriptor)?.object {
+        Object::Connection(id) => {
+            if how != 0 {
+                state::server().close(id);
+            }
+            Ok(0)
+        }
+        Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// `recvfrom` and each part of `recvmsg`
+pub fn receive(descriptor: u64, to: &mut [u8], flags: u64) -> SysResult {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        Object::Connection(id) if flags & MSG_PEEK != 0 => state::server().peek(id, to),
+        Object::Connection(id) => {
+            let nonblocking = open.nonblocking || flags & MSG_DONTWAIT != 0;
+            state::server().read(id, to, nonblocking)
+        }
+        Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
+        _ => Err(Errno::ENOTSOCK),
+    }
+}
+
+/// `sendto` and each part of `sendmsg`
+pub fn send(descriptor: u64, bytes: &[u8]) -> SysResult {
+    is_socket(descriptor)?;
+    files::write(descriptor, bytes)
+}

@@ -1,0 +1,49 @@
+//! The state of the library OS: one static for each part, each behind its own accessor, so that two
+//! parts can be in use at a time and no part is in use twice.
+
+use core::cell::UnsafeCell;
+
+use crate::files::Files;
+use crate::memory::Memory;
+use crate::poll::Epoll;
+use crate::random::Random;
+use crate::sockets::Server;
+
+/// Most epoll instances.
+pub const MAX_EPOLLS: usize = 8;
+
+struct Part<T>(UnsafeCell<T>);
+
+// SAFETY: the guest has one vCPU, and the library OS is entered only by a system call or a door
+// call of the one running thread, never from an interrupt.
+unsafe impl<T> Sync for Part<T> {}
+
+macro_rules! parts {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $initial:expr;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// A function that holds this reference calls nothing that asks for the same part again.
+            pub fn $name() -> &'static mut $type {
+                static PART: Part<$type> = Part(UnsafeCell::new($initial));
+                // SAFETY: see `Part` for other threads; in this one the rule above holds.
+                unsafe { &mut *PART.0.get() }
+            }
+        )*
+    };
+}
+
+parts! {
+    /// Program memory.
+    memory: Memory = Memory::new();
+    /// File descriptors and what they stand for.
+    files: Files = Files::new();
+    /// The epoll instances.
+    epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    /// The listener's queue and the request being served.
+    server: Server = Server::new();
+    /// Random bytes.
+    random: Random = Random::new();
+    /// System calls that were refused and have been named in the log, one bit each.
+    named: [u64; 8] = [0; 8];
+}

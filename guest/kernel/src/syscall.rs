@@ -1,0 +1,389 @@
+//! The system calls: the frame that the entry leaves, and which call is served where.
+//!
+//! A call that is not served is ENOSYS, named once in the function's log.
+
+use holm_hostcall::abort_reason;
+
+use crate::errno::{Errno, SysResult, to_rax};
+use crate::memory::Guest;
+use crate::{files, host, log, poll, sockets, stat, state, time, user};
+
+/// The program's registers at a `syscall`, as the entry pushes them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    rdi: u64,
+    rsi: u64,
+    rdx: u64,
+    r10: u64,
+    r8: u64,
+    r9: u64,
+    r15: u64,
+    r14: u64,
+    r13: u64,
+    r12: u64,
+    rbp: u64,
+    rbx: u64,
+    r11: u64,
+    rcx: u64,
+    rax: u64,
+    rsp: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 128);
+
+/// Serves one system call; the answer is for rax.
+pub extern "C" fn handle(frame: &mut Frame) -> u64 {
+    to_rax(serve(frame))
+}
+
+const SIGNAL_MASK_BYTES: u64 = 8;
+/// One process, one thread.
+const PROCESS_ID: u64 = 1;
+
+fn serve(frame: &Frame) -> SysResult {
+    let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
+    let memory = state::memory;
+    match frame.rax {
+        0 => files::read(a, user::slice_mut(b, c)?),
+        1 => files::write(a, user::slice(b, c)?),
+        2 => files::open(a, b),
+        3 => files::close(a),
+        4 | 6 | 21 | 87 | 89 => user::path(a).and(Err(Errno::ENOENT)),
+        5 => stat::stat(files::kind(a)?, b),
+        7 => poll::poll(a, b, poll::timeout_ms(c)),
+        8 => files::kind(a).and(Err(Errno::ESPIPE)),
+        9 => memory().map(a, b, c, d, &mut Guest),
+        10 => memory().protect(a, b, c, &mut Guest),
+        11 => memory().unmap(a, b, &mut Guest),
+        12 => Ok(memory().brk(a, &mut Guest)),
+        13 => signal_action(c),
+        14 => signal_mask(c),
+        16 => files::ioctl(a, b, c),
+        17 | 18 => files::kind(a).and(Err(Errno::ESPIPE)),
+        19 => vectors(b, c, |start, bytes, _| files::read(a, user::slice_mut(start, bytes)?)),
+        20 => vectors(b, c, |start, bytes, _| files::write(a, user::slice(start, bytes)?)),
+        23 => poll::select(a, b, c, d, time_value(e)?),
+        24 => Ok(0),
+        25 => memory().remap(a, b, c, d, &mut Guest),
+        28 => memory().advise(a, b, c, &mut Guest),
+        32 => files::duplicate(a),
+        33 | 292 => files::duplicate_to(a, b),
+        35 => time::sleep(1, false, a),
+        39 | 110 | 111 | 186 => Ok(PROCESS_ID),
+        41 => sockets::socket(a, b),
+        42 => sockets::connect(a),
+        43 => sockets::accept(a, b, c, 0),
+        44 => sockets::send(a, user::slice(b, c)?),
+        45 => sockets::receive(a, user::slice_mut(b, c)?, d),
+        46 => message(b, |start, bytes, _| sockets::send(a, user::slice(start, bytes)?)),
+        47 => message(b, |start, bytes, first| {
+            // Only the first part may wait: what is there is to be given.
+            const MSG_DONTWAIT: u64 = 0x40;
+            sockets::receive(a, user::slice_mut(start, bytes)?, if first { c } else { c | MSG_DONTWAIT })
+        }),
+        48 => sockets::shutdown(a, b),
+        49 => sockets::bind(a, b, c),
+        50 => sockets::listen(a),
+        51 => sockets::name(a, b, c, false),
+        52 => sockets::name(a, b, c, true),
+        54 => sockets::set_option(a),
+        55 => sockets::get_option(a, b, c, d, e),
+        60 | 231 => host::exit(a & 0xff),
+        62 | 200 => signal(a, b),
+        63 => uname(a),
+        72 => files::control(a, b, c),
+        79 => working_directory(a, b),
+        80 => user::path(a).and(Err(Errno::ENOENT)),
+        95 => Ok(0o022),
+        96 => time::gettimeofday(a),
+        97 => resource_limit(a, b),
+        98 => zero::<[u64; 14]>(b, [0; 14]).and(zero(b + 112, [0u64; 2])).and(zero(b + 128, [0u64; 2])),
+        99 => system_information(a),
+        102 | 104 | 107 | 108 => Ok(0),
+        131 => Ok(0),
+        157 => Ok(0),
+        158 => architecture(a, b),
+        201 => time::time(a),
+        202 => futex(a, b, c, d),
+        204 => affinity(b, c),
+        213 | 291 => files::open_epoll(),
+        218 => Ok(PROCESS_ID),
+        228 => time::clock_gettime(a, b),
+        229 => time::clock_getres(a, b),
+        230 => time::sleep(a, b & 1 != 0, c),
+        232 | 281 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
+        233 => poll::epoll_control(a, b, c, d),
+        234 => signal(b, c),
+        257 => files::open(b, c),
+        262 => at_path(a, b, d, |descriptor| stat::stat(files::kind(descriptor)?, c)),
+        267 | 269 | 439 => user::path(b).and(Err(Errno::ENOENT)),
+        270 => poll::select(a, b, c, d, time::timespec(e)?),
+        271 => poll::poll(a, b, time::timespec(c)?),
+        273 => Ok(0),
+        288 => sockets::accept(a, b, c, d),
+        284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
+        302 => {
+            if d != 0 {
+                resource_limit(b, d)?;
+            }
+            Ok(0)
+        }
+        309 => {
+            if a != 0 {
+                user::write(a, 0u32)?;
+            }
+            if b != 0 {
+                user::write(b, 0u32)?;
+            }
+            Ok(0)
+        }
+        318 => {
+            state::random().fill(user::slice_mut(a, b)?);
+            Ok(b)
+        }
+        332 => at_path(a, b, c, |descriptor| stat::statx(files::kind(descriptor)?, e)),
+        56 | 57 | 58 | 59 | 322 | 435 => refuse(frame.rax),
+        number => refuse(number),
+    }
+}
+
+fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {
+    user::write(to, value)?;
+    Ok(0)
+}
+
+/// ENOSYS, named once.
+fn refuse(number: u64) -> SysResult {
+    let named = state::named();
+    let (word, bit) = ((number / 64) as usize, 1u64 << (number % 64));
+    let first = named.get_mut(word).is_some_and(|word| {
+        let first = *word & bit == 0;
+        *word |= bit;
+        first
+    });
+    if first {
+        match name(number) {
+            Some((name, why)) => log::note(format_args!("system call {name}: ENOSYS ({why})")),
+            None => log::note(format_args!("system call number {number}: ENOSYS (not supported)")),
+        }
+    }
+    Err(Errno::ENOSYS)
+}
+
+/// Calls that programs are known to try, and why they are not there.
+fn name(number: u64) -> Option<(&'static str, &'static str)> {
+    const ONE_PROCESS: &str = "a function is one process; it cannot start others";
+    const ONE_THREAD: &str = "threads and processes are not supported";
+    Some(match number {
+        22 => ("pipe", "not supported"),
+        53 => ("socketpair", "not supported"),
+        56 => ("clone", ONE_THREAD),
+        57 => ("fork", ONE_PROCESS),
+        58 => ("vfork", ONE_PROCESS),
+        59 => ("execve", ONE_PROCESS),
+        61 => ("wait4", ONE_PROCESS),
+        283 => ("timerfd_create", "not supported"),
+        293 => ("pipe2", "not supported"),
+        322 => ("execveat", ONE_PROCESS),
+        334 => ("rseq", "not needed on one vCPU"),
+        435 => ("clone3", ONE_THREAD),
+        _ => return None,
+    })
+}
+
+/// Calls `each` for the parts of an `iovec` array until one is cut short.
+fn vectors(
+    array: u64,
+    count: u64,
+    mut each: impl FnMut(u64, u64, bool) -> SysResult,
+) -> SysResult {
+    if count > 1024 {
+        return Err(Errno::EINVAL);
+    }
+    let mut total = 0;
+    for at in 0..count {
+        let [start, bytes] = user::read::<[u64; 2]>(array + at * 16)?;
+        if bytes == 0 {
+            continue;
+        }
+        match each(start, bytes, total == 0) {
+            Ok(done) => {
+                total += done;
+                if done < bytes {
+                    break;
+                }
+            }
+            Err(error) if total == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(total)
+}
+
+/// The parts of a `struct msghdr`; no address and no control data.
+fn message(header: u64, each: impl FnMut(u64, u64, bool) -> SysResult) -> SysResult {
+    let [array, count] = user::read::<[u64; 2]>(header + 16)?;
+    vectors(array, count, each)
+}
+
+/// A call with a directory descriptor and a path: with an empty path it is about the descriptor.
+fn at_path(
+    descriptor: u64,
+    path: u64,
+    flags: u64,
+    about: impl FnOnce(u64) -> SysResult,
+) -> SysResult {
+    const AT_EMPTY_PATH: u64 = 0x1000;
+    let empty = path == 0 || user::path(path)?.is_empty();
+    if empty && flags & AT_EMPTY_PATH != 0 { about(descriptor) } else { Err(Errno::ENOENT) }
+}
+
+/// A C `struct timeval` in nanoseconds; `None` for a null pointer.
+fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let [seconds, us] = user::read::<[u64; 2]>(addr)?;
+    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(us.saturating_mul(1000))))
+}
+
+/// `rt_sigaction`: no signal is ever delivered, so the old action is always the default.
+fn signal_action(old: u64) -> SysResult {
+    if old != 0 {
+        user::write(old, [0u64; 2])?;
+        user::write(old + 16, [0u64; 2])?;
+    }
+    Ok(0)
+}
+
+fn signal_mask(old: u64) -> SysResult {
+    if old != 0 {
+        user::slice_mut(old, SIGNAL_MASK_BYTES)?.fill(0);
+    }
+    Ok(0)
+}
+
+/// `kill`, `tkill` and `tgkill`: a program can only end itself so.
+fn signal(target: u64, signal: u64) -> SysResult {
+    const SIGCHLD: u64 = 17;
+    const SIGURG: u64 = 23;
+    const SIGWINCH: u64 = 28;
+    let to_itself = matches!(target as u32 as i32, 0 | 1 | -1 | i32::MIN..-1);
+    match signal {
+        _ if !to_itself => Err(Errno::ESRCH),
+        0 | SIGCHLD | SIGURG | SIGWINCH => Ok(0),
+        1..=64 => host::abort_with(
+            abort_reason::SIGNAL,
+            signal,
+            format_args!("the program sent itself signal {signal}"),
+        ),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+fn uname(to: u64) -> SysResult {
+    let fields: [&[u8]; 6] =
+        [b"Linux", b"holm", b"6.1.0-holm", b"#1 Holm", b"x86_64", b"(none)"];
+    let room = user::slice_mut(to, 6 * 65)?;
+    room.fill(0);
+    for (field, room) in fields.iter().zip(room.chunks_mut(65)) {
+        room[..field.len()].copy_from_slice(field);
+    }
+    Ok(0)
+}
+
+fn working_directory(to: u64, bytes: u64) -> SysResult {
+    if bytes < 2 {
+        return Err(Errno::EINVAL);
+    }
+    user::slice_mut(to, 2)?.copy_from_slice(b"/\0");
+    Ok(2)
+}
+
+fn resource_limit(resource: u64, to: u64) -> SysResult {
+    const STACK: u64 = 3;
+    const OPEN_FILES: u64 = 7;
+    const ADDRESS_SPACE: u64 = 9;
+    let limit = match resource {
+        STACK => host::boot().stack_bytes(),
+        OPEN_FILES => files::MAX_DESCRIPTORS as u64,
+        ADDRESS_SPACE => state::memory().total_bytes(),
+        0..=15 => u64::MAX,
+        _ => return Err(Errno::EINVAL),
+    };
+    user::write(to, [limit, limit])?;
+    Ok(0)
+}
+
+/// `sysinfo`
+fn system_information(to: u64) -> SysResult {
+    let room = user::slice_mut(to, 112)?;
+    room.fill(0);
+    let memory = state::memory();
+    let mut put = |at: usize, value: u64| room[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    put(0, time::monotonic_ns() / 1_000_000_000);
+    put(32, memory.total_bytes());
+    put(40, memory.free_bytes());
+    // One process; sizes are in bytes.
+    put(80, 1);
+    room[104..108].copy_from_slice(&1u32.to_le_bytes());
+    Ok(0)
+}
+
+/// `arch_prctl`: the thread pointer.
+fn architecture(operation: u64, value: u64) -> SysResult {
+    const ARCH_SET_GS: u64 = 0x1001;
+    const ARCH_SET_FS: u64 = 0x1002;
+    const ARCH_GET_FS: u64 = 0x1003;
+    const NON_CANONICAL_FROM: u64 = 1 << 47;
+    match operation {
+        ARCH_SET_FS | ARCH_SET_GS if value >= NON_CANONICAL_FROM => Err(Errno::EPERM),
+        ARCH_SET_FS => {
+            host::set_fs_base(value);
+            Ok(0)
+        }
+        ARCH_SET_GS => {
+            host::set_gs_base(value);
+            Ok(0)
+        }
+        ARCH_GET_FS => zero(value, host::fs_base()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `futex`, with one thread: nobody is there to be woken or to wake.
+fn futex(word: u64, operation: u64, value: u64, timeout: u64) -> SysResult {
+    const WAIT: u64 = 0;
+    const WAKE: u64 = 1;
+    const WAIT_BITSET: u64 = 9;
+    const WAKE_BITSET: u64 = 10;
+    const CLOCK_REALTIME: u64 = 256;
+    match operation & 0x7f {
+        WAKE | WAKE_BITSET => Ok(0),
+        wait @ (WAIT | WAIT_BITSET) => {
+            if user::read::<u32>(word)? != value as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            let Some(time) = time::timespec(timeout)? else { files::wait_for_ever() };
+            let now = time::monotonic_ns();
+            let until = match (wait, operation & CLOCK_REALTIME != 0) {
+                (WAIT, _) => now.saturating_add(time),
+                (_, false) => time,
+                (_, true) => now.saturating_add(time.saturating_sub(time::realtime_ns())),
+            };
+            time::park_until(until);
+            Err(Errno::ETIMEDOUT)
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// `sched_getaffinity`: one CPU.
+fn affinity(bytes: u64, to: u64) -> SysResult {
+    if bytes < 8 {
+        return Err(Errno::EINVAL);
+    }
+    user::write(to, 1u64)?;
+    Ok(8)
+}

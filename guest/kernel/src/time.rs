@@ -1,0 +1,98 @@
+//! Clocks, from the time-stamp counter and the base that the host set at the last restore.
+
+use crate::errno::{Errno, SysResult};
+use crate::{host, user};
+
+/// Nanoseconds since the base, and the two bases.
+fn since_base() -> (u64, u64, u64) {
+    let boot = host::boot();
+    let ticks = host::tsc().saturating_sub(boot.tsc_at);
+    let elapsed = (u128::from(ticks) * u128::from(boot.ns_per_tick_q32)) >> 32;
+    (elapsed as u64, boot.realtime_ns, boot.monotonic_ns)
+}
+
+/// Nanoseconds since 1970 UTC.
+pub fn realtime_ns() -> u64 {
+    let (elapsed, realtime, _) = since_base();
+    realtime.wrapping_add(elapsed)
+}
+
+/// Nanoseconds of a clock that never goes back.
+pub fn monotonic_ns() -> u64 {
+    let (elapsed, _, monotonic) = since_base();
+    monotonic.wrapping_add(elapsed)
+}
+
+/// A C `struct timespec` as nanoseconds; `None` for a null pointer.
+pub fn timespec(addr: u64) -> Result<Option<u64>, Errno> {
+    if addr == 0 {
+        return Ok(None);
+    }
+    let [seconds, nanoseconds] = user::read::<[u64; 2]>(addr)?;
+    if nanoseconds >= 1_000_000_000 || seconds > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)))
+}
+
+fn read_clock(clock: u64) -> Result<u64, Errno> {
+    match clock {
+        // CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI
+        0 | 5 | 11 => Ok(realtime_ns()),
+        // CLOCK_MONOTONIC, both CPU-time clocks, MONOTONIC_RAW, MONOTONIC_COARSE, BOOTTIME
+        1..=4 | 6 | 7 => Ok(monotonic_ns()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `clock_gettime`
+pub fn clock_gettime(clock: u64, to: u64) -> SysResult {
+    let ns = read_clock(clock)?;
+    user::write(to, [ns / 1_000_000_000, ns % 1_000_000_000])?;
+    Ok(0)
+}
+
+/// `clock_getres`
+pub fn clock_getres(clock: u64, to: u64) -> SysResult {
+    read_clock(clock)?;
+    if to != 0 {
+        user::write(to, [0u64, 1])?;
+    }
+    Ok(0)
+}
+
+/// `gettimeofday`
+pub fn gettimeofday(to: u64) -> SysResult {
+    if to != 0 {
+        let us = realtime_ns() / 1000;
+        user::write(to, [us / 1_000_000, us % 1_000_000])?;
+    }
+    Ok(0)
+}
+
+/// `time`
+pub fn time(to: u64) -> SysResult {
+    let seconds = realtime_ns() / 1_000_000_000;
+    if to != 0 {
+        user::write(to, seconds)?;
+    }
+    Ok(seconds)
+}
+
+/// `nanosleep` and `clock_nanosleep`; `absolute` is TIMER_ABSTIME.
+pub fn sleep(clock: u64, absolute: bool, addr: u64) -> SysResult {
+    let time = timespec(addr)?.ok_or(Errno::EFAULT)?;
+    let until = match absolute {
+        true => monotonic_ns().saturating_add(time.saturating_sub(read_clock(clock)?)),
+        false => monotonic_ns().saturating_add(time),
+    };
+    park_until(until);
+    Ok(0)
+}
+
+/// Leaves the vCPU until the monotonic clock reads `until`.
+pub fn park_until(until: u64) {
+    while monotonic_ns() < until {
+        host::call(holm_hostcall::Call::PARK, 0, [until, 0, 0, 0]);
+    }
+}
