@@ -1,2 +1,48 @@
-//! Placeholder.
-fn main() {}
+//! What people working on Holm do more than once: `cargo xtask --help`.
+#![forbid(unsafe_code)]
+
+mod guests;
+mod hardware_kvm;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "What people working on Holm do more than once", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build all test guests and sample functions into a directory, for HOLM_TEST_GUESTS_DIR.
+    Guests {
+        /// Where to put them.
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Run the tests of the VMM, and through it of the guest, on hardware KVM: AMD SVM with nested
+    /// paging, emulated by QEMU. Slow, and no timing from it means anything.
+    HardwareKvm {
+        /// Seconds after which the emulated machine is stopped and the run fails.
+        #[arg(long, default_value_t = 1800)]
+        timeout: u64,
+        /// Arguments for the test programs, for example a part of a test's name.
+        #[arg(last = true)]
+        test_arguments: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Guests { out } => guests::build_all(&out),
+        Task::HardwareKvm {
+            timeout,
+            test_arguments,
+        } => hardware_kvm::run(Duration::from_secs(timeout), &test_arguments),
+    }
+}

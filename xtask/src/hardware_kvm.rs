@@ -1,0 +1,158 @@
+//! `cargo xtask hardware-kvm`: the VMM's tests where KVM has hardware behind it.
+//!
+//! QEMU's TCG emulates AMD SVM with nested paging; Debian's kernel boots in it with `kvm-amd`, and
+//! the statically linked test programs run against that machine's /dev/kvm. The semantics are those
+//! of hardware, the speed is not. Nothing is installed: the kernel package is unpacked below
+//! `target/hardware-kvm`, where everything else that this makes is too.
+
+mod boot;
+mod initramfs;
+mod kernel;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::guests;
+
+/// The packages whose tests are run.
+const PACKAGES: [&str; 1] = ["holm-vmm"];
+/// The target of the test programs; named explicitly, so that the flags below reach them alone and
+/// not the build scripts.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The machine has no shared libraries.
+const STATIC: &str =
+    "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\", \"target-feature=+crt-static\"]";
+
+/// A test program and the name it is shown by.
+pub(crate) struct TestProgram {
+    name: String,
+    path: PathBuf,
+}
+
+/// Builds, boots and judges. An error if any test fails, if none runs, or if the machine does not
+/// come to its end in `timeout`.
+pub(crate) fn run(timeout: Duration, test_arguments: &[String]) -> Result<()> {
+    require_tools()?;
+    let root = workspace().join("target/hardware-kvm");
+    fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+    let kernel = kernel::fetch(&root)?;
+    let programs = build_tests(&root)?;
+    let guests = root.join("guests");
+    guests::build_all(&guests)?;
+    let initramfs = initramfs::make(&root, &kernel, &programs, &guests, test_arguments)?;
+    boot::run(&kernel.image, &initramfs, &programs, timeout)
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Fails with the command that installs what is missing.
+fn require_tools() -> Result<()> {
+    let tools = [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("cpio", "cpio"),
+        ("dpkg", "dpkg"),
+        ("apt-get", "apt"),
+    ];
+    let missing: Vec<&str> = tools
+        .into_iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .map(|(_, package)| package)
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "this needs programs that are not installed; on Debian run:\n  apt-get update && apt-get \
+         install --no-install-recommends {}",
+        missing.join(" ")
+    );
+    Ok(())
+}
+
+/// Where on `PATH` a program is.
+fn find_program(name: &str) -> Option<PathBuf> {
+    env::split_paths(&env::var_os("PATH")?)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+}
+
+/// The lines of cargo's JSON that matter.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds the test programs, statically linked.
+fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace())
+        // These would replace the flags given by `--config`.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .args([
+            "test",
+            "--no-run",
+            "--locked",
+            "--message-format=json-render-diagnostics",
+        ])
+        .args(["--target", TARGET, "--config", STATIC, "--target-dir"])
+        .arg(root.join("build"))
+        .stderr(Stdio::inherit());
+    for package in PACKAGES {
+        command.args(["--package", package]);
+    }
+    let output = command
+        .output()
+        .context("cannot start cargo to build the tests")?;
+    ensure!(
+        output.status.success(),
+        "the tests do not build; cargo's messages are above"
+    );
+    let mut programs = Vec::new();
+    for line in output
+        .stdout
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let message: Message =
+            serde_json::from_slice(line).context("cannot read a message of cargo's")?;
+        let (Some(path), Some(target), Some(Profile { test: true })) =
+            (message.executable, message.target, message.profile)
+        else {
+            continue;
+        };
+        if message.reason == "compiler-artifact" {
+            let kind = target.kind.first().map_or("test", String::as_str);
+            programs.push(TestProgram {
+                name: format!("{kind}-{}", target.name),
+                path,
+            });
+        }
+    }
+    if programs.is_empty() {
+        bail!("cargo built no test program for {}", PACKAGES.join(", "));
+    }
+    Ok(programs)
+}
