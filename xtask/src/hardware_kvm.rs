@@ -20,8 +20,6 @@ use serde::Deserialize;
 
 use crate::guests;
 
-/// The packages whose tests are run.
-const PACKAGES: [&str; 1] = ["holm-vmm"];
 /// The target of the test programs; named explicitly, so that the flags below reach them alone and
 /// not the build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -35,14 +33,14 @@ pub(crate) struct TestProgram {
     path: PathBuf,
 }
 
-/// Builds, boots and judges. An error if any test fails, if none runs, or if the machine does not
-/// come to its end in `timeout`.
-pub(crate) fn run(timeout: Duration, test_arguments: &[String]) -> Result<()> {
+/// Builds, boots and judges the tests of `packages`. An error if any test fails, if none runs, or if
+/// the machine does not come to its end in `timeout`.
+pub(crate) fn run(packages: &[String], timeout: Duration, test_arguments: &[String]) -> Result<()> {
     require_tools()?;
     let root = workspace().join("target/hardware-kvm");
     fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
     let kernel = kernel::fetch(&root)?;
-    let programs = build_tests(&root)?;
+    let programs = build_tests(&root, packages)?;
     let guests = root.join("guests");
     guests::build_all(&guests)?;
     let initramfs = initramfs::make(&root, &kernel, &programs, &guests, test_arguments)?;
@@ -104,7 +102,7 @@ struct Profile {
 }
 
 /// Builds the test programs, statically linked.
-fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
+fn build_tests(root: &Path, packages: &[String]) -> Result<Vec<TestProgram>> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(workspace())
@@ -120,7 +118,7 @@ fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
         .args(["--target", TARGET, "--config", STATIC, "--target-dir"])
         .arg(root.join("build"))
         .stderr(Stdio::inherit());
-    for package in PACKAGES {
+    for package in packages {
         command.args(["--package", package]);
     }
     let output = command
@@ -130,7 +128,7 @@ fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
         output.status.success(),
         "the tests do not build; cargo's messages are above"
     );
-    let mut programs = Vec::new();
+    let mut programs: Vec<TestProgram> = Vec::new();
     for line in output
         .stdout
         .split(|&byte| byte == b'\n')
@@ -152,7 +150,7 @@ fn build_tests(root: &Path) -> Result<Vec<TestProgram>> {
         }
     }
     if programs.is_empty() {
-        bail!("cargo built no test program for {}", PACKAGES.join(", "));
+        bail!("cargo built no test program for {}", packages.join(", "));
     }
     Ok(programs)
 }

@@ -5,6 +5,7 @@ mod guests;
 mod hardware_kvm;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -31,18 +32,32 @@ enum Task {
         /// Seconds after which the emulated machine is stopped and the run fails.
         #[arg(long, default_value_t = 1800)]
         timeout: u64,
+        /// Packages whose tests to run.
+        #[arg(long = "package", default_value = "holm-vmm")]
+        packages: Vec<String>,
         /// Arguments for the test programs, for example a part of a test's name.
         #[arg(last = true)]
         test_arguments: Vec<String>,
     },
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().task {
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Guests { out } => guests::build_all(&out),
         Task::HardwareKvm {
             timeout,
+            packages,
             test_arguments,
-        } => hardware_kvm::run(Duration::from_secs(timeout), &test_arguments),
+        } => hardware_kvm::run(&packages, Duration::from_secs(timeout), &test_arguments),
     }
 }

@@ -68,7 +68,9 @@ fn script(kernel: &Kernel, programs: &[TestProgram], test_arguments: &[String]) 
     for module in &kernel.modules {
         script += &format!("insmod /modules/{}\n", file_name(module));
     }
-    script += &format!("[ -c /dev/kvm ] && echo '{MARKER} kvm' || poweroff -f\n");
+    // Markers come after an empty line, since the firmware and the kernel leave theirs open.
+    script += "[ -c /dev/kvm ] || { echo 'there is no /dev/kvm'; poweroff -f; }\n";
+    script += &format!("echo; echo '{MARKER} kvm'\n");
     script += &format!(
         "export HOLM_TEST_GUESTS_DIR=/guests HOLM_TEST_PATIENCE={PATIENCE} RUST_BACKTRACE=1 HOME=/tmp\n\
          cd /tmp\n"
