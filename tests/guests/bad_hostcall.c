@@ -30,6 +30,16 @@ static int64_t call(uint32_t number, uint32_t flags, uint64_t a, uint64_t b, uin
     return CALL->result;
 }
 
+/* Asks the stub to change the protection of pages; -1 when it refuses. */
+static int64_t protect(uint64_t address, uint64_t pages, uint64_t protection) {
+    int64_t result;
+    __asm__ volatile("int $0xF1"
+                     : "=a"(result)
+                     : "D"(address), "S"(pages), "d"(protection)
+                     : "memory", "cc", "rcx", "r8", "r9", "r10", "r11");
+    return result;
+}
+
 /* Fixed part of a response's head: its size, no headers, a status. */
 static const unsigned char head[8] = {8, 0, 0, 0, 0, 0, 200, 0};
 
@@ -96,6 +106,18 @@ static void handle(const struct request *request) {
         result = call(PARK, 0, ~0ul, 0, 0, 0);
     else if (is_path(request, "/park_in_the_past"))
         result = call(PARK, 0, 0, 0, 0, 0);
+    else if (is_path(request, "/protect_stub"))
+        result = protect(STUB, 1, 2);
+    else if (is_path(request, "/protect_kernel"))
+        result = protect(KERNEL, 1, 2);
+    else if (is_path(request, "/protect_wild"))
+        result = protect(WILD, 1, 2);
+    else if (is_path(request, "/protect_wraps"))
+        result = protect(0x200000, ~0ul, 2);
+    else if (is_path(request, "/protect_unaligned"))
+        result = protect(0x200001, 1, 2);
+    else if (is_path(request, "/protect_kind"))
+        result = protect(0x200000, 1, 99);
     else if (is_path(request, "/for_ever"))
         for (;;)
             call(LOG_FLUSH, 0, 0, 0, 0, 0);
