@@ -1,0 +1,317 @@
+//! The first start of a program: lay out its memory, run it until it waits for a request, take the
+//! snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holm_hostcall::{
+    ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR,
+};
+use holm_model::program::Program;
+use kvm_bindings::{kvm_regs, kvm_xsave};
+
+use crate::cpu::{CpuState, FRAME_BYTES, InterruptFrame};
+use crate::hostcall::Buffer;
+use crate::image::Image;
+use crate::layout::{Access, Layout, Range};
+use crate::machine::Machine;
+use crate::memory::{GuestMemory, Sharing, anonymous_file};
+use crate::slot::{Runner, Stop};
+use crate::symbols::Symbols;
+use crate::{CrashReport, Failure, Hypervisor, Limits, Snapshot, VmmError};
+
+/// Where a relocatable program is put: where most others are linked to.
+const RELOCATED_ADDR: u64 = 0x40_0000;
+
+/// What a guest is given beside its program.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// `tenant/function` or a file name: the program's `argv[0]`.
+    pub name: String,
+    /// Program memory.
+    pub memory_bytes: u64,
+    /// Environment variables, beside `PORT` and `HOLM`.
+    pub env: Vec<(String, String)>,
+    /// `$PORT`; 8080 unless there is a reason.
+    pub port: u16,
+}
+
+/// A program that was booted and reached its first wait for a request.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Its state at that moment.
+    pub snapshot: Arc<Snapshot>,
+    /// From the vCPU's start to that moment.
+    pub ready: Duration,
+    /// What the program wrote until then.
+    pub log: Vec<u8>,
+}
+
+/// A program that did not get so far.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+pub struct PrepareError {
+    /// Why.
+    pub failure: Failure,
+    /// What the program wrote until then.
+    pub log: Vec<u8>,
+}
+
+impl From<VmmError> for PrepareError {
+    fn from(error: VmmError) -> Self {
+        PrepareError { failure: Failure::Host(error), log: Vec::new() }
+    }
+}
+
+/// Boots `program` and snapshots it at its first wait. Blocks for at most `deadline`.
+pub fn prepare(
+    hypervisor: &Hypervisor,
+    program: &Program,
+    config: &GuestConfig,
+    deadline: Duration,
+) -> Result<Prepared, PrepareError> {
+    let layout = Layout::new(config.memory_bytes);
+    let base = if program.relocatable { RELOCATED_ADDR } else { 0 };
+    let symbols = Symbols::of_program(&program.bytes, base);
+    let file = anonymous_file(layout.total_bytes())?;
+    let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
+    let start = load(&memory, &layout, program, base, config)?;
+
+    let mut runner = Runner::new(hypervisor)?;
+    runner.machine.attach(memory, layout.pml4())?;
+    runner.layout = layout;
+    runner.write_moment(true)?;
+    runner.machine.set_state(&start)?;
+
+    let began = Instant::now();
+    let limits = Limits {
+        deadline: began + deadline,
+        cpu: Duration::MAX,
+        response_body_bytes: 0,
+    };
+    let wait = loop {
+        let failure = match runner.run(deadline, &limits, &symbols) {
+            Stop::Waits(buffer) => break buffer,
+            Stop::Parked(until) => {
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                continue;
+            }
+            Stop::Yielded => continue,
+            Stop::Answered(_) => VmmError::Misuse("an answer before a request").into(),
+            Stop::Failed(Failure::Deadline) => Failure::Crash(CrashReport::of(format!(
+                "the program was not ready within {} ms: it has to listen on $PORT ({}) and wait for \
+                 a connection",
+                deadline.as_millis(),
+                config.port
+            ))),
+            Stop::Failed(failure) => failure,
+        };
+        return Err(PrepareError { failure, log: runner.log.take() });
+    };
+    let ready = began.elapsed();
+    let log = runner.log.take();
+    let snapshot = capture(hypervisor, &mut runner, file, wait, symbols)?;
+    Ok(Prepared { snapshot, ready, log })
+}
+
+/// Takes the state of a guest that has just made its first wait.
+fn capture(
+    hypervisor: &Hypervisor,
+    runner: &mut Runner,
+    file: std::fs::File,
+    wait: Buffer,
+    symbols: Symbols,
+) -> Result<Arc<Snapshot>, VmmError> {
+    let state = state_behind_gate(&runner.machine)?;
+    runner.machine.memory()?.zero(LOG_ADDR, 8)?;
+    // Nothing writes the memory from here on.
+    runner.machine.detach()?;
+    Snapshot::capture(hypervisor, file, runner.layout, state, wait, symbols)
+}
+
+/// The state in which a guest goes on after the hostcall that it has just made.
+fn state_behind_gate(machine: &Machine) -> Result<CpuState, VmmError> {
+    let frame_addr = STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES;
+    let mut bytes = [0; FRAME_BYTES as usize];
+    machine.memory()?.read(frame_addr, &mut bytes)?;
+    machine.state_after(&InterruptFrame::from_bytes(&bytes))
+}
+
+/// A program whose segments do not fit its memory is the publisher's mistake.
+fn does_not_fit(config: &GuestConfig, needed: u64) -> PrepareError {
+    let what = format!(
+        "the program does not fit its memory: with its stack it needs {needed} bytes, [limits] memory \
+         is {}",
+        config.memory_bytes
+    );
+    PrepareError { failure: Failure::Crash(CrashReport::of(what)), log: Vec::new() }
+}
+
+/// Writes everything into a guest's memory that has to be there before it runs; gives the vCPU's
+/// state at the start.
+fn load(
+    memory: &GuestMemory,
+    layout: &Layout,
+    program: &Program,
+    base: u64,
+    config: &GuestConfig,
+) -> Result<CpuState, PrepareError> {
+    let image = Image::get();
+    image.load(memory)?;
+    let stack_start = layout.tables - layout.stack_bytes();
+    let mut ranges = Vec::new();
+    let mut brk_start = PROGRAM_ADDR;
+    for segment in &program.segments {
+        let start = base + segment.addr;
+        let end = start
+            .checked_add(segment.memory_bytes)
+            .and_then(|end| end.checked_next_multiple_of(PAGE_BYTES))
+            .filter(|end| start >= PROGRAM_ADDR && *end <= stack_start - GUARD_BYTES)
+            .ok_or_else(|| {
+                let top = base.saturating_add(segment.addr).saturating_add(segment.memory_bytes);
+                does_not_fit(config, (top - PROGRAM_ADDR.min(top)) + layout.stack_bytes() + GUARD_BYTES)
+            })?;
+        memory.write(start, program.segment_bytes(segment))?;
+        let access = match (segment.write, segment.execute) {
+            (_, true) => Access::Execute,
+            (true, false) => Access::Write,
+            (false, false) => Access::Read,
+        };
+        ranges.push(Range { start: start - start % PAGE_BYTES, end, access });
+        brk_start = brk_start.max(end);
+    }
+    ranges.push(Range { start: stack_start - GUARD_BYTES, end: stack_start, access: Access::None });
+    layout.write_page_tables(memory, &image.ranges(), &ranges)?;
+    layout.write_cpu_tables(memory)?;
+
+    let stack_pointer = write_stack(memory, layout, program, base, image.door, config)?;
+    let mut boot = Vec::new();
+    boot.extend_from_slice(&ABI_VERSION.to_le_bytes());
+    boot.extend_from_slice(&0u32.to_le_bytes());
+    // Generation, seed and clock are written for every start.
+    boot.extend_from_slice(&[0; 72]);
+    let entry = base + program.entry;
+    for word in [layout.program_bytes, brk_start, entry, stack_pointer, stack_start] {
+        boot.extend_from_slice(&word.to_le_bytes());
+    }
+    boot.extend_from_slice(&u32::from(config.port).to_le_bytes());
+    boot.extend_from_slice(&0u32.to_le_bytes());
+    boot.extend_from_slice(&layout.program_entries().to_le_bytes());
+    debug_assert_eq!(boot.len(), size_of::<holm_hostcall::BootPage>());
+    memory.write(BOOT_ADDR, &boot)?;
+
+    let regs = kvm_regs { rip: image.entry, rflags: 0x202, ..Default::default() };
+    Ok(CpuState { regs, fs_base: 0, gs_base: 0, xsave: initial_xsave() })
+}
+
+/// Unmapped bytes below the stack.
+const GUARD_BYTES: u64 = 16 * PAGE_BYTES;
+
+/// Extended state as Linux gives it to a new program (Intel SDM volume 1, 13.4): x87 control word
+/// 0x37F, MXCSR 0x1F80, every component in its initial configuration.
+fn initial_xsave() -> Box<kvm_xsave> {
+    let mut xsave = Box::<kvm_xsave>::default();
+    xsave.region[0] = 0x37F;
+    xsave.region[6] = 0x1F80;
+    // XSTATE_BV: x87 and SSE are present.
+    xsave.region[128] = 0b11;
+    xsave
+}
+
+/// The stack of a new program (System V ABI for AMD64, 3.4.1): strings, auxiliary vector, environment,
+/// arguments. Gives the stack pointer.
+fn write_stack(
+    memory: &GuestMemory,
+    layout: &Layout,
+    program: &Program,
+    base: u64,
+    door: u64,
+    config: &GuestConfig,
+) -> Result<u64, PrepareError> {
+    const AT_PHDR: u64 = 3;
+    const AT_PHENT: u64 = 4;
+    const AT_PHNUM: u64 = 5;
+    const AT_PAGESZ: u64 = 6;
+    const AT_BASE: u64 = 7;
+    const AT_FLAGS: u64 = 8;
+    const AT_ENTRY: u64 = 9;
+    const AT_UID: u64 = 11;
+    const AT_EUID: u64 = 12;
+    const AT_GID: u64 = 13;
+    const AT_EGID: u64 = 14;
+    const AT_PLATFORM: u64 = 15;
+    const AT_HWCAP: u64 = 16;
+    const AT_CLKTCK: u64 = 17;
+    const AT_SECURE: u64 = 23;
+    const AT_RANDOM: u64 = 25;
+    const AT_HWCAP2: u64 = 26;
+    const AT_EXECFN: u64 = 31;
+    /// User mode may use WRFSBASE and its kin.
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+    let mut top = layout.tables;
+    let mut push = |bytes: &[u8]| -> Result<u64, VmmError> {
+        top -= bytes.len() as u64;
+        memory.write(top, bytes)?;
+        Ok(top)
+    };
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| {
+        VmmError::memory("getting random bytes")(std::io::Error::other(error))
+    })?;
+    let random = push(&random)?;
+    let platform = push(b"x86_64\0")?;
+    let text = |text: &str| [text.as_bytes(), b"\0"].concat();
+    let name = push(&text(&config.name))?;
+    let fixed = [("PORT", config.port.to_string()), ("HOLM", "1".into()), ("HOME", "/".into())];
+    let fixed = fixed.iter().map(|(key, value)| (*key, value.as_str()));
+    let own = config.env.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let mut words = vec![1, name, 0];
+    let room = layout.stack_bytes() / 4;
+    let mut used = 0;
+    for (key, value) in fixed.chain(own) {
+        let variable = text(&format!("{key}={value}"));
+        used += variable.len() as u64 + 8;
+        if used > room {
+            let what = format!(
+                "the environment is larger than a quarter of the program's stack ({room} bytes): \
+                 shorten [env] or raise [limits] memory"
+            );
+            return Err(PrepareError {
+                failure: Failure::Crash(CrashReport::of(what)),
+                log: Vec::new(),
+            });
+        }
+        words.push(push(&variable)?);
+    }
+    words.push(0);
+    let auxiliary = [
+        (AT_PHDR, base + program.headers_addr),
+        (AT_PHENT, 56),
+        (AT_PHNUM, u64::from(program.headers_count)),
+        (AT_PAGESZ, PAGE_BYTES),
+        (AT_BASE, 0),
+        (AT_FLAGS, 0),
+        (AT_ENTRY, base + program.entry),
+        (AT_UID, 0),
+        (AT_EUID, 0),
+        (AT_GID, 0),
+        (AT_EGID, 0),
+        (AT_PLATFORM, platform),
+        (AT_HWCAP, u64::from(core::arch::x86_64::__cpuid(1).edx)),
+        (AT_HWCAP2, HWCAP2_FSGSBASE),
+        (AT_CLKTCK, 100),
+        (AT_SECURE, 0),
+        (AT_RANDOM, random),
+        (AT_EXECFN, name),
+        (AT_HOLM, door),
+        (0, 0),
+    ];
+    for (kind, value) in auxiliary {
+        words.extend_from_slice(&[kind, value]);
+    }
+    let stack_pointer = (top - words.len() as u64 * 8) & !15;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    memory.write(stack_pointer, &bytes)?;
+    Ok(stack_pointer)
+}

@@ -1,0 +1,94 @@
+//! The guest kernel's image, built by this crate's build script and embedded.
+
+use std::sync::OnceLock;
+
+use holm_hostcall::{KERNEL_ADDR, KERNEL_END, PAGE_BYTES, STUB_ADDR};
+use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
+use object::{LittleEndian, Object as _, ObjectSymbol as _};
+use sha2::{Digest as _, Sha256};
+
+use crate::VmmError;
+use crate::layout::{Access, Range};
+use crate::memory::GuestMemory;
+
+static BYTES: &[u8] = include_bytes!(env!("HOLM_KERNEL_IMAGE"));
+
+/// The image, read once.
+#[derive(Debug)]
+pub(crate) struct Image {
+    segments: Vec<Segment>,
+    /// Where the vCPU begins.
+    pub(crate) entry: u64,
+    /// The table for programs built with the SDK.
+    pub(crate) door: u64,
+    /// SHA-256: a snapshot fits only the image it was made with.
+    pub(crate) digest: [u8; 32],
+}
+
+#[derive(Debug)]
+struct Segment {
+    addr: u64,
+    memory_bytes: u64,
+    bytes: &'static [u8],
+    access: Access,
+}
+
+impl Image {
+    /// The embedded image. It was built together with this crate, so that it can be read is an
+    /// invariant, and the tests load it.
+    pub(crate) fn get() -> &'static Image {
+        static IMAGE: OnceLock<Image> = OnceLock::new();
+        IMAGE.get_or_init(|| Image::read().expect("the embedded kernel image is well-formed"))
+    }
+
+    fn read() -> Option<Image> {
+        let file = ElfFile64::<LittleEndian>::parse(BYTES).ok()?;
+        let header = file.elf_header();
+        let mut segments = Vec::new();
+        for program in header.program_headers(LittleEndian, BYTES).ok()? {
+            if program.p_type(LittleEndian) != object::elf::PT_LOAD {
+                continue;
+            }
+            let flags = program.p_flags(LittleEndian);
+            let addr = program.p_vaddr(LittleEndian);
+            let access = match () {
+                _ if addr == STUB_ADDR => Access::SupervisorCode,
+                _ if flags & object::elf::PF_X != 0 => Access::Execute,
+                _ if flags & object::elf::PF_W != 0 => Access::Write,
+                _ => Access::Read,
+            };
+            let memory_bytes = program.p_memsz(LittleEndian);
+            let bytes = program.data(LittleEndian, BYTES).ok()?;
+            segments.push(Segment { addr, memory_bytes, bytes, access });
+        }
+        let inside = |segment: &Segment| match segment.access {
+            Access::SupervisorCode => segment.memory_bytes <= PAGE_BYTES,
+            _ => segment.addr >= KERNEL_ADDR && segment.addr + segment.memory_bytes <= KERNEL_END,
+        };
+        if !segments.iter().all(inside) {
+            return None;
+        }
+        let door = file.symbols().find(|symbol| symbol.name() == Ok("HOLM_DOOR"))?.address();
+        let entry = header.e_entry(LittleEndian);
+        Some(Image { segments, entry, door, digest: Sha256::digest(BYTES).into() })
+    }
+
+    /// Copies the image into a guest.
+    pub(crate) fn load(&self, memory: &GuestMemory) -> Result<(), VmmError> {
+        for segment in &self.segments {
+            memory.write(segment.addr, segment.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// How the library OS's pages are mapped; the stub's are fixed.
+    pub(crate) fn ranges(&self) -> Vec<Range> {
+        let user = self.segments.iter().filter(|one| one.access != Access::SupervisorCode);
+        user.map(|segment| Range {
+            start: segment.addr,
+            end: (segment.addr + segment.memory_bytes).next_multiple_of(PAGE_BYTES),
+            access: segment.access,
+        })
+        .collect()
+    }
+}

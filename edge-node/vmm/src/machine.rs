@@ -1,0 +1,188 @@
+//! A VM with one vCPU and one memory slot, as KVM has it.
+
+use std::time::Duration;
+
+use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+
+use crate::cpu::{self, CpuState};
+use crate::memory::GuestMemory;
+use crate::{Hypervisor, VmmError, timer};
+
+/// Why the vCPU left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// `out` to a port.
+    Port(u16),
+    /// The timer.
+    Timer,
+    /// The CPU could not go on: no way to deliver an exception.
+    Shutdown,
+    /// KVM could not go on, for example with an instruction that it cannot emulate.
+    Internal,
+    /// Anything else; no guest can bring it about by right.
+    Other,
+}
+
+/// Dropped in this order: the vCPU, the VM, and only then the memory that both use.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    vcpu: VcpuFd,
+    vm: VmFd,
+    memory: Option<GuestMemory>,
+    /// The guest's TSC less the host's.
+    tsc_offset: u64,
+    /// System registers of a vCPU that KVM just made.
+    new_sregs: kvm_sregs,
+    /// System registers at CPL 3 with the current memory's page tables.
+    sregs: kvm_sregs,
+}
+
+impl Machine {
+    /// A VM without memory.
+    pub(crate) fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
+        let inner = &hypervisor.inner;
+        let vm = inner.kvm.create_vm().map_err(VmmError::kvm("create a VM"))?;
+        let mut vcpu = vm.create_vcpu(0).map_err(VmmError::kvm("create a vCPU"))?;
+        vcpu.set_cpuid2(&inner.cpuid).map_err(VmmError::kvm("set the CPUID of a vCPU"))?;
+        let new_sregs =
+            vcpu.get_sregs().map_err(VmmError::kvm("read the system registers of a vCPU"))?;
+        let sregs = cpu::system_registers(&new_sregs, 0);
+        cpu::set_up(&vcpu, inner.xcr0, &sregs)?;
+        let tsc_offset = guest_tsc(&vcpu)?.wrapping_sub(host_tsc());
+        vcpu.set_kvm_immediate_exit(0);
+        Ok(Machine { vcpu, vm, memory: None, tsc_offset, new_sregs, sregs })
+    }
+
+    /// Gives the VM another memory. Removing the old slot is what makes KVM forget every page table
+    /// that it has derived from it, under shadow paging too.
+    pub(crate) fn attach(&mut self, memory: GuestMemory, pml4: u64) -> Result<(), VmmError> {
+        self.detach()?;
+        self.set_slot(memory.host_addr(), memory.bytes())?;
+        self.memory = Some(memory);
+        self.sregs = cpu::system_registers(&self.new_sregs, pml4);
+        Ok(())
+    }
+
+    /// Takes the memory away.
+    pub(crate) fn detach(&mut self) -> Result<(), VmmError> {
+        if self.memory.is_some() {
+            self.set_slot(0, 0)?;
+            self.memory = None;
+        }
+        Ok(())
+    }
+
+    fn set_slot(&mut self, host_addr: u64, bytes: u64) -> Result<(), VmmError> {
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: bytes,
+            userspace_addr: host_addr,
+        };
+        // SAFETY: the mapping is kept in `self.memory` until the slot is removed or the VM is gone,
+        // and nothing of the host's own lies in it.
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(VmmError::kvm("set the memory slot of a VM"))
+    }
+
+    /// The memory.
+    pub(crate) fn memory(&self) -> Result<&GuestMemory, VmmError> {
+        self.memory.as_ref().ok_or(VmmError::Misuse("the VM has no memory"))
+    }
+
+    /// The guest's TSC, about now.
+    pub(crate) fn tsc_now(&self) -> u64 {
+        host_tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Sets everything that a guest at CPL 3 can change; takes effect at the next run.
+    pub(crate) fn set_state(&mut self, state: &CpuState) -> Result<(), VmmError> {
+        let mut sregs = self.sregs;
+        sregs.fs.base = state.fs_base;
+        sregs.gs.base = state.gs_base;
+        let sync = self.vcpu.sync_regs_mut();
+        sync.regs = state.regs;
+        sync.sregs = sregs;
+        self.vcpu.set_sync_dirty_reg(SyncReg::Register);
+        self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+        // SAFETY: without dynamically enabled features KVM reads no more than the 4096 bytes of
+        // `kvm_xsave`; none is ever enabled.
+        unsafe { self.vcpu.set_xsave(&state.xsave) }
+            .map_err(VmmError::kvm("set the extended state of a vCPU"))
+    }
+
+    /// The general registers.
+    pub(crate) fn regs(&self) -> Result<kvm_regs, VmmError> {
+        self.vcpu.get_regs().map_err(VmmError::kvm("read the registers of a vCPU"))
+    }
+
+    /// The system registers.
+    pub(crate) fn sregs(&self) -> Result<kvm_sregs, VmmError> {
+        self.vcpu.get_sregs().map_err(VmmError::kvm("read the system registers of a vCPU"))
+    }
+
+    /// The state of a guest that has left through the hostcall gate, as it will be at CPL 3 once it is
+    /// back: what the stub's `iretq` would load is put into the registers.
+    pub(crate) fn state_after(&self, frame: &cpu::InterruptFrame) -> Result<CpuState, VmmError> {
+        let sregs = self.sregs()?;
+        let xsave =
+            self.vcpu.get_xsave().map_err(VmmError::kvm("read the extended state of a vCPU"))?;
+        let regs = kvm_regs {
+            rip: frame.rip,
+            rsp: frame.rsp,
+            rflags: cpu::clean_rflags(frame.rflags),
+            ..self.regs()?
+        };
+        Ok(CpuState {
+            regs,
+            fs_base: sregs.fs.base,
+            gs_base: sregs.gs.base,
+            xsave: Box::new(xsave),
+        })
+    }
+
+    /// Runs the vCPU until it leaves the guest, at most for `most`.
+    pub(crate) fn run(&mut self, most: Duration) -> Result<Exit, VmmError> {
+        let flag = &raw mut self.vcpu.get_kvm_run().immediate_exit;
+        let armed = timer::arm(most, flag)?;
+        let exit = self.run_once();
+        drop(armed);
+        self.vcpu.set_kvm_immediate_exit(0);
+        exit
+    }
+
+    fn run_once(&mut self) -> Result<Exit, VmmError> {
+        Ok(match self.vcpu.run() {
+            Ok(VcpuExit::IoOut(port, _)) => Exit::Port(port),
+            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Exit::Shutdown,
+            Ok(VcpuExit::InternalError) => Exit::Internal,
+            Ok(VcpuExit::Intr) => Exit::Timer,
+            Ok(_) => Exit::Other,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Timer,
+            Err(error) => return Err(VmmError::Kvm { operation: "run a vCPU", error }),
+        })
+    }
+}
+
+/// The guest's TSC as KVM tells it.
+fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, VmmError> {
+    const TSC: u32 = 0x10;
+    let entry = kvm_msr_entry { index: TSC, ..Default::default() };
+    let mut msrs = Msrs::from_entries(&[entry])
+        .map_err(|_| VmmError::Misuse("one MSR does not fit a list of MSRs"))?;
+    vcpu.get_msrs(&mut msrs).map_err(VmmError::kvm("read the TSC of a vCPU"))?;
+    Ok(msrs.as_slice()[0].data)
+}
+
+/// The host's TSC.
+fn host_tsc() -> u64 {
+    // SAFETY: the instruction has no precondition on the CPUs that have KVM.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The frequency of a vCPU's TSC in kHz.
+pub(crate) fn tsc_khz(machine: &Machine) -> Result<u32, VmmError> {
+    machine.vcpu.get_tsc_khz().map_err(VmmError::kvm("tell the frequency of the TSC"))
+}

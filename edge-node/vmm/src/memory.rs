@@ -1,0 +1,167 @@
+//! A guest's memory, as one mapping of the host. All access is by checked copy; there is never a
+//! reference into it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _, VolatileSlice};
+
+use crate::VmmError;
+
+/// How a mapping relates to the file behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Writes go to the file: for the boot that makes a snapshot.
+    Shared,
+    /// Writes stay here: for instances.
+    CopyOnWrite,
+    /// No writes: for the pristine pages that a reset copies from.
+    ReadOnly,
+}
+
+/// The guest's memory from address 0 on.
+#[derive(Debug)]
+pub(crate) struct GuestMemory {
+    region: MmapRegion,
+}
+
+impl GuestMemory {
+    /// Maps `bytes` bytes of `file` from `offset` on.
+    pub(crate) fn map(
+        file: &File,
+        offset: u64,
+        bytes: u64,
+        sharing: Sharing,
+    ) -> Result<Self, VmmError> {
+        const OPERATION: &str = "mapping guest memory";
+        let file = file.try_clone().map_err(VmmError::memory(OPERATION))?;
+        let (flags, protection) = match sharing {
+            Sharing::Shared => (libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE),
+            Sharing::CopyOnWrite => (libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE),
+            Sharing::ReadOnly => (libc::MAP_SHARED, libc::PROT_READ),
+        };
+        let bytes = usize::try_from(bytes).map_err(|_| too_large(OPERATION))?;
+        let region = MmapRegionBuilder::new(bytes)
+            .with_file_offset(FileOffset::new(file, offset))
+            .with_mmap_flags(flags | libc::MAP_NORESERVE)
+            .with_mmap_prot(protection)
+            .build()
+            .map_err(|error| VmmError::Memory {
+                operation: OPERATION,
+                error: io::Error::other(error.to_string()),
+            })?;
+        Ok(GuestMemory { region })
+    }
+
+    /// Bytes of the mapping.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.region.size() as u64
+    }
+
+    /// Where it is in the host, for KVM and the page map.
+    pub(crate) fn host_addr(&self) -> u64 {
+        self.region.as_ptr() as u64
+    }
+
+    /// The range, if it lies within the guest.
+    fn slice(&self, addr: u64, bytes: usize) -> Result<VolatileSlice<'_>, VmmError> {
+        let at = usize::try_from(addr).ok();
+        at.and_then(|at| self.region.get_slice(at, bytes).ok())
+            .ok_or_else(|| too_large("accessing guest memory"))
+    }
+
+    /// Copies `from` into the guest.
+    pub(crate) fn write(&self, addr: u64, from: &[u8]) -> Result<(), VmmError> {
+        self.slice(addr, from.len())?.copy_from(from);
+        Ok(())
+    }
+
+    /// Copies from the guest, once.
+    pub(crate) fn read(&self, addr: u64, to: &mut [u8]) -> Result<(), VmmError> {
+        self.slice(addr, to.len())?.copy_to(to);
+        Ok(())
+    }
+
+    /// Copies a little-endian number from the guest.
+    pub(crate) fn read_u64(&self, addr: u64) -> Result<u64, VmmError> {
+        let mut bytes = [0; 8];
+        self.read(addr, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Makes a range zero.
+    pub(crate) fn zero(&self, addr: u64, bytes: u64) -> Result<(), VmmError> {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let mut left = bytes as usize;
+        let slice = self.slice(addr, left)?;
+        while left > 0 {
+            let part = left.min(ZEROES.len());
+            slice
+                .write_slice(&ZEROES[..part], bytes as usize - left)
+                .map_err(|_| too_large("clearing guest memory"))?;
+            left -= part;
+        }
+        Ok(())
+    }
+
+    /// Copies a range of `pristine` to the same place here.
+    pub(crate) fn copy_from(
+        &self,
+        pristine: &GuestMemory,
+        addr: u64,
+        bytes: u64,
+    ) -> Result<(), VmmError> {
+        let to = self.slice(addr, bytes as usize)?;
+        pristine.slice(addr, bytes as usize)?.copy_to_volatile_slice(to);
+        Ok(())
+    }
+}
+
+fn too_large(operation: &'static str) -> VmmError {
+    VmmError::Memory { operation, error: io::ErrorKind::InvalidInput.into() }
+}
+
+/// An anonymous file of `bytes` bytes, all holes.
+pub(crate) fn anonymous_file(bytes: u64) -> Result<File, VmmError> {
+    const OPERATION: &str = "making an anonymous file for guest memory";
+    // SAFETY: the name is a C string; the descriptor is checked before it is used.
+    let descriptor = unsafe { libc::memfd_create(c"holm-guest".as_ptr(), libc::MFD_CLOEXEC) };
+    if descriptor < 0 {
+        return Err(VmmError::memory(OPERATION)(io::Error::last_os_error()));
+    }
+    // SAFETY: the descriptor is new, open and owned by nobody else.
+    let file = unsafe { File::from_raw_fd(descriptor) };
+    file.set_len(bytes).map_err(VmmError::memory(OPERATION))?;
+    Ok(file)
+}
+
+/// The parts of `file` between `start` and `end` that are not holes.
+pub(crate) fn data_extents(file: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+    let seek = |from: u64, whence: i32| -> io::Result<Option<u64>> {
+        let from = i64::try_from(from).map_err(io::Error::other)?;
+        // SAFETY: the descriptor is open; lseek touches no memory.
+        let at = unsafe { libc::lseek(file.as_raw_fd(), from, whence) };
+        match u64::try_from(at) {
+            Ok(at) => Ok(Some(at)),
+            Err(_) => match io::Error::last_os_error() {
+                // No data after this place.
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    };
+    let mut extents = Vec::new();
+    let mut at = start;
+    while at < end {
+        let Some(data) = seek(at, libc::SEEK_DATA)? else { break };
+        if data >= end {
+            break;
+        }
+        let hole = seek(data, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+        extents.push((data, hole));
+        at = hole;
+    }
+    Ok(extents)
+}

@@ -1,0 +1,387 @@
+//! A VM shell and the instance in it: load, begin, run, reset.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use holm_hostcall::{
+    BOOT_ADDR, BootPage, EXCEPTION_PORT, HOSTCALL_PORT, LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader,
+};
+
+use crate::hostcall::{Action, Buffer, Exchange, instant_of};
+use crate::layout::Layout;
+use crate::machine::{Exit, Machine, tsc_khz};
+use crate::memory::GuestMemory;
+use crate::pagemap::{self, Written};
+use crate::symbols::Symbols;
+use crate::{
+    CrashReport, Failure, Hypervisor, Limits, Request, RunStats, Snapshot, Step, VmmError, crash,
+};
+
+/// Most text of a program's log kept until it is taken.
+const MAX_LOG_BYTES: usize = 64 << 10;
+/// More written pages than these are not copied back one by one: the mapping is made anew, which
+/// also gives their memory back.
+const MAX_COPIED_PAGES: u64 = 2048;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Holds no snapshot.
+    Empty,
+    /// A pristine instance.
+    Ready,
+    /// An instance whose guest waits, with what it did before.
+    Waiting(Buffer),
+    /// A request is in it.
+    Running,
+    /// It has answered; its guest is where it answered.
+    Answered,
+    /// Something failed. To be dropped.
+    Broken,
+}
+
+/// A VM shell. Costs about a millisecond to make and up to twelve to drop: never on a request's path.
+#[derive(Debug)]
+pub struct Slot {
+    vm: Runner,
+    snapshot: Option<Arc<Snapshot>>,
+    state: State,
+    limits: Option<Limits>,
+    written: Vec<Written>,
+}
+
+impl Slot {
+    /// An empty shell.
+    pub fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
+        Ok(Slot {
+            vm: Runner::new(hypervisor)?,
+            snapshot: None,
+            state: State::Empty,
+            limits: None,
+            written: Vec::new(),
+        })
+    }
+
+    /// The snapshot it holds, pristine or not.
+    pub fn holds(&self) -> Option<&Arc<Snapshot>> {
+        self.snapshot.as_ref()
+    }
+
+    /// Makes the slot a pristine instance of `snapshot`, whatever it held before.
+    pub fn load(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), VmmError> {
+        self.state = State::Broken;
+        self.vm.machine.attach(snapshot.map()?, snapshot.layout.pml4())?;
+        self.snapshot = Some(Arc::clone(snapshot));
+        self.vm.layout = snapshot.layout;
+        self.state = State::Ready;
+        Ok(())
+    }
+
+    /// Hands a request to an instance that waits. Refuses a request whose head is too large; the slot
+    /// is then as it was.
+    pub fn begin(&mut self, request: &Request<'_>, limits: Limits) -> Result<(), VmmError> {
+        let Some(snapshot) = &self.snapshot else {
+            return Err(VmmError::Misuse("a request for an empty slot"));
+        };
+        let (buffer, fresh) = match self.state {
+            State::Ready => (snapshot.wait, true),
+            State::Waiting(buffer) => (buffer, false),
+            _ => return Err(VmmError::Misuse("a request for a slot that is not ready")),
+        };
+        self.vm.exchange.begin(self.vm.machine.memory()?, buffer, request, &limits)?;
+        self.vm.write_moment(fresh)?;
+        if fresh {
+            self.vm.machine.set_state(&snapshot.state)?;
+        }
+        self.vm.stats = RunStats::default();
+        self.limits = Some(limits);
+        self.state = State::Running;
+        Ok(())
+    }
+
+    /// Runs the vCPU on this thread for at most `quantum`.
+    pub fn run(&mut self, quantum: Duration) -> Step {
+        let (State::Running, Some(limits), Some(snapshot)) =
+            (self.state, self.limits, &self.snapshot)
+        else {
+            return Step::Failed(VmmError::Misuse("a run of a slot without a request").into());
+        };
+        let stop = self.vm.run(quantum, &limits, &snapshot.symbols);
+        let (state, step) = match stop {
+            Stop::Answered(response) => (State::Answered, Step::Answered(response)),
+            Stop::Yielded => (State::Running, Step::Yielded),
+            Stop::Parked(until) => (State::Running, Step::Parked(until)),
+            Stop::Waits(_) => (
+                State::Broken,
+                Step::Failed(VmmError::Misuse("a guest waits while it has a request").into()),
+            ),
+            Stop::Failed(failure) => (State::Broken, Step::Failed(failure)),
+        };
+        self.state = state;
+        step
+    }
+
+    /// What the invocation has taken so far.
+    pub fn stats(&self) -> RunStats {
+        self.vm.stats
+    }
+
+    /// What the program wrote since the last call; at most 64 KiB, and a note of what was dropped.
+    pub fn take_log(&mut self) -> Vec<u8> {
+        self.vm.log.take()
+    }
+
+    /// Back to the pristine snapshot, whatever the guest did with its memory. On error drop the slot.
+    pub fn reset(&mut self) -> Result<(), VmmError> {
+        let Some(snapshot) = &self.snapshot else {
+            return Err(VmmError::Misuse("a reset of an empty slot"));
+        };
+        if !matches!(self.state, State::Answered | State::Waiting(_) | State::Ready) {
+            return Err(VmmError::Misuse("a reset of a slot whose guest has not answered"));
+        }
+        self.state = State::Broken;
+        let snapshot = Arc::clone(snapshot);
+        let memory = self.vm.machine.memory()?;
+        pagemap::written_pages(memory, &mut self.written)?;
+        let pages: u64 = self.written.iter().map(|run| (run.end - run.start) / 4096).sum();
+        // A page table that was written: only a new memory slot makes KVM forget what it derived.
+        let tables = self.written.last().is_some_and(|run| run.end > snapshot.layout.tables);
+        if tables || pages > MAX_COPIED_PAGES {
+            return self.load(&snapshot);
+        }
+        for run in &self.written {
+            memory.copy_from(&snapshot.pristine, run.start, run.end - run.start)?;
+        }
+        self.state = State::Ready;
+        Ok(())
+    }
+
+    /// Keeps the state: lets the guest go on, after an answer, to its next wait for a request.
+    pub fn again(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let (State::Answered, Some(snapshot)) = (self.state, &self.snapshot) else {
+            return Err(VmmError::Misuse("a guest is to go on that has not answered").into());
+        };
+        self.state = State::Broken;
+        let limits = Limits { deadline, cpu: Duration::MAX, response_body_bytes: 0 };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.vm.run(left, &limits, &snapshot.symbols) {
+                Stop::Waits(buffer) => {
+                    self.state = State::Waiting(buffer);
+                    return Ok(());
+                }
+                Stop::Parked(until) => {
+                    std::thread::sleep(until.min(deadline).saturating_duration_since(Instant::now()));
+                }
+                Stop::Yielded => {}
+                Stop::Failed(failure) => return Err(failure),
+                Stop::Answered(_) => {
+                    return Err(VmmError::Misuse("an answer without a request").into());
+                }
+            }
+        }
+    }
+
+    /// Bytes of memory that are this slot's own, not shared with its snapshot.
+    pub fn private_bytes(&mut self) -> Result<u64, VmmError> {
+        pagemap::written_pages(self.vm.machine.memory()?, &mut self.written)?;
+        Ok(self.written.iter().map(|run| run.end - run.start).sum())
+    }
+}
+
+/// Why a run of a guest stopped.
+pub(crate) enum Stop {
+    Waits(Buffer),
+    Answered(crate::Response),
+    Yielded,
+    Parked(Instant),
+    Failed(Failure),
+}
+
+/// A machine with the exchange that goes on in it.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    pub(crate) machine: Machine,
+    pub(crate) layout: Layout,
+    pub(crate) exchange: Exchange,
+    pub(crate) stats: RunStats,
+    pub(crate) log: Log,
+    ns_per_tick_q32: u64,
+}
+
+impl Runner {
+    pub(crate) fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
+        let machine = Machine::new(hypervisor)?;
+        let khz = tsc_khz(&machine)?;
+        Ok(Runner {
+            machine,
+            layout: Layout::new(0),
+            exchange: Exchange::default(),
+            stats: RunStats::default(),
+            log: Log::default(),
+            ns_per_tick_q32: (1_000_000u64 << 32) / u64::from(khz.max(1)),
+        })
+    }
+
+    /// Tells the guest the time, and if it is `fresh` gives it a new seed and generation.
+    pub(crate) fn write_moment(&self, fresh: bool) -> Result<(), VmmError> {
+        const AT: usize = std::mem::offset_of!(BootPage, generation);
+        const CLOCK: usize = std::mem::offset_of!(BootPage, realtime_ns);
+        const END: usize = std::mem::offset_of!(BootPage, memory_bytes);
+        let mut bytes = [0; END - AT];
+        if fresh {
+            bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
+            getrandom::fill(&mut bytes[8..40])
+                .map_err(|error| VmmError::memory("getting random bytes")(io::Error::other(error)))?;
+        }
+        let realtime = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = [
+            realtime.as_nanos() as u64,
+            monotonic_ns(),
+            self.machine.tsc_now(),
+            self.ns_per_tick_q32,
+        ];
+        for (word, room) in clock.iter().zip(bytes[CLOCK - AT..].chunks_exact_mut(8)) {
+            room.copy_from_slice(&word.to_le_bytes());
+        }
+        let from = if fresh { 0 } else { CLOCK - AT };
+        self.machine.memory()?.write(BOOT_ADDR + (AT + from) as u64, &bytes[from..])
+    }
+
+    /// Runs until the guest needs something, or `quantum` or a limit is over.
+    pub(crate) fn run(&mut self, quantum: Duration, limits: &Limits, symbols: &Symbols) -> Stop {
+        let (start, cpu_start) = (Instant::now(), thread_cpu());
+        let cpu_before = self.stats.cpu;
+        let stop = self.run_inner(start, quantum, limits, symbols);
+        self.stats.wall += start.elapsed();
+        self.stats.cpu = cpu_before + thread_cpu().saturating_sub(cpu_start);
+        match stop {
+            Ok(Stop::Yielded) if self.stats.cpu >= limits.cpu => Stop::Failed(Failure::CpuLimit),
+            Ok(stop) => stop,
+            Err(error) => Stop::Failed(Failure::Host(error)),
+        }
+    }
+
+    fn run_inner(
+        &mut self,
+        start: Instant,
+        quantum: Duration,
+        limits: &Limits,
+        symbols: &Symbols,
+    ) -> Result<Stop, VmmError> {
+        let cpu_left = limits.cpu.saturating_sub(self.stats.cpu);
+        let until = start.checked_add(quantum.min(cpu_left)).unwrap_or(limits.deadline);
+        loop {
+            let now = Instant::now();
+            if now >= limits.deadline {
+                return Ok(Stop::Failed(Failure::Deadline));
+            }
+            let left = until.min(limits.deadline).saturating_duration_since(now);
+            if left.is_zero() {
+                return Ok(Stop::Yielded);
+            }
+            let exit = self.machine.run(left)?;
+            if exit == Exit::Timer {
+                continue;
+            }
+            self.stats.exits = self.stats.exits.saturating_add(1);
+            self.log.read(self.machine.memory()?)?;
+            let crash = |report| Ok(Stop::Failed(Failure::Crash(report)));
+            match exit {
+                Exit::Port(HOSTCALL_PORT) => {}
+                Exit::Port(EXCEPTION_PORT) => {
+                    return crash(crash::of_exception(&self.machine, &self.layout, symbols)?);
+                }
+                Exit::Shutdown => {
+                    return crash(CrashReport::of(
+                        "the program brought its virtual CPU to a state from which no exception can \
+                         be delivered (triple fault)",
+                    ));
+                }
+                _ => {
+                    return crash(CrashReport::of(
+                        "the program made its virtual CPU do what this KVM cannot carry out",
+                    ));
+                }
+            }
+            match self.exchange.serve(self.machine.memory()?, &self.layout)? {
+                Action::Continue => {}
+                Action::Wait(buffer) => return Ok(Stop::Waits(buffer)),
+                Action::Answered(response) => return Ok(Stop::Answered(response)),
+                Action::Park(until_ns) => {
+                    let now_ns = monotonic_ns();
+                    if until_ns > now_ns {
+                        return Ok(Stop::Parked(instant_of(until_ns, now_ns).min(limits.deadline)));
+                    }
+                }
+                Action::Fail(Failure::Crash(mut report)) => {
+                    report.what += &crash::refused_memory(&self.machine)?;
+                    return crash(report);
+                }
+                Action::Fail(failure) => return Ok(Stop::Failed(failure)),
+            }
+        }
+    }
+}
+
+/// Generations count up from a random start, so that those of two processes differ too.
+fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    if next != 0 {
+        return next;
+    }
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    NEXT.store(start + 1, Ordering::Relaxed);
+    start
+}
+
+/// Nanoseconds of the host's monotonic clock.
+pub(crate) fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU time of this thread.
+fn thread_cpu() -> Duration {
+    Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a live local; both clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+}
+
+/// What the program wrote and nobody has taken yet.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    text: Vec<u8>,
+    dropped: u64,
+}
+
+impl Log {
+    /// Empties the guest's log ring.
+    pub(crate) fn read(&mut self, memory: &GuestMemory) -> Result<(), VmmError> {
+        let used = memory.read_u64(LOG_ADDR)?.min(LOG_CAPACITY_BYTES);
+        if used == 0 {
+            return Ok(());
+        }
+        let before = self.text.len();
+        let taken = (MAX_LOG_BYTES.saturating_sub(before) as u64).min(used);
+        self.text.resize(before + taken as usize, 0);
+        memory.read(LOG_ADDR + size_of::<LogHeader>() as u64, &mut self.text[before..])?;
+        self.dropped += used - taken;
+        memory.write(LOG_ADDR, &0u64.to_le_bytes())
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<u8> {
+        let mut text = std::mem::take(&mut self.text);
+        if self.dropped > 0 {
+            text.extend_from_slice(format!("\nholm: {} bytes dropped\n", self.dropped).as_bytes());
+            self.dropped = 0;
+        }
+        text
+    }
+}

@@ -1,0 +1,363 @@
+//! Snapshots: memory and vCPU state of a program that waits for its first request.
+//!
+//! The memory is a sparse file: an anonymous one after a boot, or a part of a file on disk. Instances
+//! map it copy-on-write, so all of them share the page cache. On disk:
+//!
+//! ```text
+//! 0        magic "HOLMSNAP" | version u32 | header bytes u32 | SHA-256
+//! 48       header (JSON): what it fits, registers, where the program waits
+//! 64 KiB   memory, sparse
+//! …        names of the program's functions
+//! ```
+//! The checksum covers the header, every page that is not zero with its place, and the names. It is
+//! verified when a file is loaded, never on a request's path.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use holm_hostcall::{ABI_VERSION, PAGE_BYTES};
+use holm_model::limits::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+use kvm_bindings::{kvm_regs, kvm_xsave};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::cpu::{self, CpuState};
+use crate::hostcall::Buffer;
+use crate::image::Image;
+use crate::layout::Layout;
+use crate::memory::{self, GuestMemory, Sharing};
+use crate::symbols::Symbols;
+use crate::{Hypervisor, VmmError};
+
+const MAGIC: &[u8; 8] = b"HOLMSNAP";
+/// Version of the format on disk.
+const VERSION: u32 = 1;
+const HEADER_AT: u64 = 48;
+const MEMORY_AT: u64 = 64 << 10;
+/// Most bytes of function names in a file.
+const MAX_SYMBOL_BYTES: u64 = 64 << 20;
+
+/// A snapshot cannot be written or used.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The file system refused.
+    #[error("the snapshot {path} cannot be {operation}: {error}")]
+    Io {
+        /// `written` or `read`.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The file is not a snapshot, or not the one that was written.
+    #[error("the snapshot {path} is damaged: {problem}; it will have to be made again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// It was made for something else.
+    #[error("the snapshot {path} was made {problem}; it will have to be made again")]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// For what.
+        problem: &'static str,
+    },
+}
+
+/// Memory and vCPU state of a program that is ready for its first request.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Never the same twice in a process.
+    pub(crate) id: u64,
+    pub(crate) layout: Layout,
+    pub(crate) state: CpuState,
+    /// The buffer that the program waits with.
+    pub(crate) wait: Buffer,
+    pub(crate) symbols: Symbols,
+    /// The pristine pages, read only.
+    pub(crate) pristine: GuestMemory,
+    file: File,
+    file_offset: u64,
+    cpu_digest: [u8; 32],
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    abi_version: u32,
+    kernel_image: String,
+    cpu: String,
+    memory_bytes: u64,
+    registers: [u64; 18],
+    fs_base: u64,
+    gs_base: u64,
+    extended_state: String,
+    wait_addr: u64,
+    wait_bytes: u64,
+    symbol_bytes: u64,
+}
+
+impl Snapshot {
+    /// From the memory file and the state of a guest that waits.
+    pub(crate) fn capture(
+        hypervisor: &Hypervisor,
+        file: File,
+        layout: Layout,
+        state: CpuState,
+        wait: Buffer,
+        symbols: Symbols,
+    ) -> Result<Arc<Self>, VmmError> {
+        let cpu_digest = hypervisor.inner.cpu_digest;
+        Self::assemble(file, 0, layout, state, wait, symbols, cpu_digest)
+    }
+
+    fn assemble(
+        file: File,
+        file_offset: u64,
+        layout: Layout,
+        state: CpuState,
+        wait: Buffer,
+        symbols: Symbols,
+        cpu_digest: [u8; 32],
+    ) -> Result<Arc<Self>, VmmError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let pristine =
+            GuestMemory::map(&file, file_offset, layout.total_bytes(), Sharing::ReadOnly)?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let snapshot = Snapshot {
+            id, layout, state, wait, symbols, pristine, file, file_offset, cpu_digest,
+        };
+        Ok(Arc::new(snapshot))
+    }
+
+    /// A mapping of its memory for an instance.
+    pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
+        let bytes = self.layout.total_bytes();
+        GuestMemory::map(&self.file, self.file_offset, bytes, Sharing::CopyOnWrite)
+    }
+
+    /// Bytes of program memory of its guests.
+    pub fn memory_bytes(&self) -> u64 {
+        self.layout.program_bytes
+    }
+
+    /// Bytes of guest memory that are not zero, as far as the file system knows: what it takes on disk.
+    pub fn resident_bytes(&self) -> Result<u64, SnapshotError> {
+        let end = self.file_offset + self.layout.total_bytes();
+        memory::data_extents(&self.file, self.file_offset, end)
+            .map(|extents| extents.iter().map(|(start, end)| end - start).sum())
+            .map_err(failed("read", Path::new("in memory")))
+    }
+
+    /// Writes it to `path`, atomically and synced: there is the whole file or none.
+    pub fn save(&self, path: &Path) -> Result<(), SnapshotError> {
+        let error = failed("written", path);
+        let temporary = path.with_extension(format!("tmp-{}-{}", std::process::id(), self.id));
+        let result = self.write_to(&temporary).and_then(|()| {
+            fs::rename(&temporary, path)?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        });
+        result.map_err(|problem| {
+            // What is left of it is of no use; if it is not there, so much the better.
+            let _ = fs::remove_file(&temporary);
+            error(problem)
+        })
+    }
+
+    fn write_to(&self, path: &Path) -> io::Result<()> {
+        let symbols = self.symbols.to_text();
+        let registers = &self.state.regs;
+        let header = Header {
+            abi_version: ABI_VERSION,
+            kernel_image: hex::encode(Image::get().digest),
+            cpu: hex::encode(self.cpu_digest),
+            memory_bytes: self.layout.program_bytes,
+            registers: register_words(registers),
+            fs_base: self.state.fs_base,
+            gs_base: self.state.gs_base,
+            extended_state: hex::encode(xsave_bytes(&self.state.xsave)),
+            wait_addr: self.wait.addr,
+            wait_bytes: self.wait.bytes,
+            symbol_bytes: symbols.len() as u64,
+        };
+        let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
+        if HEADER_AT + header.len() as u64 > MEMORY_AT {
+            return Err(io::Error::other("the header is too long"));
+        }
+        let mut hash = Sha256::new();
+        hash.update(&header);
+        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        file.set_len(MEMORY_AT + self.layout.total_bytes())?;
+        for_each_page(&self.file, self.file_offset, &self.layout, |at, page| {
+            hash_page(&mut hash, at, page);
+            file.write_all_at(page, MEMORY_AT + at)
+        })?;
+        hash.update(symbols.as_bytes());
+        file.write_all_at(symbols.as_bytes(), MEMORY_AT + self.layout.total_bytes())?;
+        let mut start = Vec::with_capacity(HEADER_AT as usize);
+        start.extend_from_slice(MAGIC);
+        start.extend_from_slice(&VERSION.to_le_bytes());
+        start.extend_from_slice(&(header.len() as u32).to_le_bytes());
+        start.extend_from_slice(&hash.finalize());
+        start.write_all(&header)?;
+        file.write_all_at(&start, 0)?;
+        file.sync_all()
+    }
+
+    /// Reads it from `path`, verifies its checksum and that it fits this CPU, kernel image and ABI.
+    pub fn load(hypervisor: &Hypervisor, path: &Path) -> Result<Arc<Self>, VmmError> {
+        let io = failed("read", path);
+        let damaged =
+            |problem: &str| SnapshotError::Damaged { path: path.into(), problem: problem.into() };
+        let unfit = |problem| SnapshotError::Unfit { path: path.into(), problem };
+
+        let file = File::open(path).map_err(&io)?;
+        let mut start = [0; HEADER_AT as usize];
+        file.read_exact_at(&mut start, 0).map_err(|_| damaged("it is cut short"))?;
+        if &start[..8] != MAGIC {
+            return Err(damaged("it does not begin as one").into());
+        }
+        let word = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+        if word(8) != VERSION {
+            return Err(unfit("by another version of Holm").into());
+        }
+        let header_bytes = u64::from(word(12));
+        if header_bytes > MEMORY_AT - HEADER_AT {
+            return Err(damaged("its header has an impossible size").into());
+        }
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact_at(&mut header, HEADER_AT).map_err(|_| damaged("it is cut short"))?;
+        let mut hash = Sha256::new();
+        hash.update(&header);
+        // A damaged header may fail to be read, or say anything; the checksum tells it apart from one
+        // that was written by something else, but can only be computed with the sizes in it.
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|_| damaged("its header cannot be read"))?;
+        let sizes_good = (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&header.memory_bytes)
+            && header.memory_bytes.is_multiple_of(PAGE_BYTES)
+            && header.symbol_bytes <= MAX_SYMBOL_BYTES;
+        if !sizes_good {
+            return Err(damaged("its header holds impossible sizes").into());
+        }
+        let layout = Layout::new(header.memory_bytes);
+        let memory_end = MEMORY_AT + layout.total_bytes();
+        if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
+            return Err(damaged("it has another size than its header says").into());
+        }
+        for_each_page(&file, MEMORY_AT, &layout, |at, page| {
+            hash_page(&mut hash, at, page);
+            Ok(())
+        })
+        .map_err(&io)?;
+        let mut symbols = vec![0; header.symbol_bytes as usize];
+        file.read_exact_at(&mut symbols, memory_end).map_err(&io)?;
+        hash.update(&symbols);
+        if hash.finalize()[..] != start[16..48] {
+            return Err(damaged("its checksum does not match").into());
+        }
+
+        if header.abi_version != ABI_VERSION
+            || header.kernel_image != hex::encode(Image::get().digest)
+        {
+            return Err(unfit("with another guest kernel").into());
+        }
+        if header.cpu != hex::encode(hypervisor.inner.cpu_digest) {
+            return Err(unfit("on another kind of CPU or under another KVM").into());
+        }
+        let wait = Buffer::new(header.wait_addr, header.wait_bytes, &layout)
+            .ok_or_else(|| damaged("its buffer lies outside of the guest"))?;
+        let xsave = hex::decode(&header.extended_state)
+            .ok()
+            .and_then(|bytes| xsave_from(&bytes))
+            .ok_or_else(|| damaged("its extended state has another size"))?;
+        let state = CpuState {
+            regs: registers_from(&header.registers),
+            fs_base: header.fs_base,
+            gs_base: header.gs_base,
+            xsave,
+        };
+        let symbols = Symbols::from_text(&String::from_utf8_lossy(&symbols));
+        let cpu_digest = hypervisor.inner.cpu_digest;
+        Self::assemble(file, MEMORY_AT, layout, state, wait, symbols, cpu_digest)
+    }
+}
+
+fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl Fn(io::Error) -> SnapshotError + use<> {
+    let path = path.to_owned();
+    move |error| SnapshotError::Io { operation, path: path.clone(), error }
+}
+
+/// Calls `each` with every page of a guest that is not zero, and its guest address.
+fn for_each_page(
+    file: &File,
+    offset: u64,
+    layout: &Layout,
+    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    const PAGE: usize = PAGE_BYTES as usize;
+    let mut buffer = vec![0; 256 * PAGE];
+    for (start, end) in memory::data_extents(file, offset, offset + layout.total_bytes())? {
+        // File systems tell extents in their own blocks, which may be smaller than a page.
+        let mut at = (start - offset) / PAGE_BYTES * PAGE_BYTES + offset;
+        while at < end {
+            let whole = (end.next_multiple_of(PAGE_BYTES) - at).min(buffer.len() as u64);
+            let part = &mut buffer[..whole as usize];
+            file.read_exact_at(part, at)?;
+            for (index, page) in part.chunks_exact(PAGE).enumerate() {
+                if page.iter().any(|byte| *byte != 0) {
+                    each(at - offset + index as u64 * PAGE_BYTES, page)?;
+                }
+            }
+            at += whole;
+        }
+    }
+    Ok(())
+}
+
+fn hash_page(hash: &mut Sha256, at: u64, page: &[u8]) {
+    hash.update(at.to_le_bytes());
+    hash.update(page);
+}
+
+fn register_words(regs: &kvm_regs) -> [u64; 18] {
+    [
+        regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rsp, regs.rbp, regs.r8,
+        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15, regs.rip, regs.rflags,
+    ]
+}
+
+fn registers_from(words: &[u64; 18]) -> kvm_regs {
+    let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags] =
+        *words;
+    kvm_regs {
+        rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip,
+        rflags: cpu::clean_rflags(rflags),
+    }
+}
+
+fn xsave_bytes(xsave: &kvm_xsave) -> Vec<u8> {
+    xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
+    let mut xsave = Box::<kvm_xsave>::default();
+    if bytes.len() != cpu::XSAVE_BYTES {
+        return None;
+    }
+    for (word, bytes) in xsave.region.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    }
+    Some(xsave)
+}
