@@ -48,7 +48,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure with a text.
     pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
-        Failure { exit, message: message.to_string(), hint: None, reported: false }
+        Failure {
+            exit,
+            message: message.to_string(),
+            hint: None,
+            reported: false,
+        }
     }
 
     /// Shorthand for [`Exit::Failure`].
@@ -70,7 +75,12 @@ impl Failure {
 
     /// A failure that the verb's own output has told already.
     pub(crate) fn reported(exit: Exit, message: impl fmt::Display) -> Self {
-        Failure { exit, message: message.to_string(), hint: None, reported: true }
+        Failure {
+            exit,
+            message: message.to_string(),
+            hint: None,
+            reported: true,
+        }
     }
 }
 

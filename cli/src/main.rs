@@ -61,7 +61,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return wrong_command_line(&error),
     };
-    let output = Output { json: cli.json, quiet: cli.quiet };
+    let output = Output {
+        json: cli.json,
+        quiet: cli.quiet,
+    };
     let result = match cli.verb {
         Verb::Init(args) => local::init::execute(args, output),
         Verb::Build(args) => local::build::execute(args, output),
@@ -83,15 +86,26 @@ fn main() -> ExitCode {
 /// Help and version are results; everything else is wrong usage, told as JSON where that was asked
 /// for.
 fn wrong_command_line(error: &clap::Error) -> ExitCode {
-    let json = std::env::args_os().skip(1).take_while(|a| a != "--").any(|a| a == "--json");
+    let json = std::env::args_os()
+        .skip(1)
+        .take_while(|a| a != "--")
+        .any(|a| a == "--json");
     if !error.use_stderr() || !json {
         // Nothing is left to do if not even this can be printed.
         let _ = error.print();
-        return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        return if error.use_stderr() {
+            Exit::Usage.into()
+        } else {
+            ExitCode::SUCCESS
+        };
     }
     let text = error.render().to_string();
     let text = text.trim().strip_prefix("error: ").unwrap_or(text.trim());
     let failure = Failure::usage(text);
-    Output { json: true, quiet: true }.failure(&failure);
+    Output {
+        json: true,
+        quiet: true,
+    }
+    .failure(&failure);
     failure.exit.into()
 }

@@ -29,8 +29,9 @@ impl Output {
         human: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
         let text = match self.json {
-            true => serde_json::to_string(value)
-                .map_err(|error| Failure::other(format!("the result cannot be written: {error}")))?,
+            true => serde_json::to_string(value).map_err(|error| {
+                Failure::other(format!("the result cannot be written: {error}"))
+            })?,
             false => human(),
         };
         self.line(&text)
@@ -124,11 +125,14 @@ pub(crate) fn complain(text: &str) {
 pub(crate) fn logging(default: &str, json: bool) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second call keeps the first one's settings; that is harmless.
     let _ = match json {
         true => builder.json().try_init(),
-        false => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        false => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
     };
 }

@@ -4,4 +4,6 @@ pub(crate) mod build;
 pub(crate) mod dev;
 pub(crate) mod doctor;
 pub(crate) mod init;
+pub(crate) mod machine;
+pub(crate) mod project;
 pub(crate) mod run;
