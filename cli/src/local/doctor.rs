@@ -28,13 +28,15 @@ const EARLIEST_CLOCK: Duration = Duration::from_secs(1_735_689_600);
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 const CLOCK_SAMPLE: Duration = Duration::from_millis(50);
 
+/// Where the daemons listen unless they are told otherwise: the coordinator for people and for nodes,
+/// and the node's ingress.
+const COORDINATOR_TCP: u16 = 7700;
+const COORDINATOR_UDP: u16 = 7701;
+const INGRESS_TCP: u16 = 7780;
+
 /// Options of `holm doctor`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// TCP port of the node's ingress, to see whether it is free.
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
-    ingress_port: u16,
-}
+pub(crate) struct Args {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,7 +99,7 @@ struct Report {
 }
 
 /// Looks at everything and reports.
-pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
+pub(crate) fn execute(_args: Args, output: Output) -> Result<(), Failure> {
     let (kvm, mut checks) = kvm::checks();
     let no_kvm = checks.iter().any(|check| check.state == State::Fail);
     checks.extend([
@@ -108,11 +110,19 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         files(),
         tools(),
     ]);
-    checks.push(port(
-        "ingress port",
-        args.ingress_port,
-        tcp_is_free(args.ingress_port),
-    ));
+    checks.extend([
+        port(
+            "coordinator port",
+            COORDINATOR_TCP,
+            tcp_is_free(COORDINATOR_TCP),
+        ),
+        port(
+            "coordinator port for nodes",
+            COORDINATOR_UDP,
+            udp_is_free(COORDINATOR_UDP),
+        ),
+        port("ingress port", INGRESS_TCP, tcp_is_free(INGRESS_TCP)),
+    ]);
     let failed = checks
         .iter()
         .filter(|check| check.state == State::Fail)
@@ -309,8 +319,8 @@ fn port(name: &'static str, port: u16, free: Result<(), ErrorKind>) -> Check {
         Ok(()) => Check::ok(name, format!("{port} is free")),
         Err(ErrorKind::AddrInUse) => Check::warn(
             name,
-            format!("{port} is taken by another program"),
-            "end it, or give the daemon another port with its --listen options",
+            format!("{port} is taken, perhaps by a daemon of Holm"),
+            "if it is not Holm's, end that program or give the daemon another port",
         ),
         Err(ErrorKind::PermissionDenied) => Check::warn(
             name,
@@ -320,20 +330,19 @@ fn port(name: &'static str, port: u16, free: Result<(), ErrorKind>) -> Check {
         Err(kind) => Check::warn(
             name,
             format!("{port} cannot be used: {kind}"),
-            "choose another port with the daemon's --listen options",
+            "give the daemon another port",
         ),
     }
 }
 
 fn tcp_is_free(port: u16) -> Result<(), ErrorKind> {
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .map(drop)
         .map_err(|error| error.kind())
 }
 
-#[allow(dead_code, reason = "the coordinator's QUIC port is checked with it")]
 fn udp_is_free(port: u16) -> Result<(), ErrorKind> {
-    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+    UdpSocket::bind((Ipv4Addr::LOCALHOST, port))
         .map(drop)
         .map_err(|error| error.kind())
 }
@@ -372,12 +381,12 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_a_warning_that_says_so() {
-        let holder = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let taken = holder.local_addr().unwrap().port();
         let check = port("ingress port", taken, tcp_is_free(taken));
         assert_eq!(check.state, State::Warn);
         assert!(check.found.contains("taken"), "{check:?}");
-        let holder = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        let holder = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let taken = holder.local_addr().unwrap().port();
         assert_eq!(udp_is_free(taken), Err(ErrorKind::AddrInUse));
     }
