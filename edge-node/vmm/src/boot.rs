@@ -4,13 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holm_hostcall::{
-    ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR,
-};
+use holm_hostcall::{ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, PAGE_BYTES, PROGRAM_ADDR};
 use holm_model::program::Program;
 use kvm_bindings::{kvm_regs, kvm_xsave};
 
-use crate::cpu::{CpuState, FRAME_BYTES, InterruptFrame};
+use crate::cpu::{CpuState, GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::Buffer;
 use crate::image::Image;
 use crate::layout::{Access, Layout, Range};
@@ -59,7 +57,10 @@ pub struct PrepareError {
 
 impl From<VmmError> for PrepareError {
     fn from(error: VmmError) -> Self {
-        PrepareError { failure: Failure::Host(error), log: Vec::new() }
+        PrepareError {
+            failure: Failure::Host(error),
+            log: Vec::new(),
+        }
     }
 }
 
@@ -71,7 +72,11 @@ pub fn prepare(
     deadline: Duration,
 ) -> Result<Prepared, PrepareError> {
     let layout = Layout::new(config.memory_bytes);
-    let base = if program.relocatable { RELOCATED_ADDR } else { 0 };
+    let base = if program.relocatable {
+        RELOCATED_ADDR
+    } else {
+        0
+    };
     let symbols = Symbols::of_program(&program.bytes, base);
     let file = anonymous_file(layout.total_bytes())?;
     let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
@@ -106,12 +111,19 @@ pub fn prepare(
             ))),
             Stop::Failed(failure) => failure,
         };
-        return Err(PrepareError { failure, log: runner.log.take() });
+        return Err(PrepareError {
+            failure,
+            log: runner.log.take(),
+        });
     };
     let ready = began.elapsed();
     let log = runner.log.take();
     let snapshot = capture(hypervisor, &mut runner, file, wait, symbols)?;
-    Ok(Prepared { snapshot, ready, log })
+    Ok(Prepared {
+        snapshot,
+        ready,
+        log,
+    })
 }
 
 /// Takes the state of a guest that has just made its first wait.
@@ -131,10 +143,7 @@ fn capture(
 
 /// The state in which a guest goes on after the hostcall that it has just made.
 fn state_behind_gate(machine: &Machine) -> Result<CpuState, VmmError> {
-    let frame_addr = STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES;
-    let mut bytes = [0; FRAME_BYTES as usize];
-    machine.memory()?.read(frame_addr, &mut bytes)?;
-    machine.state_after(&InterruptFrame::from_bytes(&bytes))
+    machine.state_after(&InterruptFrame::read(machine.memory()?, GATE_FRAME_ADDR)?)
 }
 
 /// A program whose segments do not fit its memory is the publisher's mistake.
@@ -144,7 +153,10 @@ fn does_not_fit(config: &GuestConfig, needed: u64) -> PrepareError {
          is {}",
         config.memory_bytes
     );
-    PrepareError { failure: Failure::Crash(CrashReport::of(what)), log: Vec::new() }
+    PrepareError {
+        failure: Failure::Crash(CrashReport::of(what)),
+        log: Vec::new(),
+    }
 }
 
 /// Writes everything into a guest's memory that has to be there before it runs; gives the vCPU's
@@ -168,8 +180,13 @@ fn load(
             .and_then(|end| end.checked_next_multiple_of(PAGE_BYTES))
             .filter(|end| start >= PROGRAM_ADDR && *end <= stack_start - GUARD_BYTES)
             .ok_or_else(|| {
-                let top = base.saturating_add(segment.addr).saturating_add(segment.memory_bytes);
-                does_not_fit(config, (top - PROGRAM_ADDR.min(top)) + layout.stack_bytes() + GUARD_BYTES)
+                let top = base
+                    .saturating_add(segment.addr)
+                    .saturating_add(segment.memory_bytes);
+                does_not_fit(
+                    config,
+                    (top - PROGRAM_ADDR.min(top)) + layout.stack_bytes() + GUARD_BYTES,
+                )
             })?;
         memory.write(start, program.segment_bytes(segment))?;
         let access = match (segment.write, segment.execute) {
@@ -177,10 +194,18 @@ fn load(
             (true, false) => Access::Write,
             (false, false) => Access::Read,
         };
-        ranges.push(Range { start: start - start % PAGE_BYTES, end, access });
+        ranges.push(Range {
+            start: start - start % PAGE_BYTES,
+            end,
+            access,
+        });
         brk_start = brk_start.max(end);
     }
-    ranges.push(Range { start: stack_start - GUARD_BYTES, end: stack_start, access: Access::None });
+    ranges.push(Range {
+        start: stack_start - GUARD_BYTES,
+        end: stack_start,
+        access: Access::None,
+    });
     layout.write_page_tables(memory, &image.ranges(), &ranges)?;
     layout.write_cpu_tables(memory)?;
 
@@ -191,7 +216,13 @@ fn load(
     // Generation, seed and clock are written for every start.
     boot.extend_from_slice(&[0; 72]);
     let entry = base + program.entry;
-    for word in [layout.program_bytes, brk_start, entry, stack_pointer, stack_start] {
+    for word in [
+        layout.program_bytes,
+        brk_start,
+        entry,
+        stack_pointer,
+        stack_start,
+    ] {
         boot.extend_from_slice(&word.to_le_bytes());
     }
     boot.extend_from_slice(&u32::from(config.port).to_le_bytes());
@@ -200,8 +231,17 @@ fn load(
     debug_assert_eq!(boot.len(), size_of::<holm_hostcall::BootPage>());
     memory.write(BOOT_ADDR, &boot)?;
 
-    let regs = kvm_regs { rip: image.entry, rflags: 0x202, ..Default::default() };
-    Ok(CpuState { regs, fs_base: 0, gs_base: 0, xsave: initial_xsave() })
+    let regs = kvm_regs {
+        rip: image.entry,
+        rflags: 0x202,
+        ..Default::default()
+    };
+    Ok(CpuState {
+        regs,
+        fs_base: 0,
+        gs_base: 0,
+        xsave: initial_xsave(),
+    })
 }
 
 /// Unmapped bytes below the stack.
@@ -256,16 +296,22 @@ fn write_stack(
         Ok(top)
     };
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| {
-        VmmError::memory("getting random bytes")(std::io::Error::other(error))
-    })?;
+    getrandom::fill(&mut random)
+        .map_err(|error| VmmError::memory("getting random bytes")(std::io::Error::other(error)))?;
     let random = push(&random)?;
     let platform = push(b"x86_64\0")?;
     let text = |text: &str| [text.as_bytes(), b"\0"].concat();
     let name = push(&text(&config.name))?;
-    let fixed = [("PORT", config.port.to_string()), ("HOLM", "1".into()), ("HOME", "/".into())];
+    let fixed = [
+        ("PORT", config.port.to_string()),
+        ("HOLM", "1".into()),
+        ("HOME", "/".into()),
+    ];
     let fixed = fixed.iter().map(|(key, value)| (*key, value.as_str()));
-    let own = config.env.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let own = config
+        .env
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()));
     let mut words = vec![1, name, 0];
     let room = layout.stack_bytes() / 4;
     let mut used = 0;

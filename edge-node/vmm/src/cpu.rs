@@ -5,11 +5,14 @@
 //! the extended state; all else is out of its reach. [`CpuState`] holds just that, so a restore cannot
 //! be anything but CPL 3, and what it sets is everything a guest could have changed.
 
-use holm_hostcall::{IDT_ADDR, KERNEL_ADDR, TABLES_ADDR, TSS_OFFSET, selector};
+use holm_hostcall::{
+    IDT_ADDR, KERNEL_ADDR, PAGE_BYTES, STUB_STACK_ADDR, TABLES_ADDR, TSS_OFFSET, selector,
+};
 use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 
 use crate::VmmError;
+use crate::memory::GuestMemory;
 
 const CR0_PE: u64 = 1;
 const CR0_MP: u64 = 1 << 1;
@@ -54,14 +57,26 @@ pub(crate) struct InterruptFrame {
 
 /// Bytes of an interrupt frame on the stub's stack.
 pub(crate) const FRAME_BYTES: u64 = 40;
+/// Where the frame of a hostcall is: the stub pushes nothing.
+pub(crate) const GATE_FRAME_ADDR: u64 = STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES;
 
 impl InterruptFrame {
-    pub(crate) fn from_bytes(bytes: &[u8; FRAME_BYTES as usize]) -> Self {
+    /// The frame at `addr` on the stub's stack, which a guest at CPL 3 cannot write.
+    pub(crate) fn read(memory: &GuestMemory, addr: u64) -> Result<Self, VmmError> {
+        let mut bytes = [0; FRAME_BYTES as usize];
+        memory.read(addr, &mut bytes)?;
         let word = |at: usize| {
-            bytes[at * 8..at * 8 + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
+            bytes[at * 8..at * 8 + 8]
+                .iter()
+                .rev()
+                .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
         };
         // The selectors in words 1 and 4 are not used: a guest only ever goes on at CPL 3.
-        InterruptFrame { rip: word(0), rflags: word(2), rsp: word(3) }
+        Ok(InterruptFrame {
+            rip: word(0),
+            rflags: word(2),
+            rsp: word(3),
+        })
     }
 }
 
@@ -80,23 +95,38 @@ pub(crate) fn set_up(vcpu: &VcpuFd, xcr0: u64, fixed: &kvm_sregs) -> Result<(), 
     // gives USER_DATA and USER_CODE at +8 and +16, as on Linux.
     let star = u64::from(selector::KERNEL_CODE) << 32 | u64::from(selector::USER_DATA - 8) << 48;
     // TF, DF, IOPL, NT, AC are cleared at the entry.
-    let entries = [(STAR, star), (LSTAR, KERNEL_ADDR), (CSTAR, 0), (SFMASK, 0x4_7500)]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let entries = [
+        (STAR, star),
+        (LSTAR, KERNEL_ADDR),
+        (CSTAR, 0),
+        (SFMASK, 0x4_7500),
+    ]
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    });
     let msrs = Msrs::from_entries(&entries)
         .map_err(|_| VmmError::Misuse("four MSRs do not fit a list of MSRs"))?;
-    let set = vcpu.set_msrs(&msrs).map_err(VmmError::kvm("set the MSRs of a vCPU"))?;
+    let set = vcpu
+        .set_msrs(&msrs)
+        .map_err(VmmError::kvm("set the MSRs of a vCPU"))?;
     if set != entries.len() {
         return Err(VmmError::NoKvm {
             problem: "this machine's KVM refuses the MSRs of system calls".into(),
             remedy: "use another kernel, and tell Holm's developers which this one is".into(),
         });
     }
-    vcpu.set_sregs(fixed).map_err(VmmError::kvm("set the system registers of a vCPU"))?;
-    let mut xcrs = vcpu.get_xcrs().map_err(VmmError::kvm("read XCR0 of a vCPU"))?;
+    vcpu.set_sregs(fixed)
+        .map_err(VmmError::kvm("set the system registers of a vCPU"))?;
+    let mut xcrs = vcpu
+        .get_xcrs()
+        .map_err(VmmError::kvm("read XCR0 of a vCPU"))?;
     xcrs.nr_xcrs = 1;
     xcrs.xcrs[0].xcr = 0;
     xcrs.xcrs[0].value = xcr0;
-    vcpu.set_xcrs(&xcrs).map_err(VmmError::kvm("set XCR0 of a vCPU"))
+    vcpu.set_xcrs(&xcrs)
+        .map_err(VmmError::kvm("set XCR0 of a vCPU"))
 }
 
 /// The system registers of a guest at CPL 3, on top of what KVM gives a new vCPU.
@@ -133,9 +163,21 @@ pub(crate) fn system_registers(new: &kvm_sregs, pml4: u64) -> kvm_sregs {
             present: 1,
             ..Default::default()
         },
-        ldt: kvm_segment { unusable: 1, type_: 2, ..Default::default() },
-        gdt: kvm_dtable { base: TABLES_ADDR, limit: 79, ..Default::default() },
-        idt: kvm_dtable { base: IDT_ADDR, limit: 4095, ..Default::default() },
+        ldt: kvm_segment {
+            unusable: 1,
+            type_: 2,
+            ..Default::default()
+        },
+        gdt: kvm_dtable {
+            base: TABLES_ADDR,
+            limit: 79,
+            ..Default::default()
+        },
+        idt: kvm_dtable {
+            base: IDT_ADDR,
+            limit: 4095,
+            ..Default::default()
+        },
         cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
         cr2: 0,
         cr3: pml4,

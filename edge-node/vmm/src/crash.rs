@@ -3,12 +3,13 @@
 use std::fmt;
 
 use holm_hostcall::{
-    KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR, abort_reason,
+    HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR,
+    abort_reason,
 };
 use kvm_bindings::kvm_regs;
 
 use crate::VmmError;
-use crate::cpu::{FRAME_BYTES, InterruptFrame};
+use crate::cpu::{FRAME_BYTES, GATE_FRAME_ADDR, InterruptFrame};
 use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::symbols::Symbols;
@@ -73,28 +74,51 @@ pub(crate) fn of_exception(
     let memory = machine.memory()?;
     let stack = STUB_STACK_ADDR..STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES;
     if !stack.contains(&regs.rsp) {
-        return Ok(CrashReport::of("the guest's CPL 0 stub was entered in an unknown way"));
+        return Ok(CrashReport::of(
+            "the guest's CPL 0 stub was entered in an unknown way",
+        ));
     }
     // The stub pushed the vector onto what the CPU pushed.
     let vector = memory.read_u64(regs.rsp)? as u8;
     let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30);
-    let error_code = if has_error_code { memory.read_u64(regs.rsp + 8)? } else { 0 };
-    let mut bytes = [0; FRAME_BYTES as usize];
-    memory.read(regs.rsp + if has_error_code { 16 } else { 8 }, &mut bytes)?;
-    let frame = InterruptFrame::from_bytes(&bytes);
-    let fault_address = if vector == 14 { Some(machine.sregs()?.cr2) } else { None };
+    let error_code = if has_error_code {
+        memory.read_u64(regs.rsp + 8)?
+    } else {
+        0
+    };
+    let frame = InterruptFrame::read(memory, regs.rsp + if has_error_code { 16 } else { 8 })?;
+    let fault_address = if vector == 14 {
+        Some(machine.sregs()?.cr2)
+    } else {
+        None
+    };
     let what = match fault_address {
         Some(address) => page_fault(address, error_code, &frame, layout),
         None => exception(vector, &frame, memory),
     };
-    let refused = refused_memory(machine)?;
     Ok(Box::new(CrashReport {
-        what: what + &refused,
+        what: what + &refused_memory(machine)?,
         vector: Some(vector),
         address: fault_address,
         instruction: Some(frame.rip),
         symbol: place(frame.rip, symbols),
         registers: Some(registers(&regs, &frame)),
+    }))
+}
+
+/// A breakpoint of the program's own, which comes out where hostcalls do.
+pub(crate) fn of_breakpoint(
+    machine: &Machine,
+    symbols: &Symbols,
+) -> Result<Box<CrashReport>, VmmError> {
+    let frame = InterruptFrame::read(machine.memory()?, GATE_FRAME_ADDR)?;
+    Ok(Box::new(CrashReport {
+        what: "the program executed a breakpoint (int3)".into(),
+        vector: Some(HOSTCALL_VECTOR),
+        address: None,
+        instruction: Some(frame.rip),
+        symbol: place(frame.rip, symbols),
+        registers: Some(registers(&machine.regs()?, &frame)),
     }))
 }
 
@@ -118,7 +142,9 @@ fn page_fault(address: u64, error_code: u64, frame: &InterruptFrame, layout: &La
         _ => "read",
     };
     match address {
-        0..0x1_0000 => format!("the program tried to {verb} through a null pointer (address {address:#x})"),
+        0..0x1_0000 => {
+            format!("the program tried to {verb} through a null pointer (address {address:#x})")
+        }
         _ if near_stack(address) && near_stack(frame.rsp) => {
             format!("the program overflowed its stack (address {address:#x})")
         }
@@ -134,7 +160,6 @@ fn exception(vector: u8, frame: &InterruptFrame, memory: &crate::memory::GuestMe
     match vector {
         0 => "the program divided by zero".into(),
         1 => "the program took a debug exception".into(),
-        3 => "the program executed a breakpoint (int3)".into(),
         4 => "the program took an overflow exception".into(),
         6 => format!(
             "the program executed an instruction that does not exist or is not allowed{}",
@@ -162,14 +187,30 @@ fn instruction_bytes(frame: &InterruptFrame, memory: &crate::memory::GuestMemory
 
 fn registers(regs: &kvm_regs, frame: &InterruptFrame) -> String {
     let general = [
-        ("rax", regs.rax), ("rbx", regs.rbx), ("rcx", regs.rcx), ("rdx", regs.rdx),
-        ("rsi", regs.rsi), ("rdi", regs.rdi), ("rbp", regs.rbp), ("rsp", frame.rsp),
-        ("r8 ", regs.r8), ("r9 ", regs.r9), ("r10", regs.r10), ("r11", regs.r11),
-        ("r12", regs.r12), ("r13", regs.r13), ("r14", regs.r14), ("r15", regs.r15),
-        ("rip", frame.rip), ("flags", frame.rflags),
+        ("rax", regs.rax),
+        ("rbx", regs.rbx),
+        ("rcx", regs.rcx),
+        ("rdx", regs.rdx),
+        ("rsi", regs.rsi),
+        ("rdi", regs.rdi),
+        ("rbp", regs.rbp),
+        ("rsp", frame.rsp),
+        ("r8 ", regs.r8),
+        ("r9 ", regs.r9),
+        ("r10", regs.r10),
+        ("r11", regs.r11),
+        ("r12", regs.r12),
+        ("r13", regs.r13),
+        ("r14", regs.r14),
+        ("r15", regs.r15),
+        ("rip", frame.rip),
+        ("flags", frame.rflags),
     ];
     let line = |part: &[(&str, u64)]| {
-        part.iter().map(|(name, value)| format!("{name} {value:016x}")).collect::<Vec<_>>().join("  ")
+        part.iter()
+            .map(|(name, value)| format!("{name} {value:016x}"))
+            .collect::<Vec<_>>()
+            .join("  ")
     };
     general.chunks(4).map(line).collect::<Vec<_>>().join("\n")
 }

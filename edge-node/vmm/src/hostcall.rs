@@ -95,11 +95,16 @@ impl Exchange {
             );
         let room = buffer.bytes.checked_sub(self.scratch.len() as u64);
         let (true, Some(room)) = (fits, room) else {
-            return Err(VmmError::RequestTooLarge(MAX_HEAD_BYTES.min(buffer.bytes as usize)));
+            return Err(VmmError::RequestTooLarge(
+                MAX_HEAD_BYTES.min(buffer.bytes as usize),
+            ));
         };
         let inline = room.min(request.body.len() as u64) as usize;
         memory.write(buffer.addr, &self.scratch)?;
-        memory.write(buffer.addr + self.scratch.len() as u64, &request.body[..inline])?;
+        memory.write(
+            buffer.addr + self.scratch.len() as u64,
+            &request.body[..inline],
+        )?;
         let total = self.scratch.len() + inline;
         memory.write(CALL_ADDR + RESULT, &(total as i64).to_le_bytes())?;
         self.open = true;
@@ -130,7 +135,10 @@ impl Exchange {
             },
             Call::REQUEST_BODY => match buffer(a, b) {
                 Some(buffer) => self.request_body(memory, buffer)?,
-                None => bad_call("read the request's body", "its buffer is not the guest's memory"),
+                None => bad_call(
+                    "read the request's body",
+                    "its buffer is not the guest's memory",
+                ),
             },
             Call::RESPOND if !self.open => bad_call("respond", "there is no request"),
             Call::RESPOND => match (buffer(a, b), buffer(c, d)) {
@@ -144,7 +152,11 @@ impl Exchange {
             // The log is read at every exit.
             Call::LOG_FLUSH => Action::Continue,
             Call::EXIT => {
-                let when = if self.open { "before it answered" } else { "before it was ready" };
+                let when = if self.open {
+                    "before it answered"
+                } else {
+                    "before it was ready"
+                };
                 Action::Fail(Failure::Crash(CrashReport::of(format!(
                     "the program exited with status {} {when}",
                     a & 0xFF
@@ -189,7 +201,9 @@ impl Exchange {
             return Ok(bad_call("respond", "it has begun to respond already"));
         }
         if head.bytes > MAX_HEAD_BYTES as u64 {
-            return Ok(bad_response(format!("its head is longer than {MAX_HEAD_BYTES} bytes")));
+            return Ok(bad_response(format!(
+                "its head is longer than {MAX_HEAD_BYTES} bytes"
+            )));
         }
         let mut bytes = vec![0; head.bytes as usize];
         memory.read(head.addr, &mut bytes)?;
@@ -223,7 +237,10 @@ impl Exchange {
             return Ok(Action::Continue);
         }
         self.open = false;
-        Ok(self.response.take().map_or(Action::Continue, Action::Answered))
+        Ok(self
+            .response
+            .take()
+            .map_or(Action::Continue, Action::Answered))
     }
 }
 
@@ -231,7 +248,10 @@ fn read_call(memory: &GuestMemory) -> Result<CallPage, VmmError> {
     let mut bytes = [0; size_of::<CallPage>()];
     memory.read(CALL_ADDR, &mut bytes)?;
     let word = |at: usize| {
-        bytes[at..at + 8].iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte))
+        bytes[at..at + 8]
+            .iter()
+            .rev()
+            .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
     };
     Ok(CallPage {
         number: word(0) as u32,
@@ -260,7 +280,10 @@ fn bad_response(problem: impl Into<String>) -> Action {
 fn response_head(bytes: &[u8]) -> Result<Response, String> {
     let head = message::Response::decode(bytes).map_err(|error| error.to_string())?;
     if head.status < 200 {
-        return Err(format!("its status is {}; a final one is 200 or more", head.status));
+        return Err(format!(
+            "its status is {}; a final one is 200 or more",
+            head.status
+        ));
     }
     if head.headers.len() > MAX_HEADERS {
         return Err(format!("it has more than {MAX_HEADERS} headers"));
@@ -269,7 +292,11 @@ fn response_head(bytes: &[u8]) -> Result<Response, String> {
     for (name, value) in head.headers.iter() {
         headers.push((header_name(name)?, header_value(value)?));
     }
-    Ok(Response { status: head.status, headers, body: Vec::new() })
+    Ok(Response {
+        status: head.status,
+        headers,
+        body: Vec::new(),
+    })
 }
 
 /// RFC 9110, 5.6.2: a name is a token; in lower case here.
@@ -277,13 +304,19 @@ fn header_name(name: &[u8]) -> Result<String, String> {
     let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     match std::str::from_utf8(name) {
         Ok(text) if !text.is_empty() && name.iter().all(token) => Ok(text.to_ascii_lowercase()),
-        _ => Err(format!("`{}` is not a header name", String::from_utf8_lossy(name).escape_debug())),
+        _ => Err(format!(
+            "`{}` is not a header name",
+            String::from_utf8_lossy(name).escape_debug()
+        )),
     }
 }
 
 /// RFC 9110, 5.5: visible characters, spaces and tabs.
 fn header_value(value: &[u8]) -> Result<Vec<u8>, String> {
-    match value.iter().all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7F)) {
+    match value
+        .iter()
+        .all(|byte| *byte == b'\t' || (*byte >= 0x20 && *byte != 0x7F))
+    {
         true => Ok(value.trim_ascii().to_vec()),
         false => Err("a header's value holds a control character".into()),
     }
@@ -309,7 +342,10 @@ mod tests {
 
     #[test]
     fn only_valid_http_passes() {
-        assert_eq!(head(&[(b"X-A", b" b ")]).unwrap().headers, [("x-a".into(), b"b".to_vec())]);
+        assert_eq!(
+            head(&[(b"X-A", b" b ")]).unwrap().headers,
+            [("x-a".into(), b"b".to_vec())]
+        );
         for (name, value) in [
             (&b"a b"[..], &b""[..]),
             (b"a\r\n", b""),
@@ -326,10 +362,18 @@ mod tests {
         let layout = Layout::new(1 << 20);
         let end = layout.tables;
         assert!(Buffer::new(BUFFERS_START, end - BUFFERS_START, &layout).is_some());
-        for (addr, bytes) in
-            [(0, 8), (BUFFERS_START - 1, 8), (end - 7, 8), (end, 1), (u64::MAX, 2), (8, u64::MAX)]
-        {
-            assert!(Buffer::new(addr, bytes, &layout).is_none(), "{addr:#x} {bytes:#x}");
+        for (addr, bytes) in [
+            (0, 8),
+            (BUFFERS_START - 1, 8),
+            (end - 7, 8),
+            (end, 1),
+            (u64::MAX, 2),
+            (8, u64::MAX),
+        ] {
+            assert!(
+                Buffer::new(addr, bytes, &layout).is_none(),
+                "{addr:#x} {bytes:#x}"
+            );
         }
     }
 }

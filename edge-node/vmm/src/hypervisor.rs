@@ -105,7 +105,15 @@ impl Hypervisor {
         let xcr0 = supported_xcr0(&cpuid) & XCR0_WANTED;
         let cpu_digest = digest(&cpuid, xcr0);
         let kind = KvmKind::detect();
-        Ok(Hypervisor { inner: Arc::new(Inner { kvm, kind, cpuid, xcr0, cpu_digest }) })
+        Ok(Hypervisor {
+            inner: Arc::new(Inner {
+                kvm,
+                kind,
+                cpuid,
+                xcr0,
+                cpu_digest,
+            }),
+        })
     }
 
     /// Which machinery is behind /dev/kvm.
@@ -131,19 +139,30 @@ fn no_kvm(errno: i32) -> VmmError {
         ),
         _ => {
             return VmmError::NoKvm {
-                problem: format!("/dev/kvm cannot be opened: {}", io::Error::from_raw_os_error(errno)),
+                problem: format!(
+                    "/dev/kvm cannot be opened: {}",
+                    io::Error::from_raw_os_error(errno)
+                ),
                 remedy: "run `holm doctor`".into(),
             };
         }
     };
-    VmmError::NoKvm { problem: problem.into(), remedy: remedy.into() }
+    VmmError::NoKvm {
+        problem: problem.into(),
+        remedy: remedy.into(),
+    }
 }
 
 /// CPUID leaf 0xD, subleaf 0: the extended state that this KVM gives (APM volume 3, E.3.8).
 fn supported_xcr0(cpuid: &CpuId) -> u64 {
-    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0xD && entry.index == 0);
+    let leaf = cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == 0xD && entry.index == 0);
     // Without the leaf there is no XSAVE, and x87 and SSE alone.
-    leaf.map_or(0b11, |entry| u64::from(entry.eax) | u64::from(entry.edx) << 32)
+    leaf.map_or(0b11, |entry| {
+        u64::from(entry.eax) | u64::from(entry.edx) << 32
+    })
 }
 
 /// Identifies the CPU as a guest sees it. Leaves that tell of the moment or of the core it was asked
@@ -158,8 +177,16 @@ fn digest(cpuid: &CpuId, xcr0: u64) -> [u8; 32] {
             continue;
         }
         // Leaf 1 EBX has the APIC id of the core; ECX bit 27 follows CR4.
-        let ebx = if entry.function == 1 { entry.ebx & 0x0000_FFFF } else { entry.ebx };
-        let ecx = if entry.function == 1 { entry.ecx & !(1 << 27) } else { entry.ecx };
+        let ebx = if entry.function == 1 {
+            entry.ebx & 0x0000_FFFF
+        } else {
+            entry.ebx
+        };
+        let ecx = if entry.function == 1 {
+            entry.ecx & !(1 << 27)
+        } else {
+            entry.ecx
+        };
         for word in [entry.function, entry.index, entry.eax, ebx, ecx, entry.edx] {
             hash.update(word.to_le_bytes());
         }

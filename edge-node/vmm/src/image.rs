@@ -21,6 +21,8 @@ pub(crate) struct Image {
     pub(crate) entry: u64,
     /// The table for programs built with the SDK.
     pub(crate) door: u64,
+    /// What the CPU pushes as the return address of a hostcall.
+    pub(crate) hostcall_return: u64,
     /// SHA-256: a snapshot fits only the image it was made with.
     pub(crate) digest: [u8; 32],
 }
@@ -59,7 +61,12 @@ impl Image {
             };
             let memory_bytes = program.p_memsz(LittleEndian);
             let bytes = program.data(LittleEndian, BYTES).ok()?;
-            segments.push(Segment { addr, memory_bytes, bytes, access });
+            segments.push(Segment {
+                addr,
+                memory_bytes,
+                bytes,
+                access,
+            });
         }
         let inside = |segment: &Segment| match segment.access {
             Access::SupervisorCode => segment.memory_bytes <= PAGE_BYTES,
@@ -68,9 +75,21 @@ impl Image {
         if !segments.iter().all(inside) {
             return None;
         }
-        let door = file.symbols().find(|symbol| symbol.name() == Ok("HOLM_DOOR"))?.address();
+        let symbol = |name| {
+            let found = file.symbols().find(|symbol| symbol.name() == Ok(name));
+            found.map(|symbol| symbol.address())
+        };
+        let door = symbol("HOLM_DOOR")?;
+        const INT3_BYTES: u64 = 1;
+        let hostcall_return = symbol("hostcall_gate")? + INT3_BYTES;
         let entry = header.e_entry(LittleEndian);
-        Some(Image { segments, entry, door, digest: Sha256::digest(BYTES).into() })
+        Some(Image {
+            segments,
+            entry,
+            door,
+            hostcall_return,
+            digest: Sha256::digest(BYTES).into(),
+        })
     }
 
     /// Copies the image into a guest.
@@ -83,7 +102,10 @@ impl Image {
 
     /// How the library OS's pages are mapped; the stub's are fixed.
     pub(crate) fn ranges(&self) -> Vec<Range> {
-        let user = self.segments.iter().filter(|one| one.access != Access::SupervisorCode);
+        let user = self
+            .segments
+            .iter()
+            .filter(|one| one.access != Access::SupervisorCode);
         user.map(|segment| Range {
             start: segment.addr,
             end: (segment.addr + segment.memory_bytes).next_multiple_of(PAGE_BYTES),

@@ -5,10 +5,9 @@
 //! from the start, so that running a guest changes no page table.
 
 use holm_hostcall::{
-    BOOT_ADDR, CALL_ADDR, IDT_ADDR, HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LOG_CAPACITY_BYTES,
-    LogHeader, PAGE_BYTES, PROGRAM_ADDR, PROTECT_VECTOR, STUB_ADDR, STUB_ENTRY_BYTES,
-    STUB_HOSTCALL_ADDR, STUB_PROTECT_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLES_ADDR,
-    TSS_OFFSET, selector,
+    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_ADDR, LOG_ADDR, LOG_CAPACITY_BYTES,
+    LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_ADDR, STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR,
+    STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLES_ADDR, TSS_OFFSET, selector,
 };
 
 use crate::VmmError;
@@ -85,7 +84,12 @@ impl Layout {
             let end = tables + (leaf_tables + directories + 2) * PAGE_BYTES;
             let (leaves, dirs) = (end.div_ceil(reach), end.div_ceil(reach * ENTRIES));
             if (leaves, dirs) == (leaf_tables, directories) {
-                return Layout { program_bytes, tables, leaf_tables, directories };
+                return Layout {
+                    program_bytes,
+                    tables,
+                    leaf_tables,
+                    directories,
+                };
             }
             (leaf_tables, directories) = (leaves, dirs);
         }
@@ -109,7 +113,9 @@ impl Layout {
     /// Bytes of the program's stack, at the end of program memory.
     pub(crate) fn stack_bytes(&self) -> u64 {
         const MOST: u64 = 8 << 20;
-        (self.program_bytes / 8).clamp(16 * PAGE_BYTES, MOST).next_multiple_of(PAGE_BYTES)
+        (self.program_bytes / 8)
+            .clamp(16 * PAGE_BYTES, MOST)
+            .next_multiple_of(PAGE_BYTES)
     }
 
     /// Writes page tables that map `ranges` (in rising order) and the fixed pages, and nothing else.
@@ -136,7 +142,11 @@ impl Layout {
             fixed(LOG_ADDR, log_bytes.div_ceil(PAGE_BYTES), Access::Write),
         ];
         ranges.extend_from_slice(kernel);
-        ranges.push(Range { start: PROGRAM_ADDR, end: self.tables, access: Access::Write });
+        ranges.push(Range {
+            start: PROGRAM_ADDR,
+            end: self.tables,
+            access: Access::Write,
+        });
         ranges.extend_from_slice(program);
         ranges.push(Range {
             start: self.tables,
@@ -181,10 +191,8 @@ impl Layout {
         descriptors[usize::from(selector::USER_DATA / 8)] = 0x00CF_F300_0000_FFFF;
         descriptors[usize::from(selector::USER_CODE / 8)] = 0x00AF_FB00_0000_FFFF;
         let at = usize::from(selector::TSS / 8);
-        descriptors[at] = (TSS_BYTES - 1)
-            | (tss & 0xFF_FFFF) << 16
-            | 0x8B << 40
-            | (tss >> 24 & 0xFF) << 56;
+        descriptors[at] =
+            (TSS_BYTES - 1) | (tss & 0xFF_FFFF) << 16 | 0x8B << 40 | (tss >> 24 & 0xFF) << 56;
         descriptors[at + 1] = tss >> 32;
         for (index, descriptor) in descriptors.iter().enumerate() {
             memory.write(TABLES_ADDR + index as u64 * 8, &descriptor.to_le_bytes())?;
@@ -196,13 +204,10 @@ impl Layout {
         segment[102..104].copy_from_slice(&(TSS_BYTES as u16).to_le_bytes());
         memory.write(tss, &segment)?;
 
-        const BREAKPOINT: u64 = 3;
         for vector in 0..32 {
-            let for_user = vector == BREAKPOINT;
-            write_gate(memory, vector, STUB_ADDR + vector * STUB_ENTRY_BYTES, for_user)?;
+            write_gate(memory, vector, STUB_ADDR + vector * STUB_ENTRY_BYTES, false)?;
         }
         write_gate(memory, u64::from(HOSTCALL_VECTOR), STUB_HOSTCALL_ADDR, true)?;
-        write_gate(memory, u64::from(PROTECT_VECTOR), STUB_PROTECT_ADDR, true)?;
 
         let pages = self.program_bytes / PAGE_BYTES;
         memory.write(STUB_SCRATCH_ADDR, &pages.to_le_bytes())?;
@@ -237,7 +242,10 @@ mod tests {
             let layout = Layout::new(memory_bytes);
             let reach = layout.leaf_tables * ENTRIES * PAGE_BYTES;
             assert!(layout.total_bytes() <= reach, "{memory_bytes}");
-            assert!(layout.directories * ENTRIES >= layout.leaf_tables, "{memory_bytes}");
+            assert!(
+                layout.directories * ENTRIES >= layout.leaf_tables,
+                "{memory_bytes}"
+            );
             assert!(layout.stack_bytes() < memory_bytes, "{memory_bytes}");
         }
     }

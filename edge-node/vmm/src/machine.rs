@@ -42,16 +42,28 @@ impl Machine {
     /// A VM without memory.
     pub(crate) fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
         let inner = &hypervisor.inner;
-        let vm = inner.kvm.create_vm().map_err(VmmError::kvm("create a VM"))?;
+        let vm = inner
+            .kvm
+            .create_vm()
+            .map_err(VmmError::kvm("create a VM"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(VmmError::kvm("create a vCPU"))?;
-        vcpu.set_cpuid2(&inner.cpuid).map_err(VmmError::kvm("set the CPUID of a vCPU"))?;
-        let new_sregs =
-            vcpu.get_sregs().map_err(VmmError::kvm("read the system registers of a vCPU"))?;
+        vcpu.set_cpuid2(&inner.cpuid)
+            .map_err(VmmError::kvm("set the CPUID of a vCPU"))?;
+        let new_sregs = vcpu
+            .get_sregs()
+            .map_err(VmmError::kvm("read the system registers of a vCPU"))?;
         let sregs = cpu::system_registers(&new_sregs, 0);
         cpu::set_up(&vcpu, inner.xcr0, &sregs)?;
         let tsc_offset = guest_tsc(&vcpu)?.wrapping_sub(host_tsc());
         vcpu.set_kvm_immediate_exit(0);
-        Ok(Machine { vcpu, vm, memory: None, tsc_offset, new_sregs, sregs })
+        Ok(Machine {
+            vcpu,
+            vm,
+            memory: None,
+            tsc_offset,
+            new_sregs,
+            sregs,
+        })
     }
 
     /// Gives the VM another memory. Removing the old slot is what makes KVM forget every page table
@@ -89,7 +101,9 @@ impl Machine {
 
     /// The memory.
     pub(crate) fn memory(&self) -> Result<&GuestMemory, VmmError> {
-        self.memory.as_ref().ok_or(VmmError::Misuse("the VM has no memory"))
+        self.memory
+            .as_ref()
+            .ok_or(VmmError::Misuse("the VM has no memory"))
     }
 
     /// The guest's TSC, about now.
@@ -115,20 +129,26 @@ impl Machine {
 
     /// The general registers.
     pub(crate) fn regs(&self) -> Result<kvm_regs, VmmError> {
-        self.vcpu.get_regs().map_err(VmmError::kvm("read the registers of a vCPU"))
+        self.vcpu
+            .get_regs()
+            .map_err(VmmError::kvm("read the registers of a vCPU"))
     }
 
     /// The system registers.
     pub(crate) fn sregs(&self) -> Result<kvm_sregs, VmmError> {
-        self.vcpu.get_sregs().map_err(VmmError::kvm("read the system registers of a vCPU"))
+        self.vcpu
+            .get_sregs()
+            .map_err(VmmError::kvm("read the system registers of a vCPU"))
     }
 
     /// The state of a guest that has left through the hostcall gate, as it will be at CPL 3 once it is
     /// back: what the stub's `iretq` would load is put into the registers.
     pub(crate) fn state_after(&self, frame: &cpu::InterruptFrame) -> Result<CpuState, VmmError> {
         let sregs = self.sregs()?;
-        let xsave =
-            self.vcpu.get_xsave().map_err(VmmError::kvm("read the extended state of a vCPU"))?;
+        let xsave = self
+            .vcpu
+            .get_xsave()
+            .map_err(VmmError::kvm("read the extended state of a vCPU"))?;
         let regs = kvm_regs {
             rip: frame.rip,
             rsp: frame.rsp,
@@ -161,7 +181,12 @@ impl Machine {
             Ok(VcpuExit::Intr) => Exit::Timer,
             Ok(_) => Exit::Other,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Exit::Timer,
-            Err(error) => return Err(VmmError::Kvm { operation: "run a vCPU", error }),
+            Err(error) => {
+                return Err(VmmError::Kvm {
+                    operation: "run a vCPU",
+                    error,
+                });
+            }
         })
     }
 }
@@ -169,10 +194,14 @@ impl Machine {
 /// The guest's TSC as KVM tells it.
 fn guest_tsc(vcpu: &VcpuFd) -> Result<u64, VmmError> {
     const TSC: u32 = 0x10;
-    let entry = kvm_msr_entry { index: TSC, ..Default::default() };
+    let entry = kvm_msr_entry {
+        index: TSC,
+        ..Default::default()
+    };
     let mut msrs = Msrs::from_entries(&[entry])
         .map_err(|_| VmmError::Misuse("one MSR does not fit a list of MSRs"))?;
-    vcpu.get_msrs(&mut msrs).map_err(VmmError::kvm("read the TSC of a vCPU"))?;
+    vcpu.get_msrs(&mut msrs)
+        .map_err(VmmError::kvm("read the TSC of a vCPU"))?;
     Ok(msrs.as_slice()[0].data)
 }
 
@@ -184,5 +213,8 @@ fn host_tsc() -> u64 {
 
 /// The frequency of a vCPU's TSC in kHz.
 pub(crate) fn tsc_khz(machine: &Machine) -> Result<u32, VmmError> {
-    machine.vcpu.get_tsc_khz().map_err(VmmError::kvm("tell the frequency of the TSC"))
+    machine
+        .vcpu
+        .get_tsc_khz()
+        .map_err(VmmError::kvm("tell the frequency of the TSC"))
 }

@@ -114,13 +114,18 @@ impl GuestMemory {
         bytes: u64,
     ) -> Result<(), VmmError> {
         let to = self.slice(addr, bytes as usize)?;
-        pristine.slice(addr, bytes as usize)?.copy_to_volatile_slice(to);
+        pristine
+            .slice(addr, bytes as usize)?
+            .copy_to_volatile_slice(to);
         Ok(())
     }
 }
 
 fn too_large(operation: &'static str) -> VmmError {
-    VmmError::Memory { operation, error: io::ErrorKind::InvalidInput.into() }
+    VmmError::Memory {
+        operation,
+        error: io::ErrorKind::InvalidInput.into(),
+    }
 }
 
 /// An anonymous file of `bytes` bytes, all holes.
@@ -155,7 +160,9 @@ pub(crate) fn data_extents(file: &File, start: u64, end: u64) -> io::Result<Vec<
     let mut extents = Vec::new();
     let mut at = start;
     while at < end {
-        let Some(data) = seek(at, libc::SEEK_DATA)? else { break };
+        let Some(data) = seek(at, libc::SEEK_DATA)? else {
+            break;
+        };
         if data >= end {
             break;
         }

@@ -58,9 +58,12 @@ const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
 
 fn page_map() -> Result<&'static File, VmmError> {
     static FILE: OnceLock<io::Result<File>> = OnceLock::new();
-    FILE.get_or_init(|| File::open("/proc/self/pagemap")).as_ref().map_err(|error| {
-        VmmError::Memory { operation: OPERATION, error: io::Error::from(error.kind()) }
-    })
+    FILE.get_or_init(|| File::open("/proc/self/pagemap"))
+        .as_ref()
+        .map_err(|error| VmmError::Memory {
+            operation: OPERATION,
+            error: io::Error::from(error.kind()),
+        })
 }
 
 /// Whether this kernel has PAGEMAP_SCAN; found out at the first use.
@@ -105,9 +108,17 @@ fn scan(file: &File, memory: &GuestMemory, to: &mut Vec<Written>) -> io::Result<
         // SAFETY: the argument and the array behind `vec` live until the call returns, and their
         // sizes are given; the range is a mapping of ours, of which only the page tables are read.
         let found = unsafe { libc::ioctl(file.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
-        let Ok(found) = usize::try_from(found) else { return Err(io::Error::last_os_error()) };
+        let Ok(found) = usize::try_from(found) else {
+            return Err(io::Error::last_os_error());
+        };
         for region in regions.iter().take(found) {
-            push(to, Written { start: region.start - base, end: region.end - base });
+            push(
+                to,
+                Written {
+                    start: region.start - base,
+                    end: region.end - base,
+                },
+            );
         }
         if argument.walk_end <= start {
             break;
@@ -128,9 +139,18 @@ fn read_all(file: &File, memory: &GuestMemory, to: &mut Vec<Written>) -> io::Res
         let part = ((pages - page) * 8).min(buffer.len() as u64) as usize;
         file.read_exact_at(&mut buffer[..part], (first + page) * 8)?;
         for entry in buffer[..part].chunks_exact(8) {
-            let entry = entry.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+            let entry = entry
+                .iter()
+                .rev()
+                .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
             if entry & PRESENT_OR_SWAPPED != 0 && entry & OF_FILE == 0 {
-                push(to, Written { start: page * PAGE, end: (page + 1) * PAGE });
+                push(
+                    to,
+                    Written {
+                        start: page * PAGE,
+                        end: (page + 1) * PAGE,
+                    },
+                );
             }
             page += 1;
         }
@@ -159,8 +179,10 @@ mod tests {
         }
         let mut byte = [0];
         memory.read(20 * PAGE, &mut byte).unwrap();
-        let expected = [(3, 5), (9, 10), (63, 64)]
-            .map(|(start, end)| Written { start: start * PAGE, end: end * PAGE });
+        let expected = [(3, 5), (9, 10), (63, 64)].map(|(start, end)| Written {
+            start: start * PAGE,
+            end: end * PAGE,
+        });
         let mut found = Vec::new();
         read_all(page_map().unwrap(), &memory, &mut found).unwrap();
         assert_eq!(found, expected);

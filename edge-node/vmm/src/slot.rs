@@ -9,7 +9,9 @@ use holm_hostcall::{
     BOOT_ADDR, BootPage, EXCEPTION_PORT, HOSTCALL_PORT, LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader,
 };
 
+use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::{Action, Buffer, Exchange, instant_of};
+use crate::image::Image;
 use crate::layout::Layout;
 use crate::machine::{Exit, Machine, tsc_khz};
 use crate::memory::GuestMemory;
@@ -71,7 +73,9 @@ impl Slot {
     /// Makes the slot a pristine instance of `snapshot`, whatever it held before.
     pub fn load(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), VmmError> {
         self.state = State::Broken;
-        self.vm.machine.attach(snapshot.map()?, snapshot.layout.pml4())?;
+        self.vm
+            .machine
+            .attach(snapshot.map()?, snapshot.layout.pml4())?;
         self.snapshot = Some(Arc::clone(snapshot));
         self.vm.layout = snapshot.layout;
         self.state = State::Ready;
@@ -89,7 +93,9 @@ impl Slot {
             State::Waiting(buffer) => (buffer, false),
             _ => return Err(VmmError::Misuse("a request for a slot that is not ready")),
         };
-        self.vm.exchange.begin(self.vm.machine.memory()?, buffer, request, &limits)?;
+        self.vm
+            .exchange
+            .begin(self.vm.machine.memory()?, buffer, request, &limits)?;
         self.vm.write_moment(fresh)?;
         if fresh {
             self.vm.machine.set_state(&snapshot.state)?;
@@ -137,16 +143,28 @@ impl Slot {
         let Some(snapshot) = &self.snapshot else {
             return Err(VmmError::Misuse("a reset of an empty slot"));
         };
-        if !matches!(self.state, State::Answered | State::Waiting(_) | State::Ready) {
-            return Err(VmmError::Misuse("a reset of a slot whose guest has not answered"));
+        if !matches!(
+            self.state,
+            State::Answered | State::Waiting(_) | State::Ready
+        ) {
+            return Err(VmmError::Misuse(
+                "a reset of a slot whose guest has not answered",
+            ));
         }
         self.state = State::Broken;
         let snapshot = Arc::clone(snapshot);
         let memory = self.vm.machine.memory()?;
         pagemap::written_pages(memory, &mut self.written)?;
-        let pages: u64 = self.written.iter().map(|run| (run.end - run.start) / 4096).sum();
+        let pages: u64 = self
+            .written
+            .iter()
+            .map(|run| (run.end - run.start) / 4096)
+            .sum();
         // A page table that was written: only a new memory slot makes KVM forget what it derived.
-        let tables = self.written.last().is_some_and(|run| run.end > snapshot.layout.tables);
+        let tables = self
+            .written
+            .last()
+            .is_some_and(|run| run.end > snapshot.layout.tables);
         if tables || pages > MAX_COPIED_PAGES {
             return self.load(&snapshot);
         }
@@ -163,7 +181,11 @@ impl Slot {
             return Err(VmmError::Misuse("a guest is to go on that has not answered").into());
         };
         self.state = State::Broken;
-        let limits = Limits { deadline, cpu: Duration::MAX, response_body_bytes: 0 };
+        let limits = Limits {
+            deadline,
+            cpu: Duration::MAX,
+            response_body_bytes: 0,
+        };
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.vm.run(left, &limits, &snapshot.symbols) {
@@ -172,7 +194,11 @@ impl Slot {
                     return Ok(());
                 }
                 Stop::Parked(until) => {
-                    std::thread::sleep(until.min(deadline).saturating_duration_since(Instant::now()));
+                    std::thread::sleep(
+                        until
+                            .min(deadline)
+                            .saturating_duration_since(Instant::now()),
+                    );
                 }
                 Stop::Yielded => {}
                 Stop::Failed(failure) => return Err(failure),
@@ -232,10 +258,13 @@ impl Runner {
         let mut bytes = [0; END - AT];
         if fresh {
             bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
-            getrandom::fill(&mut bytes[8..40])
-                .map_err(|error| VmmError::memory("getting random bytes")(io::Error::other(error)))?;
+            getrandom::fill(&mut bytes[8..40]).map_err(|error| {
+                VmmError::memory("getting random bytes")(io::Error::other(error))
+            })?;
         }
-        let realtime = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let realtime = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let clock = [
             realtime.as_nanos() as u64,
             monotonic_ns(),
@@ -246,7 +275,9 @@ impl Runner {
             room.copy_from_slice(&word.to_le_bytes());
         }
         let from = if fresh { 0 } else { CLOCK - AT };
-        self.machine.memory()?.write(BOOT_ADDR + (AT + from) as u64, &bytes[from..])
+        self.machine
+            .memory()?
+            .write(BOOT_ADDR + (AT + from) as u64, &bytes[from..])
     }
 
     /// Runs until the guest needs something, or `quantum` or a limit is over.
@@ -271,7 +302,9 @@ impl Runner {
         symbols: &Symbols,
     ) -> Result<Stop, VmmError> {
         let cpu_left = limits.cpu.saturating_sub(self.stats.cpu);
-        let until = start.checked_add(quantum.min(cpu_left)).unwrap_or(limits.deadline);
+        let until = start
+            .checked_add(quantum.min(cpu_left))
+            .unwrap_or(limits.deadline);
         loop {
             let now = Instant::now();
             if now >= limits.deadline {
@@ -289,7 +322,11 @@ impl Runner {
             self.log.read(self.machine.memory()?)?;
             let crash = |report| Ok(Stop::Failed(Failure::Crash(report)));
             match exit {
-                Exit::Port(HOSTCALL_PORT) => {}
+                Exit::Port(HOSTCALL_PORT) => {
+                    if !self.came_through_gate()? {
+                        return crash(crash::of_breakpoint(&self.machine, symbols)?);
+                    }
+                }
                 Exit::Port(EXCEPTION_PORT) => {
                     return crash(crash::of_exception(&self.machine, &self.layout, symbols)?);
                 }
@@ -312,7 +349,9 @@ impl Runner {
                 Action::Park(until_ns) => {
                     let now_ns = monotonic_ns();
                     if until_ns > now_ns {
-                        return Ok(Stop::Parked(instant_of(until_ns, now_ns).min(limits.deadline)));
+                        return Ok(Stop::Parked(
+                            instant_of(until_ns, now_ns).min(limits.deadline),
+                        ));
                     }
                 }
                 Action::Fail(Failure::Crash(mut report)) => {
@@ -325,6 +364,14 @@ impl Runner {
     }
 }
 
+impl Runner {
+    /// Whether the breakpoint that led to this exit was the library OS's gate and not the program's.
+    fn came_through_gate(&self) -> Result<bool, VmmError> {
+        let frame = InterruptFrame::read(self.machine.memory()?, GATE_FRAME_ADDR)?;
+        Ok(frame.rip == Image::get().hostcall_return)
+    }
+}
+
 /// Generations count up from a random start, so that those of two processes differ too.
 fn next_generation() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -332,7 +379,10 @@ fn next_generation() -> u64 {
     if next != 0 {
         return next;
     }
-    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let start = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos() as u64;
     NEXT.store(start + 1, Ordering::Relaxed);
     start
 }
@@ -348,10 +398,15 @@ fn thread_cpu() -> Duration {
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: a live local; both clocks exist on every Linux.
     unsafe { libc::clock_gettime(clock, &raw mut time) };
-    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+    (time.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(time.tv_nsec as u64)
 }
 
 /// What the program wrote and nobody has taken yet.
@@ -371,7 +426,10 @@ impl Log {
         let before = self.text.len();
         let taken = (MAX_LOG_BYTES.saturating_sub(before) as u64).min(used);
         self.text.resize(before + taken as usize, 0);
-        memory.read(LOG_ADDR + size_of::<LogHeader>() as u64, &mut self.text[before..])?;
+        memory.read(
+            LOG_ADDR + size_of::<LogHeader>() as u64,
+            &mut self.text[before..],
+        )?;
         self.dropped += used - taken;
         memory.write(LOG_ADDR, &0u64.to_le_bytes())
     }

@@ -133,7 +133,15 @@ impl Snapshot {
             GuestMemory::map(&file, file_offset, layout.total_bytes(), Sharing::ReadOnly)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let snapshot = Snapshot {
-            id, layout, state, wait, symbols, pristine, file, file_offset, cpu_digest,
+            id,
+            layout,
+            state,
+            wait,
+            symbols,
+            pristine,
+            file,
+            file_offset,
+            cpu_digest,
         };
         Ok(Arc::new(snapshot))
     }
@@ -163,7 +171,9 @@ impl Snapshot {
         let temporary = path.with_extension(format!("tmp-{}-{}", std::process::id(), self.id));
         let result = self.write_to(&temporary).and_then(|()| {
             fs::rename(&temporary, path)?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
         });
         result.map_err(|problem| {
@@ -195,7 +205,11 @@ impl Snapshot {
         }
         let mut hash = Sha256::new();
         hash.update(&header);
-        let file = File::options().read(true).write(true).create_new(true).open(path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
         file.set_len(MEMORY_AT + self.layout.total_bytes())?;
         for_each_page(&self.file, self.file_offset, &self.layout, |at, page| {
             hash_page(&mut hash, at, page);
@@ -216,17 +230,25 @@ impl Snapshot {
     /// Reads it from `path`, verifies its checksum and that it fits this CPU, kernel image and ABI.
     pub fn load(hypervisor: &Hypervisor, path: &Path) -> Result<Arc<Self>, VmmError> {
         let io = failed("read", path);
-        let damaged =
-            |problem: &str| SnapshotError::Damaged { path: path.into(), problem: problem.into() };
-        let unfit = |problem| SnapshotError::Unfit { path: path.into(), problem };
+        let damaged = |problem: &str| SnapshotError::Damaged {
+            path: path.into(),
+            problem: problem.into(),
+        };
+        let unfit = |problem| SnapshotError::Unfit {
+            path: path.into(),
+            problem,
+        };
 
         let file = File::open(path).map_err(&io)?;
         let mut start = [0; HEADER_AT as usize];
-        file.read_exact_at(&mut start, 0).map_err(|_| damaged("it is cut short"))?;
+        file.read_exact_at(&mut start, 0)
+            .map_err(|_| damaged("it is cut short"))?;
         if &start[..8] != MAGIC {
             return Err(damaged("it does not begin as one").into());
         }
-        let word = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]])
+        };
         if word(8) != VERSION {
             return Err(unfit("by another version of Holm").into());
         }
@@ -235,7 +257,8 @@ impl Snapshot {
             return Err(damaged("its header has an impossible size").into());
         }
         let mut header = vec![0; header_bytes as usize];
-        file.read_exact_at(&mut header, HEADER_AT).map_err(|_| damaged("it is cut short"))?;
+        file.read_exact_at(&mut header, HEADER_AT)
+            .map_err(|_| damaged("it is cut short"))?;
         let mut hash = Sha256::new();
         hash.update(&header);
         // A damaged header may fail to be read, or say anything; the checksum tells it apart from one
@@ -291,12 +314,13 @@ impl Snapshot {
     }
 }
 
-fn failed(
-    operation: &'static str,
-    path: &Path,
-) -> impl Fn(io::Error) -> SnapshotError + use<> {
+fn failed(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError + use<> {
     let path = path.to_owned();
-    move |error| SnapshotError::Io { operation, path: path.clone(), error }
+    move |error| SnapshotError::Io {
+        operation,
+        path: path.clone(),
+        error,
+    }
 }
 
 /// Calls `each` with every page of a guest that is not zero, and its guest address.
@@ -333,22 +357,76 @@ fn hash_page(hash: &mut Sha256, at: u64, page: &[u8]) {
 
 fn register_words(regs: &kvm_regs) -> [u64; 18] {
     [
-        regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rsp, regs.rbp, regs.r8,
-        regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15, regs.rip, regs.rflags,
+        regs.rax,
+        regs.rbx,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        regs.rsp,
+        regs.rbp,
+        regs.r8,
+        regs.r9,
+        regs.r10,
+        regs.r11,
+        regs.r12,
+        regs.r13,
+        regs.r14,
+        regs.r15,
+        regs.rip,
+        regs.rflags,
     ]
 }
 
 fn registers_from(words: &[u64; 18]) -> kvm_regs {
-    let [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags] =
-        *words;
+    let [
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+    ] = *words;
     kvm_regs {
-        rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip,
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
         rflags: cpu::clean_rflags(rflags),
     }
 }
 
 fn xsave_bytes(xsave: &kvm_xsave) -> Vec<u8> {
-    xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect()
+    xsave
+        .region
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect()
 }
 
 fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
@@ -357,7 +435,10 @@ fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
         return None;
     }
     for (word, bytes) in xsave.region.iter_mut().zip(bytes.chunks_exact(4)) {
-        *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        *word = bytes
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u32::from(*byte));
     }
     Some(xsave)
 }

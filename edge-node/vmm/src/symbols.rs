@@ -26,7 +26,11 @@ impl Symbols {
                 if name.is_empty() || name.len() > MAX_NAME_BYTES || symbol.address() == 0 {
                     continue;
                 }
-                functions.push((symbol.address().wrapping_add(base), symbol.size(), name.to_owned()));
+                functions.push((
+                    symbol.address().wrapping_add(base),
+                    symbol.size(),
+                    name.to_owned(),
+                ));
                 if functions.len() == MAX_SYMBOLS {
                     break;
                 }
@@ -39,7 +43,9 @@ impl Symbols {
 
     /// The function that holds `addr`, or the nearest one before it, as `name+0x12`.
     pub(crate) fn nearest(&self, addr: u64) -> Option<String> {
-        let after = self.functions.partition_point(|function| function.0 <= addr);
+        let after = self
+            .functions
+            .partition_point(|function| function.0 <= addr);
         let (start, bytes, name) = self.functions.get(after.checked_sub(1)?)?;
         let offset = addr - start;
         // Far behind the last function there is no code of the program any more.
@@ -81,7 +87,10 @@ mod tests {
 
     #[test]
     fn names_come_back_from_their_text_and_the_nearest_is_found() {
-        let functions = vec![(0x1000, 0x20, "main".to_owned()), (0x2000, 0, "_ZN1a1bE".to_owned())];
+        let functions = vec![
+            (0x1000, 0x20, "main".to_owned()),
+            (0x2000, 0, "_ZN1a1bE".to_owned()),
+        ];
         let symbols = Symbols { functions };
         assert_eq!(Symbols::from_text(&symbols.to_text()), symbols);
         assert_eq!(symbols.nearest(0x1004).unwrap(), "main+0x4");

@@ -50,7 +50,11 @@ fn signal_number() -> Result<libc::c_int, VmmError> {
             libc::sigemptyset(&raw mut action.sa_mask);
             libc::sigaction(signal, &raw const action, ptr::null_mut())
         };
-        if result == 0 { Ok(signal) } else { Err(last_errno()) }
+        if result == 0 {
+            Ok(signal)
+        } else {
+            Err(last_errno())
+        }
     });
     installed.map_err(|errno| failed(io::Error::from_raw_os_error(errno)))
 }
@@ -60,7 +64,10 @@ fn last_errno() -> i32 {
 }
 
 fn failed(error: io::Error) -> VmmError {
-    VmmError::Memory { operation: "setting the timer of a run", error }
+    VmmError::Memory {
+        operation: "setting the timer of a run",
+        error,
+    }
 }
 
 fn timer() -> Result<libc::timer_t, VmmError> {
@@ -88,7 +95,10 @@ fn timer() -> Result<libc::timer_t, VmmError> {
 
 fn set(timer: libc::timer_t, after: Duration) -> Result<(), VmmError> {
     let value = libc::itimerspec {
-        it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+        it_interval: libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        },
         it_value: libc::timespec {
             tv_sec: libc::time_t::try_from(after.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: libc::c_long::from(after.subsec_nanos()),
@@ -112,7 +122,10 @@ pub(crate) struct Armed {
 pub(crate) fn arm(after: Duration, flag: *mut u8) -> Result<Armed, VmmError> {
     let timer = timer()?;
     FLAG.with(|slot| slot.set(flag));
-    let armed = Armed { timer, thread: PhantomData };
+    let armed = Armed {
+        timer,
+        thread: PhantomData,
+    };
     set(timer, after.max(Duration::from_nanos(1)))?;
     Ok(armed)
 }

@@ -6,7 +6,7 @@ use holm_hostcall::abort_reason;
 use crate::errno::{Errno, SysResult};
 use crate::poll::Epoll;
 use crate::stat::Kind;
-use crate::{host, state, log, user};
+use crate::{host, log, state, user};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 256;
@@ -57,7 +57,12 @@ pub struct Open {
     pub edges: u32,
 }
 
-const CLOSED: Open = Open { object: Object::Free, references: 0, nonblocking: false, edges: 0 };
+const CLOSED: Open = Open {
+    object: Object::Free,
+    references: 0,
+    nonblocking: false,
+    edges: 0,
+};
 const UNUSED: u16 = u16::MAX;
 
 /// The tables.
@@ -93,7 +98,12 @@ impl Files {
             .position(|open| open.object == Object::Free)
             .ok_or(Errno::EMFILE)?;
         let nonblocking = flags & O_NONBLOCK != 0;
-        self.objects[at] = Open { object, references: 1, nonblocking, edges: 1 };
+        self.objects[at] = Open {
+            object,
+            references: 1,
+            nonblocking,
+            edges: 1,
+        };
         self.descriptors[descriptor] = at as u16;
         Ok(descriptor as u64)
     }
@@ -138,7 +148,10 @@ impl Files {
     /// The listener that requests go to: the one on `port`, else any.
     pub fn listener(&self, port: u16) -> Option<u16> {
         let any = |open: &&Open| matches!(open.object, Object::Listener(_));
-        let wanted = self.objects.iter().find(|open| open.object == Object::Listener(port));
+        let wanted = self
+            .objects
+            .iter()
+            .find(|open| open.object == Object::Listener(port));
         match wanted.or_else(|| self.objects.iter().find(any))?.object {
             Object::Listener(port) => Some(port),
             _ => None,
@@ -217,7 +230,10 @@ pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
 /// `epoll_create1`
 pub fn open_epoll() -> SysResult {
     let epolls = state::epolls();
-    let free = epolls.iter().position(|epoll| !epoll.used).ok_or(Errno::EMFILE)?;
+    let free = epolls
+        .iter()
+        .position(|epoll| !epoll.used)
+        .ok_or(Errno::EMFILE)?;
     let descriptor = state::files().open(Object::Epoll(free as u8), 0)?;
     epolls[free].used = true;
     Ok(descriptor)
@@ -334,7 +350,10 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             Ok(0)
         }
         (FIONREAD, Object::Connection(id)) => {
-            user::write(argument, state::server().readable_bytes(id).min(i32::MAX as u64) as i32)?;
+            user::write(
+                argument,
+                state::server().readable_bytes(id).min(i32::MAX as u64) as i32,
+            )?;
             Ok(0)
         }
         _ => Err(Errno::ENOTTY),

@@ -80,5 +80,9 @@ extern "C" fn _Unwind_Resume() {}
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    holm_kernel::host::abort_with(holm_hostcall::abort_reason::KERNEL_PANIC, 0, format_args!("{info}"))
+    holm_kernel::host::abort_with(
+        holm_hostcall::abort_reason::KERNEL_PANIC,
+        0,
+        format_args!("{info}"),
+    )
 }

@@ -1,11 +1,33 @@
 //! The way out: hostcalls, and the two fixed pages shared with the host.
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 
-use holm_hostcall::{
-    BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, HOSTCALL_VECTOR, PROTECT_VECTOR,
-};
+use holm_hostcall::{BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage};
+
+// The two gates into CPL 0. Plain exceptions, because PVM delivers those natively while it refuses
+// `int n` in a guest whose selectors are Linux's own. The stub and the host know the gates by their
+// addresses; the same instructions anywhere else are the program's own fault.
+global_asm!(
+    r#"
+    .section .text.gates, "ax"
+    .global hostcall_gate
+    .global protect_gate
+hostcall_gate:
+    int3
+    ret
+protect_gate:
+    ud2
+    ret
+    .text
+    "#
+);
+
+unsafe extern "C" {
+    fn hostcall_gate();
+    /// Answers 0, or -1 if the stub refuses.
+    fn protect_gate(start: u64, pages: u64, protection: u64) -> i64;
+}
 
 /// What the host wrote before the guest went on. New after every restore.
 pub fn boot() -> BootPage {
@@ -31,11 +53,17 @@ pub fn tsc() -> u64 {
 pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
     let page = core::ptr::with_exposed_provenance_mut::<CallPage>(CALL_ADDR as usize);
     // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gate
-    // switches to the stub's stack, so the red zone stays whole; it changes no register. The host
-    // may read and write any memory named by `args`, hence no `nomem`.
+    // switches to the stub's stack and changes no register; it is a function call to the compiler, so
+    // that memory named by `args` is taken for read and written.
     unsafe {
-        page.write_volatile(CallPage { number: call.0, flags, args, result: 0, tsc: tsc() });
-        asm!("int {vector}", vector = const HOSTCALL_VECTOR);
+        page.write_volatile(CallPage {
+            number: call.0,
+            flags,
+            args,
+            result: 0,
+            tsc: tsc(),
+        });
+        hostcall_gate();
         (&raw const (*page).result).read_volatile()
     }
 }
@@ -43,14 +71,9 @@ pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
 /// Asks the stub to change the protection of `pages` pages of program memory from `start` on:
 /// 0 none, 1 read, 2 read and write. `false` if it refuses (code, or not program memory).
 pub fn protect(start: u64, pages: u64, protection: u64) -> bool {
-    let answer: u64;
     // SAFETY: the gate changes rax only; the stub checks its arguments. The caller answers for the
     // program's use of the pages.
-    unsafe {
-        asm!("int {vector}", vector = const PROTECT_VECTOR, out("rax") answer,
-             in("rdi") start, in("rsi") pages, in("rdx") protection);
-    }
-    answer == 0
+    unsafe { protect_gate(start, pages, protection) == 0 }
 }
 
 /// Sets the base of FS, which holds the thread pointer.
@@ -91,10 +114,22 @@ pub fn enter(entry: u64, stack_pointer: u64) -> ! {
 
 /// Tells the host why the library OS gives up on the program. The vCPU does not run again.
 pub fn abort_with(reason: u64, detail: u64, text: core::fmt::Arguments<'_>) -> ! {
-    let mut buffer = Text { bytes: [0; 1024], used: 0 };
+    let mut buffer = Text {
+        bytes: [0; 1024],
+        used: 0,
+    };
     // Cutting a text that is too long is right here.
     let _ = buffer.write_fmt(text);
-    call(Call::ABORT, 0, [reason, buffer.bytes.as_ptr() as u64, buffer.used as u64, detail]);
+    call(
+        Call::ABORT,
+        0,
+        [
+            reason,
+            buffer.bytes.as_ptr() as u64,
+            buffer.used as u64,
+            detail,
+        ],
+    );
     halt()
 }
 

@@ -22,7 +22,10 @@ pub fn write_request(request: &Request<'_>, sink: &mut impl Sink) -> bool {
         && sink.put(request.target)
         && sink.put(b" HTTP/1.1\r\n");
     let framing = |name: &[u8]| {
-        matches!(name, b"content-length" | b"transfer-encoding" | b"connection" | b"expect")
+        matches!(
+            name,
+            b"content-length" | b"transfer-encoding" | b"connection" | b"expect"
+        )
     };
     let mut has_length = false;
     for (name, value) in request.headers.iter() {
@@ -46,7 +49,11 @@ pub fn write_request(request: &Request<'_>, sink: &mut impl Sink) -> bool {
 fn put_name(sink: &mut impl Sink, name: &[u8]) -> bool {
     let mut first = true;
     for byte in name {
-        let byte = if first { byte.to_ascii_uppercase() } else { *byte };
+        let byte = if first {
+            byte.to_ascii_uppercase()
+        } else {
+            *byte
+        };
         if !sink.put(&[byte]) {
             return false;
         }
@@ -167,7 +174,9 @@ impl Reply {
                 Ok(())
             }
             State::Done => Ok(()),
-            _ => Err(Malformed("the connection was closed in the middle of the response")),
+            _ => Err(Malformed(
+                "the connection was closed in the middle of the response",
+            )),
         }
     }
 
@@ -220,9 +229,15 @@ impl Reply {
             Err(httparse::Error::TooManyHeaders) => {
                 return Err(Malformed("the response has more than 128 headers"));
             }
-            Err(_) => return Err(Malformed("what the program wrote is not an HTTP/1.1 response")),
+            Err(_) => {
+                return Err(Malformed(
+                    "what the program wrote is not an HTTP/1.1 response",
+                ));
+            }
         };
-        let status = response.code.ok_or(Malformed("the response has no status"))?;
+        let status = response
+            .code
+            .ok_or(Malformed("the response has no status"))?;
         if (100..200).contains(&status) && status != 101 {
             // An interim response: the real one follows.
             self.text_used = 0;
@@ -231,8 +246,14 @@ impl Reply {
         let framing = framing(status, self.head_only, response.headers)?;
         let mut name = [0u8; 256];
         let mut sink = SliceSink::new(&mut self.head);
-        if response.headers.iter().any(|header| header.name.len() > name.len()) {
-            return Err(Malformed("the response has a header name longer than 256 bytes"));
+        if response
+            .headers
+            .iter()
+            .any(|header| header.name.len() > name.len())
+        {
+            return Err(Malformed(
+                "the response has a header name longer than 256 bytes",
+            ));
         }
         // Encoded one by one, because a name is lowered into a buffer that the next one reuses.
         let mut count = 0u16;
@@ -267,10 +288,9 @@ impl Reply {
         let newline = bytes.iter().position(|byte| *byte == b'\n');
         let used = newline.map_or(bytes.len(), |at| at + 1);
         let end = self.line_used + used;
-        let room = self
-            .line
-            .get_mut(self.line_used..end)
-            .ok_or(Malformed("a line between the response's chunks is too long"))?;
+        let room = self.line.get_mut(self.line_used..end).ok_or(Malformed(
+            "a line between the response's chunks is too long",
+        ))?;
         room.copy_from_slice(&bytes[..used]);
         self.line_used = end;
         if newline.is_none() {
@@ -283,11 +303,17 @@ impl Reply {
             State::ChunkSize => match httparse::parse_chunk_size(line) {
                 Ok(httparse::Status::Complete((_, 0))) => State::Trailer,
                 Ok(httparse::Status::Complete((_, size))) => State::Chunk(size),
-                _ => return Err(Malformed("the size of one of the response's chunks is wrong")),
+                _ => {
+                    return Err(Malformed(
+                        "the size of one of the response's chunks is wrong",
+                    ));
+                }
             },
             State::ChunkEnd if empty => State::ChunkSize,
             State::ChunkEnd => {
-                return Err(Malformed("one of the response's chunks is longer than its size"));
+                return Err(Malformed(
+                    "one of the response's chunks is longer than its size",
+                ));
             }
             State::Trailer if empty => {
                 self.finish(out);
@@ -333,7 +359,11 @@ impl Reply {
     fn flush(&mut self, out: &mut impl Output, direct: &[u8], end: bool) {
         let kept = &self.body[..self.body_used];
         self.body_used = 0;
-        let (first, rest) = if kept.is_empty() { (direct, &[][..]) } else { (kept, direct) };
+        let (first, rest) = if kept.is_empty() {
+            (direct, &[][..])
+        } else {
+            (kept, direct)
+        };
         let only = rest.is_empty();
         if !self.head_sent {
             out.respond(&self.head[..self.head_used], first, end && only);
@@ -367,7 +397,9 @@ fn framing(
         if header.name.eq_ignore_ascii_case("transfer-encoding") {
             return match header.value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 true => Ok(State::ChunkSize),
-                false => Err(Malformed("the response has a transfer encoding other than chunked")),
+                false => Err(Malformed(
+                    "the response has a transfer encoding other than chunked",
+                )),
             };
         }
         if header.name.eq_ignore_ascii_case("content-length") {
@@ -433,7 +465,10 @@ mod tests {
     #[test]
     fn a_response_in_one_write_leaves_in_one_call() {
         let seen = read(&[HELLO], false, false).unwrap();
-        assert_eq!((seen.body.as_slice(), seen.calls, seen.ended), (&b"hello"[..], 1, true));
+        assert_eq!(
+            (seen.body.as_slice(), seen.calls, seen.ended),
+            (&b"hello"[..], 1, true)
+        );
         let head = Response::decode(&seen.head).unwrap();
         assert_eq!(head.status, 200);
         assert_eq!(head.headers.get(b"x-a"), Some(&b"b"[..]));
@@ -443,7 +478,11 @@ mod tests {
     fn a_response_cut_anywhere_is_the_same() {
         for cut in 1..HELLO.len() {
             let seen = read(&[&HELLO[..cut], &HELLO[cut..]], false, false).unwrap();
-            assert_eq!((seen.body.as_slice(), seen.calls), (&b"hello"[..], 1), "cut at {cut}");
+            assert_eq!(
+                (seen.body.as_slice(), seen.calls),
+                (&b"hello"[..], 1),
+                "cut at {cut}"
+            );
         }
         let bytes: Vec<&[u8]> = HELLO.chunks(1).collect();
         assert_eq!(read(&bytes, false, false).unwrap().body, b"hello");
@@ -454,7 +493,11 @@ mod tests {
         let text = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: v\r\n\r\n";
         for cut in 1..text.len() {
             let seen = read(&[&text[..cut], &text[cut..]], false, false).unwrap();
-            assert_eq!((seen.body.as_slice(), seen.ended), (&b"abcde"[..], true), "cut at {cut}");
+            assert_eq!(
+                (seen.body.as_slice(), seen.ended),
+                (&b"abcde"[..], true),
+                "cut at {cut}"
+            );
         }
     }
 
@@ -466,8 +509,20 @@ mod tests {
 
     #[test]
     fn head_204_and_interim_responses_have_no_body() {
-        assert!(read(&[b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"], true, false).unwrap().ended);
-        assert!(read(&[b"HTTP/1.1 204 No Content\r\n\r\n"], false, false).unwrap().ended);
+        assert!(
+            read(
+                &[b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"],
+                true,
+                false
+            )
+            .unwrap()
+            .ended
+        );
+        assert!(
+            read(&[b"HTTP/1.1 204 No Content\r\n\r\n"], false, false)
+                .unwrap()
+                .ended
+        );
         let seen = read(&[b"HTTP/1.1 100 Continue\r\n\r\n", HELLO], false, false).unwrap();
         assert_eq!(seen.body, b"hello");
     }
@@ -494,21 +549,41 @@ mod tests {
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         ] {
-            assert!(read(&[bad], false, false).is_err(), "{:?}", String::from_utf8_lossy(bad));
+            assert!(
+                read(&[bad], false, false).is_err(),
+                "{:?}",
+                String::from_utf8_lossy(bad)
+            );
         }
-        assert!(read(&[&HELLO[..50]], false, true).is_err(), "closed in the middle");
+        assert!(
+            read(&[&HELLO[..50]], false, true).is_err(),
+            "closed in the middle"
+        );
     }
 
     #[test]
     fn a_request_becomes_text_that_servers_expect() {
         let mut message = [0; 512];
         let mut sink = SliceSink::new(&mut message);
-        let headers = [(&b"host"[..], &b"a"[..]), (b"content-type", b"text/plain"), (b"connection", b"x")];
-        assert!(encode_request(&mut sink, b"POST", b"/p?q", headers.into_iter(), 3));
+        let headers = [
+            (&b"host"[..], &b"a"[..]),
+            (b"content-type", b"text/plain"),
+            (b"connection", b"x"),
+        ];
+        assert!(encode_request(
+            &mut sink,
+            b"POST",
+            b"/p?q",
+            headers.into_iter(),
+            3
+        ));
         let used = sink.used();
         let mut text = [0; 512];
         let mut sink = SliceSink::new(&mut text);
-        assert!(write_request(&Request::decode(&message[..used]).unwrap(), &mut sink));
+        assert!(write_request(
+            &Request::decode(&message[..used]).unwrap(),
+            &mut sink
+        ));
         let used = sink.used();
         assert_eq!(
             core::str::from_utf8(&text[..used]).unwrap(),

@@ -35,7 +35,10 @@ pub extern "C" fn start() -> ! {
         host::abort_with(
             abort_reason::KERNEL_PANIC,
             0,
-            format_args!("the host speaks ABI {}, the guest kernel {ABI_VERSION}", boot.abi_version),
+            format_args!(
+                "the host speaks ABI {}, the guest kernel {ABI_VERSION}",
+                boot.abi_version
+            ),
         );
     }
     state::memory().start(&boot);

@@ -7,7 +7,7 @@
 //!   kernel_start ──▶ library OS ──▶ program
 //!                      ▲  │           │ syscall        (lands in syscall_entry, at CPL 3 on PVM
 //!                      └──┼───────────┘                 and at CPL 0 on hardware)
-//!              int 0xF0   │
+//!                 int3    │
 //!   CPL 0 stub ◀──────────┘   one `out`, then iretq
 //! ```
 //! At CPL 0 runs only what is in this file's assembly. Under PVM each of its instructions is
@@ -23,8 +23,8 @@ mod freestanding;
 // program's stack or its red zone.
 //
 // Exceptions: leave the vector on the stack, below what the CPU pushed, and exit for good.
-// Hostcall:   one exit.
-// Protect:    rdi = first page, rsi = number of pages, rdx = 0 none, 1 read, 2 read and write.
+// Hostcall:   one exit. Vector 3 leads here; whether it was the library OS's gate, the host checks.
+// Protect:    vector 6 at the library OS's gate. rdi = first page, rsi = number of pages, rdx = 0 none, 1 read, 2 read and write.
 //             Answers 0 in rax, or -1 and changes nothing beyond the first bad page. It can only
 //             reach the entries of program pages (the host wrote their number and place into the
 //             scratch page), writes only identity mappings for user mode, and leaves code alone: a
@@ -36,9 +36,13 @@ stub_start:
     .set vector, 0
     .rept 32
     .balign 16
+    .if vector == 6
+    jmp invalid_opcode
+    .else
     push vector
     out {exception_port}, al
 1:  jmp 1b
+    .endif
     .set vector, vector + 1
     .endr
 
@@ -46,7 +50,13 @@ stub_start:
     out {hostcall_port}, al
     iretq
 
-    .org stub_start + {protect_offset}
+invalid_opcode:
+    cmp qword ptr [rsp], offset protect_gate
+    je 1f
+    push 6
+    out {exception_port}, al
+9:  jmp 9b
+1:  add qword ptr [rsp], 2
     push rcx
     push rdi
     push rsi
@@ -94,7 +104,6 @@ stub_protections:
     exception_port = const holm_hostcall::EXCEPTION_PORT,
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
-    protect_offset = const holm_hostcall::STUB_PROTECT_ADDR - holm_hostcall::STUB_ADDR,
     program_addr = const holm_hostcall::PROGRAM_ADDR,
     scratch = const holm_hostcall::STUB_SCRATCH_ADDR,
 );

@@ -93,10 +93,16 @@ pub struct Memory {
     count: usize,
 }
 
-const NO_MAPPING: Mapping = Mapping { start: 0, end: 0, protection: Protection::Write };
+const NO_MAPPING: Mapping = Mapping {
+    start: 0,
+    end: 0,
+    protection: Protection::Write,
+};
 
 fn page_up(bytes: u64) -> Option<u64> {
-    bytes.checked_add(PAGE_BYTES - 1).map(|bytes| bytes & !(PAGE_BYTES - 1))
+    bytes
+        .checked_add(PAGE_BYTES - 1)
+        .map(|bytes| bytes & !(PAGE_BYTES - 1))
 }
 
 impl Memory {
@@ -136,7 +142,11 @@ impl Memory {
 
     /// Bytes that neither `brk` nor a mapping uses.
     pub fn free_bytes(&self) -> u64 {
-        let mapped: u64 = self.all().iter().map(|mapping| mapping.end - mapping.start).sum();
+        let mapped: u64 = self
+            .all()
+            .iter()
+            .map(|mapping| mapping.end - mapping.start)
+            .sum();
         (self.top - self.brk).saturating_sub(mapped)
     }
 
@@ -153,7 +163,9 @@ impl Memory {
         if to < self.brk_start {
             return self.brk;
         }
-        let Some(limit) = page_up(to) else { return self.brk };
+        let Some(limit) = page_up(to) else {
+            return self.brk;
+        };
         if limit > self.lowest() {
             log::memory_refused(to - self.brk);
             return self.brk;
@@ -190,7 +202,9 @@ impl Memory {
         if flags & MAP_ANONYMOUS == 0 {
             return Err(Errno::ENODEV);
         }
-        let bytes = page_up(bytes).filter(|bytes| *bytes > 0).ok_or(Errno::EINVAL)?;
+        let bytes = page_up(bytes)
+            .filter(|bytes| *bytes > 0)
+            .ok_or(Errno::EINVAL)?;
         let protection = protection(prot)?;
         let fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0;
         let start = match fixed {
@@ -235,7 +249,12 @@ impl Memory {
             log::memory_refused(bytes);
             return Err(Errno::ENOMEM);
         }
-        if keep && self.all().iter().any(|mapping| mapping.start < end && start < mapping.end) {
+        if keep
+            && self
+                .all()
+                .iter()
+                .any(|mapping| mapping.start < end && start < mapping.end)
+        {
             return Err(Errno::EEXIST);
         }
         self.unmap(start, bytes, machine)?;
@@ -258,7 +277,14 @@ impl Memory {
         }
         self.mapped_low = self.mapped_low.min(start);
         let at = self.all().partition_point(|mapping| mapping.start < start);
-        self.put(at, Mapping { start, end, protection });
+        self.put(
+            at,
+            Mapping {
+                start,
+                end,
+                protection,
+            },
+        );
         Ok(())
     }
 
@@ -270,7 +296,9 @@ impl Memory {
 
     /// `munmap`
     pub fn unmap(&mut self, start: u64, bytes: u64, machine: &mut impl Machine) -> SysResult {
-        let bytes = page_up(bytes).filter(|bytes| *bytes > 0).ok_or(Errno::EINVAL)?;
+        let bytes = page_up(bytes)
+            .filter(|bytes| *bytes > 0)
+            .ok_or(Errno::EINVAL)?;
         let end = start.checked_add(bytes).ok_or(Errno::EINVAL)?;
         if !start.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::EINVAL);
@@ -289,11 +317,23 @@ impl Memory {
             self.mappings.copy_within(at + 1..self.count, at);
             self.count -= 1;
             if mapping.start < cut_start {
-                self.put(at, Mapping { end: cut_start, ..mapping });
+                self.put(
+                    at,
+                    Mapping {
+                        end: cut_start,
+                        ..mapping
+                    },
+                );
                 at += 1;
             }
             if cut_end < mapping.end {
-                self.put(at, Mapping { start: cut_end, ..mapping });
+                self.put(
+                    at,
+                    Mapping {
+                        start: cut_end,
+                        ..mapping
+                    },
+                );
                 at += 1;
             }
         }
@@ -340,14 +380,30 @@ impl Memory {
                 return Err(Errno::ENOMEM);
             }
             let (inner_start, inner_end) = (mapping.start.max(start), mapping.end.min(end));
-            self.mappings[at] = Mapping { start: inner_start, end: inner_end, protection };
+            self.mappings[at] = Mapping {
+                start: inner_start,
+                end: inner_end,
+                protection,
+            };
             if mapping.start < inner_start {
-                self.put(at, Mapping { end: inner_start, ..mapping });
+                self.put(
+                    at,
+                    Mapping {
+                        end: inner_start,
+                        ..mapping
+                    },
+                );
                 at += 1;
             }
             at += 1;
             if inner_end < mapping.end {
-                self.put(at, Mapping { start: inner_end, ..mapping });
+                self.put(
+                    at,
+                    Mapping {
+                        start: inner_end,
+                        ..mapping
+                    },
+                );
                 at += 1;
             }
         }
@@ -364,7 +420,9 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let old_bytes = page_up(old_bytes).ok_or(Errno::EINVAL)?;
-        let new_bytes = page_up(new_bytes).filter(|bytes| *bytes > 0).ok_or(Errno::EINVAL)?;
+        let new_bytes = page_up(new_bytes)
+            .filter(|bytes| *bytes > 0)
+            .ok_or(Errno::EINVAL)?;
         if flags & !MREMAP_MAYMOVE != 0 || !start.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::EINVAL);
         }

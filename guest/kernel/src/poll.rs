@@ -20,11 +20,20 @@ fn ready(open: Open) -> u32 {
     match open.object {
         Object::Listener(port) => {
             let serving = state::files().listener(crate::host::boot().port as u16) == Some(port);
-            if serving && state::server().is_pending() { POLLIN } else { 0 }
+            if serving && state::server().is_pending() {
+                POLLIN
+            } else {
+                0
+            }
         }
         Object::Connection(id) => {
-            let answered = state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
-            let input = if state::server().is_readable(id) { POLLIN } else { 0 };
+            let answered =
+                state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
+            let input = if state::server().is_readable(id) {
+                POLLIN
+            } else {
+                0
+            };
             input | POLLOUT | if answered { POLLRDHUP } else { 0 }
         }
         Object::Event(count, _) => (if count > 0 { POLLIN } else { 0 }) | POLLOUT,
@@ -53,7 +62,9 @@ fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysR
 
 /// Milliseconds as C's poll and epoll give them: negative is for ever.
 pub fn timeout_ms(timeout: u64) -> Option<u64> {
-    u64::try_from(timeout as u32 as i32).ok().map(|ms| ms * 1_000_000)
+    u64::try_from(timeout as u32 as i32)
+        .ok()
+        .map(|ms| ms * 1_000_000)
 }
 
 /// `poll` and `ppoll`
@@ -130,8 +141,13 @@ struct Watched {
     reported: Option<u32>,
 }
 
-const UNWATCHED: Watched =
-    Watched { object: u16::MAX, descriptor: 0, events: 0, data: 0, reported: None };
+const UNWATCHED: Watched = Watched {
+    object: u16::MAX,
+    descriptor: 0,
+    events: 0,
+    data: 0,
+    reported: None,
+};
 
 /// An epoll instance.
 pub struct Epoll {
@@ -143,12 +159,19 @@ pub struct Epoll {
 impl Epoll {
     /// Watches nothing.
     pub const fn new() -> Self {
-        Epoll { used: false, watched: [UNWATCHED; MAX_WATCHED] }
+        Epoll {
+            used: false,
+            watched: [UNWATCHED; MAX_WATCHED],
+        }
     }
 
     /// The object is gone.
     pub fn forget(&mut self, object: u16) {
-        for watched in self.watched.iter_mut().filter(|watched| watched.object == object) {
+        for watched in self
+            .watched
+            .iter_mut()
+            .filter(|watched| watched.object == object)
+        {
             *watched = UNWATCHED;
         }
     }
@@ -174,9 +197,8 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     const MODIFY: u64 = 3;
     let object = state::files().index(descriptor)?;
     let epoll = instance(epoll)?;
-    let known = |watched: &Watched| {
-        watched.object == object && watched.descriptor == descriptor as u32
-    };
+    let known =
+        |watched: &Watched| watched.object == object && watched.descriptor == descriptor as u32;
     let at = epoll.watched.iter().position(known);
     let wanted = |event| -> Result<Watched, Errno> {
         Ok(Watched {
@@ -190,7 +212,10 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     match (operation, at) {
         (ADD, Some(_)) => return Err(Errno::EEXIST),
         (ADD, None) => {
-            let free = epoll.watched.iter().position(|watched| watched.object == u16::MAX);
+            let free = epoll
+                .watched
+                .iter()
+                .position(|watched| watched.object == u16::MAX);
             epoll.watched[free.ok_or(Errno::ENOMEM)?] = wanted(event)?;
         }
         (MODIFY, Some(at)) => epoll.watched[at] = wanted(event)?,
@@ -217,8 +242,7 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
             }
             let open = state::files().object(watched.object);
             let now = ready(open) & (watched.events | ALWAYS);
-            let old_edge =
-                watched.events & EPOLLET != 0 && watched.reported == Some(open.edges);
+            let old_edge = watched.events & EPOLLET != 0 && watched.reported == Some(open.edges);
             if now == 0 || old_edge {
                 continue;
             }

@@ -14,7 +14,7 @@ use holm_hostcall::{Call, abort_reason, respond_flags};
 use crate::errno::{Errno, SysResult};
 use crate::files::{self, Object, wait_for_ever};
 use crate::http::{Output, Reply, write_request};
-use crate::{host, state, log, time, user};
+use crate::{host, log, state, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
@@ -64,8 +64,12 @@ struct Host;
 
 impl Output for Host {
     fn respond(&mut self, head: &[u8], body: &[u8], end: bool) {
-        let args =
-            [head.as_ptr() as u64, head.len() as u64, body.as_ptr() as u64, body.len() as u64];
+        let args = [
+            head.as_ptr() as u64,
+            head.len() as u64,
+            body.as_ptr() as u64,
+            body.len() as u64,
+        ];
         host::call(Call::RESPOND, flags(end), args);
     }
 
@@ -188,7 +192,11 @@ impl Server {
             return Ok(0);
         }
         let mut done = take(&self.text[..self.text_end], &mut self.text_at, to);
-        done += take(&self.message[..self.body_end], &mut self.body_at, &mut to[done..]);
+        done += take(
+            &self.message[..self.body_end],
+            &mut self.body_at,
+            &mut to[done..],
+        );
         let rest = &mut to[done..];
         if self.body_left > 0 && !rest.is_empty() {
             let args = [rest.as_mut_ptr() as u64, rest.len() as u64, 0, 0];
@@ -211,8 +219,17 @@ impl Server {
         }
         let (mut text_at, mut body_at) = (self.text_at, self.body_at);
         let done = take(&self.text[..self.text_end], &mut text_at, to);
-        let done = done + take(&self.message[..self.body_end], &mut body_at, &mut to[done..]);
-        if done == 0 { Err(Errno::EAGAIN) } else { Ok(done as u64) }
+        let done = done
+            + take(
+                &self.message[..self.body_end],
+                &mut body_at,
+                &mut to[done..],
+            );
+        if done == 0 {
+            Err(Errno::EAGAIN)
+        } else {
+            Ok(done as u64)
+        }
     }
 
     /// The program wrote to connection `id`. What follows a complete response is dropped.
@@ -381,9 +398,10 @@ pub fn get_option(descriptor: u64, level: u64, option: u64, value: u64, bytes: u
         // SO_SNDBUF, SO_RCVBUF
         (SOL_SOCKET, 7 | 8) => 1 << 16,
         // SO_ACCEPTCONN
-        (SOL_SOCKET, 30) => {
-            i32::from(matches!(state::files().get(descriptor)?.object, Object::Listener(_)))
-        }
+        (SOL_SOCKET, 30) => i32::from(matches!(
+            state::files().get(descriptor)?.object,
+            Object::Listener(_)
+        )),
         _ => 0,
     };
     if user::read::<u32>(bytes)? < 4 {

@@ -73,7 +73,15 @@ const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 /// Fills in a `struct stat`.
 pub fn stat(kind: Kind, to: u64) -> SysResult {
-    user::write(to, Stat { nlink: 1, mode: mode(kind), blksize: 4096, ..Stat::default() })?;
+    user::write(
+        to,
+        Stat {
+            nlink: 1,
+            mode: mode(kind),
+            blksize: 4096,
+            ..Stat::default()
+        },
+    )?;
     Ok(0)
 }
 

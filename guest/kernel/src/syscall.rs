@@ -61,8 +61,12 @@ fn serve(frame: &Frame) -> SysResult {
         14 => signal_mask(c),
         16 => files::ioctl(a, b, c),
         17 | 18 => files::kind(a).and(Err(Errno::ESPIPE)),
-        19 => vectors(b, c, |start, bytes, _| files::read(a, user::slice_mut(start, bytes)?)),
-        20 => vectors(b, c, |start, bytes, _| files::write(a, user::slice(start, bytes)?)),
+        19 => vectors(b, c, |start, bytes, _| {
+            files::read(a, user::slice_mut(start, bytes)?)
+        }),
+        20 => vectors(b, c, |start, bytes, _| {
+            files::write(a, user::slice(start, bytes)?)
+        }),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => Ok(0),
         25 => memory().remap(a, b, c, d, &mut Guest),
@@ -76,11 +80,17 @@ fn serve(frame: &Frame) -> SysResult {
         43 => sockets::accept(a, b, c, 0),
         44 => sockets::send(a, user::slice(b, c)?),
         45 => sockets::receive(a, user::slice_mut(b, c)?, d),
-        46 => message(b, |start, bytes, _| sockets::send(a, user::slice(start, bytes)?)),
+        46 => message(b, |start, bytes, _| {
+            sockets::send(a, user::slice(start, bytes)?)
+        }),
         47 => message(b, |start, bytes, first| {
             // Only the first part may wait: what is there is to be given.
             const MSG_DONTWAIT: u64 = 0x40;
-            sockets::receive(a, user::slice_mut(start, bytes)?, if first { c } else { c | MSG_DONTWAIT })
+            sockets::receive(
+                a,
+                user::slice_mut(start, bytes)?,
+                if first { c } else { c | MSG_DONTWAIT },
+            )
         }),
         48 => sockets::shutdown(a, b),
         49 => sockets::bind(a, b, c),
@@ -98,7 +108,9 @@ fn serve(frame: &Frame) -> SysResult {
         95 => Ok(0o022),
         96 => time::gettimeofday(a),
         97 => resource_limit(a, b),
-        98 => zero::<[u64; 14]>(b, [0; 14]).and(zero(b + 112, [0u64; 2])).and(zero(b + 128, [0u64; 2])),
+        98 => zero::<[u64; 14]>(b, [0; 14])
+            .and(zero(b + 112, [0u64; 2]))
+            .and(zero(b + 128, [0u64; 2])),
         99 => system_information(a),
         102 | 104 | 107 | 108 => Ok(0),
         131 => Ok(0),
@@ -116,7 +128,9 @@ fn serve(frame: &Frame) -> SysResult {
         233 => poll::epoll_control(a, b, c, d),
         234 => signal(b, c),
         257 => files::open(b, c),
-        262 => at_path(a, b, d, |descriptor| stat::stat(files::kind(descriptor)?, c)),
+        262 => at_path(a, b, d, |descriptor| {
+            stat::stat(files::kind(descriptor)?, c)
+        }),
         267 | 269 | 439 => user::path(b).and(Err(Errno::ENOENT)),
         270 => poll::select(a, b, c, d, time::timespec(e)?),
         271 => poll::poll(a, b, time::timespec(c)?),
@@ -142,8 +156,11 @@ fn serve(frame: &Frame) -> SysResult {
             state::random().fill(user::slice_mut(a, b)?);
             Ok(b)
         }
-        332 => at_path(a, b, c, |descriptor| stat::statx(files::kind(descriptor)?, e)),
-        56 | 57 | 58 | 59 | 322 | 435 => refuse(frame.rax),
+        332 => at_path(a, b, c, |descriptor| {
+            stat::statx(files::kind(descriptor)?, e)
+        }),
+        // glibc asks for restartable sequences at every start, and does without.
+        334 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
 }
@@ -165,7 +182,9 @@ fn refuse(number: u64) -> SysResult {
     if first {
         match name(number) {
             Some((name, why)) => log::note(format_args!("system call {name}: ENOSYS ({why})")),
-            None => log::note(format_args!("system call number {number}: ENOSYS (not supported)")),
+            None => log::note(format_args!(
+                "system call number {number}: ENOSYS (not supported)"
+            )),
         }
     }
     Err(Errno::ENOSYS)
@@ -186,18 +205,13 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         283 => ("timerfd_create", "not supported"),
         293 => ("pipe2", "not supported"),
         322 => ("execveat", ONE_PROCESS),
-        334 => ("rseq", "not needed on one vCPU"),
         435 => ("clone3", ONE_THREAD),
         _ => return None,
     })
 }
 
 /// Calls `each` for the parts of an `iovec` array until one is cut short.
-fn vectors(
-    array: u64,
-    count: u64,
-    mut each: impl FnMut(u64, u64, bool) -> SysResult,
-) -> SysResult {
+fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysResult) -> SysResult {
     if count > 1024 {
         return Err(Errno::EINVAL);
     }
@@ -236,7 +250,11 @@ fn at_path(
 ) -> SysResult {
     const AT_EMPTY_PATH: u64 = 0x1000;
     let empty = path == 0 || user::path(path)?.is_empty();
-    if empty && flags & AT_EMPTY_PATH != 0 { about(descriptor) } else { Err(Errno::ENOENT) }
+    if empty && flags & AT_EMPTY_PATH != 0 {
+        about(descriptor)
+    } else {
+        Err(Errno::ENOENT)
+    }
 }
 
 /// A C `struct timeval` in nanoseconds; `None` for a null pointer.
@@ -245,7 +263,11 @@ fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
         return Ok(None);
     }
     let [seconds, us] = user::read::<[u64; 2]>(addr)?;
-    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(us.saturating_mul(1000))))
+    Ok(Some(
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(us.saturating_mul(1000)),
+    ))
 }
 
 /// `rt_sigaction`: no signal is ever delivered, so the old action is always the default.
@@ -283,8 +305,14 @@ fn signal(target: u64, signal: u64) -> SysResult {
 }
 
 fn uname(to: u64) -> SysResult {
-    let fields: [&[u8]; 6] =
-        [b"Linux", b"holm", b"6.1.0-holm", b"#1 Holm", b"x86_64", b"(none)"];
+    let fields: [&[u8]; 6] = [
+        b"Linux",
+        b"holm",
+        b"6.1.0-holm",
+        b"#1 Holm",
+        b"x86_64",
+        b"(none)",
+    ];
     let room = user::slice_mut(to, 6 * 65)?;
     room.fill(0);
     for (field, room) in fields.iter().zip(room.chunks_mut(65)) {
@@ -365,7 +393,9 @@ fn futex(word: u64, operation: u64, value: u64, timeout: u64) -> SysResult {
             if user::read::<u32>(word)? != value as u32 {
                 return Err(Errno::EAGAIN);
             }
-            let Some(time) = time::timespec(timeout)? else { files::wait_for_ever() };
+            let Some(time) = time::timespec(timeout)? else {
+                files::wait_for_ever()
+            };
             let now = time::monotonic_ns();
             let until = match (wait, operation & CLOCK_REALTIME != 0) {
                 (WAIT, _) => now.saturating_add(time),

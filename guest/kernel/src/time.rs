@@ -32,7 +32,11 @@ pub fn timespec(addr: u64) -> Result<Option<u64>, Errno> {
     if nanoseconds >= 1_000_000_000 || seconds > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)))
+    Ok(Some(
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(nanoseconds),
+    ))
 }
 
 fn read_clock(clock: u64) -> Result<u64, Errno> {

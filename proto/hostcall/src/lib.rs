@@ -21,7 +21,7 @@
 //! …            page tables      supervisor, directly after program memory
 //! ```
 //!
-//! A hostcall is: fill in the call page, `int HOSTCALL_VECTOR`. The stub answers with one `out` to
+//! A hostcall is: fill in the call page, `int3` at the gate. The stub answers with one `out` to
 //! [`HOSTCALL_PORT`], which is the exit; the host reads the call page once, validates the copy, acts
 //! and lets the guest go on. Every guest value is an allegation.
 #![no_std]
@@ -46,14 +46,13 @@ pub const IDT_ADDR: u64 = 0x2000;
 pub const STUB_STACK_ADDR: u64 = 0x3000;
 /// Scratch memory of the stub.
 pub const STUB_SCRATCH_ADDR: u64 = 0x4000;
-/// The code of the stub. The entry of exception vector `v` is at `STUB_ADDR + v * STUB_ENTRY_BYTES`.
+/// The code of the stub. The entry of exception vector `v` is at `STUB_ADDR + v * STUB_ENTRY_BYTES`,
+/// but for [`HOSTCALL_VECTOR`].
 pub const STUB_ADDR: u64 = 0x8000;
 /// Bytes between the exception entries of the stub.
 pub const STUB_ENTRY_BYTES: u64 = 16;
 /// Where the hostcall gate leads.
 pub const STUB_HOSTCALL_ADDR: u64 = STUB_ADDR + 0x200;
-/// Where the page-protection gate leads.
-pub const STUB_PROTECT_ADDR: u64 = STUB_ADDR + 0x300;
 /// All memory below is for the supervisor only.
 pub const USER_START: u64 = 0x1_0000;
 /// The boot page.
@@ -71,10 +70,8 @@ pub const KERNEL_END: u64 = 0x20_0000;
 /// The start of program memory.
 pub const PROGRAM_ADDR: u64 = KERNEL_END;
 
-/// `int` vector of a hostcall.
-pub const HOSTCALL_VECTOR: u8 = 0xF0;
-/// `int` vector by which the library OS changes the protection of program pages.
-pub const PROTECT_VECTOR: u8 = 0xF1;
+/// Exception vector of a hostcall: `int3` at the kernel image's symbol `hostcall_gate`.
+pub const HOSTCALL_VECTOR: u8 = 3;
 /// I/O port of the exit that a hostcall makes.
 pub const HOSTCALL_PORT: u16 = 0x0F0;
 /// I/O port of the exit that an exception makes.

@@ -52,8 +52,12 @@ impl<'a> SliceSink<'a> {
 
 impl Sink for SliceSink<'_> {
     fn put(&mut self, bytes: &[u8]) -> bool {
-        let Some(end) = self.used.checked_add(bytes.len()) else { return false };
-        let Some(room) = self.buffer.get_mut(self.used..end) else { return false };
+        let Some(end) = self.used.checked_add(bytes.len()) else {
+            return false;
+        };
+        let Some(room) = self.buffer.get_mut(self.used..end) else {
+            return false;
+        };
         room.copy_from_slice(bytes);
         self.used = end;
         true
@@ -77,7 +81,9 @@ pub fn headers_bytes<'a>(headers: impl Iterator<Item = Header<'a>>) -> Option<us
 fn put_headers<'a>(sink: &mut impl Sink, headers: impl Iterator<Item = Header<'a>>) -> bool {
     for (name, value) in headers {
         let lengths = (u16::try_from(name.len()), u16::try_from(value.len()));
-        let (Ok(name_bytes), Ok(value_bytes)) = lengths else { return false };
+        let (Ok(name_bytes), Ok(value_bytes)) = lengths else {
+            return false;
+        };
         let fits = sink.put(&name_bytes.to_le_bytes())
             && sink.put(&value_bytes.to_le_bytes())
             && sink.put(name)
@@ -98,7 +104,9 @@ pub fn encode_request<'a>(
     headers: impl Iterator<Item = Header<'a>> + Clone,
     body_bytes: u64,
 ) -> bool {
-    let Some(encoded_headers) = headers_bytes(headers.clone()) else { return false };
+    let Some(encoded_headers) = headers_bytes(headers.clone()) else {
+        return false;
+    };
     let head = REQUEST_FIXED_BYTES + method.len() + target.len() + encoded_headers;
     let (Ok(head), Ok(count), Ok(method_bytes), Ok(target_bytes)) = (
         u32::try_from(head),
@@ -125,7 +133,9 @@ pub fn encode_response<'a>(
     status: u16,
     headers: impl Iterator<Item = Header<'a>> + Clone,
 ) -> bool {
-    let Some(encoded_headers) = headers_bytes(headers.clone()) else { return false };
+    let Some(encoded_headers) = headers_bytes(headers.clone()) else {
+        return false;
+    };
     let head = RESPONSE_FIXED_BYTES + encoded_headers;
     let (Ok(head), Ok(count)) = (u32::try_from(head), u16::try_from(headers.clone().count()))
     else {
@@ -165,13 +175,21 @@ impl<'a> Request<'a> {
         let method = reader.take(usize::from(method_bytes))?;
         let target = reader.take(target_bytes as usize)?;
         let before = REQUEST_FIXED_BYTES + method.len() + target.len();
-        let rest = head_bytes.checked_sub(before).ok_or(Malformed("head_bytes is too small"))?;
+        let rest = head_bytes
+            .checked_sub(before)
+            .ok_or(Malformed("head_bytes is too small"))?;
         let headers = Headers::decode(reader.take(rest)?, count)?;
         let body = reader.0;
         if body.len() as u64 > body_bytes {
             return Err(Malformed("more body than body_bytes says"));
         }
-        Ok(Request { method, target, headers, body_bytes, body })
+        Ok(Request {
+            method,
+            target,
+            headers,
+            body_bytes,
+            body,
+        })
     }
 }
 
@@ -197,7 +215,10 @@ impl<'a> Response<'a> {
         if !(100..=999).contains(&status) {
             return Err(Malformed("the status is not a number of three digits"));
         }
-        Ok(Response { status, headers: Headers::decode(reader.0, count)? })
+        Ok(Response {
+            status,
+            headers: Headers::decode(reader.0, count)?,
+        })
     }
 }
 
@@ -241,13 +262,18 @@ impl<'a> Headers<'a> {
         // Decoding checked every length, so the iterator ends only at the end.
         core::iter::from_fn(move || {
             let (name, value) = (reader.u16().ok()?, reader.u16().ok()?);
-            Some((reader.take(usize::from(name)).ok()?, reader.take(usize::from(value)).ok()?))
+            Some((
+                reader.take(usize::from(name)).ok()?,
+                reader.take(usize::from(value)).ok()?,
+            ))
         })
     }
 
     /// The value of the first header called `name` (lower case).
     pub fn get(&self, name: &[u8]) -> Option<&'a [u8]> {
-        self.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
+        self.iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, value)| value)
     }
 }
 
@@ -256,13 +282,19 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, bytes: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self.0.split_at_checked(bytes).ok_or(Malformed("cut short"))?;
+        let (taken, rest) = self
+            .0
+            .split_at_checked(bytes)
+            .ok_or(Malformed("cut short"))?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
-        let (taken, rest) = self.0.split_first_chunk::<N>().ok_or(Malformed("cut short"))?;
+        let (taken, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or(Malformed("cut short"))?;
         self.0 = rest;
         Ok(*taken)
     }
@@ -292,7 +324,13 @@ mod tests {
     fn a_request_comes_back_as_it_was_sent() {
         let mut buffer = [0u8; 256];
         let mut sink = SliceSink::new(&mut buffer);
-        assert!(encode_request(&mut sink, b"POST", b"/a?b=c", sample().into_iter(), 10));
+        assert!(encode_request(
+            &mut sink,
+            b"POST",
+            b"/a?b=c",
+            sample().into_iter(),
+            10
+        ));
         assert!(sink.put(b"12345"));
         let used = sink.used();
         let request = Request::decode(&buffer[..used]).unwrap();
@@ -319,10 +357,18 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let mut small = [0u8; 16];
-        assert!(!encode_response(&mut SliceSink::new(&mut small), 200, sample().into_iter()));
+        assert!(!encode_response(
+            &mut SliceSink::new(&mut small),
+            200,
+            sample().into_iter()
+        ));
         let long = [b'x'; 70_000];
         let mut buffer = [0u8; 256];
         let headers = [(&b"a"[..], &long[..])];
-        assert!(!encode_response(&mut SliceSink::new(&mut buffer), 200, headers.into_iter()));
+        assert!(!encode_response(
+            &mut SliceSink::new(&mut buffer),
+            200,
+            headers.into_iter()
+        ));
     }
 }
