@@ -8,10 +8,17 @@ use std::process::Command;
 fn main() {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
-    let root = here.join("../..").canonicalize().expect("the workspace is there");
-    for source in ["guest/kernel/src", "guest/kernel/Cargo.toml", "guest/kernel/kernel.ld",
-        "proto/hostcall/src", "Cargo.lock"]
-    {
+    let root = here
+        .join("../..")
+        .canonicalize()
+        .expect("the workspace is there");
+    for source in [
+        "guest/kernel/src",
+        "guest/kernel/Cargo.toml",
+        "guest/kernel/kernel.ld",
+        "proto/hostcall/src",
+        "Cargo.lock",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
 
@@ -38,8 +45,22 @@ fn build_kernel(root: &Path, out: &Path) -> PathBuf {
     let mut cargo = Command::new(env::var("CARGO").expect("cargo sets it"));
     cargo
         .current_dir(root)
-        .args(["build", "--locked", "--package", "holm-kernel", "--bin", "holm-kernel"])
-        .args(["--features", "freestanding", "--profile", "guest", "--target", TARGET])
+        .args([
+            "build",
+            "--locked",
+            "--package",
+            "holm-kernel",
+            "--bin",
+            "holm-kernel",
+        ])
+        .args([
+            "--features",
+            "freestanding",
+            "--profile",
+            "guest",
+            "--target",
+            TARGET,
+        ])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
@@ -58,6 +79,9 @@ fn build_kernel(root: &Path, out: &Path) -> PathBuf {
         }
     }
     let status = cargo.status().expect("cargo can be run");
-    assert!(status.success(), "the guest kernel does not build; see above");
+    assert!(
+        status.success(),
+        "the guest kernel does not build; see above"
+    );
     target_dir.join(TARGET).join("guest/holm-kernel")
 }

@@ -249,7 +249,7 @@ const GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
 /// Extended state as Linux gives it to a new program (Intel SDM volume 1, 13.4): x87 control word
 /// 0x37F, MXCSR 0x1F80, every component in its initial configuration.
-fn initial_xsave() -> Box<kvm_xsave> {
+pub(crate) fn initial_xsave() -> Box<kvm_xsave> {
     let mut xsave = Box::<kvm_xsave>::default();
     xsave.region[0] = 0x37F;
     xsave.region[6] = 0x1F80;

@@ -173,7 +173,8 @@ impl Machine {
         exit
     }
 
-    fn run_once(&mut self) -> Result<Exit, VmmError> {
+    /// Runs the vCPU until it leaves the guest, however long that takes.
+    pub(crate) fn run_once(&mut self) -> Result<Exit, VmmError> {
         Ok(match self.vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) => Exit::Port(port),
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Exit::Shutdown,
