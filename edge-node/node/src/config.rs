@@ -1,0 +1,51 @@
+//! What the operator says of a node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use holm_model::place::Coordinates;
+
+/// Settings of a node that has joined.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where the node keeps its identity, artifacts, snapshots and journal.
+    pub state_dir: PathBuf,
+    /// Where it takes requests; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Where callers reach it; `http://` and the listening address if `None`.
+    pub public_url: Option<String>,
+    /// Its region, for example `eu-central`.
+    pub region: String,
+    /// Where it stands.
+    pub coordinates: Coordinates,
+    /// The domain under which functions have host names `{function}.{tenant}.{domain}`.
+    pub domain: Option<String>,
+    /// Host and UDP port of the coordinator; the one it joined if `None`.
+    pub coordinator: Option<String>,
+    /// Ingress threads; as many as there are cores if 0.
+    pub threads: usize,
+    /// VM shells, divided among the threads; some per thread if 0.
+    pub slots: usize,
+}
+
+impl NodeConfig {
+    /// A node with defaults for everything that has one.
+    pub fn new(
+        state_dir: impl Into<PathBuf>,
+        listen: SocketAddr,
+        region: impl Into<String>,
+        coordinates: Coordinates,
+    ) -> Self {
+        NodeConfig {
+            state_dir: state_dir.into(),
+            listen,
+            public_url: None,
+            region: region.into(),
+            coordinates,
+            domain: None,
+            coordinator: None,
+            threads: 0,
+            slots: 0,
+        }
+    }
+}

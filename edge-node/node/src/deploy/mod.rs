@@ -1,0 +1,365 @@
+//! Deploying: making what is here what the coordinator wants, one version at a time.
+//!
+//! [`core`] decides, this module does: fetches ([`fetch`]), boots and probes ([`prepare`]), keeps files
+//! ([`store`]) and publishes who serves what ([`routes`]). Signatures and digests are checked before
+//! anything is used, and never on a request's path.
+
+mod core;
+mod fetch;
+pub(crate) mod prepare;
+pub(crate) mod routes;
+mod store;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use holm_model::artifact::VerifiedVersion;
+use holm_model::control::{Desired, Observed};
+use holm_model::ids::VersionId;
+use holm_vmm::{Hypervisor, Snapshot};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::AbortHandle;
+
+use self::core::{Action, Event, Reconciler};
+use self::routes::{Live, Table};
+use self::store::DeployStore;
+use crate::files::FileError;
+use crate::meter::Meter;
+use crate::pool::core::Key;
+use crate::session::Link;
+use crate::tally::Tally;
+
+/// Carries out what the reconciler decides.
+pub(crate) struct Deployer {
+    core: Reconciler,
+    store: DeployStore,
+    hypervisor: Hypervisor,
+    link: Link,
+    tally: Arc<Tally>,
+    meter: Arc<Mutex<Meter>>,
+    /// One fetch at a time: two versions may share an artifact, and with it the file being written.
+    fetches: Arc<Semaphore>,
+    /// One boot at a time, so that requests keep most of the machine.
+    boots: Arc<Semaphore>,
+    verified: HashMap<VersionId, VerifiedVersion>,
+    live: HashMap<VersionId, Arc<Live>>,
+    under_way: HashMap<VersionId, AbortHandle>,
+    next_key: u64,
+    routes: watch::Sender<Arc<Table>>,
+    observed: watch::Sender<Observed>,
+    done: mpsc::Sender<Done>,
+    ended: mpsc::Receiver<Done>,
+}
+
+/// Where deployment publishes what it has done.
+pub(crate) struct Published {
+    pub(crate) routes: watch::Receiver<Arc<Table>>,
+    pub(crate) observed: watch::Receiver<Observed>,
+}
+
+struct Done {
+    event: Event,
+    /// Of a preparation that worked.
+    prepared: Option<(VersionId, Arc<Snapshot>)>,
+}
+
+/// What a deployer is told and given.
+pub(crate) struct Means {
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) meter: Meter,
+}
+
+/// A deployer that has not begun, because it has no link yet.
+pub(crate) struct Opened {
+    store: DeployStore,
+    routes: watch::Sender<Arc<Table>>,
+    observed: watch::Sender<Observed>,
+}
+
+/// Opens the deployment files under `dir`.
+pub(crate) fn open(dir: &Path) -> Result<(Opened, Published), FileError> {
+    let store = DeployStore::open(dir)?;
+    let (routes, routes_receiver) = watch::channel(Arc::default());
+    let (observed, observed_receiver) = watch::channel(Observed::default());
+    let published = Published {
+        routes: routes_receiver,
+        observed: observed_receiver,
+    };
+    Ok((
+        Opened {
+            store,
+            routes,
+            observed,
+        },
+        published,
+    ))
+}
+
+impl Opened {
+    /// The deployer itself; [`Deployer::run`] makes it work.
+    pub(crate) fn begin(self, means: Means, link: Link) -> Deployer {
+        let Opened {
+            store,
+            routes,
+            observed,
+        } = self;
+        let Means {
+            hypervisor,
+            tally,
+            meter,
+        } = means;
+        let (done, ended) = mpsc::channel(64);
+        Deployer {
+            core: Reconciler::default(),
+            store,
+            hypervisor,
+            link,
+            tally,
+            meter: Arc::new(Mutex::new(meter)),
+            fetches: Arc::new(Semaphore::new(1)),
+            boots: Arc::new(Semaphore::new(1)),
+            verified: HashMap::new(),
+            live: HashMap::new(),
+            under_way: HashMap::new(),
+            next_key: 0,
+            routes,
+            observed,
+            done,
+            ended,
+        }
+    }
+}
+
+impl Deployer {
+    /// Brings up what the disk says, then follows `desired` as long as it is polled.
+    pub(crate) async fn run(mut self, mut desired: watch::Receiver<Option<Desired>>) {
+        match self.store.desired() {
+            Ok(Some(last)) => {
+                self.want(last);
+                let held = |hex: &str| {
+                    let mut id = [0; 32];
+                    hex::decode_to_slice(hex, &mut id).is_ok()
+                        && self.core.holds(holm_model::ids::Digest(id))
+                };
+                if let Err(error) = self.store.sweep(&self.core.artifacts(), held) {
+                    tracing::warn!(%error, "files of versions long gone stay for now");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the last desired state cannot be read"),
+        }
+        loop {
+            tokio::select! {
+                changed = desired.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let Some(state) = desired.borrow_and_update().clone() else { continue };
+                    self.want(state);
+                }
+                Some(done) = self.ended.recv() => self.done(done),
+            }
+        }
+    }
+
+    fn want(&mut self, desired: Desired) {
+        let known = self.core.desired() == Some(&desired);
+        let generation = desired.generation;
+        let Some(actions) = self.core.want(desired) else {
+            tracing::warn!(
+                generation,
+                "an older desired state than the one at hand is ignored"
+            );
+            return;
+        };
+        if !known && let Some(desired) = self.core.desired() {
+            tracing::info!(
+                generation,
+                functions = desired.functions.len(),
+                "new desired state"
+            );
+            // Not being able to keep it is no reason not to follow it.
+            if let Err(error) = self.store.keep_desired(desired) {
+                tracing::error!(%error, "a restart without coordinator would serve an older state");
+            }
+        }
+        self.follow(actions);
+    }
+
+    fn done(&mut self, done: Done) {
+        if let Some((version, snapshot)) = done.prepared
+            && let Some(verified) = self.verified.get(&version)
+        {
+            self.next_key += 1;
+            let statement = &verified.statement;
+            let counts = self.tally.counts(&statement.function, version);
+            let live = Live::new(Key(self.next_key), version, statement, snapshot, counts);
+            self.live.insert(version, Arc::new(live));
+        }
+        if let Event::Failed { reason, .. } = &done.event {
+            tracing::warn!(reason, "a version does not work here");
+        }
+        let actions = self.core.on(done.event);
+        self.follow(actions);
+    }
+
+    /// Publishes the new state first, so that nothing that is dropped below is still being chosen.
+    fn follow(&mut self, actions: Vec<Action>) {
+        self.publish();
+        for action in actions {
+            match action {
+                Action::Obtain { attempt, version } => self.obtain(attempt, *version),
+                Action::Prepare { attempt, version } => self.prepare(attempt, version),
+                Action::Probe { attempt, version } => self.probe(attempt, version),
+                Action::Keep { version } => self.keep(version),
+                Action::Drop { version, artifact } => {
+                    if let Some(task) = self.under_way.remove(&version) {
+                        task.abort();
+                    }
+                    self.live.remove(&version);
+                    self.verified.remove(&version);
+                    if let Err(error) = self.store.remove(version, artifact) {
+                        tracing::warn!(%error, "a file of a dropped version stays until the next start");
+                    }
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let routed = self.core.routed();
+        if let Some(desired) = self.core.desired() {
+            let functions = desired.functions.iter().map(|function| {
+                let version = routed.get(&function.function);
+                let live = version.and_then(|version| self.live.get(version)).cloned();
+                (function.function.clone(), live)
+            });
+            let table = Arc::new(Table::new(functions));
+            self.routes.send_replace(table);
+        }
+        let observed = self.core.observed();
+        self.observed.send_if_modified(|last| {
+            let changed = *last != observed;
+            *last = observed;
+            changed
+        });
+    }
+
+    fn begin(&mut self, version: VersionId, task: impl Future<Output = Done> + Send + 'static) {
+        let done = self.done.clone();
+        let task = tokio::spawn(async move {
+            // If the deployer has gone, nobody wants to know.
+            let _ = done.send(task.await).await;
+        });
+        self.under_way.insert(version, task.abort_handle());
+    }
+
+    fn obtain(&mut self, attempt: u64, version: VerifiedVersion) {
+        let id = version.id;
+        let (store, link) = (self.store.clone(), self.link.clone());
+        let statement = version.statement.clone();
+        self.verified.insert(id, version);
+        let fetches = self.fetches.clone();
+        self.begin(id, async move {
+            // The semaphore is never closed.
+            let _turn = fetches.acquire().await.ok();
+            let event = match fetch::obtain(&store, &statement, &link).await {
+                Ok(()) => Event::Obtained { attempt },
+                Err(error) => Event::Failed {
+                    attempt,
+                    reason: error.to_string(),
+                },
+            };
+            Done {
+                event,
+                prepared: None,
+            }
+        });
+    }
+
+    fn prepare(&mut self, attempt: u64, version: VersionId) {
+        let Some(verified) = self.verified.get(&version) else {
+            return;
+        };
+        let statement = verified.statement.clone();
+        let (store, hypervisor) = (self.store.clone(), self.hypervisor.clone());
+        let boots = self.boots.clone();
+        self.begin(version, async move {
+            let prepared = one_at_a_time(&boots, move || {
+                prepare::snapshot(&hypervisor, &store, version, &statement)
+            });
+            match prepared.await {
+                Ok(snapshot) => Done {
+                    event: Event::Prepared { attempt },
+                    prepared: Some((version, snapshot)),
+                },
+                Err(reason) => Done {
+                    event: Event::Failed { attempt, reason },
+                    prepared: None,
+                },
+            }
+        });
+    }
+
+    fn probe(&mut self, attempt: u64, version: VersionId) {
+        let Some(live) = self.live.get(&version).cloned() else {
+            return;
+        };
+        let (hypervisor, meter) = (self.hypervisor.clone(), self.meter.clone());
+        let boots = self.boots.clone();
+        self.begin(version, async move {
+            let probed = one_at_a_time(&boots, move || {
+                let (record, probed) = prepare::probe(&hypervisor, &live);
+                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                meter.record(record).map_err(|error| error.to_string())?;
+                probed
+            });
+            let event = match probed.await {
+                Ok(()) => Event::Probed { attempt },
+                Err(reason) => Event::Failed { attempt, reason },
+            };
+            Done {
+                event,
+                prepared: None,
+            }
+        });
+    }
+
+    /// Saves the snapshot in the background: serving does not wait for it.
+    fn keep(&mut self, version: VersionId) {
+        self.under_way.remove(&version);
+        let Some(live) = self.live.get(&version).cloned() else {
+            return;
+        };
+        let path = self.store.snapshot(version);
+        if path.exists() {
+            return;
+        }
+        tokio::task::spawn_blocking(move || {
+            // If the version is dropped meanwhile, the next start's sweep removes the file.
+            if let Err(error) = live.snapshot.save(&path) {
+                tracing::warn!(function = %live.function, %error, "a restart will have to boot it again");
+            }
+        });
+    }
+}
+
+/// Runs `work` on a thread that may block, after those before it.
+async fn one_at_a_time<T: Send + 'static>(
+    turns: &Semaphore,
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    // The semaphore is never closed; without a permit the work is merely not alone.
+    let _turn = turns.acquire().await.ok();
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(format!(
+            "the node failed in preparing it: {error}; the operator of the node must look into it"
+        )),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

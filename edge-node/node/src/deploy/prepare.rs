@@ -1,0 +1,223 @@
+//! From an artifact on disk to a snapshot that took a probe. Blocks; runs on a thread for that.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use holm_model::artifact::Statement;
+use holm_model::ids::{RequestId, VersionId};
+use holm_model::program::Program;
+use holm_model::usage::{Outcome, UsageRecord};
+use holm_vmm::{Failure, GuestConfig, Hypervisor, Limits, Request, Response, Slot, Snapshot, Step};
+
+use super::routes::Live;
+use super::store::DeployStore;
+use crate::limits::{MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
+
+/// `$PORT` of every function.
+const PORT: u16 = 8080;
+
+/// A snapshot of the version: from disk if there is a good one, else by booting the program.
+pub(crate) fn snapshot(
+    hypervisor: &Hypervisor,
+    store: &DeployStore,
+    version: VersionId,
+    statement: &Statement,
+) -> Result<Arc<Snapshot>, String> {
+    let path = store.snapshot(version);
+    if path.exists() {
+        match Snapshot::load(hypervisor, &path) {
+            Ok(snapshot) => {
+                tracing::info!(function = %statement.function, version = %version.short(), "snapshot read from disk");
+                return Ok(snapshot);
+            }
+            Err(error) => {
+                tracing::warn!(function = %statement.function, version = %version.short(), %error, "the snapshot on disk is of no use; booting anew");
+            }
+        }
+    }
+    let bytes = store
+        .verified_artifact(statement)
+        .map_err(|error| error.to_string())?;
+    let bytes = bytes.ok_or("the artifact has vanished from the node's disk; deploy again")?;
+    let program = Program::parse(&bytes).map_err(|error| error.to_string())?;
+    let config = GuestConfig {
+        name: statement.function.to_string(),
+        memory_bytes: statement.manifest.limits.memory_bytes,
+        env: statement.manifest.env.clone().into_iter().collect(),
+        port: PORT,
+    };
+    match holm_vmm::prepare(hypervisor, &program, &config, PREPARE_DEADLINE) {
+        Ok(prepared) => {
+            let ready_us = prepared.ready.as_micros() as u64;
+            tracing::info!(function = %statement.function, version = %version.short(), ready_us, "booted and snapshotted");
+            Ok(prepared.snapshot)
+        }
+        Err(error) => {
+            let blame = blame(&error.failure);
+            Err(format!(
+                "{blame} before it was ready: {}{}",
+                error.failure,
+                last_words(&error.log)
+            ))
+        }
+    }
+}
+
+/// Sends one request to a fresh instance. The record tells what it cost, whatever came of it.
+pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Result<(), String>) {
+    let accepted_ms = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64);
+    let mut request = RequestId([0; 16]);
+    // The id only has to tell probes apart; without randomness the clock does.
+    if getrandom::fill(&mut request.0).is_err() {
+        request.0[..8].copy_from_slice(&accepted_ms.to_le_bytes());
+    }
+    let mut record = UsageRecord {
+        boot_epoch: 0,
+        sequence: 0,
+        request,
+        function: live.function.clone(),
+        version: live.version,
+        accepted_ms,
+        outcome: Outcome::PlatformFault,
+        status: 0,
+        queue_ns: 0,
+        restore_ns: 0,
+        run_ns: 0,
+        cpu_ns: 0,
+        memory_bytes: live.limits.memory_bytes,
+        request_bytes: 0,
+        response_bytes: 0,
+        cold: true,
+        exits: 0,
+        probe: true,
+    };
+    let result = send(hypervisor, live, &mut record);
+    (record, result)
+}
+
+fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), String> {
+    let node_fault = |error: holm_vmm::VmmError| {
+        format!("the node could not probe it: {error}; the operator of the node must look into it")
+    };
+    let mut slot = Slot::new(hypervisor).map_err(node_fault)?;
+    let began = Instant::now();
+    slot.load(&live.snapshot).map_err(node_fault)?;
+    record.restore_ns = nanos(began.elapsed());
+
+    let id = record.request.to_string();
+    let host = format!("{}.{}", live.function.function, live.function.tenant);
+    let headers: [(&[u8], &[u8]); 4] = [
+        (b"host", host.as_bytes()),
+        (b"user-agent", b"holm-probe"),
+        (b"accept", b"*/*"),
+        (b"x-request-id", id.as_bytes()),
+    ];
+    let target = &live.probe_path;
+    let request = Request {
+        method: "GET",
+        target,
+        headers: &headers,
+        body: b"",
+    };
+    let deadline = Instant::now() + live.deadline();
+    let limits = Limits {
+        deadline,
+        cpu: Duration::from_millis(live.limits.cpu_ms),
+        response_body_bytes: live.limits.response_body_bytes,
+    };
+    let began = Instant::now();
+    slot.begin(&request, limits).map_err(node_fault)?;
+    let ended = run(&mut slot, deadline);
+    record.run_ns = nanos(began.elapsed());
+    let stats = slot.stats();
+    (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
+    let log = slot.take_log();
+    match ended {
+        Ok(response) => {
+            record.status = response.status;
+            record.response_bytes = response.body.len() as u64;
+            if response.status < 500 {
+                record.outcome = Outcome::Answered;
+                return Ok(());
+            }
+            record.outcome = Outcome::FunctionError;
+            Err(format!(
+                "it answered the probe GET {target} with status {}{}",
+                response.status,
+                last_words(&log)
+            ))
+        }
+        Err(failure) => {
+            record.outcome = outcome(&failure);
+            let blame = blame(&failure);
+            Err(format!(
+                "{blame} at the probe GET {target}: {failure}{}",
+                last_words(&log)
+            ))
+        }
+    }
+}
+
+fn run(slot: &mut Slot, deadline: Instant) -> Result<Response, Failure> {
+    loop {
+        match slot.run(SLICE) {
+            Step::Answered(response) => return Ok(response),
+            Step::Failed(failure) => return Err(failure),
+            Step::Yielded => {}
+            Step::Parked(until) => {
+                let now = Instant::now();
+                if now >= deadline {
+                    return Err(Failure::Deadline);
+                }
+                std::thread::sleep(until.min(deadline).saturating_duration_since(now));
+            }
+        }
+    }
+}
+
+/// How a failure counts.
+pub(crate) fn outcome(failure: &Failure) -> Outcome {
+    match failure {
+        Failure::Crash(_) | Failure::BadResponse(_) => Outcome::Crash,
+        Failure::Deadline | Failure::CpuLimit => Outcome::Timeout,
+        Failure::Host(_) => Outcome::PlatformFault,
+    }
+}
+
+fn blame(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Host(_) => "the node failed",
+        _ => "the function failed",
+    }
+}
+
+/// The end of what the program wrote, for the reason of a failure.
+fn last_words(log: &[u8]) -> String {
+    let tail = &log[log.len().saturating_sub(MAX_REASON_LOG_BYTES)..];
+    let text = String::from_utf8_lossy(tail);
+    match text.trim() {
+        "" => String::new(),
+        text => format!("\nthe last it wrote:\n{text}"),
+    }
+}
+
+/// A duration as a record has it.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_the_end_of_the_log_and_nothing_if_there_is_none() {
+        assert_eq!(last_words(b" \n"), "");
+        let mut log = vec![b'x'; 10 * MAX_REASON_LOG_BYTES];
+        log.extend_from_slice(b"the end\n");
+        let words = last_words(&log);
+        assert!(words.ends_with("the end") && words.len() < 2 * MAX_REASON_LOG_BYTES);
+    }
+}

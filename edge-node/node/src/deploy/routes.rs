@@ -1,0 +1,143 @@
+//! Which version serves which function, as the request path reads it.
+//!
+//! A [`Table`] is never changed; a new one takes its place. Each ingress thread keeps the last one it
+//! saw and looks at a version counter to know whether there is a newer one, so that reading costs no
+//! lock.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use holm_model::artifact::Statement;
+use holm_model::ids::{FunctionName, VersionId};
+use holm_model::manifest::{Isolation, Limits};
+use holm_vmm::Snapshot;
+use hyper::header::HeaderValue;
+use tokio::sync::Semaphore;
+
+use crate::pool::core::Key;
+use crate::tally::Counts;
+
+/// A version that is prepared on this node.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) key: Key,
+    pub(crate) function: FunctionName,
+    pub(crate) version: VersionId,
+    pub(crate) label: HeaderValue,
+    pub(crate) snapshot: Arc<Snapshot>,
+    pub(crate) limits: Limits,
+    pub(crate) isolation: Isolation,
+    pub(crate) probe_path: String,
+    /// One permit for each invocation that may run on this node at a time.
+    pub(crate) permits: Arc<Semaphore>,
+    /// Requests that wait for a permit or a slot.
+    pub(crate) waiting: Arc<AtomicUsize>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+impl Live {
+    pub(crate) fn new(
+        key: Key,
+        version: VersionId,
+        statement: &Statement,
+        snapshot: Arc<Snapshot>,
+        counts: Arc<Counts>,
+    ) -> Self {
+        let manifest = &statement.manifest;
+        Live {
+            key,
+            function: statement.function.clone(),
+            version,
+            // A label that cannot stand in a header is for people elsewhere.
+            label: HeaderValue::from_str(&statement.label)
+                .or_else(|_| HeaderValue::from_str(&version.short()))
+                .expect("hexadecimal digits can stand in a header"),
+            snapshot,
+            limits: manifest.limits.clone(),
+            isolation: manifest.scale.isolation,
+            probe_path: manifest.rollout.probe_path.clone(),
+            permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),
+            waiting: Arc::default(),
+            counts,
+        }
+    }
+
+    /// The wall deadline of one invocation.
+    pub(crate) fn deadline(&self) -> Duration {
+        Duration::from_millis(self.limits.deadline_ms)
+    }
+}
+
+/// Every function that this node is to have.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    functions: HashMap<String, HashMap<String, Option<Arc<Live>>>>,
+    /// Whether there is a desired state at all.
+    informed: bool,
+}
+
+/// What a table has for a function.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// This version serves it.
+    Live(&'a Arc<Live>),
+    /// It is to be here, but no version is ready; or nobody has told this node anything yet.
+    NotReady,
+    /// It is not to be here.
+    Unknown,
+}
+
+impl Table {
+    /// A table of functions and the versions that serve them, if any does.
+    pub(crate) fn new(functions: impl Iterator<Item = (FunctionName, Option<Arc<Live>>)>) -> Self {
+        let mut table = Table {
+            functions: HashMap::new(),
+            informed: true,
+        };
+        for (name, live) in functions {
+            let tenant = table.functions.entry(name.tenant.into()).or_default();
+            tenant.insert(name.function.into(), live);
+        }
+        table
+    }
+
+    /// What serves `tenant/function`.
+    pub(crate) fn find(&self, tenant: &str, function: &str) -> Found<'_> {
+        match self
+            .functions
+            .get(tenant)
+            .and_then(|functions| functions.get(function))
+        {
+            Some(Some(live)) => Found::Live(live),
+            Some(None) => Found::NotReady,
+            None if self.informed => Found::Unknown,
+            None => Found::NotReady,
+        }
+    }
+
+    /// Every version that takes requests.
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Arc<Live>> {
+        self.functions
+            .values()
+            .flat_map(|functions| functions.values().flatten())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_knows_nothing_is_not_ready_rather_than_without_the_function() {
+        assert!(matches!(
+            Table::default().find("acme", "hello"),
+            Found::NotReady
+        ));
+        let table = Table::new([("acme/hello".parse().unwrap(), None)].into_iter());
+        assert!(matches!(table.find("acme", "hello"), Found::NotReady));
+        assert!(matches!(table.find("acme", "other"), Found::Unknown));
+        assert!(matches!(table.find("hello", "acme"), Found::Unknown));
+    }
+}

@@ -1,0 +1,48 @@
+//! Signed versions for tests.
+
+use ed25519_dalek::SigningKey;
+use holm_model::artifact::{SignedVersion, Statement};
+use holm_model::ids::Digest;
+use holm_model::manifest::Manifest;
+
+pub(crate) fn key() -> SigningKey {
+    SigningKey::from_bytes(&[7; 32])
+}
+
+pub(crate) fn program(label: &str) -> Vec<u8> {
+    format!("the program of {label}").into_bytes()
+}
+
+pub(crate) fn statement(label: &str, counter: u64) -> Statement {
+    let program = program(label);
+    Statement {
+        function: "acme/hello".parse().unwrap(),
+        counter,
+        artifact: Digest::of(&program),
+        artifact_bytes: program.len() as u64,
+        manifest: manifest(),
+        label: label.into(),
+        message: String::new(),
+        created_ms: 1,
+    }
+}
+
+pub(crate) fn signed(label: &str, counter: u64) -> SignedVersion {
+    SignedVersion::sign(&statement(label, counter), &key())
+}
+
+fn manifest() -> Manifest {
+    serde_json::from_value(serde_json::json!({
+        "schema": 1,
+        "function": {"tenant": "acme", "name": "hello"},
+        "limits": {
+            "memory_bytes": 16 << 20, "deadline_ms": 1000, "cpu_ms": 1000,
+            "request_body_bytes": 1 << 20, "response_body_bytes": 1 << 20, "concurrency": 4
+        },
+        "scale": {},
+        "rollout": {
+            "waves_percent": [100], "bake_ms": 0, "probe_path": "/", "max_error_ppm": 0
+        }
+    }))
+    .unwrap()
+}

@@ -1,0 +1,283 @@
+//! Ingress: one thread per core, each with its own listening socket on the same port, its own runtime
+//! and its own slots. The kernel spreads connections over the sockets; a connection stays where it
+//! was accepted.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
+use holm_vmm::Slot;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::deploy::routes::Table;
+use crate::lane::{Lane, Shared};
+use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
+use crate::meter::Meter;
+use crate::pool::core::{Holds, Key};
+use crate::pool::{Janitor, Pool};
+use crate::request;
+
+/// Pause after an accept that failed for want of resources.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+const BACKLOG: u32 = 1024;
+
+/// A thread's runtime and socket before the thread exists, so that a bad address is found at start.
+pub(crate) struct Bound {
+    runtime: Runtime,
+    listener: TcpListener,
+}
+
+/// Binds `count` sockets to one port.
+pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Bound>)> {
+    if listen.port() != 0 {
+        // Sockets that share a port would share it with another process of the same user as well,
+        // without a word. One that does not share finds that process.
+        drop(std::net::TcpListener::bind(listen)?);
+    }
+    let mut address = listen;
+    let mut bound = Vec::new();
+    for _ in 0..count {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            socket.set_reuseaddr(true)?;
+            socket.set_reuseport(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)?
+        };
+        address = listener.local_addr()?;
+        bound.push(Bound { runtime, listener });
+    }
+    Ok((address, bound))
+}
+
+/// What a thread is given.
+pub(crate) struct Gear {
+    pub(crate) index: usize,
+    pub(crate) slots: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) janitor: Janitor,
+    pub(crate) meter: Meter,
+    pub(crate) routes: watch::Receiver<Arc<Table>>,
+    /// Becomes true when the node stops.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+impl Bound {
+    /// Starts the thread. It ends after `stop`, when its requests are done or [`DRAIN`] is over.
+    pub(crate) fn start(self, gear: Gear) -> io::Result<JoinHandle<()>> {
+        let thread = std::thread::Builder::new().name(format!("holm-ingress-{}", gear.index));
+        thread.spawn(move || {
+            let Bound { runtime, listener } = self;
+            let local = LocalSet::new();
+            local.block_on(&runtime, serve(listener, gear));
+        })
+    }
+}
+
+async fn serve(listener: TcpListener, gear: Gear) {
+    let Gear {
+        index,
+        slots,
+        shared,
+        janitor,
+        meter,
+        routes,
+        mut stop,
+    } = gear;
+    let (made, new_slots) = mpsc::unbounded_channel();
+    let pool = Pool::new(index, janitor, made, shared.tally.clone());
+    pool.grow(slots);
+    let lane = Lane::new(shared, pool.clone(), meter, routes.clone());
+    tokio::task::spawn_local(look_after_slots(pool, new_slots, routes));
+
+    let open = Rc::new(Open::default());
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) if open.count.get() < MAX_CONNECTIONS_PER_THREAD => {
+                let opened = Opened::new(open.clone());
+                let connection = connection(lane.clone(), stream, peer, stop.clone());
+                tokio::task::spawn_local(async move {
+                    connection.await;
+                    drop(opened);
+                });
+            }
+            Ok((_, peer)) => {
+                tracing::warn!(%peer, "too many connections; this one is closed");
+            }
+            Err(error) => {
+                // Of the connection (reset before it was taken) or of the process (no descriptors);
+                // either passes.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    let drained = async {
+        while open.count.get() > 0 {
+            open.closed.notified().await;
+        }
+    };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::warn!(left = open.count.get(), "stopping with requests under way");
+    }
+    // What follows an answer (the return of its slot) needs no more time than this.
+    tokio::task::yield_now().await;
+}
+
+/// Takes in slots that the janitor made, and fills an empty one with each version that is new, so
+/// that its first request need not wait for that.
+async fn look_after_slots(
+    pool: Rc<Pool>,
+    mut new_slots: mpsc::UnboundedReceiver<Box<Slot>>,
+    mut routes: watch::Receiver<Arc<Table>>,
+) {
+    let mut known: Vec<Key> = Vec::new();
+    routes.mark_changed();
+    loop {
+        tokio::select! {
+            Some(slot) = new_slots.recv() => pool.add(slot),
+            changed = routes.changed() => if changed.is_err() { return },
+        }
+        let table = routes.borrow_and_update().clone();
+        let now: Vec<Key> = table.live().map(|live| live.key).collect();
+        known
+            .iter()
+            .filter(|key| !now.contains(key))
+            .for_each(|key| pool.forget(*key));
+        known = now;
+        for live in table.live() {
+            let Some(lease) = pool.spare(live.key) else {
+                continue;
+            };
+            let (mut slot, id) = (lease.slot, lease.id);
+            match slot.load(&live.snapshot) {
+                Ok(()) => pool.finish(slot, id, Holds::Pristine(live.key)),
+                Err(error) => {
+                    tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
+                    pool.discard(Some(slot), id);
+                    break;
+                }
+            }
+            // Requests come first.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn connection(
+    lane: Rc<Lane>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) {
+    // Answers are written whole; holding back their last segment would only delay them.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "no TCP_NODELAY");
+    }
+    let asked = Rc::new(Cell::new(false));
+    let service = {
+        let asked = asked.clone();
+        service_fn(move |request| {
+            asked.set(true);
+            let lane = lane.clone();
+            async move { Ok::<_, Infallible>(request::serve(lane, peer, request).await) }
+        })
+    };
+    let mut server = auto::Builder::new(OnThisThread);
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_TIMEOUT)
+        .max_header_list_size(MAX_HEAD_BYTES as u32)
+        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
+    let connection = server.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    // Until the first request the protocol is not known, and hyper's own timeouts do not run.
+    let silent = tokio::time::sleep(HEAD_TIMEOUT);
+    let mut silent = std::pin::pin!(silent);
+    let (mut watched, mut stopping) = (true, false);
+    let ended = loop {
+        tokio::select! {
+            ended = connection.as_mut() => break ended,
+            () = silent.as_mut(), if watched => {
+                watched = false;
+                if !asked.get() {
+                    return;
+                }
+            }
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error, "the connection ended badly");
+    }
+}
+
+/// Open connections of a thread.
+#[derive(Debug, Default)]
+struct Open {
+    count: Cell<usize>,
+    closed: Notify,
+}
+
+/// One of them.
+struct Opened(Rc<Open>);
+
+impl Opened {
+    fn new(open: Rc<Open>) -> Self {
+        open.count.set(open.count.get() + 1);
+        Opened(open)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.0.count.set(self.0.count.get() - 1);
+        self.0.closed.notify_one();
+    }
+}
+
+/// Runs hyper's HTTP/2 tasks on the thread of their connection.
+#[derive(Clone, Copy, Debug)]
+struct OnThisThread;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}

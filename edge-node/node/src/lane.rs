@@ -1,0 +1,106 @@
+//! A lane: one ingress thread and everything that belongs to it alone. Nothing here is locked.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use holm_model::control::Observed;
+use holm_model::ids::{Name, RequestId};
+use hyper::header::HeaderValue;
+use tokio::sync::watch;
+
+use crate::deploy::routes::Table;
+use crate::meter::Meter;
+use crate::pool::Pool;
+use crate::request::body::Budget;
+use crate::tally::Tally;
+use crate::worker::Workers;
+
+const ID_BYTES: usize = 16;
+const IDS_DRAWN: usize = 64;
+
+/// What all lanes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: Name,
+    pub(crate) name_header: HeaderValue,
+    pub(crate) domain: Option<String>,
+    pub(crate) workers: Workers,
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) observed: watch::Receiver<Observed>,
+    pub(crate) slots: usize,
+}
+
+/// One ingress thread's own.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) meter: RefCell<Meter>,
+    pub(crate) bodies: Budget,
+    routes: RefCell<watch::Receiver<Arc<Table>>>,
+    table: RefCell<Arc<Table>>,
+    ids: RefCell<Ids>,
+}
+
+impl Lane {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        pool: Rc<Pool>,
+        meter: Meter,
+        mut routes: watch::Receiver<Arc<Table>>,
+    ) -> Rc<Self> {
+        let table = routes.borrow_and_update().clone();
+        Rc::new(Lane {
+            shared,
+            pool,
+            meter: RefCell::new(meter),
+            bodies: Budget::default(),
+            routes: RefCell::new(routes),
+            table: RefCell::new(table),
+            ids: RefCell::default(),
+        })
+    }
+
+    /// The newest table. Costs one atomic read unless there is a newer one than last time.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        let mut routes = self.routes.borrow_mut();
+        if routes.has_changed().unwrap_or(false) {
+            *self.table.borrow_mut() = routes.borrow_and_update().clone();
+        }
+        self.table.borrow().clone()
+    }
+
+    /// A new request's id.
+    pub(crate) fn next_id(&self) -> RequestId {
+        self.ids.borrow_mut().next()
+    }
+}
+
+/// Random ids, drawn many at a time.
+#[derive(Debug, Default)]
+struct Ids(Vec<[u8; ID_BYTES]>);
+
+impl Ids {
+    fn next(&mut self) -> RequestId {
+        if self.0.is_empty() {
+            let mut drawn = [0; ID_BYTES * IDS_DRAWN];
+            getrandom::fill(&mut drawn).expect("Linux has had getrandom since 3.17");
+            let (ids, _) = drawn.as_chunks::<ID_BYTES>();
+            self.0.extend_from_slice(ids);
+        }
+        RequestId(self.0.pop().expect("ids were drawn just now"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_do_not_repeat() {
+        let mut ids = Ids::default();
+        let drawn: std::collections::BTreeSet<_> = (0..3 * IDS_DRAWN).map(|_| ids.next()).collect();
+        assert_eq!(drawn.len(), 3 * IDS_DRAWN);
+    }
+}

@@ -1,0 +1,100 @@
+//! Every bound of the node, with its unit in its name. Bounds that others must know as well are in
+//! [`holm_model::limits`].
+
+use std::time::Duration;
+
+use holm_model::limits::{MAX_REQUEST_BODY_BYTES, MAX_USAGE_BATCH};
+
+/// How long the thread that owns a connection runs a vCPU before a worker takes over. Long enough
+/// for most requests, short enough that the thread's other connections do not feel it.
+pub const FIRST_QUANTUM: Duration = Duration::from_micros(500);
+/// What one request may take of its connection's thread in all, over several sleeps of its guest.
+pub const INLINE_BUDGET: Duration = Duration::from_millis(2);
+/// How long a worker runs one vCPU before the next one's turn.
+pub const SLICE: Duration = Duration::from_millis(2);
+/// How long a kept instance (`isolation = "instance"`) may take from its answer to its next wait.
+pub const AGAIN_DEADLINE: Duration = Duration::from_millis(50);
+
+/// Most requests of one version that wait for room on this node.
+pub const MAX_QUEUED_PER_VERSION: usize = 256;
+/// What a caller that was turned away for lack of room is told to wait.
+pub const RETRY_AFTER_SECONDS: u32 = 1;
+/// Most connections of one ingress thread; more are closed at once.
+pub const MAX_CONNECTIONS_PER_THREAD: usize = 4096;
+/// Most concurrent streams of one HTTP/2 connection.
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+/// Most bytes of request bodies that one ingress thread holds at a time.
+pub const MAX_BODY_BYTES_PER_THREAD: usize = 256 << 20;
+/// How long a caller may take to send a request's head; an idle connection is closed after it.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a caller may take to send a request's body.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long requests under way may take to end when the node stops.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// Slots that each ingress thread makes ahead when the operator does not say.
+pub const DEFAULT_SLOTS_PER_THREAD: usize = 8;
+/// Most slots of one ingress thread.
+pub const MAX_SLOTS_PER_THREAD: usize = 1024;
+/// Pause before another attempt to make a slot that could not be made.
+pub const SLOT_RETRY: Duration = Duration::from_secs(1);
+/// Most bytes of what a program wrote during one invocation that go to the node's log.
+pub const MAX_LOGGED_BYTES: usize = 4 << 10;
+
+/// How long a program may take from its start to its first wait for a request.
+pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+/// Most bytes of a program's last words in the reason of a failed version.
+pub const MAX_REASON_LOG_BYTES: usize = 2 << 10;
+/// Most bytes of a failed version's reason.
+pub const MAX_REASON_BYTES: usize = 8 << 10;
+/// Most functions in one desired state.
+pub const MAX_FUNCTIONS: usize = 4096;
+/// How long one piece of a bulk transfer may take.
+pub const BULK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause between two attempts to fetch an artifact.
+pub const FETCH_RETRY: Duration = Duration::from_millis(500);
+/// Attempts to fetch an artifact that the coordinator refuses or delivers wrongly.
+pub const MAX_FETCH_ATTEMPTS: u32 = 5;
+
+/// Shortest pause before the node dials the coordinator again.
+pub const MIN_RECONNECT: Duration = Duration::from_millis(200);
+/// Longest pause before the node dials the coordinator again.
+pub const MAX_RECONNECT: Duration = Duration::from_secs(5);
+/// How often the link is kept alive.
+pub const LINK_KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// Silence after which the link counts as lost.
+pub const LINK_IDLE: Duration = Duration::from_secs(3);
+/// How long dialling, joining or the coordinator's first answer may take.
+pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Usage records between the request path and the journal.
+pub const JOURNAL_QUEUE: usize = 16 << 10;
+/// Waiting usage records over which no new request is taken. What is under way then still fits.
+pub const JOURNAL_ROOM: usize = JOURNAL_QUEUE / 2;
+/// How long the journal gathers records for one commit.
+pub const COMMIT_GATHER: Duration = Duration::from_millis(5);
+/// Most records in one commit.
+pub const MAX_COMMIT_RECORDS: usize = 4096;
+/// Size at which a spill segment is left for the other one.
+pub const SPILL_SEGMENT_BYTES: u64 = 1 << 20;
+/// Largest spill segment. Reached only when the journal cannot commit; then no request is taken.
+pub const MAX_SPILL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Largest frame in a spill segment.
+pub const MAX_SPILL_FRAME_BYTES: usize = 4 << 10;
+/// Pause before the journal tries a failed commit again.
+pub const COMMIT_RETRY: Duration = Duration::from_millis(500);
+/// Pause between two uploads of usage while batches are not full.
+pub const UPLOAD_PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a failed upload is tried again.
+pub const UPLOAD_RETRY: Duration = Duration::from_secs(1);
+/// How long a stopping node tries to hand over its last usage records; the rest stays on disk.
+pub const LAST_UPLOAD: Duration = Duration::from_secs(2);
+
+const _: () = {
+    assert!(FIRST_QUANTUM.as_nanos() <= INLINE_BUDGET.as_nanos());
+    assert!(MAX_REQUEST_BODY_BYTES as usize <= MAX_BODY_BYTES_PER_THREAD);
+    assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
+    assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
+    assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);
+    assert!(MIN_RECONNECT.as_nanos() < MAX_RECONNECT.as_nanos());
+    assert!(LINK_KEEP_ALIVE.as_nanos() * 2 < LINK_IDLE.as_nanos());
+};

@@ -1,0 +1,86 @@
+//! Metering: one usage record for every admitted request, on disk before its answer leaves.
+//!
+//! ```text
+//!  ingress thread ──append──▶ spill segment (one write, survives kill -9)     [spill]
+//!        │ channel
+//!        ▼
+//!  journal thread ──group commit, fsync──▶ SQLite: sequence assigned here     [journal]
+//!        │ batches in order
+//!        ▼
+//!  upload ──▶ coordinator's ledger; rows are deleted once it has them         [upload]
+//! ```
+//! Why two steps: a commit with fsync takes milliseconds, a `write` into the page cache a few
+//! microseconds, and the page cache outlives the process. So an answered request is in the spill
+//! before the caller sees the answer, and whatever SQLite had not yet committed when the process was
+//! killed is replayed at the next start. Only a loss of power can take the last few milliseconds.
+//!
+//! Sequences are assigned in the commit, so that they have no gaps however many threads write.
+
+pub(crate) mod journal;
+pub(crate) mod spill;
+pub(crate) mod upload;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use holm_model::usage::UsageRecord;
+
+use crate::limits::JOURNAL_ROOM;
+use journal::{Entry, Message, Progress};
+use spill::{SpillError, SpillWriter};
+
+/// One thread's way into the journal.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    spill: SpillWriter,
+    journal: SyncSender<Message>,
+    progress: Arc<Progress>,
+}
+
+impl Meter {
+    pub(crate) fn new(
+        spill: SpillWriter,
+        journal: SyncSender<Message>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Meter {
+            spill,
+            journal,
+            progress,
+        }
+    }
+
+    /// Whether a new request may be taken: the journal keeps up and the spill can be written.
+    pub(crate) fn has_room(&self) -> bool {
+        self.progress.queued.load(Ordering::Relaxed) < JOURNAL_ROOM && self.spill.is_sound()
+    }
+
+    /// Makes the record outlive this process; `boot_epoch` and `sequence` are filled in on the way.
+    /// If this fails the answer must not be sent.
+    pub(crate) fn record(&mut self, mut record: UsageRecord) -> Result<(), SpillError> {
+        record.boot_epoch = self.spill.epoch();
+        record.sequence = 0;
+        let counter = self.spill.append(&record)?;
+        self.progress.queued.fetch_add(1, Ordering::Relaxed);
+        let entry = Message::Record(Entry {
+            lane: self.spill.lane(),
+            counter,
+            record,
+        });
+        match self.journal.try_send(entry) {
+            Ok(()) => {}
+            // Admission stops at half the queue and slots are few, so this is hardly ever reached;
+            // when it is, waiting is right: the record must not be dropped.
+            Err(TrySendError::Full(entry)) => {
+                if self.journal.send(entry).is_err() {
+                    tracing::warn!("the journal has stopped; the record will be replayed");
+                }
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                tracing::warn!("the journal has stopped; the record will be replayed");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,355 @@
+//! Spill segments: append-only files that hold usage records until SQLite has them.
+//!
+//! ```text
+//! file   spill/EPOCH-LANE-SIDE.log, SIDE a or b
+//! frame  length u32 LE | check 8 bytes | counter u64 LE | record (a frame of holm_model::codec)
+//! ```
+//! `length` counts what follows `check`; `check` is the start of the SHA-256 of that. Each lane (a
+//! thread that meters) writes its own two segments by turns, with one `write` per record: when the
+//! current one is large and everything in the other is committed, the other is emptied and used.
+//! `counter` rises by one per record of a lane and epoch; the journal notes in its commit how far it
+//! has come, so that a replay adds nothing twice. A torn tail is the mark of a kill and is left out;
+//! nobody was answered for it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holm_model::codec::{self, FrameError};
+use holm_model::ids::Digest;
+use holm_model::usage::UsageRecord;
+
+use super::journal::Progress;
+use crate::files::FileError;
+use crate::limits::{MAX_SPILL_FRAME_BYTES, MAX_SPILL_SEGMENT_BYTES, SPILL_SEGMENT_BYTES};
+
+const CHECK_BYTES: usize = 8;
+const PREFIX_BYTES: usize = 4 + CHECK_BYTES;
+const COUNTER_BYTES: usize = 8;
+
+/// A record could not be made to outlive the process. The node is to blame; see its disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpillError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("a usage record cannot be encoded: {0}")]
+    Encode(#[from] FrameError),
+    #[error("the journal is so far behind that its spill segment is full; check the node's disk")]
+    Full,
+    #[error(
+        "an earlier write to the spill segment failed and could not be undone; check the node's disk and restart it"
+    )]
+    Broken,
+}
+
+#[derive(Debug)]
+struct Segment {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    last_counter: u64,
+}
+
+/// Writes one lane's segments.
+#[derive(Debug)]
+pub(crate) struct SpillWriter {
+    epoch: u64,
+    lane: u32,
+    progress: Arc<Progress>,
+    sides: [Segment; 2],
+    current: usize,
+    counter: u64,
+    sound: bool,
+    segment_bytes: u64,
+    frame: Vec<u8>,
+}
+
+impl SpillWriter {
+    /// New, empty segments for a lane of a new epoch in `dir`.
+    pub(crate) fn create(
+        dir: &Path,
+        epoch: u64,
+        lane: u32,
+        progress: Arc<Progress>,
+    ) -> Result<Self, FileError> {
+        let side = |side: char| {
+            let path = dir.join(format!("{epoch}-{lane}-{side}.log"));
+            let file = OpenOptions::new().append(true).create_new(true).open(&path);
+            let file = file.map_err(|error| FileError::new("make", &path, error))?;
+            Ok(Segment {
+                path,
+                file,
+                bytes: 0,
+                last_counter: 0,
+            })
+        };
+        Ok(SpillWriter {
+            epoch,
+            lane,
+            progress,
+            sides: [side('a')?, side('b')?],
+            current: 0,
+            counter: 0,
+            sound: true,
+            segment_bytes: SPILL_SEGMENT_BYTES,
+            frame: Vec::new(),
+        })
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(crate) fn lane(&self) -> u32 {
+        self.lane
+    }
+
+    /// Whether the next record can be expected to get in.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.sound && self.sides[self.current].bytes < MAX_SPILL_SEGMENT_BYTES / 2
+    }
+
+    /// Appends the record with one write; returns its counter.
+    pub(crate) fn append(&mut self, record: &UsageRecord) -> Result<u64, SpillError> {
+        if !self.sound {
+            return Err(SpillError::Broken);
+        }
+        self.turn()?;
+        let counter = self.counter + 1;
+        let encoded = codec::encode(record)?;
+        self.frame.clear();
+        self.frame.extend_from_slice(&[0; PREFIX_BYTES]);
+        self.frame.extend_from_slice(&counter.to_le_bytes());
+        self.frame.extend_from_slice(&encoded);
+        let length = self.frame.len() - PREFIX_BYTES;
+        if length > MAX_SPILL_FRAME_BYTES {
+            return Err(FrameError::TooLarge(length).into());
+        }
+        let check = Digest::of(&self.frame[PREFIX_BYTES..]);
+        self.frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        self.frame[4..PREFIX_BYTES].copy_from_slice(&check.0[..CHECK_BYTES]);
+
+        let segment = &mut self.sides[self.current];
+        if segment.bytes + self.frame.len() as u64 > MAX_SPILL_SEGMENT_BYTES {
+            return Err(SpillError::Full);
+        }
+        if let Err(error) = segment.file.write_all(&self.frame) {
+            // What is behind a torn frame would not be replayed, so the tear must go.
+            self.sound = segment.file.set_len(segment.bytes).is_ok();
+            return Err(FileError::new("append to", &segment.path, error).into());
+        }
+        segment.bytes += self.frame.len() as u64;
+        segment.last_counter = counter;
+        self.counter = counter;
+        Ok(counter)
+    }
+
+    /// Goes to the other side if this one is large and the other is committed.
+    fn turn(&mut self) -> Result<(), SpillError> {
+        let other = 1 - self.current;
+        if self.sides[self.current].bytes < self.segment_bytes {
+            return Ok(());
+        }
+        let committed = self.progress.committed(self.lane);
+        let segment = &mut self.sides[other];
+        if segment.last_counter > committed {
+            return Ok(());
+        }
+        segment
+            .file
+            .set_len(0)
+            .map_err(|error| FileError::new("empty", &segment.path, error))?;
+        segment.bytes = 0;
+        self.current = other;
+        Ok(())
+    }
+}
+
+/// What an earlier life of the node left of one lane.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Leftover {
+    pub(crate) epoch: u64,
+    pub(crate) lane: u32,
+    pub(crate) path: PathBuf,
+    /// With their counters, as they stand in the file.
+    pub(crate) records: Vec<(u64, UsageRecord)>,
+    /// Bytes after the last sound frame.
+    pub(crate) torn_bytes: u64,
+}
+
+/// Reads every segment in `dir`.
+pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, FileError> {
+    let wrong = |error| FileError::new("read", dir, error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(wrong)? {
+        let path = entry.map_err(wrong)?.path();
+        let Some((epoch, lane)) = parse_name(&path) else {
+            tracing::warn!(path = %path.display(), "a file that is no spill segment is left alone");
+            continue;
+        };
+        let bytes = fs::read(&path).map_err(|error| FileError::new("read", &path, error))?;
+        let (records, torn_bytes) = parse(&bytes, epoch);
+        found.push(Leftover {
+            epoch,
+            lane,
+            path,
+            records,
+            torn_bytes,
+        });
+    }
+    found.sort_by(|a, b| (a.epoch, a.lane, &a.path).cmp(&(b.epoch, b.lane, &b.path)));
+    Ok(found)
+}
+
+fn parse_name(path: &Path) -> Option<(u64, u32)> {
+    let mut parts = path.file_name()?.to_str()?.strip_suffix(".log")?.split('-');
+    let (epoch, lane, side) = (parts.next()?, parts.next()?, parts.next()?);
+    (matches!(side, "a" | "b") && parts.next().is_none())
+        .then_some((epoch.parse().ok()?, lane.parse().ok()?))
+}
+
+/// The sound frames from the start of `bytes`, and how many bytes are left after them.
+fn parse(bytes: &[u8], epoch: u64) -> (Vec<(u64, UsageRecord)>, u64) {
+    let mut records = Vec::new();
+    let mut rest = bytes;
+    while let Some((counter, record, after)) = parse_frame(rest) {
+        if record.boot_epoch != epoch {
+            break;
+        }
+        records.push((counter, record));
+        rest = after;
+    }
+    (records, rest.len() as u64)
+}
+
+fn parse_frame(bytes: &[u8]) -> Option<(u64, UsageRecord, &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (check, rest) = rest.split_first_chunk::<CHECK_BYTES>()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > MAX_SPILL_FRAME_BYTES {
+        return None;
+    }
+    let (payload, after) = rest.split_at_checked(length)?;
+    if Digest::of(payload).0[..CHECK_BYTES] != *check {
+        return None;
+    }
+    let (counter, frame) = payload.split_first_chunk::<COUNTER_BYTES>()?;
+    let (length, following) = frame.split_first_chunk::<4>()?;
+    if codec::following_bytes(*length).ok()? != following.len() {
+        return None;
+    }
+    Some((
+        u64::from_le_bytes(*counter),
+        codec::decode(following).ok()?,
+        after,
+    ))
+}
+
+/// An error of the file system as the journal reports it.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meter::journal::tests::record;
+
+    fn writer(dir: &Path) -> (SpillWriter, Arc<Progress>) {
+        let progress = Arc::new(Progress::new(1));
+        (
+            SpillWriter::create(dir, 7, 0, progress.clone()).unwrap(),
+            progress,
+        )
+    }
+
+    fn numbered(n: u64) -> UsageRecord {
+        UsageRecord {
+            boot_epoch: 7,
+            accepted_ms: n,
+            ..record()
+        }
+    }
+
+    #[test]
+    fn what_was_appended_is_read_back_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, _) = writer(dir.path());
+        for n in 1..=3 {
+            assert_eq!(spill.append(&numbered(n)).unwrap(), n);
+        }
+        let found = leftovers(dir.path()).unwrap();
+        let first = &found[0];
+        assert_eq!((first.epoch, first.lane, first.torn_bytes), (7, 0, 0));
+        let expected: Vec<_> = (1..=3).map(|n| (n, numbered(n))).collect();
+        assert_eq!(first.records, expected);
+    }
+
+    #[test]
+    fn every_torn_tail_leaves_the_records_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, _) = writer(dir.path());
+        spill.append(&numbered(1)).unwrap();
+        let one = spill.sides[0].bytes as usize;
+        spill.append(&numbered(2)).unwrap();
+        let bytes = fs::read(dir.path().join("7-0-a.log")).unwrap();
+        for cut in one..bytes.len() {
+            let (records, torn) = parse(&bytes[..cut], 7);
+            assert_eq!(
+                (records.len(), torn as usize),
+                (1, cut - one),
+                "cut at {cut}"
+            );
+        }
+        assert_eq!(parse(&bytes, 7).0.len(), 2);
+    }
+
+    #[test]
+    fn a_flipped_bit_ends_the_reading_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, _) = writer(dir.path());
+        spill.append(&numbered(1)).unwrap();
+        let one = spill.sides[0].bytes as usize;
+        spill.append(&numbered(2)).unwrap();
+        let mut bytes = fs::read(dir.path().join("7-0-a.log")).unwrap();
+        bytes[one + PREFIX_BYTES + 20] ^= 1;
+        assert_eq!(parse(&bytes, 7).0.len(), 1);
+    }
+
+    #[test]
+    fn a_large_segment_is_left_only_when_the_other_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, progress) = writer(dir.path());
+        spill.segment_bytes = 1;
+        spill.append(&numbered(1)).unwrap(); // a
+        spill.append(&numbered(2)).unwrap(); // b: it was empty
+        spill.append(&numbered(3)).unwrap(); // still b: record 1 in a is not committed
+        assert_eq!((spill.current, spill.sides[1].last_counter), (1, 3));
+        progress.set_committed(0, 1);
+        spill.append(&numbered(4)).unwrap(); // a, emptied
+        let found = leftovers(dir.path()).unwrap();
+        let counters: Vec<Vec<u64>> = found
+            .iter()
+            .map(|f| f.records.iter().map(|(n, _)| *n).collect())
+            .collect();
+        assert_eq!(counters, [vec![4], vec![2, 3]]);
+    }
+
+    #[test]
+    fn foreign_files_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["x.log", "1-2.log", "1-2-c.log", "1-2-a-b.log", "notes"] {
+            File::create(dir.path().join(name))
+                .unwrap()
+                .write_all(b"x")
+                .unwrap();
+        }
+        assert_eq!(leftovers(dir.path()).unwrap(), []);
+    }
+}

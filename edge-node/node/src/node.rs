@@ -1,0 +1,357 @@
+//! A whole node: its threads, and how they are started and stopped.
+//!
+//! ```text
+//!  holm-ingress-N   connections, first quanta, metering; one per core
+//!  holm-worker-N    what runs longer; one per core
+//!  holm-control     the coordinator link, deployment, upload; plus threads that may block
+//!  holm-journal     the usage database
+//!  holm-janitor     makes and drops slots
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use holm_model::control::Hello;
+use holm_model::ids::Name;
+use holm_vmm::Hypervisor;
+use hyper::header::HeaderValue;
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::config::NodeConfig;
+use crate::deploy::{self, Means};
+use crate::files::{self, FileError};
+use crate::identity::{Identity, IdentityError};
+use crate::ingress::{self, Gear};
+use crate::lane::Shared;
+use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_SLOTS_PER_THREAD};
+use crate::meter::journal::{Journal, JournalError};
+use crate::meter::spill::SpillWriter;
+use crate::meter::{Meter, upload};
+use crate::pool::Janitor;
+use crate::session::{Link, Session};
+use crate::tally::Tally;
+use crate::tls::{self, TlsError};
+use crate::worker::Workers;
+
+/// The node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It has not joined, or its identity is damaged.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A file of its state cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another node uses the state directory.
+    #[error(
+        "another node runs on the state directory {0}; stop it, or give this one a directory of its own"
+    )]
+    InUse(String),
+    /// No usable KVM.
+    #[error(transparent)]
+    Kvm(#[from] holm_vmm::VmmError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {error}; is another server there?")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        error: std::io::Error,
+    },
+    /// The usage journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The system gives no thread, runtime or signal handler.
+    #[error("the system does not give what a node needs: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A node that runs. Dropping it without [`Node::shutdown`] stops it without waiting for requests.
+#[derive(Debug)]
+pub struct Node {
+    address: SocketAddr,
+    name: Name,
+    stop: watch::Sender<bool>,
+    ingress: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    control: JoinHandle<()>,
+    control_stop: watch::Sender<bool>,
+    janitor: JoinHandle<()>,
+    journal: Journal,
+    _lock: File,
+}
+
+/// Runs a node until SIGTERM or SIGINT. `ready` is called once, when it listens.
+pub fn run(config: NodeConfig, ready: impl FnOnce(&Node)) -> Result<(), RunError> {
+    let signals = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt) = {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _inside = signals.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        )
+    };
+    let node = start(config)?;
+    ready(&node);
+    signals.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    tracing::info!("stopping");
+    node.shutdown();
+    Ok(())
+}
+
+/// Starts a node; it listens when this returns.
+pub fn start(config: NodeConfig) -> Result<Node, RunError> {
+    let dir = config.state_dir.as_path();
+    let identity = Identity::load(dir)?;
+    let lock = lock(dir)?;
+    let hypervisor = Hypervisor::open()?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if config.threads == 0 {
+        cores
+    } else {
+        config.threads
+    };
+    let slots = match config.slots {
+        0 => DEFAULT_SLOTS_PER_THREAD,
+        all => (all / threads).clamp(1, MAX_SLOTS_PER_THREAD),
+    };
+    let listen = config.listen;
+    let (address, bound) = ingress::bind(listen, threads).map_err(|error| RunError::Listen {
+        address: listen,
+        error,
+    })?;
+
+    // One lane for each ingress thread, and one for the deployer's probes.
+    let lanes = u32::try_from(threads + 1).unwrap_or(u32::MAX);
+    let journal = Journal::start(dir, lanes)?;
+    let meter = |lane: u32| {
+        let progress = journal.progress.clone();
+        let spill = SpillWriter::create(&journal.spill_dir, journal.epoch, lane, progress.clone())?;
+        Ok::<_, FileError>(Meter::new(spill, journal.sender.clone(), progress))
+    };
+
+    let (opened, published) = deploy::open(dir)?;
+    let tally = Arc::new(Tally::new(threads));
+    let coordinator = config
+        .coordinator
+        .clone()
+        .unwrap_or(identity.coordinator.clone());
+    let hello = Hello {
+        coordinates: config.coordinates,
+        region: config.region.clone(),
+        ingress_url: config.public_url.clone().unwrap_or_else(|| url(address)),
+        boot_epoch: journal.epoch,
+        kvm: hypervisor.kind().as_str().to_owned(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let (desired, desired_receiver) = watch::channel(None);
+    let (session, link) = Session::new(
+        identity.name.clone(),
+        coordinator,
+        tls::link(&identity, Session::alpn())?,
+        hello,
+        published.observed.clone(),
+        desired,
+        tally.clone(),
+    );
+    let means = Means {
+        hypervisor: hypervisor.clone(),
+        tally: tally.clone(),
+        meter: meter(lanes - 1)?,
+    };
+    let deployer = opened.begin(means, link.clone());
+    let reader = journal.reader();
+
+    let (janitor, janitor_thread) = Janitor::start(hypervisor)?;
+    let (workers, worker_threads) = Workers::start(cores)?;
+    let shared = Arc::new(Shared {
+        name: identity.name.clone(),
+        name_header: HeaderValue::from_str(identity.name.as_str())
+            .expect("a name is letters, digits and hyphens"),
+        domain: config.domain.clone(),
+        workers,
+        tally,
+        observed: published.observed,
+        slots: slots * threads,
+    });
+    let (stop, stopped) = watch::channel(false);
+    let mut ingress = Vec::new();
+    for (index, (bound, lane)) in bound.into_iter().zip(0..).enumerate() {
+        let gear = Gear {
+            index,
+            slots,
+            shared: shared.clone(),
+            janitor: janitor.clone(),
+            meter: meter(lane)?,
+            routes: published.routes.clone(),
+            stop: stopped.clone(),
+        };
+        ingress.push(bound.start(gear)?);
+    }
+
+    let (control_stop, control_stopped) = watch::channel(false);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let control = std::thread::Builder::new()
+        .name("holm-control".into())
+        .spawn(move || {
+            runtime.block_on(async move {
+                let mut tasks = JoinSet::new();
+                tasks.spawn(session.run());
+                tasks.spawn(deployer.run(desired_receiver));
+                tasks.spawn(upload::run(reader.clone(), link.clone()));
+                until_stopped(control_stopped, reader, link).await;
+                tasks.shutdown().await;
+            });
+            // A boot under way would otherwise hold up the end of the node.
+            runtime.shutdown_background();
+        })?;
+    tracing::info!(node = %identity.name, %address, threads, slots = slots * threads, "listening");
+    Ok(Node {
+        address,
+        name: identity.name,
+        stop,
+        ingress,
+        workers: worker_threads,
+        shared,
+        control,
+        control_stop,
+        janitor: janitor_thread,
+        journal,
+        _lock: lock,
+    })
+}
+
+async fn until_stopped(
+    mut stopped: watch::Receiver<bool>,
+    reader: crate::meter::journal::JournalReader,
+    link: Link,
+) {
+    if stopped.wait_for(|stopped| *stopped).await.is_err() {
+        // The node was dropped rather than shut down: no time for anything.
+        return;
+    }
+    if tokio::time::timeout(LAST_UPLOAD, upload::drain(reader, link))
+        .await
+        .is_err()
+    {
+        tracing::warn!("the last usage records stay in the journal until the next start");
+    }
+}
+
+impl Node {
+    /// Where it takes requests.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Stops it: no new connections, requests under way get their answers, usage goes to the
+    /// coordinator if that is reachable, and stays in the journal if not.
+    pub fn shutdown(self) {
+        let Node {
+            stop,
+            ingress,
+            workers,
+            shared,
+            control,
+            control_stop,
+            janitor,
+            journal,
+            ..
+        } = self;
+        stop.send_replace(true);
+        join("ingress", ingress);
+        shared.workers.stop();
+        join("worker", workers);
+        control_stop.send_replace(true);
+        join("control", [control]);
+        journal.stop();
+        // Ingress threads held the other handles on the janitor, so it ends now.
+        join("janitor", [janitor]);
+    }
+}
+
+fn join(what: &str, threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a thread of the node ({what}) died");
+        }
+    }
+}
+
+/// Makes sure that no other node uses the directory. The lock ends with the process.
+fn lock(dir: &Path) -> Result<File, RunError> {
+    files::make_dir(dir)?;
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path);
+    let file = file.map_err(|error| FileError::new("open", &path, error))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::InUse(dir.display().to_string())),
+        Err(error) => Err(FileError::new("lock", &path, error.into()).into()),
+    }
+}
+
+/// The URL of a listening address, as far as the node can know it.
+fn url(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    if ip != address.ip() {
+        tracing::warn!(
+            "listening on all addresses without a public URL: callers elsewhere are not told a usable one"
+        );
+    }
+    format!("http://{}", SocketAddr::new(ip, address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_directory_has_one_node_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(RunError::InUse(_))));
+        drop(first);
+        lock(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn the_url_of_a_node_can_be_dialled() {
+        assert_eq!(url("0.0.0.0:80".parse().unwrap()), "http://127.0.0.1:80");
+        assert_eq!(url("[::]:80".parse().unwrap()), "http://[::1]:80");
+        assert_eq!(url("10.1.2.3:80".parse().unwrap()), "http://10.1.2.3:80");
+    }
+}

@@ -1,0 +1,133 @@
+//! Who may run: a permit of the version (its concurrency on this node) and a slot of the thread's
+//! pool. Who must wait for either stands in the version's queue, which is bounded.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::Answer;
+use crate::deploy::routes::Live;
+use crate::lane::Lane;
+use crate::limits::MAX_QUEUED_PER_VERSION;
+use crate::pool::{Asked, Lease};
+
+/// The way in was not found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The queue is full, or the journal is behind.
+    Full,
+    /// The deadline was reached in the queue.
+    Waited,
+    /// The caller went away.
+    Gone,
+    /// The node is stopping.
+    Stopping,
+}
+
+/// A permit and a slot for one request.
+pub(crate) async fn admit(
+    lane: &Rc<Lane>,
+    live: &Arc<Live>,
+    deadline: Instant,
+    reply: &mut oneshot::Sender<Answer>,
+) -> Result<(OwnedSemaphorePermit, Lease), Refusal> {
+    if !lane.meter.borrow().has_room() {
+        return Err(Refusal::Full);
+    }
+    let mut place = None;
+    let permit = match live.permits.clone().try_acquire_owned() {
+        Ok(permit) => permit,
+        Err(_) => {
+            place = Some(Place::take(&live.waiting)?);
+            let permit = live.permits.clone().acquire_owned();
+            within(permit, deadline, reply)
+                .await?
+                .map_err(|_| Refusal::Stopping)?
+        }
+    };
+    let lease = match lane.pool.ask(live.key) {
+        Asked::Granted(lease) => lease,
+        Asked::Queued(mut waiting) => {
+            if place.is_none() {
+                place = Some(Place::take(&live.waiting)?);
+            }
+            within(waiting.granted(), deadline, reply)
+                .await?
+                .ok_or(Refusal::Stopping)?
+        }
+    };
+    drop(place);
+    Ok((permit, lease))
+}
+
+/// Waits for `what`, but not beyond the deadline nor for a caller that has gone.
+async fn within<T>(
+    what: impl Future<Output = T>,
+    deadline: Instant,
+    reply: &mut oneshot::Sender<Answer>,
+) -> Result<T, Refusal> {
+    tokio::select! {
+        biased;
+        got = what => Ok(got),
+        () = reply.closed() => Err(Refusal::Gone),
+        () = tokio::time::sleep_until(deadline.into()) => Err(Refusal::Waited),
+    }
+}
+
+/// A place in a version's queue.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(waiting: &Arc<AtomicUsize>) -> Result<Self, Refusal> {
+        let place = Place(waiting.clone());
+        // Taken before it is looked at, so that two who come together cannot both have the last one.
+        match waiting.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED_PER_VERSION {
+            true => Ok(place),
+            false => Err(Refusal::Full),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_queue_takes_its_bound_and_not_one_more() {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let mut places: Vec<_> = (0..MAX_QUEUED_PER_VERSION)
+            .map(|_| Place::take(&waiting).unwrap())
+            .collect();
+        assert_eq!(Place::take(&waiting).unwrap_err(), Refusal::Full);
+        places.pop();
+        let _again = Place::take(&waiting).unwrap();
+        drop(places);
+        assert_eq!(waiting.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn waiting_ends_at_the_deadline_and_when_the_caller_goes() {
+        let (mut reply, caller) = oneshot::channel();
+        let soon = Instant::now() + Duration::from_millis(5);
+        let never = std::future::pending::<()>;
+        assert_eq!(
+            within(never(), soon, &mut reply).await,
+            Err(Refusal::Waited)
+        );
+        drop(caller);
+        let late = Instant::now() + Duration::from_secs(60);
+        assert_eq!(within(never(), late, &mut reply).await, Err(Refusal::Gone));
+        assert_eq!(within(async { 7 }, late, &mut reply).await, Ok(7));
+    }
+}

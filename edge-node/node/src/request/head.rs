@@ -1,0 +1,254 @@
+//! Heads on their way through: what belongs to one connection stays there (RFC 9110, section 7.6.1),
+//! and the node adds what a function and a caller may want to know.
+
+use std::net::IpAddr;
+
+use holm_model::ids::RequestId;
+use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
+
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Removes what is about one connection only.
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        PROXY_CONNECTION,
+        KEEP_ALIVE,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Makes a caller's headers those that the function sees.
+pub(crate) fn inward(parts: &mut Parts, peer: IpAddr, id: RequestId, body_bytes: usize) {
+    let headers = &mut parts.headers;
+    strip_hop_by_hop(headers);
+    // The node has answered this already.
+    headers.remove(EXPECT);
+    let had_length = headers.remove(CONTENT_LENGTH).is_some();
+    if had_length || body_bytes > 0 {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body_bytes));
+    }
+    // HTTP/2 has the host in the URI.
+    if !headers.contains_key(HOST)
+        && let Some(authority) = parts.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.insert(HOST, host);
+    }
+    let mut chain: Vec<u8> = Vec::new();
+    for value in headers.get_all(&FORWARDED_FOR) {
+        chain.extend_from_slice(value.as_bytes());
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(peer.to_string().as_bytes());
+    if let Ok(chain) = HeaderValue::from_bytes(&chain) {
+        headers.insert(FORWARDED_FOR, chain);
+    }
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(REQUEST_ID, id);
+    }
+}
+
+/// Whether the head can be handed to a guest.
+pub(crate) fn fits(target: &str, headers: &HeaderMap) -> bool {
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    headers.len() <= MAX_HEADERS && bytes + target.len() + 64 <= MAX_HEAD_BYTES
+}
+
+/// Makes a function's answer a response. The error says what is wrong with it.
+pub(crate) fn outward(
+    answer: holm_vmm::Response,
+    method: &Method,
+) -> Result<Response<Full<Bytes>>, String> {
+    let status = StatusCode::from_u16(answer.status)
+        .ok()
+        .filter(|s| !s.is_informational());
+    let status =
+        status.ok_or_else(|| format!("its status {} is not a final one", answer.status))?;
+    let mut headers = HeaderMap::with_capacity(answer.headers.len() + 4);
+    for (name, value) in answer.headers {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| format!("`{}` is no header name", name.escape_debug()))?;
+        let value = HeaderValue::from_maybe_shared(Bytes::from(value))
+            .map_err(|_| format!("its header {name} has no valid value"))?;
+        headers.append(name, value);
+    }
+    strip_hop_by_hop(&mut headers);
+    let length = headers.remove(CONTENT_LENGTH);
+    let bodyless = *method == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED;
+    // The length of a body that is there is the server's to say; that of one that a HEAD or a 304
+    // only speaks of is the function's.
+    if let Some(length) = length.filter(|_| bodyless && status != StatusCode::NO_CONTENT)
+        && length.to_str().is_ok_and(|l| l.parse::<u64>().is_ok())
+    {
+        headers.insert(CONTENT_LENGTH, length);
+    } else if *method == Method::HEAD && !answer.body.is_empty() {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
+    }
+    let body = if bodyless {
+        Bytes::new()
+    } else {
+        Bytes::from(answer.body)
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::Request;
+    use hyper::body::Body as _;
+
+    fn parts(headers: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().uri("http://h.example/x");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> holm_vmm::Response {
+        let headers = headers
+            .iter()
+            .map(|(n, v)| ((*n).into(), v.as_bytes().to_vec()))
+            .collect();
+        holm_vmm::Response {
+            status,
+            headers,
+            body: body.into(),
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_the_connection_does_not_reach_the_function() {
+        let mut parts = parts(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("keep-alive", "5"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("expect", "100-continue"),
+            ("traceparent", "00-abc"),
+        ]);
+        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), 5);
+        let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "content-length",
+            "host",
+            "traceparent",
+            "x-forwarded-for",
+            "x-request-id",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(parts.headers["content-length"], "5");
+        assert_eq!(parts.headers["host"], "h.example");
+        assert_eq!(parts.headers["traceparent"], "00-abc");
+    }
+
+    #[test]
+    fn the_caller_is_added_to_those_it_was_forwarded_for() {
+        let mut parts = parts(&[("x-forwarded-for", "10.0.0.1"), ("x-request-id", "forged")]);
+        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), 0);
+        assert_eq!(parts.headers["x-forwarded-for"], "10.0.0.1, 127.0.0.1");
+        assert_eq!(parts.headers["x-request-id"], "01".repeat(16));
+        assert!(!parts.headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn a_head_over_the_bounds_does_not_fit() {
+        let mut headers = HeaderMap::new();
+        assert!(fits("/", &headers));
+        headers.insert(
+            "x-a",
+            HeaderValue::from_str(&"a".repeat(MAX_HEAD_BYTES)).unwrap(),
+        );
+        assert!(!fits("/", &headers));
+        headers.clear();
+        for _ in 0..=MAX_HEADERS {
+            headers.append("x-b", HeaderValue::from_static("b"));
+        }
+        assert!(!fits("/", &headers));
+    }
+
+    #[test]
+    fn a_functions_framing_is_replaced_by_the_nodes() {
+        let answer = answer(
+            200,
+            &[
+                ("content-length", "999"),
+                ("transfer-encoding", "chunked"),
+                ("connection", "close"),
+            ],
+            "hello",
+        );
+        let response = outward(answer, &Method::GET).unwrap();
+        assert!(response.headers().is_empty());
+        assert_eq!(response.body().size_hint().exact(), Some(5));
+    }
+
+    #[test]
+    fn an_answer_to_head_has_no_body_but_keeps_its_length() {
+        for (headers, body) in [(&[("content-length", "7")][..], ""), (&[][..], "7 bytes")] {
+            let response = outward(answer(200, headers, body), &Method::HEAD).unwrap();
+            assert_eq!(response.headers()["content-length"], "7");
+            assert_eq!(response.body().size_hint().exact(), Some(0));
+        }
+    }
+
+    #[test]
+    fn an_answer_without_content_has_no_body() {
+        let response =
+            outward(answer(204, &[("content-length", "3")], "abc"), &Method::GET).unwrap();
+        assert_eq!(response.body().size_hint().exact(), Some(0));
+        assert!(response.headers().is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_is_not_http_is_refused_with_its_fault() {
+        let bad = [
+            (answer(99, &[], ""), "99"),
+            (answer(101, &[], ""), "101"),
+            (answer(200, &[("a b", "")], ""), "a b"),
+            (answer(200, &[("a", "x\r\ny: z")], ""), "header a"),
+        ];
+        for (answer, fault) in bad {
+            let error = outward(answer, &Method::GET).unwrap_err();
+            assert!(error.contains(fault), "{error}");
+        }
+    }
+}

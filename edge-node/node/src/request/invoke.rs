@@ -1,0 +1,182 @@
+//! Running one request through one slot.
+//!
+//! ```text
+//!  load? ─▶ begin ─▶ run here ──Yielded──▶ run on a worker ─┐
+//!                       ▲   └──Parked──▶ sleep ──┐          │
+//!                       └────────────────────────┴──Parked──┘
+//!                  Answered or Failed ends it from anywhere, and so does a caller that goes away
+//! ```
+
+use std::time::{Duration, Instant};
+
+use holm_vmm::{Failure, Limits, Request, Response, Slot, Step, VmmError};
+use tokio::sync::oneshot;
+
+use super::{Answer, Call};
+use crate::deploy::prepare::nanos;
+use crate::deploy::routes::Live;
+use crate::lane::Lane;
+use crate::limits::{FIRST_QUANTUM, INLINE_BUDGET};
+use crate::pool::Lease;
+use crate::pool::core::SlotId;
+
+/// How running it ended.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    Answered(Response),
+    Failed(Failure),
+    /// The caller went away.
+    Gone,
+    /// The guest has no room for a head that large.
+    HeadTooLarge,
+    /// The node failed; says how.
+    Node(String),
+}
+
+/// What is to become of the slot.
+#[derive(Debug)]
+pub(crate) enum Remains {
+    /// It answered: to be reset, or kept.
+    Answered(Box<Slot>, SlotId),
+    /// It got no request, or was stopped on its way: to be made fresh.
+    Stopped(Box<Slot>, SlotId),
+    /// Not to be used again. Without the slot when that was lost with its worker.
+    Broken(Option<Box<Slot>>, SlotId),
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    pub(crate) queue_ns: u64,
+    pub(crate) restore_ns: u64,
+    pub(crate) run_ns: u64,
+    pub(crate) cpu_ns: u64,
+    pub(crate) exits: u32,
+    pub(crate) cold: bool,
+}
+
+/// Runs `call` in the leased slot until it is answered, has failed or nobody wants it any more.
+pub(crate) async fn invoke(
+    lane: &Lane,
+    live: &Live,
+    call: &Call,
+    lease: Lease,
+    deadline: Instant,
+    reply: &mut oneshot::Sender<Answer>,
+    cost: &mut Cost,
+) -> (Ending, Remains) {
+    let Lease { mut slot, id, load } = lease;
+    if load {
+        let began = Instant::now();
+        if let Err(error) = slot.load(&live.snapshot) {
+            let why = format!("the snapshot cannot be restored: {error}");
+            return (Ending::Node(why), Remains::Broken(Some(slot), id));
+        }
+        (cost.restore_ns, cost.cold) = (nanos(began.elapsed()), true);
+    }
+    let headers: Vec<(&[u8], &[u8])> = call
+        .head
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+        .collect();
+    let request = Request {
+        method: call.method.as_str(),
+        target: &call.target,
+        headers: &headers,
+        body: &call.body.bytes,
+    };
+    let limits = Limits {
+        deadline,
+        cpu: Duration::from_millis(live.limits.cpu_ms),
+        response_body_bytes: live.limits.response_body_bytes,
+    };
+    let began = Instant::now();
+    if let Err(error) = slot.begin(&request, limits) {
+        if matches!(error, VmmError::RequestTooLarge(_)) {
+            return (Ending::HeadTooLarge, Remains::Stopped(slot, id));
+        }
+        let why = format!("the request cannot be handed over: {error}");
+        return (Ending::Node(why), Remains::Broken(Some(slot), id));
+    }
+    let (ending, remains) = run(lane, slot, id, deadline, reply).await;
+    cost.run_ns = nanos(began.elapsed());
+    if let Remains::Answered(slot, _) | Remains::Stopped(slot, _) | Remains::Broken(Some(slot), _) =
+        &remains
+    {
+        let stats = slot.stats();
+        (cost.cpu_ns, cost.exits) = (nanos(stats.cpu), stats.exits);
+    }
+    (ending, remains)
+}
+
+async fn run(
+    lane: &Lane,
+    mut slot: Box<Slot>,
+    id: SlotId,
+    deadline: Instant,
+    reply: &mut oneshot::Sender<Answer>,
+) -> (Ending, Remains) {
+    let mut inline = INLINE_BUDGET;
+    let mut step = run_here(&mut slot, &mut inline);
+    loop {
+        match step {
+            Step::Answered(response) => {
+                return (Ending::Answered(response), Remains::Answered(slot, id));
+            }
+            Step::Failed(failure) => {
+                return (Ending::Failed(failure), Remains::Broken(Some(slot), id));
+            }
+            Step::Yielded => {
+                let mut handed = lane.shared.workers.run(slot);
+                let mut gone = false;
+                let done = tokio::select! {
+                    biased;
+                    done = &mut handed.done => done,
+                    () = reply.closed() => {
+                        gone = true;
+                        handed.cancel();
+                        handed.done.await
+                    }
+                };
+                let Ok((back, next)) = done else {
+                    let why = "its worker ended".to_owned();
+                    return (Ending::Node(why), Remains::Broken(None, id));
+                };
+                if gone {
+                    let remains = match next {
+                        Step::Answered(_) => Remains::Answered(back, id),
+                        Step::Failed(_) => Remains::Broken(Some(back), id),
+                        Step::Yielded | Step::Parked(_) => Remains::Stopped(back, id),
+                    };
+                    return (Ending::Gone, remains);
+                }
+                (slot, step) = (back, next);
+            }
+            Step::Parked(until) => {
+                if Instant::now() >= deadline {
+                    return (
+                        Ending::Failed(Failure::Deadline),
+                        Remains::Broken(Some(slot), id),
+                    );
+                }
+                tokio::select! {
+                    () = tokio::time::sleep_until(until.min(deadline).into()) => {}
+                    () = reply.closed() => return (Ending::Gone, Remains::Stopped(slot, id)),
+                }
+                step = match inline.is_zero() {
+                    true => Step::Yielded,
+                    false => run_here(&mut slot, &mut inline),
+                };
+            }
+        }
+    }
+}
+
+/// Runs the vCPU on this thread, which serves nobody else meanwhile.
+fn run_here(slot: &mut Slot, left: &mut Duration) -> Step {
+    let began = Instant::now();
+    let step = slot.run(FIRST_QUANTUM.min(*left));
+    *left = left.saturating_sub(began.elapsed());
+    step
+}

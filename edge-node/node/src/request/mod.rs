@@ -1,0 +1,128 @@
+//! The life of a request. Read this first.
+//!
+//! ```text
+//!  ingress      a thread accepts the connection and owns it from then on
+//!     │ match   by path or host name ([route]); unknown: 404, not ready: 503
+//!     │ read    the body, bounded ([body])
+//!  admission    a permit of the version and a slot of the thread's pool, or a bounded wait for them;
+//!     │         over the bound: 503, deadline reached: 504
+//!  pool         the slot holds the snapshot already, or gets it now
+//!     │
+//!  invoke       this thread runs the vCPU for a first quantum; what takes longer goes on with a
+//!     │         worker while this thread serves others
+//!  meter        one usage record, which outlives the process before the answer leaves
+//!     │
+//!  respond      the answer is handed to the connection
+//!     │
+//!  retire       then the slot is reset (or kept, or given up) and goes back to the pool
+//! ```
+//! From admission on, the request is a task of its own. The connection only waits for its answer, and
+//! when the caller goes away, that is how the task learns of it. So whatever happens to a connection,
+//! the slot comes back and the record is written.
+
+mod admission;
+pub(crate) mod body;
+mod head;
+mod invoke;
+mod problem;
+mod respond;
+pub(crate) mod route;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Instant, SystemTime};
+
+use holm_model::ids::RequestId;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::HOST;
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Response};
+use tokio::sync::oneshot;
+
+use crate::deploy::routes::Found;
+use crate::lane::Lane;
+use problem::Problem;
+use route::Target;
+
+/// What goes back to a caller.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// A request that a function is to answer.
+#[derive(Debug)]
+struct Call {
+    id: RequestId,
+    accepted: Instant,
+    accepted_ms: u64,
+    method: Method,
+    /// Path and query as the function sees them.
+    target: String,
+    head: Parts,
+    body: body::Held,
+}
+
+/// Serves one request of a connection that `lane` owns.
+pub(crate) async fn serve(lane: Rc<Lane>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+    let id = lane.next_id();
+    match take(&lane, peer, id, request).await {
+        Ok(answer) => answer,
+        Err(problem) => respond::refuse(&lane, id, &problem),
+    }
+}
+
+async fn take(
+    lane: &Rc<Lane>,
+    peer: SocketAddr,
+    id: RequestId,
+    request: Request<Incoming>,
+) -> Result<Answer, Problem> {
+    let (mut head, body) = request.into_parts();
+    if head.method == Method::CONNECT {
+        return Err(Problem::BadMethod);
+    }
+    let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    let host = match head.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => head.headers.get(HOST).and_then(|host| host.to_str().ok()),
+    };
+    let (table, target);
+    let (live, rest) = match route::target(path_and_query, host, lane.shared.domain.as_deref()) {
+        Target::Health => return Ok(crate::health::answer(&lane.shared)),
+        Target::Nowhere => return Err(Problem::UnknownFunction),
+        Target::Function {
+            tenant,
+            function,
+            rest,
+        } => {
+            table = lane.table();
+            target = table.find(tenant, function);
+            match target {
+                Found::Live(live) => (live.clone(), rest),
+                Found::NotReady => return Err(Problem::NotReady),
+                Found::Unknown => return Err(Problem::UnknownFunction),
+            }
+        }
+    };
+    let body = body::read(body, live.limits.request_body_bytes, &lane.bodies).await;
+    let body = body
+        .map_err(|problem| problem.unwrap_or_else(|| Problem::Overloaded(live.function.clone())))?;
+    head::inward(&mut head, peer.ip(), id, body.bytes.len());
+    if !head::fits(&rest, &head.headers) {
+        return Err(Problem::HeadTooLarge);
+    }
+
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let call = Call {
+        id,
+        accepted: Instant::now(),
+        accepted_ms: now.map_or(0, |since| since.as_millis() as u64),
+        method: head.method.clone(),
+        target: rest,
+        head,
+        body,
+    };
+    let (reply, answer) = oneshot::channel();
+    tokio::task::spawn_local(respond::carry(lane.clone(), live, call, reply));
+    // Without an answer the task is gone, and with it the thread's runtime: the node is stopping.
+    answer.await.map_err(|_| Problem::Node)
+}

@@ -1,0 +1,281 @@
+//! The link to the coordinator: dialled by the node, kept up, dialled again when lost.
+//!
+//! ```text
+//!  [away] ──dial──▶ [dialled] ──Hello──▶ Welcome ──▶ [up] ──lost──▶ [away], after a pause that grows
+//! ```
+//! While it is up, desired state comes in and observed state and reports go out on the control
+//! stream; fetching and uploading open a stream of their own for each request. Nothing that serves
+//! callers waits for the link.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holm_model::control::{
+    ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, Desired, Hello, NodeMessage, Observed,
+    REPORT_SECONDS,
+};
+use holm_model::ids::Name;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::limits::{LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
+use crate::tally::Tally;
+use crate::wire::{self, DialError, WireError};
+
+/// The link is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Cannot be dialled.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// A message did not get through.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The connection was lost.
+    #[error("the link to the coordinator was lost: {0}")]
+    Lost(#[from] quinn::ConnectionError),
+    /// No answer in time.
+    #[error("the coordinator does not answer")]
+    Silent,
+    /// The coordinator does not want this node.
+    #[error("the coordinator refuses this node: {0}")]
+    Refused(String),
+    /// The coordinator says something that is not its turn to say.
+    #[error("the coordinator breaks the protocol: {0}")]
+    Protocol(&'static str),
+}
+
+/// The current connection, for those who need one.
+#[derive(Clone, Debug)]
+pub(crate) struct Link(watch::Receiver<Option<Connection>>);
+
+impl Link {
+    /// The connection, as soon as there is one.
+    pub(crate) async fn up(&self) -> Connection {
+        let mut receiver = self.0.clone();
+        if let Ok(connection) = receiver.wait_for(Option::is_some).await
+            && let Some(connection) = connection.as_ref()
+        {
+            return connection.clone();
+        }
+        // The session has ended, so there will be none.
+        std::future::pending().await
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.0.borrow().is_some()
+    }
+}
+
+/// Sends a bulk request on a stream of its own; gives the answer and the stream behind it.
+pub(crate) async fn ask(
+    connection: &Connection,
+    request: &BulkRequest,
+) -> Result<(BulkAnswer, RecvStream), LinkError> {
+    let (mut to, mut from) = connection.open_bi().await?;
+    wire::send(&mut to, request).await?;
+    // Finished once and never before: cannot fail.
+    let _ = to.finish();
+    let answer = wire::receive(&mut from).await?.ok_or(WireError::CutShort)?;
+    Ok((answer, from))
+}
+
+/// What a session needs and whom it serves.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) name: Name,
+    pub(crate) coordinator: String,
+    pub(crate) tls: quinn::ClientConfig,
+    pub(crate) hello: Hello,
+    pub(crate) observed: watch::Receiver<Observed>,
+    pub(crate) desired: watch::Sender<Option<Desired>>,
+    pub(crate) tally: Arc<Tally>,
+    connection: watch::Sender<Option<Connection>>,
+}
+
+impl Session {
+    /// A session, and the link it will keep up once [`Session::run`] is polled.
+    pub(crate) fn new(
+        name: Name,
+        coordinator: String,
+        tls: quinn::ClientConfig,
+        hello: Hello,
+        observed: watch::Receiver<Observed>,
+        desired: watch::Sender<Option<Desired>>,
+        tally: Arc<Tally>,
+    ) -> (Self, Link) {
+        let (connection, link) = watch::channel(None);
+        let session = Session {
+            name,
+            coordinator,
+            tls,
+            hello,
+            observed,
+            desired,
+            tally,
+            connection,
+        };
+        (session, Link(link))
+    }
+
+    /// The ALPN of the control link.
+    pub(crate) fn alpn() -> &'static [u8] {
+        ALPN
+    }
+
+    /// Keeps the link up as long as it is polled.
+    pub(crate) async fn run(mut self) {
+        let mut pause = Backoff::new();
+        loop {
+            let began = Instant::now();
+            let ended = self.once(&mut pause).await;
+            self.connection.send_replace(None);
+            let Err(error) = ended;
+            let wait = pause.next(random_fraction());
+            tracing::warn!(%error, wait_ms = wait.as_millis() as u64, up_s = began.elapsed().as_secs(),
+                "no link to the coordinator; serving what is here");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// One connection, from dialling to its loss.
+    async fn once(&mut self, pause: &mut Backoff) -> Result<std::convert::Infallible, LinkError> {
+        let dialled = tokio::time::timeout(LINK_TIMEOUT, wire::dial(&self.coordinator, &self.tls));
+        let (_endpoint, connection) = dialled.await.map_err(|_| LinkError::Silent)??;
+        let greeted = tokio::time::timeout(LINK_TIMEOUT, self.greet(&connection));
+        let (mut to, mut from) = greeted.await.map_err(|_| LinkError::Silent)??;
+        pause.reset();
+        tracing::info!(coordinator = self.coordinator, "linked to the coordinator");
+        self.connection.send_replace(Some(connection.clone()));
+        let desired = self.desired.clone();
+        let ended = tokio::select! {
+            ended = listen(&mut from, &desired) => ended,
+            ended = self.report(&mut to) => ended,
+        };
+        connection.close(0u32.into(), b"");
+        ended
+    }
+
+    async fn greet(&self, connection: &Connection) -> Result<(SendStream, RecvStream), LinkError> {
+        let (mut to, mut from) = connection.open_bi().await?;
+        wire::send(&mut to, &NodeMessage::Hello(self.hello.clone())).await?;
+        match wire::receive(&mut from).await?.ok_or(WireError::CutShort)? {
+            CoordinatorMessage::Welcome { node, .. } if node == self.name => Ok((to, from)),
+            CoordinatorMessage::Welcome { .. } => {
+                Err(LinkError::Protocol("it calls this node by another name"))
+            }
+            CoordinatorMessage::Refuse { reason } => Err(LinkError::Refused(reason)),
+            CoordinatorMessage::Desired(_) => Err(LinkError::Protocol(
+                "it sends desired state before its welcome",
+            )),
+        }
+    }
+
+    /// Sends observed state when it changes, and reports.
+    async fn report(&mut self, to: &mut SendStream) -> Result<std::convert::Infallible, LinkError> {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut quiet_ticks = REPORT_SECONDS;
+        self.observed.mark_changed();
+        loop {
+            tokio::select! {
+                changed = self.observed.changed() => match changed {
+                    Ok(()) => {
+                        let observed = self.observed.borrow_and_update().clone();
+                        wire::send(to, &NodeMessage::Observed(observed)).await?;
+                    }
+                    // The deployer has ended: the node stops. The link goes with the node.
+                    Err(_) => std::future::pending().await,
+                },
+                _ = tick.tick() => {
+                    quiet_ticks += 1;
+                    let report = self.tally.report();
+                    if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
+                        quiet_ticks = 0;
+                        wire::send(to, &NodeMessage::Report(report)).await?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Takes in what the coordinator says.
+async fn listen(
+    from: &mut RecvStream,
+    desired: &watch::Sender<Option<Desired>>,
+) -> Result<std::convert::Infallible, LinkError> {
+    loop {
+        match wire::receive(from).await?.ok_or(WireError::CutShort)? {
+            CoordinatorMessage::Desired(state) => {
+                desired.send_replace(Some(state));
+            }
+            CoordinatorMessage::Refuse { reason } => return Err(LinkError::Refused(reason)),
+            CoordinatorMessage::Welcome { .. } => {
+                return Err(LinkError::Protocol("it welcomes this node twice"));
+            }
+        }
+    }
+}
+
+/// Pauses between attempts: doubling, with jitter so that a fleet does not dial in step.
+#[derive(Debug)]
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Self {
+        Backoff(MIN_RECONNECT)
+    }
+
+    fn reset(&mut self) {
+        self.0 = MIN_RECONNECT;
+    }
+
+    /// The next pause; `fraction` is random, 0 to 255.
+    fn next(&mut self, fraction: u8) -> Duration {
+        let whole = self.0;
+        self.0 = (whole * 2).min(MAX_RECONNECT);
+        // Between the half and the whole, but never less than the least.
+        (whole / 2 + whole / 2 * u32::from(fraction) / 255).max(MIN_RECONNECT)
+    }
+}
+
+fn random_fraction() -> u8 {
+    let mut byte = [128];
+    // Without randomness the pause is merely not jittered.
+    let _ = getrandom::fill(&mut byte);
+    byte[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_within_their_bounds_and_begin_anew_after_a_link() {
+        for fraction in [0, 100, 255] {
+            let mut backoff = Backoff::new();
+            let pauses: Vec<_> = (0..12).map(|_| backoff.next(fraction)).collect();
+            assert!(pauses.is_sorted(), "{pauses:?}");
+            assert!(
+                pauses
+                    .iter()
+                    .all(|p| (MIN_RECONNECT..=MAX_RECONNECT).contains(p))
+            );
+            assert!(pauses[11] >= MAX_RECONNECT / 2);
+            backoff.reset();
+            assert_eq!(backoff.next(fraction), MIN_RECONNECT);
+        }
+    }
+
+    #[test]
+    fn two_nodes_do_not_pause_alike() {
+        let (mut a, mut b) = (Backoff::new(), Backoff::new());
+        for _ in 0..4 {
+            a.next(0);
+            b.next(0);
+        }
+        assert_ne!(a.next(10), b.next(200));
+    }
+}
