@@ -1,4 +1,28 @@
 //! The verbs that speak to a coordinator or a node, and the two daemons.
+//!
+//! | file | verbs |
+//! | --- | --- |
+//! | [`daemon`] | `coordinator`, `node join`, `node run` |
+//! | [`deploy`] | `deploy` |
+//! | [`rollout`] | `versions`, `rollout`, `rollback` |
+//! | [`fleet`] | `nodes`, `tenants`, `login` |
+//! | [`invoke`] | `route`, `invoke` |
+//! | [`usage`] | `usage` |
+//!
+//! The rest serves them: [`settings`] finds the coordinator and the token, [`client`] speaks its API,
+//! [`edge`] sends requests to functions, [`key`] keeps the publisher's key.
+
+pub(crate) mod client;
+pub(crate) mod daemon;
+pub(crate) mod deploy;
+pub(crate) mod edge;
+pub(crate) mod fleet;
+pub(crate) mod invoke;
+pub(crate) mod key;
+pub(crate) mod rollout;
+pub(crate) mod settings;
+pub(crate) mod table;
+pub(crate) mod usage;
 
 use clap::Subcommand;
 
@@ -7,9 +31,76 @@ use crate::output::Output;
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {}
+pub(crate) enum Command {
+    /// Publish a function and roll it out to the fleet.
+    Deploy(deploy::Args),
+    /// List a function's versions.
+    Versions(rollout::VersionsArgs),
+    /// Move the fleet to a version, in waves.
+    Rollout(rollout::RolloutArgs),
+    /// Move the fleet back to the version before.
+    Rollback(rollout::RollbackArgs),
+    /// Send a request to a function on the nearest node.
+    Invoke(invoke::InvokeArgs),
+    /// Tell which node a caller is sent to, and why.
+    Route(invoke::RouteArgs),
+    /// Look at the nodes of the fleet, and let new ones join.
+    Nodes(fleet::NodesArgs),
+    /// Look after tenants and the keys that may publish for them.
+    Tenants(fleet::TenantsArgs),
+    /// Tell what executions used, and whether the ledger is whole.
+    Usage(usage::UsageArgs),
+    /// Remember a coordinator and its token.
+    Login(fleet::LoginArgs),
+    /// Run a coordinator.
+    Coordinator(daemon::CoordinatorArgs),
+    /// Make this machine a node, and run it.
+    Node(daemon::NodeArgs),
+}
 
 /// Does what `command` says.
-pub(crate) fn execute(command: Command, _output: Output) -> Result<(), Failure> {
-    match command {}
+pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
+    let threads = match command {
+        Command::Coordinator(_) => Threads::Daemon,
+        // A node brings threads of its own.
+        _ => Threads::Client,
+    };
+    runtime(threads)?.block_on(async {
+        match command {
+            Command::Deploy(args) => deploy::run(args, output).await,
+            Command::Versions(args) => rollout::versions(args, output).await,
+            Command::Rollout(args) => rollout::run(args, output).await,
+            Command::Rollback(args) => rollout::rollback(args, output).await,
+            Command::Invoke(args) => invoke::run(args, output).await,
+            Command::Route(args) => invoke::route(args, output).await,
+            Command::Nodes(args) => fleet::nodes(args, output).await,
+            Command::Tenants(args) => fleet::tenants(args, output).await,
+            Command::Usage(args) => usage::run(args, output).await,
+            Command::Login(args) => fleet::login(args, output).await,
+            Command::Coordinator(args) => daemon::coordinator(args, output).await,
+            Command::Node(args) => daemon::node(args, output).await,
+        }
+    })
+}
+
+/// How many threads a verb needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Threads {
+    /// One: it waits most of the time.
+    Client,
+    /// As many as there are cores.
+    Daemon,
+}
+
+/// A runtime for one verb.
+pub(crate) fn runtime(threads: Threads) -> Result<tokio::runtime::Runtime, Failure> {
+    let mut builder = match threads {
+        Threads::Client => tokio::runtime::Builder::new_current_thread(),
+        Threads::Daemon => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build().map_err(|error| {
+        Failure::other(format!(
+            "the operating system refuses what a runtime needs: {error}"
+        ))
+    })
 }

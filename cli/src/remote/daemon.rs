@@ -1,0 +1,325 @@
+//! The two daemons: `holm coordinator` and `holm node`.
+//!
+//! Each says one line on stdout when it is ready, with the addresses that it really has; a
+//! supervisor reads that with `--json`. Logs go to stderr. SIGINT and SIGTERM end them in an orderly
+//! way; nothing that matters is lost if they are killed instead.
+
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use holm_model::ids::Name;
+use holm_model::join::JoinToken;
+use holm_model::place::Coordinates;
+
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, logging};
+use crate::remote::settings::{DEFAULT_HTTP, state_directory};
+
+/// The file in a coordinator's state directory that holds its admin token.
+pub(crate) const ADMIN_TOKEN_FILE: &str = "admin-token";
+
+/// Longest join token read from stdin.
+const MAX_TOKEN_BYTES: u64 = 16 << 10;
+
+/// Options of `holm coordinator`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CoordinatorArgs {
+    /// Where the coordinator keeps everything [default: ~/.local/state/holm/coordinator].
+    #[arg(long, env = "HOLM_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where people and CI reach it.
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
+    http: SocketAddr,
+    /// Where nodes reach it (UDP).
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7701")]
+    quic: SocketAddr,
+    /// The host and port that join tokens give to nodes [default: the address of --quic].
+    #[arg(long, value_name = "HOST:PORT")]
+    public_quic: Option<String>,
+    #[command(flatten)]
+    supervision: Supervision,
+}
+
+/// `holm node …`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NodeArgs {
+    #[command(subcommand)]
+    action: NodeAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeAction {
+    /// Make this machine a node of a fleet, with a one-time token.
+    Join(JoinArgs),
+    /// Run the node that has joined.
+    Run(Box<RunArgs>),
+}
+
+#[derive(Debug, clap::Args)]
+struct JoinArgs {
+    /// From `holm nodes token`; `-` reads it from stdin.
+    token: String,
+    /// What the node is to be called.
+    #[arg(long, value_name = "NAME")]
+    name: Name,
+    /// Where the node is to keep its state [default: ~/.local/state/holm/node].
+    #[arg(long, env = "HOLM_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Where the node keeps its state [default: ~/.local/state/holm/node].
+    #[arg(long, env = "HOLM_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where it takes requests.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7780")]
+    listen: SocketAddr,
+    /// Where callers reach it [default: http:// and the address of --listen].
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+    /// Its region, for example eu-central.
+    #[arg(long, value_name = "REGION")]
+    region: String,
+    /// Where it stands: latitude,longitude in degrees, for example 50.11,8.68.
+    #[arg(long, value_name = "LAT,LON", allow_hyphen_values = true)]
+    coordinates: Coordinates,
+    /// The domain under which functions have host names FUNCTION.TENANT.DOMAIN.
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Host and UDP port of the coordinator [default: the one it joined].
+    #[arg(long, value_name = "HOST:PORT")]
+    dial: Option<String>,
+    /// Virtual machines to keep ready [default: some for each thread].
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    slots: usize,
+    /// Threads that take requests [default: one for each core].
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    #[command(flatten)]
+    supervision: Supervision,
+}
+
+/// How a daemon is told to end, beside signals.
+#[derive(Debug, clap::Args)]
+struct Supervision {
+    /// End when stdin is closed, so that no daemon outlives whoever started it.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+/// What a coordinator says when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CoordinatorReady {
+    /// Where people and CI reach it.
+    pub(crate) url: String,
+    /// Where nodes reach it.
+    pub(crate) quic: SocketAddr,
+    /// The file that holds the admin token.
+    pub(crate) token_file: PathBuf,
+}
+
+/// What a node says when it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeReady {
+    /// Its name.
+    pub(crate) node: Name,
+    /// Where it takes requests.
+    pub(crate) listen: SocketAddr,
+    /// Where callers reach it.
+    pub(crate) url: String,
+}
+
+/// `holm coordinator`.
+pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
+    logging("info", output.json);
+    let state_dir = match args.state_dir {
+        Some(state_dir) => state_dir,
+        None => state_directory("coordinator")?,
+    };
+    // Before anything else, so that a signal during the start ends it in an orderly way as well.
+    let end = End::new(&args.supervision)?;
+    let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
+    config.public_quic_address = args.public_quic;
+    let mut running = holm_coordinator::start(config)
+        .await
+        .map_err(|error| Failure::other(format!("the coordinator cannot start: {error}")))?;
+    let ready = CoordinatorReady {
+        url: format!("http://{}", running.http_addr),
+        quic: running.quic_addr,
+        token_file: running.admin_token_path.clone(),
+    };
+    output.result(&ready, || {
+        format!(
+            "coordinator at {}, nodes at {} (UDP), admin token in {}",
+            ready.url,
+            ready.quic,
+            ready.token_file.display()
+        )
+    })?;
+    let broken = tokio::select! {
+        broken = running.wait() => Some(broken),
+        () = end.wait() => None,
+    };
+    running.shutdown().await;
+    match broken {
+        None => Ok(()),
+        Some(what) => Err(Failure::other(format!(
+            "the coordinator ended by itself: {what}"
+        ))),
+    }
+}
+
+/// `holm node`.
+pub(crate) async fn node(args: NodeArgs, output: Output) -> Result<(), Failure> {
+    match args.action {
+        NodeAction::Join(args) => join(args, output).await,
+        NodeAction::Run(args) => run_node(*args, output).await,
+    }
+}
+
+async fn join(args: JoinArgs, output: Output) -> Result<(), Failure> {
+    let state_dir = node_directory(args.state_dir)?;
+    let token = match args.token.as_str() {
+        "-" => std::io::read_to_string(std::io::stdin().lock().take(MAX_TOKEN_BYTES))
+            .map_err(|error| Failure::usage(format!("the token cannot be read: {error}")))?,
+        token => token.to_owned(),
+    };
+    let token: JoinToken = token.parse().map_err(Failure::usage)?;
+    let config = holm_node::JoinConfig {
+        state_dir: state_dir.clone(),
+        token,
+        name: args.name.clone(),
+    };
+    holm_node::join(config).await.map_err(|error| {
+        let exit = match error {
+            holm_node::JoinError::Refused(_) => Exit::Refused,
+            holm_node::JoinError::Dial(_) | holm_node::JoinError::Silent(_) => Exit::Unreachable,
+            _ => Exit::Failure,
+        };
+        Failure::new(exit, format!("{} has not joined: {error}", args.name))
+    })?;
+    let told = serde_json::json!({ "node": args.name, "state_dir": state_dir });
+    output.result(&told, || {
+        format!(
+            "{} has joined; run it with `holm node run --region … --coordinates …`",
+            args.name
+        )
+    })
+}
+
+async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
+    logging("info", output.json);
+    let state_dir = node_directory(args.state_dir)?;
+    let end = End::new(&args.supervision)?;
+    let mut config =
+        holm_node::NodeConfig::new(state_dir, args.listen, args.region, args.coordinates);
+    config.public_url = args.public_url;
+    config.domain = args.domain;
+    config.coordinator = args.dial;
+    config.slots = args.slots;
+    config.threads = args.threads;
+    let public_url = config.public_url.clone();
+    let node = blocking(move || holm_node::start(config))
+        .await?
+        .map_err(|error| {
+            let exit = match error {
+                holm_node::RunError::Kvm(_) => Exit::NoKvm,
+                holm_node::RunError::Identity(_) => Exit::Usage,
+                _ => Exit::Failure,
+            };
+            Failure::new(exit, format!("the node cannot start: {error}"))
+        })?;
+    let ready = NodeReady {
+        node: node.name().clone(),
+        listen: node.addr(),
+        url: public_url.unwrap_or_else(|| format!("http://{}", node.addr())),
+    };
+    output.result(&ready, || {
+        format!("node {} takes requests at {}", ready.node, ready.url)
+    })?;
+    end.wait().await;
+    blocking(move || node.shutdown()).await
+}
+
+/// Does what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::other(format!("a part of the node failed: {error}")))
+}
+
+fn node_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    match given {
+        Some(state_dir) => Ok(state_dir),
+        None => state_directory("node"),
+    }
+}
+
+/// What ends a daemon in an orderly way.
+struct End {
+    interrupt: Signal,
+    terminate: Signal,
+    stdin: bool,
+}
+
+impl End {
+    fn new(supervision: &Supervision) -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::other(format!("signals cannot be listened for: {error}")))
+        };
+        Ok(End {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            stdin: supervision.until_stdin_closes,
+        })
+    }
+
+    /// Returns when it is time to end.
+    async fn wait(mut self) {
+        let closed = async {
+            match self.stdin {
+                true => stdin_closed().await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => tracing::info!("interrupted; ending"),
+            _ = self.terminate.recv() => tracing::info!("told to end"),
+            () = closed => tracing::info!("stdin was closed; ending"),
+        }
+    }
+}
+
+/// Returns when stdin has ended. On a thread of its own: the runtime's own stdin would keep the
+/// process from ending while a read is under way.
+async fn stdin_closed() {
+    let (closed, wait) = tokio::sync::oneshot::channel();
+    let watch = move || {
+        // An error means that nothing more will come, which is an end as well.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        // Nobody waits any more if the daemon ends for another reason.
+        let _ = closed.send(());
+    };
+    match std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(watch)
+    {
+        Ok(_) => {
+            // The thread always sends before it ends.
+            let _ = wait.await;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "stdin cannot be watched");
+            std::future::pending::<()>().await;
+        }
+    }
+}

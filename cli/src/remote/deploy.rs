@@ -1,0 +1,289 @@
+//! `holm deploy`: build, sign, hand over, roll out, and watch until the fleet has it.
+//!
+//! A deploy of what the fleet already runs does nothing, so that it can stand in a script. The
+//! publisher's key never leaves this machine: what is sent is a statement and a signature over it.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ed25519_dalek::SigningKey;
+use hyper::body::Bytes;
+use indicatif::ProgressStyle;
+use serde::Serialize;
+
+use holm_model::api::{FunctionView, PublishRequest, RolloutState, RolloutView, VersionView};
+use holm_model::artifact::{SignedVersion, Statement};
+use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::manifest::Manifest;
+use holm_model::program::Program;
+
+use crate::exit::{Exit, Failure};
+use crate::local::{build, project};
+use crate::output::Output;
+use crate::remote::client::{Client, function_path};
+use crate::remote::key::KeyFile;
+use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
+use crate::remote::settings::Connection;
+
+/// Options of `holm deploy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The project's directory; it is built first.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = ".",
+        conflicts_with = "program"
+    )]
+    dir: PathBuf,
+    /// A static program to deploy as it is, instead of a project.
+    #[arg(long, value_name = "FILE", requires = "manifest")]
+    program: Option<PathBuf>,
+    /// The manifest that goes with --program.
+    #[arg(long, value_name = "FILE", requires = "program")]
+    manifest: Option<PathBuf>,
+    /// Whose function it is [default: `tenant` in the manifest].
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<Name>,
+    /// What to call the version [default: v and its counter].
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+    /// What is new, for people.
+    #[arg(long, short, value_name = "TEXT", default_value = "")]
+    message: String,
+    #[command(flatten)]
+    pace: Pace,
+    /// Do not wait for the rollout's end.
+    #[arg(long)]
+    no_wait: bool,
+    /// Deploy although nothing has changed.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    key: KeyFile,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// What `holm deploy --json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    function: FunctionName,
+    version: VersionView,
+    /// Whether there was anything to deploy.
+    changed: bool,
+    rollout: Option<RolloutView>,
+    /// Where the function can be reached.
+    urls: Vec<Place>,
+}
+
+/// What there is to publish.
+#[derive(Clone, Debug)]
+pub(crate) struct Release {
+    /// What the function is allowed; names the tenant.
+    pub(crate) manifest: Manifest,
+    /// The program.
+    pub(crate) program: Program,
+    /// What to call the version; `v` and its counter if `None`.
+    pub(crate) label: Option<String>,
+    /// What is new, for people.
+    pub(crate) message: String,
+    /// Publish although nothing has changed.
+    pub(crate) force: bool,
+}
+
+/// What came of publishing.
+#[derive(Clone, Debug)]
+pub(crate) enum Published {
+    /// There is a new version.
+    New(VersionView),
+    /// The fleet is on a version that does the same.
+    Unchanged(VersionView),
+}
+
+/// Does it.
+pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
+    let client = args.connection.client()?;
+    let (mut manifest, program) = match (&args.program, &args.manifest) {
+        (Some(program), Some(manifest)) => read(program, manifest)?,
+        _ => {
+            let built = build::build(&args.dir, output)?;
+            output.note(format!("built {}", build::describe(&built)));
+            (built.manifest, built.program)
+        }
+    };
+    if let Some(tenant) = args.tenant {
+        manifest.function.tenant = Some(tenant);
+    }
+    let function = function_name(&manifest)?;
+    let key = args.key.load_or_create(output)?;
+    let release = Release {
+        manifest,
+        program,
+        label: args.label,
+        message: args.message,
+        force: args.force,
+    };
+    let version = match publish(&client, &key, release, output).await? {
+        Published::New(version) => version,
+        Published::Unchanged(version) => {
+            let urls = places(&client, &function).await?;
+            let label = version.label.clone();
+            let human = format!("nothing changed: the fleet is on {label}\n{}", list(&urls));
+            let report = Report {
+                function,
+                version,
+                changed: false,
+                rollout: None,
+                urls,
+            };
+            return output.result(&report, || human);
+        }
+    };
+    let rollout = start(&client, &function, version.version, &args.pace).await?;
+    let rollout = match args.no_wait {
+        true => rollout,
+        false => watch(&client, rollout, output).await?,
+    };
+    let urls = places(&client, &function).await?;
+    let good = match rollout.state {
+        RolloutState::Completed => true,
+        RolloutState::Running => args.no_wait,
+        RolloutState::RollingBack | RolloutState::RolledBack => false,
+    };
+    let human = match good {
+        true => format!("{function} {}\n{}", version.label, list(&urls)),
+        false => describe(&rollout),
+    };
+    let report = Report {
+        function,
+        version,
+        changed: true,
+        rollout: Some(rollout),
+        urls,
+    };
+    output.result(&report, || human.clone())?;
+    match good {
+        true => Ok(()),
+        false => Err(Failure::reported(Exit::Failure, human)),
+    }
+}
+
+/// The function that `manifest` is of.
+pub(crate) fn function_name(manifest: &Manifest) -> Result<FunctionName, Failure> {
+    let tenant = manifest.function.tenant.clone().ok_or_else(|| {
+        Failure::usage("nobody said whose function this is")
+            .hint("give --tenant TENANT, or put `tenant = \"…\"` under [function] in holm.toml")
+    })?;
+    Ok(FunctionName {
+        tenant,
+        function: manifest.function.name.clone(),
+    })
+}
+
+/// Signs and hands over a new version, unless the fleet is on one that does the same.
+pub(crate) async fn publish(
+    client: &Client,
+    key: &SigningKey,
+    release: Release,
+    output: Output,
+) -> Result<Published, Failure> {
+    let Release {
+        manifest,
+        program,
+        label,
+        message,
+        force,
+    } = release;
+    let function = function_name(&manifest)?;
+    let known: Option<FunctionView> = client.find(&function_path(&function)).await?;
+    let highest = known
+        .iter()
+        .flat_map(|known| &known.versions)
+        .map(|v| v.counter)
+        .max();
+    let counter = highest.unwrap_or_default().saturating_add(1);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let statement = Statement {
+        function: function.clone(),
+        counter,
+        artifact: Digest::of(&program.bytes),
+        artifact_bytes: program.bytes.len() as u64,
+        manifest,
+        label: label.unwrap_or_else(|| format!("v{counter}")),
+        message,
+        created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+    };
+    let current = known.and_then(|known| known.current);
+    if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {
+        return Ok(Published::Unchanged(current));
+    }
+    upload(
+        client,
+        &statement,
+        Bytes::copy_from_slice(&program.bytes),
+        output,
+    )
+    .await?;
+    let request = PublishRequest::from_signed(&SignedVersion::sign(&statement, key));
+    let path = format!("{}/versions", function_path(&function));
+    let version = client
+        .post(&path, &request)
+        .await
+        .map_err(|failure: Failure| match (failure.exit, &failure.hint) {
+            (Exit::Refused, None) => failure.hint(format!(
+                "if the tenant is new or does not trust your key: `holm tenants create {}`",
+                function.tenant
+            )),
+            _ => failure,
+        })?;
+    Ok(Published::New(version))
+}
+
+async fn upload(
+    client: &Client,
+    statement: &Statement,
+    artifact: Bytes,
+    output: Output,
+) -> Result<(), Failure> {
+    if client.has_artifact(&statement.artifact).await? {
+        return Ok(());
+    }
+    let bar = output.bar(statement.artifact_bytes, "uploading");
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    let result = client
+        .put_artifact(&statement.artifact, artifact, bar.clone())
+        .await;
+    bar.finish_and_clear();
+    result
+}
+
+fn read(
+    program: &std::path::Path,
+    manifest: &std::path::Path,
+) -> Result<(Manifest, Program), Failure> {
+    let path = manifest.display();
+    let text = crate::remote::settings::read_small(manifest)
+        .map_err(|error| Failure::usage(format!("{path} cannot be read: {error}")))?;
+    let manifest =
+        Manifest::from_toml(&text).map_err(|error| Failure::usage(format!("{path}: {error}")))?;
+    let program = project::read_program(program)?;
+    project::check_room(&program, manifest.limits.memory_bytes)
+        .map_err(|error| Failure::usage(error).hint("raise `memory` in [limits]"))?;
+    Ok((manifest, program))
+}
+
+fn list(places: &[Place]) -> String {
+    let lines: Vec<String> = places
+        .iter()
+        .map(|place| format!("  {} ({})", place.url, place.node))
+        .collect();
+    match lines.is_empty() {
+        true => "  no node takes requests for it yet".to_owned(),
+        false => lines.join("\n"),
+    }
+}

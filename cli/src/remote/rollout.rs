@@ -1,0 +1,582 @@
+//! `holm versions`, `holm rollout` and `holm rollback`: moving the fleet between versions, and
+//! watching it move.
+//!
+//! The coordinator does the moving. Whoever watches may go away at any time; the rollout goes on.
+
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use holm_model::api::{
+    FunctionView, NodeView, RolloutRequest, RolloutState, RolloutView, VersionView,
+};
+use holm_model::ids::{FunctionName, IdError, Name, VersionId};
+use holm_model::manifest::units::parse_millis;
+
+use crate::exit::{Exit, Failure};
+use crate::output::Output;
+use crate::remote::client::{Client, function_path};
+use crate::remote::settings::Connection;
+use crate::remote::table::{moment, table};
+
+/// Pause between two looks at a running rollout.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long the coordinator may be unreachable before the watcher gives up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Options of `holm versions`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VersionsArgs {
+    /// The function, as tenant/function; all functions if left out.
+    function: Option<FunctionName>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// `holm rollout …`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RolloutArgs {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Start moving the fleet to a version.
+    Start {
+        /// The function, as tenant/function.
+        function: FunctionName,
+        /// Label or id of the version [default: the newest].
+        #[arg(long, value_name = "LABEL|ID")]
+        version: Option<String>,
+        #[command(flatten)]
+        pace: Pace,
+        /// Do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Tell where a rollout is.
+    Status {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+    },
+    /// Watch a rollout until it ends.
+    Watch {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+    },
+    /// Stop a rollout and take the nodes back to the version before.
+    Abort {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+        /// Do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+}
+
+/// How fast a rollout goes, where the manifest's word is not taken.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Pace {
+    /// Share of the nodes on the new version after each wave, in percent, for example 34,67,100.
+    #[arg(long, value_delimiter = ',', value_name = "PERCENT,…",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) waves: Option<Vec<u8>>,
+    /// How long each wave is watched before the next, for example 30s.
+    #[arg(long, value_name = "TIME", value_parser = parse_millis)]
+    pub(crate) bake: Option<u64>,
+}
+
+/// Options of `holm rollback`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RollbackArgs {
+    /// The function, as tenant/function.
+    function: FunctionName,
+    /// Do not wait for its end.
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+/// Names a rollout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RolloutRef {
+    /// By its number.
+    Id(u64),
+    /// The latest of a function.
+    Latest(FunctionName),
+}
+
+impl FromStr for RolloutRef {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        match text.parse() {
+            Ok(id) => Ok(RolloutRef::Id(id)),
+            Err(_) => text.parse().map(RolloutRef::Latest),
+        }
+    }
+}
+
+impl RolloutRef {
+    async fn get(&self, client: &Client) -> Result<RolloutView, Failure> {
+        match self {
+            RolloutRef::Id(id) => client.get(&format!("/v1/rollouts/{id}")).await,
+            RolloutRef::Latest(function) => {
+                client
+                    .get(&format!("{}/rollouts/latest", function_path(function)))
+                    .await
+            }
+        }
+    }
+}
+
+/// `holm versions`.
+pub(crate) async fn versions(args: VersionsArgs, output: Output) -> Result<(), Failure> {
+    let client = args.connection.client()?;
+    let functions: Vec<FunctionView> = match &args.function {
+        Some(function) => vec![client.get(&function_path(function)).await?],
+        None => client.get("/v1/functions").await?,
+    };
+    output.result(&functions, || {
+        let mut rows = Vec::new();
+        for function in &functions {
+            let current = function.current.as_ref().map(|current| current.version);
+            for version in &function.versions {
+                rows.push([
+                    function.name.to_string(),
+                    version.label.clone(),
+                    version.counter.to_string(),
+                    version.version.short(),
+                    moment(version.created_ms),
+                    if current == Some(version.version) {
+                        "current".into()
+                    } else {
+                        String::new()
+                    },
+                    version.message.clone(),
+                ]);
+            }
+        }
+        let head = [
+            "FUNCTION", "LABEL", "COUNTER", "VERSION", "MADE", "STATE", "MESSAGE",
+        ];
+        table(head, &rows)
+    })
+}
+
+/// `holm rollout`.
+pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure> {
+    let client = args.connection.client()?;
+    match args.action {
+        Action::Start {
+            function,
+            version,
+            pace,
+            no_wait,
+        } => {
+            let view: FunctionView = client.get(&function_path(&function)).await?;
+            let version = pick(&view, version.as_deref())?.version;
+            let rollout = start(&client, &function, version, &pace).await?;
+            end(&client, rollout, no_wait, RolloutState::Completed, output).await
+        }
+        Action::Status { rollout } => {
+            let rollout = rollout.get(&client).await?;
+            output.result(&rollout, || describe(&rollout))
+        }
+        Action::Watch { rollout } => {
+            let rollout = rollout.get(&client).await?;
+            end(&client, rollout, false, RolloutState::Completed, output).await
+        }
+        Action::Abort { rollout, no_wait } => {
+            let id = rollout.get(&client).await?.id;
+            let rollout = client
+                .post_empty(&format!("/v1/rollouts/{id}/abort"))
+                .await?;
+            end(&client, rollout, no_wait, RolloutState::RolledBack, output).await
+        }
+    }
+}
+
+/// `holm rollback`.
+pub(crate) async fn rollback(args: RollbackArgs, output: Output) -> Result<(), Failure> {
+    let client = args.connection.client()?;
+    let path = format!("{}/rollback", function_path(&args.function));
+    let rollout = client.post_empty(&path).await?;
+    end(
+        &client,
+        rollout,
+        args.no_wait,
+        RolloutState::Completed,
+        output,
+    )
+    .await
+}
+
+/// Starts moving the fleet to `version`.
+pub(crate) async fn start(
+    client: &Client,
+    function: &FunctionName,
+    version: VersionId,
+    pace: &Pace,
+) -> Result<RolloutView, Failure> {
+    let request = RolloutRequest {
+        version,
+        waves_percent: pace.waves.clone(),
+        bake_ms: pace.bake,
+    };
+    client
+        .post(&format!("{}/rollouts", function_path(function)), &request)
+        .await
+}
+
+/// Watches unless told not to, prints, and fails if the rollout ended otherwise than `wanted`.
+async fn end(
+    client: &Client,
+    rollout: RolloutView,
+    no_wait: bool,
+    wanted: RolloutState,
+    output: Output,
+) -> Result<(), Failure> {
+    let rollout = match no_wait {
+        true => rollout,
+        false => watch(client, rollout, output).await?,
+    };
+    output.result(&rollout, || describe(&rollout))?;
+    let good = rollout.state == wanted || (no_wait && rollout.ended_ms.is_none());
+    match good {
+        true => Ok(()),
+        false => Err(Failure::reported(Exit::Failure, describe(&rollout))),
+    }
+}
+
+/// Looks at a rollout until it has ended, and tells of every change on the way.
+pub(crate) async fn watch(
+    client: &Client,
+    rollout: RolloutView,
+    output: Output,
+) -> Result<RolloutView, Failure> {
+    let bar = output.bar(
+        rollout.waves.len() as u64,
+        &format!("rollout {}", rollout.id),
+    );
+    for line in news(None, &rollout) {
+        say(output, &bar, &line);
+    }
+    let mut seen = rollout;
+    let mut last_answer = Instant::now();
+    while !has_ended(seen.state) {
+        bar.set_position(
+            seen.waves
+                .iter()
+                .filter(|wave| wave.state == "passed")
+                .count() as u64,
+        );
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now: RolloutView = match client.get(&format!("/v1/rollouts/{}", seen.id)).await {
+            Ok(now) => now,
+            Err(failure)
+                if failure.exit == Exit::Unreachable && last_answer.elapsed() < PATIENCE =>
+            {
+                continue;
+            }
+            Err(failure) => {
+                bar.finish_and_clear();
+                return Err(failure.hint(format!(
+                    "rollout {} goes on without this command; see `holm rollout status {}`",
+                    seen.id, seen.id
+                )));
+            }
+        };
+        last_answer = Instant::now();
+        for line in news(Some(&seen), &now) {
+            say(output, &bar, &line);
+        }
+        seen = now;
+    }
+    bar.finish_and_clear();
+    Ok(seen)
+}
+
+/// Prints a line above a bar that may be there.
+pub(crate) fn say(output: Output, bar: &ProgressBar, line: &str) {
+    match bar.is_hidden() {
+        true => output.note(line),
+        false => bar.println(line),
+    }
+}
+
+/// Whether nothing more will happen.
+pub(crate) fn has_ended(state: RolloutState) -> bool {
+    matches!(state, RolloutState::Completed | RolloutState::RolledBack)
+}
+
+/// What is new between two looks at a rollout, a line each.
+fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
+    let mut lines = Vec::new();
+    if before.is_none() {
+        let from = now
+            .previous
+            .as_ref()
+            .map(|version| format!(" from {}", version.label));
+        lines.push(format!(
+            "rollout {}: {}{} to {} in {} waves",
+            now.id,
+            now.function,
+            from.unwrap_or_default(),
+            now.version.label,
+            now.waves.len()
+        ));
+    }
+    for (place, wave) in now.waves.iter().enumerate() {
+        let state_before = before
+            .and_then(|before| before.waves.get(place))
+            .map(|w| &w.state);
+        if state_before == Some(&wave.state) || wave.state == "waiting" {
+            continue;
+        }
+        let nodes: Vec<&str> = wave.nodes.iter().map(Name::as_str).collect();
+        let seen = match wave.state.as_str() {
+            "passed" | "failed" => {
+                format!(", {} requests, {} errors", wave.invocations, wave.errors)
+            }
+            _ => String::new(),
+        };
+        lines.push(format!(
+            "  wave {} of {} ({}): {}{seen}",
+            place + 1,
+            now.waves.len(),
+            nodes.join(", "),
+            wave.state
+        ));
+    }
+    if before.map(|before| before.state) != Some(now.state) && now.state != RolloutState::Running {
+        lines.push(headline(now));
+    }
+    lines
+}
+
+/// Its state and the reason, in one line.
+fn headline(rollout: &RolloutView) -> String {
+    let state = match rollout.state {
+        RolloutState::Running => "running",
+        RolloutState::Completed => "completed",
+        RolloutState::RollingBack => "rolling back",
+        RolloutState::RolledBack => "rolled back",
+    };
+    match rollout.reason.as_str() {
+        "" => format!("rollout {}: {state}", rollout.id),
+        reason => format!("rollout {}: {state}: {reason}", rollout.id),
+    }
+}
+
+/// All of a rollout, for people.
+pub(crate) fn describe(rollout: &RolloutView) -> String {
+    let mut lines = vec![headline(rollout)];
+    let previous = rollout
+        .previous
+        .as_ref()
+        .map_or("nothing", |version| &version.label);
+    lines.push(format!(
+        "{}: {previous} → {}",
+        rollout.function, rollout.version.label
+    ));
+    let rows: Vec<[String; 5]> = rollout
+        .waves
+        .iter()
+        .enumerate()
+        .map(|(place, wave)| {
+            let nodes: Vec<&str> = wave.nodes.iter().map(Name::as_str).collect();
+            [
+                (place + 1).to_string(),
+                wave.state.clone(),
+                wave.invocations.to_string(),
+                wave.errors.to_string(),
+                nodes.join(", "),
+            ]
+        })
+        .collect();
+    lines.push(table(
+        ["WAVE", "STATE", "REQUESTS", "ERRORS", "NODES"],
+        &rows,
+    ));
+    lines.join("\n")
+}
+
+/// The version that `wanted` names: a label, an id, or its first digits; the newest if it is `None`.
+fn pick<'a>(function: &'a FunctionView, wanted: Option<&str>) -> Result<&'a VersionView, Failure> {
+    let none = |what: String| {
+        let labels: Vec<&str> = function.versions.iter().map(|v| v.label.as_str()).collect();
+        Failure::new(Exit::Refused, what).hint(format!(
+            "{} has {}; see `holm versions {}`",
+            function.name,
+            if labels.is_empty() {
+                "no versions".to_owned()
+            } else {
+                labels.join(", ")
+            },
+            function.name
+        ))
+    };
+    let Some(wanted) = wanted else {
+        return function
+            .versions
+            .iter()
+            .max_by_key(|version| version.counter)
+            .ok_or_else(|| none("there is no version to roll out".to_owned()));
+    };
+    let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
+    let by_id =
+        |version: &&VersionView| digits.len() >= 6 && version.version.hex().starts_with(digits);
+    let by_label: Vec<&VersionView> = function
+        .versions
+        .iter()
+        .filter(|version| version.label == wanted)
+        .collect();
+    let found = match by_label.is_empty() {
+        true => function.versions.iter().filter(by_id).collect(),
+        false => by_label,
+    };
+    match found[..] {
+        [one] => Ok(one),
+        [] => Err(none(format!("there is no version `{wanted}`"))),
+        _ => Err(none(format!(
+            "`{wanted}` means several versions; give the id"
+        ))),
+    }
+}
+
+/// Where the function can be reached: one URL for each node that takes requests for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Place {
+    /// The node.
+    pub(crate) node: Name,
+    /// Its region.
+    pub(crate) region: String,
+    /// The function on it.
+    pub(crate) url: String,
+    /// The version that answers there.
+    pub(crate) version: VersionId,
+}
+
+/// Asks the coordinator where `function` can be reached.
+pub(crate) async fn places(
+    client: &Client,
+    function: &FunctionName,
+) -> Result<Vec<Place>, Failure> {
+    let nodes: Vec<NodeView> = client.get("/v1/nodes").await?;
+    let place = |node: NodeView| {
+        let routed = node
+            .versions
+            .iter()
+            .find(|v| v.routed && v.function == *function)?;
+        Some(Place {
+            url: format!("{}/{function}/", node.ingress_url.trim_end_matches('/')),
+            version: routed.version,
+            node: node.name,
+            region: node.region,
+        })
+    };
+    Ok(nodes.into_iter().filter_map(place).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use holm_model::api::WaveView;
+    use holm_model::ids::Digest;
+
+    use super::*;
+
+    fn version(label: &str, counter: u64) -> VersionView {
+        VersionView {
+            version: Digest::of(format!("{label}{counter}").as_bytes()),
+            function: "t/f".parse().unwrap(),
+            label: label.into(),
+            counter,
+            message: String::new(),
+            created_ms: 0,
+            content: Digest::of(label.as_bytes()),
+        }
+    }
+
+    fn function() -> FunctionView {
+        FunctionView {
+            name: "t/f".parse().unwrap(),
+            current: None,
+            versions: vec![version("v3", 3), version("v2", 2), version("v2", 1)],
+        }
+    }
+
+    #[test]
+    fn a_version_is_picked_by_label_or_id_and_the_newest_by_default() {
+        let function = function();
+        assert_eq!(pick(&function, None).unwrap().counter, 3);
+        assert_eq!(pick(&function, Some("v3")).unwrap().counter, 3);
+        let id = function.versions[2].version;
+        assert_eq!(pick(&function, Some(&id.to_string())).unwrap().counter, 1);
+        assert_eq!(pick(&function, Some(&id.hex()[..8])).unwrap().counter, 1);
+    }
+
+    #[test]
+    fn a_label_that_means_two_versions_or_none_is_refused() {
+        for (wanted, what) in [("v2", "several"), ("v9", "no version"), ("", "no version")] {
+            let failure = pick(&function(), Some(wanted)).unwrap_err();
+            assert!(failure.message.contains(what), "{wanted}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_rollout_is_named_by_number_or_function() {
+        assert_eq!("7".parse(), Ok(RolloutRef::Id(7)));
+        assert_eq!(
+            "t/f".parse(),
+            Ok(RolloutRef::Latest("t/f".parse().unwrap()))
+        );
+        assert!("t".parse::<RolloutRef>().is_err());
+    }
+
+    #[test]
+    fn only_what_changed_is_news() {
+        let wave = |state: &str| WaveView {
+            nodes: vec!["a".parse().unwrap()],
+            state: state.into(),
+            invocations: 5,
+            errors: 1,
+        };
+        let mut before = RolloutView {
+            id: 1,
+            function: "t/f".parse().unwrap(),
+            version: version("v2", 2),
+            previous: Some(version("v1", 1)),
+            state: RolloutState::Running,
+            reason: String::new(),
+            waves: vec![wave("moving"), wave("waiting")],
+            started_ms: 0,
+            ended_ms: None,
+        };
+        assert_eq!(news(None, &before).len(), 2);
+        assert!(news(Some(&before), &before).is_empty());
+        let mut now = before.clone();
+        now.waves[0].state = "failed".into();
+        now.state = RolloutState::RollingBack;
+        now.reason = "crashed on a".into();
+        assert_eq!(
+            news(Some(&before), &now),
+            [
+                "  wave 1 of 2 (a): failed, 5 requests, 1 errors",
+                "rollout 1: rolling back: crashed on a"
+            ]
+        );
+        before = now.clone();
+        before.state = RolloutState::RolledBack;
+        assert_eq!(
+            news(Some(&now), &before),
+            ["rollout 1: rolled back: crashed on a"]
+        );
+    }
+}
