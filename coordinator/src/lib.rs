@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The coordinator: registry, rollouts, nodes, nearest node, ledger, and the HTTP API over them.
+//!
+//! One process with everything embedded: SQLite for state, a directory for artifacts. Nodes dial
+//! its QUIC endpoint, people and CI its HTTP API. Start with [`start`]; the state directory makes
+//! the coordinator, and whoever has it is the coordinator:
+//!
+//! ```text
+//! admin-token      for the HTTP API; made at the first start, or again when lost
+//! ca.key, ca.der   the fleet's certificate authority
+//! coordinator.db   everything else; holds digests of tokens, never tokens
+//! artifacts/       programs by SHA-256
+//! lock             held while the coordinator runs
+//! ```
+//!
+//! It never runs or parses tenant code beyond checking that an artifact is a program, and no
+//! request of a function's caller passes through it.
+#![forbid(unsafe_code)]
+
+mod api;
+mod ca;
+mod clock;
+mod ledger;
+mod limits;
+mod nodes;
+mod registry;
+mod rollout;
+mod route;
+mod start;
+mod store;
+
+pub use ca::{CaError, TokenError};
+pub use nodes::ServerError;
+pub use registry::ArtifactError;
+pub use start::{Config, Running, StartError, start};
+pub use store::StoreError;

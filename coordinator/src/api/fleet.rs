@@ -1,0 +1,100 @@
+//! Nodes, join tokens, and the nearest node.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, NodeView, RouteView};
+use holm_model::ids::Name;
+use serde::Deserialize;
+
+use super::Shared;
+use super::catalogue::no_function;
+use super::input::{JsonBody, OfFunction, QueryOf};
+use super::problem::ApiError;
+use crate::limits::MAX_PROBES;
+use crate::route::{Caller, nearest};
+
+pub(super) async fn make_join_token(
+    State(api): Shared,
+    JsonBody(request): JsonBody<JoinTokenRequest>,
+) -> Result<(StatusCode, Json<JoinTokenAnswer>), ApiError> {
+    let (token, expires_ms) = api
+        .joins
+        .token(request.ttl_seconds, request.node.as_ref())
+        .await?;
+    let answer = JoinTokenAnswer {
+        token: token.to_string(),
+        expires_ms,
+    };
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>, ApiError> {
+    let mut views = api.fleet.views();
+    let ids: BTreeSet<_> = views
+        .iter()
+        .flat_map(|view| view.versions.iter().map(|seen| seen.version))
+        .collect();
+    let ids: Vec<_> = ids.into_iter().collect();
+    let labels = api.store.labels(&ids).await?;
+    for seen in views.iter_mut().flat_map(|view| &mut view.versions) {
+        seen.label = labels.get(&seen.version).cloned().unwrap_or_default();
+    }
+    Ok(Json(views))
+}
+
+/// The query of a route request.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RouteQuery {
+    /// `LAT,LON`.
+    from: Option<String>,
+    /// `NODE:RTT_US,…`.
+    probe: Option<String>,
+}
+
+pub(super) async fn route(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+    QueryOf(query): QueryOf<RouteQuery>,
+) -> Result<Json<RouteView>, ApiError> {
+    let caller = caller(&query)?;
+    if api.store.function(&function).await?.is_none() {
+        return Err(no_function(&function));
+    }
+    Ok(Json(nearest(
+        &function,
+        api.fleet.route_nodes(&function),
+        &caller,
+    )))
+}
+
+fn caller(query: &RouteQuery) -> Result<Caller, ApiError> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let from = given(&query.from)
+        .map(|from| from.parse())
+        .transpose()
+        .map_err(|error| ApiError::bad_request(format!("`from`: {error}")))?;
+    let mut rtt_us = BTreeMap::new();
+    for probe in given(&query.probe)
+        .iter()
+        .flat_map(|probes| probes.split(','))
+    {
+        let wrong = || {
+            let shown: String = probe.chars().take(80).collect();
+            ApiError::bad_request(format!(
+                "`probe`: `{shown}` is not NODE:RTT, a node's name and microseconds"
+            ))
+        };
+        let (node, rtt) = probe.split_once(':').ok_or_else(wrong)?;
+        let node: Name = node.parse().map_err(|_| wrong())?;
+        rtt_us.insert(node, rtt.parse().map_err(|_| wrong())?);
+        if rtt_us.len() > MAX_PROBES {
+            let detail = format!("`probe` has more than the {MAX_PROBES} nodes allowed");
+            return Err(ApiError::bad_request(detail));
+        }
+    }
+    Ok(Caller { from, rtt_us })
+}

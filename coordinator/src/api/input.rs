@@ -1,0 +1,89 @@
+//! What comes with a request, read within bounds and refused with a problem.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use holm_model::ids::FunctionName;
+use serde::de::DeserializeOwned;
+
+use super::problem::ApiError;
+use crate::limits::MAX_JSON_BODY_BYTES;
+
+/// A JSON body.
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request<Body>, _: &S) -> Result<Self, ApiError> {
+        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON_BODY_BYTES)
+            .await
+            .map_err(|error| {
+                // The limit, or a caller that went away and will not read this.
+                ApiError::too_large(format!(
+                    "the body could not be read within {MAX_JSON_BODY_BYTES} bytes: {error}"
+                ))
+            })?;
+        serde_json::from_slice(&bytes)
+            .map(JsonBody)
+            .map_err(|error| {
+                ApiError::bad_request(format!("the body is not as it should be: {error}"))
+            })
+    }
+}
+
+/// The query.
+pub(super) struct QueryOf<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryOf<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        Query::try_from_uri(&parts.uri)
+            .map(|Query(query)| QueryOf(query))
+            .map_err(|error| ApiError::bad_request(error.body_text()))
+    }
+}
+
+/// One path segment that is an id.
+pub(super) struct Id<T>(pub(super) T);
+
+impl<S, T> FromRequestParts<S> for Id<T>
+where
+    S: Send + Sync,
+    T: std::str::FromStr,
+    T::Err: std::fmt::Display,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::bad_request(error.body_text()))?;
+        text.parse().map(Id).map_err(|error: T::Err| {
+            ApiError::bad_request(format!("the path names no such thing: {error}"))
+        })
+    }
+}
+
+/// `{tenant}/{function}` in the path.
+pub(super) struct OfFunction(pub(super) FunctionName);
+
+impl<S: Send + Sync> FromRequestParts<S> for OfFunction {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((tenant, function)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::bad_request(error.body_text()))?;
+        let name = |text: &str| {
+            text.parse().map_err(|error| {
+                ApiError::bad_request(format!("the path names no function: {error}"))
+            })
+        };
+        Ok(OfFunction(FunctionName {
+            tenant: name(&tenant)?,
+            function: name(&function)?,
+        }))
+    }
+}

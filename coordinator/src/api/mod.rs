@@ -1,0 +1,164 @@
+//! The HTTP API `/v1`: for people and CI. What goes over it is defined in `holm_model::api`.
+//!
+//! Every request but `GET /v1/health` carries a bearer token; every error, whoever finds it, is
+//! `application/problem+json`. Handlers translate and nothing else: what may be done is decided by
+//! the module that does it.
+
+mod catalogue;
+mod fleet;
+mod input;
+mod listener;
+mod problem;
+mod rollouts;
+mod usage;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, head, post, put};
+use axum::{Json, Router};
+use holm_model::api::Health;
+use holm_model::ids::Digest;
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+
+pub(crate) use listener::BoundedListener;
+use problem::ApiError;
+
+use crate::ca::Joins;
+use crate::clock::Clock;
+use crate::ledger::Ledger;
+use crate::limits::MAX_UPLOADS;
+use crate::nodes::Fleet;
+use crate::registry::Registry;
+use crate::rollout::Rollouts;
+use crate::store::Store;
+
+/// What handlers need of the rest of the coordinator.
+pub(crate) struct Api {
+    pub(crate) store: Store,
+    pub(crate) registry: Registry,
+    pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) ledger: Ledger,
+    pub(crate) joins: Arc<Joins>,
+    pub(crate) clock: Clock,
+    pub(crate) uploads: Semaphore,
+}
+
+/// How many artifacts may be uploaded at a time.
+pub(crate) fn upload_turns() -> Semaphore {
+    Semaphore::new(MAX_UPLOADS)
+}
+
+type Shared = State<Arc<Api>>;
+
+/// The whole API.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    let guarded = Router::new()
+        .route("/v1/join-tokens", post(fleet::make_join_token))
+        .route("/v1/nodes", get(fleet::list_nodes))
+        .route("/v1/route/{tenant}/{function}", get(fleet::route))
+        .route("/v1/tenants/{tenant}", put(catalogue::put_tenant))
+        .route(
+            "/v1/artifacts/{digest}",
+            head(catalogue::has_artifact).put(catalogue::put_artifact),
+        )
+        .route("/v1/functions", get(catalogue::list_functions))
+        .route(
+            "/v1/functions/{tenant}/{function}",
+            get(catalogue::get_function),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/versions",
+            post(catalogue::publish),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/rollouts",
+            post(rollouts::start),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/rollouts/latest",
+            get(rollouts::latest),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/rollback",
+            post(rollouts::roll_back),
+        )
+        .route("/v1/rollouts/{id}", get(rollouts::get_one))
+        .route("/v1/rollouts/{id}/abort", post(rollouts::abort))
+        .route("/v1/usage", get(usage::sums))
+        .route("/v1/usage/audit", get(usage::audit))
+        .route("/v1/usage/records", get(usage::records))
+        .method_not_allowed_fallback(wrong_method)
+        .route_layer(from_fn_with_state(api.clone(), authenticate));
+    Router::new()
+        .route("/v1/health", get(health))
+        .method_not_allowed_fallback(wrong_method)
+        .merge(guarded)
+        .fallback(no_such_path)
+        .layer(CatchPanicLayer::custom(panicked))
+        .with_state(api)
+}
+
+async fn health(State(api): Shared) -> Json<Health> {
+    let software = env!("CARGO_PKG_VERSION").to_owned();
+    Json(Health {
+        software,
+        now_ms: api.clock.now_ms(),
+    })
+}
+
+async fn authenticate(
+    State(api): Shared,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let token = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
+        .map(<[u8]>::trim_ascii);
+    // Looked up by digest: how long that takes says nothing about any valid token.
+    match token {
+        Some(token) if api.store.knows_api_token(Digest::of(token)).await? => {
+            Ok(next.run(request).await)
+        }
+        Some(_) => Err(ApiError::unauthorized("the bearer token is not valid here")),
+        None => Err(ApiError::unauthorized("the request has no bearer token")),
+    }
+}
+
+async fn no_such_path(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no-such-path",
+        "There is nothing under this path",
+        format!(
+            "`{}` is not part of the API; its paths begin with /v1/",
+            request.uri().path()
+        ),
+    )
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong-method",
+        "The path does not take this method",
+        format!(
+            "`{}` does not take {}; see the header `allow`",
+            request.uri().path(),
+            request.method()
+        ),
+    )
+}
+
+fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
+    // The panic hook has told where.
+    ApiError::internal("a handler panicked").into_response()
+}

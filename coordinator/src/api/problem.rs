@@ -1,0 +1,195 @@
+//! Errors as `application/problem+json` (RFC 9457), and which status each of Holm's errors has.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use holm_model::api::Problem;
+use holm_model::artifact::VersionError;
+
+use crate::ca::{CaError, JoinError};
+use crate::registry::{ArtifactError, RegistryError};
+use crate::rollout::RolloutError;
+use crate::store::StoreError;
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct ApiError(Problem);
+
+impl ApiError {
+    /// `name` is stable: programs may go by it.
+    pub(super) fn new(
+        status: StatusCode,
+        name: &str,
+        title: &str,
+        detail: impl Into<String>,
+    ) -> Self {
+        ApiError(Problem {
+            kind: format!("/problems/{name}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+        })
+    }
+
+    /// The request is not as it should be.
+    pub(super) fn bad_request(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "bad-request",
+            "The request cannot be read",
+            detail,
+        )
+    }
+
+    /// The body is longer than allowed.
+    pub(super) fn too_large(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The body is too large",
+            detail,
+        )
+    }
+
+    /// Something that the path names is not there.
+    pub(super) fn not_found(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "There is no such thing",
+            detail,
+        )
+    }
+
+    pub(super) fn unauthorized(detail: &str) -> Self {
+        ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "A valid API token is needed",
+            format!(
+                "{detail}; send `Authorization: Bearer TOKEN` with the token from the file \
+                 `admin-token` in the coordinator's state directory"
+            ),
+        )
+    }
+
+    /// The coordinator's own failure; what it was is in the log, not in the answer.
+    pub(super) fn internal(error: impl std::fmt::Display) -> Self {
+        tracing::error!(%error, "a request failed");
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "The coordinator failed",
+            "the coordinator could not do this and is to blame; its log says why",
+        )
+    }
+
+    fn conflict(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+        ApiError::new(StatusCode::CONFLICT, name, title, error.to_string())
+    }
+
+    fn unprocessable(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+        ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            name,
+            title,
+            error.to_string(),
+        )
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self.0).expect("a problem is text and a number");
+        let mut response = (status, body).into_response();
+        let json = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if status == StatusCode::UNAUTHORIZED {
+            let bearer = HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        ApiError::internal(error)
+    }
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        const VERSION: &str = "The version is not accepted";
+        let name = match error {
+            RegistryError::Store(error) => return error.into(),
+            RegistryError::Artifact(error) => return error.into(),
+            RegistryError::UnknownTenant(_) => return ApiError::not_found(error.to_string()),
+            RegistryError::CounterTooLow { .. } => {
+                return ApiError::conflict("counter-too-low", VERSION, error);
+            }
+            RegistryError::Refused(ref reason) => match reason {
+                VersionError::UnknownKey(_) => "unknown-key",
+                VersionError::BadSignature => "bad-signature",
+                VersionError::Unreadable(_) => "bad-statement",
+                VersionError::WrongDigest { .. } => "wrong-digest",
+                VersionError::WrongSize { .. } => "wrong-size",
+            },
+            RegistryError::TooManyKeys(_) => "too-many-keys",
+            RegistryError::OtherFunction { .. } => "other-function",
+            RegistryError::BadStatement(_) => "bad-statement",
+            RegistryError::ArtifactMissing(_) => "artifact-missing",
+            RegistryError::BadProgram(_) => "bad-program",
+        };
+        ApiError::unprocessable(name, VERSION, error)
+    }
+}
+
+impl From<ArtifactError> for ApiError {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::Disk { .. } => ApiError::internal(error),
+            ArtifactError::TooLarge => ApiError::too_large(error.to_string()),
+            ArtifactError::WrongDigest { .. } => {
+                ApiError::unprocessable("wrong-digest", "The artifact is not accepted", error)
+            }
+            ArtifactError::Missing(_) => ApiError::not_found(error.to_string()),
+        }
+    }
+}
+
+impl From<RolloutError> for ApiError {
+    fn from(error: RolloutError) -> Self {
+        const ROLLOUT: &str = "The rollout is not possible";
+        match error {
+            RolloutError::Store(error) => error.into(),
+            RolloutError::UnknownFunction(_)
+            | RolloutError::UnknownVersion { .. }
+            | RolloutError::UnknownRollout(_) => ApiError::not_found(error.to_string()),
+            RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
+            RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
+            RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
+            RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
+            RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
+            RolloutError::BadWaves(_) | RolloutError::BadBake(_) => {
+                ApiError::bad_request(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<JoinError> for ApiError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Store(error) => error.into(),
+            JoinError::BadTtl(_) => ApiError::bad_request(error.to_string()),
+            JoinError::Authority(CaError::BadRequest(_)) => {
+                ApiError::bad_request(error.to_string())
+            }
+            _ => ApiError::internal(error),
+        }
+    }
+}

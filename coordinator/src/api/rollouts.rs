@@ -1,0 +1,99 @@
+//! Rollouts.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use holm_model::api::{RolloutRequest, RolloutView, VersionView, WaveView};
+use holm_model::ids::VersionId;
+
+use super::catalogue::no_function;
+use super::input::{Id, JsonBody, OfFunction};
+use super::problem::ApiError;
+use super::{Api, Shared};
+use crate::store::RolloutRow;
+
+pub(super) async fn start(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+    JsonBody(request): JsonBody<RolloutRequest>,
+) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+    let RolloutRequest {
+        version,
+        waves_percent,
+        bake_ms,
+    } = request;
+    let row = api
+        .rollouts
+        .start(&function, version, waves_percent, bake_ms)
+        .await?;
+    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+}
+
+pub(super) async fn roll_back(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+    let row = api.rollouts.roll_back(&function).await?;
+    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+}
+
+pub(super) async fn latest(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+) -> Result<Json<RolloutView>, ApiError> {
+    if api.store.function(&function).await?.is_none() {
+        return Err(no_function(&function));
+    }
+    let row = api.store.latest_rollout(&function).await?.ok_or_else(|| {
+        ApiError::not_found(format!("there has been no rollout of `{function}` yet"))
+    })?;
+    Ok(Json(view(&api, row).await?))
+}
+
+pub(super) async fn get_one(
+    State(api): Shared,
+    Id(id): Id<u64>,
+) -> Result<Json<RolloutView>, ApiError> {
+    let row = api.store.rollout(id).await?;
+    let row = row.ok_or_else(|| ApiError::not_found(format!("there is no rollout {id}")))?;
+    Ok(Json(view(&api, row).await?))
+}
+
+pub(super) async fn abort(
+    State(api): Shared,
+    Id(id): Id<u64>,
+) -> Result<Json<RolloutView>, ApiError> {
+    let row = api.rollouts.abort(id).await?;
+    Ok(Json(view(&api, row).await?))
+}
+
+async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
+    let rollout = row.rollout;
+    let waves = rollout.waves.into_iter().map(|wave| WaveView {
+        nodes: wave.nodes,
+        state: wave.state.as_str().to_owned(),
+        invocations: wave.tally.invocations,
+        errors: wave.tally.errors,
+    });
+    Ok(RolloutView {
+        id: row.id,
+        function: row.function,
+        version: version(api, rollout.version).await?,
+        previous: match rollout.previous {
+            Some(previous) => Some(version(api, previous).await?),
+            None => None,
+        },
+        state: rollout.state,
+        reason: rollout.reason,
+        waves: waves.collect(),
+        started_ms: rollout.started_ms,
+        ended_ms: rollout.ended_ms,
+    })
+}
+
+async fn version(api: &Api, id: VersionId) -> Result<VersionView, ApiError> {
+    api.store
+        .version_view(id)
+        .await?
+        .ok_or_else(|| ApiError::internal(format!("a rollout names version {id}, which is gone")))
+}

@@ -1,0 +1,103 @@
+//! Every bound of the coordinator, with its unit in its name.
+
+use std::time::Duration;
+
+use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_MANIFEST_BYTES};
+
+/// Most nodes in the fleet.
+pub(crate) const MAX_NODES: usize = 1024;
+/// Most QUIC connections at a time; joining and reconnecting nodes need some beside [`MAX_NODES`].
+pub(crate) const MAX_QUIC_CONNECTIONS: usize = 2 * MAX_NODES;
+/// Most bulk streams of one node at a time.
+pub(crate) const MAX_BULK_STREAMS: u32 = 16;
+/// Bytes a node may have on the way to the coordinator on all of its streams.
+pub(crate) const LINK_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The coordinator's own keep-alive on a link.
+pub(crate) const LINK_KEEP_ALIVE: Duration = Duration::from_millis(500);
+/// Silence after which a node counts as gone. With the keep-alive before it, a killed node is
+/// noticed within three seconds.
+pub(crate) const LINK_IDLE: Duration = Duration::from_millis(2500);
+/// Time for a peer to finish its handshake, open its first stream and send its first frame.
+pub(crate) const LINK_OPENING: Duration = Duration::from_secs(5);
+/// Time for a peer to take the last words of a link before it is closed.
+pub(crate) const LINK_FAREWELL: Duration = Duration::from_secs(1);
+/// Time for a usage batch to arrive in full and be answered.
+pub(crate) const BULK_USAGE: Duration = Duration::from_secs(30);
+/// Time for an artifact to be sent in full.
+pub(crate) const BULK_ARTIFACT: Duration = Duration::from_secs(15 * 60);
+/// How often `last seen` of connected nodes is written down.
+pub(crate) const LAST_SEEN_EVERY: Duration = Duration::from_secs(30);
+
+/// Most versions in one message of a node.
+pub(crate) const MAX_OBSERVED_VERSIONS: usize = 4096;
+/// Longest text that a node may say of itself (region, kind of KVM, software).
+pub(crate) const MAX_NODE_TEXT_CHARS: usize = 64;
+/// Longest URL of a node's ingress.
+pub(crate) const MAX_URL_CHARS: usize = 512;
+/// Longest reason kept for people; longer ones are cut.
+pub(crate) const MAX_REASON_CHARS: usize = 2000;
+/// Longest reason in a QUIC close frame, which must fit a packet.
+pub(crate) const MAX_CLOSE_BYTES: usize = 512;
+
+/// Most HTTP connections at a time.
+pub(crate) const MAX_HTTP_CONNECTIONS: usize = 256;
+/// An HTTP connection on which nothing moves for this long is closed.
+pub(crate) const HTTP_IDLE: Duration = Duration::from_secs(60);
+/// Largest JSON body; a statement in base64 and its envelope fit.
+pub(crate) const MAX_JSON_BODY_BYTES: usize = 512 << 10;
+/// Artifacts that may be uploaded at a time.
+pub(crate) const MAX_UPLOADS: usize = 4;
+/// Most measurements in a route request.
+pub(crate) const MAX_PROBES: usize = 256;
+
+/// Longest life of a join token.
+pub(crate) const MAX_JOIN_TTL_SECONDS: u64 = 7 * 86_400;
+/// Life of a join token whose request does not say.
+pub(crate) const DEFAULT_JOIN_TTL_SECONDS: u64 = 600;
+/// Largest certificate signing request.
+pub(crate) const MAX_CSR_BYTES: usize = 8 << 10;
+/// Most publisher keys of a tenant.
+pub(crate) const MAX_PUBLISHER_KEYS: usize = 32;
+/// Longest label of a version.
+pub(crate) const MAX_LABEL_CHARS: usize = 64;
+/// Longest message of a version.
+pub(crate) const MAX_MESSAGE_CHARS: usize = 1000;
+/// Most versions of one function that an answer lists, newest first.
+pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
+/// Age after which an artifact that no version names is removed at start.
+pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
+
+/// Largest desired state of one node, so that it fits a control frame.
+pub(crate) const MAX_DESIRED_BYTES: usize = MAX_CONTROL_FRAME_BYTES - (64 << 10);
+/// Invocations of the new version from which on the gate judges its error rate at once; with
+/// fewer it waits for the end of the bake time, so that one early failure is not the whole rate.
+pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
+/// How often a rollout is looked at while one is running.
+pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
+
+/// Rows of the ledger in one page, if the request does not say.
+pub(crate) const DEFAULT_PAGE_ROWS: usize = 1000;
+/// Rows in one SQL statement of the ledger.
+pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
+
+const _: () = {
+    // A statement of the largest size still fits a request body in base64.
+    assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
+    assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);
+    assert!(LINK_WINDOW_BYTES as usize >= 2 * MAX_CONTROL_FRAME_BYTES);
+    // SQLite takes at most 32766 parameters; a usage row has 20.
+    assert!(LEDGER_CHUNK_ROWS * 20 < 32_766);
+};
+
+/// `text`, cut to `chars` characters, with control characters (but line ends) made visible.
+pub(crate) fn cut(text: &str, chars: usize) -> String {
+    let show = |c: char| {
+        if c.is_control() && c != '\n' {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    text.chars().take(chars).map(show).collect()
+}

@@ -1,0 +1,297 @@
+//! One node's link, from `Hello` to its end.
+//!
+//! ```text
+//! handshake ─▶ certificate checked ─▶ Hello ─▶ Welcome ─▶ { Observed, Report ◀─▶ Desired, bulk }
+//!      └────────────── refused ◀────────┘                          │
+//!                                                    closed ◀──────┴─▶ replaced by a newer one
+//! ```
+//! A node that breaks the protocol is told why, on its control stream and in the close frame, and
+//! loses this link; no other link notices.
+
+use std::sync::Arc;
+
+use holm_model::control::{CoordinatorMessage, Hello, NodeMessage};
+use holm_model::ids::{Digest, Name};
+use quinn::{Connection, RecvStream, SendStream};
+use rustls_pki_types::CertificateDer;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::frames::WireError;
+use super::server::{Services, close, delivered, shut};
+use super::{bulk, frames};
+use crate::ca::node_name;
+use crate::limits::{LINK_OPENING, MAX_NODE_TEXT_CHARS, MAX_OBSERVED_VERSIONS, MAX_URL_CHARS};
+use crate::store::StoreError;
+
+/// Why a link ends before its time.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error(
+        "the control link needs a node's certificate and none was shown; join first, with a token \
+         from `holm nodes token`"
+    )]
+    NoCertificate,
+    #[error("the certificate shown does not name a node; join again")]
+    Nameless,
+    #[error(
+        "node `{0}` is not known here, or its certificate was replaced when a machine joined under \
+         the same name; join again with a new token"
+    )]
+    Unknown(Name),
+    #[error("the node opened no control stream, or sent no Hello on it, in time")]
+    Silent,
+    #[error("the node's first message is not Hello")]
+    NoHello,
+    #[error("the node said Hello twice")]
+    SecondHello,
+    #[error("the node's Hello has {0}; correct the node's configuration")]
+    BadHello(&'static str),
+    #[error("the node's message lists {0} versions, more than the {MAX_OBSERVED_VERSIONS} allowed")]
+    TooMany(usize),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the link broke: {0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the coordinator failed: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl LinkError {
+    /// The peer has gone, so that there is nobody to tell.
+    fn is_gone(&self) -> bool {
+        match self {
+            LinkError::Wire(error) => !error.is_breach(),
+            LinkError::Connection(_) => true,
+            _ => false,
+        }
+    }
+
+    fn code(&self) -> u32 {
+        match self {
+            LinkError::Wire(_) | LinkError::TooMany(_) | LinkError::SecondHello => close::BREACH,
+            _ => close::REFUSED,
+        }
+    }
+}
+
+/// Serves one node's connection to its end.
+pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
+    let peer = connection.remote_address();
+    let mut control = None;
+    let error = match open(&connection, &services, &mut control).await {
+        Ok((name, hello, recv)) => {
+            let Some(send) = &mut control else { return };
+            let (session, replaced) = services.fleet.connected(&name, hello, connection.clone());
+            if let Some(replaced) = replaced {
+                shut(
+                    &replaced,
+                    close::REPLACED,
+                    "a newer connection of this node took over",
+                );
+            }
+            tracing::info!(node = %name, %peer, "a node is connected");
+            let ended = Link {
+                connection: &connection,
+                services: &services,
+                name: &name,
+                session,
+            }
+            .run(send, recv)
+            .await;
+            if let Some(last_seen_ms) = services.fleet.disconnected(&name, session) {
+                let seen = [(name.clone(), last_seen_ms)];
+                if let Err(error) = services.store.save_last_seen(&seen).await {
+                    tracing::error!(node = %name, %error, "last seen is not stored");
+                }
+            }
+            tracing::info!(node = %name, %peer, why = %ended, "a node's link has ended");
+            ended
+        }
+        Err(error) => {
+            tracing::warn!(%peer, %error, "a link is refused");
+            error
+        }
+    };
+    if error.is_gone() {
+        shut(&connection, close::DONE, "the link has ended");
+        return;
+    }
+    let reason = error.to_string();
+    // The reason goes over the control stream if there is one; it may not have been opened yet.
+    if control.is_none() {
+        control = timeout(LINK_OPENING, connection.accept_bi())
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .map(|(send, _)| send);
+    }
+    if let Some(mut send) = control {
+        let refuse = CoordinatorMessage::Refuse {
+            reason: reason.clone(),
+        };
+        if frames::write(&mut send, &refuse).await.is_ok() {
+            delivered(&mut send).await;
+        }
+    }
+    shut(&connection, error.code(), &reason);
+}
+
+/// Everything before `Welcome`. The control stream's sending half is left in `control`, so that a
+/// refusal can be told on it.
+async fn open(
+    connection: &Connection,
+    services: &Services,
+    control: &mut Option<SendStream>,
+) -> Result<(Name, Hello, RecvStream), LinkError> {
+    let name = authenticate(connection, services).await?;
+    let hello = async {
+        let (send, mut recv) = connection.accept_bi().await?;
+        *control = Some(send);
+        match frames::expect(&mut recv).await? {
+            NodeMessage::Hello(hello) => Ok((hello, recv)),
+            NodeMessage::Observed(_) | NodeMessage::Report(_) => Err(LinkError::NoHello),
+        }
+    };
+    let (hello, recv) = timeout(LINK_OPENING, hello)
+        .await
+        .map_err(|_| LinkError::Silent)??;
+    check(&hello)?;
+    services
+        .store
+        .save_hello(&name, &hello, services.clock.now_ms())
+        .await?;
+    Ok((name, hello, recv))
+}
+
+async fn authenticate(connection: &Connection, services: &Services) -> Result<Name, LinkError> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(LinkError::NoCertificate)?;
+    let certificate = chain.first().ok_or(LinkError::NoCertificate)?;
+    let name = node_name(certificate).ok_or(LinkError::Nameless)?;
+    match services.store.certificate_of(&name).await? {
+        Some(own) if own == Digest::of(certificate) => Ok(name),
+        _ => Err(LinkError::Unknown(name)),
+    }
+}
+
+fn check(hello: &Hello) -> Result<(), LinkError> {
+    let fits = |text: &str, max: usize| {
+        !text.is_empty() && text.chars().count() <= max && !text.chars().any(char::is_control)
+    };
+    let bad = |what| Err(LinkError::BadHello(what));
+    let degrees = hello.coordinates;
+    let on_earth = degrees.latitude_microdegrees.unsigned_abs() <= 90_000_000
+        && degrees.longitude_microdegrees.unsigned_abs() <= 180_000_000;
+    let url = &hello.ingress_url;
+    let http = url.starts_with("http://") || url.starts_with("https://");
+    match hello {
+        _ if !on_earth => bad("coordinates that are not on the earth"),
+        _ if !fits(&hello.region, MAX_NODE_TEXT_CHARS) => {
+            bad("a region that is empty, too long or not printable")
+        }
+        _ if !http || !fits(url, MAX_URL_CHARS) => {
+            bad("an ingress URL that is not http:// or https://, or too long")
+        }
+        _ if !fits(&hello.kvm, MAX_NODE_TEXT_CHARS) => bad("no usable kind of KVM"),
+        _ if !fits(&hello.software, MAX_NODE_TEXT_CHARS) => bad("no usable software version"),
+        _ if i64::try_from(hello.boot_epoch).is_err() => bad("a boot epoch above 2^63"),
+        _ => Ok(()),
+    }
+}
+
+/// A link after `Hello`.
+struct Link<'a> {
+    connection: &'a Connection,
+    services: &'a Arc<Services>,
+    name: &'a Name,
+    session: u64,
+}
+
+impl Link<'_> {
+    /// Runs until the link ends, and says why it did.
+    async fn run(&self, send: &mut SendStream, recv: RecvStream) -> LinkError {
+        tokio::select! {
+            Err(error) = self.listen(recv) => error,
+            Err(error) = self.speak(send) => error,
+            Err(error) = self.bulk() => error,
+            else => LinkError::Wire(WireError::Ended),
+        }
+    }
+
+    /// What the node says.
+    async fn listen(&self, mut recv: RecvStream) -> Result<(), LinkError> {
+        let bounded = |n| {
+            if n > MAX_OBSERVED_VERSIONS {
+                Err(LinkError::TooMany(n))
+            } else {
+                Ok(())
+            }
+        };
+        loop {
+            match frames::expect(&mut recv).await? {
+                NodeMessage::Hello(_) => return Err(LinkError::SecondHello),
+                NodeMessage::Observed(observed) => {
+                    bounded(observed.versions.len())?;
+                    self.services
+                        .fleet
+                        .observed(self.name, self.session, observed);
+                }
+                NodeMessage::Report(report) => {
+                    bounded(report.versions.len())?;
+                    self.services
+                        .fleet
+                        .reported(self.name, self.session, &report);
+                }
+            }
+        }
+    }
+
+    /// Welcome, then desired state, now and whenever it changes. Only the newest counts: a slow
+    /// node skips what was overtaken.
+    async fn speak(&self, send: &mut SendStream) -> Result<(), LinkError> {
+        let now_ms = self.services.clock.now_ms();
+        let welcome = CoordinatorMessage::Welcome {
+            node: self.name.clone(),
+            now_ms,
+        };
+        frames::write(send, &welcome).await?;
+        let region = self.services.fleet.region(self.name).unwrap_or_default();
+        let mut target = self.services.target.clone();
+        target.mark_changed();
+        while target.changed().await.is_ok() {
+            let desired = target.borrow_and_update().desired(self.name, &region);
+            let generation = desired.generation;
+            frames::write(send, &CoordinatorMessage::Desired(desired)).await?;
+            tracing::debug!(node = %self.name, generation, "desired state is sent");
+        }
+        // The rollouts have gone: the coordinator is ending, and closes the connection itself.
+        std::future::pending().await
+    }
+
+    /// Streams for artifacts and usage.
+    async fn bulk(&self) -> Result<(), LinkError> {
+        let mut streams = JoinSet::new();
+        loop {
+            tokio::select! {
+                stream = self.connection.accept_bi() => {
+                    let (send, recv) = stream?;
+                    let (services, name) = (self.services.clone(), self.name.clone());
+                    streams.spawn(bulk::serve(services, name, send, recv));
+                }
+                Some(ended) = streams.join_next() => match ended {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) if error.is_breach() => return Err(error.into()),
+                    Ok(Err(error)) => {
+                        tracing::debug!(node = %self.name, %error, "a bulk stream ended early");
+                    }
+                    Err(error) => {
+                        tracing::error!(node = %self.name, %error, "serving a bulk stream panicked");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Artifacts on disk, by the SHA-256 of their bytes.
+//!
+//! ```text
+//! artifacts/<64 hexadecimal digits>    whole, synced, never changed
+//! artifacts/incoming/<random>          being received; removed at start
+//! ```
+//! A file gets its final name only when its digest has been checked and its bytes are on disk.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use holm_model::ids::Digest;
+use holm_model::limits::MAX_ARTIFACT_BYTES;
+use sha2::{Digest as _, Sha256};
+use tokio::fs::{self, File};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::ca::random;
+use crate::limits::ORPHAN_ARTIFACT_AGE;
+use crate::store::{Store, StoreError};
+
+/// Why an artifact cannot be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The disk failed.
+    #[error(
+        "{operation} artifact file {path} failed: {source}; look at the state directory's disk"
+    )]
+    Disk {
+        /// What was to be done.
+        operation: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Too long.
+    #[error("the artifact has more than the {MAX_ARTIFACT_BYTES} bytes allowed; make it smaller")]
+    TooLarge,
+    /// Its bytes are not what was announced.
+    #[error(
+        "the bytes received have the digest {found}, not {announced}: they were altered or mixed \
+         up on the way; send them again"
+    )]
+    WrongDigest {
+        /// In the request.
+        announced: Digest,
+        /// Of the bytes.
+        found: Digest,
+    },
+    /// There is no such artifact.
+    #[error("there is no artifact {0} here")]
+    Missing(Digest),
+}
+
+/// The artifact directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Artifacts {
+    dir: PathBuf,
+}
+
+/// An artifact being received. Dropped before [`Incoming::finish`], its file goes at the next
+/// start, or at once when [`Incoming::discard`] is called.
+pub(crate) struct Incoming {
+    announced: Digest,
+    path: PathBuf,
+    file: File,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Artifacts {
+    /// Opens the directory; removes what was being received when the coordinator last stopped.
+    pub(crate) async fn open(dir: PathBuf) -> Result<Self, ArtifactError> {
+        let incoming = dir.join("incoming");
+        match fs::remove_dir_all(&incoming).await {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(disk("clearing", &incoming)(source));
+            }
+            _ => {}
+        }
+        fs::create_dir_all(&incoming)
+            .await
+            .map_err(disk("making", &incoming))?;
+        Ok(Artifacts { dir })
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.dir.join(digest.hex())
+    }
+
+    /// Whether the artifact is here.
+    pub(crate) async fn has(&self, digest: Digest) -> Result<bool, ArtifactError> {
+        let path = self.path(digest);
+        fs::try_exists(&path)
+            .await
+            .map_err(disk("looking for", &path))
+    }
+
+    /// Begins to receive an artifact.
+    pub(crate) async fn receive(&self, announced: Digest) -> Result<Incoming, ArtifactError> {
+        let path = self.dir.join("incoming").join(hex::encode(random::<16>()));
+        let file = File::create_new(&path)
+            .await
+            .map_err(disk("making", &path))?;
+        Ok(Incoming {
+            announced,
+            path,
+            file,
+            digest: Sha256::new(),
+            bytes: 0,
+        })
+    }
+
+    /// The whole artifact, for checks. At most [`MAX_ARTIFACT_BYTES`].
+    pub(crate) async fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
+        let path = self.path(digest);
+        match fs::read(&path).await {
+            Ok(bytes) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(ArtifactError::Missing(digest))
+            }
+            Err(source) => Err(disk("reading", &path)(source)),
+        }
+    }
+
+    /// The artifact's file and its length.
+    pub(crate) async fn file(&self, digest: Digest) -> Result<(File, u64), ArtifactError> {
+        let path = self.path(digest);
+        let file = match File::open(&path).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(ArtifactError::Missing(digest));
+            }
+            result => result.map_err(disk("opening", &path))?,
+        };
+        let metadata = file.metadata().await.map_err(disk("measuring", &path))?;
+        Ok((file, metadata.len()))
+    }
+
+    /// Removes artifacts that no version names and that are old enough not to be part of a deploy
+    /// under way. Returns how many.
+    pub(crate) async fn sweep(&self, store: &Store) -> Result<usize, SweepError> {
+        let failed = |operation| disk(operation, &self.dir);
+        let mut removed = 0;
+        let mut entries = fs::read_dir(&self.dir).await.map_err(failed("listing"))?;
+        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
+            let name = entry.file_name();
+            let Some(Ok(digest)) = name
+                .to_str()
+                .map(|digits| format!("sha256:{digits}").parse::<Digest>())
+            else {
+                continue;
+            };
+            let metadata = entry.metadata().await.map_err(failed("measuring"))?;
+            let age = metadata
+                .modified()
+                .ok()
+                .and_then(|then| SystemTime::now().duration_since(then).ok())
+                .unwrap_or_default();
+            if age > ORPHAN_ARTIFACT_AGE && !store.names_artifact(digest).await? {
+                fs::remove_file(entry.path())
+                    .await
+                    .map_err(failed("removing from"))?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// A sweep failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SweepError {
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Incoming {
+    /// Takes the next bytes.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
+        self.bytes = self.bytes.saturating_add(bytes.len() as u64);
+        if self.bytes > MAX_ARTIFACT_BYTES {
+            return Err(ArtifactError::TooLarge);
+        }
+        self.digest.update(bytes);
+        self.file
+            .write_all(bytes)
+            .await
+            .map_err(disk("writing", &self.path))
+    }
+
+    /// Checks the digest and gives the file its name, durably. Whether it was new.
+    pub(crate) async fn finish(mut self, artifacts: &Artifacts) -> Result<bool, ArtifactError> {
+        let found = Digest(std::mem::take(&mut self.digest).finalize().into());
+        if found != self.announced {
+            let announced = self.announced;
+            self.discard().await;
+            return Err(ArtifactError::WrongDigest { announced, found });
+        }
+        let new = !artifacts.has(found).await?;
+        self.file
+            .sync_all()
+            .await
+            .map_err(disk("syncing", &self.path))?;
+        let path = artifacts.path(found);
+        fs::rename(&self.path, &path)
+            .await
+            .map_err(disk("naming", &path))?;
+        let dir = File::open(&artifacts.dir)
+            .await
+            .map_err(disk("opening", &artifacts.dir))?;
+        dir.sync_all()
+            .await
+            .map_err(disk("syncing", &artifacts.dir))?;
+        Ok(new)
+    }
+
+    /// Forgets what was received.
+    pub(crate) async fn discard(self) {
+        // What stays behind is removed at the next start.
+        let _ = fs::remove_file(&self.path).await;
+    }
+}
+
+fn disk(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> ArtifactError {
+    let path = path.to_owned();
+    move |source| ArtifactError::Disk {
+        operation,
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,220 @@
+//! The registry: tenants, their keys, and the versions that they have published.
+//!
+//! A version gets in only if a key of its tenant has signed it, its counter is above that of the
+//! function's newest version, its artifact is here with the signed digest and length, and the
+//! artifact is a program that a guest can be given. What is in never changes.
+
+mod artifacts;
+
+use std::sync::Arc;
+
+use holm_model::api::VersionView;
+use holm_model::artifact::{PublisherKey, SignedVersion, Statement, VersionError};
+use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::program::{Program, ProgramError};
+use tokio::sync::Semaphore;
+
+pub use artifacts::ArtifactError;
+pub(crate) use artifacts::{Artifacts, Incoming};
+
+use crate::clock::Clock;
+use crate::limits::{MAX_LABEL_CHARS, MAX_MESSAGE_CHARS, MAX_PUBLISHER_KEYS};
+use crate::store::{NewVersion, PublishOutcome, Store, StoreError};
+
+/// Why a version does not get in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegistryError {
+    #[error(
+        "there is no tenant `{0}`; make it and register its publisher key with \
+         `PUT /v1/tenants/{0}` (`holm deploy` does that)"
+    )]
+    UnknownTenant(Name),
+    #[error("tenant `{0}` would have more than the {MAX_PUBLISHER_KEYS} publisher keys allowed")]
+    TooManyKeys(Name),
+    #[error("the version is not accepted: {0}")]
+    Refused(#[from] VersionError),
+    #[error(
+        "the signed statement is about function `{signed}`, but was sent to `{addressed}`; send \
+         it to the function that it names"
+    )]
+    OtherFunction {
+        signed: FunctionName,
+        addressed: FunctionName,
+    },
+    #[error("the signed statement cannot be used: {0}; correct it and sign it again")]
+    BadStatement(String),
+    #[error(
+        "the artifact {0} is not here; put it first, with `PUT /v1/artifacts/{0}`, then publish \
+         the version"
+    )]
+    ArtifactMissing(Digest),
+    #[error("the artifact is not a program that Holm can run: {0}")]
+    BadProgram(#[from] ProgramError),
+    #[error(
+        "the version's counter is {counter}, but the newest version of `{function}` has {highest}; \
+         an older version cannot be published again, sign this one with a counter above {highest}"
+    )]
+    CounterTooLow {
+        function: FunctionName,
+        counter: u64,
+        highest: u64,
+    },
+    #[error(transparent)]
+    Artifact(ArtifactError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The registry. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Registry {
+    store: Store,
+    artifacts: Artifacts,
+    clock: Clock,
+    /// A check reads a whole artifact into memory: one at a time.
+    checks: Arc<Semaphore>,
+}
+
+impl Registry {
+    pub(crate) fn new(store: Store, artifacts: Artifacts, clock: Clock) -> Self {
+        Registry {
+            store,
+            artifacts,
+            clock,
+            checks: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// The artifacts.
+    pub(crate) fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
+    }
+
+    /// Makes a tenant, or adds keys to it; returns all of its keys.
+    pub(crate) async fn add_to_tenant(
+        &self,
+        tenant: &Name,
+        keys: &[PublisherKey],
+    ) -> Result<Vec<PublisherKey>, RegistryError> {
+        self.store
+            .add_to_tenant(tenant, keys, self.clock.now_ms())
+            .await?
+            .ok_or_else(|| RegistryError::TooManyKeys(tenant.clone()))
+    }
+
+    /// Publishes a version of `function`; whether it is new. The same version may be published
+    /// again and again.
+    pub(crate) async fn publish(
+        &self,
+        function: &FunctionName,
+        signed: &SignedVersion,
+    ) -> Result<(VersionView, bool), RegistryError> {
+        let keys = self
+            .store
+            .tenant_keys(&function.tenant)
+            .await?
+            .ok_or_else(|| RegistryError::UnknownTenant(function.tenant.clone()))?;
+        let version = signed.verify(&keys)?;
+        let statement = version.statement;
+        if statement.function != *function {
+            return Err(RegistryError::OtherFunction {
+                signed: statement.function,
+                addressed: function.clone(),
+            });
+        }
+        check_statement(&statement)?;
+        if let Some(known) = self.store.version_view(version.id).await? {
+            return Ok((known, false));
+        }
+        self.check_artifact(&statement).await?;
+        let new = NewVersion {
+            id: version.id,
+            signed,
+            statement: &statement,
+        };
+        let stored = match self.store.publish(new, self.clock.now_ms()).await? {
+            PublishOutcome::Stored => true,
+            PublishOutcome::Known => false,
+            PublishOutcome::CounterTooLow { highest } => {
+                return Err(RegistryError::CounterTooLow {
+                    function: function.clone(),
+                    counter: statement.counter,
+                    highest,
+                });
+            }
+        };
+        let view = VersionView {
+            content: statement.content(),
+            version: version.id,
+            function: statement.function,
+            label: statement.label,
+            counter: statement.counter,
+            message: statement.message,
+            created_ms: statement.created_ms,
+        };
+        Ok((view, stored))
+    }
+
+    /// The artifact is the signed one, and a program.
+    async fn check_artifact(&self, statement: &Statement) -> Result<(), RegistryError> {
+        let _turn = self
+            .checks
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        let bytes = match self.artifacts.read(statement.artifact).await {
+            Ok(bytes) => bytes,
+            Err(ArtifactError::Missing(digest)) => {
+                return Err(RegistryError::ArtifactMissing(digest));
+            }
+            Err(error) => return Err(RegistryError::Artifact(error)),
+        };
+        let statement = statement.clone();
+        // Hashing and parsing up to 256 MiB is no work for a thread that serves others.
+        let check = move || -> Result<(), RegistryError> {
+            statement.check_artifact(&bytes)?;
+            Program::parse(&bytes)?;
+            Ok(())
+        };
+        match tokio::task::spawn_blocking(check).await {
+            Ok(result) => result,
+            Err(panic) => Err(RegistryError::BadStatement(format!(
+                "checking it failed: {panic}"
+            ))),
+        }
+    }
+}
+
+/// What the signature does not vouch for: that a signed statement makes sense here.
+fn check_statement(statement: &Statement) -> Result<(), RegistryError> {
+    let bad = |why: String| Err(RegistryError::BadStatement(why));
+    let FunctionName { tenant, function } = &statement.function;
+    let manifest = &statement.manifest.function;
+    if manifest.name != *function || manifest.tenant.as_ref().is_some_and(|own| own != tenant) {
+        let own = manifest.tenant.as_ref().unwrap_or(tenant);
+        return bad(format!(
+            "its manifest is that of `{own}/{}`, not of `{tenant}/{function}`",
+            manifest.name
+        ));
+    }
+    let printable = |text: &str, max| {
+        text.chars().count() <= max && !text.chars().any(|c| c.is_control() && c != '\n')
+    };
+    if statement.label.is_empty() || !printable(&statement.label, MAX_LABEL_CHARS) {
+        return bad(format!(
+            "its label is not 1 to {MAX_LABEL_CHARS} printable characters"
+        ));
+    }
+    if !printable(&statement.message, MAX_MESSAGE_CHARS) {
+        return bad(format!(
+            "its message is not up to {MAX_MESSAGE_CHARS} printable characters"
+        ));
+    }
+    if statement.counter == 0 || i64::try_from(statement.counter).is_err() {
+        return bad(format!(
+            "its counter is {}, not 1 to 2^63",
+            statement.counter
+        ));
+    }
+    Ok(())
+}

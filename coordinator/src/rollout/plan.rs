@@ -1,0 +1,642 @@
+//! The rollout planner: which nodes are to have which version, decided without I/O.
+//!
+//! ```text
+//!              every wave passed                 every connected node is back
+//!   Running ───────────────────▶ Completed   ┌──────────────────────────────▶ RolledBack
+//!      │                                     │
+//!      └── a gate fails, or abort ──▶ RollingBack
+//!
+//!   a wave:  Waiting ─▶ Moving ─▶ Baking ─▶ Passed
+//!                          │         └────▶ Failed
+//!                          ├──▶ Skipped (none of its nodes could be reached)
+//!                          └──▶ Failed
+//! ```
+//!
+//! A [`Rollout`] is plain data: the executor stores it after every change and before acting on it,
+//! so a restarted coordinator goes on from the stored one. What nodes say counts only if they say
+//! it of the desired state that moved them (`generation`): an old failure of the same version is
+//! not held against a new attempt.
+//!
+//! It refuses nothing and trusts nobody: a node that stays silent, flaps or lies costs its wave at
+//! most [`PATIENCE`] preparation times.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holm_model::api::RolloutState;
+use holm_model::control::VersionState;
+use holm_model::ids::{Name, VersionId};
+use holm_model::limits::MAX_WAVES;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{GATE_EARLY_INVOCATIONS, MAX_REASON_CHARS, cut};
+
+/// A node that keeps coming and going is waited for at most this many preparation times.
+const PATIENCE: u64 = 3;
+
+/// How a rollout goes about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Policy {
+    /// Share of the nodes that have the new version after each wave; rising, ends with 100.
+    pub(crate) waves_percent: Vec<u8>,
+    /// How long a wave is watched.
+    pub(crate) bake_ms: u64,
+    /// Failed invocations that the gate lets pass, in parts per million.
+    pub(crate) max_error_ppm: u32,
+    /// How long a connected node may take until it serves the version.
+    pub(crate) prepare_timeout_ms: u64,
+    /// How long a node may be away before the rollout goes on without it.
+    pub(crate) absent_grace_ms: u64,
+}
+
+/// Invocations of the new version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    /// All that say something of the version.
+    pub(crate) invocations: u64,
+    /// Of those: crash, timeout, status 500 and above.
+    pub(crate) errors: u64,
+    /// Of those: crashes.
+    pub(crate) crashes: u64,
+}
+
+impl Tally {
+    /// Adds another one.
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.invocations = self.invocations.saturating_add(other.invocations);
+        self.errors = self.errors.saturating_add(other.errors);
+        self.crashes = self.crashes.saturating_add(other.crashes);
+    }
+
+    fn error_ppm(&self) -> u128 {
+        u128::from(self.errors) * 1_000_000 / u128::from(self.invocations.max(1))
+    }
+}
+
+/// How far a wave is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum WaveState {
+    /// Not begun.
+    Waiting,
+    /// Its nodes are told to move and prepare the version.
+    Moving,
+    /// They serve it and are watched.
+    Baking,
+    /// Over its gate.
+    Passed,
+    /// Stopped at its gate.
+    Failed,
+    /// None of its nodes could be reached.
+    Skipped,
+}
+
+impl WaveState {
+    /// Its name in the API.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            WaveState::Waiting => "waiting",
+            WaveState::Moving => "moving",
+            WaveState::Baking => "baking",
+            WaveState::Passed => "passed",
+            WaveState::Failed => "failed",
+            WaveState::Skipped => "skipped",
+        }
+    }
+}
+
+/// Nodes that move together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Wave {
+    pub(crate) nodes: Vec<Name>,
+    pub(crate) state: WaveState,
+    /// When it entered `Moving` or `Baking`.
+    pub(crate) since_ms: u64,
+    /// Generation of the desired state that moved it.
+    pub(crate) generation: u64,
+    /// What the gate has seen.
+    pub(crate) tally: Tally,
+}
+
+/// The way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retreat {
+    since_ms: u64,
+    generation: u64,
+}
+
+/// A rollout of one version of one function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rollout {
+    /// To.
+    pub(crate) version: VersionId,
+    /// From; none if it is the function's first.
+    pub(crate) previous: Option<VersionId>,
+    pub(crate) policy: Policy,
+    pub(crate) state: RolloutState,
+    /// Why it is there, for people.
+    pub(crate) reason: String,
+    /// Empty until a node is there to plan for.
+    pub(crate) waves: Vec<Wave>,
+    pub(crate) retreat: Option<Retreat>,
+    pub(crate) started_ms: u64,
+    pub(crate) ended_ms: Option<u64>,
+}
+
+/// Whether a node's link is up, and since when it is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Connected { since_ms: u64 },
+    Absent { since_ms: u64 },
+}
+
+/// A version as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) state: VersionState,
+    pub(crate) routed: bool,
+}
+
+/// A node on which the function may run, as the coordinator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) presence: Presence,
+    /// Desired state that the node last worked on.
+    pub(crate) generation: u64,
+    /// The function's versions on it.
+    pub(crate) versions: BTreeMap<VersionId, Seen>,
+}
+
+/// The nodes on which the new version may run.
+pub(crate) type Fleet = BTreeMap<Name, Sight>;
+
+/// When a step is taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) now_ms: u64,
+    /// The generation that desired state gets if this step publishes one.
+    pub(crate) next_generation: u64,
+}
+
+/// What the executor has to do, after it has stored the rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Desired state has changed: store the next generation with it, then send it.
+    Publish,
+    /// The new version is the function's current one from now on.
+    Adopt,
+}
+
+/// Whether another look is worth it.
+enum Next {
+    Again,
+    Rest,
+}
+
+impl Rollout {
+    /// A rollout that has not moved anything yet.
+    pub(crate) fn begin(
+        version: VersionId,
+        previous: Option<VersionId>,
+        policy: Policy,
+        now_ms: u64,
+    ) -> Self {
+        Rollout {
+            version,
+            previous,
+            policy,
+            state: RolloutState::Running,
+            reason: "about to begin".into(),
+            waves: Vec::new(),
+            retreat: None,
+            started_ms: now_ms,
+            ended_ms: None,
+        }
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn ended(&self) -> bool {
+        matches!(
+            self.state,
+            RolloutState::Completed | RolloutState::RolledBack
+        )
+    }
+
+    /// The nodes that are to have the new version now, instead of the function's current one.
+    pub(crate) fn moved(&self) -> BTreeSet<&Name> {
+        match self.state {
+            RolloutState::Running => self.begun().flat_map(|wave| &wave.nodes).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// After a restart: time in which nobody watched counts for nothing.
+    pub(crate) fn resume(&mut self, now_ms: u64) {
+        for wave in &mut self.waves {
+            if matches!(wave.state, WaveState::Moving | WaveState::Baking) {
+                wave.since_ms = now_ms;
+            }
+        }
+        if let Some(retreat) = &mut self.retreat {
+            retreat.since_ms = now_ms;
+        }
+    }
+
+    /// Counts invocations of the new version towards the wave that is being watched.
+    pub(crate) fn note(&mut self, tally: Tally) {
+        let watched =
+            |wave: &&mut Wave| matches!(wave.state, WaveState::Moving | WaveState::Baking);
+        if self.state == RolloutState::Running
+            && let Some(wave) = self.waves.iter_mut().find(watched)
+        {
+            wave.tally.add(tally);
+        }
+    }
+
+    /// Stops it and sends the nodes back. Nothing happens if it is not running.
+    pub(crate) fn abort(&mut self, at: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.state == RolloutState::Running {
+            self.turn_back("aborted by the operator".into(), at, &mut actions);
+        }
+        actions
+    }
+
+    /// Looks at the fleet and goes on as far as it allows.
+    pub(crate) fn tick(&mut self, fleet: &Fleet, at: Moment) -> Vec<Action> {
+        let mut actions = Vec::new();
+        // Every `Again` follows a transition of the diagram above, which has no cycle.
+        loop {
+            let next = match self.state {
+                RolloutState::Running => self.run(fleet, at, &mut actions),
+                RolloutState::RollingBack => self.retreat(fleet, at),
+                RolloutState::Completed | RolloutState::RolledBack => Next::Rest,
+            };
+            if let Next::Rest = next {
+                return actions;
+            }
+        }
+    }
+
+    fn run(&mut self, fleet: &Fleet, at: Moment, actions: &mut Vec<Action>) -> Next {
+        if self.waves.is_empty() {
+            if !fleet.values().any(Sight::connected) {
+                self.reason = match fleet.len() {
+                    0 => "waiting for a node: none that the manifest's placement allows has joined"
+                        .into(),
+                    n => format!("waiting for a node: none of {n} is connected"),
+                };
+                return Next::Rest;
+            }
+            self.waves = plan_waves(fleet, &self.policy.waves_percent, at.now_ms);
+        }
+        if let Some((wave, why)) = self.failure(fleet) {
+            self.waves[wave].state = WaveState::Failed;
+            self.turn_back(why, at, actions);
+            return Next::Again;
+        }
+        let unfinished =
+            |wave: &Wave| !matches!(wave.state, WaveState::Passed | WaveState::Skipped);
+        let Some(index) = self.waves.iter().position(unfinished) else {
+            self.complete(at, actions);
+            return Next::Rest;
+        };
+        match self.waves[index].state {
+            WaveState::Waiting => {
+                let wave = &mut self.waves[index];
+                wave.state = WaveState::Moving;
+                wave.since_ms = at.now_ms;
+                wave.generation = at.next_generation;
+                publish(actions);
+                Next::Again
+            }
+            WaveState::Moving => self.moving(index, fleet, at, actions),
+            _ => self.baking(index, at, actions),
+        }
+    }
+
+    fn moving(
+        &mut self,
+        index: usize,
+        fleet: &Fleet,
+        at: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Next {
+        let wave = &self.waves[index];
+        let title = format!("wave {} of {}", index + 1, self.waves.len());
+        let mut pending = Vec::new();
+        let mut late = Vec::new();
+        let mut serving = 0;
+        for name in &wave.nodes {
+            match self.progress(wave, fleet.get(name), at.now_ms) {
+                Progress::Serving => serving += 1,
+                Progress::Pending => pending.push(name.as_str()),
+                Progress::Late => late.push(name.as_str()),
+                Progress::Away => {}
+            }
+        }
+        if !late.is_empty() {
+            let why = format!(
+                "{title}: {} did not serve the new version within {} s",
+                list(&late),
+                self.policy.prepare_timeout_ms.div_ceil(1000)
+            );
+            self.waves[index].state = WaveState::Failed;
+            self.turn_back(why, at, actions);
+            return Next::Again;
+        }
+        if !pending.is_empty() {
+            self.reason = format!("{title}: waiting for {}", list(&pending));
+            return Next::Rest;
+        }
+        let last = index + 1 == self.waves.len();
+        let passed = self
+            .waves
+            .iter()
+            .any(|wave| wave.state == WaveState::Passed);
+        // Nodes of a skipped wave that have come back count for the fleet, not for their wave.
+        let elsewhere = || {
+            self.begun().any(|wave| {
+                wave.nodes
+                    .iter()
+                    .any(|name| self.serves(wave, fleet.get(name)))
+            })
+        };
+        if serving > 0 || (last && !passed && elsewhere()) {
+            self.reason = format!("{title}: watching for {} ms", self.policy.bake_ms);
+            self.waves[index].state = WaveState::Baking;
+            self.waves[index].since_ms = at.now_ms;
+            return Next::Again;
+        }
+        if last && !passed {
+            // Nobody has the version: completing would claim what is not so.
+            self.waves[index].since_ms = at.now_ms;
+            self.reason = "waiting for a node: none that was to move is connected".into();
+            return Next::Rest;
+        }
+        self.waves[index].state = WaveState::Skipped;
+        Next::Again
+    }
+
+    fn baking(&mut self, index: usize, at: Moment, actions: &mut Vec<Action>) -> Next {
+        let wave = &self.waves[index];
+        let tally = wave.tally;
+        let over = at.now_ms >= wave.since_ms.saturating_add(self.policy.bake_ms);
+        let too_many =
+            tally.errors > 0 && tally.error_ppm() > u128::from(self.policy.max_error_ppm);
+        if too_many && (over || tally.invocations >= GATE_EARLY_INVOCATIONS) {
+            let why = format!(
+                "wave {} of {}: {} of {} invocations of the new version failed, {} parts per \
+                 million where the manifest allows {}",
+                index + 1,
+                self.waves.len(),
+                tally.errors,
+                tally.invocations,
+                tally.error_ppm(),
+                self.policy.max_error_ppm
+            );
+            self.waves[index].state = WaveState::Failed;
+            self.turn_back(why, at, actions);
+            return Next::Again;
+        }
+        if !over {
+            return Next::Rest;
+        }
+        self.waves[index].state = WaveState::Passed;
+        Next::Again
+    }
+
+    /// What stops the rollout whatever wave it is in: the version fails on a node that has moved,
+    /// or crashes.
+    fn failure(&self, fleet: &Fleet) -> Option<(usize, String)> {
+        for (index, wave) in self.waves.iter().enumerate() {
+            if wave.state == WaveState::Waiting {
+                continue;
+            }
+            let title = format!("wave {} of {}", index + 1, self.waves.len());
+            if wave.tally.crashes > 0 {
+                let why = format!(
+                    "{title}: the new version crashed {} times in {} invocations",
+                    wave.tally.crashes, wave.tally.invocations
+                );
+                return Some((index, why));
+            }
+            for name in &wave.nodes {
+                if let Some(sight) = fleet.get(name).filter(|sight| sight.knows(wave.generation))
+                    && let Some(Seen {
+                        state: VersionState::Failed { reason },
+                        ..
+                    }) = sight.versions.get(&self.version)
+                {
+                    return Some((index, format!("{title}: failed on node {name}: {reason}")));
+                }
+            }
+        }
+        None
+    }
+
+    fn progress(&self, wave: &Wave, sight: Option<&Sight>, now_ms: u64) -> Progress {
+        // Gone from where the function may run.
+        let Some(sight) = sight else {
+            return Progress::Away;
+        };
+        if self.serves(wave, Some(sight)) {
+            return Progress::Serving;
+        }
+        let timeout = self.policy.prepare_timeout_ms;
+        let impatient = now_ms
+            > wave
+                .since_ms
+                .saturating_add(timeout.saturating_mul(PATIENCE));
+        match sight.presence {
+            Presence::Absent { since_ms } => {
+                match impatient || now_ms > since_ms.saturating_add(self.policy.absent_grace_ms) {
+                    true => Progress::Away,
+                    false => Progress::Pending,
+                }
+            }
+            Presence::Connected { since_ms } => {
+                match impatient || now_ms > wave.since_ms.max(since_ms).saturating_add(timeout) {
+                    true => Progress::Late,
+                    false => Progress::Pending,
+                }
+            }
+        }
+    }
+
+    fn serves(&self, wave: &Wave, sight: Option<&Sight>) -> bool {
+        sight.is_some_and(|sight| sight.knows(wave.generation) && sight.serves(&self.version))
+    }
+
+    fn begun(&self) -> impl Iterator<Item = &Wave> {
+        self.waves
+            .iter()
+            .filter(|wave| wave.state != WaveState::Waiting)
+    }
+
+    fn complete(&mut self, at: Moment, actions: &mut Vec<Action>) {
+        let skipped: Vec<_> = self
+            .waves
+            .iter()
+            .filter(|wave| wave.state == WaveState::Skipped)
+            .flat_map(|wave| wave.nodes.iter().map(Name::as_str))
+            .collect();
+        self.state = RolloutState::Completed;
+        self.reason = match skipped.is_empty() {
+            true => "every wave passed its gate".into(),
+            false => format!(
+                "every wave that could be reached passed its gate; {} will move when they are back",
+                list(&skipped)
+            ),
+        };
+        self.ended_ms = Some(at.now_ms);
+        actions.push(Action::Adopt);
+        publish(actions);
+    }
+
+    fn turn_back(&mut self, why: String, at: Moment, actions: &mut Vec<Action>) {
+        self.reason = cut(&why, MAX_REASON_CHARS);
+        self.state = RolloutState::RollingBack;
+        self.retreat = Some(Retreat {
+            since_ms: at.now_ms,
+            generation: at.next_generation,
+        });
+        publish(actions);
+    }
+
+    fn retreat(&mut self, fleet: &Fleet, at: Moment) -> Next {
+        let retreat = *self.retreat.get_or_insert(Retreat {
+            since_ms: at.now_ms,
+            generation: at.next_generation,
+        });
+        let mut pending = Vec::new();
+        let mut stuck = Vec::new();
+        for name in self.begun().flat_map(|wave| &wave.nodes) {
+            let Some(sight) = fleet.get(name).filter(|sight| sight.connected()) else {
+                continue; // It gets the right version when it is back.
+            };
+            match self.back(sight, retreat.generation) {
+                Some(true) => {}
+                Some(false) => stuck.push(name.as_str()),
+                None => pending.push(name.as_str()),
+            }
+        }
+        let patience = retreat
+            .since_ms
+            .saturating_add(self.policy.prepare_timeout_ms);
+        if !pending.is_empty() && at.now_ms <= patience {
+            return Next::Rest;
+        }
+        stuck.extend(pending);
+        if !stuck.is_empty() {
+            let more = format!("; not confirmed to be back: {}", list(&stuck));
+            self.reason = cut(&format!("{}{more}", self.reason), MAX_REASON_CHARS);
+        }
+        self.state = RolloutState::RolledBack;
+        self.ended_ms = Some(at.now_ms);
+        Next::Rest
+    }
+
+    /// Whether a node is back on the version before; none if it is on its way.
+    fn back(&self, sight: &Sight, generation: u64) -> Option<bool> {
+        if !sight.knows(generation) {
+            return None;
+        }
+        match &self.previous {
+            None => match sight.versions.get(&self.version) {
+                Some(seen) if seen.routed => None,
+                _ => Some(true),
+            },
+            Some(previous) if sight.serves(previous) => Some(true),
+            Some(previous) => match sight.versions.get(previous).map(|seen| &seen.state) {
+                Some(VersionState::Failed { .. }) => Some(false),
+                _ => None,
+            },
+        }
+    }
+}
+
+/// How a node of a moving wave gets on.
+enum Progress {
+    Serving,
+    Pending,
+    Late,
+    Away,
+}
+
+impl Sight {
+    fn connected(&self) -> bool {
+        matches!(self.presence, Presence::Connected { .. })
+    }
+
+    /// Whether what it says is about `generation` or a later one.
+    fn knows(&self, generation: u64) -> bool {
+        self.connected() && self.generation >= generation
+    }
+
+    fn serves(&self, version: &VersionId) -> bool {
+        let serving = |seen: &Seen| seen.state == VersionState::Ready && seen.routed;
+        self.versions.get(version).is_some_and(serving)
+    }
+}
+
+fn publish(actions: &mut Vec<Action>) {
+    if !actions.contains(&Action::Publish) {
+        actions.push(Action::Publish);
+    }
+}
+
+/// Names for people: a few, and how many more.
+fn list(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    match names.len() {
+        0..=SHOWN => names.join(", "),
+        n => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+    }
+}
+
+/// Waves over the connected nodes by name, each at least one node more than the last. Nodes that
+/// are away join the last wave: the first wave is to be a test, and nobody tests on them.
+fn plan_waves(fleet: &Fleet, percent: &[u8], now_ms: u64) -> Vec<Wave> {
+    let (present, absent): (Vec<_>, Vec<_>) =
+        fleet.iter().partition(|(_, sight)| sight.connected());
+    let total = present.len();
+    let mut waves = Vec::new();
+    let mut done = 0;
+    for (index, share) in percent.iter().enumerate() {
+        let last = index + 1 == percent.len();
+        let upto = match last {
+            true => total,
+            false => (total * usize::from(*share) / 100).max(done + 1).min(total),
+        };
+        if upto > done {
+            waves.push(Wave {
+                nodes: present[done..upto]
+                    .iter()
+                    .map(|(name, _)| (*name).clone())
+                    .collect(),
+                state: WaveState::Waiting,
+                since_ms: now_ms,
+                generation: 0,
+                tally: Tally::default(),
+            });
+        }
+        done = upto;
+    }
+    if let Some(last) = waves.last_mut() {
+        last.nodes
+            .extend(absent.into_iter().map(|(name, _)| name.clone()));
+    }
+    waves
+}
+
+/// Whether `percent` is a list of waves: rising, from 1, ending with 100.
+pub(crate) fn are_waves(percent: &[u8]) -> bool {
+    percent.last() == Some(&100)
+        && percent.len() <= MAX_WAVES
+        && percent.first().is_some_and(|first| *first > 0)
+        && percent.windows(2).all(|pair| pair[0] < pair[1])
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,648 @@
+//! The planner alone: one behaviour each, then whole fleets under random events.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holm_model::ids::Digest;
+use proptest::prelude::*;
+
+use super::*;
+
+const OLD: Digest = Digest([1; 32]);
+const NEW: Digest = Digest([2; 32]);
+
+fn policy() -> Policy {
+    Policy {
+        waves_percent: vec![34, 100],
+        bake_ms: 1000,
+        max_error_ppm: 10_000,
+        prepare_timeout_ms: 60_000,
+        absent_grace_ms: 5_000,
+    }
+}
+
+fn name(index: usize) -> Name {
+    format!("n{index}").parse().unwrap()
+}
+
+fn at(now_ms: u64, next_generation: u64) -> Moment {
+    Moment {
+        now_ms,
+        next_generation,
+    }
+}
+
+/// A connected node that serves `version` and has worked on `generation`.
+fn serving(version: Digest, generation: u64) -> Sight {
+    let seen = Seen {
+        state: VersionState::Ready,
+        routed: true,
+    };
+    Sight {
+        presence: Presence::Connected { since_ms: 0 },
+        generation,
+        versions: BTreeMap::from([(version, seen)]),
+    }
+}
+
+fn failing(version: Digest, generation: u64) -> Sight {
+    let state = VersionState::Failed {
+        reason: "probe answered 500".into(),
+    };
+    Sight {
+        presence: Presence::Connected { since_ms: 0 },
+        generation,
+        versions: BTreeMap::from([
+            (
+                version,
+                Seen {
+                    state,
+                    routed: false,
+                },
+            ),
+            (
+                OLD,
+                Seen {
+                    state: VersionState::Ready,
+                    routed: true,
+                },
+            ),
+        ]),
+    }
+}
+
+fn fleet(nodes: impl IntoIterator<Item = Sight>) -> Fleet {
+    nodes
+        .into_iter()
+        .enumerate()
+        .map(|(index, sight)| (name(index), sight))
+        .collect()
+}
+
+fn wave_sizes(rollout: &Rollout) -> Vec<usize> {
+    rollout.waves.iter().map(|wave| wave.nodes.len()).collect()
+}
+
+#[test]
+fn waves_grow_by_at_least_one_node_and_end_with_all() {
+    for (nodes, percent, sizes) in [
+        (1, vec![10, 50, 100], vec![1]),
+        (2, vec![10, 50, 100], vec![1, 1]),
+        (3, vec![10, 50, 100], vec![1, 1, 1]),
+        (3, vec![34, 100], vec![1, 2]),
+        (10, vec![10, 50, 100], vec![1, 4, 5]),
+        (10, vec![100], vec![10]),
+    ] {
+        let everyone = fleet((0..nodes).map(|_| serving(OLD, 1)));
+        let waves = plan_waves(&everyone, &percent, 0);
+        let found: Vec<_> = waves.iter().map(|wave| wave.nodes.len()).collect();
+        assert_eq!(found, sizes, "{nodes} nodes in {percent:?}");
+    }
+}
+
+#[test]
+fn nodes_that_are_away_wait_for_the_last_wave() {
+    let mut everyone = fleet((0..4).map(|_| serving(OLD, 1)));
+    everyone.get_mut(&name(0)).unwrap().presence = Presence::Absent { since_ms: 0 };
+    let waves = plan_waves(&everyone, &[34, 100], 0);
+    assert_eq!(waves[0].nodes, [name(1)]);
+    assert_eq!(waves[1].nodes, [name(2), name(3), name(0)]);
+}
+
+#[test]
+fn a_rollout_without_nodes_waits_and_says_so() {
+    let mut rollout = Rollout::begin(NEW, None, policy(), 0);
+    assert_eq!(rollout.tick(&Fleet::new(), at(1_000_000, 2)), []);
+    assert_eq!(rollout.state, RolloutState::Running);
+    assert!(
+        rollout
+            .reason
+            .contains("none that the manifest's placement allows has joined")
+    );
+}
+
+#[test]
+fn a_wave_moves_bakes_and_passes_before_the_next_one_moves() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let before = fleet((0..3).map(|_| serving(OLD, 1)));
+    assert_eq!(rollout.tick(&before, at(0, 2)), [Action::Publish]);
+    assert_eq!(wave_sizes(&rollout), [1, 2]);
+    assert_eq!(rollout.moved(), BTreeSet::from([&name(0)]));
+
+    let first = fleet([serving(NEW, 2), serving(OLD, 2), serving(OLD, 2)]);
+    assert_eq!(rollout.tick(&first, at(100, 3)), []);
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    assert_eq!(rollout.tick(&first, at(1099, 3)), []);
+    assert_eq!(rollout.moved().len(), 1);
+    assert_eq!(rollout.tick(&first, at(1100, 3)), [Action::Publish]);
+    assert_eq!(rollout.waves[0].state, WaveState::Passed);
+    assert_eq!(rollout.moved().len(), 3);
+
+    let second = fleet([serving(NEW, 3), serving(NEW, 3), serving(NEW, 3)]);
+    assert_eq!(rollout.tick(&second, at(1200, 4)), []);
+    assert_eq!(
+        rollout.tick(&second, at(2200, 4)),
+        [Action::Adopt, Action::Publish]
+    );
+    assert_eq!(rollout.state, RolloutState::Completed);
+    assert_eq!(rollout.ended_ms, Some(2200));
+}
+
+#[test]
+fn a_version_that_fails_on_a_node_is_taken_back_everywhere() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
+    let broken = fleet([failing(NEW, 2), serving(OLD, 2), serving(OLD, 2)]);
+    assert_eq!(rollout.tick(&broken, at(50, 3)), [Action::Publish]);
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+    assert_eq!(rollout.waves[0].state, WaveState::Failed);
+    assert!(
+        rollout
+            .reason
+            .contains("failed on node n0: probe answered 500")
+    );
+    assert!(rollout.moved().is_empty());
+
+    let back = fleet((0..3).map(|_| serving(OLD, 3)));
+    rollout.tick(&back, at(60, 4));
+    assert_eq!(rollout.state, RolloutState::RolledBack);
+}
+
+#[test]
+fn what_a_node_said_before_it_was_moved_does_not_count() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let stale = fleet((0..3).map(|_| failing(NEW, 1)));
+    rollout.tick(&stale, at(0, 2));
+    rollout.tick(&stale, at(10, 3));
+    assert_eq!(rollout.state, RolloutState::Running);
+    assert_eq!(rollout.waves[0].state, WaveState::Moving);
+}
+
+#[test]
+fn a_node_that_does_not_get_ready_in_time_fails_the_wave() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let idle = fleet((0..3).map(|_| serving(OLD, 2)));
+    rollout.tick(&idle, at(0, 2));
+    rollout.tick(&idle, at(60_000, 3));
+    assert_eq!(rollout.state, RolloutState::Running);
+    rollout.tick(&idle, at(60_001, 3));
+    assert_ne!(rollout.state, RolloutState::Running);
+    assert!(
+        rollout
+            .reason
+            .contains("n0 did not serve the new version within 60 s")
+    );
+}
+
+/// A rollout whose first wave is baking at 0 ms.
+fn baking() -> (Rollout, Fleet) {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
+    let first = fleet([serving(NEW, 2), serving(OLD, 2), serving(OLD, 2)]);
+    rollout.tick(&first, at(0, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    (rollout, first)
+}
+
+#[test]
+fn one_crash_fails_the_gate_at_once() {
+    let (mut rollout, first) = baking();
+    rollout.note(Tally {
+        invocations: 10_000,
+        errors: 1,
+        crashes: 1,
+    });
+    rollout.tick(&first, at(1, 3));
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+    assert!(
+        rollout
+            .reason
+            .contains("crashed 1 times in 10000 invocations")
+    );
+}
+
+#[test]
+fn the_error_rate_is_judged_at_the_end_of_the_bake_time() {
+    for (errors, state) in [
+        (0, WaveState::Passed),
+        (1, WaveState::Passed),
+        (2, WaveState::Failed),
+    ] {
+        let (mut rollout, first) = baking();
+        // Below the number that is judged early: 1 of 49 would be too many, 0 of 49 is not.
+        rollout.policy.max_error_ppm = 1_000_000 / 40;
+        rollout.note(Tally {
+            invocations: 49,
+            errors,
+            crashes: 0,
+        });
+        rollout.tick(&first, at(999, 3));
+        assert_eq!(
+            rollout.waves[0].state,
+            WaveState::Baking,
+            "{errors} errors, too early"
+        );
+        rollout.tick(&first, at(1000, 3));
+        assert_eq!(rollout.waves[0].state, state, "{errors} errors");
+    }
+}
+
+#[test]
+fn many_errors_fail_the_gate_before_the_bake_time_is_over() {
+    let (mut rollout, first) = baking();
+    rollout.note(Tally {
+        invocations: 100,
+        errors: 50,
+        crashes: 0,
+    });
+    rollout.tick(&first, at(1, 3));
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+}
+
+#[test]
+fn a_node_that_stays_away_is_skipped_but_never_all_of_them() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.tick(&fleet([serving(OLD, 1), serving(OLD, 1)]), at(0, 2));
+    let mut away = fleet([serving(OLD, 1), serving(OLD, 1)]);
+    for sight in away.values_mut() {
+        sight.presence = Presence::Absent { since_ms: 10 };
+    }
+    rollout.tick(&away, at(5_000, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Moving);
+    rollout.tick(&away, at(5_011, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Skipped);
+    for now in (10_000..2_000_000).step_by(10_000) {
+        rollout.tick(&away, at(now, 4));
+        assert_eq!(rollout.state, RolloutState::Running);
+    }
+    assert!(rollout.reason.contains("waiting for a node"));
+
+    // One comes back: quorum. The other is named.
+    away.insert(name(1), serving(NEW, 4));
+    rollout.tick(&away, at(2_000_000, 5));
+    rollout.tick(&away, at(2_001_000, 5));
+    assert_eq!(rollout.state, RolloutState::Completed);
+    assert!(
+        rollout.reason.contains("n0 will move when they are back"),
+        "{}",
+        rollout.reason
+    );
+}
+
+#[test]
+fn abort_goes_back_and_abort_after_the_end_does_nothing() {
+    let (mut rollout, _) = baking();
+    assert_eq!(rollout.abort(at(5, 3)), [Action::Publish]);
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+    assert_eq!(rollout.abort(at(6, 4)), []);
+    rollout.tick(&fleet((0..3).map(|_| serving(OLD, 3))), at(7, 4));
+    assert_eq!(rollout.state, RolloutState::RolledBack);
+    assert_eq!(rollout.reason, "aborted by the operator");
+}
+
+#[test]
+fn time_without_a_coordinator_counts_for_nothing() {
+    let (mut rollout, first) = baking();
+    rollout.resume(1_000_000);
+    rollout.tick(&first, at(1_000_500, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+}
+
+#[test]
+fn only_rising_percentages_that_end_with_100_are_waves() {
+    for good in [&[100][..], &[1, 100], &[10, 50, 100]] {
+        assert!(are_waves(good), "{good:?}");
+    }
+    for bad in [
+        &[][..],
+        &[50],
+        &[0, 100],
+        &[50, 50, 100],
+        &[60, 50, 100],
+        &[100, 101],
+    ] {
+        assert!(!are_waves(bad), "{bad:?}");
+    }
+}
+
+// ---- Whole fleets under random events ----
+
+/// What a simulated node does with the new version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Temper {
+    Good,
+    Fails,
+    NeverReady,
+}
+
+/// One random event.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    /// A node works on the newest desired state.
+    Apply(usize),
+    /// A node loses or finds its link.
+    Link(usize),
+    /// Time goes on.
+    Pass(u16),
+    /// Invocations of the new version; every hundredth seed has a crash in it.
+    Traffic { errors: u8, crash: bool },
+    /// The coordinator is killed and started again.
+    Restart,
+    /// The operator aborts.
+    Abort,
+}
+
+fn happens(nodes: usize) -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        8 => (0..nodes).prop_map(Happens::Apply),
+        3 => (0..nodes).prop_map(Happens::Link),
+        6 => (1u16..5000).prop_map(Happens::Pass),
+        2 => (0u8..2, prop::bool::weighted(0.01))
+            .prop_map(|(errors, crash)| Happens::Traffic { errors, crash }),
+        1 => Just(Happens::Restart),
+        1 => prop::bool::weighted(0.02)
+            .prop_map(|abort| if abort { Happens::Abort } else { Happens::Pass(1) }),
+    ]
+}
+
+/// A coordinator and its nodes, without any I/O.
+struct World {
+    rollout: Rollout,
+    /// As stored: what a restart comes back with.
+    stored: Vec<u8>,
+    generation: u64,
+    current: Option<Digest>,
+    now_ms: u64,
+    tempers: Vec<Temper>,
+    nodes: Vec<Simulated>,
+    /// Waves that began before the one before them was over.
+    violations: Vec<String>,
+}
+
+#[derive(Clone)]
+struct Simulated {
+    linked: bool,
+    since_ms: u64,
+    generation: u64,
+    /// The coordinator forgets what a node said when the link or the coordinator goes.
+    heard: bool,
+    versions: BTreeMap<Digest, Seen>,
+}
+
+impl World {
+    fn new(first: bool, tempers: Vec<Temper>, bake_ms: u64) -> Self {
+        let previous = (!first).then_some(OLD);
+        let policy = Policy {
+            bake_ms,
+            waves_percent: vec![10, 50, 100],
+            ..policy()
+        };
+        let rollout = Rollout::begin(NEW, previous, policy, 0);
+        let versions = previous
+            .map(|old| {
+                (
+                    old,
+                    Seen {
+                        state: VersionState::Ready,
+                        routed: true,
+                    },
+                )
+            })
+            .into_iter()
+            .collect();
+        let node = Simulated {
+            linked: true,
+            since_ms: 0,
+            generation: 1,
+            heard: true,
+            versions,
+        };
+        World {
+            stored: serde_json::to_vec(&rollout).unwrap(),
+            rollout,
+            generation: 1,
+            current: previous,
+            now_ms: 0,
+            nodes: vec![node; tempers.len()],
+            tempers,
+            violations: Vec::new(),
+        }
+    }
+
+    fn sights(&self) -> Fleet {
+        let sight = |node: &Simulated| Sight {
+            presence: match node.linked {
+                true => Presence::Connected {
+                    since_ms: node.since_ms,
+                },
+                false => Presence::Absent {
+                    since_ms: node.since_ms,
+                },
+            },
+            generation: if node.heard { node.generation } else { 0 },
+            versions: if node.heard {
+                node.versions.clone()
+            } else {
+                BTreeMap::new()
+            },
+        };
+        fleet(self.nodes.iter().map(sight))
+    }
+
+    /// As the executor does it: store, then act.
+    fn commit(&mut self, rollout: Rollout, actions: &[Action]) {
+        if actions.contains(&Action::Publish) {
+            self.generation += 1;
+        }
+        if actions.contains(&Action::Adopt) {
+            self.current = Some(NEW);
+        }
+        self.stored = serde_json::to_vec(&rollout).unwrap();
+        self.rollout = rollout;
+    }
+
+    fn tick(&mut self) {
+        let moment = at(self.now_ms, self.generation + 1);
+        let mut next = self.rollout.clone();
+        let actions = next.tick(&self.sights(), moment);
+        self.commit(next, &actions);
+        let mut open = false;
+        for wave in &self.rollout.waves {
+            let running = self.rollout.state == RolloutState::Running;
+            if open && wave.state != WaveState::Waiting && running {
+                let told = format!("a wave began before the one before it was over: {wave:?}");
+                self.violations.push(told);
+            }
+            open |= !matches!(wave.state, WaveState::Passed | WaveState::Skipped);
+        }
+    }
+
+    /// The node reconciles: prepares, and switches only to what is ready.
+    fn apply(&mut self, index: usize) {
+        let moved = self.rollout.moved().contains(&name(index));
+        let wanted = if moved { Some(NEW) } else { self.current };
+        let fallback = if moved { self.current } else { None };
+        let temper = self.tempers[index];
+        let node = &mut self.nodes[index];
+        if !node.linked {
+            return;
+        }
+        let state = |version: Digest| match (version == NEW, temper) {
+            (true, Temper::Fails) => VersionState::Failed {
+                reason: "crashed".into(),
+            },
+            (true, Temper::NeverReady) => VersionState::Preparing,
+            _ => VersionState::Ready,
+        };
+        let mut versions = BTreeMap::new();
+        for version in fallback.into_iter().chain(wanted) {
+            versions.insert(
+                version,
+                Seen {
+                    state: state(version),
+                    routed: false,
+                },
+            );
+        }
+        let ready = |version: &Digest| state(*version) == VersionState::Ready;
+        let routed = wanted.filter(ready).or(fallback.filter(ready));
+        if let Some(seen) = routed.and_then(|version| versions.get_mut(&version)) {
+            seen.routed = true;
+        }
+        node.versions = versions;
+        node.generation = self.generation;
+        node.heard = true;
+    }
+
+    fn happen(&mut self, event: Happens) {
+        match event {
+            Happens::Apply(index) => self.apply(index),
+            Happens::Link(index) => {
+                let node = &mut self.nodes[index];
+                node.linked = !node.linked;
+                node.since_ms = self.now_ms;
+                node.heard = false;
+            }
+            Happens::Pass(ms) => self.now_ms += u64::from(ms),
+            Happens::Traffic { errors, crash } => self.rollout.note(Tally {
+                invocations: 100,
+                errors: u64::from(errors),
+                crashes: u64::from(crash),
+            }),
+            Happens::Restart => {
+                self.rollout = serde_json::from_slice(&self.stored).unwrap();
+                self.rollout.resume(self.now_ms);
+                for node in &mut self.nodes {
+                    node.heard = false;
+                    node.since_ms = self.now_ms;
+                }
+            }
+            Happens::Abort => {
+                let mut next = self.rollout.clone();
+                let actions = next.abort(at(self.now_ms, self.generation + 1));
+                self.commit(next, &actions);
+            }
+        }
+        self.tick();
+    }
+
+    /// Every node comes back and works; enough time passes for every timeout.
+    fn settle(&mut self) {
+        for node in &mut self.nodes {
+            node.linked = true;
+            node.since_ms = self.now_ms;
+        }
+        for _ in 0..2_000 {
+            for index in 0..self.nodes.len() {
+                self.apply(index);
+            }
+            self.now_ms += 500;
+            self.tick();
+            if self.rollout.ended() {
+                break;
+            }
+        }
+        for index in 0..self.nodes.len() {
+            self.apply(index);
+        }
+    }
+
+    /// The version a node routes to.
+    fn routed(&self, index: usize) -> Option<Digest> {
+        let versions = &self.nodes[index].versions;
+        versions
+            .iter()
+            .find(|(_, seen)| seen.routed)
+            .map(|(version, _)| *version)
+    }
+}
+
+fn tempers() -> impl Strategy<Value = Vec<Temper>> {
+    let temper = prop_oneof![
+        12 => Just(Temper::Good),
+        1 => Just(Temper::Fails),
+        1 => Just(Temper::NeverReady),
+    ];
+    prop::collection::vec(temper, 1..8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever happens in whatever order, a rollout ends, and then the whole fleet agrees.
+    #[test]
+    fn every_rollout_ends_and_leaves_one_version_on_the_whole_fleet(
+        first in any::<bool>(),
+        bake_ms in 0u64..3000,
+        (tempers, events) in tempers().prop_flat_map(|tempers| {
+            let nodes = tempers.len();
+            (Just(tempers), prop::collection::vec(happens(nodes), 0..120))
+        }),
+    ) {
+        let mut world = World::new(first, tempers.clone(), bake_ms);
+        for event in events {
+            world.happen(event);
+        }
+        world.settle();
+        prop_assert!(world.violations.is_empty(), "{:?}", world.violations);
+        prop_assert!(world.rollout.ended(), "{:?}", world.rollout);
+        prop_assert!(world.rollout.ended_ms.is_some());
+        let expected = match world.rollout.state {
+            RolloutState::Completed => Some(NEW),
+            _ => (!first).then_some(OLD),
+        };
+        prop_assert_eq!(world.current, expected);
+        for (index, temper) in tempers.iter().enumerate() {
+            // A node that was away during the rollout may be one that cannot run the version: it
+            // keeps what it had, which is its own report's business, not the rollout's.
+            if *temper == Temper::Good || world.rollout.state == RolloutState::RolledBack {
+                prop_assert_eq!(world.routed(index), expected, "node {}", index);
+            }
+        }
+    }
+
+    /// With healthy nodes, no errors and nobody aborting, a rollout never turns back.
+    #[test]
+    fn a_good_version_on_a_flapping_fleet_completes(
+        nodes in 1usize..8,
+        events in prop::collection::vec(happens(8), 0..120),
+    ) {
+        let mut world = World::new(false, vec![Temper::Good; nodes], 200);
+        for event in events {
+            let event = match event {
+                Happens::Apply(index) => Happens::Apply(index % nodes),
+                Happens::Link(index) => Happens::Link(index % nodes),
+                Happens::Traffic { .. } => Happens::Traffic { errors: 0, crash: false },
+                // Short enough that no node that is connected runs out of its minute.
+                Happens::Pass(ms) => Happens::Pass(ms % 400),
+                Happens::Abort => Happens::Pass(1),
+                Happens::Restart => Happens::Restart,
+            };
+            world.happen(event);
+        }
+        world.settle();
+        prop_assert_eq!(world.rollout.state, RolloutState::Completed, "{}", world.rollout.reason);
+        for index in 0..nodes {
+            prop_assert_eq!(world.routed(index), Some(NEW));
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! Starting the coordinator, and ending it.
+
+use std::fs::{DirBuilder, File, Permissions, TryLockError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{Endpoint, VarInt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::api::{self, Api, BoundedListener};
+use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token};
+use crate::clock::{Clock, millis};
+use crate::ledger::Ledger;
+use crate::limits::LAST_SEEN_EVERY;
+use crate::nodes::{Fleet, Server, ServerError, Services};
+use crate::registry::{ArtifactError, Artifacts, Registry};
+use crate::rollout::{Rollouts, Timing};
+use crate::store::{Store, StoreError};
+
+/// Time for requests under way to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How to run a coordinator.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where it keeps everything; made if it is not there.
+    pub state_dir: PathBuf,
+    /// UDP address for nodes; port 0 takes any that is free.
+    pub quic_listen: SocketAddr,
+    /// TCP address of the HTTP API; port 0 takes any that is free.
+    pub http_listen: SocketAddr,
+    /// Host and UDP port that join tokens tell nodes to dial; the bound QUIC address if none.
+    pub public_quic_address: Option<String>,
+    /// How long a rollout waits for a connected node to serve a version.
+    pub prepare_timeout: Duration,
+    /// How long a rollout waits for a node that is away.
+    pub absent_grace: Duration,
+}
+
+impl Config {
+    /// A configuration with Holm's own times.
+    pub fn new(state_dir: PathBuf, quic_listen: SocketAddr, http_listen: SocketAddr) -> Self {
+        Config {
+            state_dir,
+            quic_listen,
+            http_listen,
+            public_quic_address: None,
+            prepare_timeout: Duration::from_secs(60),
+            absent_grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why a coordinator cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state directory is not usable.
+    #[error("{operation} {path} failed: {source}; look at the state directory's owner and disk")]
+    StateDir {
+        /// What was to be done.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// Another coordinator has it.
+    #[error("another coordinator is running on the state directory {0}; end it first")]
+    Locked(PathBuf),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate authority.
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    /// The administrator's token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The artifact directory.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+    /// The nodes' endpoint.
+    #[error(transparent)]
+    Nodes(#[from] ServerError),
+    /// The HTTP API's address is not to be had.
+    #[error(
+        "listening for the HTTP API on {address} failed: {source}; choose another address or end \
+         what holds it"
+    )]
+    Http {
+        /// Which.
+        address: SocketAddr,
+        /// The system's words.
+        source: io::Error,
+    },
+}
+
+/// A coordinator that runs. Dropped, it ends at once, as if killed.
+pub struct Running {
+    /// Where the HTTP API listens.
+    pub http_addr: SocketAddr,
+    /// Where nodes dial.
+    pub quic_addr: SocketAddr,
+    /// The file with the administrator's token.
+    pub admin_token_path: PathBuf,
+    tasks: JoinSet<&'static str>,
+    endpoint: Endpoint,
+    stop: watch::Sender<bool>,
+    store: Store,
+    // Declared last, so that it is let go of last.
+    _lock: File,
+}
+
+/// Starts a coordinator.
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    let dir = &config.state_dir;
+    prepare_dir(dir)?;
+    let lock = lock(dir)?;
+    let clock = Clock::start();
+    let store = Store::open(&dir.join("coordinator.db")).await?;
+    let authority = Authority::load_or_make(dir)?;
+    let admin_token_path = dir.join("admin-token");
+    ensure_admin_token(&admin_token_path, &store, &clock).await?;
+    let artifacts = Artifacts::open(dir.join("artifacts")).await?;
+    match artifacts.sweep(&store).await {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
+        Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
+    }
+
+    let fleet = Arc::new(Fleet::new(store.nodes().await?, clock));
+    let timing = Timing {
+        prepare_timeout_ms: millis(config.prepare_timeout),
+        absent_grace_ms: millis(config.absent_grace),
+    };
+    let rollouts = Arc::new(Rollouts::load(store.clone(), fleet.clone(), clock, timing).await?);
+    let registry = Registry::new(store.clone(), artifacts, clock);
+    let ledger = Ledger::new(store.clone());
+
+    let http = |source| StartError::Http {
+        address: config.http_listen,
+        source,
+    };
+    let listener = TcpListener::bind(config.http_listen).await.map_err(http)?;
+    let http_addr = listener.local_addr().map_err(http)?;
+    let server = Server::bind(config.quic_listen, &authority)?;
+    let quic_addr = server.address().map_err(|source| ServerError::Bind {
+        address: config.quic_listen,
+        source,
+    })?;
+    let endpoint = server.endpoint();
+
+    let address = config
+        .public_quic_address
+        .clone()
+        .unwrap_or_else(|| quic_addr.to_string());
+    let joins = Arc::new(Joins {
+        authority,
+        store: store.clone(),
+        clock,
+        address,
+    });
+    let services = Arc::new(Services {
+        store: store.clone(),
+        fleet: fleet.clone(),
+        ledger: ledger.clone(),
+        registry: registry.clone(),
+        target: rollouts.target(),
+        clock,
+    });
+    let api = Arc::new(Api {
+        store: store.clone(),
+        registry,
+        rollouts: rollouts.clone(),
+        fleet: fleet.clone(),
+        ledger,
+        joins: joins.clone(),
+        clock,
+        uploads: api::upload_turns(),
+    });
+
+    let (stop, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve_http(listener, api, stopped.clone()));
+    tasks.spawn(async move {
+        server.run(services, joins).await;
+        "the nodes' endpoint"
+    });
+    tasks.spawn(until(stopped.clone(), "rollouts", async move {
+        rollouts.run().await
+    }));
+    let seen_store = store.clone();
+    tasks.spawn(until(stopped, "last seen", async move {
+        keep_last_seen(&seen_store, &fleet).await;
+    }));
+    tracing::info!(%http_addr, %quic_addr, "the coordinator is up");
+    Ok(Running {
+        http_addr,
+        quic_addr,
+        admin_token_path,
+        tasks,
+        endpoint,
+        stop,
+        store,
+        _lock: lock,
+    })
+}
+
+impl Running {
+    /// Waits until the coordinator ends by itself, which it does only if a part of it breaks;
+    /// returns which.
+    pub async fn wait(&mut self) -> String {
+        match self.tasks.join_next().await {
+            Some(Ok(part)) => format!("{part} ended"),
+            Some(Err(error)) => format!("a part of the coordinator failed: {error}"),
+            None => "there is nothing left to wait for".into(),
+        }
+    }
+
+    /// Ends the coordinator: requests under way finish, nodes are told, the database is closed.
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        self.endpoint.close(
+            VarInt::from_u32(0),
+            b"the coordinator is ending; dial again",
+        );
+        let finished = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(GRACE, finished).await.is_err() {
+            tracing::warn!("parts of the coordinator did not end in time and are cut off");
+            self.tasks.shutdown().await;
+        }
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        self.store.close().await;
+        tracing::info!("the coordinator has ended");
+    }
+}
+
+async fn serve_http(
+    listener: TcpListener,
+    api: Arc<Api>,
+    mut stopped: watch::Receiver<bool>,
+) -> &'static str {
+    let stop = async move {
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let router = api::router(api);
+    let serve = axum::serve(BoundedListener::new(listener), router).with_graceful_shutdown(stop);
+    if let Err(error) = serve.await {
+        tracing::error!(%error, "the HTTP API failed");
+    }
+    "the HTTP API"
+}
+
+/// Does `work` until it is told to stop.
+async fn until(
+    mut stopped: watch::Receiver<bool>,
+    name: &'static str,
+    work: impl Future<Output = ()>,
+) -> &'static str {
+    tokio::select! {
+        () = work => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+    name
+}
+
+async fn keep_last_seen(store: &Store, fleet: &Fleet) {
+    loop {
+        tokio::time::sleep(LAST_SEEN_EVERY).await;
+        let seen = fleet.last_seen();
+        if let Err(error) = store.save_last_seen(&seen).await {
+            tracing::error!(%error, "last seen is not stored");
+        }
+    }
+}
+
+/// The state directory, for its owner alone.
+fn prepare_dir(dir: &Path) -> Result<(), StartError> {
+    let failed = |operation| {
+        move |source| StartError::StateDir {
+            operation,
+            path: dir.to_owned(),
+            source,
+        }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed("making"))?;
+    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed("securing"))
+}
+
+/// One coordinator for one state directory.
+fn lock(dir: &Path) -> Result<File, StartError> {
+    let path = dir.join("lock");
+    let failed = |source| StartError::StateDir {
+        operation: "locking",
+        path: path.clone(),
+        source,
+    };
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StartError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}

@@ -1,0 +1,319 @@
+//! Tenants, functions and versions.
+
+use std::collections::BTreeMap;
+
+use holm_model::api::VersionView;
+use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+
+use super::{During as _, Store, StoreError, bytes32, int, text, uint};
+use crate::limits::{MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS};
+use crate::rollout::Version;
+
+/// A function and what the fleet is on.
+#[derive(Clone, Debug)]
+pub(crate) struct FunctionRow {
+    pub(crate) name: FunctionName,
+    pub(crate) current: Option<VersionId>,
+    pub(crate) fallback: Option<VersionId>,
+}
+
+/// A version to be stored, already verified.
+#[derive(Debug)]
+pub(crate) struct NewVersion<'a> {
+    pub(crate) id: VersionId,
+    pub(crate) signed: &'a SignedVersion,
+    pub(crate) statement: &'a Statement,
+}
+
+/// What became of a version that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PublishOutcome {
+    Stored,
+    Known,
+    /// Its counter is not above that of the newest version.
+    CounterTooLow {
+        highest: u64,
+    },
+}
+
+/// What [`select`] gives.
+type VersionColumns = (Vec<u8>, String, String, i64, String, i64, Vec<u8>);
+
+fn view(row: VersionColumns) -> Result<VersionView, StoreError> {
+    let (id, function, label, counter, message, created_ms, content) = row;
+    Ok(VersionView {
+        version: Digest(bytes32("a version's id", &id)?),
+        function: text("a function's name", &function)?,
+        label,
+        counter: uint(counter),
+        message,
+        created_ms: uint(created_ms),
+        content: Digest(bytes32("a version's content", &content)?),
+    })
+}
+
+impl Store {
+    /// Makes the tenant if it is new, adds `keys` to it, and returns all of its keys; none if that
+    /// would be more than [`MAX_PUBLISHER_KEYS`].
+    pub(crate) async fn add_to_tenant(
+        &self,
+        tenant: &Name,
+        keys: &[PublisherKey],
+        now_ms: u64,
+    ) -> Result<Option<Vec<PublisherKey>>, StoreError> {
+        const DOING: &str = "store a tenant";
+        let mut tx = self.write().await?;
+        sqlx::query("INSERT OR IGNORE INTO tenants (name, created_ms) VALUES (?, ?)")
+            .bind(tenant.as_str().to_owned())
+            .bind(int(now_ms))
+            .execute(&mut *tx)
+            .await
+            .during(DOING)?;
+        for key in keys {
+            sqlx::query(
+                "INSERT OR IGNORE INTO publisher_keys (tenant, key, added_ms) VALUES (?, ?, ?)",
+            )
+            .bind(tenant.as_str().to_owned())
+            .bind(key.0.to_vec())
+            .bind(int(now_ms))
+            .execute(&mut *tx)
+            .await
+            .during(DOING)?;
+        }
+        let rows: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key",
+        )
+        .bind(tenant.as_str().to_owned())
+        .fetch_all(&mut *tx)
+        .await
+        .during(DOING)?;
+        if rows.len() > MAX_PUBLISHER_KEYS {
+            return Ok(None);
+        }
+        tx.commit().await.during(DOING)?;
+        read_keys(rows).map(Some)
+    }
+
+    /// The tenant's keys, if there is such a tenant.
+    pub(crate) async fn tenant_keys(
+        &self,
+        tenant: &Name,
+    ) -> Result<Option<Vec<PublisherKey>>, StoreError> {
+        const DOING: &str = "look up a tenant";
+        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM tenants WHERE name = ?")
+            .bind(tenant.as_str().to_owned())
+            .fetch_optional(&self.reader)
+            .await
+            .during(DOING)?;
+        if found.is_none() {
+            return Ok(None);
+        }
+        let rows: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key",
+        )
+        .bind(tenant.as_str().to_owned())
+        .fetch_all(&self.reader)
+        .await
+        .during(DOING)?;
+        read_keys(rows).map(Some)
+    }
+
+    /// Stores a version, and its function if it is the first.
+    pub(crate) async fn publish(
+        &self,
+        version: NewVersion<'_>,
+        now_ms: u64,
+    ) -> Result<PublishOutcome, StoreError> {
+        const DOING: &str = "store a version";
+        let NewVersion {
+            id,
+            signed,
+            statement,
+        } = version;
+        let function = statement.function.to_string();
+        let mut tx = self.write().await?;
+        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM versions WHERE id = ?")
+            .bind(id.0.to_vec())
+            .fetch_optional(&mut *tx)
+            .await
+            .during(DOING)?;
+        if known.is_some() {
+            return Ok(PublishOutcome::Known);
+        }
+        let highest: Option<i64> =
+            sqlx::query_scalar("SELECT MAX(counter) FROM versions WHERE function = ?")
+                .bind(function.clone())
+                .fetch_one(&mut *tx)
+                .await
+                .during(DOING)?;
+        if let Some(highest) = highest.filter(|highest| int(statement.counter) <= *highest) {
+            return Ok(PublishOutcome::CounterTooLow {
+                highest: uint(highest),
+            });
+        }
+        sqlx::query("INSERT OR IGNORE INTO functions (name, tenant) VALUES (?, ?)")
+            .bind(function.clone())
+            .bind(statement.function.tenant.as_str().to_owned())
+            .execute(&mut *tx)
+            .await
+            .during(DOING)?;
+        sqlx::query(
+            "INSERT INTO versions (id, function, counter, artifact, label, message, content,
+                                   created_ms, statement, key, signature, published_ms)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(id.0.to_vec())
+        .bind(function)
+        .bind(int(statement.counter))
+        .bind(statement.artifact.0.to_vec())
+        .bind(statement.label.clone())
+        .bind(statement.message.clone())
+        .bind(statement.content().0.to_vec())
+        .bind(int(statement.created_ms))
+        .bind(signed.statement.clone())
+        .bind(signed.key.0.to_vec())
+        .bind(signed.signature.clone())
+        .bind(int(now_ms))
+        .execute(&mut *tx)
+        .await
+        .during(DOING)?;
+        tx.commit().await.during(DOING)?;
+        Ok(PublishOutcome::Stored)
+    }
+
+    /// A version with its signed bytes.
+    pub(crate) async fn version(&self, id: VersionId) -> Result<Option<Version>, StoreError> {
+        let row: Option<(Vec<u8>, Vec<u8>, Vec<u8>)> =
+            sqlx::query_as("SELECT statement, key, signature FROM versions WHERE id = ?")
+                .bind(id.0.to_vec())
+                .fetch_optional(&self.reader)
+                .await
+                .during("look up a version")?;
+        let Some((statement, key, signature)) = row else {
+            return Ok(None);
+        };
+        let key = PublisherKey(bytes32("a publisher's key", &key)?);
+        let parsed = serde_json::from_slice(&statement)
+            .map_err(|error| StoreError::corrupt("a version's statement", error))?;
+        Ok(Some(Version {
+            id,
+            signed: SignedVersion {
+                statement,
+                key,
+                signature,
+            },
+            statement: parsed,
+        }))
+    }
+
+    /// A version for people.
+    pub(crate) async fn version_view(
+        &self,
+        id: VersionId,
+    ) -> Result<Option<VersionView>, StoreError> {
+        let sql = select("FROM versions WHERE id = ?");
+        let row: Option<VersionColumns> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(id.0.to_vec())
+            .fetch_optional(&self.reader)
+            .await
+            .during("look up a version")?;
+        row.map(view).transpose()
+    }
+
+    /// The versions of a function, newest first.
+    pub(crate) async fn versions_of(
+        &self,
+        function: &FunctionName,
+    ) -> Result<Vec<VersionView>, StoreError> {
+        let sql = select("FROM versions WHERE function = ? ORDER BY counter DESC LIMIT ?");
+        let rows: Vec<VersionColumns> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+            .bind(function.to_string())
+            .bind(MAX_LISTED_VERSIONS)
+            .fetch_all(&self.reader)
+            .await
+            .during("list versions")?;
+        rows.into_iter().map(view).collect()
+    }
+
+    /// The labels of those of `ids` that are known.
+    pub(crate) async fn labels(
+        &self,
+        ids: &[VersionId],
+    ) -> Result<BTreeMap<VersionId, String>, StoreError> {
+        let digits: Vec<_> = ids.iter().map(Digest::hex).collect();
+        let json = serde_json::to_string(&digits)
+            .map_err(|error| StoreError::corrupt("a version's id", error))?;
+        let rows: Vec<(Vec<u8>, String)> = sqlx::query_as(
+            "SELECT id, label FROM versions
+             WHERE id IN (SELECT unhex(value) FROM json_each(?))",
+        )
+        .bind(json)
+        .fetch_all(&self.reader)
+        .await
+        .during("look up labels")?;
+        rows.into_iter()
+            .map(|(id, label)| Ok((Digest(bytes32("a version's id", &id)?), label)))
+            .collect()
+    }
+
+    /// Every function by name.
+    pub(crate) async fn functions(&self) -> Result<Vec<FunctionRow>, StoreError> {
+        let rows: Vec<(String, Option<Vec<u8>>, Option<Vec<u8>>)> =
+            sqlx::query_as("SELECT name, current, fallback FROM functions ORDER BY name")
+                .fetch_all(&self.reader)
+                .await
+                .during("list functions")?;
+        rows.into_iter().map(function_row).collect()
+    }
+
+    /// One function.
+    pub(crate) async fn function(
+        &self,
+        name: &FunctionName,
+    ) -> Result<Option<FunctionRow>, StoreError> {
+        let row: Option<(String, Option<Vec<u8>>, Option<Vec<u8>>)> =
+            sqlx::query_as("SELECT name, current, fallback FROM functions WHERE name = ?")
+                .bind(name.to_string())
+                .fetch_optional(&self.reader)
+                .await
+                .during("look up a function")?;
+        row.map(function_row).transpose()
+    }
+
+    /// Whether a version names the artifact.
+    pub(crate) async fn names_artifact(&self, artifact: Digest) -> Result<bool, StoreError> {
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT 1 FROM versions WHERE artifact = ? LIMIT 1")
+                .bind(artifact.0.to_vec())
+                .fetch_optional(&self.reader)
+                .await
+                .during("look up an artifact")?;
+        Ok(found.is_some())
+    }
+}
+
+/// A query for [`VersionColumns`]; both parts are constants of this file.
+fn select(rest: &'static str) -> String {
+    format!("SELECT id, function, label, counter, message, created_ms, content {rest}")
+}
+
+fn read_keys(rows: Vec<Vec<u8>>) -> Result<Vec<PublisherKey>, StoreError> {
+    let read = |bytes: Vec<u8>| bytes32("a publisher's key", &bytes).map(PublisherKey);
+    rows.into_iter().map(read).collect()
+}
+
+fn function_row(
+    (name, current, fallback): (String, Option<Vec<u8>>, Option<Vec<u8>>),
+) -> Result<FunctionRow, StoreError> {
+    let id = |bytes: Option<Vec<u8>>| {
+        bytes
+            .map(|bytes| bytes32("a version's id", &bytes).map(Digest))
+            .transpose()
+    };
+    Ok(FunctionRow {
+        name: text("a function's name", &name)?,
+        current: id(current)?,
+        fallback: id(fallback)?,
+    })
+}

@@ -1,0 +1,223 @@
+//! Nodes, join tokens and API tokens.
+
+use holm_model::control::Hello;
+use holm_model::ids::{Digest, Name};
+
+use super::{During as _, Store, StoreError, bytes32, int, text, uint};
+use crate::limits::MAX_NODES;
+
+/// A node that has been connected at least once.
+#[derive(Debug)]
+pub(crate) struct NodeRow {
+    pub(crate) name: Name,
+    pub(crate) hello: Hello,
+    pub(crate) last_seen_ms: u64,
+}
+
+/// What became of an attempt to join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum JoinOutcome {
+    Joined,
+    UnknownToken,
+    UsedToken { by: String },
+    ExpiredToken,
+    OtherName { prescribed: Name },
+    NameTaken,
+    FleetFull,
+}
+
+impl Store {
+    /// Whether `digest` is that of a valid API token.
+    pub(crate) async fn knows_api_token(&self, digest: Digest) -> Result<bool, StoreError> {
+        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM api_tokens WHERE digest = ?")
+            .bind(digest.0.to_vec())
+            .fetch_optional(&self.reader)
+            .await
+            .during("look up an API token")?;
+        Ok(found.is_some())
+    }
+
+    /// Makes `digest` the API token called `label`, in place of the one before.
+    pub(crate) async fn set_api_token(
+        &self,
+        label: &str,
+        digest: Digest,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO api_tokens (digest, label, created_ms) VALUES (?, ?, ?)
+             ON CONFLICT (label) DO UPDATE SET digest = excluded.digest,
+                                               created_ms = excluded.created_ms",
+        )
+        .bind(digest.0.to_vec())
+        .bind(label.to_owned())
+        .bind(int(now_ms))
+        .execute(&self.writer)
+        .await
+        .during("store an API token")?;
+        Ok(())
+    }
+
+    /// Stores a join token by its digest.
+    pub(crate) async fn add_join_token(
+        &self,
+        digest: Digest,
+        node: Option<&Name>,
+        now_ms: u64,
+        expires_ms: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO join_tokens (digest, node, created_ms, expires_ms) VALUES (?, ?, ?, ?)",
+        )
+        .bind(digest.0.to_vec())
+        .bind(node.map(|node| node.as_str().to_owned()))
+        .bind(int(now_ms))
+        .bind(int(expires_ms))
+        .execute(&self.writer)
+        .await
+        .during("store a join token")?;
+        Ok(())
+    }
+
+    /// Uses the token up and makes `node` with its certificate, or tells why not; both or neither.
+    ///
+    /// A name that has been in use can be had again only with a token made for that name: so an
+    /// operator says that the machine was replaced.
+    pub(crate) async fn join(
+        &self,
+        token: Digest,
+        node: &Name,
+        certificate: Digest,
+        now_ms: u64,
+    ) -> Result<JoinOutcome, StoreError> {
+        const DOING: &str = "use a join token";
+        let mut tx = self.write().await?;
+        let row: Option<(Option<String>, i64, Option<i64>, Option<String>)> = sqlx::query_as(
+            "SELECT node, expires_ms, used_ms, used_by FROM join_tokens WHERE digest = ?",
+        )
+        .bind(token.0.to_vec())
+        .fetch_optional(&mut *tx)
+        .await
+        .during(DOING)?;
+        let Some((prescribed, expires_ms, used_ms, used_by)) = row else {
+            return Ok(JoinOutcome::UnknownToken);
+        };
+        if used_ms.is_some() {
+            return Ok(JoinOutcome::UsedToken {
+                by: used_by.unwrap_or_default(),
+            });
+        }
+        if uint(expires_ms) <= now_ms {
+            return Ok(JoinOutcome::ExpiredToken);
+        }
+        let prescribed: Option<Name> = prescribed
+            .map(|name| text("a join token", &name))
+            .transpose()?;
+        if let Some(prescribed) = prescribed.as_ref().filter(|name| *name != node) {
+            return Ok(JoinOutcome::OtherName {
+                prescribed: prescribed.clone(),
+            });
+        }
+        let lived: Option<bool> =
+            sqlx::query_scalar("SELECT hello IS NOT NULL FROM nodes WHERE name = ?")
+                .bind(node.as_str().to_owned())
+                .fetch_optional(&mut *tx)
+                .await
+                .during(DOING)?;
+        if lived == Some(true) && prescribed.is_none() {
+            return Ok(JoinOutcome::NameTaken);
+        }
+        let nodes: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM nodes")
+            .fetch_one(&mut *tx)
+            .await
+            .during(DOING)?;
+        if lived.is_none() && uint(nodes) >= MAX_NODES as u64 {
+            return Ok(JoinOutcome::FleetFull);
+        }
+        sqlx::query("UPDATE join_tokens SET used_ms = ?, used_by = ? WHERE digest = ?")
+            .bind(int(now_ms))
+            .bind(node.as_str().to_owned())
+            .bind(token.0.to_vec())
+            .execute(&mut *tx)
+            .await
+            .during(DOING)?;
+        sqlx::query(
+            "INSERT INTO nodes (name, certificate, joined_ms, last_seen_ms) VALUES (?, ?, ?, ?)
+             ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate,
+                                              joined_ms = excluded.joined_ms",
+        )
+        .bind(node.as_str().to_owned())
+        .bind(certificate.0.to_vec())
+        .bind(int(now_ms))
+        .bind(int(now_ms))
+        .execute(&mut *tx)
+        .await
+        .during(DOING)?;
+        tx.commit().await.during(DOING)?;
+        Ok(JoinOutcome::Joined)
+    }
+
+    /// Digest of the certificate that `node` has got, if it has joined.
+    pub(crate) async fn certificate_of(&self, node: &Name) -> Result<Option<Digest>, StoreError> {
+        let row: Option<Vec<u8>> =
+            sqlx::query_scalar("SELECT certificate FROM nodes WHERE name = ?")
+                .bind(node.as_str().to_owned())
+                .fetch_optional(&self.reader)
+                .await
+                .during("look up a node")?;
+        row.map(|bytes| bytes32("a node's certificate", &bytes).map(Digest))
+            .transpose()
+    }
+
+    /// What a node said of itself when it connected.
+    pub(crate) async fn save_hello(
+        &self,
+        node: &Name,
+        hello: &Hello,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        let json = serde_json::to_string(hello)
+            .map_err(|error| StoreError::corrupt("a node's hello", error))?;
+        sqlx::query("UPDATE nodes SET hello = ?, last_seen_ms = ? WHERE name = ?")
+            .bind(json)
+            .bind(int(now_ms))
+            .bind(node.as_str().to_owned())
+            .execute(&self.writer)
+            .await
+            .during("store a node")?;
+        Ok(())
+    }
+
+    /// When nodes were last heard.
+    pub(crate) async fn save_last_seen(&self, seen: &[(Name, u64)]) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        for (node, last_seen_ms) in seen {
+            sqlx::query("UPDATE nodes SET last_seen_ms = ? WHERE name = ?")
+                .bind(int(*last_seen_ms))
+                .bind(node.as_str().to_owned())
+                .execute(&mut *tx)
+                .await
+                .during("store when nodes were last seen")?;
+        }
+        tx.commit().await.during("store when nodes were last seen")
+    }
+
+    /// Every node that has been connected.
+    pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        let rows: Vec<(String, String, i64)> = sqlx::query_as(
+            "SELECT name, hello, last_seen_ms FROM nodes WHERE hello IS NOT NULL ORDER BY name",
+        )
+        .fetch_all(&self.reader)
+        .await
+        .during("list nodes")?;
+        let read = |(name, hello, last_seen_ms): (String, String, i64)| {
+            Ok(NodeRow {
+                name: text("a node's name", &name)?,
+                hello: serde_json::from_str(&hello)
+                    .map_err(|error| StoreError::corrupt("a node's hello", error))?,
+                last_seen_ms: uint(last_seen_ms),
+            })
+        };
+        rows.into_iter().map(read).collect()
+    }
+}

@@ -1,0 +1,361 @@
+//! A node as the coordinator sees one: it joins, dials, says Hello, and follows desired state
+//! without running anything. Whether a version becomes ready is up to the test.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use holm_model::codec;
+use holm_model::control::{
+    ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
+    JOIN_ALPN, JoinAnswer, JoinRequest, NodeMessage, Observed, ObservedVersion, Report,
+    VersionReport, VersionState,
+};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+use holm_model::join::JoinToken;
+use holm_model::usage::Outcome;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, VarInt};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::RootCertStore;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+/// A node's place in the fleet: its key, its certificate, and the CA.
+#[derive(Clone)]
+pub struct Identity {
+    pub name: Name,
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: Vec<u8>,
+    pub ca: CertificateDer<'static>,
+}
+
+/// Joins with a token as it is pasted; the refusal's reason if it is refused.
+pub async fn join(quic: SocketAddr, token: &str, name: &str) -> Result<Identity, String> {
+    let token: JoinToken = token.parse().unwrap();
+    join_with(quic, token.secret, name).await
+}
+
+pub async fn join_with(
+    quic: SocketAddr,
+    secret: Vec<u8>,
+    name: &str,
+) -> Result<Identity, String> {
+    let key = KeyPair::generate().unwrap();
+    let csr = CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap();
+    let name: Name = name.parse().unwrap();
+    let request = JoinRequest { secret, node: name.clone(), csr_der: csr.der().to_vec() };
+    let connection = dial(quic, JOIN_ALPN, None).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, &request).await;
+    let answer = read(&mut recv).await.unwrap();
+    connection.close(VarInt::from_u32(0), b"");
+    match answer {
+        JoinAnswer::Joined { certificate_der, ca_der } => {
+            let ca = CertificateDer::from(ca_der);
+            let chain = vec![CertificateDer::from(certificate_der)];
+            Ok(Identity { name, chain, key: key.serialize_der(), ca })
+        }
+        JoinAnswer::Refused { reason } => Err(reason),
+    }
+}
+
+/// A connection with this ALPN, showing the identity's certificate if there is one. Without one
+/// the coordinator's certificate is not checked: the tests that do so are about the other side.
+pub async fn dial(quic: SocketAddr, alpn: &[u8], identity: Option<&Identity>) -> Connection {
+    let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint.set_default_client_config(client_config(alpn, identity));
+    let connecting = endpoint.connect(quic, COORDINATOR_TLS_NAME).unwrap();
+    timeout(super::PATIENCE, connecting).await.unwrap().unwrap()
+}
+
+fn client_config(alpn: &[u8], identity: Option<&Identity>) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap();
+    let mut config = match identity {
+        Some(identity) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(identity.ca.clone()).unwrap();
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.clone()));
+            builder
+                .with_root_certificates(roots)
+                .with_client_auth_cert(identity.chain.clone(), key)
+                .unwrap()
+        }
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+            .with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(Duration::from_millis(500)));
+    transport.max_idle_timeout(Some(Duration::from_secs(3).try_into().unwrap()));
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+pub async fn write<T: Serialize>(send: &mut SendStream, message: &T) {
+    send.write_all(&codec::encode(message).unwrap()).await.unwrap();
+}
+
+/// The next message; none if the stream or the connection ends instead.
+pub async fn read<T: DeserializeOwned>(recv: &mut RecvStream) -> Option<T> {
+    let mut length = [0; 4];
+    let message = async {
+        recv.read_exact(&mut length).await.ok()?;
+        let mut following = vec![0; codec::following_bytes(length).unwrap()];
+        recv.read_exact(&mut following).await.ok()?;
+        Some(codec::decode(&following).unwrap())
+    };
+    timeout(super::PATIENCE, message).await.expect("a message in time")
+}
+
+/// A node's control stream after `Welcome`.
+pub struct Control {
+    pub connection: Connection,
+    pub send: SendStream,
+    pub recv: RecvStream,
+}
+
+pub fn hello(index: u32) -> Hello {
+    Hello {
+        coordinates: format!("{},{}", 10 * index, 10 * index).parse().unwrap(),
+        region: "eu".into(),
+        ingress_url: format!("http://127.0.0.1:{}", 8000 + index),
+        boot_epoch: 1,
+        kvm: "pvm".into(),
+        software: "0.1.0".into(),
+    }
+}
+
+/// Dials and says Hello; the coordinator's Welcome is checked.
+pub async fn connect(quic: SocketAddr, identity: &Identity, hello: Hello) -> Control {
+    let connection = dial(quic, ALPN, Some(identity)).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, &NodeMessage::Hello(hello)).await;
+    match read(&mut recv).await {
+        Some(CoordinatorMessage::Welcome { node, .. }) => assert_eq!(node, identity.name),
+        other => panic!("{other:?} is not Welcome"),
+    }
+    Control { connection, send, recv }
+}
+
+/// One bulk exchange; the raw bytes behind the answer come with it.
+pub async fn bulk(connection: &Connection, request: &BulkRequest) -> (BulkAnswer, Vec<u8>) {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, request).await;
+    send.finish().unwrap();
+    let answer = read(&mut recv).await.unwrap();
+    (answer, recv.read_to_end(1 << 30).await.unwrap())
+}
+
+/// What the test decides about a node, and what it did.
+#[derive(Default)]
+pub struct Behaviour {
+    /// Versions that fail on it, with the reason.
+    pub fails: BTreeMap<VersionId, String>,
+    /// Versions that never get ready on it.
+    pub stuck: BTreeSet<VersionId>,
+    /// Every version that requests of the function ever went to, in order.
+    pub routed: Vec<VersionId>,
+    /// Generations of desired state in order of arrival.
+    pub generations: Vec<u64>,
+    /// The newest desired state.
+    pub desired: Desired,
+}
+
+/// A node that keeps its link up and follows desired state.
+pub struct TestNode {
+    pub identity: Identity,
+    pub behaviour: Arc<Mutex<Behaviour>>,
+    reports: mpsc::UnboundedSender<Report>,
+    task: JoinHandle<()>,
+}
+
+impl TestNode {
+    /// Joins with a fresh token and stays connected.
+    pub async fn start(coordinator: &super::Coordinator, name: &str, index: u32) -> Self {
+        let token = coordinator.join_token().await;
+        let identity = join(coordinator.quic, &token, name).await.unwrap();
+        let node = TestNode::run(coordinator.quic, identity, hello(index));
+        let connected = || async {
+            let nodes = coordinator.nodes().await;
+            nodes.iter().any(|view| view.name.as_str() == name && view.connected)
+        };
+        super::until("a connected node", connected).await;
+        node
+    }
+
+    pub fn run(quic: SocketAddr, identity: Identity, hello: Hello) -> Self {
+        let behaviour = Arc::new(Mutex::new(Behaviour::default()));
+        let (reports, mut pending) = mpsc::unbounded_channel();
+        let (own, shared) = (identity.clone(), behaviour.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                live(quic, &own, hello.clone(), &shared, &mut pending).await;
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        TestNode { identity, behaviour, reports, task }
+    }
+
+    /// Reports invocations.
+    pub fn report(&self, function: &FunctionName, version: VersionId, outcomes: &[(Outcome, u64)]) {
+        let (function, outcomes) = (function.clone(), outcomes.to_vec());
+        let versions = vec![VersionReport { function, version, outcomes, run_ns: 1 }];
+        self.reports.send(Report { versions, free_slots: 1 }).unwrap();
+    }
+
+    /// The version that requests go to now.
+    pub fn routed(&self) -> Option<VersionId> {
+        self.behaviour.lock().unwrap().routed.last().copied()
+    }
+
+    /// Ends it without a word.
+    pub fn kill(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One connection's life.
+async fn live(
+    quic: SocketAddr,
+    identity: &Identity,
+    hello: Hello,
+    behaviour: &Mutex<Behaviour>,
+    reports: &mut mpsc::UnboundedReceiver<Report>,
+) -> Option<()> {
+    let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint.set_default_client_config(client_config(ALPN, Some(identity)));
+    let connection = endpoint.connect(quic, COORDINATOR_TLS_NAME).unwrap().await.ok()?;
+    let (mut send, mut recv) = connection.open_bi().await.ok()?;
+    send.write_all(&codec::encode(&NodeMessage::Hello(hello)).unwrap()).await.ok()?;
+    // Frames are read in a task of their own: reading one is not to be cancelled half-way.
+    let (messages, mut incoming) = mpsc::channel(8);
+    let reader = tokio::spawn(async move {
+        while let Some(message) = read_any(&mut recv).await {
+            if messages.send(message).await.is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        let message = tokio::select! {
+            message = incoming.recv() => match message {
+                Some(CoordinatorMessage::Desired(desired)) => {
+                    NodeMessage::Observed(follow(desired, behaviour))
+                }
+                Some(_) => continue,
+                None => break,
+            },
+            Some(report) = reports.recv() => NodeMessage::Report(report),
+        };
+        if send.write_all(&codec::encode(&message).unwrap()).await.is_err() {
+            break;
+        }
+    }
+    reader.abort();
+    Some(())
+}
+
+async fn read_any(recv: &mut RecvStream) -> Option<CoordinatorMessage> {
+    let mut length = [0; 4];
+    recv.read_exact(&mut length).await.ok()?;
+    let mut following = vec![0; codec::following_bytes(length).unwrap()];
+    recv.read_exact(&mut following).await.ok()?;
+    Some(codec::decode(&following).unwrap())
+}
+
+/// Reconciles: verifies, "prepares", and switches only to what is ready.
+fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
+    let mut behaviour = behaviour.lock().unwrap();
+    let mut versions = Vec::new();
+    for wanted in &desired.functions {
+        let mut route = None;
+        let wants = [wanted.previous.as_ref(), Some(&wanted.version)];
+        for signed in wants.into_iter().flatten() {
+            let version = signed.verify(&wanted.publisher_keys).unwrap().id;
+            let state = match behaviour.fails.get(&version) {
+                Some(reason) => VersionState::Failed { reason: reason.clone() },
+                None if behaviour.stuck.contains(&version) => VersionState::Preparing,
+                None => VersionState::Ready,
+            };
+            if state == VersionState::Ready {
+                route = Some(version);
+            }
+            let function = wanted.function.clone();
+            versions.push(ObservedVersion { function, version, state, routed: false });
+        }
+        for seen in versions.iter_mut().filter(|seen| seen.function == wanted.function) {
+            seen.routed = Some(seen.version) == route;
+        }
+        if let Some(version) = route.filter(|version| behaviour.routed.last() != Some(version)) {
+            behaviour.routed.push(version);
+        }
+    }
+    behaviour.generations.push(desired.generation);
+    let generation = desired.generation;
+    behaviour.desired = desired;
+    Observed { generation, versions }
+}
+
+/// Trusts any certificate: for tests that have not joined yet.
+#[derive(Debug)]
+struct Anyone(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let schemes = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, schemes)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let schemes = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, schemes)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A digest that nothing has.
+pub fn nothing() -> Digest {
+    Digest([0xee; 32])
+}
