@@ -5,7 +5,7 @@ static volatile int zero;
 
 static void handle(const struct request *request) {
     if (is_path(request, "/divide"))
-        zero = 1 / zero;
+        zero = 7 / zero;
     else if (is_path(request, "/undefined"))
         __asm__ volatile("ud2");
     else if (is_path(request, "/breakpoint"))
@@ -21,7 +21,6 @@ static void handle(const struct request *request) {
     else if (is_path(request, "/single_step"))
         __asm__ volatile("pushfq\n\torq $0x100, (%%rsp)\n\tpopfq\n\tnop" : : : "memory", "cc");
     else if (is_path(request, "/alignment")) {
-        /* Linux turns alignment checks on (CR0.AM) and this faults; Holm leaves them off. */
         __asm__ volatile("pushfq\n\torq $0x40000, (%%rsp)\n\tpopfq" : : : "memory", "cc");
         static char bytes[16];
         *(volatile uint64_t *)(bytes + 1) = 1;

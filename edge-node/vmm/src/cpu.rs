@@ -19,6 +19,8 @@ const CR0_MP: u64 = 1 << 1;
 const CR0_ET: u64 = 1 << 4;
 const CR0_NE: u64 = 1 << 5;
 const CR0_WP: u64 = 1 << 16;
+/// Alignment checks for programs that ask for them, as on Linux; PVM has no other way.
+const CR0_AM: u64 = 1 << 18;
 const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_OSFXSR: u64 = 1 << 9;
@@ -178,7 +180,7 @@ pub(crate) fn system_registers(new: &kvm_sregs, pml4: u64) -> kvm_sregs {
             limit: 4095,
             ..Default::default()
         },
-        cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG,
+        cr0: CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG,
         cr2: 0,
         cr3: pml4,
         cr4: CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE,

@@ -32,7 +32,11 @@ impl Floor {
         let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::CopyOnWrite)?;
         Image::get().load(&memory)?;
         memory.write(PROGRAM_ADDR, &CODE)?;
-        let code = Range { start: PROGRAM_ADDR, end: PROGRAM_ADDR + 4096, access: Access::Execute };
+        let code = Range {
+            start: PROGRAM_ADDR,
+            end: PROGRAM_ADDR + 4096,
+            access: Access::Execute,
+        };
         layout.write_page_tables(&memory, &[], &[code])?;
         layout.write_cpu_tables(&memory)?;
         let mut machine = Machine::new(hypervisor)?;
@@ -43,7 +47,12 @@ impl Floor {
             rflags: 0x202,
             ..Default::default()
         };
-        machine.set_state(&CpuState { regs, fs_base: 0, gs_base: 0, xsave: initial_xsave() })?;
+        machine.set_state(&CpuState {
+            regs,
+            fs_base: 0,
+            gs_base: 0,
+            xsave: initial_xsave(),
+        })?;
         Ok(Floor { machine })
     }
 
@@ -52,7 +61,9 @@ impl Floor {
         let start = Instant::now();
         match self.machine.run_once()? {
             Exit::Port(HOSTCALL_PORT) => Ok(start.elapsed()),
-            _ => Err(VmmError::Misuse("the guest of the floor left in an unexpected way")),
+            _ => Err(VmmError::Misuse(
+                "the guest of the floor left in an unexpected way",
+            )),
         }
     }
 }

@@ -43,7 +43,14 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     /// A range that a guest may give as a buffer: in the library OS's image or program memory.
+    /// An empty one may have any address.
     pub(crate) fn new(addr: u64, bytes: u64, layout: &Layout) -> Option<Self> {
+        if bytes == 0 {
+            return Some(Buffer {
+                addr: BUFFERS_START,
+                bytes,
+            });
+        }
         let end = addr.checked_add(bytes)?;
         (addr >= BUFFERS_START && end <= layout.tables).then_some(Buffer { addr, bytes })
     }

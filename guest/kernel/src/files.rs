@@ -15,7 +15,6 @@ const MAX_OBJECTS: usize = 256;
 
 const O_NONBLOCK: u64 = 0o4000;
 const O_CLOEXEC: u64 = 0o2_000_000;
-const O_ACCMODE: u64 = 3;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,18 +245,36 @@ pub fn open_event(initial: u64, flags: u64) -> SysResult {
     state::files().open(event, flags)
 }
 
+/// What is at a path: the devices, and nothing else.
+fn at(path: u64) -> Result<Object, Errno> {
+    match user::path(path)? {
+        b"/dev/null" => Ok(Object::Null),
+        b"/dev/zero" => Ok(Object::Zero),
+        b"/dev/random" | b"/dev/urandom" => Ok(Object::Random),
+        b"/dev/stdin" => Ok(Object::Stdin),
+        b"/dev/stdout" | b"/dev/stderr" => Ok(Object::Log),
+        _ => Err(Errno::ENOENT),
+    }
+}
+
 /// `open` and `openat`
 pub fn open(path: u64, flags: u64) -> SysResult {
-    let object = match user::path(path)? {
-        b"/dev/null" => Object::Null,
-        b"/dev/zero" => Object::Zero,
-        b"/dev/random" | b"/dev/urandom" => Object::Random,
-        b"/dev/stdin" => Object::Stdin,
-        b"/dev/stdout" | b"/dev/stderr" => Object::Log,
-        _ if flags & O_ACCMODE != 0 && flags & 0o100 != 0 => return Err(Errno::EROFS),
-        _ => return Err(Errno::ENOENT),
-    };
-    state::files().open(object, flags)
+    const O_CREAT: u64 = 0o100;
+    match at(path) {
+        Ok(object) => state::files().open(object, flags),
+        Err(Errno::ENOENT) if flags & O_CREAT != 0 => Err(Errno::EROFS),
+        Err(error) => Err(error),
+    }
+}
+
+/// `access` and its kin
+pub fn access(path: u64) -> SysResult {
+    at(path).map(|_| 0)
+}
+
+/// What `stat` says a path is.
+pub fn kind_at(path: u64) -> Result<Kind, Errno> {
+    Ok(kind_of(at(path)?))
 }
 
 /// `read`
@@ -362,12 +379,16 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
 
 /// What `fstat` says a descriptor is.
 pub fn kind(descriptor: u64) -> Result<Kind, Errno> {
-    Ok(match state::files().get(descriptor)?.object {
+    Ok(kind_of(state::files().get(descriptor)?.object))
+}
+
+fn kind_of(object: Object) -> Kind {
+    match object {
         Object::Stdin | Object::Log => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Kind::Socket,
         Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
-    })
+    }
 }
 
 /// The one thread waits for what can never come.

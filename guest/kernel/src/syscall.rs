@@ -49,7 +49,9 @@ fn serve(frame: &Frame) -> SysResult {
         1 => files::write(a, user::slice(b, c)?),
         2 => files::open(a, b),
         3 => files::close(a),
-        4 | 6 | 21 | 87 | 89 => user::path(a).and(Err(Errno::ENOENT)),
+        4 | 6 => stat::stat(files::kind_at(a)?, b),
+        21 => files::access(a),
+        87 | 89 => user::path(a).and(Err(Errno::ENOENT)),
         5 => stat::stat(files::kind(a)?, b),
         7 => poll::poll(a, b, poll::timeout_ms(c)),
         8 => files::kind(a).and(Err(Errno::ESPIPE)),
@@ -128,10 +130,9 @@ fn serve(frame: &Frame) -> SysResult {
         233 => poll::epoll_control(a, b, c, d),
         234 => signal(b, c),
         257 => files::open(b, c),
-        262 => at_path(a, b, d, |descriptor| {
-            stat::stat(files::kind(descriptor)?, c)
-        }),
-        267 | 269 | 439 => user::path(b).and(Err(Errno::ENOENT)),
+        262 => stat::stat(kind_at(a, b, d)?, c),
+        267 => user::path(b).and(Err(Errno::ENOENT)),
+        269 | 439 => files::access(b),
         270 => poll::select(a, b, c, d, time::timespec(e)?),
         271 => poll::poll(a, b, time::timespec(c)?),
         273 => Ok(0),
@@ -156,9 +157,7 @@ fn serve(frame: &Frame) -> SysResult {
             state::random().fill(user::slice_mut(a, b)?);
             Ok(b)
         }
-        332 => at_path(a, b, c, |descriptor| {
-            stat::statx(files::kind(descriptor)?, e)
-        }),
+        332 => stat::statx(kind_at(a, b, c)?, e),
         // glibc asks for restartable sequences at every start, and does without.
         334 => Err(Errno::ENOSYS),
         number => refuse(number),
@@ -241,19 +240,14 @@ fn message(header: u64, each: impl FnMut(u64, u64, bool) -> SysResult) -> SysRes
     vectors(array, count, each)
 }
 
-/// A call with a directory descriptor and a path: with an empty path it is about the descriptor.
-fn at_path(
-    descriptor: u64,
-    path: u64,
-    flags: u64,
-    about: impl FnOnce(u64) -> SysResult,
-) -> SysResult {
+/// For a call with a directory descriptor and a path: with an empty path it is about the descriptor.
+fn kind_at(descriptor: u64, path: u64, flags: u64) -> Result<stat::Kind, Errno> {
     const AT_EMPTY_PATH: u64 = 0x1000;
     let empty = path == 0 || user::path(path)?.is_empty();
     if empty && flags & AT_EMPTY_PATH != 0 {
-        about(descriptor)
+        files::kind(descriptor)
     } else {
-        Err(Errno::ENOENT)
+        files::kind_at(path)
     }
 }
 

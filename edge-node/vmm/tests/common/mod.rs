@@ -1,0 +1,151 @@
+//! A small harness: one program, and requests to fresh instances of it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use holm_model::program::Program;
+use holm_test_support::patience;
+use holm_vmm::{
+    Failure, GuestConfig, Hypervisor, Limits, PrepareError, Prepared, Request, Response, Slot,
+    Step, prepare,
+};
+
+/// Program memory of the guests in these tests.
+pub const MEMORY_BYTES: u64 = 64 << 20;
+
+/// The program of a file.
+pub fn program(path: &Path) -> Program {
+    let bytes = std::fs::read(path).unwrap();
+    Program::parse(&bytes).unwrap()
+}
+
+/// A configuration with `env`.
+pub fn config(env: &[(&str, &str)]) -> GuestConfig {
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    GuestConfig {
+        name: "tests/guest".into(),
+        memory_bytes: MEMORY_BYTES,
+        env: env.iter().map(own).collect(),
+        port: 8080,
+    }
+}
+
+/// Boots the program of a file.
+pub fn boot(path: &Path, config: &GuestConfig) -> Result<Prepared, PrepareError> {
+    let hypervisor = Hypervisor::open().unwrap();
+    prepare(
+        &hypervisor,
+        &program(path),
+        config,
+        patience(Duration::from_secs(5)),
+    )
+}
+
+/// A program that is ready, and one slot for it.
+pub struct Function {
+    pub hypervisor: Hypervisor,
+    pub prepared: Prepared,
+    pub slot: Slot,
+    pub deadline: Duration,
+    pub cpu: Duration,
+}
+
+/// What a request came to, and what the program wrote meanwhile.
+pub struct Outcome {
+    pub result: Result<Response, Failure>,
+    pub log: String,
+}
+
+impl Function {
+    /// Boots the program of a file and loads it into a slot.
+    pub fn new(path: &Path) -> Self {
+        Self::with(path, &config(&[]))
+    }
+
+    pub fn with(path: &Path, config: &GuestConfig) -> Self {
+        let hypervisor = Hypervisor::open().unwrap();
+        let prepared = match boot(path, config) {
+            Ok(prepared) => prepared,
+            Err(error) => panic!("{error}\n{}", String::from_utf8_lossy(&error.log)),
+        };
+        let mut slot = Slot::new(&hypervisor).unwrap();
+        slot.load(&prepared.snapshot).unwrap();
+        let deadline = patience(Duration::from_secs(10));
+        Function {
+            hypervisor,
+            prepared,
+            slot,
+            deadline,
+            cpu: deadline,
+        }
+    }
+
+    /// One request to the instance that is in the slot; the slot stays as the request left it.
+    pub fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
+        let request = Request {
+            method,
+            target,
+            headers: &[(b"host", b"guest.test")],
+            body,
+        };
+        let limits = Limits {
+            deadline: Instant::now() + self.deadline,
+            cpu: self.cpu,
+            response_body_bytes: 1 << 20,
+        };
+        self.slot.begin(&request, limits).unwrap();
+        let result = loop {
+            match self.slot.run(Duration::from_millis(50)) {
+                Step::Answered(response) => break Ok(response),
+                Step::Failed(failure) => break Err(failure),
+                Step::Yielded => {}
+                Step::Parked(until) => {
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                }
+            }
+        };
+        let log = String::from_utf8_lossy(&self.slot.take_log()).into_owned();
+        Outcome { result, log }
+    }
+
+    /// One request to a pristine instance, which is reset, or replaced if it failed.
+    pub fn fresh(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
+        let outcome = self.send(method, target, body);
+        match outcome.result {
+            Ok(_) => self.slot.reset().unwrap(),
+            Err(_) => {
+                self.slot = Slot::new(&self.hypervisor).unwrap();
+                self.slot.load(&self.prepared.snapshot).unwrap();
+            }
+        }
+        outcome
+    }
+
+    /// The body of the answer to a GET, as text. The test fails if there is none.
+    pub fn get(&mut self, target: &str) -> String {
+        let outcome = self.fresh("GET", target, b"");
+        match outcome.result {
+            Ok(response) => String::from_utf8(response.body).unwrap(),
+            Err(failure) => panic!("GET {target}: {failure}\n{}", outcome.log),
+        }
+    }
+
+    /// Why a GET failed, and that the next instance is well. The test fails if it did not.
+    pub fn failure(&mut self, target: &str) -> String {
+        let outcome = self.fresh("GET", target, b"");
+        let failure = match outcome.result {
+            Ok(response) => panic!(
+                "GET {target} was answered: {} {}",
+                response.status,
+                String::from_utf8_lossy(&response.body)
+            ),
+            Err(failure @ Failure::Host(_)) => {
+                panic!("GET {target} is blamed on the host: {failure}")
+            }
+            Err(failure) => failure.to_string(),
+        };
+        assert_eq!(self.get("/ok"), "ok\n", "the instance after {target}");
+        failure
+    }
+}

@@ -1,0 +1,303 @@
+//! Programs that do what they should not: each gets a report that names it, and the next instance is
+//! well.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Function, boot, config};
+use holm_test_support::{guest, require_kvm};
+use holm_vmm::Failure;
+
+/// Asserts that each path of a guest fails with a text that contains what is given for it.
+fn each_fails(name: &str, cases: &[(&str, &str)]) {
+    let mut function = Function::new(&guest(name));
+    for (path, expected) in cases {
+        let failure = function.failure(path);
+        assert!(failure.contains(expected), "{name} {path}: {failure}");
+    }
+}
+
+#[test]
+fn kvm_a_null_pointer_is_named_with_the_function_that_used_it() {
+    if !require_kvm() {
+        return;
+    }
+    let mut function = Function::new(&guest("dereferences_null"));
+    for (path, verb, symbol) in [
+        ("/", "read", Some("reads_through_null")),
+        ("/write", "write", Some("handle")),
+        ("/call", "execute", None),
+    ] {
+        let outcome = function.fresh("GET", path, b"");
+        let Err(Failure::Crash(report)) = outcome.result else {
+            panic!("{path}: no crash")
+        };
+        assert_eq!(
+            (report.vector, report.address),
+            (Some(14), Some(0)),
+            "{path}"
+        );
+        assert!(
+            report.what.contains(verb) && report.what.contains("null"),
+            "{path}: {report}"
+        );
+        if let Some(symbol) = symbol {
+            assert!(
+                report.symbol.as_deref().unwrap().starts_with(symbol),
+                "{path}: {report}"
+            );
+        }
+        assert!(report.instruction.is_some() && report.registers.is_some());
+    }
+}
+
+#[test]
+fn kvm_every_exception_is_the_programs_own_crash() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails(
+        "faults",
+        &[
+            ("/divide", "divided by zero"),
+            ("/undefined", "does not exist or is not allowed"),
+            ("/breakpoint", "breakpoint"),
+            ("/int80", "vector"),
+            ("/double_fault_gate", "vector"),
+            ("/page_fault_gate", "vector"),
+            ("/noncanonical", "general protection fault"),
+            ("/single_step", "debug"),
+            ("/bad_stack", "vector"),
+            ("/supervisor_read", "null pointer"),
+            ("/supervisor_write", "null pointer"),
+            ("/boot_page_write", "write memory that it may not"),
+            ("/kernel_write", "write memory that it may not"),
+            ("/beyond_memory", "write memory that it may not"),
+            ("/alignment", "not aligned"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_privileged_instructions_are_refused() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails("executes_hlt", &[("/", "privileged instruction")]);
+}
+
+#[test]
+fn kvm_code_is_never_writable_and_data_never_executable() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails("writes_code", &[("/", "write memory that it may not")]);
+    each_fails(
+        "executes_stack",
+        &[
+            ("/", "execute data"),
+            ("/heap", "execute data"),
+            ("/data", "execute data"),
+        ],
+    );
+    let mut function = Function::new(&guest("writes_code"));
+    for path in ["/mmap", "/mprotect"] {
+        assert_eq!(function.get(path).trim(), "13", "{path}: EACCES");
+    }
+}
+
+#[test]
+fn kvm_guards_hold() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails("stack_overflow", &[("/", "overflowed its stack")]);
+    each_fails(
+        "reads_guard_pages",
+        &[("/protected", "memory that it may not")],
+    );
+}
+
+#[test]
+fn kvm_memory_ends_at_the_limit_and_the_report_says_so() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails("exhausts_memory", &[("/", "memory limit was reached")]);
+    let mut function = Function::new(&guest("exhausts_memory"));
+    let text = function.get("/refused");
+    let mib: u64 = text
+        .split(|c: char| !c.is_ascii_digit())
+        .find_map(|w| w.parse().ok())
+        .unwrap();
+    assert!((30..64).contains(&mib), "{text}");
+}
+
+#[test]
+fn kvm_a_program_that_ends_itself_is_told_apart() {
+    if !require_kvm() {
+        return;
+    }
+    each_fails(
+        "aborts",
+        &[
+            ("/", "SIGABRT"),
+            ("/exit/7", "status 7"),
+            ("/kill/9", "SIGKILL"),
+        ],
+    );
+    each_fails("closes_unanswered", &[("/", "without answering")]);
+}
+
+#[test]
+fn kvm_a_malformed_response_is_the_programs_fault() {
+    if !require_kvm() {
+        return;
+    }
+    let source = include_str!("../../../tests/guests/malformed_response.c");
+    let paths: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("{\"")?.split_once('"'))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(paths.len() > 5, "{paths:?}");
+    let mut function = Function::new(&guest("malformed_response"));
+    for path in paths {
+        let failure = function.failure(path);
+        assert!(failure.contains("response"), "{path}: {failure}");
+    }
+}
+
+#[test]
+fn kvm_an_oversized_response_is_refused_and_one_at_the_limit_is_not() {
+    if !require_kvm() {
+        return;
+    }
+    let mut function = Function::new(&guest("oversized_response"));
+    assert_eq!(function.get("/body/1048576").len(), 1 << 20);
+    for (path, expected) in [
+        ("/body/1048577", "response_body"),
+        ("/body/100000000", "response_body"),
+        ("/chunked/100000000", "response_body"),
+        ("/head/200000", "64 KiB"),
+        ("/headers/500", "128 headers"),
+    ] {
+        let failure = function.failure(path);
+        assert!(failure.contains(expected), "{path}: {failure}");
+    }
+}
+
+#[test]
+fn kvm_a_bad_hostcall_harms_only_the_one_who_makes_it() {
+    if !require_kvm() {
+        return;
+    }
+    let source = include_str!("../../../tests/guests/bad_hostcall.c");
+    let paths: Vec<&str> = source
+        .lines()
+        .filter_map(|line| line.split_once("is_path(request, \"")?.1.split_once('"'))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(paths.len() > 30, "{paths:?}");
+    let mut function = Function::new(&guest("bad_hostcall"));
+    function.deadline = holm_test_support::patience(Duration::from_millis(500));
+    for path in paths {
+        let outcome = function.fresh("GET", path, b"");
+        match outcome.result {
+            Ok(response) => {
+                let text = String::from_utf8_lossy(&response.body).into_owned();
+                let harmless = ["/log_huge", "/park_in_the_past", "/flags_unknown"];
+                let refused = path.starts_with("/protect") && text.contains("returned -1");
+                assert!(refused || harmless.contains(&path), "{path}: {text}");
+            }
+            Err(Failure::Host(error)) => panic!("{path} is blamed on the host: {error}"),
+            Err(Failure::Deadline) => {
+                assert!(matches!(path, "/park_for_ever" | "/for_ever"), "{path}");
+            }
+            Err(failure) => assert!(!failure.to_string().is_empty(), "{path}"),
+        }
+        assert_eq!(function.get("/ok"), "ok\n", "the instance after {path}");
+    }
+}
+
+#[test]
+fn kvm_a_program_that_never_answers_is_stopped_at_its_deadline() {
+    if !require_kvm() {
+        return;
+    }
+    for (name, path) in [
+        ("loops", "/"),
+        ("loops", "/syscalls"),
+        ("sleeps", "/for_ever"),
+    ] {
+        let mut function = Function::new(&guest(name));
+        function.deadline = holm_test_support::patience(Duration::from_millis(100));
+        let start = Instant::now();
+        let outcome = function.fresh("GET", path, b"");
+        let late = start.elapsed().saturating_sub(function.deadline);
+        assert!(
+            late < holm_test_support::patience(Duration::from_millis(200)),
+            "{late:?}"
+        );
+        match outcome.result {
+            Err(Failure::Deadline) => {}
+            // A wait without end is found out at once.
+            Err(Failure::Crash(report)) if name == "sleeps" => {
+                assert!(report.what.contains("never come"), "{report}");
+            }
+            _ => panic!("{name} {path} was not stopped"),
+        }
+        assert_eq!(function.get("/ok"), "ok\n");
+    }
+}
+
+#[test]
+fn kvm_the_cpu_limit_stops_what_computes_too_long() {
+    if !require_kvm() {
+        return;
+    }
+    let mut function = Function::new(&guest("loops"));
+    function.cpu = Duration::from_millis(30);
+    let outcome = function.fresh("GET", "/", b"");
+    assert!(matches!(outcome.result, Err(Failure::CpuLimit)));
+    assert!(function.slot.stats().cpu < function.deadline);
+}
+
+#[test]
+fn kvm_a_program_that_is_never_ready_fails_with_the_reason_and_its_log() {
+    if !require_kvm() {
+        return;
+    }
+    for (name, expected) in [
+        (
+            "exits_before_ready",
+            "exited with status 3 before it was ready",
+        ),
+        ("crashes_before_ready", "null pointer"),
+        ("never_listens", "not ready within"),
+        ("sleeps_before_ready", ""),
+    ] {
+        let error = boot(&guest(name), &config(&[])).unwrap_err();
+        assert!(
+            !matches!(error.failure, Failure::Host(_)),
+            "{name}: {error}"
+        );
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
+
+#[test]
+fn kvm_a_program_larger_than_its_memory_is_refused_with_the_size_it_needs() {
+    if !require_kvm() {
+        return;
+    }
+    let mut small = config(&[]);
+    small.memory_bytes = 1 << 20;
+    let error = boot(&guest("scribbles"), &small).unwrap_err().to_string();
+    assert!(error.contains("[limits] memory"), "{error}");
+    let mut env = config(&[]);
+    env.env = vec![("LONG".into(), "x".repeat(4 << 20))];
+    let error = boot(&guest("state"), &env).unwrap_err().to_string();
+    assert!(error.contains("[env]"), "{error}");
+}

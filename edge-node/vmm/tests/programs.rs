@@ -1,0 +1,332 @@
+//! What static programs can count on in a guest.
+
+mod common;
+
+use common::{Function, boot, config};
+use holm_test_support::{function, guest, musl_guest, require_kvm};
+use holm_vmm::{Hypervisor, Snapshot};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Both libcs.
+fn each_libc(name: &str, mut test: impl FnMut(&std::path::Path)) {
+    test(&guest(name));
+    if let Some(path) = musl_guest(name) {
+        test(&path);
+    }
+}
+
+#[test]
+fn kvm_every_way_to_answer_gives_the_same_response() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("ways_to_answer", |path| {
+        let mut guest = Function::new(path);
+        for way in [
+            "/writev",
+            "/sendmsg",
+            "/send",
+            "/bytes",
+            "/chunked",
+            "/until_close",
+            "/http_1_0",
+            "/continue",
+        ] {
+            let response = guest.fresh("GET", way, b"").result.unwrap();
+            assert_eq!(response.status, 200, "{way}");
+            assert_eq!(response.body, b"hello from the guest\n", "{way}");
+            assert!(
+                response
+                    .headers
+                    .contains(&("x-way".into(), b"here".to_vec())),
+                "{way}"
+            );
+        }
+        let empty = guest.fresh("GET", "/no_content", b"").result.unwrap();
+        assert_eq!((empty.status, empty.body.len()), (204, 0));
+        let head = guest.fresh("HEAD", "/no_content", b"").result.unwrap();
+        assert_eq!((head.status, head.body.len()), (204, 0));
+    });
+}
+
+#[test]
+fn kvm_memory_behaves_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("memory", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..3 {
+            assert_eq!(guest.get("/"), "fine\n");
+        }
+    });
+}
+
+#[test]
+fn kvm_poll_and_epoll_servers_answer() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("poll_server", |path| {
+        let mut guest = Function::new(path);
+        assert!(guest.get("/some/path").contains("/some/path"));
+    });
+    for edge in ["0", "1"] {
+        each_libc("epoll_server", |path| {
+            let env = config(if edge == "1" {
+                &[("HOLM_EDGE", "1")]
+            } else {
+                &[]
+            });
+            let mut guest = Function::with(path, &env);
+            let response = guest.fresh("POST", "/x", &[7; 5000]).result.unwrap();
+            let text = String::from_utf8(response.body).unwrap();
+            assert!(text.contains("POST") && text.contains("5000"), "{text}");
+        });
+    }
+}
+
+#[test]
+fn kvm_large_bodies_go_in_and_out_whole() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("large_body"));
+    for size in [0, 1, 100_000, 131_072, 1_000_000] {
+        let body: Vec<u8> = (0..size).map(|n: u32| (n % 251) as u8).collect();
+        let outcome = guest.fresh("POST", "/echo", &body);
+        assert!(outcome.result.unwrap().body == body, "{size} bytes");
+    }
+}
+
+#[test]
+fn kvm_the_environment_and_the_arguments_are_those_of_the_configuration() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("env_and_args", |path| {
+        let mut guest = Function::with(path, &config(&[("COLOUR", "blue"), ("EMPTY", "")]));
+        let text = guest.get("/");
+        for line in [
+            "tests/guest",
+            "PORT=8080",
+            "COLOUR=blue",
+            "EMPTY=",
+            "HOLM=1",
+        ] {
+            assert!(
+                text.lines().any(|one| one.contains(line)),
+                "{line} in {text}"
+            );
+        }
+    });
+}
+
+#[test]
+fn kvm_the_wall_clock_is_right_after_a_restore_of_an_older_snapshot() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("clocks"));
+    std::thread::sleep(Duration::from_millis(1100));
+    for _ in 0..2 {
+        let text = guest.get("/");
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
+        let seconds: u64 = text
+            .split(|c: char| !c.is_ascii_digit())
+            .find_map(|word| word.parse().ok().filter(|seconds| *seconds > 1_000_000_000))
+            .unwrap_or_else(|| panic!("no time in {text}"));
+        assert!(now.abs_diff(seconds) <= 1, "guest {seconds}, host {now}");
+    }
+}
+
+#[test]
+fn kvm_two_instances_of_a_snapshot_never_share_random_bytes() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("random"));
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let text = guest.get("/");
+        let bytes = text
+            .split_ascii_whitespace()
+            .find(|word| word.len() >= 32)
+            .unwrap()
+            .to_owned();
+        assert!(seen.insert(bytes), "{text}");
+    }
+}
+
+#[test]
+fn kvm_a_sleeping_program_takes_its_time_and_no_cpu() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("sleeps"));
+    for target in ["/nanosleep/60", "/poll/60"] {
+        let text = guest.get(target);
+        let took: u64 = text
+            .trim()
+            .split(' ')
+            .find_map(|word| word.parse().ok())
+            .unwrap();
+        assert!((60..5000).contains(&took), "{target}: {text}");
+    }
+}
+
+#[test]
+fn kvm_state_is_fresh_for_every_request_unless_it_is_asked_to_stay() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("state"));
+    let first = guest.get("/");
+    for _ in 0..5 {
+        assert_eq!(guest.get("/"), first);
+    }
+    let kept: Vec<String> = (0..4)
+        .map(|_| {
+            let outcome = guest.send("GET", "/", b"");
+            guest
+                .slot
+                .again(std::time::Instant::now() + guest.deadline)
+                .unwrap();
+            String::from_utf8(outcome.result.unwrap().body).unwrap()
+        })
+        .collect();
+    assert_eq!(kept[0], first);
+    let distinct: std::collections::HashSet<_> = kept.iter().collect();
+    assert_eq!(distinct.len(), kept.len(), "each counts on: {kept:?}");
+    guest.slot.reset().unwrap();
+    assert_eq!(guest.get("/"), first);
+}
+
+#[test]
+fn kvm_a_reset_undoes_everything_that_a_program_can_change() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("scribbles", |path| {
+        let mut guest = Function::new(path);
+        let pristine = guest.get("/read");
+        for _ in 0..3 {
+            assert_eq!(guest.get("/scribble"), "scribbled\n");
+            assert_eq!(guest.get("/read"), pristine);
+        }
+    });
+}
+
+#[test]
+fn kvm_what_a_program_writes_becomes_its_log() {
+    if !require_kvm() {
+        return;
+    }
+    let mut guest = Function::new(&guest("writes_log"));
+    assert!(String::from_utf8_lossy(&guest.prepared.log).contains("starting"));
+    let outcome = guest.fresh("GET", "/here", b"");
+    assert_eq!(outcome.log.matches("/here").count(), 2, "{}", outcome.log);
+    let outcome = guest.fresh("GET", "/lines/20000", b"");
+    assert!(outcome.result.is_ok());
+    assert!(
+        outcome.log.len() < 70_000 && outcome.log.contains("dropped"),
+        "{}",
+        outcome.log.len()
+    );
+}
+
+#[test]
+fn kvm_what_is_not_supported_is_an_errno_and_is_named_once() {
+    if !require_kvm() {
+        return;
+    }
+    let mut unknown = Function::new(&guest("unknown_syscall"));
+    let outcome = unknown.fresh("GET", "/syscall/321", b"");
+    assert!(
+        String::from_utf8(outcome.result.unwrap().body)
+            .unwrap()
+            .contains("38")
+    );
+    assert_eq!(
+        outcome
+            .log
+            .matches("system call number 321: ENOSYS")
+            .count(),
+        1,
+        "{}",
+        outcome.log
+    );
+    let fork = unknown.fresh("GET", "/syscall/57", b"");
+    assert!(fork.log.contains("fork"), "{}", fork.log);
+
+    let mut files = Function::new(&guest("files"));
+    assert_eq!(
+        files.get("/etc/passwd").trim(),
+        "2 2",
+        "ENOENT of open and of stat"
+    );
+    assert_eq!(files.get("/dev/null").trim(), "0 0");
+}
+
+#[test]
+fn kvm_one_exit_serves_a_request_of_the_sdk_and_of_a_small_http_server() {
+    if !require_kvm() {
+        return;
+    }
+    for name in ["hello", "hello-c"] {
+        let mut guest = Function::new(&function(name));
+        for _ in 0..3 {
+            let response = guest.send("GET", "/", b"").result.unwrap();
+            assert!(String::from_utf8_lossy(&response.body).starts_with("hello from"));
+            assert_eq!(guest.slot.stats().exits, 1, "{name}");
+            guest.slot.reset().unwrap();
+        }
+    }
+}
+
+#[test]
+fn kvm_a_snapshot_comes_back_from_disk_and_a_damaged_one_is_named() {
+    if !require_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("version.snap");
+    let prepared = boot(&guest("state"), &config(&[])).unwrap();
+    prepared.snapshot.save(&path).unwrap();
+    let hypervisor = Hypervisor::open().unwrap();
+
+    let mut live = Function::new(&guest("state"));
+    let expected = live.get("/");
+    live.slot
+        .load(&Snapshot::load(&hypervisor, &path).unwrap())
+        .unwrap();
+    assert_eq!(live.get("/"), expected);
+    live.slot.load(&prepared.snapshot).unwrap();
+    assert_eq!(live.get("/"), expected);
+
+    let good = std::fs::read(&path).unwrap();
+    let memory = 64 << 10;
+    let nonzero = (memory..good.len()).find(|at| good[*at] != 0).unwrap();
+    for at in [0, 9, 20, 60, 300, nonzero, good.len() - 3] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x40;
+        std::fs::write(&path, &bad).unwrap();
+        let error = Snapshot::load(&hypervisor, &path).unwrap_err().to_string();
+        assert!(error.contains("made again"), "byte {at}: {error}");
+    }
+    std::fs::write(&path, &good[..good.len() / 2]).unwrap();
+    assert!(
+        Snapshot::load(&hypervisor, &path)
+            .unwrap_err()
+            .to_string()
+            .contains("damaged")
+    );
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "no temporary file stays"
+    );
+}
