@@ -70,7 +70,6 @@ impl Output {
     }
 
     /// A bar for work of `steps` steps, on a terminal only.
-    #[allow(dead_code, reason = "long work in the remote half uses it")]
     pub(crate) fn bar(&self, steps: u64, what: &str) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(Some(steps), self.target());
         if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {elapsed}") {
@@ -81,7 +80,6 @@ impl Output {
     }
 
     /// A sign of life for work of unknown length, on a terminal only.
-    #[allow(dead_code, reason = "long work in the remote half uses it")]
     pub(crate) fn spinner(&self, what: &str) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(None, self.target());
         bar.set_message(what.to_owned());
@@ -121,7 +119,6 @@ pub(crate) fn complain(text: &str) {
 
 /// Sends tracing to stderr: `HOLM_LOG` (an `EnvFilter`), else `default`. Daemons call it with
 /// `"info"`.
-#[allow(dead_code, reason = "the daemons in the remote half use it")]
 pub(crate) fn logging(default: &str, json: bool) {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
