@@ -3,7 +3,7 @@
 //! An execution whose answer did not reach its caller, because the connection was cut, is in the
 //! ledger with an id that no caller knows. It is counted by itself: it is neither lost nor double.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -125,28 +125,33 @@ fn is_execution(row: &LedgerRow) -> bool {
     !row.record.probe && row.record.outcome != Outcome::Shed
 }
 
-/// Time to restore and run, of answered executions that had to load their snapshot into a slot
-/// first. Probes count here: they start in the same way.
-pub(crate) fn cold_starts(rows: &[LedgerRow]) -> Percentiles {
-    times(rows.iter().filter(|row| row.record.cold))
+/// How long executions took on the node: to restore and to run, queueing excluded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Times {
+    /// Of those that had to load their snapshot into a slot first, probes included: these start in
+    /// the same way.
+    pub(crate) cold_start: Percentiles,
+    /// Of those in a slot that was reset after the one before: a fresh machine for each.
+    pub(crate) fresh_invocation: Percentiles,
 }
 
-/// Time to restore and run, of answered executions in a slot that was reset after the one before:
-/// a fresh machine for each.
-pub(crate) fn fresh_invocations(rows: &[LedgerRow]) -> Percentiles {
-    times(
-        rows.iter()
-            .filter(|row| !row.record.cold && !row.record.probe),
-    )
-}
-
-fn times<'a>(rows: impl Iterator<Item = &'a LedgerRow>) -> Percentiles {
-    let answered = rows.filter(|row| row.record.outcome == Outcome::Answered);
-    percentiles(
-        answered
-            .map(|row| (row.record.restore_ns + row.record.run_ns) / 1000)
-            .collect(),
-    )
+/// The times of `requests` and of probes, where they were answered.
+pub(crate) fn times(requests: impl Iterator<Item = RequestId>, rows: &[LedgerRow]) -> Times {
+    let requests: HashSet<RequestId> = requests.collect();
+    let of = |cold: bool| {
+        let rows = rows.iter().map(|row| &row.record).filter(|record| {
+            let wanted = requests.contains(&record.request) || (cold && record.probe);
+            wanted && record.cold == cold && record.outcome == Outcome::Answered
+        });
+        percentiles(
+            rows.map(|record| (record.restore_ns + record.run_ns) / 1000)
+                .collect(),
+        )
+    };
+    Times {
+        cold_start: of(true),
+        fresh_invocation: of(false),
+    }
 }
 
 /// The percentiles of `us`, by nearest rank.
@@ -277,9 +282,11 @@ mod tests {
             row(2, Outcome::Answered, true),
             row(3, Outcome::Crash, false),
             row(5, Outcome::Answered, true),
+            row(7, Outcome::Answered, false),
         ];
+        let times = times(ids(&[1, 3]).into_iter(), &rows);
         assert_eq!(
-            cold_starts(&rows),
+            times.cold_start,
             Percentiles {
                 p50: Some(3),
                 p99: Some(3),
@@ -287,7 +294,7 @@ mod tests {
             }
         );
         assert_eq!(
-            fresh_invocations(&rows),
+            times.fresh_invocation,
             Percentiles {
                 p50: Some(2),
                 p99: Some(2),

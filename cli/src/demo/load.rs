@@ -57,7 +57,9 @@ pub(crate) struct Seen {
     pub(crate) request: RequestId,
     /// Index of the caller's place.
     pub(crate) location: usize,
-    /// Who answered.
+    /// Which function answered.
+    pub(crate) function: FunctionName,
+    /// On which node.
     pub(crate) node: Name,
     /// Which version.
     pub(crate) version: String,
@@ -209,7 +211,8 @@ async fn caller(shared: Arc<Shared>, location: usize) -> Result<(), Failure> {
             break;
         }
         let turn = usize::try_from(ticket).unwrap_or_default();
-        let (function, versions) = &plan.functions[turn % plan.functions.len()];
+        let called = &plan.functions[turn % plan.functions.len()];
+        let function = &called.0;
         // Not in step with the functions, so that every function sees every path.
         let path = &plan.paths[(turn / plan.functions.len()) % plan.paths.len()];
         let stale = routes
@@ -225,7 +228,7 @@ async fn caller(shared: Arc<Shared>, location: usize) -> Result<(), Failure> {
             judge(
                 &mut tally,
                 location,
-                versions,
+                called,
                 outcome.answer.as_ref(),
                 &outcome.attempts,
             );
@@ -263,7 +266,7 @@ async fn refresh(
 pub(crate) fn judge(
     tally: &mut Tally,
     location: usize,
-    versions: &[String],
+    (function, versions): &(FunctionName, Vec<String>),
     answer: Option<&crate::remote::edge::Answer>,
     attempts: &[Attempt],
 ) {
@@ -289,6 +292,7 @@ pub(crate) fn judge(
         Some(version) => tally.seen.push(Seen {
             request,
             location,
+            function: function.clone(),
             node: last.node.clone(),
             version: version.clone(),
             took: answer.took,
@@ -351,7 +355,7 @@ mod tests {
         judge(
             &mut tally,
             0,
-            &["v1".into(), "v2".into()],
+            &("t/f".parse().unwrap(), vec!["v1".into(), "v2".into()]),
             answer.as_ref(),
             attempts,
         );

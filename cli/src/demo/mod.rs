@@ -173,6 +173,9 @@ struct Demo<'a> {
     locations: Vec<Location>,
     /// Everything that callers saw.
     tally: Tally,
+    /// Answers from before the node was killed: those that latencies are taken from. Afterwards
+    /// callers ask the functions to sleep.
+    plain: usize,
     /// What did not go as it should, where going on makes sense.
     problems: Vec<String>,
     step: u32,
@@ -217,6 +220,7 @@ impl<'a> Demo<'a> {
             key_file,
             key,
             tally: Tally::default(),
+            plain: 0,
             problems: Vec::new(),
             step: 1,
         };
@@ -330,7 +334,7 @@ impl<'a> Demo<'a> {
                 load::judge(
                     &mut self.tally,
                     place,
-                    &["v1".to_owned()],
+                    &(function.clone(), vec!["v1".to_owned()]),
                     outcome.answer.as_ref(),
                     &outcome.attempts,
                 );
@@ -472,16 +476,16 @@ impl<'a> Demo<'a> {
     }
 
     fn tell_versions(&self, tally: &Tally) {
-        let mut versions: BTreeMap<&str, u64> = BTreeMap::new();
+        let mut versions: BTreeMap<(&FunctionName, &str), u64> = BTreeMap::new();
         for seen in &tally.seen {
-            *versions.entry(&seen.version).or_default() += 1;
+            *versions.entry((&seen.function, &seen.version)).or_default() += 1;
         }
         let told: Vec<String> = versions
             .iter()
-            .map(|(version, count)| format!("{count} from {version}"))
+            .map(|((function, version), count)| format!("{count} by {function} {version}"))
             .collect();
         self.output
-            .note(format!("   meanwhile: {} answers", told.join(", ")));
+            .note(format!("   answered meanwhile: {}", told.join(", ")));
     }
 
     /// One node is killed under load; the next-nearest answers; it comes back and catches up.
@@ -496,6 +500,7 @@ impl<'a> Demo<'a> {
             .map(|candidate| candidate.node.clone());
         let next = next.ok_or_else(|| Failure::other("there is no next-nearest node"))?;
 
+        self.plain = self.tally.seen.len();
         let mut plan = self.plan(&["v2"], &["v1"]);
         // Some requests take a while, so that some are under way at the moment of the kill.
         plan.paths = vec!["/".into(), "/sleep?ms=20".into()];
@@ -616,9 +621,9 @@ impl<'a> Demo<'a> {
             format!("{} of {sent} requests failed", sent - right)
         });
 
-        let caller_us = self
-            .tally
-            .seen
+        let plain = &self.tally.seen[..self.plain];
+        let times = ledger::times(plain.iter().map(|seen| seen.request), &rows);
+        let caller_us = plain
             .iter()
             .map(|seen| u64::try_from(seen.took.as_micros()).unwrap_or(u64::MAX));
         let nodes = SITES.iter().enumerate().map(|(index, site)| NodeSummary {
@@ -652,8 +657,8 @@ impl<'a> Demo<'a> {
             rollout_v3: v3.state,
             rollout_v3_reason: v3.reason.clone(),
             nodes: nodes.collect(),
-            cold_start_us: ledger::cold_starts(&rows),
-            fresh_invoke_us: ledger::fresh_invocations(&rows),
+            cold_start_us: times.cold_start,
+            fresh_invoke_us: times.fresh_invocation,
             caller_us: ledger::percentiles(caller_us.collect()),
             usage,
             audit,

@@ -297,6 +297,8 @@ pub(crate) async fn watch(
         for line in news(Some(&seen), &now) {
             say(output, &bar, &line);
         }
+        // Waves are planned when the rollout really begins.
+        bar.set_length(now.waves.len() as u64);
         seen = now;
     }
     bar.finish_and_clear();
@@ -325,12 +327,11 @@ fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
             .as_ref()
             .map(|version| format!(" from {}", version.label));
         lines.push(format!(
-            "rollout {}: {}{} to {} in {} waves",
+            "rollout {}: {}{} to {}",
             now.id,
             now.function,
             from.unwrap_or_default(),
-            now.version.label,
-            now.waves.len()
+            now.version.label
         ));
     }
     for (place, wave) in now.waves.iter().enumerate() {
