@@ -181,15 +181,14 @@ impl Authority {
 /// The node's name in a certificate that TLS has already verified against the CA.
 pub(crate) fn node_name(certificate: &CertificateDer<'_>) -> Option<Name> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let name = certificate
+    certificate
         .subject()
         .iter_common_name()
         .next()?
         .as_str()
         .ok()?
         .parse()
-        .ok();
-    name
+        .ok()
 }
 
 fn read_key(pem: &[u8]) -> Result<KeyPair, CaError> {

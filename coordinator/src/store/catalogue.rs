@@ -37,6 +37,9 @@ pub(crate) enum PublishOutcome {
     },
 }
 
+/// Name, current and fallback.
+type FunctionColumns = (String, Option<Vec<u8>>, Option<Vec<u8>>);
+
 /// What [`select`] gives.
 type VersionColumns = (Vec<u8>, String, String, i64, String, i64, Vec<u8>);
 
@@ -259,7 +262,7 @@ impl Store {
 
     /// Every function by name.
     pub(crate) async fn functions(&self) -> Result<Vec<FunctionRow>, StoreError> {
-        let rows: Vec<(String, Option<Vec<u8>>, Option<Vec<u8>>)> =
+        let rows: Vec<FunctionColumns> =
             sqlx::query_as("SELECT name, current, fallback FROM functions ORDER BY name")
                 .fetch_all(&self.reader)
                 .await
@@ -272,7 +275,7 @@ impl Store {
         &self,
         name: &FunctionName,
     ) -> Result<Option<FunctionRow>, StoreError> {
-        let row: Option<(String, Option<Vec<u8>>, Option<Vec<u8>>)> =
+        let row: Option<FunctionColumns> =
             sqlx::query_as("SELECT name, current, fallback FROM functions WHERE name = ?")
                 .bind(name.to_string())
                 .fetch_optional(&self.reader)
@@ -303,9 +306,7 @@ fn read_keys(rows: Vec<Vec<u8>>) -> Result<Vec<PublisherKey>, StoreError> {
     rows.into_iter().map(read).collect()
 }
 
-fn function_row(
-    (name, current, fallback): (String, Option<Vec<u8>>, Option<Vec<u8>>),
-) -> Result<FunctionRow, StoreError> {
+fn function_row((name, current, fallback): FunctionColumns) -> Result<FunctionRow, StoreError> {
     let id = |bytes: Option<Vec<u8>>| {
         bytes
             .map(|bytes| bytes32("a version's id", &bytes).map(Digest))

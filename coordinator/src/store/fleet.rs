@@ -14,6 +14,9 @@ pub(crate) struct NodeRow {
     pub(crate) last_seen_ms: u64,
 }
 
+/// Prescribed name, expiry, when it was used and by whom.
+type TokenColumns = (Option<String>, i64, Option<i64>, Option<String>);
+
 /// What became of an attempt to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum JoinOutcome {
@@ -92,7 +95,7 @@ impl Store {
     ) -> Result<JoinOutcome, StoreError> {
         const DOING: &str = "use a join token";
         let mut tx = self.write().await?;
-        let row: Option<(Option<String>, i64, Option<i64>, Option<String>)> = sqlx::query_as(
+        let row: Option<TokenColumns> = sqlx::query_as(
             "SELECT node, expires_ms, used_ms, used_by FROM join_tokens WHERE digest = ?",
         )
         .bind(token.0.to_vec())

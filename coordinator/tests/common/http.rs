@@ -27,7 +27,8 @@ impl Client {
     }
 
     pub async fn post(&self, path: &str, body: &serde_json::Value) -> Answer {
-        self.send("POST", path, &serde_json::to_vec(body).unwrap()).await
+        self.send("POST", path, &serde_json::to_vec(body).unwrap())
+            .await
     }
 
     pub async fn put(&self, path: &str, body: &[u8]) -> Answer {
@@ -36,8 +37,9 @@ impl Client {
 
     pub async fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
         let token = self.token.as_ref();
-        let authorization =
-            token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+        let authorization = token
+            .map(|token| format!("authorization: Bearer {token}\r\n"))
+            .unwrap_or_default();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: coordinator\r\nconnection: close\r\n\
              {authorization}content-length: {}\r\n\r\n",
@@ -53,10 +55,19 @@ impl Client {
             answer
         };
         let bytes = timeout(Duration::from_secs(30), exchange).await.unwrap();
-        let split = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-        let head = String::from_utf8(bytes[..split].to_vec()).unwrap().to_lowercase();
+        let split = bytes
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .unwrap();
+        let head = String::from_utf8(bytes[..split].to_vec())
+            .unwrap()
+            .to_lowercase();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, head, body: bytes[split + 4..].to_vec() }
+        Answer {
+            status,
+            head,
+            body: bytes[split + 4..].to_vec(),
+        }
     }
 }
 
@@ -74,7 +85,11 @@ impl Answer {
     /// The problem, of an answer with this status.
     pub fn problem(&self, status: u16) -> Problem {
         let problem: Problem = self.expect(status);
-        assert!(self.head.contains("content-type: application/problem+json"), "{}", self.head);
+        assert!(
+            self.head.contains("content-type: application/problem+json"),
+            "{}",
+            self.head
+        );
         assert_eq!(problem.status, status);
         assert!(!problem.title.is_empty() && !problem.detail.is_empty());
         problem

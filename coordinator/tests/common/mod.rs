@@ -1,6 +1,7 @@
 //! What the tests share: a coordinator on loopback, a client of its API, a publisher, and a node
 //! that speaks the real protocol but runs nothing.
-#![allow(dead_code, clippy::unwrap_used)]
+// Each test binary uses a part of this, and nothing outside of it can.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod http;
 pub mod node;
@@ -50,7 +51,12 @@ impl Coordinator {
         let running = start(config(dir.path(), loopback())).await.unwrap();
         let client = client(&running);
         let quic = running.quic_addr;
-        Coordinator { dir, running: Some(running), client, quic }
+        Coordinator {
+            dir,
+            running: Some(running),
+            client,
+            quic,
+        }
     }
 
     /// Ends it without a word, as SIGKILL would.
@@ -86,15 +92,14 @@ impl Coordinator {
     }
 
     pub async fn rollout(&self, id: u64) -> RolloutView {
-        self.client.get(&format!("/v1/rollouts/{id}")).await.expect(200)
+        self.client
+            .get(&format!("/v1/rollouts/{id}"))
+            .await
+            .expect(200)
     }
 
     /// The rollout once `done` holds for it.
-    pub async fn rollout_when(
-        &self,
-        id: u64,
-        done: impl Fn(&RolloutView) -> bool,
-    ) -> RolloutView {
+    pub async fn rollout_when(&self, id: u64, done: impl Fn(&RolloutView) -> bool) -> RolloutView {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let view = self.rollout(id).await;
@@ -109,7 +114,10 @@ impl Coordinator {
 
 fn client(running: &Running) -> Client {
     let token = std::fs::read_to_string(&running.admin_token_path).unwrap();
-    Client { address: running.http_addr, token: Some(token.trim().to_owned()) }
+    Client {
+        address: running.http_addr,
+        token: Some(token.trim().to_owned()),
+    }
 }
 
 /// Waits for a condition.
@@ -133,12 +141,20 @@ impl Publisher {
     pub async fn register(coordinator: &Coordinator, function: &str, seed: u8) -> Self {
         let key = SigningKey::from_bytes(&[seed; 32]);
         let function: FunctionName = function.parse().unwrap();
-        let keys = TenantRequest { publisher_keys: vec![public(&key)] };
+        let keys = TenantRequest {
+            publisher_keys: vec![public(&key)],
+        };
         let path = format!("/v1/tenants/{}", function.tenant);
-        let answer =
-            coordinator.client.put(&path, &serde_json::to_vec(&keys).unwrap()).await;
+        let answer = coordinator
+            .client
+            .put(&path, &serde_json::to_vec(&keys).unwrap())
+            .await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        Publisher { key, function, counter: 0 }
+        Publisher {
+            key,
+            function,
+            counter: 0,
+        }
     }
 
     pub fn statement(&self, counter: u64, program: &[u8], manifest: &str) -> Statement {
@@ -163,7 +179,9 @@ impl Publisher {
         put_artifact(&coordinator.client, &program).await;
         let statement = self.statement(self.counter, &program, manifest);
         let signed = SignedVersion::sign(&statement, &self.key);
-        post_version(&coordinator.client, &self.function, &signed).await.expect(201)
+        post_version(&coordinator.client, &self.function, &signed)
+            .await
+            .expect(201)
     }
 
     /// Starts a rollout.
@@ -185,7 +203,9 @@ pub fn public(key: &SigningKey) -> String {
 }
 
 pub async fn put_artifact(client: &Client, bytes: &[u8]) {
-    let answer = client.put(&format!("/v1/artifacts/{}", Digest::of(bytes)), bytes).await;
+    let answer = client
+        .put(&format!("/v1/artifacts/{}", Digest::of(bytes)), bytes)
+        .await;
     assert!([200, 201].contains(&answer.status), "{}", answer.text());
 }
 

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// A node's place in the fleet: its key, its certificate, and the CA.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Identity {
     pub name: Name,
     pub chain: Vec<CertificateDer<'static>>,
@@ -41,25 +41,36 @@ pub async fn join(quic: SocketAddr, token: &str, name: &str) -> Result<Identity,
     join_with(quic, token.secret, name).await
 }
 
-pub async fn join_with(
-    quic: SocketAddr,
-    secret: Vec<u8>,
-    name: &str,
-) -> Result<Identity, String> {
+pub async fn join_with(quic: SocketAddr, secret: Vec<u8>, name: &str) -> Result<Identity, String> {
     let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap();
+    let csr = CertificateParams::new(Vec::new())
+        .unwrap()
+        .serialize_request(&key)
+        .unwrap();
     let name: Name = name.parse().unwrap();
-    let request = JoinRequest { secret, node: name.clone(), csr_der: csr.der().to_vec() };
+    let request = JoinRequest {
+        secret,
+        node: name.clone(),
+        csr_der: csr.der().to_vec(),
+    };
     let connection = dial(quic, JOIN_ALPN, None).await;
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     write(&mut send, &request).await;
     let answer = read(&mut recv).await.unwrap();
     connection.close(VarInt::from_u32(0), b"");
     match answer {
-        JoinAnswer::Joined { certificate_der, ca_der } => {
+        JoinAnswer::Joined {
+            certificate_der,
+            ca_der,
+        } => {
             let ca = CertificateDer::from(ca_der);
             let chain = vec![CertificateDer::from(certificate_der)];
-            Ok(Identity { name, chain, key: key.serialize_der(), ca })
+            Ok(Identity {
+                name,
+                chain,
+                key: key.serialize_der(),
+                ca,
+            })
         }
         JoinAnswer::Refused { reason } => Err(reason),
     }
@@ -104,7 +115,9 @@ fn client_config(alpn: &[u8], identity: Option<&Identity>) -> ClientConfig {
 }
 
 pub async fn write<T: Serialize>(send: &mut SendStream, message: &T) {
-    send.write_all(&codec::encode(message).unwrap()).await.unwrap();
+    send.write_all(&codec::encode(message).unwrap())
+        .await
+        .unwrap();
 }
 
 /// The next message; none if the stream or the connection ends instead.
@@ -116,7 +129,9 @@ pub async fn read<T: DeserializeOwned>(recv: &mut RecvStream) -> Option<T> {
         recv.read_exact(&mut following).await.ok()?;
         Some(codec::decode(&following).unwrap())
     };
-    timeout(super::PATIENCE, message).await.expect("a message in time")
+    timeout(super::PATIENCE, message)
+        .await
+        .expect("a message in time")
 }
 
 /// A node's control stream after `Welcome`.
@@ -146,7 +161,11 @@ pub async fn connect(quic: SocketAddr, identity: &Identity, hello: Hello) -> Con
         Some(CoordinatorMessage::Welcome { node, .. }) => assert_eq!(node, identity.name),
         other => panic!("{other:?} is not Welcome"),
     }
-    Control { connection, send, recv }
+    Control {
+        connection,
+        send,
+        recv,
+    }
 }
 
 /// One bulk exchange; the raw bytes behind the answer come with it.
@@ -189,7 +208,9 @@ impl TestNode {
         let node = TestNode::run(coordinator.quic, identity, hello(index));
         let connected = || async {
             let nodes = coordinator.nodes().await;
-            nodes.iter().any(|view| view.name.as_str() == name && view.connected)
+            nodes
+                .iter()
+                .any(|view| view.name.as_str() == name && view.connected)
         };
         super::until("a connected node", connected).await;
         node
@@ -205,14 +226,29 @@ impl TestNode {
                 sleep(Duration::from_millis(50)).await;
             }
         });
-        TestNode { identity, behaviour, reports, task }
+        TestNode {
+            identity,
+            behaviour,
+            reports,
+            task,
+        }
     }
 
     /// Reports invocations.
     pub fn report(&self, function: &FunctionName, version: VersionId, outcomes: &[(Outcome, u64)]) {
         let (function, outcomes) = (function.clone(), outcomes.to_vec());
-        let versions = vec![VersionReport { function, version, outcomes, run_ns: 1 }];
-        self.reports.send(Report { versions, free_slots: 1 }).unwrap();
+        let versions = vec![VersionReport {
+            function,
+            version,
+            outcomes,
+            run_ns: 1,
+        }];
+        self.reports
+            .send(Report {
+                versions,
+                free_slots: 1,
+            })
+            .unwrap();
     }
 
     /// The version that requests go to now.
@@ -242,9 +278,15 @@ async fn live(
 ) -> Option<()> {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     endpoint.set_default_client_config(client_config(ALPN, Some(identity)));
-    let connection = endpoint.connect(quic, COORDINATOR_TLS_NAME).unwrap().await.ok()?;
+    let connection = endpoint
+        .connect(quic, COORDINATOR_TLS_NAME)
+        .unwrap()
+        .await
+        .ok()?;
     let (mut send, mut recv) = connection.open_bi().await.ok()?;
-    send.write_all(&codec::encode(&NodeMessage::Hello(hello)).unwrap()).await.ok()?;
+    send.write_all(&codec::encode(&NodeMessage::Hello(hello)).unwrap())
+        .await
+        .ok()?;
     // Frames are read in a task of their own: reading one is not to be cancelled half-way.
     let (messages, mut incoming) = mpsc::channel(8);
     let reader = tokio::spawn(async move {
@@ -265,7 +307,11 @@ async fn live(
             },
             Some(report) = reports.recv() => NodeMessage::Report(report),
         };
-        if send.write_all(&codec::encode(&message).unwrap()).await.is_err() {
+        if send
+            .write_all(&codec::encode(&message).unwrap())
+            .await
+            .is_err()
+        {
             break;
         }
     }
@@ -291,7 +337,9 @@ fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
         for signed in wants.into_iter().flatten() {
             let version = signed.verify(&wanted.publisher_keys).unwrap().id;
             let state = match behaviour.fails.get(&version) {
-                Some(reason) => VersionState::Failed { reason: reason.clone() },
+                Some(reason) => VersionState::Failed {
+                    reason: reason.clone(),
+                },
                 None if behaviour.stuck.contains(&version) => VersionState::Preparing,
                 None => VersionState::Ready,
             };
@@ -299,9 +347,17 @@ fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
                 route = Some(version);
             }
             let function = wanted.function.clone();
-            versions.push(ObservedVersion { function, version, state, routed: false });
+            versions.push(ObservedVersion {
+                function,
+                version,
+                state,
+                routed: false,
+            });
         }
-        for seen in versions.iter_mut().filter(|seen| seen.function == wanted.function) {
+        for seen in versions
+            .iter_mut()
+            .filter(|seen| seen.function == wanted.function)
+        {
             seen.routed = Some(seen.version) == route;
         }
         if let Some(version) = route.filter(|version| behaviour.routed.last() != Some(version)) {
@@ -311,7 +367,10 @@ fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
     behaviour.generations.push(desired.generation);
     let generation = desired.generation;
     behaviour.desired = desired;
-    Observed { generation, versions }
+    Observed {
+        generation,
+        versions,
+    }
 }
 
 /// Trusts any certificate: for tests that have not joined yet.

@@ -1,0 +1,310 @@
+//! The control link under peers that do not behave, and under peers that vanish.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::node::{self, TestNode, bulk, connect, dial, hello, join, read, write};
+use common::{Coordinator, PATIENCE, Publisher, until};
+use holm_model::codec;
+use holm_model::control::{
+    ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, NodeMessage, Observed, Report,
+};
+use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::time::timeout;
+
+async fn identity(coordinator: &Coordinator, name: &str) -> node::Identity {
+    join(coordinator.quic, &coordinator.join_token().await, name)
+        .await
+        .unwrap()
+}
+
+/// The reason that comes over the control stream, after which the connection closes with it too.
+async fn refusal(connection: &Connection, recv: &mut RecvStream) -> String {
+    let reason = loop {
+        match read(recv).await {
+            Some(CoordinatorMessage::Refuse { reason }) => break reason,
+            Some(_) => {}
+            None => panic!(
+                "the stream ended without a reason: {:?}",
+                connection.close_reason()
+            ),
+        }
+    };
+    let closed = timeout(PATIENCE, connection.closed())
+        .await
+        .unwrap()
+        .to_string();
+    let start: String = reason.chars().take(40).collect();
+    assert!(closed.contains(&start), "{closed} is not about {reason}");
+    reason
+}
+
+async fn open(coordinator: &Coordinator, name: &str) -> (Connection, SendStream, RecvStream) {
+    let identity = identity(coordinator, name).await;
+    let connection = dial(coordinator.quic, ALPN, Some(&identity)).await;
+    let (send, recv) = connection.open_bi().await.unwrap();
+    (connection, send, recv)
+}
+
+/// What is sent first, and what the refusal says.
+async fn refused_for(first: &[u8], says: &str) {
+    let coordinator = Coordinator::start().await;
+    let bystander = TestNode::start(&coordinator, "bystander", 1).await;
+    let (connection, mut send, mut recv) = open(&coordinator, "bad").await;
+    send.write_all(first).await.unwrap();
+    send.finish().unwrap();
+    let reason = refusal(&connection, &mut recv).await;
+    assert!(reason.contains(says), "{reason}");
+    let nodes = coordinator.nodes().await;
+    assert_eq!(nodes.len(), 1, "who was refused is no part of the fleet");
+    assert!(nodes[0].connected && nodes[0].name == bystander.identity.name);
+}
+
+#[tokio::test]
+async fn a_frame_that_announces_too_much_is_refused_before_it_is_sent() {
+    let length = u32::try_from(MAX_CONTROL_FRAME_BYTES + 1).unwrap();
+    refused_for(&length.to_le_bytes(), "more than the 4194304 allowed").await;
+}
+
+#[tokio::test]
+async fn a_frame_cut_short_is_refused() {
+    let whole = codec::encode(&NodeMessage::Hello(hello(1))).unwrap();
+    let says = format!("after 9 of {} bytes", whole.len() - 4);
+    refused_for(&whole[..13], &says).await;
+    refused_for(&whole[..2], "after 2 of 4 bytes").await;
+}
+
+#[tokio::test]
+async fn a_peer_of_another_protocol_version_is_told_both_versions() {
+    let mut frame = codec::encode(&NodeMessage::Hello(hello(1))).unwrap();
+    frame[4..6].copy_from_slice(&9u16.to_le_bytes());
+    refused_for(&frame, "the peer speaks protocol version 9, this side 1").await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_are_refused() {
+    let mut frame = vec![0xff; 100];
+    frame[..4].copy_from_slice(&96u32.to_le_bytes());
+    frame[4..6].copy_from_slice(&1u16.to_le_bytes());
+    refused_for(&frame, "cannot be read").await;
+}
+
+#[tokio::test]
+async fn whoever_does_not_say_hello_first_is_refused() {
+    let report = codec::encode(&NodeMessage::Report(Report::default())).unwrap();
+    refused_for(&report, "the node's first message is not Hello").await;
+}
+
+#[tokio::test]
+async fn a_hello_that_makes_no_sense_is_refused_by_what_is_wrong_with_it() {
+    let mut nowhere = hello(1);
+    nowhere.coordinates.latitude_microdegrees = 91_000_000;
+    let mut unreachable = hello(1);
+    unreachable.ingress_url = "file:///etc/passwd".into();
+    let mut loud = hello(1);
+    loud.region = "eu\x1b[31m".into();
+    for (bad, says) in [
+        (nowhere, "coordinates that are not on the earth"),
+        (unreachable, "an ingress URL that is not http"),
+        (loud, "a region that is empty, too long or not printable"),
+    ] {
+        refused_for(&codec::encode(&NodeMessage::Hello(bad)).unwrap(), says).await;
+    }
+}
+
+#[tokio::test]
+async fn a_breach_in_mid_link_ends_that_link_alone() {
+    let coordinator = Coordinator::start().await;
+    let bystander = TestNode::start(&coordinator, "bystander", 1).await;
+    let identity = identity(&coordinator, "bad").await;
+    let mut control = connect(coordinator.quic, &identity, hello(2)).await;
+    assert_eq!(
+        coordinator
+            .nodes()
+            .await
+            .iter()
+            .filter(|view| view.connected)
+            .count(),
+        2
+    );
+    write(&mut control.send, &NodeMessage::Hello(hello(2))).await;
+    let reason = refusal(&control.connection, &mut control.recv).await;
+    assert!(reason.contains("said Hello twice"), "{reason}");
+    let gone = || async {
+        let nodes = coordinator.nodes().await;
+        nodes
+            .iter()
+            .all(|view| view.connected == (view.name == bystander.identity.name))
+    };
+    until("the end of one link", gone).await;
+}
+
+#[tokio::test]
+async fn a_bulk_request_that_cannot_be_read_is_answered_and_ends_the_link() {
+    let coordinator = Coordinator::start().await;
+    let identity = identity(&coordinator, "bad").await;
+    let control = connect(coordinator.quic, &identity, hello(2)).await;
+    let (mut send, mut recv) = control.connection.open_bi().await.unwrap();
+    send.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+    match read(&mut recv).await {
+        Some(BulkAnswer::Refused { reason }) => assert!(reason.contains("allowed"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let closed = timeout(PATIENCE, control.connection.closed())
+        .await
+        .unwrap()
+        .to_string();
+    assert!(closed.contains("more than the 4194304 allowed"), "{closed}");
+}
+
+#[tokio::test]
+async fn without_a_certificate_there_is_no_control_link() {
+    let coordinator = Coordinator::start().await;
+    let connection = dial(coordinator.quic, ALPN, None).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, &NodeMessage::Hello(hello(1))).await;
+    let reason = refusal(&connection, &mut recv).await;
+    assert!(reason.contains("needs a node's certificate"), "{reason}");
+    assert_eq!(coordinator.nodes().await, []);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_fleet_is_worth_nothing() {
+    let (own, other) = (Coordinator::start().await, Coordinator::start().await);
+    let mut stranger = identity(&other, "edge-1").await;
+    // It trusts this coordinator, so that only its own certificate is in question.
+    stranger.ca = identity(&own, "edge-2").await.ca;
+    let connection = dial(own.quic, ALPN, Some(&stranger)).await;
+    let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert!(closed.to_string().contains("aborted by peer"), "{closed}");
+    assert_eq!(own.nodes().await, []);
+}
+
+#[tokio::test]
+async fn a_node_that_is_killed_is_seen_as_gone_within_about_three_seconds() {
+    let coordinator = Coordinator::start().await;
+    let identity = identity(&coordinator, "edge-1").await;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let quic = coordinator.quic;
+    let control = runtime
+        .spawn(async move { connect(quic, &identity, hello(1)).await })
+        .await
+        .unwrap();
+    let view = &coordinator.nodes().await[0];
+    assert!(view.connected && view.rtt_us.is_some());
+
+    // Without its runtime the node's socket falls silent, as a killed process's does: nothing
+    // closes the connection.
+    let killed = Instant::now();
+    std::mem::forget(control);
+    runtime.shutdown_background();
+    until("the end of the link", || async {
+        !coordinator.nodes().await[0].connected
+    })
+    .await;
+    let took = killed.elapsed();
+    assert!(
+        took > Duration::from_millis(500),
+        "{took:?}: it was closed, not killed"
+    );
+    // Three seconds and room for a busy machine.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert_eq!(coordinator.nodes().await[0].rtt_us, None);
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_a_node_takes_over() {
+    let coordinator = Coordinator::start().await;
+    let identity = identity(&coordinator, "edge-1").await;
+    let first = connect(coordinator.quic, &identity, hello(1)).await;
+    let mut moved = hello(1);
+    moved.ingress_url = "http://elsewhere:1".into();
+    let _second = connect(coordinator.quic, &identity, moved).await;
+    let closed = timeout(PATIENCE, first.connection.closed())
+        .await
+        .unwrap()
+        .to_string();
+    assert!(
+        closed.contains("a newer connection of this node took over"),
+        "{closed}"
+    );
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let nodes = coordinator.nodes().await;
+    assert_eq!(nodes.len(), 1);
+    assert!(
+        nodes[0].connected,
+        "the end of the first link is not the end of the second"
+    );
+    assert_eq!(nodes[0].ingress_url, "http://elsewhere:1");
+}
+
+#[tokio::test]
+async fn an_artifact_comes_whole_or_from_an_offset_on() {
+    let coordinator = Coordinator::start().await;
+    let artifact: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    common::put_artifact(&coordinator.client, &artifact).await;
+    let digest = holm_model::ids::Digest::of(&artifact);
+    let identity = identity(&coordinator, "edge-1").await;
+    let control = connect(coordinator.quic, &identity, hello(1)).await;
+    for offset in [0, 1_000_001, artifact.len()] {
+        let request = BulkRequest::FetchArtifact {
+            digest,
+            offset: offset as u64,
+        };
+        let (answer, bytes) = bulk(&control.connection, &request).await;
+        let rest = &artifact[offset..];
+        assert_eq!(
+            answer,
+            BulkAnswer::Artifact {
+                bytes: rest.len() as u64
+            }
+        );
+        assert!(bytes == rest, "from {offset}");
+    }
+    let behind = BulkRequest::FetchArtifact {
+        digest,
+        offset: artifact.len() as u64 + 1,
+    };
+    let unknown = BulkRequest::FetchArtifact {
+        digest: node::nothing(),
+        offset: 0,
+    };
+    for (request, says) in [
+        (behind, "behind the end"),
+        (unknown, "there is no artifact"),
+    ] {
+        match bulk(&control.connection, &request).await.0 {
+            BulkAnswer::Refused { reason } => assert!(reason.contains(says), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_may_not_list_versions_without_end() {
+    let coordinator = Coordinator::start().await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let version = publisher.publish(&coordinator, "").await.version;
+    let identity = identity(&coordinator, "edge-1").await;
+    let mut control = connect(coordinator.quic, &identity, hello(1)).await;
+    let seen = holm_model::control::ObservedVersion {
+        function: publisher.function.clone(),
+        version,
+        state: holm_model::control::VersionState::Ready,
+        routed: true,
+    };
+    let observed = Observed {
+        generation: 1,
+        versions: vec![seen; 5000],
+    };
+    write(&mut control.send, &NodeMessage::Observed(observed)).await;
+    let reason = refusal(&control.connection, &mut control.recv).await;
+    assert!(reason.contains("lists 5000 versions"), "{reason}");
+}

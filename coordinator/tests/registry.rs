@@ -1,0 +1,273 @@
+//! What the registry lets in, and what it refuses and why.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Coordinator, Publisher, post_version, program, put_artifact};
+use ed25519_dalek::SigningKey;
+use holm_model::api::{FunctionView, VersionView};
+use holm_model::artifact::{PublisherKey, SignedVersion};
+use holm_model::ids::Digest;
+
+/// A coordinator, a publisher, and a signed first version whose artifact is there.
+async fn ready() -> (Coordinator, Publisher, SignedVersion) {
+    let coordinator = Coordinator::start().await;
+    let publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let elf = program::elf(1);
+    put_artifact(&coordinator.client, &elf).await;
+    let signed = SignedVersion::sign(&publisher.statement(1, &elf, ""), &publisher.key);
+    (coordinator, publisher, signed)
+}
+
+/// The kind and the text of the problem with which a version is refused; nothing of it stays.
+async fn refused(
+    coordinator: &Coordinator,
+    publisher: &Publisher,
+    signed: &SignedVersion,
+    status: u16,
+) -> (String, String) {
+    let answer = post_version(&coordinator.client, &publisher.function, signed).await;
+    let problem = answer.problem(status);
+    let view = coordinator
+        .client
+        .get(&format!("/v1/functions/{}", publisher.function))
+        .await;
+    if view.status == 200 {
+        let versions = view.expect::<FunctionView>(200).versions;
+        assert!(
+            versions
+                .iter()
+                .all(|version| version.version != signed.id())
+        );
+    }
+    (problem.kind, problem.detail)
+}
+
+#[tokio::test]
+async fn publishing_twice_gives_the_same_version_and_is_new_once() {
+    let (coordinator, publisher, signed) = ready().await;
+    let first = post_version(&coordinator.client, &publisher.function, &signed).await;
+    let again = post_version(&coordinator.client, &publisher.function, &signed).await;
+    let version: VersionView = first.expect(201);
+    assert_eq!(version, again.expect(200));
+    assert_eq!(version.version, signed.id());
+    assert_eq!((version.label.as_str(), version.counter), ("v1", 1));
+    let view: FunctionView = coordinator
+        .client
+        .get("/v1/functions/acme/hello")
+        .await
+        .expect(200);
+    assert_eq!((view.versions, view.current), (vec![version], None));
+}
+
+#[tokio::test]
+async fn an_altered_statement_is_refused_as_badly_signed() {
+    let (coordinator, publisher, mut signed) = ready().await;
+    let label = signed
+        .statement
+        .windows(4)
+        .position(|w| w == b"\"v1\"")
+        .unwrap();
+    signed.statement[label + 2] = b'9';
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/bad-signature");
+    assert!(detail.contains("altered on the way"), "{detail}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_the_tenants_is_refused_even_if_another_tenant_has_it() {
+    let (coordinator, publisher, _) = ready().await;
+    let stranger = Publisher::register(&coordinator, "other/hello", 2).await;
+    let statement = publisher.statement(1, &program::elf(1), "");
+    let signed = SignedVersion::sign(&statement, &stranger.key);
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/unknown-key");
+    assert!(detail.contains("tenant `acme`"), "{detail}");
+
+    // Claiming the tenant's key does not help without having it.
+    let mut forged = signed;
+    forged.key = PublisherKey(publisher.key.verifying_key().to_bytes());
+    let (kind, _) = refused(&coordinator, &publisher, &forged, 422).await;
+    assert_eq!(kind, "/problems/bad-signature");
+}
+
+#[tokio::test]
+async fn an_older_or_equal_counter_is_refused_and_the_newest_named() {
+    let (coordinator, mut publisher, _) = ready().await;
+    publisher.counter = 6;
+    publisher.publish(&coordinator, "").await;
+    let elf = program::elf(1);
+    for counter in [1, 6, 7] {
+        let mut statement = publisher.statement(counter, &elf, "");
+        statement.label = "sneaky".into();
+        let signed = SignedVersion::sign(&statement, &publisher.key);
+        let (kind, detail) = refused(&coordinator, &publisher, &signed, 409).await;
+        assert_eq!(kind, "/problems/counter-too-low");
+        assert!(
+            detail.contains("the newest version of `acme/hello` has 7"),
+            "{detail}"
+        );
+    }
+    let next = SignedVersion::sign(&publisher.statement(8, &elf, ""), &publisher.key);
+    assert_eq!(
+        post_version(&coordinator.client, &publisher.function, &next)
+            .await
+            .status,
+        201
+    );
+}
+
+#[tokio::test]
+async fn bytes_with_another_digest_than_announced_are_not_kept() {
+    let coordinator = Coordinator::start().await;
+    let announced = Digest::of(b"what was announced");
+    let path = format!("/v1/artifacts/{announced}");
+    let problem = coordinator
+        .client
+        .put(&path, b"what was sent")
+        .await
+        .problem(422);
+    assert_eq!(problem.kind, "/problems/wrong-digest");
+    assert!(
+        problem
+            .detail
+            .contains(&Digest::of(b"what was sent").to_string())
+    );
+    assert_eq!(
+        coordinator.client.send("HEAD", &path, b"").await.status,
+        404
+    );
+    let artifacts = coordinator.dir.path().join("state/artifacts");
+    let kept = std::fs::read_dir(artifacts.join("incoming"))
+        .unwrap()
+        .count();
+    assert_eq!(kept, 0, "nothing stays behind");
+
+    assert_eq!(
+        coordinator
+            .client
+            .put(&path, b"what was announced")
+            .await
+            .status,
+        201
+    );
+    assert_eq!(
+        coordinator
+            .client
+            .put(&path, b"what was announced")
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        coordinator.client.send("HEAD", &path, b"").await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_version_needs_its_artifact_first() {
+    let (coordinator, publisher, _) = ready().await;
+    let statement = publisher.statement(1, &program::elf(99), "");
+    let signed = SignedVersion::sign(&statement, &publisher.key);
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/artifact-missing");
+    assert!(detail.contains(&statement.artifact.to_string()), "{detail}");
+}
+
+#[tokio::test]
+async fn an_artifact_of_another_length_than_signed_is_refused() {
+    let (coordinator, publisher, _) = ready().await;
+    let mut statement = publisher.statement(1, &program::elf(1), "");
+    statement.artifact_bytes += 1;
+    let signed = SignedVersion::sign(&statement, &publisher.key);
+    let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/wrong-size");
+}
+
+#[tokio::test]
+async fn an_artifact_that_was_altered_on_the_coordinators_disk_is_refused() {
+    let (coordinator, publisher, signed) = ready().await;
+    let digest = Digest::of(&program::elf(1));
+    let path = coordinator
+        .dir
+        .path()
+        .join("state/artifacts")
+        .join(digest.hex());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/wrong-digest");
+}
+
+#[tokio::test]
+async fn what_is_not_a_program_is_refused_whoever_signed_it() {
+    let (coordinator, publisher, _) = ready().await;
+    let script = b"#!/bin/sh\necho hello\n";
+    put_artifact(&coordinator.client, script).await;
+    let statement = publisher.statement(1, script, "");
+    let signed = SignedVersion::sign(&statement, &publisher.key);
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/bad-program");
+    assert!(
+        detail.contains("not a program that Holm can run"),
+        "{detail}"
+    );
+}
+
+#[tokio::test]
+async fn a_statement_sent_to_another_function_or_tenant_is_refused() {
+    let (coordinator, publisher, signed) = ready().await;
+    let other = "acme/other".parse().unwrap();
+    let problem = post_version(&coordinator.client, &other, &signed)
+        .await
+        .problem(422);
+    assert_eq!(problem.kind, "/problems/other-function");
+    let nobody = "nobody/hello".parse().unwrap();
+    let problem = post_version(&coordinator.client, &nobody, &signed)
+        .await
+        .problem(404);
+    assert!(
+        problem.detail.contains("there is no tenant `nobody`"),
+        "{}",
+        problem.detail
+    );
+
+    let mut statement = publisher.statement(1, &program::elf(1), "");
+    statement.manifest.function.name = "else".parse().unwrap();
+    let signed = SignedVersion::sign(&statement, &publisher.key);
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/bad-statement");
+    assert!(
+        detail.contains("`acme/else`, not of `acme/hello`"),
+        "{detail}"
+    );
+}
+
+#[tokio::test]
+async fn a_signed_statement_that_makes_no_sense_is_refused() {
+    let (coordinator, publisher, _) = ready().await;
+    let good = publisher.statement(1, &program::elf(1), "");
+    let mut cases = [good.clone(), good.clone(), good.clone(), good];
+    cases[0].label = "v1\x1b[31m".into();
+    cases[1].label = String::new();
+    cases[2].counter = 0;
+    cases[3].manifest.limits.memory_bytes = u64::MAX;
+    for statement in cases {
+        let signed = SignedVersion::sign(&statement, &publisher.key);
+        let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
+        assert_eq!(kind, "/problems/bad-statement");
+    }
+    // Nor does one that is no statement at all, signed as it may be.
+    let mut signed = SignedVersion::sign(&publisher.statement(1, b"", ""), &publisher.key);
+    signed.statement = b"{}".to_vec();
+    let key = SigningKey::from_bytes(&[1; 32]);
+    signed.signature = {
+        use ed25519_dalek::Signer as _;
+        key.sign(&signed.statement).to_bytes().to_vec()
+    };
+    let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/bad-statement");
+}

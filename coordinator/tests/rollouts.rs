@@ -1,0 +1,497 @@
+//! Rollouts over real links, with nodes that are told how versions behave on them.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::node::{TestNode, hello, join};
+use common::{Coordinator, Publisher, until};
+use holm_model::api::{FunctionView, RolloutState, RolloutView};
+use holm_model::ids::VersionId;
+use holm_model::usage::Outcome;
+use serde_json::json;
+
+struct World {
+    coordinator: Coordinator,
+    nodes: Vec<TestNode>,
+    publisher: Publisher,
+    v1: VersionId,
+    v2: VersionId,
+}
+
+/// Three nodes on version 1, and a version 2 that is published.
+async fn world() -> World {
+    let coordinator = Coordinator::start().await;
+    let mut nodes = Vec::new();
+    for index in 0..3 {
+        nodes.push(TestNode::start(&coordinator, &format!("n{index}"), index).await);
+    }
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let v1 = publisher.publish(&coordinator, "").await.version;
+    let v2 = publisher.publish(&coordinator, "").await.version;
+    let first = publisher.roll_out(&coordinator, v1, &[100], 0).await;
+    let world = World {
+        coordinator,
+        nodes,
+        publisher,
+        v1,
+        v2,
+    };
+    world.ended(first.id, RolloutState::Completed).await;
+    world.all_on(Some(v1)).await;
+    world
+}
+
+impl World {
+    async fn roll_out(&self, waves: &[u8], bake_ms: u64) -> RolloutView {
+        self.publisher
+            .roll_out(&self.coordinator, self.v2, waves, bake_ms)
+            .await
+    }
+
+    /// The rollout once it has ended, which it must in this state.
+    async fn ended(&self, id: u64, state: RolloutState) -> RolloutView {
+        let view = self
+            .coordinator
+            .rollout_when(id, |view| view.ended_ms.is_some())
+            .await;
+        assert_eq!(view.state, state, "{}", view.reason);
+        view
+    }
+
+    async fn all_on(&self, version: Option<VersionId>) {
+        let all = || async { self.nodes.iter().all(|node| node.routed() == version) };
+        until("one version on all nodes", all).await;
+        let view: FunctionView = self
+            .coordinator
+            .client
+            .get("/v1/functions/acme/hello")
+            .await
+            .expect(200);
+        assert_eq!(view.current.map(|current| current.version), version);
+    }
+
+    fn states(view: &RolloutView) -> Vec<&str> {
+        view.waves.iter().map(|wave| wave.state.as_str()).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_reaches_every_node_wave_by_wave() {
+    let world = world().await;
+    let rollout = world.roll_out(&[34, 100], 300).await;
+    assert_eq!(rollout.state, RolloutState::Running);
+    assert_eq!(
+        rollout.previous.as_ref().map(|view| view.version),
+        Some(world.v1)
+    );
+    let baking = |view: &RolloutView| World::states(view) == ["baking", "waiting"];
+    let view = world.coordinator.rollout_when(rollout.id, baking).await;
+    let names = |index: usize| -> Vec<String> {
+        view.waves[index]
+            .nodes
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    assert_eq!(
+        (names(0), names(1)),
+        (vec!["n0".into()], vec!["n1".into(), "n2".into()])
+    );
+    assert_eq!(
+        world.nodes[1].routed(),
+        Some(world.v1),
+        "the second wave waits for the first"
+    );
+
+    let view = world.ended(rollout.id, RolloutState::Completed).await;
+    assert_eq!(World::states(&view), ["passed", "passed"]);
+    world.all_on(Some(world.v2)).await;
+    for node in &world.nodes {
+        let behaviour = node.behaviour.lock().unwrap();
+        assert_eq!(behaviour.routed, [world.v1, world.v2]);
+        assert!(
+            behaviour.generations.is_sorted(),
+            "{:?}",
+            behaviour.generations
+        );
+        let fallback = behaviour.desired.functions[0].previous.as_ref();
+        assert_eq!(
+            fallback.map(|signed| signed.id()),
+            Some(world.v1),
+            "to go back at once"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_fails_its_probe_is_stopped_and_no_node_ever_routes_to_it() {
+    let world = world().await;
+    world.nodes[0]
+        .behaviour
+        .lock()
+        .unwrap()
+        .fails
+        .insert(world.v2, "it crashed: #PF".into());
+    let rollout = world.roll_out(&[34, 100], 0).await;
+    let view = world.ended(rollout.id, RolloutState::RolledBack).await;
+    assert!(
+        view.reason.contains("failed on node n0: it crashed: #PF"),
+        "{}",
+        view.reason
+    );
+    assert_eq!(World::states(&view), ["failed", "waiting"]);
+    world.all_on(Some(world.v1)).await;
+    for node in &world.nodes {
+        assert_eq!(node.behaviour.lock().unwrap().routed, [world.v1]);
+    }
+    // The way is free for the next try, and an old failure is not held against it.
+    world.nodes[0].behaviour.lock().unwrap().fails.clear();
+    let again = world.roll_out(&[100], 0).await;
+    world.ended(again.id, RolloutState::Completed).await;
+}
+
+#[tokio::test]
+async fn errors_that_nodes_report_stop_the_rollout_at_its_gate() {
+    let world = world().await;
+    let rollout = world.roll_out(&[34, 100], 20_000).await;
+    let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
+    world.coordinator.rollout_when(rollout.id, baking).await;
+    let function = &world.publisher.function;
+    // Of another version, and of nobody's doing: no reason to stop.
+    world.nodes[1].report(function, world.v1, &[(Outcome::Crash, 7)]);
+    world.nodes[0].report(
+        function,
+        world.v2,
+        &[(Outcome::Answered, 90), (Outcome::Shed, 50)],
+    );
+    let seen = |view: &RolloutView| view.waves[0].invocations == 90;
+    let view = world.coordinator.rollout_when(rollout.id, seen).await;
+    assert_eq!(
+        (view.state, view.waves[0].errors),
+        (RolloutState::Running, 0)
+    );
+
+    world.nodes[0].report(function, world.v2, &[(Outcome::FunctionError, 10)]);
+    let view = world.ended(rollout.id, RolloutState::RolledBack).await;
+    assert!(
+        view.reason.contains("10 of 100 invocations"),
+        "{}",
+        view.reason
+    );
+    assert_eq!((view.waves[0].invocations, view.waves[0].errors), (100, 10));
+    world.all_on(Some(world.v1)).await;
+}
+
+#[tokio::test]
+async fn a_crash_under_traffic_stops_the_rollout() {
+    let world = world().await;
+    let rollout = world.roll_out(&[34, 100], 20_000).await;
+    let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
+    world.coordinator.rollout_when(rollout.id, baking).await;
+    let outcomes = [(Outcome::Answered, 1_000_000), (Outcome::Crash, 1)];
+    world.nodes[0].report(&world.publisher.function, world.v2, &outcomes);
+    let view = world.ended(rollout.id, RolloutState::RolledBack).await;
+    assert!(view.reason.contains("crashed 1 times"), "{}", view.reason);
+    world.all_on(Some(world.v1)).await;
+}
+
+#[tokio::test]
+async fn only_one_rollout_of_a_function_goes_on_at_a_time() {
+    let world = world().await;
+    let rollout = world.roll_out(&[34, 100], 20_000).await;
+    let path = "/v1/functions/acme/hello/rollouts";
+    for body in [
+        json!({ "version": world.v1 }),
+        json!({ "version": world.v2 }),
+    ] {
+        let problem = world
+            .coordinator
+            .client
+            .post(path, &body)
+            .await
+            .problem(409);
+        assert_eq!(problem.kind, "/problems/rollout-running");
+        assert!(
+            problem.detail.contains(&format!("rollout {}", rollout.id)),
+            "{}",
+            problem.detail
+        );
+    }
+    let abort = format!("/v1/rollouts/{}/abort", rollout.id);
+    let view: RolloutView = world
+        .coordinator
+        .client
+        .post(&abort, &json!({}))
+        .await
+        .expect(200);
+    assert_eq!(view.state, RolloutState::RollingBack);
+    let view = world.ended(rollout.id, RolloutState::RolledBack).await;
+    assert_eq!(view.reason, "aborted by the operator");
+    let again = world
+        .coordinator
+        .client
+        .post(&abort, &json!({}))
+        .await
+        .problem(409);
+    assert_eq!(again.kind, "/problems/rollout-ended");
+    world.all_on(Some(world.v1)).await;
+    let current = json!({ "version": world.v1 });
+    let problem = world
+        .coordinator
+        .client
+        .post(path, &current)
+        .await
+        .problem(409);
+    assert_eq!(problem.kind, "/problems/already-current");
+    for bad in [json!([50]), json!([100, 50]), json!([])] {
+        let body = json!({ "version": world.v2, "waves_percent": bad });
+        world
+            .coordinator
+            .client
+            .post(path, &body)
+            .await
+            .problem(400);
+    }
+    let unknown = json!({ "version": common::node::nothing() });
+    world
+        .coordinator
+        .client
+        .post(path, &unknown)
+        .await
+        .problem(404);
+}
+
+#[tokio::test]
+async fn rollback_goes_to_the_version_before_and_no_further() {
+    let world = world().await;
+    let rollout = world.roll_out(&[100], 0).await;
+    world.ended(rollout.id, RolloutState::Completed).await;
+    let path = "/v1/functions/acme/hello/rollback";
+    let back: RolloutView = world
+        .coordinator
+        .client
+        .post(path, &json!({}))
+        .await
+        .expect(201);
+    assert_eq!(back.version.version, world.v1);
+    world.ended(back.id, RolloutState::Completed).await;
+    world.all_on(Some(world.v1)).await;
+    let problem = world
+        .coordinator
+        .client
+        .post(path, &json!({}))
+        .await
+        .problem(409);
+    assert_eq!(problem.kind, "/problems/nothing-before");
+    let latest = world
+        .coordinator
+        .client
+        .get("/v1/functions/acme/hello/rollouts/latest")
+        .await;
+    assert_eq!(latest.expect::<RolloutView>(200).id, back.id);
+}
+
+#[tokio::test]
+async fn a_first_version_that_fails_leaves_the_function_without_one() {
+    let coordinator = Coordinator::start().await;
+    let node = TestNode::start(&coordinator, "n0", 0).await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let v1 = publisher.publish(&coordinator, "").await.version;
+    node.behaviour
+        .lock()
+        .unwrap()
+        .fails
+        .insert(v1, "it crashed".into());
+    let rollout = publisher.roll_out(&coordinator, v1, &[100], 0).await;
+    let ended = |view: &RolloutView| view.ended_ms.is_some();
+    let view = coordinator.rollout_when(rollout.id, ended).await;
+    assert_eq!(
+        (view.state, view.previous),
+        (RolloutState::RolledBack, None)
+    );
+    let function: FunctionView = coordinator
+        .client
+        .get("/v1/functions/acme/hello")
+        .await
+        .expect(200);
+    assert_eq!(function.current, None);
+    assert!(node.behaviour.lock().unwrap().desired.functions.is_empty());
+}
+
+#[tokio::test]
+async fn a_rollout_without_nodes_waits_until_one_is_there() {
+    let coordinator = Coordinator::start().await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let v1 = publisher.publish(&coordinator, "").await.version;
+    let rollout = publisher.roll_out(&coordinator, v1, &[100], 0).await;
+    let told = |view: &RolloutView| view.reason.contains("waiting for a node");
+    let view = coordinator.rollout_when(rollout.id, told).await;
+    assert_eq!(view.state, RolloutState::Running);
+    let node = TestNode::start(&coordinator, "n0", 0).await;
+    let ended = |view: &RolloutView| view.ended_ms.is_some();
+    let view = coordinator.rollout_when(rollout.id, ended).await;
+    assert_eq!(view.state, RolloutState::Completed);
+    assert_eq!(node.routed(), Some(v1));
+}
+
+#[tokio::test]
+async fn placement_keeps_a_function_out_of_other_regions() {
+    let coordinator = Coordinator::start().await;
+    let inside = TestNode::start(&coordinator, "inside", 1).await;
+    let token = coordinator.join_token().await;
+    let identity = join(coordinator.quic, &token, "outside").await.unwrap();
+    let mut elsewhere = hello(2);
+    elsewhere.region = "us".into();
+    let outside = TestNode::run(coordinator.quic, identity, elsewhere);
+    let both = || async {
+        coordinator
+            .nodes()
+            .await
+            .iter()
+            .filter(|v| v.connected)
+            .count()
+            == 2
+    };
+    until("two nodes", both).await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let v1 = publisher
+        .publish(&coordinator, "[placement]\nregions = [\"eu\"]")
+        .await
+        .version;
+    let rollout = publisher.roll_out(&coordinator, v1, &[100], 0).await;
+    let ended = |view: &RolloutView| view.ended_ms.is_some();
+    let view = coordinator.rollout_when(rollout.id, ended).await;
+    assert_eq!(view.state, RolloutState::Completed);
+    assert_eq!(view.waves.len(), 1);
+    assert_eq!(
+        view.waves[0].nodes,
+        std::slice::from_ref(&inside.identity.name)
+    );
+    assert_eq!((inside.routed(), outside.routed()), (Some(v1), None));
+    assert!(
+        outside
+            .behaviour
+            .lock()
+            .unwrap()
+            .desired
+            .functions
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_is_away_is_skipped_and_gets_the_version_when_it_is_back() {
+    let mut world = world().await;
+    let away = world.nodes.remove(2);
+    away.kill();
+    let gone = || async { !world.coordinator.nodes().await[2].connected };
+    until("the end of a link", gone).await;
+    let rollout = world.roll_out(&[50, 100], 0).await;
+    let view = world.ended(rollout.id, RolloutState::Completed).await;
+    assert_eq!(
+        view.waves
+            .iter()
+            .map(|wave| wave.nodes.len())
+            .sum::<usize>(),
+        3
+    );
+    world.all_on(Some(world.v2)).await;
+    let back = TestNode::run(world.coordinator.quic, away.identity.clone(), hello(2));
+    until("the version on the node", || async {
+        back.routed() == Some(world.v2)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_coordinator_killed_in_mid_rollout_goes_on_where_it_was() {
+    let mut world = world().await;
+    // The second wave cannot get ready before the coordinator is killed.
+    for node in &world.nodes[1..] {
+        node.behaviour.lock().unwrap().stuck.insert(world.v2);
+    }
+    let rollout = world.roll_out(&[34, 100], 0).await;
+    let second = |view: &RolloutView| World::states(view) == ["passed", "moving"];
+    world.coordinator.rollout_when(rollout.id, second).await;
+    let told = |node: &TestNode| {
+        let behaviour = node.behaviour.lock().unwrap();
+        let functions = &behaviour.desired.functions;
+        functions.first().map(|function| function.version.id()) == Some(world.v2)
+    };
+    until("the second wave's orders", || async {
+        world.nodes.iter().all(told)
+    })
+    .await;
+    let generation = world.nodes[0]
+        .behaviour
+        .lock()
+        .unwrap()
+        .generations
+        .last()
+        .copied();
+
+    world.coordinator.restart().await;
+    let view = world.coordinator.rollout(rollout.id).await;
+    assert_eq!(view.state, RolloutState::Running);
+    assert_eq!(World::states(&view), ["passed", "moving"]);
+    for node in &world.nodes {
+        node.behaviour.lock().unwrap().stuck.clear();
+        assert_eq!(
+            node.behaviour.lock().unwrap().generations.last().copied(),
+            generation
+        );
+    }
+    // The nodes come back, are told the same again, and are ready now.
+    world.ended(rollout.id, RolloutState::Completed).await;
+    world.all_on(Some(world.v2)).await;
+    for node in &world.nodes {
+        let behaviour = node.behaviour.lock().unwrap();
+        assert_eq!(
+            behaviour.routed,
+            [world.v1, world.v2],
+            "no node went back and forth"
+        );
+        assert!(
+            behaviour.generations.is_sorted(),
+            "{:?}",
+            behaviour.generations
+        );
+        assert!(
+            behaviour.generations.last().copied() > generation,
+            "it still rises"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_killed_while_rolling_back_still_brings_everybody_back() {
+    let mut world = world().await;
+    let rollout = world.roll_out(&[34, 100], 60_000).await;
+    let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
+    world.coordinator.rollout_when(rollout.id, baking).await;
+    let abort = format!("/v1/rollouts/{}/abort", rollout.id);
+    let answer = world.coordinator.client.post(&abort, &json!({})).await;
+    // Killed as soon as the intention is acknowledged.
+    world.coordinator.kill();
+    assert_eq!(
+        answer.expect::<RolloutView>(200).state,
+        RolloutState::RollingBack
+    );
+    world.coordinator.restart().await;
+    world.ended(rollout.id, RolloutState::RolledBack).await;
+    world.all_on(Some(world.v1)).await;
+}
+
+#[tokio::test]
+async fn killed_again_and_again_a_rollout_still_ends_with_one_version_everywhere() {
+    let mut world = world().await;
+    let rollout = world.roll_out(&[34, 67, 100], 150).await;
+    for round in 0..5 {
+        tokio::time::sleep(Duration::from_millis(60 + 40 * round)).await;
+        world.coordinator.restart().await;
+    }
+    world.ended(rollout.id, RolloutState::Completed).await;
+    world.all_on(Some(world.v2)).await;
+}
