@@ -83,10 +83,19 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         sdk: sdk.map(|path| path.display().to_string()),
     };
     output.result(&report, || {
-        let Report { function, directory, files, .. } = &report;
+        let Report {
+            function,
+            directory,
+            files,
+            ..
+        } = &report;
+        let go = match directory.as_str() {
+            "." => String::new(),
+            directory => format!("`cd {directory}`, then "),
+        };
         format!(
             "Made function `{function}` in {directory}: {}.\n\
-             Next: `cd {directory}`, then `holm dev` to try it, `holm deploy` to put it on the fleet.",
+             Next: {go}`holm dev` to try it, `holm deploy` to put it on the fleet.",
             files.join(", ")
         )
     })
