@@ -1,5 +1,6 @@
 //! A small harness: one program, and requests to fresh instances of it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "this is only ever part of tests")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
