@@ -166,6 +166,33 @@ async fn bytes_with_another_digest_than_announced_are_not_kept() {
 }
 
 #[tokio::test]
+async fn large_artifacts_are_taken_and_too_large_ones_refused_before_they_are_sent() {
+    let coordinator = Coordinator::start().await;
+    put_artifact(&coordinator.client, &vec![7; 20 << 20]).await;
+
+    let path = format!("/v1/artifacts/{}", Digest::of(b""));
+    let announced = (256 << 20) + 1;
+    let answer = coordinator.client.announce("PUT", &path, announced).await;
+    assert_eq!(answer.problem(413).kind, "/problems/too-large");
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_off_leaves_nothing_behind() {
+    let coordinator = Coordinator::start().await;
+    let path = format!("/v1/artifacts/{}", Digest::of(b"whole"));
+    let incoming = coordinator.dir.path().join("state/artifacts/incoming");
+    let files = || std::fs::read_dir(&incoming).unwrap().count();
+    let upload = coordinator.client.begin("PUT", &path, 1 << 20).await;
+    common::until("a file for the upload", || async { files() == 1 }).await;
+    drop(upload);
+    common::until("the end of the file", || async { files() == 0 }).await;
+    assert_eq!(
+        coordinator.client.send("HEAD", &path, b"").await.status,
+        404
+    );
+}
+
+#[tokio::test]
 async fn a_version_needs_its_artifact_first() {
     let (coordinator, publisher, _) = ready().await;
     let statement = publisher.statement(1, &program::elf(99), "");

@@ -1,18 +1,19 @@
 //! Tenants, artifacts, functions and versions.
 
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
 use holm_model::api::{FunctionView, PublishRequest, TenantRequest, TenantView, VersionView};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{Digest, Name};
+use holm_model::limits::MAX_ARTIFACT_BYTES;
 use http_body_util::BodyExt as _;
 
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::registry::Incoming;
+use crate::registry::{ArtifactError, Incoming};
 use crate::store::FunctionRow;
 
 pub(super) async fn put_tenant(
@@ -55,16 +56,17 @@ pub(super) async fn put_artifact(
     Id(digest): Id<Digest>,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    // What is known to be too large need not be sent.
+    if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
+        return Err(ArtifactError::TooLarge.into());
+    }
     let _turn = api
         .uploads
         .acquire()
         .await
         .expect("the semaphore is never closed");
     let mut incoming = api.registry.artifacts().receive(digest).await?;
-    if let Err(error) = receive(&mut incoming, body).await {
-        incoming.discard().await;
-        return Err(error);
-    }
+    receive(&mut incoming, body).await?;
     match incoming.finish(api.registry.artifacts()).await? {
         true => Ok(StatusCode::CREATED),
         false => Ok(StatusCode::OK),

@@ -60,8 +60,8 @@ pub(crate) struct Artifacts {
     dir: PathBuf,
 }
 
-/// An artifact being received. Dropped before [`Incoming::finish`], its file goes at the next
-/// start, or at once when [`Incoming::discard`] is called.
+/// An artifact being received. Dropped before [`Incoming::finish`] has named it, as when the sender
+/// goes away, its file goes with it.
 pub(crate) struct Incoming {
     announced: Digest,
     path: PathBuf,
@@ -197,7 +197,6 @@ impl Incoming {
         let found = Digest(std::mem::take(&mut self.digest).finalize().into());
         if found != self.announced {
             let announced = self.announced;
-            self.discard().await;
             return Err(ArtifactError::WrongDigest { announced, found });
         }
         let new = !artifacts.has(found).await?;
@@ -217,11 +216,13 @@ impl Incoming {
             .map_err(disk("syncing", &artifacts.dir))?;
         Ok(new)
     }
+}
 
-    /// Forgets what was received.
-    pub(crate) async fn discard(self) {
-        // What stays behind is removed at the next start.
-        let _ = fs::remove_file(&self.path).await;
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Under its final name it is no longer at this path. What cannot be removed now is removed
+        // at the next start.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

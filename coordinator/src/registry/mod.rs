@@ -25,8 +25,8 @@ use crate::store::{NewVersion, PublishOutcome, Store, StoreError};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RegistryError {
     #[error(
-        "there is no tenant `{0}`; make it and register its publisher key with \
-         `PUT /v1/tenants/{0}` (`holm deploy` does that)"
+        "there is no tenant `{0}`; make it and register its publisher key, with \
+         `holm tenants create {0}`"
     )]
     UnknownTenant(Name),
     #[error("tenant `{0}` would have more than the {MAX_PUBLISHER_KEYS} publisher keys allowed")]

@@ -13,8 +13,9 @@ use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::limits::{MAX_BAKE_MS, MAX_WAVES};
 use tokio::sync::{Mutex, watch};
 
-use super::plan::{Action, Moment, Policy, Rollout, are_waves};
+use super::plan::{Action, Moment, Rollout};
 use super::target::{Move, Target, TargetFunction, Version};
+use super::wave::{Policy, are_waves};
 use crate::clock::Clock;
 use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;

@@ -1,12 +1,17 @@
 //! Rollouts: moving the fleet from one version of a function to another, in waves with gates.
 //!
-//! [`plan`] decides, without I/O; [`execute`] looks at the fleet, stores what was decided and only
+//! [`plan`] decides, without I/O, over nodes as [`sight`] describes them and in waves as [`wave`]
+//! does; [`execute`] looks at the fleet, stores what was decided and only
 //! then publishes it; [`target`] says what each node is to have.
 
 mod execute;
 mod plan;
+mod sight;
 mod target;
+mod wave;
 
 pub(crate) use execute::{RolloutError, Rollouts, Timing};
-pub(crate) use plan::{Presence, Rollout, Seen, Sight, Tally};
+pub(crate) use plan::Rollout;
+pub(crate) use sight::{Presence, Seen, Sight};
 pub(crate) use target::{Target, Version};
+pub(crate) use wave::Tally;

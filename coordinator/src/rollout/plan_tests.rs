@@ -6,6 +6,7 @@ use holm_model::ids::Digest;
 use proptest::prelude::*;
 
 use super::*;
+use crate::rollout::wave::are_waves;
 
 const OLD: Digest = Digest([1; 32]);
 const NEW: Digest = Digest([2; 32]);
@@ -586,7 +587,7 @@ fn tempers() -> impl Strategy<Value = Vec<Temper>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     /// Whatever happens in whatever order, a rollout ends, and then the whole fleet agrees.
     #[test]

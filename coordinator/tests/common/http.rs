@@ -36,25 +36,38 @@ impl Client {
     }
 
     pub async fn send(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let mut stream = self.begin(method, path, body.len()).await;
+        // A server that refuses early may close before it has read everything.
+        let _ = stream.write_all(body).await;
+        Answer::read(stream).await
+    }
+
+    /// A request whose body is announced and never sent.
+    pub async fn announce(&self, method: &str, path: &str, bytes: usize) -> Answer {
+        Answer::read(self.begin(method, path, bytes).await).await
+    }
+
+    /// Sends the head of a request alone.
+    pub async fn begin(&self, method: &str, path: &str, bytes: usize) -> TcpStream {
         let token = self.token.as_ref();
         let authorization = token
             .map(|token| format!("authorization: Bearer {token}\r\n"))
             .unwrap_or_default();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: coordinator\r\nconnection: close\r\n\
-             {authorization}content-length: {}\r\n\r\n",
-            body.len()
+             {authorization}content-length: {bytes}\r\n\r\n"
         );
-        let exchange = async {
-            let mut stream = TcpStream::connect(self.address).await.unwrap();
-            stream.write_all(head.as_bytes()).await.unwrap();
-            // A server that refuses early may close before it has read everything.
-            let _ = stream.write_all(body).await;
-            let mut answer = Vec::new();
-            let _ = stream.read_to_end(&mut answer).await;
-            answer
-        };
-        let bytes = timeout(Duration::from_secs(30), exchange).await.unwrap();
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    }
+}
+
+impl Answer {
+    async fn read(mut stream: TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        let reading = stream.read_to_end(&mut bytes);
+        let _ = timeout(Duration::from_secs(30), reading).await.unwrap();
         let split = bytes
             .windows(4)
             .position(|four| four == b"\r\n\r\n")
@@ -69,9 +82,7 @@ impl Client {
             body: bytes[split + 4..].to_vec(),
         }
     }
-}
 
-impl Answer {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

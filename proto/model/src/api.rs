@@ -338,7 +338,7 @@ pub struct AuditJournal {
     pub last: u64,
     /// Rows.
     pub rows: u64,
-    /// Numbers between first and last that are not there.
+    /// Numbers from 1 to the highest that are not there: a journal counts from 1.
     pub missing: u64,
 }
 

@@ -1,0 +1,51 @@
+//! A node as a rollout sees it: whether it is there, and what it says of the function's versions.
+
+use std::collections::BTreeMap;
+
+use holm_model::control::VersionState;
+use holm_model::ids::{Name, VersionId};
+
+/// Whether a node's link is up, and since when it is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Connected { since_ms: u64 },
+    Absent { since_ms: u64 },
+}
+
+/// A version as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) state: VersionState,
+    pub(crate) routed: bool,
+}
+
+/// A node on which the function may run, as the coordinator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) presence: Presence,
+    /// Desired state that the node last worked on.
+    pub(crate) generation: u64,
+    /// The function's versions on it.
+    pub(crate) versions: BTreeMap<VersionId, Seen>,
+}
+
+/// The nodes on which the new version may run.
+pub(crate) type Fleet = BTreeMap<Name, Sight>;
+
+impl Sight {
+    /// Whether its link is up.
+    pub(super) fn connected(&self) -> bool {
+        matches!(self.presence, Presence::Connected { .. })
+    }
+
+    /// Whether what it says is about `generation` or a later one.
+    pub(super) fn knows(&self, generation: u64) -> bool {
+        self.connected() && self.generation >= generation
+    }
+
+    /// Whether requests go to this version on it.
+    pub(super) fn serves(&self, version: &VersionId) -> bool {
+        let serving = |seen: &Seen| seen.state == VersionState::Ready && seen.routed;
+        self.versions.get(version).is_some_and(serving)
+    }
+}
