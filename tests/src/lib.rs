@@ -1,1 +1,310 @@
-//! Placeholder.
+//! What the end-to-end tests share: a fleet of real processes, and the `holm` command as a user runs
+//! it.
+//!
+//! A test starts its own [`Fleet`] on loopback, on ports that the system picks, below a directory of
+//! its own; nothing of it outlives the test. Everything here is for tests and panics with a sentence
+//! that says what went wrong.
+#![forbid(unsafe_code)]
+
+mod command;
+mod http;
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use holm_test_support::patience;
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use command::{Ran, holm};
+pub use http::{Answer, get};
+
+/// How long a daemon may take to become ready.
+const START: Duration = Duration::from_secs(30);
+
+/// One coordinator and its nodes.
+#[derive(Debug)]
+pub struct Fleet {
+    directory: TempDir,
+    coordinator: Option<Daemon>,
+    http: String,
+    quic: String,
+    nodes: Vec<(String, Option<Daemon>, String)>,
+}
+
+/// A daemon; killed when dropped.
+#[derive(Debug)]
+struct Daemon {
+    child: Child,
+    /// Open as long as it is to run.
+    _stdin: Option<ChildStdin>,
+    /// Kept, so that it never writes into a closed pipe.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Daemon {
+    /// Starts `holm` with `args` and returns what it says when it is ready.
+    fn start(directory: &Path, name: &str, args: &[&str]) -> (Daemon, Value) {
+        let log = directory.join(format!("{name}.log"));
+        let stderr = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .expect("a log file");
+        let mut child = Command::new(holm())
+            .args(args)
+            .args(["--json", "--until-stdin-closes"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("holm can be started");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let mut daemon = Daemon {
+            child,
+            _stdin: stdin,
+            _stdout: stdout,
+        };
+        // A daemon that says nothing is killed, which ends the reading.
+        let (said, heard) = std::sync::mpsc::channel::<()>();
+        let pid = daemon.child.id();
+        let watchdog = std::thread::spawn(move || {
+            if heard.recv_timeout(patience(START)).is_err() {
+                let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+            }
+        });
+        let mut line = String::new();
+        let read = daemon._stdout.read_line(&mut line);
+        let _ = said.send(());
+        watchdog.join().expect("the watchdog only waits");
+        match serde_json::from_str(&line) {
+            Ok(ready) if read.is_ok() => (daemon, ready),
+            _ => {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                panic!(
+                    "{name} did not become ready, it said `{}`\n{log}",
+                    line.trim()
+                );
+            }
+        }
+    }
+}
+
+impl Fleet {
+    /// A coordinator without nodes.
+    pub fn without_nodes() -> Fleet {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut fleet = Fleet {
+            directory,
+            coordinator: None,
+            http: "127.0.0.1:0".into(),
+            quic: "127.0.0.1:0".into(),
+            nodes: Vec::new(),
+        };
+        fleet.start_coordinator();
+        fleet
+    }
+
+    /// A coordinator and connected nodes of these names.
+    pub fn with_nodes(names: &[&str]) -> Fleet {
+        let mut fleet = Fleet::without_nodes();
+        for name in names {
+            let token = fleet.token(&[]);
+            let state = fleet.path(name);
+            fleet
+                .holm(&[
+                    "node",
+                    "join",
+                    &token,
+                    "--name",
+                    name,
+                    "--state-dir",
+                    &state,
+                ])
+                .ok();
+            fleet
+                .nodes
+                .push(((*name).to_owned(), None, "127.0.0.1:0".into()));
+            fleet.start_node(name);
+        }
+        eventually("every node to be connected", || {
+            let nodes = fleet.holm(&["nodes", "list"]).ok();
+            nodes
+                .as_array()
+                .is_some_and(|nodes| nodes.iter().all(|node| node["connected"] == true))
+        });
+        fleet
+    }
+
+    /// Starts the coordinator, again on its old addresses if it ran before.
+    pub fn start_coordinator(&mut self) {
+        let state = self.path("coordinator");
+        let (http, quic) = (self.http.clone(), self.quic.clone());
+        let args = [
+            "coordinator",
+            "--http",
+            &http,
+            "--quic",
+            &quic,
+            "--state-dir",
+            &state,
+        ];
+        let (daemon, ready) = Daemon::start(self.directory.path(), "coordinator", &args);
+        let url = ready["url"].as_str().expect("a URL");
+        self.http = url.strip_prefix("http://").expect("an http URL").to_owned();
+        self.quic = ready["quic"].as_str().expect("an address").to_owned();
+        self.coordinator = Some(daemon);
+    }
+
+    /// Kills the coordinator with SIGKILL.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator = None;
+    }
+
+    /// Starts a node that has joined, again on its old address if it ran before.
+    pub fn start_node(&mut self, name: &str) {
+        let state = self.path(name);
+        let directory = self.directory.path().to_owned();
+        let (_, running, listen) = self.node_mut(name);
+        let args = [
+            "node",
+            "run",
+            "--state-dir",
+            &state,
+            "--listen",
+            listen,
+            "--region",
+            "test",
+            "--coordinates",
+            "50.11,8.68",
+            "--threads",
+            "1",
+            "--slots",
+            "8",
+        ];
+        let (daemon, ready) = Daemon::start(&directory, name, &args);
+        *listen = ready["listen"].as_str().expect("an address").to_owned();
+        *running = Some(daemon);
+    }
+
+    /// Kills a node with SIGKILL.
+    pub fn kill_node(&mut self, name: &str) {
+        self.node_mut(name).1 = None;
+    }
+
+    /// Host and port of a node.
+    pub fn address(&self, name: &str) -> String {
+        let node = self
+            .nodes
+            .iter()
+            .find(|node| node.0 == name)
+            .expect("a node of this fleet");
+        node.2.clone()
+    }
+
+    /// A new join token.
+    pub fn token(&self, more: &[&str]) -> String {
+        let mut args = vec!["nodes", "token"];
+        args.extend(more);
+        self.holm(&args).ok()["token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
+    }
+
+    /// A path below the fleet's directory.
+    pub fn path(&self, name: &str) -> String {
+        self.directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("paths are UTF-8 here")
+            .to_owned()
+    }
+
+    /// Runs `holm --json` with `args` as the operator of this fleet.
+    pub fn holm(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new(holm());
+        command
+            .arg("--json")
+            .args(args)
+            .env("HOLM_COORDINATOR", format!("http://{}", self.http))
+            .env("HOLM_TOKEN_FILE", self.path("coordinator/admin-token"))
+            .env("HOLM_PUBLISHER_KEY", self.path("publisher.pem"))
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .env_remove("HOLM_TOKEN")
+            .env_remove("HOLM_STATE_DIR");
+        command::run(command)
+    }
+
+    /// Deploys a program as `test/NAME` with `more` lines of manifest, and waits until the fleet has
+    /// it. The probe asks for `/ok`, where every test guest behaves, unless `more` begins with another
+    /// one.
+    pub fn deploy(&self, name: &str, program: &Path, more: &str) {
+        self.holm(&["tenants", "create", "test"]).ok();
+        let deployed = self.try_deploy(name, program, more).ok();
+        assert_eq!(deployed["rollout"]["state"], "completed", "{deployed}");
+    }
+
+    /// Like [`Fleet::deploy`], but it may fail.
+    pub fn try_deploy(&self, name: &str, program: &Path, more: &str) -> Ran {
+        let manifest: PathBuf = self.directory.path().join(format!("{name}.toml"));
+        let probe = if more.starts_with("probe") {
+            ""
+        } else {
+            "probe = \"/ok\"\n"
+        };
+        let text = format!(
+            "schema = 1\n[function]\nname = \"{name}\"\ntenant = \"test\"\n[rollout]\n\
+             waves = [100]\nbake = \"100ms\"\n{probe}{more}"
+        );
+        std::fs::write(&manifest, text).expect("a manifest can be written");
+        let (program, manifest) = (program.to_str(), manifest.to_str());
+        let (program, manifest) = (program.expect("UTF-8"), manifest.expect("UTF-8"));
+        self.holm(&["deploy", "--program", program, "--manifest", manifest])
+    }
+
+    /// Usage of `test/NAME`.
+    pub fn usage(&self, name: &str) -> Value {
+        let function = format!("test/{name}");
+        let usage = self.holm(&["usage", "--function", &function]).ok();
+        usage
+            .as_array()
+            .and_then(|rows| rows.first().cloned())
+            .unwrap_or_default()
+    }
+
+    /// What a daemon logged.
+    pub fn log(&self, name: &str) -> String {
+        let path = self.directory.path().join(format!("{name}.log"));
+        std::io::read_to_string(File::open(path).expect("a log")).expect("a readable log")
+    }
+
+    fn node_mut(&mut self, name: &str) -> &mut (String, Option<Daemon>, String) {
+        self.nodes
+            .iter_mut()
+            .find(|node| node.0 == name)
+            .expect("a node of this fleet")
+    }
+}
+
+/// Waits until `good`, and panics if that takes too long.
+pub fn eventually(what: &str, mut good: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience(Duration::from_secs(20));
+    while !good() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

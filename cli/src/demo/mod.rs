@@ -90,26 +90,16 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         // Whichever comes first; the processes are killed when the other one is dropped.
         tokio::select! {
-            result = demonstrate(&args, &samples, directory.path(), output) => result,
-            signal = interrupted() => Err(signal),
+            result = demonstrate(&args, &samples, directory.path(), output) => {
+                result.map_err(Ending::Failed)
+            }
+            () = interrupted() => Err(Ending::Interrupted),
         }
     });
-    let result = result.map_err(|failure| match failure.reported {
-        true => failure,
-        false => {
-            let logs = tails(directory.path());
-            let hint = failure
-                .hint
-                .clone()
-                .filter(|hint| !logs.contains(hint.as_str()));
-            failure.hint(
-                [hint, Some(logs)]
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>()
-                    .join("\n"),
-            )
-        }
+    let result = result.map_err(|ending| match ending {
+        Ending::Interrupted => Failure::other("interrupted; all processes were ended"),
+        Ending::Failed(failure) if failure.reported => failure,
+        Ending::Failed(failure) => with_logs(failure, directory.path()),
     });
     if args.keep {
         let kept = directory.keep();
@@ -118,7 +108,30 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     result
 }
 
-async fn interrupted() -> Failure {
+/// How a demonstration ends that does not end well.
+enum Ending {
+    Failed(Failure),
+    Interrupted,
+}
+
+/// Adds the ends of all logs to what there is to say.
+fn with_logs(failure: Failure, directory: &Path) -> Failure {
+    let logs = tails(directory);
+    // What failed to start has brought the end of its own log along.
+    let hint = failure
+        .hint
+        .clone()
+        .filter(|hint| !logs.contains(hint.as_str()));
+    failure.hint(
+        [hint, Some(logs)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("\n"),
+    )
+}
+
+async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let terminated = async {
         match signal(SignalKind::terminate()) {
@@ -130,7 +143,6 @@ async fn interrupted() -> Failure {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminated => {}
     }
-    Failure::other("interrupted; all processes were ended")
 }
 
 /// The whole demonstration.

@@ -105,12 +105,25 @@ struct RunArgs {
     supervision: Supervision,
 }
 
-/// How a daemon is told to end, beside signals.
+/// How a daemon logs, and how it is told to end beside signals.
 #[derive(Debug, clap::Args)]
 struct Supervision {
+    /// How to write the log, which goes to stderr; HOLM_LOG says how much of it, for example
+    /// `debug` or `holm_node=debug`.
+    #[arg(long, env = "HOLM_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     /// End when stdin is closed, so that no daemon outlives whoever started it.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
+}
+
+/// How a daemon logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 /// What a coordinator says when it is ready.
@@ -137,7 +150,7 @@ pub(crate) struct NodeReady {
 
 /// `holm coordinator`.
 pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
-    logging("info", output.json);
+    logging("info", args.supervision.log_format == LogFormat::Json);
     let state_dir = match args.state_dir {
         Some(state_dir) => state_dir,
         None => state_directory("coordinator")?,
@@ -214,7 +227,7 @@ async fn join(args: JoinArgs, output: Output) -> Result<(), Failure> {
 }
 
 async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
-    logging("info", output.json);
+    logging("info", args.supervision.log_format == LogFormat::Json);
     let state_dir = node_directory(args.state_dir)?;
     let end = End::new(&args.supervision)?;
     let mut config =

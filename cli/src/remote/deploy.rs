@@ -233,10 +233,12 @@ pub(crate) async fn publish(
         .post(&path, &request)
         .await
         .map_err(|failure: Failure| match (failure.exit, &failure.hint) {
-            (Exit::Refused, None) => failure.hint(format!(
-                "if the tenant is new or does not trust your key: `holm tenants create {}`",
-                function.tenant
-            )),
+            (Exit::Refused, None) if !failure.message.contains("holm tenants") => {
+                failure.hint(format!(
+                    "if the tenant is new or does not trust your key: `holm tenants create {}`",
+                    function.tenant
+                ))
+            }
             _ => failure,
         })?;
     Ok(Published::New(version))

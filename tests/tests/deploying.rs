@@ -1,0 +1,104 @@
+//! Getting a function into the fleet, and what does not get in.
+
+use std::path::Path;
+use std::process::Command;
+
+use holm_test_support::{guest, require_kvm};
+use holm_tests::{Fleet, get};
+
+fn compile(source: &str, output: &str, flags: &[&str]) {
+    let code = format!("{output}.c");
+    std::fs::write(&code, source).unwrap();
+    let status = Command::new("cc")
+        .args(flags)
+        .args(["-o", output, &code])
+        .status();
+    assert!(status.expect("there is a C compiler").success());
+}
+
+#[test]
+fn a_dynamic_program_is_refused_with_the_way_to_make_it_static() {
+    let fleet = Fleet::without_nodes();
+    let program = fleet.path("dynamic");
+    compile("int main(void) { return 0; }", &program, &[]);
+    let error = fleet
+        .try_deploy("dynamic", Path::new(&program), "")
+        .error(2);
+    assert!(error.contains("dynamic"), "{error}");
+    assert!(error.contains("-static"), "it says how to mend it: {error}");
+}
+
+#[test]
+fn what_is_not_a_program_is_refused() {
+    let fleet = Fleet::without_nodes();
+    let program = fleet.path("script");
+    std::fs::write(&program, "#!/bin/sh\necho hello\n").unwrap();
+    let error = fleet.try_deploy("script", Path::new(&program), "").error(2);
+    assert!(error.contains("ELF"), "{error}");
+}
+
+#[test]
+fn a_manifest_with_an_unknown_key_is_refused_with_the_nearest_known_one() {
+    let fleet = Fleet::without_nodes();
+    let program = guest("state");
+    let error = fleet
+        .try_deploy("typo", &program, "[limits]\nmemroy = \"16MiB\"\n")
+        .error(2);
+    assert!(
+        error.contains("memroy") && error.contains("`memory`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_version_signed_with_a_strangers_key_is_refused() {
+    let fleet = Fleet::without_nodes();
+    fleet.holm(&["tenants", "create", "test"]).ok();
+    std::fs::rename(fleet.path("publisher.pem"), fleet.path("tenants-own.pem")).unwrap();
+    let error = fleet.try_deploy("state", &guest("state"), "").error(5);
+    assert!(
+        error.contains("key") && error.contains("has not registered"),
+        "{error}"
+    );
+}
+
+#[test]
+fn kvm_a_deploy_of_what_the_fleet_runs_already_changes_nothing() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_nodes(&["a"]);
+    fleet.deploy("state", &guest("state"), "");
+    let again = fleet.try_deploy("state", &guest("state"), "").ok();
+    assert_eq!(again["changed"], false, "{again}");
+    assert_eq!(again["version"]["label"], "v1");
+    let other = fleet
+        .try_deploy("state", &guest("state"), "[env]\nA = \"b\"\n")
+        .ok();
+    assert_eq!(
+        (&other["changed"], &other["version"]["label"]),
+        (&true.into(), &"v2".into())
+    );
+}
+
+#[test]
+fn kvm_a_version_that_crashes_at_its_probe_is_rolled_back_and_the_one_before_keeps_answering() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_nodes(&["a", "b"]);
+    fleet.deploy("changes", &guest("state"), "");
+    let failed = fleet.try_deploy("changes", &guest("dereferences_null"), "probe = \"/\"\n");
+    assert_eq!(failed.status, 1, "{failed:?}");
+    let rollout = &failed.json()["rollout"];
+    assert_eq!(rollout["state"], "rolled_back");
+    let reason = rollout["reason"].as_str().unwrap();
+    assert!(
+        reason.contains("probe") && reason.contains("wave 1"),
+        "{reason}"
+    );
+    for node in ["a", "b"] {
+        let answer = get(&fleet.address(node), "/test/changes/").unwrap();
+        assert_eq!((answer.status, answer.body.as_str()), (200, "1 1 1\n"));
+    }
+}
