@@ -13,7 +13,7 @@ use super::kernel::Kernel;
 use super::{TestProgram, find_program};
 
 /// How many times slower than usual tests must take the emulated machine to be.
-const PATIENCE: u32 = 20;
+const PATIENCE: u32 = 6;
 
 /// Packs everything into one archive below `root`.
 pub(crate) fn make(
