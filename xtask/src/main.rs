@@ -61,3 +61,41 @@ fn run(task: Task) -> Result<()> {
         } => hardware_kvm::run(&packages, Duration::from_secs(timeout), &test_arguments),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// The folders whose paths the documents name in full.
+    const FOLDERS: [&str; 9] = [
+        "benches/",
+        "cli/",
+        "coordinator/",
+        "edge-node/",
+        "guest/",
+        "proto/",
+        "tests/",
+        "xtask/",
+        ".ci/",
+    ];
+
+    #[test]
+    fn every_path_that_the_documents_name_is_there() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut seen = 0;
+        for document in ["README.md", "ARCHITECTURE.md"] {
+            let text = std::fs::read_to_string(root.join(document)).unwrap();
+            // What stands between backticks, line by line, is every second part.
+            for quoted in text
+                .lines()
+                .flat_map(|line| line.split('`').skip(1).step_by(2))
+            {
+                if FOLDERS.iter().any(|folder| quoted.starts_with(folder)) {
+                    assert!(root.join(quoted).exists(), "{document} names {quoted}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 20, "only {seen} paths were found");
+    }
+}
