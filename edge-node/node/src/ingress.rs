@@ -26,7 +26,7 @@ use crate::lane::{Lane, Shared};
 use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
-use crate::pool::{Janitor, Pool};
+use crate::pool::{Janitor, Lease, Pool};
 use crate::request;
 
 /// Pause after an accept that failed for want of resources.
@@ -72,6 +72,8 @@ pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, 
 /// What a thread is given.
 pub(crate) struct Gear {
     pub(crate) index: usize,
+    /// How many such threads there are.
+    pub(crate) lanes: usize,
     pub(crate) slots: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) janitor: Janitor,
@@ -96,6 +98,7 @@ impl Bound {
 async fn serve(listener: TcpListener, gear: Gear) {
     let Gear {
         index,
+        lanes,
         slots,
         shared,
         janitor,
@@ -107,7 +110,7 @@ async fn serve(listener: TcpListener, gear: Gear) {
     let pool = Pool::new(index, janitor, made, shared.tally.clone());
     pool.grow(slots);
     let lane = Lane::new(shared, pool.clone(), meter, routes.clone());
-    tokio::task::spawn_local(look_after_slots(pool, new_slots, routes));
+    tokio::task::spawn_local(look_after_slots(pool, new_slots, routes, lanes));
 
     let open = Rc::new(Open::default());
     loop {
@@ -155,6 +158,7 @@ async fn look_after_slots(
     pool: Rc<Pool>,
     mut new_slots: mpsc::UnboundedReceiver<Box<Slot>>,
     mut routes: watch::Receiver<Arc<Table>>,
+    lanes: usize,
 ) {
     let mut known: Vec<Key> = Vec::new();
     routes.mark_changed();
@@ -171,20 +175,17 @@ async fn look_after_slots(
             .for_each(|key| pool.forget(*key));
         known = now;
         for live in table.live() {
-            let Some(lease) = pool.spare(live.key) else {
-                continue;
-            };
-            let (mut slot, id) = (lease.slot, lease.id);
-            match slot.load(&live.snapshot) {
-                Ok(()) => pool.finish(slot, id, Holds::Pristine(live.key)),
-                Err(error) => {
+            let here = (live.ahead as usize).div_ceil(lanes).max(1);
+            while let Some(Lease { mut slot, id, .. }) = pool.spare(live.key, here) {
+                if let Err(error) = slot.load(&live.snapshot) {
                     tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
                     pool.discard(Some(slot), id);
                     break;
                 }
+                pool.finish(slot, id, Holds::Pristine(live.key));
+                // Requests come first.
+                tokio::task::yield_now().await;
             }
-            // Requests come first.
-            tokio::task::yield_now().await;
         }
     }
 }

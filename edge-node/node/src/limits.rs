@@ -46,6 +46,8 @@ pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 pub const MAX_REASON_LOG_BYTES: usize = 2 << 10;
 /// Most bytes of a failed version's reason.
 pub const MAX_REASON_BYTES: usize = 8 << 10;
+/// Most bytes of all reasons in one message.
+pub const MAX_REASONS_BYTES: usize = 1 << 20;
 /// Most functions in one desired state.
 pub const MAX_FUNCTIONS: usize = 4096;
 /// How long one piece of a bulk transfer may take.

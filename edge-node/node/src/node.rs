@@ -20,7 +20,7 @@ use holm_vmm::Hypervisor;
 use hyper::header::HeaderValue;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle as JoinHandleOf, JoinSet};
 
 use crate::config::NodeConfig;
 use crate::deploy::{self, Means};
@@ -33,7 +33,7 @@ use crate::meter::journal::{Journal, JournalError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
-use crate::session::{Link, Session};
+use crate::session::Session;
 use crate::tally::Tally;
 use crate::tls::{self, TlsError};
 use crate::worker::Workers;
@@ -122,6 +122,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let dir = config.state_dir.as_path();
     let identity = Identity::load(dir)?;
     let lock = lock(dir)?;
+    raise_open_files();
     let hypervisor = Hypervisor::open()?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if config.threads == 0 {
@@ -197,6 +198,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     for (index, (bound, lane)) in bound.into_iter().zip(0..).enumerate() {
         let gear = Gear {
             index,
+            lanes: threads,
             slots,
             shared: shared.clone(),
             janitor: janitor.clone(),
@@ -218,8 +220,8 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(session.run());
                 tasks.spawn(deployer.run(desired_receiver));
-                tasks.spawn(upload::run(reader.clone(), link.clone()));
-                until_stopped(control_stopped, reader, link).await;
+                let upload = tokio::spawn(upload::run(reader, link, control_stopped.clone()));
+                until_stopped(control_stopped, upload).await;
                 tasks.shutdown().await;
             });
             // A boot under way would otherwise hold up the end of the node.
@@ -241,19 +243,12 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     })
 }
 
-async fn until_stopped(
-    mut stopped: watch::Receiver<bool>,
-    reader: crate::meter::journal::JournalReader,
-    link: Link,
-) {
+async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         // The node was dropped rather than shut down: no time for anything.
         return;
     }
-    if tokio::time::timeout(LAST_UPLOAD, upload::drain(reader, link))
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(LAST_UPLOAD, upload).await.is_err() {
         tracing::warn!("the last usage records stay in the journal until the next start");
     }
 }
@@ -300,6 +295,19 @@ fn join(what: &str, threads: impl IntoIterator<Item = JoinHandle<()>>) {
         if thread.join().is_err() {
             tracing::error!("a thread of the node ({what}) died");
         }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: slots and connections each take some.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -144,6 +144,12 @@ impl Workers {
     }
 }
 
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 /// One slice. If nobody waits for the slot any more, it is dropped here, off the request path.
 fn work(queue: &Queue, Job { mut slot, work }: Job) {
     match work {

@@ -17,7 +17,7 @@ use holm_model::artifact::{PublisherKey, SignedVersion, VerifiedVersion};
 use holm_model::control::{Desired, Observed, ObservedVersion, VersionState};
 use holm_model::ids::{Digest, FunctionName, VersionId};
 
-use crate::limits::{MAX_FUNCTIONS, MAX_REASON_BYTES};
+use crate::limits::{MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES};
 
 /// Something for the executor to do. `attempt` comes back in the event, so that the late end of
 /// something given up long ago is not taken for the end of its successor.
@@ -202,6 +202,7 @@ impl Reconciler {
                 });
             }
         }
+        shorten(&mut versions);
         Observed {
             generation: desired.generation,
             versions,
@@ -314,9 +315,28 @@ fn check(
     }
 }
 
-fn cut(mut reason: String) -> String {
-    if reason.len() > MAX_REASON_BYTES {
-        let end = (0..=MAX_REASON_BYTES)
+/// Keeps the reasons together within what a message can carry.
+fn shorten(versions: &mut [ObservedVersion]) {
+    let reasons = versions
+        .iter_mut()
+        .filter_map(|version| match &mut version.state {
+            VersionState::Failed { reason } => Some(reason),
+            _ => None,
+        });
+    let reasons: Vec<&mut String> = reasons.collect();
+    let each = MAX_REASONS_BYTES / reasons.len().max(1);
+    for reason in reasons {
+        *reason = cut_to(std::mem::take(reason), each);
+    }
+}
+
+fn cut(reason: String) -> String {
+    cut_to(reason, MAX_REASON_BYTES)
+}
+
+fn cut_to(mut reason: String, max_bytes: usize) -> String {
+    if reason.len() > max_bytes {
+        let end = (0..=max_bytes)
             .rev()
             .find(|at| reason.is_char_boundary(*at));
         reason.truncate(end.unwrap_or(0));
@@ -601,6 +621,25 @@ mod tests {
             core.want(desired(3, &v1, None)).unwrap()[..],
             [Action::Obtain { .. }]
         ));
+    }
+
+    #[test]
+    fn however_many_versions_fail_the_coordinator_can_be_told() {
+        let observed = |n: usize| ObservedVersion {
+            function: format!("acme/hello-{n}").parse().unwrap(),
+            version: Digest::of(&n.to_le_bytes()),
+            state: VersionState::Failed {
+                reason: "x".repeat(MAX_REASON_BYTES),
+            },
+            routed: false,
+        };
+        let mut versions: Vec<_> = (0..2 * MAX_FUNCTIONS).map(observed).collect();
+        shorten(&mut versions);
+        let message = holm_model::control::NodeMessage::Observed(Observed {
+            generation: 1,
+            versions,
+        });
+        holm_model::codec::encode(&message).unwrap();
     }
 
     #[test]

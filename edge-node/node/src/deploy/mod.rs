@@ -59,9 +59,10 @@ pub(crate) struct Published {
 }
 
 struct Done {
+    version: VersionId,
     event: Event,
     /// Of a preparation that worked.
-    prepared: Option<(VersionId, Arc<Snapshot>)>,
+    snapshot: Option<Arc<Snapshot>>,
 }
 
 /// What a deployer is told and given.
@@ -189,18 +190,20 @@ impl Deployer {
     }
 
     fn done(&mut self, done: Done) {
-        if let Some((version, snapshot)) = done.prepared
-            && let Some(verified) = self.verified.get(&version)
-        {
+        let version = done.version;
+        let verified = self.verified.get(&version);
+        if let (Event::Failed { reason, .. }, Some(verified)) = (&done.event, verified) {
+            let function = &verified.statement.function;
+            tracing::warn!(%function, version = %version.short(), reason, "the version does not work here");
+        }
+        if let (Some(snapshot), Some(verified)) = (done.snapshot, verified) {
             self.next_key += 1;
             let statement = &verified.statement;
             let counts = self.tally.counts(&statement.function, version);
             let live = Live::new(Key(self.next_key), version, statement, snapshot, counts);
             self.live.insert(version, Arc::new(live));
         }
-        if let Event::Failed { reason, .. } = &done.event {
-            tracing::warn!(reason, "a version does not work here");
-        }
+
         let actions = self.core.on(done.event);
         self.follow(actions);
     }
@@ -273,8 +276,9 @@ impl Deployer {
                 },
             };
             Done {
+                version: id,
                 event,
-                prepared: None,
+                snapshot: None,
             }
         });
     }
@@ -290,15 +294,14 @@ impl Deployer {
             let prepared = one_at_a_time(&boots, move || {
                 prepare::snapshot(&hypervisor, &store, version, &statement)
             });
-            match prepared.await {
-                Ok(snapshot) => Done {
-                    event: Event::Prepared { attempt },
-                    prepared: Some((version, snapshot)),
-                },
-                Err(reason) => Done {
-                    event: Event::Failed { attempt, reason },
-                    prepared: None,
-                },
+            let (event, snapshot) = match prepared.await {
+                Ok(snapshot) => (Event::Prepared { attempt }, Some(snapshot)),
+                Err(reason) => (Event::Failed { attempt, reason }, None),
+            };
+            Done {
+                version,
+                event,
+                snapshot,
             }
         });
     }
@@ -321,8 +324,9 @@ impl Deployer {
                 Err(reason) => Event::Failed { attempt, reason },
             };
             Done {
+                version,
                 event,
-                prepared: None,
+                snapshot: None,
             }
         });
     }

@@ -30,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) limits: Limits,
     pub(crate) isolation: Isolation,
     pub(crate) probe_path: String,
+    /// Slots to be filled ahead on this node, if there are empty ones.
+    pub(crate) ahead: u32,
     /// One permit for each invocation that may run on this node at a time.
     pub(crate) permits: Arc<Semaphore>,
     /// Requests that wait for a permit or a slot.
@@ -58,6 +60,7 @@ impl Live {
             limits: manifest.limits.clone(),
             isolation: manifest.scale.isolation,
             probe_path: manifest.rollout.probe_path.clone(),
+            ahead: manifest.scale.min,
             permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),
             waiting: Arc::default(),
             counts,

@@ -27,6 +27,7 @@ use super::spill;
 use crate::files::{self, FileError};
 use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, JOURNAL_QUEUE, MAX_COMMIT_RECORDS};
 
+/// Also to be raised when the encoding of a record in [`holm_model::codec`] changes.
 const SCHEMA_VERSION: i64 = 1;
 const SCHEMA: &str = "
     CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, next_sequence INTEGER NOT NULL);

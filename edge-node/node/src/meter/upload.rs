@@ -5,6 +5,8 @@
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::limits::MAX_USAGE_BATCH;
 
+use tokio::sync::watch;
+
 use super::journal::{JournalError, JournalReader};
 use crate::limits::{BULK_TIMEOUT, UPLOAD_PAUSE, UPLOAD_RETRY};
 use crate::session::{Link, LinkError};
@@ -19,44 +21,60 @@ enum UploadError {
     Refused(String),
 }
 
-/// Uploads as long as it is polled.
-pub(crate) async fn run(journal: JournalReader, link: Link) {
+/// Uploads until the node stops; then what is left, if that can be done at once.
+pub(crate) async fn run(journal: JournalReader, link: Link, mut stopping: watch::Receiver<bool>) {
     loop {
-        match upload_one(&journal, &link).await {
-            Ok(0) => journal.changed().await,
-            Ok(MAX_USAGE_BATCH) => {}
-            Ok(_) => tokio::time::sleep(UPLOAD_PAUSE).await,
+        let stopped = *stopping.borrow_and_update();
+        if stopped && !link.is_up() {
+            return;
+        }
+        let uploaded = upload_one(&journal, &link, stopping.clone()).await;
+        let pause = match uploaded {
             Err(UploadError::Journal(JournalError::Stopped)) => return,
             Err(error) => {
                 tracing::warn!(%error, "usage stays in the journal for now");
-                tokio::time::sleep(UPLOAD_RETRY).await;
+                if stopped {
+                    return;
+                }
+                Some(UPLOAD_RETRY)
             }
-        }
-    }
-}
-
-/// Uploads until the journal is empty; for a node that stops.
-pub(crate) async fn drain(journal: JournalReader, link: Link) {
-    while link.is_up() {
-        match upload_one(&journal, &link).await {
-            Ok(0) => return,
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(%error, "usage stays in the journal until the next start");
-                return;
+            Ok(0) if stopped => return,
+            Ok(0) => None,
+            Ok(MAX_USAGE_BATCH) => continue,
+            Ok(_) => Some(UPLOAD_PAUSE),
+        };
+        let pause = async {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => journal.changed().await,
+            }
+        };
+        if !stopped {
+            tokio::select! {
+                () = pause => {}
+                // An error means that the node is gone without stopping; so is this task, soon.
+                _ = stopping.wait_for(|stopping| *stopping) => {}
             }
         }
     }
 }
 
 /// Uploads one batch; how many records it had.
-async fn upload_one(journal: &JournalReader, link: &Link) -> Result<usize, UploadError> {
+async fn upload_one(
+    journal: &JournalReader,
+    link: &Link,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<usize, UploadError> {
     let records = journal.take(MAX_USAGE_BATCH).await?;
     let Some(last) = records.last() else {
         return Ok(0);
     };
     let (epoch, sequence, count) = (last.boot_epoch, last.sequence, records.len());
-    let connection = link.up().await;
+    let connection = tokio::select! {
+        biased;
+        connection = link.up() => connection,
+        _ = stopping.wait_for(|stopping| *stopping) => return Err(LinkError::Silent.into()),
+    };
     let answer = tokio::time::timeout(BULK_TIMEOUT, async {
         let request = BulkRequest::Usage { records };
         let (answer, _) = crate::session::ask(&connection, &request).await?;

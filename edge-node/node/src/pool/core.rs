@@ -116,14 +116,16 @@ impl Core {
         self.queues.retain(|(_, tickets)| !tickets.is_empty());
     }
 
-    /// An empty slot to be filled with `key` ahead of its first request, if there is one to spare.
-    pub(crate) fn spare(&mut self, key: Key) -> Option<SlotId> {
-        let has_one = self.slots.values().any(|entry| match entry.state {
-            State::Free(Holds::Pristine(held) | Holds::Kept(held)) => held == key,
+    /// An empty slot to be filled with `key` ahead of requests, if fewer than `count` hold it and
+    /// there is an empty one.
+    pub(crate) fn spare(&mut self, key: Key, count: usize) -> Option<SlotId> {
+        let holds = |entry: &&Entry| match entry.state {
+            State::Free(Holds::Pristine(held) | Holds::Kept(held)) | State::Busy(held) => {
+                held == key
+            }
             State::Free(Holds::Nothing) => false,
-            State::Busy(held) => held == key,
-        });
-        if has_one {
+        };
+        if self.slots.values().filter(holds).count() >= count {
             return None;
         }
         let empty = |entry: &Entry| matches!(entry.state, State::Free(Holds::Nothing));
@@ -367,14 +369,16 @@ mod tests {
     }
 
     #[test]
-    fn only_an_empty_slot_is_filled_ahead_and_only_once() {
-        let mut pool = pool(2);
-        let first = pool.spare(A).unwrap();
-        pool.finished(first, Holds::Pristine(A));
-        assert_eq!(pool.spare(A), None);
-        let second = pool.spare(B).unwrap();
-        pool.finished(second, Holds::Pristine(B));
-        assert_eq!(pool.spare(Key(3)), None);
+    fn only_empty_slots_are_filled_ahead_and_only_as_many_as_asked_for() {
+        let mut pool = pool(3);
+        for _ in 0..2 {
+            let slot = pool.spare(A, 2).unwrap();
+            pool.finished(slot, Holds::Pristine(A));
+        }
+        assert_eq!(pool.spare(A, 2), None);
+        let slot = pool.spare(B, 1).unwrap();
+        pool.finished(slot, Holds::Pristine(B));
+        assert_eq!(pool.spare(Key(3), 1), None);
     }
 
     #[derive(Clone, Debug)]

@@ -109,10 +109,10 @@ impl Pool {
         })
     }
 
-    /// An empty slot to be filled with the version ahead of its first request.
-    pub(crate) fn spare(&self, key: Key) -> Option<Lease> {
+    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it.
+    pub(crate) fn spare(&self, key: Key, count: usize) -> Option<Lease> {
         let mut inner = self.inner.borrow_mut();
-        let slot = inner.core.spare(key)?;
+        let slot = inner.core.spare(key, count)?;
         let lease = inner.lease(Grant {
             ticket: Ticket(u64::MAX),
             slot,

@@ -1,0 +1,368 @@
+//! A coordinator for the node's tests: speaks the protocol, remembers what it was told, and fails in
+//! the ways that a test asks for.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use holm_model::codec;
+use holm_model::control::{
+    ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
+    JOIN_ALPN, JoinAnswer, JoinRequest, NodeMessage, Observed, Report, VersionState,
+};
+use holm_model::ids::{Digest, VersionId};
+use holm_model::join::JoinToken;
+use holm_model::usage::UsageRecord;
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use super::program::Version;
+
+/// What it knows and how it is to behave.
+#[derive(Default)]
+pub struct State {
+    pub hello: Option<Hello>,
+    pub observed: Observed,
+    pub reports: Vec<Report>,
+    /// Rows in the ledger, by (epoch, sequence).
+    pub ledger: Vec<UsageRecord>,
+    pub duplicates: usize,
+    pub artifacts: HashMap<Digest, Vec<u8>>,
+    /// Offsets of all fetches.
+    pub fetches: Vec<u64>,
+    /// The next fetch breaks off after so many bytes.
+    pub break_off_after: Option<usize>,
+    /// Usage batches are stored but so many acknowledgements get lost.
+    pub lose_acknowledgements: usize,
+    pub sessions: usize,
+    /// Said in the next session in place of desired state, and then the stream ends.
+    pub nonsense: Option<Vec<u8>>,
+    pub token_used: bool,
+}
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    ca: CertificateDer<'static>,
+}
+
+pub struct Coordinator {
+    pub address: SocketAddr,
+    pub state: Arc<Mutex<State>>,
+    authority: Arc<Authority>,
+    desired: watch::Sender<Desired>,
+    endpoint: Endpoint,
+    config: quinn::ServerConfig,
+}
+
+impl Coordinator {
+    pub async fn start() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap().der().clone();
+        let issuer = Issuer::new(params, key);
+        let server_key = KeyPair::generate().unwrap();
+        let server = CertificateParams::new(vec![COORDINATOR_TLS_NAME.to_owned()]).unwrap();
+        let certificate = server
+            .signed_by(&server_key, &issuer)
+            .unwrap()
+            .der()
+            .clone();
+
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.clone()).unwrap();
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            Arc::new(roots),
+            provider.clone(),
+        )
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(
+                vec![certificate, ca.clone()],
+                PrivatePkcs8KeyDer::from(server_key.serialize_der()).into(),
+            )
+            .unwrap();
+        tls.alpn_protocols = vec![ALPN.to_vec(), JOIN_ALPN.to_vec()];
+        let config =
+            quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+        let endpoint = Endpoint::server(config.clone(), ([127, 0, 0, 1], 0).into()).unwrap();
+        let coordinator = Coordinator {
+            address: endpoint.local_addr().unwrap(),
+            state: Arc::default(),
+            authority: Arc::new(Authority { issuer, ca }),
+            desired: watch::Sender::new(Desired::default()),
+            endpoint,
+            config,
+        };
+        coordinator.serve();
+        coordinator
+    }
+
+    pub fn token(&self) -> JoinToken {
+        JoinToken {
+            address: self.address.to_string(),
+            ca: Digest::of(&self.authority.ca),
+            secret: b"secret".to_vec(),
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn add_artifact(&self, version: &Version) {
+        let artifact = version.artifact.clone();
+        self.state()
+            .artifacts
+            .insert(version.statement.artifact, artifact);
+    }
+
+    pub fn want(&self, desired: Desired) {
+        self.desired.send_replace(desired);
+    }
+
+    /// The state of a version as the node last told it, and whether it takes requests.
+    pub fn observed(&self, version: VersionId) -> Option<(VersionState, bool)> {
+        let state = self.state();
+        let found = state
+            .observed
+            .versions
+            .iter()
+            .find(|found| found.version == version)?;
+        Some((found.state.clone(), found.routed))
+    }
+
+    pub fn is_routed(&self, version: &Version) -> bool {
+        self.observed(version.signed.id()) == Some((VersionState::Ready, true))
+    }
+
+    pub fn failure(&self, version: &Version) -> Option<String> {
+        match self.observed(version.signed.id())?.0 {
+            VersionState::Failed { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Gone, as after a crash: nothing is said to the nodes.
+    pub async fn stop(&mut self) {
+        self.endpoint.close(0u32.into(), b"");
+        self.endpoint.wait_idle().await;
+        self.endpoint = Endpoint::server(self.config.clone(), ([127, 0, 0, 1], 0).into()).unwrap();
+    }
+
+    /// Back at the same address.
+    pub async fn restart(&mut self) {
+        loop {
+            match Endpoint::server(self.config.clone(), self.address) {
+                Ok(endpoint) => {
+                    self.endpoint = endpoint;
+                    break;
+                }
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        }
+        self.serve();
+    }
+
+    fn serve(&self) {
+        let (endpoint, state) = (self.endpoint.clone(), self.state.clone());
+        let (authority, desired) = (self.authority.clone(), self.desired.subscribe());
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let Ok(connection) = incoming.await else {
+                    continue;
+                };
+                let (state, authority, desired) =
+                    (state.clone(), authority.clone(), desired.clone());
+                tokio::spawn(async move {
+                    let data = connection.handshake_data().unwrap();
+                    let data = data
+                        .downcast::<quinn::crypto::rustls::HandshakeData>()
+                        .unwrap();
+                    if data.protocol.as_deref() == Some(JOIN_ALPN) {
+                        joining(&connection, &state, &authority).await;
+                    } else if connection.peer_identity().is_some() {
+                        session(&connection, &state, desired).await;
+                    }
+                });
+            }
+        });
+    }
+}
+
+async fn joining(
+    connection: &Connection,
+    state: &Mutex<State>,
+    authority: &Authority,
+) -> Option<()> {
+    let (mut to, mut from) = connection.accept_bi().await.ok()?;
+    let request: JoinRequest = receive(&mut from).await?;
+    let refused = {
+        let mut state = state.lock().unwrap();
+        let used = std::mem::replace(&mut state.token_used, true);
+        used || request.secret != b"secret"
+    };
+    let answer = if refused {
+        JoinAnswer::Refused {
+            reason: "the token has been used".into(),
+        }
+    } else {
+        let csr = CertificateSigningRequestParams::from_der(&request.csr_der.into()).unwrap();
+        let certificate = csr.signed_by(&authority.issuer).unwrap();
+        JoinAnswer::Joined {
+            certificate_der: certificate.der().to_vec(),
+            ca_der: authority.ca.to_vec(),
+        }
+    };
+    send(&mut to, &answer).await?;
+    to.finish().ok()?;
+    connection.closed().await;
+    Some(())
+}
+
+async fn session(
+    connection: &Connection,
+    state: &Arc<Mutex<State>>,
+    mut desired: watch::Receiver<Desired>,
+) -> Option<()> {
+    let (mut to, mut from) = connection.accept_bi().await.ok()?;
+    let NodeMessage::Hello(hello) = receive(&mut from).await? else {
+        panic!("hello comes first")
+    };
+    {
+        let mut state = state.lock().unwrap();
+        state.hello = Some(hello);
+        state.sessions += 1;
+    }
+    let welcome = CoordinatorMessage::Welcome {
+        node: "n1".parse().unwrap(),
+        now_ms: 0,
+    };
+    send(&mut to, &welcome).await?;
+    let nonsense = state.lock().unwrap().nonsense.take();
+    if let Some(nonsense) = nonsense {
+        to.write_all(&nonsense).await.ok()?;
+        to.finish().ok()?;
+        connection.closed().await;
+        return None;
+    }
+    let told = state.clone();
+    let listening = async move {
+        loop {
+            match receive(&mut from).await? {
+                NodeMessage::Hello(_) => panic!("a second hello"),
+                NodeMessage::Observed(observed) => told.lock().unwrap().observed = observed,
+                NodeMessage::Report(report) => told.lock().unwrap().reports.push(report),
+            }
+        }
+    };
+    let telling = async {
+        loop {
+            let state = desired.borrow_and_update().clone();
+            if state.generation > 0 {
+                send(&mut to, &CoordinatorMessage::Desired(state)).await?;
+            }
+            desired.changed().await.ok()?;
+        }
+    };
+    let bulk = async {
+        while let Ok((to, from)) = connection.accept_bi().await {
+            tokio::spawn(answer_bulk(to, from, state.clone()));
+        }
+        None
+    };
+    tokio::select! { end = listening => end, end = telling => end, end = bulk => end }
+}
+
+async fn answer_bulk(
+    mut to: SendStream,
+    mut from: RecvStream,
+    state: Arc<Mutex<State>>,
+) -> Option<()> {
+    match receive(&mut from).await? {
+        BulkRequest::FetchArtifact { digest, offset } => {
+            let (artifact, break_off) = {
+                let mut state = state.lock().unwrap();
+                state.fetches.push(offset);
+                (
+                    state.artifacts.get(&digest).cloned(),
+                    state.break_off_after.take(),
+                )
+            };
+            let Some(artifact) = artifact else {
+                let reason = "no such artifact".to_owned();
+                return send(&mut to, &BulkAnswer::Refused { reason }).await;
+            };
+            let rest = &artifact[offset as usize..];
+            send(
+                &mut to,
+                &BulkAnswer::Artifact {
+                    bytes: rest.len() as u64,
+                },
+            )
+            .await?;
+            match break_off {
+                Some(after) => {
+                    to.write_all(&rest[..after]).await.ok()?;
+                    to.finish().ok()?;
+                }
+                None => {
+                    to.write_all(rest).await.ok()?;
+                    to.finish().ok()?;
+                }
+            }
+        }
+        BulkRequest::Usage { records } => {
+            let (new, known, lost) = {
+                let mut state = state.lock().unwrap();
+                let (mut new, mut known) = (0, 0);
+                for record in records {
+                    let key = |r: &UsageRecord| (r.boot_epoch, r.sequence);
+                    match state.ledger.iter().any(|row| key(row) == key(&record)) {
+                        true => known += 1,
+                        false => {
+                            new += 1;
+                            state.ledger.push(record);
+                        }
+                    }
+                }
+                state.duplicates += known as usize;
+                let lost = state.lose_acknowledgements > 0;
+                state.lose_acknowledgements = state.lose_acknowledgements.saturating_sub(1);
+                (new, known, lost)
+            };
+            if lost {
+                return None;
+            }
+            send(&mut to, &BulkAnswer::UsageStored { new, known }).await?;
+            to.finish().ok()?;
+        }
+    }
+    let _ = to.stopped().await;
+    Some(())
+}
+
+async fn receive<T: DeserializeOwned>(from: &mut RecvStream) -> Option<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).await.ok()?;
+    let mut following = vec![0; codec::following_bytes(length).unwrap()];
+    from.read_exact(&mut following).await.ok()?;
+    Some(codec::decode(&following).unwrap())
+}
+
+async fn send<T: Serialize>(to: &mut SendStream, message: &T) -> Option<()> {
+    to.write_all(&codec::encode(message).unwrap()).await.ok()
+}

@@ -1,0 +1,89 @@
+//! A small HTTP client.
+
+use std::net::SocketAddr;
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+
+pub type Answer = Response<Bytes>;
+
+/// A connection of HTTP/1.1.
+pub struct Client {
+    sender: hyper::client::conn::http1::SendRequest<Full<Bytes>>,
+}
+
+impl Client {
+    pub async fn connect(to: SocketAddr) -> Self {
+        let stream = TcpStream::connect(to).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        Client { sender }
+    }
+
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, hyper::Error> {
+        self.sender.ready().await?;
+        let (parts, body) = self.sender.send_request(request).await?.into_parts();
+        Ok(Response::from_parts(
+            parts,
+            body.collect().await?.to_bytes(),
+        ))
+    }
+
+    pub async fn get(&mut self, path: &str) -> Result<Answer, hyper::Error> {
+        self.send(request(Method::GET, path, "")).await
+    }
+}
+
+pub fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "test");
+    request.body(Full::new(body.into())).unwrap()
+}
+
+pub async fn send(to: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
+    Client::connect(to).await.send(request).await.unwrap()
+}
+
+pub async fn get(to: SocketAddr, path: &str) -> Answer {
+    send(to, request(Method::GET, path, "")).await
+}
+
+/// Over HTTP/2 with prior knowledge, `count` at a time on one connection.
+pub async fn get_http2(to: SocketAddr, path: &str, count: usize) -> Vec<Answer> {
+    let stream = TcpStream::connect(to).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(
+        TokioExecutor::new(),
+        TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    tokio::spawn(connection);
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut sender = sender.clone();
+        let request = Request::get(format!("http://{to}{path}"))
+            .body(Full::default())
+            .unwrap();
+        tasks.spawn(async move {
+            let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+            Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
+        });
+    }
+    tasks.join_all().await
+}
+
+pub fn text(answer: &Answer) -> &str {
+    std::str::from_utf8(answer.body()).unwrap()
+}
+
+pub fn problem(answer: &Answer) -> holm_model::api::Problem {
+    assert_eq!(answer.headers()["content-type"], "application/problem+json");
+    serde_json::from_slice(answer.body()).unwrap()
+}
