@@ -6,7 +6,7 @@ use holm_hostcall::abort_reason;
 use crate::errno::{Errno, SysResult};
 use crate::poll::Epoll;
 use crate::stat::Kind;
-use crate::{host, log, state, user};
+use crate::{host, log, pipes, state, user};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 256;
@@ -39,6 +39,13 @@ pub enum Object {
     Connection(u32),
     /// An epoll instance.
     Epoll(u8),
+    /// An end of a pipe or of a socket pair: the queues it reads from and writes to.
+    Stream {
+        /// Or `pipes::NONE`.
+        from: u8,
+        /// Or `pipes::NONE`.
+        to: u8,
+    },
     /// An eventfd: its counter, and whether it is a semaphore.
     Event(u64, bool),
 }
@@ -199,6 +206,7 @@ pub fn close(descriptor: u64) -> SysResult {
         }
         match object {
             Object::Connection(id) => state::server().close(id),
+            Object::Stream { from, to } => pipes::close(from, to),
             Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
             _ => {}
         }
@@ -291,6 +299,7 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
             Ok(to.len() as u64)
         }
         Object::Connection(id) => state::server().read(id, to, open.nonblocking),
+        Object::Stream { from, .. } => pipes::read(from, to, open.nonblocking),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
             if count == 0 && open.nonblocking {
@@ -312,10 +321,12 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
 
 /// `write`
 pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
-    match state::files().get(descriptor)?.object {
+    let open = state::files().get(descriptor)?;
+    match open.object {
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
         Object::Connection(id) => state::server().write(id, bytes),
+        Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
             let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
@@ -384,7 +395,7 @@ pub fn kind(descriptor: u64) -> Result<Kind, Errno> {
 
 fn kind_of(object: Object) -> Kind {
     match object {
-        Object::Stdin | Object::Log => Kind::Pipe,
+        Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Kind::Socket,
         Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,

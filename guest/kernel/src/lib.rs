@@ -17,6 +17,7 @@ pub mod host;
 pub mod http;
 pub mod log;
 pub mod memory;
+pub mod pipes;
 pub mod poll;
 pub mod random;
 pub mod sockets;

@@ -6,6 +6,7 @@ use crate::{state, time, user};
 
 const POLLIN: u32 = 0x001;
 const POLLOUT: u32 = 0x004;
+const POLLHUP: u32 = 0x010;
 const POLLNVAL: u32 = 0x020;
 const POLLRDHUP: u32 = 0x2000;
 const EPOLLONESHOT: u32 = 1 << 30;
@@ -36,10 +37,19 @@ fn ready(open: Open) -> u32 {
             };
             input | POLLOUT | if answered { POLLRDHUP } else { 0 }
         }
+        Object::Stream { from, to } => {
+            let queue = |number: u8| state::queues().get(usize::from(number));
+            let readable = queue(from).is_some_and(|queue| queue.is_readable());
+            let ended = queue(from).is_some_and(|queue| queue.is_ended());
+            let writable = queue(to).is_some_and(|queue| queue.is_writable());
+            (if readable { POLLIN } else { 0 })
+                | (if writable { POLLOUT } else { 0 })
+                | (if ended { POLLHUP | POLLRDHUP } else { 0 })
+        }
         Object::Event(count, _) => (if count > 0 { POLLIN } else { 0 }) | POLLOUT,
         Object::Log => POLLOUT,
         Object::Stdin | Object::Null | Object::Zero | Object::Random => POLLIN | POLLOUT,
-        Object::Socket(_) => POLLOUT | 0x010,
+        Object::Socket(_) => POLLOUT | POLLHUP,
         Object::Epoll(_) | Object::Free => 0,
     }
 }

@@ -14,7 +14,7 @@ use holm_hostcall::{Call, abort_reason, respond_flags};
 use crate::errno::{Errno, SysResult};
 use crate::files::{self, Object, wait_for_ever};
 use crate::http::{Output, Reply, write_request};
-use crate::{host, log, state, time, user};
+use crate::{host, log, pipes, state, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
@@ -39,6 +39,8 @@ enum Phase {
     Open,
     /// Answered; the program may still hold the connection.
     Answered,
+    /// The program closed the connection without answering; it may be about to end.
+    Unanswered,
 }
 
 /// The request being served.
@@ -116,6 +118,13 @@ impl Server {
         let port = host::boot().port as u16;
         let listener = state::files().listener(port);
         let idle = matches!(self.phase, Phase::Idle | Phase::Answered);
+        if self.phase == Phase::Unanswered {
+            host::abort_with(
+                abort_reason::NO_RESPONSE,
+                0,
+                format_args!("the program closed the connection without answering"),
+            );
+        }
         match (listener, deadline) {
             (Some(listening), _) if idle => {
                 if listening != port && !self.port_named {
@@ -248,11 +257,9 @@ impl Server {
             return;
         }
         if self.reply.is_untouched() {
-            host::abort_with(
-                abort_reason::NO_RESPONSE,
-                0,
-                format_args!("the program closed the connection without answering"),
-            );
+            // A program that panics closes its connections before it says with what status it ends.
+            self.phase = Phase::Unanswered;
+            return;
         }
         if let Err(error) = self.reply.close(&mut Host) {
             give_up(error);
@@ -346,7 +353,7 @@ pub fn accept(descriptor: u64, address: u64, bytes: u64, flags: u64) -> SysResul
     }
     let id = state::server().accept();
     let descriptor = state::files().open(Object::Connection(id), flags & SOCK_NONBLOCK)?;
-    put_address(address, bytes, 40_001)?;
+    put_address(address, bytes, LOOPBACK, PEER_PORT)?;
     Ok(descriptor)
 }
 
@@ -363,13 +370,19 @@ pub fn connect(descriptor: u64) -> SysResult {
     }
 }
 
-/// Writes 127.0.0.1 and `port` as a `struct sockaddr_in`.
-fn put_address(address: u64, bytes: u64, port: u16) -> Result<(), Errno> {
+const ANY: [u8; 4] = [0, 0, 0, 0];
+const LOOPBACK: [u8; 4] = [127, 0, 0, 1];
+/// The caller's port, as the program sees it.
+const PEER_PORT: u16 = 40_001;
+
+/// Writes an address as a `struct sockaddr_in`.
+fn put_address(address: u64, bytes: u64, ip: [u8; 4], port: u16) -> Result<(), Errno> {
     if address == 0 || bytes == 0 {
         return Ok(());
     }
     let [high, low] = port.to_be_bytes();
-    let encoded: [u8; 16] = [2, 0, high, low, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    let [a, b, c, d] = ip;
+    let encoded: [u8; 16] = [2, 0, high, low, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0];
     let room = user::read::<u32>(bytes)?.min(16);
     user::slice_mut(address, u64::from(room))?.copy_from_slice(&encoded[..room as usize]);
     user::write(bytes, 16u32)
@@ -377,14 +390,14 @@ fn put_address(address: u64, bytes: u64, port: u16) -> Result<(), Errno> {
 
 /// `getsockname` and, with `peer`, `getpeername`
 pub fn name(descriptor: u64, address: u64, bytes: u64, peer: bool) -> SysResult {
-    let port = match (state::files().get(descriptor)?.object, peer) {
-        (Object::Connection(_), true) => 40_001,
-        (Object::Connection(_), false) => host::boot().port as u16,
-        (Object::Socket(port) | Object::Listener(port), false) => port,
+    let (ip, port) = match (state::files().get(descriptor)?.object, peer) {
+        (Object::Connection(_), true) => (LOOPBACK, PEER_PORT),
+        (Object::Connection(_), false) => (LOOPBACK, host::boot().port as u16),
+        (Object::Socket(port) | Object::Listener(port), false) => (ANY, port),
         (Object::Socket(_) | Object::Listener(_), true) => return Err(Errno::ENOTCONN),
         _ => return Err(Errno::ENOTSOCK),
     };
-    put_address(address, bytes, port)?;
+    put_address(address, bytes, ip, port)?;
     Ok(0)
 }
 
@@ -420,7 +433,9 @@ pub fn set_option(descriptor: u64) -> SysResult {
 
 fn is_socket(descriptor: u64) -> Result<(), Errno> {
     match state::files().get(descriptor)?.object {
-        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Ok(()),
+        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) | Object::Stream { .. } => {
+            Ok(())
+        }
         _ => Err(Errno::ENOTSOCK),
     }
 }
@@ -447,6 +462,9 @@ pub fn receive(descriptor: u64, to: &mut [u8], flags: u64) -> SysResult {
         Object::Connection(id) => {
             let nonblocking = open.nonblocking || flags & MSG_DONTWAIT != 0;
             state::server().read(id, to, nonblocking)
+        }
+        Object::Stream { from, .. } => {
+            pipes::read(from, to, open.nonblocking || flags & MSG_DONTWAIT != 0)
         }
         Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
         _ => Err(Errno::ENOTSOCK),

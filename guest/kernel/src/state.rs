@@ -5,6 +5,7 @@ use core::cell::UnsafeCell;
 
 use crate::files::Files;
 use crate::memory::Memory;
+use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epoll;
 use crate::random::Random;
 use crate::sockets::Server;
@@ -40,6 +41,8 @@ parts! {
     files: Files = Files::new();
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    /// The queues of pipes and socket pairs.
+    queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// The listener's queue and the request being served.
     server: Server = Server::new();
     /// Random bytes.

@@ -6,7 +6,7 @@ use holm_hostcall::abort_reason;
 
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::memory::Guest;
-use crate::{files, host, log, poll, sockets, stat, state, time, user};
+use crate::{files, host, log, pipes, poll, sockets, stat, state, time, user};
 
 /// The program's registers at a `syscall`, as the entry pushes them.
 #[repr(C)]
@@ -69,6 +69,7 @@ fn serve(frame: &Frame) -> SysResult {
         20 => vectors(b, c, |start, bytes, _| {
             files::write(a, user::slice(start, bytes)?)
         }),
+        22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => Ok(0),
         25 => memory().remap(a, b, c, d, &mut Guest),
@@ -99,6 +100,7 @@ fn serve(frame: &Frame) -> SysResult {
         50 => sockets::listen(a),
         51 => sockets::name(a, b, c, false),
         52 => sockets::name(a, b, c, true),
+        53 => pipes::socket_pair(b, d),
         54 => sockets::set_option(a),
         55 => sockets::get_option(a, b, c, d, e),
         60 | 231 => host::exit(a & 0xff),
@@ -138,6 +140,7 @@ fn serve(frame: &Frame) -> SysResult {
         273 => Ok(0),
         288 => sockets::accept(a, b, c, d),
         284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
+        293 => pipes::pipe(a, b),
         302 => {
             if d != 0 {
                 resource_limit(b, d)?;
@@ -194,15 +197,12 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
     const ONE_THREAD: &str = "threads and processes are not supported";
     Some(match number {
-        22 => ("pipe", "not supported"),
-        53 => ("socketpair", "not supported"),
         56 => ("clone", ONE_THREAD),
         57 => ("fork", ONE_PROCESS),
         58 => ("vfork", ONE_PROCESS),
         59 => ("execve", ONE_PROCESS),
         61 => ("wait4", ONE_PROCESS),
         283 => ("timerfd_create", "not supported"),
-        293 => ("pipe2", "not supported"),
         322 => ("execveat", ONE_PROCESS),
         435 => ("clone3", ONE_THREAD),
         _ => return None,

@@ -77,5 +77,5 @@ macro_rules! plain {
 pub(crate) use plain;
 
 plain!(
-    u8, u16, u32, i32, u64, i64, [u8; 16], [u64; 2], [u64; 3], [u64; 14]
+    u8, u16, u32, i32, u64, i64, [u8; 16], [u32; 2], [u64; 2], [u64; 3], [u64; 14]
 );
