@@ -8,7 +8,7 @@ use holm_tests::{Fleet, get};
 
 fn compile(source: &str, output: &str, flags: &[&str]) {
     let code = format!("{output}.c");
-    std::fs::write(&code, source).unwrap();
+    std::fs::write(&code, source).expect("the source can be written");
     let status = Command::new("cc")
         .args(flags)
         .args(["-o", output, &code])

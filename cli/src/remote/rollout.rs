@@ -262,7 +262,7 @@ pub(crate) async fn watch(
     output: Output,
 ) -> Result<RolloutView, Failure> {
     let bar = output.bar(
-        rollout.waves.len() as u64,
+        rollout.waves.len().max(1) as u64,
         &format!("rollout {}", rollout.id),
     );
     for line in news(None, &rollout) {
@@ -298,7 +298,7 @@ pub(crate) async fn watch(
             say(output, &bar, &line);
         }
         // Waves are planned when the rollout really begins.
-        bar.set_length(now.waves.len() as u64);
+        bar.set_length(now.waves.len().max(1) as u64);
         seen = now;
     }
     bar.finish_and_clear();

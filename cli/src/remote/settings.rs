@@ -52,7 +52,16 @@ pub(crate) struct ConfigFile {
 impl Connection {
     /// A client for the coordinator that these options mean.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        let file = ConfigFile::read(&config_file()?)?;
+        let (url, token) = self.resolve(ConfigFile::read(&config_file()?)?)?;
+        let token = match token {
+            None => own_coordinator_token(&url)?,
+            some => some,
+        };
+        Client::new(&url, token)
+    }
+
+    /// The coordinator's URL, and the token for it, if any was given or remembered.
+    fn resolve(&self, file: ConfigFile) -> Result<(String, Option<String>), Failure> {
         let url = self
             .coordinator
             .clone()
@@ -65,11 +74,7 @@ impl Connection {
             (None, None) if file.coordinator.as_deref() == Some(url.as_str()) => file.token,
             (None, None) => None,
         };
-        let token = match token {
-            None => own_coordinator_token(&url)?,
-            some => some,
-        };
-        Client::new(&url, token)
+        Ok((url, token))
     }
 }
 
@@ -247,6 +252,30 @@ mod tests {
         assert!(write_private(&path, b"second", false).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"first");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_remembered_token_is_shown_to_no_other_coordinator() {
+        let file = || ConfigFile {
+            coordinator: Some("http://192.0.2.1:7700".into()),
+            token: Some("remembered".into()),
+        };
+        let own = Connection::default();
+        let (url, token) = own.resolve(file()).unwrap();
+        assert_eq!(
+            (url.as_str(), token.as_deref()),
+            ("http://192.0.2.1:7700", Some("remembered"))
+        );
+        let other = Connection {
+            coordinator: Some("http://192.0.2.2:7700".into()),
+            ..own
+        };
+        assert_eq!(other.resolve(file()).unwrap().1, None);
+        let given = Connection {
+            token: Some("given".into()),
+            ..other
+        };
+        assert_eq!(given.resolve(file()).unwrap().1.as_deref(), Some("given"));
     }
 
     #[test]
