@@ -1,0 +1,298 @@
+//! How versions come, stay and go.
+
+use super::*;
+use crate::deploy::testing::{key, signed, statement};
+use holm_model::artifact::PublisherKey;
+use holm_model::control::DesiredFunction;
+
+fn hello() -> FunctionName {
+    "acme/hello".parse().unwrap()
+}
+
+fn publisher() -> PublisherKey {
+    PublisherKey(key().verifying_key().to_bytes())
+}
+
+fn desired(generation: u64, version: &SignedVersion, previous: Option<&SignedVersion>) -> Desired {
+    let function = DesiredFunction {
+        function: hello(),
+        publisher_keys: vec![publisher()],
+        version: version.clone(),
+        previous: previous.cloned(),
+    };
+    Desired {
+        generation,
+        functions: vec![function],
+    }
+}
+
+/// The attempt of the only action that begins something.
+fn attempt(actions: &[Action]) -> u64 {
+    let attempts: Vec<u64> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Obtain { attempt, .. } => Some(*attempt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(attempts.len(), 1, "{actions:?}");
+    attempts[0]
+}
+
+fn bring_up(core: &mut Reconciler, attempt: u64) -> Vec<Action> {
+    core.on(Event::Obtained { attempt });
+    core.on(Event::Prepared { attempt });
+    core.on(Event::Probed { attempt })
+}
+
+fn fail(core: &mut Reconciler, attempt: u64) {
+    core.on(Event::Failed {
+        attempt,
+        reason: "it crashed".into(),
+    });
+}
+
+#[test]
+fn a_version_takes_requests_only_after_its_probe() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let attempt = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    assert!(core.routed().is_empty());
+    let actions = core.on(Event::Obtained { attempt });
+    assert_eq!(
+        actions,
+        [Action::Prepare {
+            attempt,
+            version: v1.id()
+        }]
+    );
+    let actions = core.on(Event::Prepared { attempt });
+    assert_eq!(
+        actions,
+        [Action::Probe {
+            attempt,
+            version: v1.id()
+        }]
+    );
+    assert!(core.routed().is_empty());
+    assert_eq!(core.observed().versions[0].state, VersionState::Preparing);
+    let actions = core.on(Event::Probed { attempt });
+    assert_eq!(actions, [Action::Keep { version: v1.id() }]);
+    assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
+    let observed = core.observed();
+    assert!(observed.versions[0].routed && observed.versions[0].state == VersionState::Ready);
+}
+
+#[test]
+fn requests_stay_with_the_previous_version_until_the_new_one_is_ready() {
+    let (v1, v2) = (signed("v1", 1), signed("v2", 2));
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let second = attempt(&core.want(desired(2, &v2, Some(&v1))).unwrap());
+    assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
+    bring_up(&mut core, second);
+    assert_eq!(core.routed().get(&hello()), Some(&v2.id()));
+    assert!(core.holds(v1.id()), "the previous version stays prepared");
+}
+
+#[test]
+fn a_failed_version_leaves_requests_where_they_are_and_says_why() {
+    let (v1, v2) = (signed("v1", 1), signed("v2", 2));
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let second = attempt(&core.want(desired(2, &v2, Some(&v1))).unwrap());
+    core.on(Event::Obtained { attempt: second });
+    fail(&mut core, second);
+    assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
+    let observed = core.observed();
+    let reason = VersionState::Failed {
+        reason: "it crashed".into(),
+    };
+    assert_eq!(
+        (&observed.versions[0].state, observed.versions[0].routed),
+        (&reason, false)
+    );
+    assert!(observed.versions[1].routed);
+}
+
+#[test]
+fn going_back_needs_no_new_preparation() {
+    let (v1, v2) = (signed("v1", 1), signed("v2", 2));
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let second = attempt(&core.want(desired(2, &v2, Some(&v1))).unwrap());
+    bring_up(&mut core, second);
+    let actions = core.want(desired(3, &v1, None)).unwrap();
+    assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
+    // The two versions have artifacts of their own.
+    let artifact = Some(statement("v2", 2).artifact);
+    assert_eq!(
+        actions,
+        [Action::Drop {
+            version: v2.id(),
+            artifact
+        }]
+    );
+}
+
+#[test]
+fn a_version_in_service_stays_until_another_can_take_over() {
+    let (v1, v2, v3) = (signed("v1", 1), signed("v2", 2), signed("v3", 3));
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let second = attempt(&core.want(desired(2, &v2, Some(&v1))).unwrap());
+    // Before version 2 is ready, version 3 comes and version 1 is not mentioned any more.
+    let third = attempt(&core.want(desired(3, &v3, Some(&v2))).unwrap());
+    assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
+    bring_up(&mut core, second);
+    assert_eq!(core.routed().get(&hello()), Some(&v2.id()));
+    assert!(!core.holds(v1.id()));
+    bring_up(&mut core, third);
+    assert_eq!(core.routed().get(&hello()), Some(&v3.id()));
+}
+
+#[test]
+fn a_function_that_is_not_desired_any_more_goes_at_once() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let actions = core
+        .want(Desired {
+            generation: 2,
+            functions: vec![],
+        })
+        .unwrap();
+    assert!(matches!(
+        actions[..],
+        [Action::Drop {
+            artifact: Some(_),
+            ..
+        }]
+    ));
+    assert!(core.routed().is_empty() && core.artifacts().is_empty());
+}
+
+#[test]
+fn an_artifact_that_another_version_shares_is_kept() {
+    let v1 = signed("v1", 1);
+    let mut same = statement("v2", 2);
+    same.artifact = statement("v1", 1).artifact;
+    let v2 = SignedVersion::sign(&same, &key());
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let second = attempt(&core.want(desired(2, &v2, Some(&v1))).unwrap());
+    bring_up(&mut core, second);
+    let actions = core.want(desired(3, &v1, None)).unwrap();
+    assert_eq!(
+        actions,
+        [Action::Drop {
+            version: v2.id(),
+            artifact: None
+        }]
+    );
+}
+
+#[test]
+fn an_older_desired_state_is_ignored_and_the_same_changes_nothing() {
+    let (v1, v2) = (signed("v1", 1), signed("v2", 2));
+    let mut core = Reconciler::default();
+    core.want(desired(5, &v1, None)).unwrap();
+    assert_eq!(core.want(desired(4, &v2, None)), None);
+    assert_eq!(core.want(desired(5, &v1, None)), Some(vec![]));
+}
+
+#[test]
+fn the_late_end_of_an_attempt_given_up_is_ignored() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    core.want(Desired {
+        generation: 2,
+        functions: vec![],
+    })
+    .unwrap();
+    let again = attempt(&core.want(desired(3, &v1, None)).unwrap());
+    assert_ne!(first, again);
+    assert_eq!(core.on(Event::Obtained { attempt: first }), []);
+    fail(&mut core, first);
+    assert_eq!(core.observed().versions[0].state, VersionState::Preparing);
+}
+
+#[test]
+fn an_altered_version_is_refused_and_names_the_publisher() {
+    let mut altered = signed("v1", 1);
+    altered.statement[20] ^= 1;
+    let mut core = Reconciler::default();
+    assert_eq!(core.want(desired(1, &altered, None)), Some(vec![]));
+    let observed = core.observed();
+    let VersionState::Failed { reason } = &observed.versions[0].state else {
+        panic!()
+    };
+    assert!(reason.contains("signature"), "{reason}");
+}
+
+#[test]
+fn a_version_signed_for_another_function_is_refused() {
+    let v1 = signed("v1", 1);
+    let mut wanted = desired(1, &v1, None);
+    wanted.functions[0].function = "acme/other".parse().unwrap();
+    let mut core = Reconciler::default();
+    assert_eq!(core.want(wanted), Some(vec![]));
+    let observed = core.observed();
+    let VersionState::Failed { reason } = &observed.versions[0].state else {
+        panic!()
+    };
+    assert!(
+        reason.contains("acme/other") && reason.contains("acme/hello"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_version_whose_key_was_withdrawn_stops() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let first = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, first);
+    let mut withdrawn = desired(2, &v1, None);
+    withdrawn.functions[0].publisher_keys.clear();
+    let actions = core.want(withdrawn).unwrap();
+    assert!(matches!(actions[..], [Action::Drop { .. }]));
+    assert!(core.routed().is_empty());
+    // And comes back with the key.
+    assert!(matches!(
+        core.want(desired(3, &v1, None)).unwrap()[..],
+        [Action::Obtain { .. }]
+    ));
+}
+
+#[test]
+fn however_many_versions_fail_the_coordinator_can_be_told() {
+    let observed = |n: usize| ObservedVersion {
+        function: format!("acme/hello-{n}").parse().unwrap(),
+        version: Digest::of(&n.to_le_bytes()),
+        state: VersionState::Failed {
+            reason: "x".repeat(MAX_REASON_BYTES),
+        },
+        routed: false,
+    };
+    let mut versions: Vec<_> = (0..2 * MAX_FUNCTIONS).map(observed).collect();
+    shorten(&mut versions);
+    let message = holm_model::control::NodeMessage::Observed(Observed {
+        generation: 1,
+        versions,
+    });
+    holm_model::codec::encode(&message).unwrap();
+}
+
+#[test]
+fn a_reason_of_any_length_is_cut_to_its_bound() {
+    let cut = cut("ä".repeat(MAX_REASON_BYTES));
+    assert!(cut.len() <= MAX_REASON_BYTES + '…'.len_utf8());
+}

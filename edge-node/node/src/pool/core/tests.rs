@@ -1,0 +1,230 @@
+//! Who gets which slot.
+
+use super::*;
+use proptest::prelude::*;
+
+const A: Key = Key(1);
+const B: Key = Key(2);
+
+fn pool(slots: u32) -> Core {
+    let mut core = Core::default();
+    (0..slots).for_each(|n| assert_eq!(core.added(SlotId(n)), []));
+    core
+}
+
+#[test]
+fn a_version_gets_the_slot_that_holds_it() {
+    let mut pool = pool(3);
+    let first = pool.want(Ticket(1), A).unwrap();
+    assert!(first.load);
+    let other = pool.want(Ticket(2), B).unwrap();
+    pool.finished(first.slot, Holds::Pristine(A));
+    pool.finished(other.slot, Holds::Pristine(B));
+    let again = pool.want(Ticket(3), A).unwrap();
+    assert_eq!((again.slot, again.load), (first.slot, false));
+}
+
+#[test]
+fn an_empty_slot_is_taken_before_another_versions() {
+    let mut pool = pool(3);
+    let first = pool.want(Ticket(1), A).unwrap();
+    pool.finished(first.slot, Holds::Pristine(A));
+    let other = pool.want(Ticket(2), B).unwrap();
+    assert!(other.slot != first.slot && other.load);
+}
+
+#[test]
+fn of_other_versions_the_longest_unused_goes() {
+    let mut pool = pool(2);
+    let a = pool.want(Ticket(1), A).unwrap();
+    let b = pool.want(Ticket(2), B).unwrap();
+    pool.finished(a.slot, Holds::Pristine(A));
+    pool.finished(b.slot, Holds::Pristine(B));
+    let third = pool.want(Ticket(3), Key(3)).unwrap();
+    assert_eq!((third.slot, third.load), (a.slot, true));
+}
+
+#[test]
+fn a_kept_instance_is_preferred_and_given_to_its_own_version_only() {
+    let mut pool = pool(3);
+    let kept = pool.want(Ticket(1), A).unwrap();
+    let fresh = pool.want(Ticket(2), A).unwrap();
+    pool.finished(kept.slot, Holds::Kept(A));
+    pool.finished(fresh.slot, Holds::Pristine(A));
+    let grant = pool.want(Ticket(3), A).unwrap();
+    assert_eq!((grant.slot, grant.load), (kept.slot, false));
+    pool.finished(grant.slot, Holds::Kept(A));
+    for ticket in 4..6 {
+        let grant = pool.want(Ticket(ticket), B).unwrap();
+        assert!(
+            grant.load,
+            "another version's instance must not be used as it is"
+        );
+    }
+}
+
+#[test]
+fn one_version_cannot_take_all_slots() {
+    let mut pool = pool(4);
+    for ticket in 0..3 {
+        assert!(pool.want(Ticket(ticket), A).is_some());
+    }
+    assert_eq!(pool.want(Ticket(3), A), None);
+    assert!(pool.want(Ticket(4), B).is_some());
+}
+
+#[test]
+fn who_waits_is_served_in_order_and_versions_take_turns() {
+    let mut pool = pool(1);
+    let running = pool.want(Ticket(0), A).unwrap();
+    for (ticket, key) in [(1, A), (2, A), (3, B)] {
+        assert_eq!(pool.want(Ticket(ticket), key), None);
+    }
+    let mut served = Vec::new();
+    for _ in 0..3 {
+        let grants = pool.finished(running.slot, Holds::Nothing);
+        assert_eq!(grants.len(), 1);
+        served.push(grants[0].ticket.0);
+    }
+    assert_eq!(served, [1, 3, 2]);
+}
+
+#[test]
+fn a_cancelled_ticket_is_not_served() {
+    let mut pool = pool(1);
+    let running = pool.want(Ticket(0), A).unwrap();
+    pool.want(Ticket(1), A);
+    pool.want(Ticket(2), A);
+    pool.cancel(Ticket(1));
+    let grants = pool.finished(running.slot, Holds::Pristine(A));
+    assert_eq!(
+        grants,
+        [Grant {
+            ticket: Ticket(2),
+            slot: running.slot,
+            load: false
+        }]
+    );
+}
+
+#[test]
+fn a_lost_slot_is_replaced_by_an_added_one_that_serves_who_waits() {
+    let mut pool = pool(1);
+    let running = pool.want(Ticket(0), A).unwrap();
+    pool.want(Ticket(1), A);
+    assert_eq!(pool.lost(running.slot), []);
+    let grants = pool.added(SlotId(7));
+    assert_eq!(
+        grants,
+        [Grant {
+            ticket: Ticket(1),
+            slot: SlotId(7),
+            load: true
+        }]
+    );
+}
+
+#[test]
+fn what_held_a_dropped_version_counts_as_empty() {
+    let mut pool = pool(2);
+    let a = pool.want(Ticket(1), A).unwrap();
+    let b = pool.want(Ticket(2), B).unwrap();
+    pool.finished(b.slot, Holds::Pristine(B));
+    pool.finished(a.slot, Holds::Pristine(A));
+    pool.forget(A);
+    let grant = pool.want(Ticket(3), Key(3)).unwrap();
+    assert_eq!(grant.slot, a.slot);
+}
+
+#[test]
+fn only_empty_slots_are_filled_ahead_and_only_as_many_as_asked_for() {
+    let mut pool = pool(3);
+    for _ in 0..2 {
+        let slot = pool.spare(A, 2).unwrap();
+        pool.finished(slot, Holds::Pristine(A));
+    }
+    assert_eq!(pool.spare(A, 2), None);
+    let slot = pool.spare(B, 1).unwrap();
+    pool.finished(slot, Holds::Pristine(B));
+    assert_eq!(pool.spare(Key(3), 1), None);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Want(u64),
+    Finish(usize, bool),
+    Lose(usize),
+    Cancel(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..4u64).prop_map(Step::Want),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(n, kept)| Step::Finish(n, kept)),
+        1 => any::<usize>().prop_map(Step::Lose),
+        1 => any::<usize>().prop_map(Step::Cancel),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, a slot has one user, nobody is served twice, and nobody waits while a
+    /// slot is free and the version is below its share.
+    #[test]
+    fn no_slot_is_given_twice_and_nobody_is_forgotten(
+        slots in 1..6u32, steps in proptest::collection::vec(step(), 0..200)
+    ) {
+        let mut pool = pool(slots);
+        let mut next_slot = slots;
+        let mut users: BTreeMap<SlotId, (Ticket, Key)> = BTreeMap::new();
+        let mut waiting: BTreeMap<Ticket, Key> = BTreeMap::new();
+        for (n, step) in steps.into_iter().enumerate() {
+            let nth = |n: usize, users: &BTreeMap<SlotId, (Ticket, Key)>| {
+                (!users.is_empty()).then(|| *users.keys().nth(n % users.len()).unwrap())
+            };
+            let grants = match step {
+                Step::Want(key) => {
+                    let ticket = Ticket(n as u64);
+                    waiting.insert(ticket, Key(key));
+                    pool.want(ticket, Key(key)).into_iter().collect()
+                }
+                Step::Finish(n, kept) => match nth(n, &users) {
+                    None => continue,
+                    Some(slot) => {
+                        let (_, key) = users.remove(&slot).unwrap();
+                        let holds =
+                            if kept { Holds::Kept(key) } else { Holds::Pristine(key) };
+                        pool.finished(slot, holds)
+                    }
+                },
+                Step::Lose(n) => match nth(n, &users) {
+                    None => continue,
+                    Some(slot) => {
+                        users.remove(&slot);
+                        let mut grants = pool.lost(slot);
+                        next_slot += 1;
+                        grants.extend(pool.added(SlotId(next_slot)));
+                        grants
+                    }
+                },
+                Step::Cancel(n) if !waiting.is_empty() => {
+                    let ticket = *waiting.keys().nth(n % waiting.len()).unwrap();
+                    waiting.remove(&ticket);
+                    pool.cancel(ticket);
+                    continue;
+                }
+                Step::Cancel(_) => continue,
+            };
+            for grant in grants {
+                let key = waiting.remove(&grant.ticket).expect("only who waits is served");
+                let before = users.insert(grant.slot, (grant.ticket, key));
+                prop_assert!(before.is_none(), "slot {:?} has two users", grant.slot);
+            }
+            prop_assert_eq!(pool.free() + users.len(), slots as usize);
+            let share = pool.share();
+            for key in waiting.values() {
+                let held = users.values().filter(|(_, held)| held == key).count();
+                prop_assert!(held >= share || pool.free() == 0, "{:?} waits for nothing", key);
+            }
+        }
+    }
+}
