@@ -5,7 +5,6 @@
 //! or `--json`), and errors, with `--json` as one line `{"error":{"kind","message","hint"}}`.
 
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -76,14 +75,6 @@ impl Output {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_message(what.to_owned());
-        bar
-    }
-
-    /// A sign of life for work of unknown length, on a terminal only.
-    pub(crate) fn spinner(&self, what: &str) -> ProgressBar {
-        let bar = ProgressBar::with_draw_target(None, self.target());
-        bar.set_message(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(120));
         bar
     }
 

@@ -184,7 +184,7 @@ impl Snapshot {
     }
 
     fn write_to(&self, path: &Path) -> io::Result<()> {
-        let symbols = self.symbols.to_text();
+        let symbols = self.symbols.as_text();
         let registers = &self.state.regs;
         let header = Header {
             abi_version: ABI_VERSION,
@@ -308,7 +308,7 @@ impl Snapshot {
             gs_base: header.gs_base,
             xsave,
         };
-        let symbols = Symbols::from_text(&String::from_utf8_lossy(&symbols));
+        let symbols = Symbols::from_text(String::from_utf8_lossy(&symbols).into_owned());
         let cpu_digest = hypervisor.inner.cpu_digest;
         Self::assemble(file, MEMORY_AT, layout, state, wait, symbols, cpu_digest)
     }
@@ -331,6 +331,7 @@ fn for_each_page(
     mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     const PAGE: usize = PAGE_BYTES as usize;
+    const ZEROES: &[u8] = &[0; PAGE];
     let mut buffer = vec![0; 256 * PAGE];
     for (start, end) in memory::data_extents(file, offset, offset + layout.total_bytes())? {
         // File systems tell extents in their own blocks, which may be smaller than a page.
@@ -340,7 +341,7 @@ fn for_each_page(
             let part = &mut buffer[..whole as usize];
             file.read_exact_at(part, at)?;
             for (index, page) in part.chunks_exact(PAGE).enumerate() {
-                if page.iter().any(|byte| *byte != 0) {
+                if page != ZEROES {
                     each(at - offset + index as u64 * PAGE_BYTES, page)?;
                 }
             }

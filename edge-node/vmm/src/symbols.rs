@@ -1,4 +1,9 @@
 //! Names of a program's functions, for crash reports.
+//!
+//! Kept as one text, which is looked through when a program has crashed: a snapshot is loaded far
+//! more often than that, and should not have to take thousands of names apart.
+
+use std::fmt::Write as _;
 
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object as _, ObjectSymbol as _, SymbolKind};
@@ -8,11 +13,11 @@ const MAX_SYMBOLS: usize = 100_000;
 /// Longest name kept, in bytes.
 const MAX_NAME_BYTES: usize = 512;
 
-/// The functions of a program, by address.
+/// The functions of a program: a line for each with address and bytes (0 if not known) in hexadecimal
+/// and the name, by rising address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Symbols {
-    /// Address, bytes (0 if not known), name; in rising order.
-    functions: Vec<(u64, u64, String)>,
+    text: String,
 }
 
 impl Symbols {
@@ -23,62 +28,56 @@ impl Symbols {
         if let Ok(file) = ElfFile64::<LittleEndian>::parse(elf) {
             for symbol in file.symbols().filter(|one| one.kind() == SymbolKind::Text) {
                 let Ok(name) = symbol.name() else { continue };
-                if name.is_empty() || name.len() > MAX_NAME_BYTES || symbol.address() == 0 {
-                    continue;
+                let whole =
+                    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\n');
+                if whole && symbol.address() != 0 {
+                    let start = symbol.address().wrapping_add(base);
+                    functions.push((start, symbol.size(), name));
                 }
-                functions.push((
-                    symbol.address().wrapping_add(base),
-                    symbol.size(),
-                    name.to_owned(),
-                ));
                 if functions.len() == MAX_SYMBOLS {
                     break;
                 }
             }
         }
-        functions.sort();
+        functions.sort_unstable();
         functions.dedup_by_key(|function| function.0);
-        Symbols { functions }
+        let mut text = String::new();
+        for (start, bytes, name) in functions {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{start:x} {bytes:x} {name}");
+        }
+        Symbols { text }
     }
 
     /// The function that holds `addr`, or the nearest one before it, as `name+0x12`.
     pub(crate) fn nearest(&self, addr: u64) -> Option<String> {
-        let after = self
-            .functions
-            .partition_point(|function| function.0 <= addr);
-        let (start, bytes, name) = self.functions.get(after.checked_sub(1)?)?;
+        let functions = self.text.lines().filter_map(parse);
+        let (start, bytes, name) = functions.take_while(|(start, ..)| *start <= addr).last()?;
         let offset = addr - start;
         // Far behind the last function there is no code of the program any more.
         const REACH: u64 = 1 << 20;
-        if offset >= (*bytes).max(REACH) {
+        if offset >= bytes.max(REACH) {
             return None;
         }
         Some(format!("{:#}+{offset:#x}", rustc_demangle::demangle(name)))
     }
 
-    /// One line for each function: address and bytes in hexadecimal, name.
-    pub(crate) fn to_text(&self) -> String {
-        use std::fmt::Write as _;
-        let mut text = String::new();
-        for (addr, bytes, name) in &self.functions {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{addr:x} {bytes:x} {name}");
-        }
-        text
+    /// For a snapshot on disk.
+    pub(crate) fn as_text(&self) -> &str {
+        &self.text
     }
 
-    /// From what `to_text` wrote; lines that are not of that form are left out.
-    pub(crate) fn from_text(text: &str) -> Self {
-        let line = |line: &str| {
-            let (addr, rest) = line.split_once(' ')?;
-            let (bytes, name) = rest.split_once(' ')?;
-            let number = |digits| u64::from_str_radix(digits, 16).ok();
-            Some((number(addr)?, number(bytes)?, name.to_owned()))
-        };
-        let mut functions: Vec<_> = text.lines().take(MAX_SYMBOLS).filter_map(line).collect();
-        functions.sort();
-        Symbols { functions }
+    /// From what `as_text` gave.
+    pub(crate) fn from_text(text: String) -> Self {
+        Symbols { text }
     }
+}
+
+fn parse(line: &str) -> Option<(u64, u64, &str)> {
+    let (start, rest) = line.split_once(' ')?;
+    let (bytes, name) = rest.split_once(' ')?;
+    let number = |digits| u64::from_str_radix(digits, 16).ok();
+    Some((number(start)?, number(bytes)?, name))
 }
 
 #[cfg(test)]
@@ -86,16 +85,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back_from_their_text_and_the_nearest_is_found() {
-        let functions = vec![
-            (0x1000, 0x20, "main".to_owned()),
-            (0x2000, 0, "_ZN1a1bE".to_owned()),
-        ];
-        let symbols = Symbols { functions };
-        assert_eq!(Symbols::from_text(&symbols.to_text()), symbols);
-        assert_eq!(symbols.nearest(0x1004).unwrap(), "main+0x4");
-        assert_eq!(symbols.nearest(0x2001).unwrap(), "a::b+0x1");
+    fn the_nearest_function_before_an_address_is_found() {
+        let symbols = Symbols::from_text("1000 20 main\n2000 0 _ZN1a1bE\n".into());
+        assert_eq!(symbols.nearest(0x1004).as_deref(), Some("main+0x4"));
+        assert_eq!(symbols.nearest(0x2001).as_deref(), Some("a::b+0x1"));
         assert_eq!(symbols.nearest(0xfff), None);
         assert_eq!(symbols.nearest(0x2000_0000), None);
+    }
+
+    #[test]
+    fn the_functions_of_this_very_test_are_found_by_name() {
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let symbols = Symbols::of_program(&program, 0);
+        let line = symbols
+            .as_text()
+            .lines()
+            .find(|line| line.ends_with(" main"))
+            .unwrap();
+        let (start, ..) = parse(line).unwrap();
+        assert_eq!(symbols.nearest(start + 1).as_deref(), Some("main+0x1"));
     }
 }
