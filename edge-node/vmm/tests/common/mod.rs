@@ -13,16 +13,16 @@ use holm_vmm::{
 };
 
 /// Program memory of the guests in these tests.
-pub const MEMORY_BYTES: u64 = 64 << 20;
+pub(crate) const MEMORY_BYTES: u64 = 64 << 20;
 
 /// The program of a file.
-pub fn program(path: &Path) -> Program {
+pub(crate) fn program(path: &Path) -> Program {
     let bytes = std::fs::read(path).unwrap();
     Program::parse(&bytes).unwrap()
 }
 
 /// A configuration with `env`.
-pub fn config(env: &[(&str, &str)]) -> GuestConfig {
+pub(crate) fn config(env: &[(&str, &str)]) -> GuestConfig {
     let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     GuestConfig {
         name: "tests/guest".into(),
@@ -33,7 +33,7 @@ pub fn config(env: &[(&str, &str)]) -> GuestConfig {
 }
 
 /// Boots the program of a file.
-pub fn boot(path: &Path, config: &GuestConfig) -> Result<Prepared, PrepareError> {
+pub(crate) fn boot(path: &Path, config: &GuestConfig) -> Result<Prepared, PrepareError> {
     let hypervisor = Hypervisor::open().unwrap();
     prepare(
         &hypervisor,
@@ -44,27 +44,27 @@ pub fn boot(path: &Path, config: &GuestConfig) -> Result<Prepared, PrepareError>
 }
 
 /// A program that is ready, and one slot for it.
-pub struct Function {
-    pub hypervisor: Hypervisor,
-    pub prepared: Prepared,
-    pub slot: Slot,
-    pub deadline: Duration,
-    pub cpu: Duration,
+pub(crate) struct Function {
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) prepared: Prepared,
+    pub(crate) slot: Slot,
+    pub(crate) deadline: Duration,
+    pub(crate) cpu: Duration,
 }
 
 /// What a request came to, and what the program wrote meanwhile.
-pub struct Outcome {
-    pub result: Result<Response, Failure>,
-    pub log: String,
+pub(crate) struct Outcome {
+    pub(crate) result: Result<Response, Failure>,
+    pub(crate) log: String,
 }
 
 impl Function {
     /// Boots the program of a file and loads it into a slot.
-    pub fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         Self::with(path, &config(&[]))
     }
 
-    pub fn with(path: &Path, config: &GuestConfig) -> Self {
+    pub(crate) fn with(path: &Path, config: &GuestConfig) -> Self {
         let hypervisor = Hypervisor::open().unwrap();
         let prepared = match boot(path, config) {
             Ok(prepared) => prepared,
@@ -83,7 +83,7 @@ impl Function {
     }
 
     /// One request to the instance that is in the slot; the slot stays as the request left it.
-    pub fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
+    pub(crate) fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
         let request = Request {
             method,
             target,
@@ -111,7 +111,7 @@ impl Function {
     }
 
     /// One request to a pristine instance, which is reset, or replaced if it failed.
-    pub fn fresh(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
+    pub(crate) fn fresh(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
         let outcome = self.send(method, target, body);
         match outcome.result {
             Ok(_) => self.slot.reset().unwrap(),
@@ -124,7 +124,7 @@ impl Function {
     }
 
     /// The body of the answer to a GET, as text. The test fails if there is none.
-    pub fn get(&mut self, target: &str) -> String {
+    pub(crate) fn get(&mut self, target: &str) -> String {
         let outcome = self.fresh("GET", target, b"");
         match outcome.result {
             Ok(response) => String::from_utf8(response.body).unwrap(),
@@ -133,7 +133,7 @@ impl Function {
     }
 
     /// Why a GET failed, and that the next instance is well. The test fails if it did not.
-    pub fn failure(&mut self, target: &str) -> String {
+    pub(crate) fn failure(&mut self, target: &str) -> String {
         let outcome = self.fresh("GET", target, b"");
         let failure = match outcome.result {
             Ok(response) => panic!(
