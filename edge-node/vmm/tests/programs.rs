@@ -330,3 +330,57 @@ fn kvm_a_snapshot_comes_back_from_disk_and_a_damaged_one_is_named() {
         "no temporary file stays"
     );
 }
+
+#[test]
+fn kvm_threads_share_memory_and_take_turns() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("threads", |path| {
+        let mut guest = Function::new(path);
+        for (target, expected) in [
+            ("/join", "1 42\n"),
+            ("/many/4", "1 400\n"),
+            ("/many/16", "1 1600\n"),
+            ("/condition", "100\n"),
+            ("/timed", "timed out\n"),
+            ("/thread_local", "1 3\n"),
+            ("/wide", "1\n"),
+            ("/detached", "from a thread\n"),
+        ] {
+            assert_eq!(guest.get(target), expected, "{}: {target}", path.display());
+        }
+    });
+}
+
+#[test]
+fn kvm_a_pool_of_threads_made_at_the_start_answers_from_the_snapshot() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("threads", |path| {
+        let mut guest = Function::with(path, &config(&[("HOLM_POOL", "1")]));
+        for _ in 0..5 {
+            assert_eq!(guest.get("/"), "from the pool\n");
+        }
+        for _ in 0..5 {
+            let outcome = guest.send("GET", "/", b"");
+            assert_eq!(outcome.result.unwrap().body, b"from the pool\n");
+            guest
+                .slot
+                .again(std::time::Instant::now() + guest.deadline)
+                .unwrap();
+        }
+    });
+}
+
+#[test]
+fn kvm_a_program_whose_threads_all_wait_for_each_other_is_told_so() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("threads", |path| {
+        let mut guest = Function::new(path);
+        assert!(guest.failure("/deadlock").contains("never come"));
+    });
+}

@@ -6,7 +6,7 @@ use holm_hostcall::abort_reason;
 use crate::errno::{Errno, SysResult};
 use crate::poll::Epoll;
 use crate::stat::Kind;
-use crate::{host, log, pipes, state, user};
+use crate::{host, log, pipes, state, threads, user};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 256;
@@ -149,6 +149,7 @@ impl Files {
         for open in self.objects.iter_mut().filter(|open| which(open.object)) {
             open.edges = open.edges.wrapping_add(1);
         }
+        state::threads().changed();
     }
 
     /// The listener that requests go to: the one on `port`, else any.
@@ -287,8 +288,13 @@ pub fn kind_at(path: u64) -> Result<Kind, Errno> {
 
 /// `read`
 pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
-    match open.object {
+    let nonblocking = state::files().get(descriptor)?.nonblocking;
+    threads::blocking(nonblocking, || try_read(descriptor, to))
+}
+
+/// EAGAIN where a read would wait.
+fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
+    match state::files().get(descriptor)?.object {
         Object::Stdin | Object::Null => Ok(0),
         Object::Zero => {
             to.fill(0);
@@ -298,15 +304,12 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
             state::random().fill(to);
             Ok(to.len() as u64)
         }
-        Object::Connection(id) => state::server().read(id, to, open.nonblocking),
-        Object::Stream { from, .. } => pipes::read(from, to, open.nonblocking),
+        Object::Connection(id) => state::server().read(id, to),
+        Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
-            if count == 0 && open.nonblocking {
-                return Err(Errno::EAGAIN);
-            }
             if count == 0 {
-                wait_for_ever();
+                return Err(Errno::EAGAIN);
             }
             let taken = if semaphore { 1 } else { count };
             to.copy_from_slice(&taken.to_le_bytes());
@@ -333,6 +336,7 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             let open = state::files().get_mut(descriptor)?;
             open.object = Object::Event(sum.ok_or(Errno::EAGAIN)?, semaphore);
             open.edges = open.edges.wrapping_add(1);
+            state::threads().changed();
             return Ok(8);
         }
         Object::Socket(_) | Object::Listener(_) => return Err(Errno::ENOTCONN),
@@ -402,7 +406,7 @@ fn kind_of(object: Object) -> Kind {
     }
 }
 
-/// The one thread waits for what can never come.
+/// Every thread waits for what can never come.
 pub fn wait_for_ever() -> ! {
     host::abort_with(
         abort_reason::DEADLOCK,

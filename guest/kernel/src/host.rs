@@ -97,6 +97,14 @@ pub fn fs_base() -> u64 {
     base
 }
 
+/// The base of GS.
+pub fn gs_base() -> u64 {
+    let base: u64;
+    // SAFETY: as in `set_fs_base`.
+    unsafe { asm!("rdgsbase {}", out(reg) base, options(nostack, preserves_flags)) };
+    base
+}
+
 /// Goes over to the program at `entry` with the stack that the host laid out.
 pub fn enter(entry: u64, stack_pointer: u64) -> ! {
     // SAFETY: both values come from the host, which loaded the program and its stack. Registers are

@@ -24,13 +24,14 @@ pub mod sockets;
 pub mod stat;
 pub mod state;
 pub mod syscall;
+pub mod threads;
 pub mod time;
 pub mod user;
 
 use holm_hostcall::{ABI_VERSION, abort_reason};
 
 /// Where the image begins to run: at CPL 3, on the kernel's own stack. Goes over to the program.
-pub extern "C" fn start() -> ! {
+pub extern "C" fn start(stack_top: u64, thread_start: u64) -> ! {
     let boot = host::boot();
     if boot.abi_version != ABI_VERSION {
         host::abort_with(
@@ -42,6 +43,7 @@ pub extern "C" fn start() -> ! {
             ),
         );
     }
+    state::threads().start(stack_top, thread_start);
     state::memory().start(&boot);
     state::files().start();
     host::enter(boot.entry, boot.stack_pointer)

@@ -114,6 +114,7 @@ stub_protections:
 //
 // The library OS is compiled with SSE, which a Linux program expects a system call to leave alone:
 // fxsave keeps it. Instructions without VEX leave the upper halves of wider registers as they are.
+// Each thread has a kernel stack of its own; HOLM_ENTRY_STACK is that of the running one.
 // The way back needs no privilege.
 global_asm!(
     r#"
@@ -124,7 +125,7 @@ syscall_entry:
     mov esp, cs
     test esp, 3
     jz 2f
-    lea rsp, [rip + kernel_stack_top]
+    mov rsp, [rip + HOLM_ENTRY_STACK]
 syscall_at_cpl3:
     cld
     push qword ptr [rip + saved_rsp]
@@ -149,6 +150,7 @@ syscall_at_cpl3:
     and rsp, -64
     fxsave64 [rsp]
     call {handler}
+syscall_return:
     fxrstor64 [rsp]
     mov rsp, rbx
     pop rdi
@@ -171,9 +173,13 @@ syscall_at_cpl3:
     mov rsp, [rsp]
     jmp rcx
 
+thread_start:
+    xor eax, eax
+    jmp syscall_return
+
 2:  mov esp, {stub_stack_top}
     push {user_data}
-    push offset kernel_stack_top
+    push qword ptr [rip + HOLM_ENTRY_STACK]
     push 0x202
     push {user_code}
     push offset syscall_at_cpl3
@@ -183,6 +189,8 @@ syscall_at_cpl3:
     .global kernel_start
 kernel_start:
     lea rsp, [rip + kernel_stack_top]
+    lea rdi, [rip + kernel_stack_top]
+    lea rsi, [rip + thread_start]
     call {start}
     ud2
 
@@ -190,7 +198,7 @@ kernel_start:
     .balign 4096
     .skip 65536
 kernel_stack_top:
-    .balign 64
+    .skip 4096
 saved_rsp:
     .skip 8
     "#,

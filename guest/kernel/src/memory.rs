@@ -15,6 +15,8 @@ use crate::{host, log};
 
 /// Most separate mappings a program may have.
 const MAX_MAPPINGS: usize = 512;
+/// Reservations up to this size are closed at once.
+const MAX_CLOSED_BYTES: u64 = 64 * PAGE_BYTES;
 /// Bytes below the stack that nothing may use.
 const STACK_GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
@@ -43,6 +45,9 @@ struct Mapping {
     start: u64,
     end: u64,
     protection: Protection,
+    /// A large reservation (PROT_NONE) whose page table entries are still read/write: most of it is
+    /// usually opened before it is used, as thread stacks are, and each entry costs microseconds.
+    deferred: bool,
 }
 
 /// Effects of an operation on the machine, so that the bookkeeping is tested without one.
@@ -97,6 +102,7 @@ const NO_MAPPING: Mapping = Mapping {
     start: 0,
     end: 0,
     protection: Protection::Write,
+    deferred: false,
 };
 
 fn page_up(bytes: u64) -> Option<u64> {
@@ -221,6 +227,11 @@ impl Memory {
         Ok(start)
     }
 
+    /// Memory for the library OS itself, from the program's.
+    pub fn map_anonymous(&mut self, bytes: u64, machine: &mut impl Machine) -> SysResult {
+        self.map(0, bytes, PROT_READ | PROT_WRITE, MAP_ANONYMOUS, machine)
+    }
+
     /// Highest gap of `bytes` bytes.
     fn gap(&self, bytes: u64) -> Option<u64> {
         let mut ceiling = self.top;
@@ -272,7 +283,9 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         self.zero_used(start, end, machine);
-        if protection != Protection::Write && !machine.protect(start, end - start, protection) {
+        let deferred = protection == Protection::None && end - start > MAX_CLOSED_BYTES;
+        let closed = protection != Protection::Write && !deferred;
+        if closed && !machine.protect(start, end - start, protection) {
             return Err(Errno::EACCES);
         }
         self.mapped_low = self.mapped_low.min(start);
@@ -283,6 +296,7 @@ impl Memory {
                 start,
                 end,
                 protection,
+                deferred,
             },
         );
         Ok(())
@@ -311,7 +325,7 @@ impl Memory {
                 return Err(Errno::ENOMEM);
             }
             // Free memory is always read/write, so that it can be zeroed when it is given out.
-            if mapping.protection != Protection::Write {
+            if mapping.protection != Protection::Write && !mapping.deferred {
                 machine.protect(cut_start, cut_end - cut_start, Protection::Write);
             }
             self.mappings.copy_within(at + 1..self.count, at);
@@ -359,10 +373,16 @@ impl Memory {
         if bytes == 0 {
             return Ok(0);
         }
-        if !machine.protect(start, bytes, protection) {
+        let end = start + bytes;
+        let open_already = protection == Protection::Write
+            && self
+                .all()
+                .iter()
+                .any(|mapping| mapping.deferred && mapping.start <= start && end <= mapping.end);
+        if !open_already && !machine.protect(start, bytes, protection) {
             return Err(Errno::EACCES);
         }
-        self.note_protection(start, start + bytes, protection)?;
+        self.note_protection(start, end, protection, machine)?;
         Ok(0)
     }
 
@@ -372,6 +392,7 @@ impl Memory {
         start: u64,
         end: u64,
         protection: Protection,
+        machine: &mut impl Machine,
     ) -> Result<(), Errno> {
         let mut at = self.all().partition_point(|mapping| mapping.end <= start);
         while at < self.count && self.mappings[at].start < end {
@@ -384,14 +405,18 @@ impl Memory {
                 start: inner_start,
                 end: inner_end,
                 protection,
+                deferred: false,
             };
             if mapping.start < inner_start {
                 self.put(
                     at,
-                    Mapping {
-                        end: inner_start,
-                        ..mapping
-                    },
+                    close_if_small(
+                        Mapping {
+                            end: inner_start,
+                            ..mapping
+                        },
+                        machine,
+                    ),
                 );
                 at += 1;
             }
@@ -399,10 +424,13 @@ impl Memory {
             if inner_end < mapping.end {
                 self.put(
                     at,
-                    Mapping {
-                        start: inner_end,
-                        ..mapping
-                    },
+                    close_if_small(
+                        Mapping {
+                            start: inner_end,
+                            ..mapping
+                        },
+                        machine,
+                    ),
                 );
                 at += 1;
             }
@@ -484,6 +512,17 @@ impl Memory {
             }
         }
         Ok(0)
+    }
+}
+
+/// What is left of a reservation after a part was opened: a guard, which is to be one.
+fn close_if_small(mapping: Mapping, machine: &mut impl Machine) -> Mapping {
+    let bytes = mapping.end - mapping.start;
+    let close = mapping.deferred && bytes <= MAX_CLOSED_BYTES;
+    let closed = close && machine.protect(mapping.start, bytes, Protection::None);
+    Mapping {
+        deferred: mapping.deferred && !closed,
+        ..mapping
     }
 }
 

@@ -1,8 +1,8 @@
 //! Pipes and socket pairs: short byte queues in memory, by which a program talks to itself.
 
 use crate::errno::{Errno, SysResult};
-use crate::files::{self, Object};
-use crate::{state, user};
+use crate::files::Object;
+use crate::{state, threads, user};
 
 /// Bytes that one queue holds.
 const QUEUE_BYTES: usize = 4096;
@@ -132,8 +132,8 @@ pub fn socket_pair(kind: u64, to: u64) -> SysResult {
     open_ends(ends, kind, to)
 }
 
-/// Reads from an end.
-pub fn read(from: u8, to: &mut [u8], nonblocking: bool) -> SysResult {
+/// Reads from an end; EAGAIN where nothing is there yet.
+pub fn read(from: u8, to: &mut [u8]) -> SysResult {
     let queue = state::queues()
         .get_mut(usize::from(from))
         .ok_or(Errno::EBADF)?;
@@ -142,15 +142,28 @@ pub fn read(from: u8, to: &mut [u8], nonblocking: bool) -> SysResult {
         state::files().edge(|object| matches!(object, Object::Stream { to, .. } if to == from));
         return Ok(count as u64);
     }
-    match queue.is_ended() || to.is_empty() {
-        true => Ok(0),
-        false if nonblocking => Err(Errno::EAGAIN),
-        false => files::wait_for_ever(),
+    if queue.is_ended() || to.is_empty() {
+        Ok(0)
+    } else {
+        Err(Errno::EAGAIN)
     }
 }
 
-/// Writes to an end.
+/// Writes to an end: all of it, unless `nonblocking`.
 pub fn write(to: u8, bytes: &[u8], nonblocking: bool) -> SysResult {
+    let mut done = 0;
+    threads::blocking(nonblocking, || {
+        done += put(to, &bytes[done..])?;
+        let enough = done == bytes.len() || (nonblocking && done > 0);
+        if enough {
+            Ok(done as u64)
+        } else {
+            Err(Errno::EAGAIN)
+        }
+    })
+}
+
+fn put(to: u8, bytes: &[u8]) -> Result<usize, Errno> {
     let queue = state::queues()
         .get_mut(usize::from(to))
         .ok_or(Errno::EBADF)?;
@@ -161,12 +174,7 @@ pub fn write(to: u8, bytes: &[u8], nonblocking: bool) -> SysResult {
     if count > 0 {
         state::files().edge(|object| matches!(object, Object::Stream { from, .. } if from == to));
     }
-    match count == bytes.len() || nonblocking {
-        true if count == 0 && !bytes.is_empty() => Err(Errno::EAGAIN),
-        true => Ok(count as u64),
-        // The one thread that could make room waits here.
-        false => files::wait_for_ever(),
-    }
+    Ok(count)
 }
 
 /// An end was closed for the last time.

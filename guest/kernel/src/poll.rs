@@ -2,7 +2,7 @@
 
 use crate::errno::{Errno, SysResult};
 use crate::files::{MAX_DESCRIPTORS, Object, Open};
-use crate::{state, time, user};
+use crate::{state, threads, time, user};
 
 const POLLIN: u32 = 0x001;
 const POLLOUT: u32 = 0x004;
@@ -66,7 +66,7 @@ fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysR
         if deadline.is_some_and(|deadline| time::monotonic_ns() >= deadline) {
             return Ok(0);
         }
-        state::server().wait(deadline);
+        threads::wait(deadline);
     }
 }
 

@@ -14,7 +14,7 @@ use holm_hostcall::{Call, abort_reason, respond_flags};
 use crate::errno::{Errno, SysResult};
 use crate::files::{self, Object, wait_for_ever};
 use crate::http::{Output, Reply, write_request};
-use crate::{host, log, pipes, state, time, user};
+use crate::{host, log, pipes, state, threads, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
@@ -112,7 +112,7 @@ impl Server {
         self.phase == Phase::Pending
     }
 
-    /// Nothing that the program waits for is there. Leaves the guest until a request is there, if
+    /// No thread can go on. Leaves the guest until a request is there, if
     /// the program is ready for one, or until `deadline` (monotonic nanoseconds).
     pub fn wait(&mut self, deadline: Option<u64>) {
         let port = host::boot().port as u16;
@@ -195,8 +195,8 @@ impl Server {
         !self.is_open(id) || self.readable_bytes(id) > 0
     }
 
-    /// Reads from connection `id`.
-    pub fn read(&mut self, id: u32, to: &mut [u8], nonblocking: bool) -> SysResult {
+    /// Reads from connection `id`; EAGAIN where there is nothing more.
+    pub fn read(&mut self, id: u32, to: &mut [u8]) -> SysResult {
         if !self.is_open(id) || to.is_empty() {
             return Ok(0);
         }
@@ -215,9 +215,8 @@ impl Server {
             done += bytes as usize;
         }
         match done {
-            0 if nonblocking => Err(Errno::EAGAIN),
             // The caller has said everything and waits for the answer.
-            0 => wait_for_ever(),
+            0 => Err(Errno::EAGAIN),
             done => Ok(done as u64),
         }
     }
@@ -340,17 +339,15 @@ pub fn accept(descriptor: u64, address: u64, bytes: u64, flags: u64) -> SysResul
             _ => Errno::ENOTSOCK,
         });
     };
-    // Requests come in on one listener alone.
-    let serving = state::files().listener(host::boot().port as u16) == Some(port);
-    while !(serving && state::server().is_pending()) {
-        if open.nonblocking {
-            return Err(Errno::EAGAIN);
+    threads::blocking(open.nonblocking, || {
+        // Requests come in on one listener alone.
+        let serving = state::files().listener(host::boot().port as u16) == Some(port);
+        if serving && state::server().is_pending() {
+            Ok(0)
+        } else {
+            Err(Errno::EAGAIN)
         }
-        if !serving {
-            wait_for_ever();
-        }
-        state::server().wait(None);
-    }
+    })?;
     let id = state::server().accept();
     let descriptor = state::files().open(Object::Connection(id), flags & SOCK_NONBLOCK)?;
     put_address(address, bytes, LOOPBACK, PEER_PORT)?;
@@ -456,19 +453,16 @@ pub fn shutdown(descriptor: u64, how: u64) -> SysResult {
 
 /// `recvfrom` and each part of `recvmsg`
 pub fn receive(descriptor: u64, to: &mut [u8], flags: u64) -> SysResult {
-    let open = state::files().get(descriptor)?;
-    match open.object {
-        Object::Connection(id) if flags & MSG_PEEK != 0 => state::server().peek(id, to),
-        Object::Connection(id) => {
-            let nonblocking = open.nonblocking || flags & MSG_DONTWAIT != 0;
-            state::server().read(id, to, nonblocking)
+    let nonblocking = state::files().get(descriptor)?.nonblocking || flags & MSG_DONTWAIT != 0;
+    threads::blocking(nonblocking, || {
+        match state::files().get(descriptor)?.object {
+            Object::Connection(id) if flags & MSG_PEEK != 0 => state::server().peek(id, to),
+            Object::Connection(id) => state::server().read(id, to),
+            Object::Stream { from, .. } => pipes::read(from, to),
+            Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
+            _ => Err(Errno::ENOTSOCK),
         }
-        Object::Stream { from, .. } => {
-            pipes::read(from, to, open.nonblocking || flags & MSG_DONTWAIT != 0)
-        }
-        Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
-        _ => Err(Errno::ENOTSOCK),
-    }
+    })
 }
 
 /// `sendto` and each part of `sendmsg`

@@ -9,6 +9,7 @@ use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epoll;
 use crate::random::Random;
 use crate::sockets::Server;
+use crate::threads::Threads;
 
 /// Most epoll instances.
 pub const MAX_EPOLLS: usize = 8;
@@ -16,7 +17,7 @@ pub const MAX_EPOLLS: usize = 8;
 struct Part<T>(UnsafeCell<T>);
 
 // SAFETY: the guest has one vCPU, and the library OS is entered only by a system call or a door
-// call of the one running thread, never from an interrupt.
+// call of the running thread, never from an interrupt; threads change only where they wait.
 unsafe impl<T> Sync for Part<T> {}
 
 macro_rules! parts {
@@ -24,7 +25,8 @@ macro_rules! parts {
         $(
             $(#[$doc])*
             ///
-            /// A function that holds this reference calls nothing that asks for the same part again.
+            /// A function that holds this reference calls nothing that asks for the same part again, and
+            /// nothing that waits.
             pub fn $name() -> &'static mut $type {
                 static PART: Part<$type> = Part(UnsafeCell::new($initial));
                 // SAFETY: see `Part` for other threads; in this one the rule above holds.
@@ -45,6 +47,8 @@ parts! {
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// The listener's queue and the request being served.
     server: Server = Server::new();
+    /// The threads.
+    threads: Threads = Threads::new();
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

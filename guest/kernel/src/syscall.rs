@@ -6,7 +6,7 @@ use holm_hostcall::abort_reason;
 
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::memory::Guest;
-use crate::{files, host, log, pipes, poll, sockets, stat, state, time, user};
+use crate::{files, host, log, pipes, poll, sockets, stat, state, threads, time, user};
 
 /// The program's registers at a `syscall`, as the entry pushes them.
 #[repr(C)]
@@ -32,13 +32,23 @@ pub struct Frame {
 
 const _: () = assert!(size_of::<Frame>() == 128);
 
+impl Frame {
+    /// The same registers on another stack: those of a new thread.
+    pub fn on_stack(&self, stack_pointer: u64) -> Frame {
+        Frame {
+            rsp: stack_pointer,
+            ..*self
+        }
+    }
+}
+
 /// Serves one system call; the answer is for rax.
 pub extern "C" fn handle(frame: &mut Frame) -> u64 {
     to_rax(serve(frame))
 }
 
 const SIGNAL_MASK_BYTES: u64 = 8;
-/// One process, one thread.
+/// The one process, and its first thread.
 const PROCESS_ID: u64 = 1;
 
 fn serve(frame: &Frame) -> SysResult {
@@ -71,13 +81,13 @@ fn serve(frame: &Frame) -> SysResult {
         }),
         22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
-        24 => Ok(0),
+        24 => threads::yield_now(),
         25 => memory().remap(a, b, c, d, &mut Guest),
         28 => memory().advise(a, b, c, &mut Guest),
         32 => files::duplicate(a),
         33 | 292 => files::duplicate_to(a, b),
         35 => time::sleep(1, false, a),
-        39 | 110 | 111 | 186 => Ok(PROCESS_ID),
+        39 | 110 | 111 => Ok(PROCESS_ID),
         41 => sockets::socket(a, b),
         42 => sockets::connect(a),
         43 => sockets::accept(a, b, c, 0),
@@ -103,7 +113,11 @@ fn serve(frame: &Frame) -> SysResult {
         53 => pipes::socket_pair(b, d),
         54 => sockets::set_option(a),
         55 => sockets::get_option(a, b, c, d, e),
-        60 | 231 => host::exit(a & 0xff),
+        56 => match threads::clone(frame, a, b, c, d, e) {
+            Err(Errno::ENOSYS) => refuse(56),
+            result => result,
+        },
+        60 => threads::exit(a),
         62 | 200 => signal(a, b),
         63 => uname(a),
         72 => files::control(a, b, c),
@@ -121,13 +135,15 @@ fn serve(frame: &Frame) -> SysResult {
         157 => Ok(0),
         158 => architecture(a, b),
         201 => time::time(a),
-        202 => futex(a, b, c, d),
+        186 => Ok(u64::from(state::threads().id())),
+        202 => threads::futex(a, b, c, d, e, frame.r9),
         204 => affinity(b, c),
         213 | 291 => files::open_epoll(),
-        218 => Ok(PROCESS_ID),
+        218 => Ok(state::threads().clear_at_end(a)),
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
         230 => time::sleep(a, b & 1 != 0, c),
+        231 => host::exit(a & 0xff),
         232 | 281 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
         233 => poll::epoll_control(a, b, c, d),
         234 => signal(b, c),
@@ -161,8 +177,9 @@ fn serve(frame: &Frame) -> SysResult {
             Ok(b)
         }
         332 => stat::statx(kind_at(a, b, c)?, e),
-        // glibc asks for restartable sequences at every start, and does without.
-        334 => Err(Errno::ENOSYS),
+        // glibc asks for restartable sequences at every start, and for the newer clone before the
+        // older one; it does without both.
+        334 | 435 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
 }
@@ -195,16 +212,14 @@ fn refuse(number: u64) -> SysResult {
 /// Calls that programs are known to try, and why they are not there.
 fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
-    const ONE_THREAD: &str = "threads and processes are not supported";
     Some(match number {
-        56 => ("clone", ONE_THREAD),
+        56 => ("clone", ONE_PROCESS),
         57 => ("fork", ONE_PROCESS),
         58 => ("vfork", ONE_PROCESS),
         59 => ("execve", ONE_PROCESS),
         61 => ("wait4", ONE_PROCESS),
         283 => ("timerfd_create", "not supported"),
         322 => ("execveat", ONE_PROCESS),
-        435 => ("clone3", ONE_THREAD),
         _ => return None,
     })
 }
@@ -285,7 +300,9 @@ fn signal(target: u64, signal: u64) -> SysResult {
     const SIGCHLD: u64 = 17;
     const SIGURG: u64 = 23;
     const SIGWINCH: u64 = 28;
-    let to_itself = matches!(target as u32 as i32, 0 | 1 | -1 | i32::MIN..-1);
+    let target = target as u32;
+    let to_itself =
+        matches!(target as i32, 0 | 1 | -1 | i32::MIN..-1) || state::threads().exists(target);
     match signal {
         _ if !to_itself => Err(Errno::ESRCH),
         0 | SIGCHLD | SIGURG | SIGWINCH => Ok(0),
@@ -328,7 +345,7 @@ fn resource_limit(resource: u64, to: u64) -> SysResult {
     const OPEN_FILES: u64 = 7;
     const ADDRESS_SPACE: u64 = 9;
     let limit = match resource {
-        STACK => host::boot().stack_bytes(),
+        STACK => thread_stack_bytes(),
         OPEN_FILES => files::MAX_DESCRIPTORS as u64,
         ADDRESS_SPACE => state::memory().total_bytes(),
         0..=15 => u64::MAX,
@@ -336,6 +353,14 @@ fn resource_limit(resource: u64, to: u64) -> SysResult {
     };
     user::write(to, [limit, limit])?;
     Ok(0)
+}
+
+/// The limit that libcs take as the size of a thread's stack. Address space is memory here, so it is
+/// far below the first thread's own stack: a 64th of the memory.
+fn thread_stack_bytes() -> u64 {
+    const LEAST: u64 = 128 << 10;
+    let memory = state::memory().total_bytes();
+    (memory / 64).clamp(LEAST, host::boot().stack_bytes().max(LEAST))
 }
 
 /// `sysinfo`
@@ -371,35 +396,6 @@ fn architecture(operation: u64, value: u64) -> SysResult {
         }
         ARCH_GET_FS => zero(value, host::fs_base()),
         _ => Err(Errno::EINVAL),
-    }
-}
-
-/// `futex`, with one thread: nobody is there to be woken or to wake.
-fn futex(word: u64, operation: u64, value: u64, timeout: u64) -> SysResult {
-    const WAIT: u64 = 0;
-    const WAKE: u64 = 1;
-    const WAIT_BITSET: u64 = 9;
-    const WAKE_BITSET: u64 = 10;
-    const CLOCK_REALTIME: u64 = 256;
-    match operation & 0x7f {
-        WAKE | WAKE_BITSET => Ok(0),
-        wait @ (WAIT | WAIT_BITSET) => {
-            if user::read::<u32>(word)? != value as u32 {
-                return Err(Errno::EAGAIN);
-            }
-            let Some(time) = time::timespec(timeout)? else {
-                files::wait_for_ever()
-            };
-            let now = time::monotonic_ns();
-            let until = match (wait, operation & CLOCK_REALTIME != 0) {
-                (WAIT, _) => now.saturating_add(time),
-                (_, false) => time,
-                (_, true) => now.saturating_add(time.saturating_sub(time::realtime_ns())),
-            };
-            time::park_until(until);
-            Err(Errno::ETIMEDOUT)
-        }
-        _ => Err(Errno::ENOSYS),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Clocks, from the time-stamp counter and the base that the host set at the last restore.
 
 use crate::errno::{Errno, SysResult};
-use crate::{host, user};
+use crate::{host, threads, user};
 
 /// Nanoseconds since the base, and the two bases.
 fn since_base() -> (u64, u64, u64) {
@@ -90,7 +90,7 @@ pub fn sleep(clock: u64, absolute: bool, addr: u64) -> SysResult {
         true => monotonic_ns().saturating_add(time.saturating_sub(read_clock(clock)?)),
         false => monotonic_ns().saturating_add(time),
     };
-    park_until(until);
+    threads::sleep_until(until);
     Ok(0)
 }
 

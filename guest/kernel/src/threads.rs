@@ -1,0 +1,551 @@
+//! Threads on the guest's one vCPU.
+//!
+//! Each thread has a kernel stack of its own, on which its system call runs. A call that cannot go on
+//! waits in a loop of "try; wait for a change": [`wait`] switches to another thread, and comes back
+//! when something has changed or its time is up. Only when every thread waits does the vCPU leave the
+//! guest, in [`Server::wait`](crate::sockets::Server::wait).
+//!
+//! ```text
+//!  Running ──wait──▶ Waiting(change seen) ──any change, or deadline──▶ Ready ──its turn──▶ Running
+//!     └──futex────▶ Sleeping(word) ──woken, or deadline──────────────────▶ Ready
+//! ```
+//! A thread goes on until it waits or yields; there is no preemption.
+
+use core::arch::{asm, global_asm};
+
+use holm_hostcall::PAGE_BYTES;
+
+use crate::errno::{Errno, SysResult};
+use crate::memory::Guest;
+use crate::syscall::Frame;
+use crate::{host, state, time, user};
+
+/// Most threads at a time.
+const MAX_THREADS: usize = 256;
+/// Kernel stack of a thread, and behind it the wide registers that a switch saves.
+const STACK_BYTES: u64 = 8 * PAGE_BYTES;
+const WIDE_BYTES: u64 = PAGE_BYTES;
+/// The wide part of the extended state: AVX and AVX-512. x87 and SSE are saved at the entry.
+const WIDE_STATE: u64 = 0b1110_0100;
+
+/// What a thread is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doing {
+    /// No thread.
+    Free,
+    /// On the vCPU, or could be.
+    Ready,
+    /// Waits for a change after this one, at most until the deadline.
+    Waiting { seen: u64, deadline: u64 },
+    /// Waits to be woken by a futex call on this word, at most until the deadline.
+    Sleeping { word: u64, bits: u32, deadline: u64 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Thread {
+    doing: Doing,
+    id: u32,
+    /// The kernel stack's pointer while another thread runs.
+    stack_pointer: u64,
+    /// Where its system calls start; the wide registers are saved behind it.
+    stack_top: u64,
+    /// Mapping that holds the stack; zero for the first thread's, which is part of the image.
+    mapping: u64,
+    fs_base: u64,
+    gs_base: u64,
+    /// Cleared and woken when the thread ends.
+    clear_at_end: u64,
+    /// By a futex call, and not by its deadline.
+    woken: bool,
+}
+
+const FREE: Thread = Thread {
+    doing: Doing::Free,
+    id: 0,
+    stack_pointer: 0,
+    stack_top: 0,
+    mapping: 0,
+    fs_base: 0,
+    gs_base: 0,
+    clear_at_end: 0,
+    woken: false,
+};
+
+/// All threads.
+pub struct Threads {
+    all: [Thread; MAX_THREADS],
+    current: usize,
+    count: usize,
+    /// No thread at this place or behind it.
+    end: usize,
+    /// Where a new thread goes to the program: behind the image's system-call entry.
+    start_address: u64,
+    next_id: u32,
+    /// Counts what a waiting thread could be waiting for.
+    changes: u64,
+    /// A thread that has ended, whose stack is given back by the next one that runs.
+    ended: Option<usize>,
+}
+
+// The entry for system calls takes its stack from here.
+#[unsafe(no_mangle)]
+#[used]
+static mut HOLM_ENTRY_STACK: u64 = 0;
+
+// Changes from one kernel stack to another: saves what a function must keep, stores the stack pointer
+// and goes on where the other stack was left. A new thread's stack is made to look as if it had been
+// left just before the image's `thread_start`, which goes to the program with 0 in rax.
+global_asm!(
+    r#"
+    .text
+    .global switch_stacks
+switch_stacks:
+    push rbp
+    push rbx
+    push r12
+    push r13
+    push r14
+    push r15
+    mov [rdi], rsp
+    mov rsp, rsi
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
+    "#
+);
+
+unsafe extern "C" {
+    fn switch_stacks(from: *mut u64, to: u64);
+}
+
+impl Threads {
+    /// The first thread, which has not started yet.
+    pub const fn new() -> Self {
+        let mut all = [FREE; MAX_THREADS];
+        all[0] = Thread {
+            doing: Doing::Ready,
+            id: 1,
+            ..FREE
+        };
+        Threads {
+            all,
+            current: 0,
+            count: 1,
+            end: 1,
+            start_address: 0,
+            next_id: 2,
+            changes: 0,
+            ended: None,
+        }
+    }
+
+    /// Gives the first thread the image's stack, and later ones the place where they start.
+    pub fn start(&mut self, stack_top: u64, start_address: u64) {
+        self.all[0].stack_top = stack_top;
+        self.start_address = start_address;
+        set_entry_stack(stack_top);
+    }
+
+    /// The running thread's id.
+    pub fn id(&self) -> u32 {
+        self.all[self.current].id
+    }
+
+    /// Whether there is a thread with this id.
+    pub fn exists(&self, id: u32) -> bool {
+        self.all[..self.end]
+            .iter()
+            .any(|thread| thread.doing != Doing::Free && thread.id == id)
+    }
+
+    /// Something that a thread may wait for has changed.
+    pub fn changed(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+    }
+
+    /// `set_tid_address`
+    pub fn clear_at_end(&mut self, word: u64) -> u64 {
+        self.all[self.current].clear_at_end = word;
+        u64::from(self.id())
+    }
+
+    /// The next thread that can go on, after the running one in turn; the running one comes last.
+    fn next(&mut self, now: u64) -> Option<usize> {
+        for step in 1..=self.end {
+            let at = (self.current + step) % self.end;
+            let can = match self.all[at].doing {
+                Doing::Free => false,
+                Doing::Ready => true,
+                Doing::Waiting { seen, deadline } => seen != self.changes || deadline <= now,
+                Doing::Sleeping { deadline, .. } => deadline <= now,
+            };
+            if can {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// The earliest deadline of a thread.
+    fn first_deadline(&self) -> Option<u64> {
+        let deadline = |thread: &Thread| match thread.doing {
+            Doing::Waiting { deadline, .. } | Doing::Sleeping { deadline, .. } => deadline,
+            Doing::Free | Doing::Ready => u64::MAX,
+        };
+        self.all[..self.end]
+            .iter()
+            .map(deadline)
+            .min()
+            .filter(|deadline| *deadline != u64::MAX)
+    }
+
+    /// Makes up to `most` sleepers on `word` ready; gives their number.
+    fn wake(&mut self, word: u64, most: u64, mask: u32) -> u64 {
+        let mut woken = 0;
+        for thread in &mut self.all[..self.end] {
+            match thread.doing {
+                Doing::Sleeping { word: at, bits, .. }
+                    if at == word && bits & mask != 0 && woken < most =>
+                {
+                    thread.doing = Doing::Ready;
+                    thread.woken = true;
+                    woken += 1;
+                }
+                _ => {}
+            }
+        }
+        woken
+    }
+
+    /// Moves up to `most` sleepers from one word to another; gives their number.
+    fn requeue(&mut self, from: u64, to: u64, most: u64) -> u64 {
+        let mut moved = 0;
+        for thread in &mut self.all[..self.end] {
+            if let Doing::Sleeping { word, .. } = &mut thread.doing
+                && *word == from
+                && moved < most
+            {
+                *word = to;
+                moved += 1;
+            }
+        }
+        moved
+    }
+
+    /// Gives back the stack of a thread that has ended.
+    fn bury(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            let mapping = self.all[ended].mapping;
+            self.all[ended] = FREE;
+            while self.all[self.end - 1].doing == Doing::Free {
+                self.end -= 1;
+            }
+            if mapping != 0 {
+                // The mapping was made whole, so it can be unmapped whole.
+                let _ = state::memory().unmap(mapping, STACK_BYTES + WIDE_BYTES, &mut Guest);
+            }
+        }
+    }
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Threads::new()
+    }
+}
+
+fn set_entry_stack(top: u64) {
+    // SAFETY: one vCPU, and the entry reads it only when the program runs.
+    unsafe { (&raw mut HOLM_ENTRY_STACK).write_volatile(top) };
+}
+
+/// The running thread cannot go on before something changes, or before `deadline` (monotonic
+/// nanoseconds). Comes back then, or earlier; the caller tries again.
+pub fn wait(deadline: Option<u64>) {
+    let threads = state::threads();
+    let seen = threads.changes;
+    threads.all[threads.current].doing = Doing::Waiting {
+        seen,
+        deadline: deadline.unwrap_or(u64::MAX),
+    };
+    give_way();
+}
+
+/// Calls `attempt` until it gives something else than EAGAIN, waiting in between unless
+/// `nonblocking`.
+pub fn blocking(nonblocking: bool, mut attempt: impl FnMut() -> SysResult) -> SysResult {
+    loop {
+        match attempt() {
+            Err(Errno::EAGAIN) if !nonblocking => wait(None),
+            result => return result,
+        }
+    }
+}
+
+/// Waits until the monotonic clock reads `until`.
+pub fn sleep_until(until: u64) {
+    while time::monotonic_ns() < until {
+        let threads = state::threads();
+        // Nobody wakes the word 0: programs have no memory there.
+        threads.all[threads.current].doing = Doing::Sleeping {
+            word: 0,
+            bits: 0,
+            deadline: until,
+        };
+        give_way();
+    }
+}
+
+/// `sched_yield`
+pub fn yield_now() -> SysResult {
+    give_way();
+    Ok(0)
+}
+
+/// Goes on with the next thread that can, and comes back when it is this one's turn. Where none can,
+/// leaves the guest until something changes or the first deadline.
+fn give_way() {
+    loop {
+        let threads = state::threads();
+        let deadline = threads.first_deadline();
+        // The usual case needs no clock: one thread, which waits without a deadline.
+        let now = if deadline.is_some() {
+            time::monotonic_ns()
+        } else {
+            0
+        };
+        if let Some(next) = threads.next(now) {
+            threads.all[next].doing = Doing::Ready;
+            if next != threads.current {
+                switch_to(next);
+            }
+            return;
+        }
+        state::server().wait(deadline);
+    }
+}
+
+fn switch_to(next: usize) {
+    let threads = state::threads();
+    let before = threads.current;
+    save_wide(threads.all[before].stack_top);
+    threads.all[before].fs_base = host::fs_base();
+    threads.all[before].gs_base = host::gs_base();
+    threads.current = next;
+    let there = threads.all[next];
+    host::set_fs_base(there.fs_base);
+    host::set_gs_base(there.gs_base);
+    set_entry_stack(there.stack_top);
+    restore_wide(there.stack_top);
+    let from = &raw mut threads.all[before].stack_pointer;
+    // SAFETY: the other stack was left by this function, or laid out by `start_thread`, and its thread
+    // is not running. Everything that this thread keeps is on its own stack.
+    unsafe { switch_stacks(from, there.stack_pointer) };
+    state::threads().bury();
+}
+
+/// Saves the wide registers behind a stack. Where the CPU has none, XSAVE saves nothing.
+fn save_wide(area: u64) {
+    // SAFETY: a page behind each thread's kernel stack is kept for this; it is aligned. CR4.OSXSAVE is
+    // set by the host.
+    unsafe {
+        asm!("xsave64 [{area}]", area = in(reg) area, in("eax") WIDE_STATE as u32, in("edx") 0,
+             options(nostack));
+    }
+}
+
+fn restore_wide(area: u64) {
+    // SAFETY: `save_wide` wrote the area, or it is all zero, which is the initial state. Kernel code
+    // keeps nothing in wide registers.
+    unsafe {
+        asm!("xrstor64 [{area}]", area = in(reg) area, in("eax") WIDE_STATE as u32, in("edx") 0,
+             options(nostack));
+    }
+}
+
+/// `clone`, for a thread of this process.
+pub fn clone(
+    parent: &Frame,
+    flags: u64,
+    stack: u64,
+    parent_id_to: u64,
+    child_id_to: u64,
+    thread_pointer: u64,
+) -> SysResult {
+    const VM: u64 = 0x100;
+    const THREAD: u64 = 0x1_0000;
+    const SETTLS: u64 = 0x8_0000;
+    const PARENT_SETTID: u64 = 0x10_0000;
+    const CHILD_CLEARTID: u64 = 0x20_0000;
+    const CHILD_SETTID: u64 = 0x100_0000;
+    if flags & (VM | THREAD) != VM | THREAD {
+        return Err(Errno::ENOSYS);
+    }
+    if stack == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let threads = state::threads();
+    threads.bury();
+    let free = threads
+        .all
+        .iter()
+        .position(|thread| thread.doing == Doing::Free);
+    let at = free.ok_or(Errno::EAGAIN)?;
+    let mapping = state::memory().map_anonymous(STACK_BYTES + WIDE_BYTES, &mut Guest)?;
+    let stack_top = mapping + STACK_BYTES;
+    let id = threads.next_id;
+    threads.next_id += 1;
+    if flags & PARENT_SETTID != 0 {
+        user::write(parent_id_to, id)?;
+    }
+    if flags & CHILD_SETTID != 0 {
+        user::write(child_id_to, id)?;
+    }
+    let fs_base = if flags & SETTLS != 0 {
+        thread_pointer
+    } else {
+        host::fs_base()
+    };
+    if fs_base >= 1 << 47 {
+        return Err(Errno::EPERM);
+    }
+    threads.all[at] = Thread {
+        doing: Doing::Ready,
+        id,
+        stack_pointer: lay_out(stack_top, parent, stack, threads.start_address),
+        stack_top,
+        mapping,
+        fs_base,
+        gs_base: host::gs_base(),
+        clear_at_end: if flags & CHILD_CLEARTID != 0 {
+            child_id_to
+        } else {
+            0
+        },
+        woken: false,
+    };
+    threads.end = threads.end.max(at + 1);
+    threads.count += 1;
+    Ok(u64::from(id))
+}
+
+/// Lays a new thread's kernel stack out as `switch_stacks` and the entry would have left it:
+///
+/// ```text
+/// top   │ frame of the parent's system call, with the new stack
+///             │ x87 and SSE registers, 64-byte aligned
+///       │ return address: where new threads start
+/// here  │ rbp, rbx = address of the frame, r12 to r15
+/// ```
+fn lay_out(stack_top: u64, parent: &Frame, program_stack: u64, start_address: u64) -> u64 {
+    const FX_BYTES: u64 = 512;
+    let frame_addr = stack_top - size_of::<Frame>() as u64;
+    let fx = (frame_addr - FX_BYTES) & !63;
+    let parent_frame = core::ptr::from_ref(parent);
+    let parent_fx = ((parent_frame.addr() as u64 - FX_BYTES) & !63) as usize;
+    // SAFETY: all of it lies in the new thread's stack, which is mapped and nobody else's; the parent's
+    // registers lie below its frame, where the entry put them.
+    unsafe {
+        let frame = core::ptr::with_exposed_provenance_mut::<Frame>(frame_addr as usize);
+        frame.write(parent.on_stack(program_stack));
+        core::ptr::with_exposed_provenance::<u8>(parent_fx).copy_to_nonoverlapping(
+            core::ptr::with_exposed_provenance_mut(fx as usize),
+            FX_BYTES as usize,
+        );
+        let words = [0, 0, 0, 0, frame_addr, 0, start_address];
+        let start = fx - size_of_val(&words) as u64;
+        core::ptr::with_exposed_provenance_mut::<[u64; 7]>(start as usize).write(words);
+        start
+    }
+}
+
+/// `exit`: the end of one thread, and with the last one of the program.
+pub fn exit(status: u64) -> ! {
+    let threads = state::threads();
+    if threads.count == 1 {
+        host::exit(status & 0xff);
+    }
+    threads.bury();
+    let current = threads.current;
+    let word = threads.all[current].clear_at_end;
+    if word != 0 && user::write(word, 0u32).is_ok() {
+        threads.wake(word, 1, u32::MAX);
+    }
+    threads.count -= 1;
+    // Neither free, so that nobody takes the stack on which this runs, nor ever ready.
+    threads.all[current].doing = Doing::Sleeping {
+        word: 0,
+        bits: 0,
+        deadline: u64::MAX,
+    };
+    threads.ended = Some(current);
+    give_way();
+    host::exit(status & 0xff)
+}
+
+/// `futex`
+pub fn futex(
+    word: u64,
+    operation: u64,
+    value: u64,
+    timeout: u64,
+    second: u64,
+    third: u64,
+) -> SysResult {
+    const WAIT: u64 = 0;
+    const WAKE: u64 = 1;
+    const REQUEUE: u64 = 3;
+    const CMP_REQUEUE: u64 = 4;
+    const WAIT_BITSET: u64 = 9;
+    const WAKE_BITSET: u64 = 10;
+    const CLOCK_REALTIME: u64 = 256;
+    let threads = state::threads();
+    match operation & 0x7f {
+        WAKE => Ok(threads.wake(word, value, u32::MAX)),
+        WAKE_BITSET => Ok(threads.wake(word, value, third as u32)),
+        requeue @ (REQUEUE | CMP_REQUEUE) => {
+            if requeue == CMP_REQUEUE && user::read::<u32>(word)? != third as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            // The number to move is in the place of the timeout.
+            let woken = threads.wake(word, value, u32::MAX);
+            Ok(woken + threads.requeue(word, second, timeout))
+        }
+        wait @ (WAIT | WAIT_BITSET) => {
+            if user::read::<u32>(word)? != value as u32 {
+                return Err(Errno::EAGAIN);
+            }
+            let now = time::monotonic_ns();
+            let deadline = match (time::timespec(timeout)?, wait) {
+                (None, _) => u64::MAX,
+                (Some(time), WAIT) => now.saturating_add(time),
+                (Some(time), _) if operation & CLOCK_REALTIME != 0 => {
+                    now.saturating_add(time.saturating_sub(time::realtime_ns()))
+                }
+                (Some(time), _) => time,
+            };
+            let bits = if wait == WAIT { u32::MAX } else { third as u32 };
+            if bits == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let sleeper = &mut threads.all[threads.current];
+            sleeper.doing = Doing::Sleeping {
+                word,
+                bits,
+                deadline,
+            };
+            sleeper.woken = false;
+            give_way();
+            let threads = state::threads();
+            match threads.all[threads.current].woken {
+                true => Ok(0),
+                false => Err(Errno::ETIMEDOUT),
+            }
+        }
+        _ => Err(Errno::ENOSYS),
+    }
+}
