@@ -58,6 +58,8 @@ pub trait Machine {
     fn protect(&mut self, start: u64, bytes: u64, protection: Protection) -> bool;
     /// Copies between two ranges that do not overlap.
     fn copy(&mut self, from: u64, to: u64, bytes: u64);
+    /// Notes that the program asked for so much in vain.
+    fn refused(&mut self, bytes: u64);
 }
 
 /// The guest itself.
@@ -80,6 +82,10 @@ impl Machine for Guest {
         let to = core::ptr::with_exposed_provenance_mut::<u8>(to as usize);
         // SAFETY: both ranges are mappings of the program, and do not overlap.
         unsafe { to.copy_from_nonoverlapping(from, bytes as usize) };
+    }
+
+    fn refused(&mut self, bytes: u64) {
+        log::memory_refused(bytes);
     }
 }
 
@@ -173,7 +179,7 @@ impl Memory {
             return self.brk;
         };
         if limit > self.lowest() {
-            log::memory_refused(to - self.brk);
+            machine.refused(to - self.brk);
             return self.brk;
         }
         if to > self.brk {
@@ -218,7 +224,7 @@ impl Memory {
             false => match self.gap(bytes) {
                 Some(start) => start,
                 None => {
-                    log::memory_refused(bytes);
+                    machine.refused(bytes);
                     return Err(Errno::ENOMEM);
                 }
             },
@@ -257,7 +263,7 @@ impl Memory {
             return Err(Errno::EINVAL);
         }
         if start < page_up(self.brk).unwrap_or(self.top) || end > self.top {
-            log::memory_refused(bytes);
+            machine.refused(bytes);
             return Err(Errno::ENOMEM);
         }
         if keep
@@ -539,5 +545,168 @@ fn protection(prot: u64) -> Result<Protection, Errno> {
         PROT_READ => Ok(Protection::Read),
         prot if prot & PROT_EXEC != 0 => Err(Errno::EACCES),
         _ => Ok(Protection::Write),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    const MEMORY_BYTES: u64 = 4 << 20;
+    const STACK_BYTES: u64 = 128 << 10;
+
+    /// Program memory as pages that are zero or not, and may be used or not.
+    struct Pages {
+        zero: Vec<bool>,
+        protection: Vec<Protection>,
+    }
+
+    impl Pages {
+        fn range(start: u64, bytes: u64) -> core::ops::Range<usize> {
+            let page = |addr: u64| ((addr - PROGRAM_ADDR) / PAGE_BYTES) as usize;
+            page(start)..page(start + bytes + PAGE_BYTES - 1)
+        }
+
+        /// The program writes wherever it may.
+        fn scribble(&mut self, start: u64, bytes: u64) {
+            self.zero[Self::range(start, bytes)].fill(false);
+        }
+    }
+
+    impl Machine for Pages {
+        fn zero(&mut self, start: u64, bytes: u64) {
+            let range = Self::range(start, bytes);
+            assert!(
+                self.protection[range.clone()]
+                    .iter()
+                    .all(|one| *one == Protection::Write)
+            );
+            self.zero[range].fill(true);
+        }
+
+        fn protect(&mut self, start: u64, bytes: u64, protection: Protection) -> bool {
+            self.protection[Self::range(start, bytes)].fill(protection);
+            true
+        }
+
+        fn copy(&mut self, _from: u64, to: u64, bytes: u64) {
+            self.scribble(to, bytes);
+        }
+
+        fn refused(&mut self, _bytes: u64) {}
+    }
+
+    fn start() -> (std::boxed::Box<Memory>, Pages) {
+        let pages = (MEMORY_BYTES / PAGE_BYTES) as usize;
+        let mut memory = std::boxed::Box::new(Memory::new());
+        memory.end = PROGRAM_ADDR + MEMORY_BYTES;
+        memory.brk_start = PROGRAM_ADDR + 16 * PAGE_BYTES;
+        memory.brk = memory.brk_start;
+        memory.brk_high = memory.brk_start;
+        memory.top = memory.end - STACK_BYTES - STACK_GUARD_BYTES;
+        memory.mapped_low = memory.top;
+        let machine = Pages {
+            zero: std::vec![true; pages],
+            protection: std::vec![Protection::Write; pages],
+        };
+        (memory, machine)
+    }
+
+    /// What must hold between two calls.
+    fn check(memory: &Memory, machine: &Pages, seed: u64) {
+        let mut floor = memory.brk;
+        let mut used = std::vec![false; machine.protection.len()];
+        for mapping in memory.all() {
+            assert!(
+                floor <= mapping.start && mapping.start < mapping.end,
+                "seed {seed}"
+            );
+            floor = mapping.end;
+            let range = Pages::range(mapping.start, mapping.end - mapping.start);
+            used[range.clone()].fill(true);
+            let shown = if mapping.deferred {
+                Protection::Write
+            } else {
+                mapping.protection
+            };
+            assert!(
+                machine.protection[range].iter().all(|one| *one == shown),
+                "seed {seed}"
+            );
+        }
+        assert!(floor <= memory.top, "seed {seed}");
+        let free = (0..used.len()).filter(|page| !used[*page]);
+        for page in free {
+            assert_eq!(
+                machine.protection[page],
+                Protection::Write,
+                "seed {seed}: free page {page}"
+            );
+        }
+    }
+
+    #[test]
+    fn whatever_a_program_asks_for_new_memory_is_zero_and_nothing_overlaps() {
+        for seed in 0..300u64 {
+            let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            let mut random = |below: u64| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state % below
+            };
+            let (mut memory, mut machine) = start();
+            let pages = MEMORY_BYTES / PAGE_BYTES;
+            for _ in 0..120 {
+                let start = PROGRAM_ADDR + random(pages) * PAGE_BYTES;
+                let bytes = (1 + random(90)) * PAGE_BYTES - random(2) * 100;
+                let room = (PROGRAM_ADDR + MEMORY_BYTES - start).min(bytes);
+                match random(6) {
+                    0 | 1 => {
+                        let prot = [0, PROT_READ, PROT_READ | PROT_WRITE][random(3) as usize];
+                        let flags = MAP_ANONYMOUS | if random(4) == 0 { MAP_FIXED } else { 0 };
+                        if let Ok(at) = memory.map(start, bytes, prot, flags, &mut machine) {
+                            let range = Pages::range(at, bytes);
+                            assert!(machine.zero[range].iter().all(|zero| *zero), "seed {seed}");
+                            machine.scribble(at, bytes);
+                        }
+                    }
+                    2 => {
+                        let _ = memory.unmap(start, room, &mut machine);
+                    }
+                    3 => {
+                        // Only mappings: the rest of program memory has no protection to note.
+                        let inside = memory
+                            .all()
+                            .iter()
+                            .any(|one| one.start <= start && start + room <= one.end);
+                        if inside {
+                            let prot = [0, PROT_READ, PROT_READ | PROT_WRITE][random(3) as usize];
+                            let _ = memory.protect(start, room, prot, &mut machine);
+                        }
+                    }
+                    4 => {
+                        let before = memory.brk;
+                        let to = memory.brk_start + random(200) * 1000;
+                        if memory.brk(to, &mut machine) == to && to > before {
+                            let whole = before.next_multiple_of(PAGE_BYTES);
+                            if whole < to {
+                                let range = Pages::range(whole, to - whole);
+                                assert!(
+                                    machine.zero[range].iter().all(|zero| *zero),
+                                    "seed {seed}"
+                                );
+                            }
+                            machine.scribble(before, to - before);
+                        }
+                    }
+                    _ => {
+                        let _ = memory.advise(start, room, MADV_DONTNEED, &mut machine);
+                    }
+                }
+                check(&memory, &machine, seed);
+            }
+        }
     }
 }
