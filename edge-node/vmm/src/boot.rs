@@ -71,12 +71,12 @@ pub fn prepare(
     config: &GuestConfig,
     deadline: Duration,
 ) -> Result<Prepared, PrepareError> {
-    let layout = Layout::new(config.memory_bytes);
     let base = if program.relocatable {
         RELOCATED_ADDR
     } else {
         0
     };
+    let layout = Layout::new(base + program.start_page(), config.memory_bytes);
     let symbols = Symbols::of_program(&program.bytes, base);
     let file = anonymous_file(layout.total_bytes())?;
     let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
@@ -172,7 +172,7 @@ fn load(
     image.load(memory)?;
     let stack_start = layout.tables - layout.stack_bytes();
     let mut ranges = Vec::new();
-    let mut brk_start = PROGRAM_ADDR;
+    let mut brk_start = layout.program_start;
     for segment in &program.segments {
         let start = base + segment.addr;
         let end = start
@@ -185,7 +185,7 @@ fn load(
                     .saturating_add(segment.memory_bytes);
                 does_not_fit(
                     config,
-                    (top - PROGRAM_ADDR.min(top)) + layout.stack_bytes() + GUARD_BYTES,
+                    top.saturating_sub(layout.program_start) + layout.stack_bytes() + GUARD_BYTES,
                 )
             })?;
         memory.write(start, program.segment_bytes(segment))?;
@@ -227,7 +227,7 @@ fn load(
     }
     boot.extend_from_slice(&u32::from(config.port).to_le_bytes());
     boot.extend_from_slice(&0u32.to_le_bytes());
-    boot.extend_from_slice(&layout.program_entries().to_le_bytes());
+    boot.extend_from_slice(&layout.program_start.to_le_bytes());
     debug_assert_eq!(boot.len(), size_of::<holm_hostcall::BootPage>());
     memory.write(BOOT_ADDR, &boot)?;
 

@@ -27,7 +27,7 @@ impl Floor {
         const PROGRAM_BYTES: u64 = 1 << 20;
         // int3; jmp to it
         const CODE: [u8; 3] = [0xCC, 0xEB, 0xFD];
-        let layout = Layout::new(PROGRAM_BYTES);
+        let layout = Layout::new(PROGRAM_ADDR, PROGRAM_BYTES);
         let file = anonymous_file(layout.total_bytes())?;
         let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::CopyOnWrite)?;
         Image::get().load(&memory)?;

@@ -7,11 +7,11 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, KERNEL_ADDR, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
-use crate::layout::{BUFFERS_START, Layout};
+use crate::layout::Layout;
 use crate::memory::GuestMemory;
 use crate::{Failure, Limits, Request, Response, VmmError};
 
@@ -47,12 +47,14 @@ impl Buffer {
     pub(crate) fn new(addr: u64, bytes: u64, layout: &Layout) -> Option<Self> {
         if bytes == 0 {
             return Some(Buffer {
-                addr: BUFFERS_START,
+                addr: KERNEL_ADDR,
                 bytes,
             });
         }
         let end = addr.checked_add(bytes)?;
-        (addr >= BUFFERS_START && end <= layout.tables).then_some(Buffer { addr, bytes })
+        layout
+            .is_buffer(addr, end)
+            .then_some(Buffer { addr, bytes })
     }
 }
 
@@ -366,12 +368,15 @@ mod tests {
 
     #[test]
     fn buffers_outside_of_the_guests_own_memory_are_refused() {
-        let layout = Layout::new(1 << 20);
-        let end = layout.tables;
-        assert!(Buffer::new(BUFFERS_START, end - BUFFERS_START, &layout).is_some());
+        let layout = Layout::new(0x40_0000, 1 << 20);
+        let (start, end) = (layout.program_start, layout.tables);
+        assert!(Buffer::new(KERNEL_ADDR, 4096, &layout).is_some());
+        assert!(Buffer::new(start, end - start, &layout).is_some());
         for (addr, bytes) in [
             (0, 8),
-            (BUFFERS_START - 1, 8),
+            (KERNEL_ADDR - 1, 8),
+            (KERNEL_ADDR, start - KERNEL_ADDR),
+            (start - 8, 16),
             (end - 7, 8),
             (end, 1),
             (u64::MAX, 2),

@@ -5,8 +5,8 @@
 //! from the start, so that running a guest changes no page table.
 
 use holm_hostcall::{
-    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_ADDR, LOG_ADDR, LOG_CAPACITY_BYTES,
-    LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_ADDR, STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR,
+    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_ADDR, KERNEL_END, LOG_ADDR,
+    LOG_CAPACITY_BYTES, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR,
     STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLES_ADDR, TSS_OFFSET, selector,
 };
 
@@ -65,6 +65,8 @@ pub(crate) struct Range {
 /// The sizes that follow from a memory limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
+    /// Where program memory begins: a page.
+    pub(crate) program_start: u64,
     /// Bytes of program memory, whole pages.
     pub(crate) program_bytes: u64,
     /// Where the page tables begin: the end of program memory.
@@ -74,9 +76,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn new(memory_bytes: u64) -> Self {
+    /// `program_start` is a page.
+    pub(crate) fn new(program_start: u64, memory_bytes: u64) -> Self {
         let program_bytes = memory_bytes.next_multiple_of(PAGE_BYTES);
-        let tables = PROGRAM_ADDR + program_bytes;
+        let tables = program_start + program_bytes;
         let reach = ENTRIES * PAGE_BYTES;
         let (mut leaf_tables, mut directories) = (0, 0);
         // The tables map themselves too, so their number depends on itself.
@@ -85,6 +88,7 @@ impl Layout {
             let (leaves, dirs) = (end.div_ceil(reach), end.div_ceil(reach * ENTRIES));
             if (leaves, dirs) == (leaf_tables, directories) {
                 return Layout {
+                    program_start,
                     program_bytes,
                     tables,
                     leaf_tables,
@@ -107,7 +111,7 @@ impl Layout {
 
     /// Address of the page table entry of program memory's first page.
     pub(crate) fn program_entries(&self) -> u64 {
-        self.tables + PROGRAM_ADDR / PAGE_BYTES * ENTRY_BYTES
+        self.tables + self.program_start / PAGE_BYTES * ENTRY_BYTES
     }
 
     /// Bytes of the program's stack, at the end of program memory.
@@ -143,7 +147,7 @@ impl Layout {
         ];
         ranges.extend_from_slice(kernel);
         ranges.push(Range {
-            start: PROGRAM_ADDR,
+            start: self.program_start,
             end: self.tables,
             access: Access::Write,
         });
@@ -211,7 +215,8 @@ impl Layout {
 
         let pages = self.program_bytes / PAGE_BYTES;
         memory.write(STUB_SCRATCH_ADDR, &pages.to_le_bytes())?;
-        memory.write(STUB_SCRATCH_ADDR + 8, &self.program_entries().to_le_bytes())
+        memory.write(STUB_SCRATCH_ADDR + 8, &self.program_entries().to_le_bytes())?;
+        memory.write(STUB_SCRATCH_ADDR + 16, &self.program_start.to_le_bytes())
     }
 }
 
@@ -229,8 +234,13 @@ fn write_gate(memory: &GuestMemory, vector: u64, to: u64, for_user: bool) -> Res
     memory.write(IDT_ADDR + vector * 16 + 8, &(to >> 32).to_le_bytes())
 }
 
-/// Everything from here up to the page tables may hold buffers of the guest's.
-pub(crate) const BUFFERS_START: u64 = KERNEL_ADDR;
+impl Layout {
+    /// Whether a guest may give a range as a buffer: it lies in the library OS or in program memory.
+    pub(crate) fn is_buffer(&self, start: u64, end: u64) -> bool {
+        (start >= KERNEL_ADDR && end <= KERNEL_END)
+            || (start >= self.program_start && end <= self.tables)
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -239,7 +249,7 @@ mod tests {
     #[test]
     fn the_tables_reach_to_their_own_end_for_every_size() {
         for memory_bytes in [1 << 20, 64 << 20, 1 << 30, (1 << 30) - 4096, 4 << 30] {
-            let layout = Layout::new(memory_bytes);
+            let layout = Layout::new(0x40_0000, memory_bytes);
             let reach = layout.leaf_tables * ENTRIES * PAGE_BYTES;
             assert!(layout.total_bytes() <= reach, "{memory_bytes}");
             assert!(

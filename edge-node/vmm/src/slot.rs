@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
     BOOT_ADDR, BootPage, EXCEPTION_PORT, HOSTCALL_PORT, LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader,
+    PROGRAM_ADDR,
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
@@ -242,7 +243,7 @@ impl Runner {
         let khz = tsc_khz(&machine)?;
         Ok(Runner {
             machine,
-            layout: Layout::new(0),
+            layout: Layout::new(PROGRAM_ADDR, 0),
             exchange: Exchange::default(),
             stats: RunStats::default(),
             log: Log::default(),

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use holm_hostcall::{ABI_VERSION, PAGE_BYTES};
 use holm_model::limits::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+use holm_model::program::{END_ADDR, LOWEST_ADDR};
 use kvm_bindings::{kvm_regs, kvm_xsave};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -95,6 +96,7 @@ struct Header {
     abi_version: u32,
     kernel_image: String,
     cpu: String,
+    program_start: u64,
     memory_bytes: u64,
     registers: [u64; 18],
     fs_base: u64,
@@ -190,6 +192,7 @@ impl Snapshot {
             abi_version: ABI_VERSION,
             kernel_image: hex::encode(Image::get().digest),
             cpu: hex::encode(self.cpu_digest),
+            program_start: self.layout.program_start,
             memory_bytes: self.layout.program_bytes,
             registers: register_words(registers),
             fs_base: self.state.fs_base,
@@ -267,11 +270,13 @@ impl Snapshot {
             serde_json::from_slice(&header).map_err(|_| damaged("its header cannot be read"))?;
         let sizes_good = (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&header.memory_bytes)
             && header.memory_bytes.is_multiple_of(PAGE_BYTES)
+            && (LOWEST_ADDR..END_ADDR).contains(&header.program_start)
+            && header.program_start.is_multiple_of(PAGE_BYTES)
             && header.symbol_bytes <= MAX_SYMBOL_BYTES;
         if !sizes_good {
             return Err(damaged("its header holds impossible sizes").into());
         }
-        let layout = Layout::new(header.memory_bytes);
+        let layout = Layout::new(header.program_start, header.memory_bytes);
         let memory_end = MEMORY_AT + layout.total_bytes();
         if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
             return Err(damaged("it has another size than its header says").into());

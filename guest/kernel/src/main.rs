@@ -63,7 +63,7 @@ invalid_opcode:
     cmp rdx, 2
     ja 3f
     mov rcx, rdi
-    sub rcx, {program_addr}
+    sub rcx, [{scratch} + 16]
     jb 3f
     test ecx, 0xfff
     jnz 3f
@@ -104,7 +104,6 @@ stub_protections:
     exception_port = const holm_hostcall::EXCEPTION_PORT,
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
-    program_addr = const holm_hostcall::PROGRAM_ADDR,
     scratch = const holm_hostcall::STUB_SCRATCH_ADDR,
 );
 

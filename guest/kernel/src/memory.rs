@@ -1,14 +1,14 @@
 //! Program memory: one stretch of guest memory, identity mapped from the start.
 //!
 //! ```text
-//! PROGRAM_ADDR  segments │ brk →        ← mappings (top down) │ guard │ stack │ end
+//! start  segments │ brk →        ← mappings (top down) │ guard │ stack │ end
 //! ```
 //! Every page is mapped before the program starts, because a page fault that the guest serves costs
 //! more than one that KVM serves. The host gives each page once, zeroed, when it is first touched; a
 //! page that was in use before is zeroed when it is given out again. Nothing here can exceed the
 //! manifest's memory limit, which is the size of the stretch.
 
-use holm_hostcall::{BootPage, PAGE_BYTES, PROGRAM_ADDR};
+use holm_hostcall::{BootPage, PAGE_BYTES};
 
 use crate::errno::{Errno, SysResult};
 use crate::{host, log};
@@ -91,6 +91,7 @@ impl Machine for Guest {
 
 /// The bookkeeping of program memory.
 pub struct Memory {
+    start: u64,
     end: u64,
     brk_start: u64,
     brk: u64,
@@ -121,6 +122,7 @@ impl Memory {
     /// Before the start.
     pub const fn new() -> Self {
         Memory {
+            start: 0,
             end: 0,
             brk_start: 0,
             brk: 0,
@@ -134,7 +136,8 @@ impl Memory {
 
     /// Takes over what the host laid out.
     pub fn start(&mut self, boot: &BootPage) {
-        self.end = PROGRAM_ADDR + boot.memory_bytes;
+        self.start = boot.program_start;
+        self.end = boot.program_start + boot.memory_bytes;
         self.brk_start = boot.brk_start;
         self.brk = boot.brk_start;
         self.brk_high = boot.brk_start;
@@ -144,12 +147,12 @@ impl Memory {
 
     /// Whether the range lies in program memory.
     pub fn contains(&self, addr: u64, bytes: u64) -> bool {
-        addr >= PROGRAM_ADDR && addr.checked_add(bytes).is_some_and(|end| end <= self.end)
+        addr >= self.start && addr.checked_add(bytes).is_some_and(|end| end <= self.end)
     }
 
     /// Bytes of program memory.
     pub fn total_bytes(&self) -> u64 {
-        self.end - PROGRAM_ADDR
+        self.end - self.start
     }
 
     /// Bytes that neither `brk` nor a mapping uses.
@@ -553,6 +556,8 @@ mod tests {
     use super::*;
     use std::vec::Vec;
 
+    use holm_hostcall::PROGRAM_ADDR;
+
     const MEMORY_BYTES: u64 = 4 << 20;
     const STACK_BYTES: u64 = 128 << 10;
 
@@ -600,6 +605,7 @@ mod tests {
     fn start() -> (std::boxed::Box<Memory>, Pages) {
         let pages = (MEMORY_BYTES / PAGE_BYTES) as usize;
         let mut memory = std::boxed::Box::new(Memory::new());
+        memory.start = PROGRAM_ADDR;
         memory.end = PROGRAM_ADDR + MEMORY_BYTES;
         memory.brk_start = PROGRAM_ADDR + 16 * PAGE_BYTES;
         memory.brk = memory.brk_start;

@@ -17,7 +17,8 @@
 //! 0x0001_1000  call page        user, read/write: the arguments of a hostcall
 //! 0x0002_0000  log ring         user, read/write: stdout and stderr, read by the host at exits
 //! 0x0010_0000  kernel image     user: the library OS, W^X by segment
-//! 0x0020_0000  program memory   user: as many bytes as the manifest's memory limit
+//! 0x0020_0000  or above: program memory, from the program's lowest page on; user; as many bytes as the
+//!              manifest's memory limit
 //! …            page tables      supervisor, directly after program memory
 //! ```
 //!
@@ -67,7 +68,7 @@ pub const LOG_CAPACITY_BYTES: u64 = 0x1_0000 - 64;
 pub const KERNEL_ADDR: u64 = 0x10_0000;
 /// The end of what the kernel image may use.
 pub const KERNEL_END: u64 = 0x20_0000;
-/// The start of program memory.
+/// The lowest start of program memory.
 pub const PROGRAM_ADDR: u64 = KERNEL_END;
 
 /// Exception vector of a hostcall: `int3` at the kernel image's symbol `hostcall_gate`.
@@ -126,14 +127,14 @@ pub struct BootPage {
     pub port: u32,
     /// Unused, zero.
     pub reserved: u32,
-    /// Address of the page table entry of [`PROGRAM_ADDR`]; those of following pages follow it.
-    pub page_table_addr: u64,
+    /// Where program memory begins: the page of the program's lowest segment.
+    pub program_start: u64,
 }
 
 impl BootPage {
     /// Bytes of the program's stack.
     pub fn stack_bytes(&self) -> u64 {
-        (PROGRAM_ADDR + self.memory_bytes).saturating_sub(self.stack_start)
+        (self.program_start + self.memory_bytes).saturating_sub(self.stack_start)
     }
 }
 

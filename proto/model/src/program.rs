@@ -133,8 +133,19 @@ impl Program {
     /// heap.
     pub fn least_memory_bytes(&self) -> u64 {
         let end = self.segments.iter().map(Segment::end).max().unwrap_or(0);
-        let start = if self.relocatable { 0 } else { LOWEST_ADDR };
-        end.saturating_sub(start).next_multiple_of(PAGE_BYTES)
+        end.saturating_sub(self.start_page())
+            .next_multiple_of(PAGE_BYTES)
+    }
+
+    /// The page of the lowest segment, before relocation: where program memory begins.
+    pub fn start_page(&self) -> u64 {
+        let start = self
+            .segments
+            .iter()
+            .map(|segment| segment.addr)
+            .min()
+            .unwrap_or(0);
+        start - start % PAGE_BYTES
     }
 }
 
