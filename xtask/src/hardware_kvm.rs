@@ -47,7 +47,7 @@ pub(crate) fn run(packages: &[String], timeout: Duration, test_arguments: &[Stri
     boot::run(&kernel.image, &initramfs, &programs, timeout)
 }
 
-fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 

@@ -3,6 +3,7 @@
 
 mod guests;
 mod hardware_kvm;
+mod qemu;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,15 @@ enum Task {
         /// Where to put them.
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Boot the guest of a static program under QEMU, by the kernel image's PVH entry, as far as its
+    /// first hostcall.
+    Qemu {
+        /// The program.
+        program: PathBuf,
+        /// Stop before the first instruction and wait for gdb on port 1234.
+        #[arg(long)]
+        gdb: bool,
     },
     /// Run the tests of the VMM, and through it of the guest, on hardware KVM: AMD SVM with nested
     /// paging, emulated by QEMU. Slow, and no timing from it means anything.
@@ -54,6 +64,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Guests { out } => guests::build_all(&out),
+        Task::Qemu { program, gdb } => qemu::run(&hardware_kvm::workspace(), &program, gdb),
         Task::HardwareKvm {
             timeout,
             packages,

@@ -71,11 +71,7 @@ pub fn prepare(
     config: &GuestConfig,
     deadline: Duration,
 ) -> Result<Prepared, PrepareError> {
-    let base = if program.relocatable {
-        RELOCATED_ADDR
-    } else {
-        0
-    };
+    let base = base_of(program);
     let layout = Layout::new(base + program.start_page(), config.memory_bytes);
     let symbols = Symbols::of_program(&program.bytes, base);
     let file = anonymous_file(layout.total_bytes())?;
@@ -124,6 +120,27 @@ pub fn prepare(
         ready,
         log,
     })
+}
+
+/// The whole memory of a guest before its first instruction, for the kernel image's PVH entry.
+pub fn machine_image(program: &Program, config: &GuestConfig) -> Result<Vec<u8>, PrepareError> {
+    let base = base_of(program);
+    let layout = Layout::new(base + program.start_page(), config.memory_bytes);
+    let file = anonymous_file(layout.total_bytes())?;
+    let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
+    load(&memory, &layout, program, base, config)?;
+    let mut image = vec![0; memory.bytes() as usize];
+    memory.read(0, &mut image)?;
+    Ok(image)
+}
+
+/// What a program's addresses are moved by.
+fn base_of(program: &Program) -> u64 {
+    if program.relocatable {
+        RELOCATED_ADDR
+    } else {
+        0
+    }
 }
 
 /// Takes the state of a guest that has just made its first wait.

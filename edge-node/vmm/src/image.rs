@@ -11,7 +11,8 @@ use crate::VmmError;
 use crate::layout::{Access, Range};
 use crate::memory::GuestMemory;
 
-static BYTES: &[u8] = include_bytes!(env!("HOLM_KERNEL_IMAGE"));
+/// The image: an ELF file with a PVH note.
+pub static KERNEL_IMAGE: &[u8] = include_bytes!(env!("HOLM_KERNEL_IMAGE"));
 
 /// The image, read once.
 #[derive(Debug)]
@@ -44,10 +45,10 @@ impl Image {
     }
 
     fn read() -> Option<Image> {
-        let file = ElfFile64::<LittleEndian>::parse(BYTES).ok()?;
+        let file = ElfFile64::<LittleEndian>::parse(KERNEL_IMAGE).ok()?;
         let header = file.elf_header();
         let mut segments = Vec::new();
-        for program in header.program_headers(LittleEndian, BYTES).ok()? {
+        for program in header.program_headers(LittleEndian, KERNEL_IMAGE).ok()? {
             if program.p_type(LittleEndian) != object::elf::PT_LOAD {
                 continue;
             }
@@ -60,7 +61,7 @@ impl Image {
                 _ => Access::Read,
             };
             let memory_bytes = program.p_memsz(LittleEndian);
-            let bytes = program.data(LittleEndian, BYTES).ok()?;
+            let bytes = program.data(LittleEndian, KERNEL_IMAGE).ok()?;
             segments.push(Segment {
                 addr,
                 memory_bytes,
@@ -88,7 +89,7 @@ impl Image {
             entry,
             door,
             hostcall_return,
-            digest: Sha256::digest(BYTES).into(),
+            digest: Sha256::digest(KERNEL_IMAGE).into(),
         })
     }
 

@@ -216,7 +216,9 @@ impl Layout {
         let pages = self.program_bytes / PAGE_BYTES;
         memory.write(STUB_SCRATCH_ADDR, &pages.to_le_bytes())?;
         memory.write(STUB_SCRATCH_ADDR + 8, &self.program_entries().to_le_bytes())?;
-        memory.write(STUB_SCRATCH_ADDR + 16, &self.program_start.to_le_bytes())
+        memory.write(STUB_SCRATCH_ADDR + 16, &self.program_start.to_le_bytes())?;
+        // For the PVH entry, which has no host to set CR3.
+        memory.write(STUB_SCRATCH_ADDR + 24, &self.pml4().to_le_bytes())
     }
 }
 

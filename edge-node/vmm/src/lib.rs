@@ -32,9 +32,10 @@ mod snapshot;
 mod symbols;
 mod timer;
 
-pub use boot::{GuestConfig, PrepareError, Prepared, prepare};
+pub use boot::{GuestConfig, PrepareError, Prepared, machine_image, prepare};
 pub use crash::CrashReport;
 pub use hypervisor::{Hypervisor, KvmKind};
+pub use image::KERNEL_IMAGE;
 pub use request::{Failure, Limits, Request, Response, RunStats, Step};
 pub use slot::Slot;
 pub use snapshot::{Snapshot, SnapshotError};

@@ -18,6 +18,7 @@
 use core::arch::global_asm;
 
 mod freestanding;
+mod pvh;
 
 // The stub. Entered through the IDT on the interrupt stack (IST1), so it never touches the
 // program's stack or its red zone.
