@@ -47,6 +47,7 @@ static void scribble(void) {
     mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mprotect(data, 4096, PROT_READ | PROT_WRITE);
     socket(AF_INET, SOCK_STREAM, 0);
+    __asm__ volatile("mov %0, %%ds\n\tmov %0, %%es\n\tmov %0, %%gs" : : "r"(0x2BL));
     __asm__ volatile("wrgsbase %0" : : "r"(0x123456789000));
     uint32_t mxcsr = 0x7F80;
     uint16_t control = 0x0F7F;

@@ -20,7 +20,7 @@ use holm_model::limits::{
     MAX_RESPONSE_BODY_BYTES, MIN_MEMORY_BYTES,
 };
 use holm_model::manifest::{check_variable, units};
-use holm_vmm::{GuestConfig, Limits, Request, Response, Slot};
+use holm_vmm::{GuestConfig, Limits, Request, Response, Slot, VmmError};
 use serde::Serialize;
 
 use crate::exit::Failure;
@@ -356,8 +356,12 @@ impl Run<'_> {
             cpu: self.args.timeout,
             response_body_bytes: MAX_RESPONSE_BODY_BYTES,
         };
-        slot.begin(request, limits)
-            .map_err(|error| Failure::usage(format!("the request cannot be sent: {error}")))?;
+        slot.begin(request, limits).map_err(|error| match error {
+            VmmError::RequestTooLarge(_) => {
+                Failure::usage(format!("the request cannot be sent: {error}"))
+            }
+            error => Failure::other(format!("the machine cannot take the request: {error}")),
+        })?;
         let answer = machine::finish(slot, deadline, QUANTUM, || true);
         let response = match answer {
             Some(Ok(response)) => response,
@@ -365,18 +369,18 @@ impl Run<'_> {
             None => return Err(Failure::other("the run was stopped")),
         };
         self.exits += u64::from(slot.stats().exits);
-        // Taken before the reset, which gives the log ring back as it was.
-        let log = slot.take_log();
         match self.args.isolation {
             IsolationArg::Request => slot
                 .reset()
                 .map_err(|error| Failure::other(format!("the machine cannot be reset: {error}")))?,
+            // What the program does behind its last answer is of no more interest.
+            IsolationArg::Instance if number == self.args.requests => {}
             IsolationArg::Instance => slot
-                .again(deadline)
+                .again(Instant::now() + self.args.timeout)
                 .map_err(|failure| self.failed(slot, &failure, number))?,
         }
         self.invoke_us.push(micros(begun.elapsed()));
-        self.log.add(&log);
+        self.log.add(&slot.take_log());
         Ok(response)
     }
 

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holm_hostcall::{ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, PAGE_BYTES, PROGRAM_ADDR};
+use holm_hostcall::{
+    ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR,
+};
 use holm_model::program::Program;
 use kvm_bindings::{kvm_regs, kvm_xsave};
 
@@ -81,7 +83,7 @@ pub fn prepare(
     let mut runner = Runner::new(hypervisor)?;
     runner.machine.attach(memory, layout.pml4())?;
     runner.layout = layout;
-    runner.write_moment(true)?;
+    runner.write_moment()?;
     runner.machine.set_state(&start)?;
 
     let began = Instant::now();
@@ -136,10 +138,9 @@ pub fn machine_image(program: &Program, config: &GuestConfig) -> Result<Vec<u8>,
 
 /// What a program's addresses are moved by.
 fn base_of(program: &Program) -> u64 {
-    if program.relocatable {
-        RELOCATED_ADDR
-    } else {
-        0
+    match program.relocatable {
+        true => RELOCATED_ADDR.next_multiple_of(program.align.max(1)),
+        false => 0,
     }
 }
 
@@ -152,7 +153,11 @@ fn capture(
     symbols: Symbols,
 ) -> Result<Arc<Snapshot>, VmmError> {
     let state = state_behind_gate(&runner.machine)?;
-    runner.machine.memory()?.zero(LOG_ADDR, 8)?;
+    // What was refused so far has not kept the program from being ready.
+    runner
+        .machine
+        .memory()?
+        .zero(LOG_ADDR, size_of::<LogHeader>() as u64)?;
     // Nothing writes the memory from here on.
     runner.machine.detach()?;
     Snapshot::capture(hypervisor, file, runner.layout, state, wait, symbols)
@@ -164,7 +169,13 @@ fn state_behind_gate(machine: &Machine) -> Result<CpuState, VmmError> {
 }
 
 /// A program whose segments do not fit its memory is the publisher's mistake.
-fn does_not_fit(config: &GuestConfig, needed: u64) -> PrepareError {
+fn does_not_fit(config: &GuestConfig, segments_bytes: u64) -> PrepareError {
+    let body = segments_bytes.next_multiple_of(PAGE_BYTES) + GUARD_BYTES;
+    // The stack grows with the memory, by an eighth of it, so this ends.
+    let mut needed = body;
+    while body + Layout::new(PROGRAM_ADDR, needed).stack_bytes() > needed {
+        needed = body + Layout::new(PROGRAM_ADDR, needed).stack_bytes();
+    }
     let what = format!(
         "the program does not fit its memory: with its stack it needs {needed} bytes, [limits] memory \
          is {}",
@@ -200,10 +211,7 @@ fn load(
                 let top = base
                     .saturating_add(segment.addr)
                     .saturating_add(segment.memory_bytes);
-                does_not_fit(
-                    config,
-                    top.saturating_sub(layout.program_start) + layout.stack_bytes() + GUARD_BYTES,
-                )
+                does_not_fit(config, top.saturating_sub(layout.program_start))
             })?;
         memory.write(start, program.segment_bytes(segment))?;
         let access = match (segment.write, segment.execute) {

@@ -149,14 +149,18 @@ pub(crate) fn system_registers(new: &kvm_sregs, pml4: u64) -> kvm_sregs {
     const CODE: u8 = 0xB;
     const DATA: u8 = 0x3;
     const BUSY_TSS: u8 = 0xB;
-    let data = segment(selector::USER_DATA, DATA, 0);
+    // Null, as Linux has them. PVM does not set these; the guest does, behind the hostcall gate.
+    let null = kvm_segment {
+        unusable: 1,
+        ..Default::default()
+    };
     kvm_sregs {
         cs: segment(selector::USER_CODE, CODE, 1),
-        ss: data,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
+        ss: segment(selector::USER_DATA, DATA, 0),
+        ds: null,
+        es: null,
+        fs: null,
+        gs: null,
         tr: kvm_segment {
             base: TABLES_ADDR + TSS_OFFSET,
             limit: 103,

@@ -142,16 +142,20 @@ fn page_fault(address: u64, error_code: u64, frame: &InterruptFrame, layout: &La
         _ => "read",
     };
     match address {
-        0..0x1_0000 => {
+        0..PAGE_BYTES => {
             format!("the program tried to {verb} through a null pointer (address {address:#x})")
         }
         _ if near_stack(address) && near_stack(frame.rsp) => {
             format!("the program overflowed its stack (address {address:#x})")
         }
-        _ if error_code & FETCH != 0 => format!(
-            "the program tried to execute data (address {address:#x}); code is never writable and \
+        _ if error_code & FETCH != 0
+            && (layout.program_start..layout.tables).contains(&address) =>
+        {
+            format!(
+                "the program tried to execute data (address {address:#x}); code is never writable and \
              data never executable"
-        ),
+            )
+        }
         _ => format!("the program tried to {verb} memory that it may not (address {address:#x})"),
     }
 }
@@ -232,8 +236,15 @@ pub(crate) fn refused_memory(machine: &Machine) -> Result<String, VmmError> {
 
 /// What the library OS says when it gives up.
 pub(crate) fn of_abort(reason: u64, detail: u64, text: &str) -> Box<CrashReport> {
+    let text = if text.is_empty() {
+        "it does not say why"
+    } else {
+        text
+    };
     CrashReport::of(match reason {
-        abort_reason::KERNEL_PANIC => format!("Holm's library OS failed: {text}"),
+        abort_reason::KERNEL_PANIC => format!(
+            "Holm's library OS gave up, for a fault of its own or because the program damaged it: {text}"
+        ),
         abort_reason::MALFORMED_RESPONSE => format!("the program's response is malformed: {text}"),
         abort_reason::SIGNAL => match signal_name(detail) {
             Some(name) => format!("the program ended itself with {name}"),

@@ -20,6 +20,8 @@ const MAX_ABORT_BYTES: u64 = 1024;
 /// Offset of the result within the call page.
 const RESULT: u64 = std::mem::offset_of!(CallPage, result) as u64;
 
+const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
+
 /// What a hostcall leads to.
 pub(crate) enum Action {
     /// The guest goes on.
@@ -63,6 +65,8 @@ impl Buffer {
 pub(crate) struct Exchange {
     /// A request was handed over and is not answered in full.
     open: bool,
+    /// The guest has answered a request.
+    answered: bool,
     /// What the guest has not read of the request's body.
     body: Vec<u8>,
     body_at: usize,
@@ -139,15 +143,14 @@ impl Exchange {
                 "the program waits for another request without having answered this one",
             ))),
             Call::WAIT_REQUEST => match buffer(a, b) {
-                Some(buffer) => Action::Wait(buffer),
-                None => bad_call("wait for a request", "its buffer is not the guest's memory"),
+                Some(buffer) if layout.is_writable(memory, a, a.saturating_add(b))? => {
+                    Action::Wait(buffer)
+                }
+                _ => bad_call("wait for a request", NOT_WRITABLE),
             },
-            Call::REQUEST_BODY => match buffer(a, b) {
-                Some(buffer) => self.request_body(memory, buffer)?,
-                None => bad_call(
-                    "read the request's body",
-                    "its buffer is not the guest's memory",
-                ),
+            Call::REQUEST_BODY => match buffer(a, b.min(self.body_left())) {
+                Some(buffer) => self.request_body(memory, layout, buffer)?,
+                None => bad_call("read the request's body", NOT_WRITABLE),
             },
             Call::RESPOND if !self.open => bad_call("respond", "there is no request"),
             Call::RESPOND => match (buffer(a, b), buffer(c, d)) {
@@ -161,10 +164,10 @@ impl Exchange {
             // The log is read at every exit.
             Call::LOG_FLUSH => Action::Continue,
             Call::EXIT => {
-                let when = if self.open {
-                    "before it answered"
-                } else {
-                    "before it was ready"
+                let when = match (self.open, self.answered) {
+                    (true, _) => "before it answered",
+                    (false, true) => "after it had answered",
+                    (false, false) => "before it was ready",
                 };
                 Action::Fail(Failure::Crash(CrashReport::of(format!(
                     "the program exited with status {} {when}",
@@ -190,12 +193,25 @@ impl Exchange {
         })
     }
 
-    fn request_body(&mut self, memory: &GuestMemory, buffer: Buffer) -> Result<Action, VmmError> {
-        let left = &self.body[self.body_at..];
-        let part = &left[..left.len().min(buffer.bytes as usize)];
-        memory.write(buffer.addr, part)?;
-        self.body_at += part.len();
-        set_result(memory, part.len() as i64)?;
+    fn body_left(&self) -> u64 {
+        (self.body.len() - self.body_at) as u64
+    }
+
+    fn request_body(
+        &mut self,
+        memory: &GuestMemory,
+        layout: &Layout,
+        buffer: Buffer,
+    ) -> Result<Action, VmmError> {
+        if buffer.bytes > 0
+            && !layout.is_writable(memory, buffer.addr, buffer.addr + buffer.bytes)?
+        {
+            return Ok(bad_call("read the request's body", NOT_WRITABLE));
+        }
+        let end = self.body_at + buffer.bytes as usize;
+        memory.write(buffer.addr, &self.body[self.body_at..end])?;
+        self.body_at = end;
+        set_result(memory, buffer.bytes as i64)?;
         Ok(Action::Continue)
     }
 

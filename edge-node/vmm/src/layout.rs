@@ -237,6 +237,23 @@ fn write_gate(memory: &GuestMemory, vector: u64, to: u64, for_user: bool) -> Res
 }
 
 impl Layout {
+    /// Whether the guest itself could write to every page of a range: the host writes nowhere else on
+    /// its behalf, so that code stays what it is. Page tables are written by host and stub alone.
+    pub(crate) fn is_writable(
+        &self,
+        memory: &GuestMemory,
+        start: u64,
+        end: u64,
+    ) -> Result<bool, VmmError> {
+        let wanted = PRESENT | WRITE | USER;
+        for page in start / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
+            if memory.read_u64(self.tables + page * ENTRY_BYTES)? & wanted != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether a guest may give a range as a buffer: it lies in the library OS or in program memory.
     pub(crate) fn is_buffer(&self, start: u64, end: u64) -> bool {
         (start >= KERNEL_ADDR && end <= KERNEL_END)

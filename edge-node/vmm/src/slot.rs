@@ -1,8 +1,8 @@
 //! A VM shell and the instance in it: load, begin, run, reset.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
@@ -97,8 +97,9 @@ impl Slot {
         self.vm
             .exchange
             .begin(self.vm.machine.memory()?, buffer, request, &limits)?;
-        self.vm.write_moment(fresh)?;
+        // One that was kept goes on with the clock it has, so that no clock of its goes back.
         if fresh {
+            self.vm.write_moment()?;
             self.vm.machine.set_state(&snapshot.state)?;
         }
         self.vm.stats = RunStats::default();
@@ -251,18 +252,15 @@ impl Runner {
         })
     }
 
-    /// Tells the guest the time, and if it is `fresh` gives it a new seed and generation.
-    pub(crate) fn write_moment(&self, fresh: bool) -> Result<(), VmmError> {
+    /// Tells the guest what is new at every restore: generation, seed and the time.
+    pub(crate) fn write_moment(&self) -> Result<(), VmmError> {
         const AT: usize = std::mem::offset_of!(BootPage, generation);
         const CLOCK: usize = std::mem::offset_of!(BootPage, realtime_ns);
         const END: usize = std::mem::offset_of!(BootPage, memory_bytes);
         let mut bytes = [0; END - AT];
-        if fresh {
-            bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
-            getrandom::fill(&mut bytes[8..40]).map_err(|error| {
-                VmmError::memory("getting random bytes")(io::Error::other(error))
-            })?;
-        }
+        bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
+        getrandom::fill(&mut bytes[8..40])
+            .map_err(|error| VmmError::memory("getting random bytes")(io::Error::other(error)))?;
         let realtime = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -275,10 +273,7 @@ impl Runner {
         for (word, room) in clock.iter().zip(bytes[CLOCK - AT..].chunks_exact_mut(8)) {
             room.copy_from_slice(&word.to_le_bytes());
         }
-        let from = if fresh { 0 } else { CLOCK - AT };
-        self.machine
-            .memory()?
-            .write(BOOT_ADDR + (AT + from) as u64, &bytes[from..])
+        self.machine.memory()?.write(BOOT_ADDR + AT as u64, &bytes)
     }
 
     /// Runs until the guest needs something, or `quantum` or a limit is over.
@@ -373,19 +368,18 @@ impl Runner {
     }
 }
 
-/// Generations count up from a random start, so that those of two processes differ too.
+/// Generations count up from the time of the process's first, so that those of two processes differ
+/// too.
 fn next_generation() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    if next != 0 {
-        return next;
-    }
-    let start = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_nanos() as u64;
-    NEXT.store(start + 1, Ordering::Relaxed);
-    start
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    static MORE: AtomicU64 = AtomicU64::new(0);
+    let first = FIRST.get_or_init(|| {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos() as u64
+    });
+    first.wrapping_add(MORE.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Nanoseconds of the host's monotonic clock.

@@ -28,8 +28,9 @@ impl Symbols {
         if let Ok(file) = ElfFile64::<LittleEndian>::parse(elf) {
             for symbol in file.symbols().filter(|one| one.kind() == SymbolKind::Text) {
                 let Ok(name) = symbol.name() else { continue };
-                let whole =
-                    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\n');
+                let whole = !name.is_empty()
+                    && name.len() <= MAX_NAME_BYTES
+                    && !name.contains(char::is_control);
                 if whole && symbol.address() != 0 {
                     let start = symbol.address().wrapping_add(base);
                     functions.push((start, symbol.size(), name));
@@ -59,7 +60,10 @@ impl Symbols {
         if offset >= bytes.max(REACH) {
             return None;
         }
-        Some(format!("{:#}+{offset:#x}", rustc_demangle::demangle(name)))
+        // A name that was escaped may hold anything once it is demangled.
+        let name = format!("{:#}", rustc_demangle::demangle(name));
+        let shown: String = name.chars().filter(|one| !one.is_control()).collect();
+        Some(format!("{shown}+{offset:#x}"))
     }
 
     /// For a snapshot on disk.

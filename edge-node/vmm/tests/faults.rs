@@ -69,8 +69,8 @@ fn kvm_every_exception_is_the_programs_own_crash() {
             ("/noncanonical", "general protection fault"),
             ("/single_step", "debug"),
             ("/bad_stack", "vector"),
-            ("/supervisor_read", "null pointer"),
-            ("/supervisor_write", "null pointer"),
+            ("/supervisor_read", "read memory that it may not"),
+            ("/supervisor_write", "write memory that it may not"),
             ("/boot_page_write", "write memory that it may not"),
             ("/kernel_write", "write memory that it may not"),
             ("/beyond_memory", "write memory that it may not"),
@@ -111,6 +111,23 @@ fn kvm_code_is_never_writable_and_data_never_executable() {
     for path in ["/mmap", "/mprotect"] {
         assert_eq!(function.get(path).trim(), "13", "{path}: EACCES");
     }
+}
+
+#[test]
+fn kvm_the_host_writes_no_request_over_code() {
+    if !require_kvm() {
+        return;
+    }
+    // `mov eax, 1337; ret`, over and over; more than what comes along with the head.
+    let code: Vec<u8> = [0xB8, 0x39, 0x05, 0, 0, 0xC3, 0x90, 0x90].repeat(60_000);
+    let mut function = Function::new(&guest("reads_into_code"));
+    let outcome = function.fresh("POST", "/", &code);
+    let failure = outcome.result.unwrap_err().to_string();
+    assert!(
+        failure.contains("may not") || failure.contains("may write"),
+        "{failure}"
+    );
+    assert_eq!(function.get("/ok"), "ok\n");
 }
 
 #[test]

@@ -14,7 +14,6 @@ pub const MAX_DESCRIPTORS: usize = 256;
 const MAX_OBJECTS: usize = 256;
 
 const O_NONBLOCK: u64 = 0o4000;
-const O_CLOEXEC: u64 = 0o2_000_000;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -360,8 +359,7 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     match command {
         F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
         // Nothing is ever executed, so close-on-exec needs no memory.
-        F_GETFD => Ok(O_CLOEXEC & 1),
-        F_SETFD => Ok(0),
+        F_GETFD | F_SETFD => Ok(0),
         F_GETFL => Ok(O_RDWR | if open.nonblocking { O_NONBLOCK } else { 0 }),
         F_SETFL => {
             open.nonblocking = argument & O_NONBLOCK != 0;

@@ -15,6 +15,17 @@ global_asm!(
     .global protect_gate
 hostcall_gate:
     int3
+    // Every restore goes on here. PVM sets no data selectors, so the guest does: null, as on Linux.
+    // Loading FS and GS may clear their bases.
+    xor eax, eax
+    mov ds, eax
+    mov es, eax
+    rdfsbase rcx
+    mov fs, eax
+    wrfsbase rcx
+    rdgsbase rcx
+    mov gs, eax
+    wrgsbase rcx
     ret
 protect_gate:
     ud2
@@ -53,7 +64,7 @@ pub fn tsc() -> u64 {
 pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
     let page = core::ptr::with_exposed_provenance_mut::<CallPage>(CALL_ADDR as usize);
     // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gate
-    // switches to the stub's stack and changes no register; it is a function call to the compiler, so
+    // switches to the stub's stack and changes no register that a function must keep; it is a function call to the compiler, so
     // that memory named by `args` is taken for read and written.
     unsafe {
         page.write_volatile(CallPage {

@@ -157,6 +157,11 @@ impl Reply {
         self.state == State::Head && self.text_used == 0
     }
 
+    /// Whether the close of the connection is what ends the response.
+    pub fn ends_at_close(&self) -> bool {
+        self.state == State::UntilClose
+    }
+
     /// The program wrote `bytes`. What comes after the response's end is dropped.
     pub fn write(&mut self, mut bytes: &[u8], out: &mut impl Output) -> Result<(), Malformed> {
         while !bytes.is_empty() && self.state != State::Done {
@@ -405,7 +410,9 @@ fn framing(
         if header.name.eq_ignore_ascii_case("content-length") {
             let value = core::str::from_utf8(header.value)
                 .ok()
-                .and_then(|text| text.trim().parse::<u64>().ok())
+                .map(str::trim)
+                .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|text| text.parse::<u64>().ok())
                 .ok_or(Malformed("the response's Content-Length is not a number"))?;
             if length.is_some_and(|other| other != value) {
                 return Err(Malformed("the response has two different Content-Lengths"));
@@ -545,6 +552,7 @@ mod tests {
             &b"hello, world\r\n\r\n"[..],
             b"HTTP/1.1 abc OK\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: five\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",

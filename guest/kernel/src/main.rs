@@ -188,6 +188,11 @@ thread_start:
     .text
     .global kernel_start
 kernel_start:
+    xor eax, eax
+    mov ds, eax
+    mov es, eax
+    mov fs, eax
+    mov gs, eax
     lea rsp, [rip + kernel_stack_top]
     lea rdi, [rip + kernel_stack_top]
     lea rsi, [rip + thread_start]

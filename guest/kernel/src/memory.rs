@@ -150,6 +150,14 @@ impl Memory {
         addr >= self.start && addr.checked_add(bytes).is_some_and(|end| end <= self.end)
     }
 
+    /// As many of `bytes` from `addr` on as there can be: a buffer's size may promise more.
+    pub fn clamp(&self, addr: u64, bytes: u64) -> u64 {
+        match (self.start..self.end).contains(&addr) {
+            true => bytes.min(self.end - addr),
+            false => bytes,
+        }
+    }
+
     /// Bytes of program memory.
     pub fn total_bytes(&self) -> u64 {
         self.end - self.start
@@ -266,7 +274,6 @@ impl Memory {
             return Err(Errno::EINVAL);
         }
         if start < page_up(self.brk).unwrap_or(self.top) || end > self.top {
-            machine.refused(bytes);
             return Err(Errno::ENOMEM);
         }
         if keep
@@ -363,6 +370,21 @@ impl Memory {
         Ok(0)
     }
 
+    /// Whether there is memory everywhere in a range: segments, `brk`, the stack, or mappings.
+    fn is_mapped(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        let floor = page_up(self.brk).unwrap_or(self.top);
+        if at < floor {
+            at = floor.min(end);
+        }
+        for mapping in self.all() {
+            if mapping.start <= at && at < mapping.end {
+                at = mapping.end.min(end);
+            }
+        }
+        at >= end || at >= self.top
+    }
+
     /// `mprotect`
     pub fn protect(
         &mut self,
@@ -382,16 +404,27 @@ impl Memory {
         if bytes == 0 {
             return Ok(0);
         }
+        if !self.is_mapped(start, start + bytes) {
+            return Err(Errno::ENOMEM);
+        }
+        // Both ends may cut a mapping in two.
+        if self.count + 2 > MAX_MAPPINGS {
+            return Err(Errno::ENOMEM);
+        }
         let end = start + bytes;
-        let open_already = protection == Protection::Write
-            && self
-                .all()
-                .iter()
-                .any(|mapping| mapping.deferred && mapping.start <= start && end <= mapping.end);
-        if !open_already && !machine.protect(start, bytes, protection) {
+        // What is so already, or looks so to the CPU, needs no change of page tables.
+        let so_already = |mapping: &Mapping| match mapping.deferred {
+            true => protection == Protection::Write,
+            false => protection == mapping.protection,
+        };
+        let is_so_already = self
+            .all()
+            .iter()
+            .any(|mapping| so_already(mapping) && mapping.start <= start && end <= mapping.end);
+        if !is_so_already && !machine.protect(start, bytes, protection) {
             return Err(Errno::EACCES);
         }
-        self.note_protection(start, end, protection, machine)?;
+        self.note_protection(start, end, protection, machine);
         Ok(0)
     }
 
@@ -402,13 +435,10 @@ impl Memory {
         end: u64,
         protection: Protection,
         machine: &mut impl Machine,
-    ) -> Result<(), Errno> {
+    ) {
         let mut at = self.all().partition_point(|mapping| mapping.end <= start);
         while at < self.count && self.mappings[at].start < end {
             let mapping = self.mappings[at];
-            if self.count + 2 > MAX_MAPPINGS {
-                return Err(Errno::ENOMEM);
-            }
             let (inner_start, inner_end) = (mapping.start.max(start), mapping.end.min(end));
             self.mappings[at] = Mapping {
                 start: inner_start,
@@ -444,7 +474,6 @@ impl Memory {
                 at += 1;
             }
         }
-        Ok(())
     }
 
     /// `mremap`
@@ -460,7 +489,7 @@ impl Memory {
         let new_bytes = page_up(new_bytes)
             .filter(|bytes| *bytes > 0)
             .ok_or(Errno::EINVAL)?;
-        if flags & !MREMAP_MAYMOVE != 0 || !start.is_multiple_of(PAGE_BYTES) {
+        if old_bytes == 0 || flags & !MREMAP_MAYMOVE != 0 || !start.is_multiple_of(PAGE_BYTES) {
             return Err(Errno::EINVAL);
         }
         let end = start.checked_add(old_bytes).ok_or(Errno::EFAULT)?;

@@ -85,15 +85,15 @@ pub fn poll(array: u64, count: u64, timeout: Option<u64>) -> SysResult {
     wait_until(timeout, || {
         let mut found = 0;
         for at in 0..count {
-            let entry = array + at * 8;
+            let entry = array.wrapping_add(at * 8);
             let descriptor = user::read::<i32>(entry)?;
-            let wanted = u32::from(user::read::<u16>(entry + 4)?);
+            let wanted = u32::from(user::read::<u16>(entry.wrapping_add(4))?);
             let events = match state::files().get(descriptor as u64) {
                 _ if descriptor < 0 => 0,
                 Ok(open) => ready(open) & (wanted | ALWAYS),
                 Err(_) => POLLNVAL,
             };
-            user::write(entry + 6, events as u16)?;
+            user::write(entry.wrapping_add(6), events as u16)?;
             found += u64::from(events != 0);
         }
         Ok(found)
@@ -108,7 +108,7 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
     let load = |addr: u64| -> Result<Set, Errno> {
         let mut set = [0; 16];
         for word in 0..if addr == 0 { 0 } else { words } {
-            set[word as usize] = user::read(addr + word * 8)?;
+            set[word as usize] = user::read(addr.wrapping_add(word * 8))?;
         }
         Ok(set)
     };
@@ -133,7 +133,7 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
         }
         for (addr, set) in [(read, can_read), (write, can_write), (except, [0; 16])] {
             for word in 0..if addr == 0 { 0 } else { words } {
-                user::write(addr + word * 8, set[word as usize])?;
+                user::write(addr.wrapping_add(word * 8), set[word as usize])?;
             }
         }
         Ok(found)
@@ -215,7 +215,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
             object,
             descriptor: descriptor as u32,
             events: user::read::<u32>(event)?,
-            data: user::read::<u64>(event + 4)?,
+            data: user::read::<u64>(event.wrapping_add(4))?,
             reported: None,
         })
     };
@@ -261,9 +261,9 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
                 watched.events = EPOLLONESHOT;
             }
             // struct epoll_event is packed on x86-64: 12 bytes.
-            let entry = events + found * 12;
+            let entry = events.wrapping_add(found * 12);
             user::write(entry, now)?;
-            user::write(entry + 4, watched.data)?;
+            user::write(entry.wrapping_add(4), watched.data)?;
             found += 1;
         }
         Ok(found)

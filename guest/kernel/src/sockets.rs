@@ -18,6 +18,8 @@ use crate::{host, log, pipes, state, threads, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
+/// A read of so many bytes gets the body straight from the host.
+const DIRECT_BYTES: usize = 32 << 10;
 /// The request's head as text.
 const TEXT_BYTES: usize = 96 << 10;
 
@@ -112,8 +114,9 @@ impl Server {
         self.phase == Phase::Pending
     }
 
-    /// No thread can go on. Leaves the guest until a request is there, if
-    /// the program is ready for one, or until `deadline` (monotonic nanoseconds).
+    /// No thread can go on. Leaves the guest until a request is there, if the program is ready for one,
+    /// however long that is: between requests nothing runs. Else until `deadline` (monotonic
+    /// nanoseconds).
     pub fn wait(&mut self, deadline: Option<u64>) {
         let port = host::boot().port as u16;
         let listener = state::files().listener(port);
@@ -134,21 +137,18 @@ impl Server {
                          the requests all the same"
                     ));
                 }
-                self.wait_for_request(deadline);
+                self.wait_for_request();
             }
             (_, Some(deadline)) => time::park_until(deadline),
             (_, None) => wait_for_ever(),
         }
     }
 
-    fn wait_for_request(&mut self, deadline: Option<u64>) {
+    fn wait_for_request(&mut self) {
         let buffer = self.message.as_mut_ptr() as u64;
-        let args = [buffer, MESSAGE_BYTES as u64, deadline.unwrap_or(0), 0];
+        let args = [buffer, MESSAGE_BYTES as u64, 0, 0];
         let bytes = host::call(Call::WAIT_REQUEST, 0, args);
-        let Ok(bytes) = usize::try_from(bytes) else {
-            // The host has none before the deadline.
-            return;
-        };
+        let bytes = usize::try_from(bytes).unwrap_or(0);
         let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
             Ok(request) => request,
             Err(error) => give_up(error),
@@ -207,12 +207,11 @@ impl Server {
             &mut to[done..],
         );
         let rest = &mut to[done..];
-        if self.body_left > 0 && !rest.is_empty() {
-            let args = [rest.as_mut_ptr() as u64, rest.len() as u64, 0, 0];
-            let bytes = host::call(Call::REQUEST_BODY, 0, args).max(0) as u64;
-            let bytes = bytes.min(rest.len() as u64).min(self.body_left);
-            self.body_left -= bytes;
-            done += bytes as usize;
+        if self.body_left > 0 && rest.len() >= DIRECT_BYTES {
+            done += self.request_body(rest.as_mut_ptr(), rest.len());
+        } else if self.body_left > 0 && !rest.is_empty() {
+            self.refill();
+            done += take(&self.message[..self.body_end], &mut self.body_at, rest);
         }
         match done {
             // The caller has said everything and waits for the answer.
@@ -221,9 +220,28 @@ impl Server {
         }
     }
 
-    fn peek(&self, id: u32, to: &mut [u8]) -> SysResult {
+    /// Gets more of the body from the host.
+    fn request_body(&mut self, to: *mut u8, room: usize) -> usize {
+        let bytes = host::call(Call::REQUEST_BODY, 0, [to as u64, room as u64, 0, 0]).max(0) as u64;
+        let bytes = bytes.min(room as u64).min(self.body_left);
+        self.body_left -= bytes;
+        bytes as usize
+    }
+
+    /// Gets more of the body into the message buffer, which has been read to its end: one exit for
+    /// many short reads.
+    fn refill(&mut self) {
+        let room = self.message.len();
+        let to = self.message.as_mut_ptr();
+        (self.body_at, self.body_end) = (0, self.request_body(to, room));
+    }
+
+    fn peek(&mut self, id: u32, to: &mut [u8]) -> SysResult {
         if !self.is_open(id) {
             return Ok(0);
+        }
+        if self.text_at == self.text_end && self.body_at == self.body_end && self.body_left > 0 {
+            self.refill();
         }
         let (mut text_at, mut body_at) = (self.text_at, self.body_at);
         let done = take(&self.text[..self.text_end], &mut text_at, to);
@@ -264,6 +282,14 @@ impl Server {
             give_up(error);
         }
         self.note_answer();
+    }
+
+    /// The program ends, which closes its connections and so completes a response that goes on until
+    /// then.
+    pub fn end(&mut self) {
+        if self.phase == Phase::Open && self.reply.ends_at_close() {
+            self.close(self.id);
+        }
     }
 
     /// After a complete answer the connection reads as closed by the caller.

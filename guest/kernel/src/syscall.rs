@@ -55,8 +55,8 @@ fn serve(frame: &Frame) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
-        0 => files::read(a, user::slice_mut(b, c)?),
-        1 => files::write(a, user::slice(b, c)?),
+        0 => files::read(a, user::buffer_mut(b, c)?),
+        1 => files::write(a, user::buffer(b, c)?),
         2 => files::open(a, b),
         3 => files::close(a),
         4 | 6 => stat::stat(files::kind_at(a)?, b),
@@ -91,8 +91,8 @@ fn serve(frame: &Frame) -> SysResult {
         41 => sockets::socket(a, b),
         42 => sockets::connect(a),
         43 => sockets::accept(a, b, c, 0),
-        44 => sockets::send(a, user::slice(b, c)?),
-        45 => sockets::receive(a, user::slice_mut(b, c)?, d),
+        44 => sockets::send(a, user::buffer(b, c)?),
+        45 => sockets::receive(a, user::buffer_mut(b, c)?, d),
         46 => message(b, |start, bytes, _| {
             sockets::send(a, user::slice(start, bytes)?)
         }),
@@ -126,9 +126,10 @@ fn serve(frame: &Frame) -> SysResult {
         95 => Ok(0o022),
         96 => time::gettimeofday(a),
         97 => resource_limit(a, b),
-        98 => zero::<[u64; 14]>(b, [0; 14])
-            .and(zero(b + 112, [0u64; 2]))
-            .and(zero(b + 128, [0u64; 2])),
+        98 => {
+            user::slice_mut(b, 144)?.fill(0);
+            Ok(0)
+        }
         99 => system_information(a),
         102 | 104 | 107 | 108 => Ok(0),
         131 => Ok(0),
@@ -143,7 +144,7 @@ fn serve(frame: &Frame) -> SysResult {
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
         230 => time::sleep(a, b & 1 != 0, c),
-        231 => host::exit(a & 0xff),
+        231 => threads::end(a),
         232 | 281 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
         233 => poll::epoll_control(a, b, c, d),
         234 => signal(b, c),
@@ -212,7 +213,17 @@ fn refuse(number: u64) -> SysResult {
 /// Calls that programs are known to try, and why they are not there.
 fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
+    const NO_SIGNALS: &str = "signal handlers are not run";
     Some(match number {
+        34 => ("pause", NO_SIGNALS),
+        36 => ("getitimer", NO_SIGNALS),
+        37 => ("alarm", NO_SIGNALS),
+        38 => ("setitimer", NO_SIGNALS),
+        40 => ("sendfile", "there are no files"),
+        100 => ("times", "not supported"),
+        128 => ("rt_sigtimedwait", NO_SIGNALS),
+        222 => ("timer_create", NO_SIGNALS),
+        282 | 289 => ("signalfd", NO_SIGNALS),
         56 => ("clone", ONE_PROCESS),
         57 => ("fork", ONE_PROCESS),
         58 => ("vfork", ONE_PROCESS),
@@ -231,7 +242,7 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysRe
     }
     let mut total = 0;
     for at in 0..count {
-        let [start, bytes] = user::read::<[u64; 2]>(array + at * 16)?;
+        let [start, bytes] = user::read::<[u64; 2]>(array.wrapping_add(at * 16))?;
         if bytes == 0 {
             continue;
         }
@@ -251,7 +262,7 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysRe
 
 /// The parts of a `struct msghdr`; no address and no control data.
 fn message(header: u64, each: impl FnMut(u64, u64, bool) -> SysResult) -> SysResult {
-    let [array, count] = user::read::<[u64; 2]>(header + 16)?;
+    let [array, count] = user::read::<[u64; 2]>(header.wrapping_add(16))?;
     vectors(array, count, each)
 }
 
@@ -283,7 +294,7 @@ fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
 fn signal_action(old: u64) -> SysResult {
     if old != 0 {
         user::write(old, [0u64; 2])?;
-        user::write(old + 16, [0u64; 2])?;
+        user::write(old.wrapping_add(16), [0u64; 2])?;
     }
     Ok(0)
 }

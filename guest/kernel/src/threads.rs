@@ -467,7 +467,7 @@ fn lay_out(stack_top: u64, parent: &Frame, program_stack: u64, start_address: u6
 pub fn exit(status: u64) -> ! {
     let threads = state::threads();
     if threads.count == 1 {
-        host::exit(status & 0xff);
+        end(status);
     }
     threads.bury();
     let current = threads.current;
@@ -484,6 +484,12 @@ pub fn exit(status: u64) -> ! {
     };
     threads.ended = Some(current);
     give_way();
+    host::exit(status & 0xff)
+}
+
+/// `exit_group`: the end of the program.
+pub fn end(status: u64) -> ! {
+    state::server().end();
     host::exit(status & 0xff)
 }
 

@@ -35,6 +35,16 @@ pub fn slice_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
     Ok(unsafe { core::slice::from_raw_parts_mut(start, bytes as usize) })
 }
 
+/// The buffer of a call that reads or writes up to `bytes` bytes; Linux takes any size there.
+pub fn buffer(addr: u64, bytes: u64) -> Result<&'static [u8], Errno> {
+    slice(addr, state::memory().clamp(addr, bytes))
+}
+
+/// The same, to be written.
+pub fn buffer_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
+    slice_mut(addr, state::memory().clamp(addr, bytes))
+}
+
 /// Reads a plain value.
 pub fn read<T: Plain>(addr: u64) -> Result<T, Errno> {
     check(addr, size_of::<T>() as u64)?;
@@ -53,7 +63,7 @@ pub fn write<T: Plain>(addr: u64, value: T) -> Result<(), Errno> {
 /// A text that ends with a zero byte, at most 4096 bytes.
 pub fn path(addr: u64) -> Result<&'static [u8], Errno> {
     for length in 0..4096 {
-        if read::<u8>(addr + length)? == 0 {
+        if read::<u8>(addr.wrapping_add(length))? == 0 {
             return slice(addr, length);
         }
     }
