@@ -29,8 +29,6 @@ struct Version {
     function: String,
     version: String,
     state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
     routed: bool,
 }
 
@@ -39,16 +37,17 @@ struct Version {
 pub(crate) fn answer(shared: &Shared) -> Answer {
     let observed = shared.observed.borrow().clone();
     let versions = observed.versions.into_iter().map(|version| {
-        let (state, reason) = match version.state {
-            VersionState::Preparing => ("preparing", None),
-            VersionState::Ready => ("ready", None),
-            VersionState::Failed { reason } => ("failed", Some(reason)),
+        let state = match version.state {
+            VersionState::Preparing => "preparing",
+            VersionState::Ready => "ready",
+            // The reason may quote what a tenant's program wrote, and anybody may ask here; the
+            // coordinator tells it to those who have a token.
+            VersionState::Failed { .. } => "failed",
         };
         Version {
             function: version.function.to_string(),
             version: version.version.to_string(),
             state,
-            reason,
             routed: version.routed,
         }
     });

@@ -23,11 +23,14 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
+use crate::limits::{
+    ANSWER_TIMEOUT, DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION,
+};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
 use crate::pool::{Janitor, Lease, Pool};
 use crate::request;
+use crate::request::answers::Untaken;
 
 /// Pause after an accept that failed for want of resources.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -201,12 +204,16 @@ async fn connection(
         tracing::debug!(%peer, %error, "no TCP_NODELAY");
     }
     let asked = Rc::new(Cell::new(false));
+    let untaken = Rc::new(Untaken::new(&lane.answers));
     let service = {
-        let asked = asked.clone();
+        let (asked, untaken) = (asked.clone(), untaken.clone());
         service_fn(move |request| {
             asked.set(true);
-            let lane = lane.clone();
-            async move { Ok::<_, Infallible>(request::serve(lane, peer, request).await) }
+            let (lane, untaken) = (lane.clone(), untaken.clone());
+            async move {
+                let answer = request::serve(lane, peer, request).await;
+                Ok::<_, Infallible>(answer.map(|body| untaken.count(body)))
+            }
         })
     };
     let mut server = auto::Builder::new(OnThisThread);
@@ -223,16 +230,20 @@ async fn connection(
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
     let connection = server.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    // Until the first request the protocol is not known, and hyper's own timeouts do not run.
-    let silent = tokio::time::sleep(HEAD_TIMEOUT);
-    let mut silent = std::pin::pin!(silent);
-    let (mut watched, mut stopping) = (true, false);
+    let mut look = tokio::time::interval(HEAD_TIMEOUT);
+    look.reset();
+    let mut stopping = false;
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
-            () = silent.as_mut(), if watched => {
-                watched = false;
+            _ = look.tick() => {
+                // Until the first request the protocol is not known, and hyper's own timeouts do
+                // not run.
                 if !asked.get() {
+                    return;
+                }
+                if untaken.oldest().is_some_and(|since| since.elapsed() > ANSWER_TIMEOUT) {
+                    tracing::warn!(%peer, "a caller does not take its answer; the connection is closed");
                     return;
                 }
             }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::deploy::routes::Table;
 use crate::meter::Meter;
 use crate::pool::Pool;
+use crate::request::answers::Answers;
 use crate::request::body::Budget;
 use crate::tally::Tally;
 use crate::worker::Workers;
@@ -38,6 +39,7 @@ pub(crate) struct Lane {
     pub(crate) pool: Rc<Pool>,
     pub(crate) meter: RefCell<Meter>,
     pub(crate) bodies: Budget,
+    pub(crate) answers: Answers,
     routes: RefCell<watch::Receiver<Arc<Table>>>,
     table: RefCell<Arc<Table>>,
     ids: RefCell<Ids>,
@@ -56,6 +58,7 @@ impl Lane {
             pool,
             meter: RefCell::new(meter),
             bodies: Budget::default(),
+            answers: Answers::default(),
             routes: RefCell::new(routes),
             table: RefCell::new(table),
             ids: RefCell::default(),

@@ -25,6 +25,11 @@ pub const MAX_CONNECTIONS_PER_THREAD: usize = 4096;
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 /// Most bytes of request bodies that one ingress thread holds at a time.
 pub const MAX_BODY_BYTES_PER_THREAD: usize = 256 << 20;
+/// Bytes of answers that callers have not taken, over which an ingress thread runs no new request.
+/// What is under way then still comes on top.
+pub const MAX_ANSWER_BYTES_PER_THREAD: usize = 256 << 20;
+/// How long a caller may take to receive one answer; then its connection is closed.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// How long a caller may take to send a request's head; an idle connection is closed after it.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller may take to send a request's body.

@@ -323,6 +323,11 @@ async fn kvm_limits_of_requests_are_kept() {
         many.headers_mut().insert(name, "1".parse().unwrap());
     }
     assert_eq!(send(node.addr(), many).await.status(), 431);
+    let mut two_hosts = request(Method::GET, "/acme/hello/", "");
+    two_hosts
+        .headers_mut()
+        .append("host", "other".parse().unwrap());
+    assert_eq!(send(node.addr(), two_hosts).await.status(), 400);
     assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 200);
     shutdown(node).await;
 }

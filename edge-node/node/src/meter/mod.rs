@@ -23,6 +23,7 @@ pub(crate) mod upload;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Instant;
 
 use holm_model::usage::UsageRecord;
 
@@ -52,8 +53,9 @@ impl Meter {
     }
 
     /// Whether a new request may be taken: the journal keeps up and the spill can be written.
-    pub(crate) fn has_room(&self) -> bool {
-        self.progress.queued.load(Ordering::Relaxed) < JOURNAL_ROOM && self.spill.is_sound()
+    pub(crate) fn has_room(&mut self) -> bool {
+        self.progress.queued.load(Ordering::Relaxed) < JOURNAL_ROOM
+            && self.spill.is_sound(Instant::now())
     }
 
     /// Makes the record outlive this process; `boot_epoch` and `sequence` are filled in on the way.

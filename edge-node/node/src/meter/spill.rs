@@ -15,6 +15,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use holm_model::codec::{self, FrameError};
 use holm_model::ids::Digest;
@@ -22,7 +23,9 @@ use holm_model::usage::UsageRecord;
 
 use super::journal::Progress;
 use crate::files::FileError;
-use crate::limits::{MAX_SPILL_FRAME_BYTES, MAX_SPILL_SEGMENT_BYTES, SPILL_SEGMENT_BYTES};
+use crate::limits::{
+    COMMIT_RETRY, MAX_SPILL_FRAME_BYTES, MAX_SPILL_SEGMENT_BYTES, SPILL_SEGMENT_BYTES,
+};
 
 const CHECK_BYTES: usize = 8;
 const PREFIX_BYTES: usize = 4 + CHECK_BYTES;
@@ -37,10 +40,6 @@ pub(crate) enum SpillError {
     Encode(#[from] FrameError),
     #[error("the journal is so far behind that its spill segment is full; check the node's disk")]
     Full,
-    #[error(
-        "an earlier write to the spill segment failed and could not be undone; check the node's disk and restart it"
-    )]
-    Broken,
 }
 
 #[derive(Debug)]
@@ -60,7 +59,8 @@ pub(crate) struct SpillWriter {
     sides: [Segment; 2],
     current: usize,
     counter: u64,
-    sound: bool,
+    /// When a write failed last, unless one has succeeded since.
+    failed: Option<Instant>,
     segment_bytes: u64,
     frame: Vec<u8>,
 }
@@ -91,7 +91,7 @@ impl SpillWriter {
             sides: [side('a')?, side('b')?],
             current: 0,
             counter: 0,
-            sound: true,
+            failed: None,
             segment_bytes: SPILL_SEGMENT_BYTES,
             frame: Vec::new(),
         })
@@ -105,16 +105,42 @@ impl SpillWriter {
         self.lane
     }
 
-    /// Whether the next record can be expected to get in.
-    pub(crate) fn is_sound(&self) -> bool {
-        self.sound && self.sides[self.current].bytes < MAX_SPILL_SEGMENT_BYTES / 2
+    /// Whether the next record can be expected to get in. After a failure, that is tried from time
+    /// to time without a record.
+    pub(crate) fn is_sound(&mut self, now: Instant) -> bool {
+        if self.failed.is_some_and(|at| now >= at + COMMIT_RETRY) {
+            match self.rehearse() {
+                Ok(()) => {
+                    tracing::info!("usage records can be written again");
+                    self.failed = None;
+                }
+                Err(_) => self.failed = Some(now),
+            }
+        }
+        self.failed.is_none() && self.sides[self.current].bytes < MAX_SPILL_SEGMENT_BYTES / 2
+    }
+
+    /// Writes as much as a frame may have and takes it back.
+    fn rehearse(&mut self) -> io::Result<()> {
+        let segment = &mut self.sides[self.current];
+        segment.file.set_len(segment.bytes)?;
+        segment.file.write_all(&[0; MAX_SPILL_FRAME_BYTES])?;
+        segment.file.set_len(segment.bytes)
     }
 
     /// Appends the record with one write; returns its counter.
     pub(crate) fn append(&mut self, record: &UsageRecord) -> Result<u64, SpillError> {
-        if !self.sound {
-            return Err(SpillError::Broken);
+        let appended = self.try_append(record);
+        match &appended {
+            Ok(_) => self.failed = None,
+            Err(SpillError::File(_)) => self.failed = Some(Instant::now()),
+            // Of the record, or seen by its size.
+            Err(SpillError::Encode(_) | SpillError::Full) => {}
         }
+        appended
+    }
+
+    fn try_append(&mut self, record: &UsageRecord) -> Result<u64, SpillError> {
         self.turn()?;
         let counter = self.counter + 1;
         let encoded = codec::encode(record)?;
@@ -134,11 +160,14 @@ impl SpillWriter {
         if segment.bytes + self.frame.len() as u64 > MAX_SPILL_SEGMENT_BYTES {
             return Err(SpillError::Full);
         }
-        if let Err(error) = segment.file.write_all(&self.frame) {
-            // What is behind a torn frame would not be replayed, so the tear must go.
-            self.sound = segment.file.set_len(segment.bytes).is_ok();
-            return Err(FileError::new("append to", &segment.path, error).into());
-        }
+        // What is behind a torn frame would not be replayed, so a tear must go first.
+        let whole = match self.failed {
+            Some(_) => segment.file.set_len(segment.bytes),
+            None => Ok(()),
+        };
+        whole
+            .and_then(|()| segment.file.write_all(&self.frame))
+            .map_err(|error| FileError::new("append to", &segment.path, error))?;
         segment.bytes += self.frame.len() as u64;
         segment.last_counter = counter;
         self.counter = counter;
@@ -339,6 +368,31 @@ mod tests {
             .map(|f| f.records.iter().map(|(n, _)| *n).collect())
             .collect();
         assert_eq!(counters, [vec![4], vec![2, 3]]);
+    }
+
+    #[test]
+    fn a_full_disk_stops_the_spill_until_there_is_room_and_loses_nothing_before_or_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, _) = writer(dir.path());
+        spill.append(&numbered(1)).unwrap();
+        // A frame that got halfway, and then no room.
+        spill.sides[0].file.write_all(&[7; 30]).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let roomy = std::mem::replace(&mut spill.sides[0].file, full);
+        assert!(matches!(
+            spill.append(&numbered(2)),
+            Err(SpillError::File(_))
+        ));
+        let later = |n: u32| Instant::now() + n * COMMIT_RETRY;
+        assert!(!spill.is_sound(Instant::now()));
+        assert!(!spill.is_sound(later(1)), "still no room");
+        spill.sides[0].file = roomy;
+        assert!(!spill.is_sound(later(1)), "tried only from time to time");
+        assert!(spill.is_sound(later(3)));
+        spill.append(&numbered(3)).unwrap();
+        let found = leftovers(dir.path()).unwrap();
+        assert_eq!(found[0].torn_bytes, 0);
+        assert_eq!(found[0].records, [(1, numbered(1)), (2, numbered(3))]);
     }
 
     #[test]

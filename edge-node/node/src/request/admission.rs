@@ -17,7 +17,7 @@ use crate::pool::{Asked, Lease};
 /// The way in was not found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The queue is full, or the journal is behind.
+    /// The queue is full, or too many answers wait for their callers to take them.
     Full,
     /// The deadline was reached in the queue.
     Waited,
@@ -34,7 +34,7 @@ pub(crate) async fn admit(
     deadline: Instant,
     reply: &mut oneshot::Sender<Answer>,
 ) -> Result<(OwnedSemaphorePermit, Lease), Refusal> {
-    if !lane.meter.borrow().has_room() {
+    if !lane.answers.has_room() {
         return Err(Refusal::Full);
     }
     let mut place = None;

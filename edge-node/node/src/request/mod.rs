@@ -21,6 +21,7 @@
 //! the slot comes back and the record is written.
 
 mod admission;
+pub(crate) mod answers;
 pub(crate) mod body;
 mod head;
 mod invoke;
@@ -79,6 +80,10 @@ async fn take(
     let (mut head, body) = request.into_parts();
     if head.method == Method::CONNECT {
         return Err(Problem::BadMethod);
+    }
+    // A proxy before the node may have gone by the other one (RFC 9112, section 3.2).
+    if head.headers.get_all(HOST).iter().nth(1).is_some() {
+        return Err(Problem::BadHost);
     }
     let path_and_query = head.uri.path_and_query().map_or("/", |path| path.as_str());
     let host = match head.uri.authority() {

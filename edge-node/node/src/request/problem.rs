@@ -20,6 +20,8 @@ pub(crate) enum Problem {
     NotReady,
     /// The node has no room.
     Overloaded(FunctionName),
+    /// The node cannot put usage on record.
+    Unmetered,
     /// No slot came free before the deadline.
     QueuedTooLong(FunctionName),
     /// The request's body is larger than the function allows.
@@ -30,6 +32,8 @@ pub(crate) enum Problem {
     BodyTooSlow,
     /// The body is not what its framing says.
     BadBody,
+    /// The request names more than one host.
+    BadHost,
     /// This cannot be done with a function.
     BadMethod,
     /// The program crashed, broke a rule or ended without an answer.
@@ -47,12 +51,14 @@ impl Problem {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Problem::UnknownFunction => StatusCode::NOT_FOUND,
-            Problem::NotReady | Problem::Overloaded(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Problem::NotReady | Problem::Overloaded(_) | Problem::Unmetered => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Problem::QueuedTooLong(_) | Problem::TimedOut(..) => StatusCode::GATEWAY_TIMEOUT,
             Problem::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Problem::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Problem::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
-            Problem::BadBody => StatusCode::BAD_REQUEST,
+            Problem::BadBody | Problem::BadHost => StatusCode::BAD_REQUEST,
             Problem::BadMethod => StatusCode::METHOD_NOT_ALLOWED,
             Problem::Crashed(_) | Problem::BadAnswer(..) => StatusCode::BAD_GATEWAY,
             Problem::Node => StatusCode::INTERNAL_SERVER_ERROR,
@@ -65,11 +71,13 @@ impl Problem {
             Problem::UnknownFunction => ("unknown-function", "destination_not_found"),
             Problem::NotReady => ("not-ready", "destination_unavailable"),
             Problem::Overloaded(_) => ("overloaded", "connection_limit_reached"),
+            Problem::Unmetered => ("unmetered", "destination_unavailable"),
             Problem::QueuedTooLong(_) => ("queued-too-long", "connection_limit_reached"),
             Problem::BodyTooLarge(_) => ("body-too-large", "http_request_error"),
             Problem::HeadTooLarge => ("head-too-large", "http_request_error"),
             Problem::BodyTooSlow => ("body-too-slow", "http_request_error"),
             Problem::BadBody => ("bad-body", "http_request_error"),
+            Problem::BadHost => ("bad-host", "http_request_error"),
             Problem::BadMethod => ("bad-method", "http_request_denied"),
             Problem::Crashed(_) => ("function-crashed", "http_response_incomplete"),
             Problem::TimedOut(..) => ("function-timed-out", "http_response_timeout"),
@@ -94,6 +102,11 @@ impl Problem {
                 "No room",
                 format!("Too many requests for {function} wait on this node; try again, or another node."),
             ),
+            Problem::Unmetered => (
+                "No requests at present",
+                "The node cannot put usage on record at present, and so runs nothing; try another node."
+                    .into(),
+            ),
             Problem::QueuedTooLong(function) => (
                 "No room in time",
                 format!("The request for {function} waited for room on this node until its deadline; it was not run."),
@@ -113,6 +126,10 @@ impl Problem {
             Problem::BadBody => (
                 "Request body broken",
                 "The request's body is not what its framing says.".into(),
+            ),
+            Problem::BadHost => (
+                "More than one host",
+                "The request has several Host headers; send the one that is meant.".into(),
             ),
             Problem::BadMethod => {
                 ("Not for functions", "CONNECT cannot be passed on to a function.".into())
@@ -196,6 +213,7 @@ mod tests {
         for problem in [
             Problem::NotReady,
             Problem::Overloaded("a/b".parse().unwrap()),
+            Problem::Unmetered,
         ] {
             assert!(
                 problem

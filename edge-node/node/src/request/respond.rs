@@ -40,6 +40,13 @@ pub(crate) async fn carry(
     call: Call,
     mut reply: oneshot::Sender<Answer>,
 ) {
+    if !lane.meter.borrow_mut().has_room() {
+        // It does not run, so it needs no record, for which there may be no room either.
+        live.counts.add(Outcome::Shed, 0);
+        // If the caller has gone, there is nobody to tell.
+        let _ = reply.send(refuse(&lane, call.id, &Problem::Unmetered));
+        return;
+    }
     let deadline = call.accepted + live.deadline();
     let mut cost = Cost::default();
     let admitted = admit(&lane, &live, deadline, &mut reply).await;
@@ -97,10 +104,13 @@ pub(crate) async fn carry(
     let recorded = lane.meter.borrow_mut().record(record);
     if let Some(answer) = answer {
         // An execution that is not on record must not be answered as if it were.
-        let answer = recorded.map(|()| answer).unwrap_or_else(|error| {
-            tracing::error!(request = %call.id, %error, "the request cannot be metered");
-            refuse(&lane, call.id, &Problem::Node)
-        });
+        let answer = match recorded {
+            Err(error) if remains.is_some() => {
+                tracing::error!(request = %call.id, %error, "the request cannot be metered");
+                refuse(&lane, call.id, &Problem::Node)
+            }
+            _ => answer,
+        };
         // If the caller has just gone, there is nobody to tell.
         let _ = reply.send(answer);
     }

@@ -1,0 +1,184 @@
+//! Answers that callers have not taken yet: counted against what a thread may hold, and known by
+//! age, so that a caller who asks and does not read ties up neither memory nor a connection for good.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use http_body_util::Full;
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+
+use crate::limits::{MAX_ANSWER_BYTES_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
+
+/// Bytes of answers that a thread holds.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answers(Arc<AtomicUsize>);
+
+impl Answers {
+    /// Whether a request may run, whose answer will come on top.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.load(Ordering::Relaxed) < MAX_ANSWER_BYTES_PER_THREAD
+    }
+}
+
+/// The answers of one connection.
+#[derive(Debug)]
+pub(crate) struct Untaken {
+    answers: Answers,
+    /// The oldest first; those in front of it that were taken are removed.
+    since: RefCell<VecDeque<(Instant, Weak<Counted>)>>,
+}
+
+impl Untaken {
+    pub(crate) fn new(answers: &Answers) -> Self {
+        Untaken {
+            answers: answers.clone(),
+            since: RefCell::default(),
+        }
+    }
+
+    /// Counts the body until its last byte has been handed to the system.
+    pub(crate) fn count(&self, body: Full<Bytes>) -> CountedBody {
+        let bytes = body.size_hint().exact().unwrap_or(0) as usize;
+        self.answers.0.fetch_add(bytes, Ordering::Relaxed);
+        let counted = Arc::new(Counted {
+            bytes,
+            answers: self.answers.clone(),
+        });
+        let mut since = self.since.borrow_mut();
+        // Those behind one that stays would gather; there are no more than a connection has streams.
+        if since.len() >= 2 * MAX_STREAMS_PER_CONNECTION as usize {
+            since.retain(|(_, counted)| counted.strong_count() > 0);
+        }
+        since.push_back((Instant::now(), Arc::downgrade(&counted)));
+        drop(since);
+        CountedBody { body, counted }
+    }
+
+    /// Since when the oldest answer waits that has not been taken.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let mut since = self.since.borrow_mut();
+        while since.front()?.1.strong_count() == 0 {
+            since.pop_front();
+        }
+        since.front().map(|(at, _)| *at)
+    }
+}
+
+#[derive(Debug)]
+struct Counted {
+    bytes: usize,
+    answers: Answers,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.answers.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// A body that is counted as long as it or what was read from it is here.
+#[derive(Debug)]
+pub(crate) struct CountedBody {
+    body: Full<Bytes>,
+    counted: Arc<Counted>,
+}
+
+/// What was read from it: the connection keeps this until it is written.
+struct CountedBytes {
+    bytes: Bytes,
+    _counted: Arc<Counted>,
+}
+
+impl AsRef<[u8]> for CountedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Body for CountedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let counted = self.counted.clone();
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        frame.map_ok(|frame| {
+            frame.map_data(|bytes| {
+                Bytes::from_owner(CountedBytes {
+                    bytes,
+                    _counted: counted,
+                })
+            })
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    #[tokio::test]
+    async fn an_answer_counts_until_the_last_of_it_is_gone() {
+        let answers = Answers::default();
+        let connection = Untaken::new(&answers);
+        let held = || answers.0.load(Ordering::Relaxed);
+        let mut body = connection.count(Full::from("hello"));
+        assert_eq!(body.size_hint().exact(), Some(5));
+        let began = connection.oldest().unwrap();
+        let other = connection.count(Full::from("other"));
+        assert_eq!(held(), 10);
+        let read = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        drop(body);
+        assert_eq!((&read[..], held()), (&b"hello"[..], 10));
+        assert_eq!(connection.oldest(), Some(began));
+        drop(read);
+        assert_eq!(held(), 5);
+        assert!(connection.oldest().unwrap() > began);
+        drop(other);
+        assert_eq!((held(), connection.oldest()), (0, None));
+    }
+
+    #[test]
+    fn one_answer_that_stays_does_not_keep_the_memory_of_those_behind_it() {
+        let answers = Answers::default();
+        let connection = Untaken::new(&answers);
+        let stays = connection.count(Full::from("x"));
+        for _ in 0..10 * MAX_STREAMS_PER_CONNECTION {
+            drop(connection.count(Full::from("y")));
+        }
+        assert!(connection.since.borrow().len() <= 2 * MAX_STREAMS_PER_CONNECTION as usize);
+        assert!(connection.oldest().is_some());
+        drop(stays);
+        assert_eq!(connection.oldest(), None);
+    }
+
+    #[test]
+    fn too_much_that_nobody_takes_leaves_no_room() {
+        let answers = Answers::default();
+        let connection = Untaken::new(&answers);
+        assert!(answers.has_room());
+        let large = Bytes::from(vec![0; MAX_ANSWER_BYTES_PER_THREAD]);
+        let body = connection.count(Full::new(large));
+        assert!(!answers.has_room());
+        drop(body);
+        assert!(answers.has_room());
+    }
+}
