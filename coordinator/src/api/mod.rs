@@ -16,7 +16,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, head, post, put};
@@ -118,19 +118,24 @@ async fn authenticate(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let token = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "))
-        .map(<[u8]>::trim_ascii);
     // Looked up by digest: how long that takes says nothing about any valid token.
-    match token {
+    match bearer(request.headers()) {
         Some(token) if api.store.knows_api_token(Digest::of(token)).await? => {
             Ok(next.run(request).await)
         }
         Some(_) => Err(ApiError::unauthorized("the bearer token is not valid here")),
         None => Err(ApiError::unauthorized("the request has no bearer token")),
     }
+}
+
+/// The token that a request shows; the scheme's name may be in any case (RFC 9110, section 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"Bearer ";
+    let shown = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = shown.split_at_checked(SCHEME.len())?;
+    scheme
+        .eq_ignore_ascii_case(SCHEME)
+        .then(|| token.trim_ascii())
 }
 
 async fn no_such_path(request: Request) -> ApiError {
@@ -161,4 +166,27 @@ async fn wrong_method(request: Request) -> ApiError {
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     // The panic hook has told where.
     ApiError::internal("a handler panicked").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_bearer_token_is_found_in_any_case_of_its_scheme_and_nothing_else_is_one() {
+        let of = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
+            bearer(&headers).map(<[u8]>::to_vec)
+        };
+        for value in ["Bearer abc", "bearer abc", "BEARER  abc "] {
+            assert_eq!(of(value).as_deref(), Some(&b"abc"[..]), "{value}");
+        }
+        for value in ["", "abc", "Basic abc", "Bearer", "Bearerabc"] {
+            assert_eq!(of(value), None, "{value}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()), None);
+    }
 }
