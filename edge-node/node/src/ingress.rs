@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 use holm_vmm::Slot;
@@ -23,9 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{
-    ANSWER_TIMEOUT, DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION,
-};
+use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
 use crate::pool::{Janitor, Lease, Pool};
@@ -242,7 +240,7 @@ async fn connection(
                 if !asked.get() {
                     return;
                 }
-                if untaken.oldest().is_some_and(|since| since.elapsed() > ANSWER_TIMEOUT) {
+                if untaken.is_overdue(Instant::now()) {
                     tracing::warn!(%peer, "a caller does not take its answer; the connection is closed");
                     return;
                 }

@@ -30,6 +30,8 @@ pub const MAX_BODY_BYTES_PER_THREAD: usize = 256 << 20;
 pub const MAX_ANSWER_BYTES_PER_THREAD: usize = 256 << 20;
 /// How long a caller may take to receive one answer; then its connection is closed.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// The same while the thread holds [`MAX_ANSWER_BYTES_PER_THREAD`] and turns others away for it.
+pub const PRESSED_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a caller may take to send a request's head; an idle connection is closed after it.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller may take to send a request's body.
@@ -99,6 +101,7 @@ pub const LAST_UPLOAD: Duration = Duration::from_secs(2);
 const _: () = {
     assert!(FIRST_QUANTUM.as_nanos() <= INLINE_BUDGET.as_nanos());
     assert!(MAX_REQUEST_BODY_BYTES as usize <= MAX_BODY_BYTES_PER_THREAD);
+    assert!(PRESSED_ANSWER_TIMEOUT.as_nanos() <= ANSWER_TIMEOUT.as_nanos());
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);

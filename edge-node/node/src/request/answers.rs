@@ -13,7 +13,9 @@ use std::time::Instant;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
-use crate::limits::{MAX_ANSWER_BYTES_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
+use crate::limits::{
+    ANSWER_TIMEOUT, MAX_ANSWER_BYTES_PER_THREAD, MAX_STREAMS_PER_CONNECTION, PRESSED_ANSWER_TIMEOUT,
+};
 
 /// Bytes of answers that a thread holds.
 #[derive(Clone, Debug, Default)]
@@ -60,8 +62,18 @@ impl Untaken {
         CountedBody { body, counted }
     }
 
+    /// Whether the caller has left an answer lying for too long.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        let patience = match self.answers.has_room() {
+            true => ANSWER_TIMEOUT,
+            false => PRESSED_ANSWER_TIMEOUT,
+        };
+        self.oldest()
+            .is_some_and(|since| now.saturating_duration_since(since) > patience)
+    }
+
     /// Since when the oldest answer waits that has not been taken.
-    pub(crate) fn oldest(&self) -> Option<Instant> {
+    fn oldest(&self) -> Option<Instant> {
         let mut since = self.since.borrow_mut();
         while since.front()?.1.strong_count() == 0 {
             since.pop_front();
@@ -180,5 +192,21 @@ mod tests {
         assert!(!answers.has_room());
         drop(body);
         assert!(answers.has_room());
+    }
+
+    #[test]
+    fn who_does_not_take_an_answer_is_overdue_sooner_when_others_are_turned_away_for_it() {
+        let answers = Answers::default();
+        let (slow, other) = (Untaken::new(&answers), Untaken::new(&answers));
+        let small = slow.count(Full::from("x"));
+        let now = Instant::now();
+        assert!(!slow.is_overdue(now + PRESSED_ANSWER_TIMEOUT * 2));
+        assert!(slow.is_overdue(now + ANSWER_TIMEOUT * 2));
+        let large = Bytes::from(vec![0; MAX_ANSWER_BYTES_PER_THREAD]);
+        let _large = other.count(Full::new(large));
+        assert!(!slow.is_overdue(now));
+        assert!(slow.is_overdue(now + PRESSED_ANSWER_TIMEOUT * 2));
+        drop(small);
+        assert!(!slow.is_overdue(now + ANSWER_TIMEOUT * 2));
     }
 }
