@@ -73,6 +73,13 @@ pub(crate) fn all(hypervisor: &Hypervisor) -> Result<Vec<Subject<'_>>> {
             cycle: fresh(hypervisor, &c, true)?,
         },
         Subject {
+            name: "sdk-restore",
+            what: "SDK hello: a snapshot from disk that is verified already, into a slot of another version, to \
+                   response",
+            per_round: 5,
+            cycle: restore(hypervisor, &rust, &c)?,
+        },
+        Subject {
             name: "sdk-cold",
             what: "SDK hello: snapshot from disk into a slot, request to response",
             per_round: 5,
@@ -132,8 +139,34 @@ fn fresh<'a>(
     }))
 }
 
+/// What the first request of a version costs where a node has admitted the version and no slot holds it.
+fn restore<'a>(
+    hypervisor: &'a Hypervisor,
+    snapshot: &Arc<Snapshot>,
+    other: &Arc<Snapshot>,
+) -> Result<Cycle<'a>> {
+    let directory = tempfile::tempdir().context("cannot make a directory")?;
+    let path = directory.path().join("snapshot");
+    snapshot.save(&path).context("cannot save the snapshot")?;
+    let loaded = Snapshot::load(hypervisor, &path).context("cannot load from disk")?;
+    let other = Arc::clone(other);
+    let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
+    Ok(Box::new(move || {
+        // Moved in, so that the file lives as long as it is mapped.
+        let _ = &directory;
+        slot.load(&other).context("cannot load the other version")?;
+        let started = Instant::now();
+        slot.load(&loaded).context("cannot load into the slot")?;
+        invoke(&mut slot)?;
+        let took = started.elapsed();
+        slot.reset().context("cannot reset")?;
+        Ok(took)
+    }))
+}
+
 /// The first request of a version whose snapshot is on disk, in the page cache as after a deploy; the
 /// slot was made ahead.
+/// Reading and verifying the snapshot is part of it.
 fn cold<'a>(hypervisor: &'a Hypervisor, snapshot: &Arc<Snapshot>) -> Result<Cycle<'a>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let path = directory.path().join("snapshot");

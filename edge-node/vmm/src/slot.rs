@@ -74,9 +74,11 @@ impl Slot {
     /// Makes the slot a pristine instance of `snapshot`, whatever it held before.
     pub fn load(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), VmmError> {
         self.state = State::Broken;
-        self.vm
-            .machine
-            .attach(snapshot.map()?, snapshot.layout.pml4())?;
+        let memory = snapshot.map()?;
+        for run in snapshot.working_set.get().into_iter().flatten() {
+            memory.populate(run.start, run.end - run.start)?;
+        }
+        self.vm.machine.attach(memory, snapshot.layout.pml4())?;
         self.snapshot = Some(Arc::clone(snapshot));
         self.vm.layout = snapshot.layout;
         self.state = State::Ready;
@@ -170,6 +172,7 @@ impl Slot {
         if tables || pages > MAX_COPIED_PAGES {
             return self.load(&snapshot);
         }
+        snapshot.working_set.get_or_init(|| self.written.clone());
         for run in &self.written {
             memory.copy_from(&snapshot.pristine, run.start, run.end - run.start)?;
         }

@@ -16,8 +16,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use holm_hostcall::{ABI_VERSION, PAGE_BYTES};
 use holm_model::limits::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
@@ -31,6 +31,7 @@ use crate::hostcall::Buffer;
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
+use crate::pagemap::Written;
 use crate::symbols::Symbols;
 use crate::{Hypervisor, VmmError};
 
@@ -85,6 +86,8 @@ pub struct Snapshot {
     pub(crate) symbols: Symbols,
     /// The pristine pages, read only.
     pub(crate) pristine: GuestMemory,
+    /// What the first request that was reset had written: what most will write.
+    pub(crate) working_set: OnceLock<Vec<Written>>,
     file: File,
     file_offset: u64,
     cpu_digest: [u8; 32],
@@ -141,6 +144,7 @@ impl Snapshot {
             wait,
             symbols,
             pristine,
+            working_set: OnceLock::new(),
             file,
             file_offset,
             cpu_digest,
