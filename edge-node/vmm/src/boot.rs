@@ -101,9 +101,9 @@ pub fn prepare(
             }
             Stop::Yielded => continue,
             Stop::Answered(_) => VmmError::Misuse("an answer before a request").into(),
-            Stop::Failed(Failure::Deadline) => Failure::Crash(CrashReport::of(format!(
+            Stop::Failed(Failure::Deadline(place)) => Failure::Crash(CrashReport::of(format!(
                 "the program was not ready within {} ms: it has to listen on $PORT ({}) and wait for \
-                 a connection",
+                 a connection{place}",
                 deadline.as_millis(),
                 config.port
             ))),

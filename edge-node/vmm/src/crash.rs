@@ -4,15 +4,15 @@ use std::fmt;
 
 use holm_hostcall::{
     HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR,
-    abort_reason,
+    USER_START, abort_reason,
 };
 use kvm_bindings::kvm_regs;
 
-use crate::VmmError;
 use crate::cpu::{FRAME_BYTES, GATE_FRAME_ADDR, InterruptFrame};
 use crate::layout::Layout;
 use crate::machine::Machine;
 use crate::symbols::Symbols;
+use crate::{Place, VmmError};
 
 /// What happened to a program that will not answer. `Display` gives the report for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +103,20 @@ pub(crate) fn of_exception(
         instruction: Some(frame.rip),
         symbol: place(frame.rip, symbols),
         registers: Some(registers(&regs, &frame)),
+    }))
+}
+
+/// Where a guest is that was stopped from outside.
+pub(crate) fn place_of(machine: &Machine, symbols: &Symbols) -> Place {
+    let Ok(regs) = machine.regs() else {
+        return Place::default();
+    };
+    Place(Some(match regs.rip {
+        0..USER_START => "waiting for the host".into(),
+        rip => match place(rip, symbols) {
+            Some(symbol) => format!("at instruction {rip:#x} in {symbol}"),
+            None => format!("at instruction {rip:#x}"),
+        },
     }))
 }
 

@@ -36,7 +36,7 @@ pub use boot::{GuestConfig, PrepareError, Prepared, machine_image, prepare};
 pub use crash::CrashReport;
 pub use hypervisor::{Hypervisor, KvmKind};
 pub use image::KERNEL_IMAGE;
-pub use request::{Failure, Limits, Request, Response, RunStats, Step};
+pub use request::{Failure, Limits, Place, Request, Response, RunStats, Step};
 pub use slot::Slot;
 pub use snapshot::{Snapshot, SnapshotError};
 

@@ -1,5 +1,6 @@
 //! What goes into an invocation and what comes out of it.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::{CrashReport, VmmError};
@@ -59,17 +60,30 @@ pub enum Failure {
     #[error("{0}")]
     Crash(Box<CrashReport>),
     /// It took too long.
-    #[error("the function did not answer before its deadline")]
-    Deadline,
+    #[error("the function did not answer before its deadline{0}")]
+    Deadline(Place),
     /// It computed too long.
-    #[error("the function used up its CPU limit before it answered")]
-    CpuLimit,
+    #[error("the function used up its CPU limit before it answered{0}")]
+    CpuLimit(Place),
     /// What it answered cannot be passed on.
     #[error("the function's response cannot be passed on: {0}")]
     BadResponse(String),
     /// The host could not do its part.
     #[error("{0}")]
     Host(#[from] VmmError),
+}
+
+/// Where a program was when it was stopped, if that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place(pub(crate) Option<String>);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(place) => write!(f, "; it was {place}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What one invocation took.

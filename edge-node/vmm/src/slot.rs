@@ -287,7 +287,9 @@ impl Runner {
         self.stats.wall += start.elapsed();
         self.stats.cpu = cpu_before + thread_cpu().saturating_sub(cpu_start);
         match stop {
-            Ok(Stop::Yielded) if self.stats.cpu >= limits.cpu => Stop::Failed(Failure::CpuLimit),
+            Ok(Stop::Yielded) if self.stats.cpu >= limits.cpu => {
+                Stop::Failed(Failure::CpuLimit(crash::place_of(&self.machine, symbols)))
+            }
             Ok(stop) => stop,
             Err(error) => Stop::Failed(Failure::Host(error)),
         }
@@ -307,7 +309,8 @@ impl Runner {
         loop {
             let now = Instant::now();
             if now >= limits.deadline {
-                return Ok(Stop::Failed(Failure::Deadline));
+                let place = crash::place_of(&self.machine, symbols);
+                return Ok(Stop::Failed(Failure::Deadline(place)));
             }
             let left = until.min(limits.deadline).saturating_duration_since(now);
             if left.is_zero() {

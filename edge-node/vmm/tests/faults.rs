@@ -235,7 +235,7 @@ fn kvm_a_bad_hostcall_harms_only_the_one_who_makes_it() {
                 assert!(refused || harmless.contains(&path), "{path}: {text}");
             }
             Err(Failure::Host(error)) => panic!("{path} is blamed on the host: {error}"),
-            Err(Failure::Deadline) => {
+            Err(Failure::Deadline(_)) => {
                 assert!(matches!(path, "/park_for_ever" | "/for_ever"), "{path}");
             }
             Err(failure) => assert!(!failure.to_string().is_empty(), "{path}"),
@@ -264,7 +264,9 @@ fn kvm_a_program_that_never_answers_is_stopped_at_its_deadline() {
             "{late:?}"
         );
         match outcome.result {
-            Err(Failure::Deadline) => {}
+            Err(Failure::Deadline(place)) => {
+                assert!(place.to_string().contains("it was "), "{place}");
+            }
             // A wait without end is found out at once.
             Err(Failure::Crash(report)) if name == "sleeps" => {
                 assert!(report.what.contains("never come"), "{report}");
@@ -283,7 +285,12 @@ fn kvm_the_cpu_limit_stops_what_computes_too_long() {
     let mut function = Function::new(&guest("loops"));
     function.cpu = Duration::from_millis(30);
     let outcome = function.fresh("GET", "/", b"");
-    assert!(matches!(outcome.result, Err(Failure::CpuLimit)));
+    let failure = outcome.result.unwrap_err();
+    assert!(matches!(failure, Failure::CpuLimit(_)));
+    assert!(
+        failure.to_string().contains("it was at instruction"),
+        "{failure}"
+    );
     assert!(function.slot.stats().cpu < function.deadline);
 }
 

@@ -321,7 +321,7 @@ fn response(outcome: Outcome, is_head: bool) -> Answer {
         Ok(response) => response,
         Err(failure) => {
             let status = match failure {
-                Failure::Deadline | Failure::CpuLimit => StatusCode::GATEWAY_TIMEOUT,
+                Failure::Deadline(_) | Failure::CpuLimit(_) => StatusCode::GATEWAY_TIMEOUT,
                 Failure::Crash(_) | Failure::BadResponse(_) => StatusCode::BAD_GATEWAY,
                 Failure::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,
             };

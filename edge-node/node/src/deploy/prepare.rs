@@ -7,7 +7,9 @@ use holm_model::artifact::Statement;
 use holm_model::ids::{RequestId, VersionId};
 use holm_model::program::Program;
 use holm_model::usage::{Outcome, UsageRecord};
-use holm_vmm::{Failure, GuestConfig, Hypervisor, Limits, Request, Response, Slot, Snapshot, Step};
+use holm_vmm::{
+    Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
+};
 
 use super::routes::Live;
 use super::store::DeployStore;
@@ -169,7 +171,7 @@ fn run(slot: &mut Slot, deadline: Instant) -> Result<Response, Failure> {
             Step::Parked(until) => {
                 let now = Instant::now();
                 if now >= deadline {
-                    return Err(Failure::Deadline);
+                    return Err(Failure::Deadline(Place::default()));
                 }
                 std::thread::sleep(until.min(deadline).saturating_duration_since(now));
             }
@@ -181,7 +183,7 @@ fn run(slot: &mut Slot, deadline: Instant) -> Result<Response, Failure> {
 pub(crate) fn outcome(failure: &Failure) -> Outcome {
     match failure {
         Failure::Crash(_) | Failure::BadResponse(_) => Outcome::Crash,
-        Failure::Deadline | Failure::CpuLimit => Outcome::Timeout,
+        Failure::Deadline(_) | Failure::CpuLimit(_) => Outcome::Timeout,
         Failure::Host(_) => Outcome::PlatformFault,
     }
 }

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use holm_vmm::{Failure, Limits, Request, Response, Slot, Step, VmmError};
+use holm_vmm::{Failure, Limits, Place, Request, Response, Slot, Step, VmmError};
 use tokio::sync::oneshot;
 
 use super::{Answer, Call};
@@ -156,7 +156,7 @@ async fn run(
             Step::Parked(until) => {
                 if Instant::now() >= deadline {
                     return (
-                        Ending::Failed(Failure::Deadline),
+                        Ending::Failed(Failure::Deadline(Place::default())),
                         Remains::Broken(Some(slot), id),
                     );
                 }

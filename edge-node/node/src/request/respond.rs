@@ -167,8 +167,8 @@ fn concluded(
             }
             let problem = match failure {
                 Failure::Crash(_) => Problem::Crashed(name()),
-                Failure::Deadline => Problem::TimedOut(name(), "deadline"),
-                Failure::CpuLimit => Problem::TimedOut(name(), "CPU limit"),
+                Failure::Deadline(_) => Problem::TimedOut(name(), "deadline"),
+                Failure::CpuLimit(_) => Problem::TimedOut(name(), "CPU limit"),
                 Failure::BadResponse(why) => Problem::BadAnswer(name(), why),
                 Failure::Host(_) => Problem::Node,
             };
