@@ -1,11 +1,13 @@
 //! The first start of a program: lay out its memory, run it until it waits for a request, take the
 //! snapshot.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holm_hostcall::{
     ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR,
+    STACK_GUARD_BYTES,
 };
 use holm_model::program::Program;
 use kvm_bindings::{kvm_regs, kvm_xsave};
@@ -73,12 +75,8 @@ pub fn prepare(
     config: &GuestConfig,
     deadline: Duration,
 ) -> Result<Prepared, PrepareError> {
-    let base = base_of(program);
-    let layout = Layout::new(base + program.start_page(), config.memory_bytes);
-    let symbols = Symbols::of_program(&program.bytes, base);
-    let file = anonymous_file(layout.total_bytes())?;
-    let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
-    let start = load(&memory, &layout, program, base, config)?;
+    let symbols = Symbols::of_program(&program.bytes, base_of(program));
+    let (layout, file, memory, start) = lay_out(program, config)?;
 
     let mut runner = Runner::new(hypervisor)?;
     runner.machine.attach(memory, layout.pml4())?;
@@ -126,14 +124,23 @@ pub fn prepare(
 
 /// The whole memory of a guest before its first instruction, for the kernel image's PVH entry.
 pub fn machine_image(program: &Program, config: &GuestConfig) -> Result<Vec<u8>, PrepareError> {
+    let (_, _, memory, _) = lay_out(program, config)?;
+    let mut image = vec![0; memory.bytes() as usize];
+    memory.read(0, &mut image)?;
+    Ok(image)
+}
+
+/// A guest's memory before its first instruction, the file behind it, and the vCPU's state.
+fn lay_out(
+    program: &Program,
+    config: &GuestConfig,
+) -> Result<(Layout, File, GuestMemory, CpuState), PrepareError> {
     let base = base_of(program);
     let layout = Layout::new(base + program.start_page(), config.memory_bytes);
     let file = anonymous_file(layout.total_bytes())?;
     let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
-    load(&memory, &layout, program, base, config)?;
-    let mut image = vec![0; memory.bytes() as usize];
-    memory.read(0, &mut image)?;
-    Ok(image)
+    let start = load(&memory, &layout, program, base, config)?;
+    Ok((layout, file, memory, start))
 }
 
 /// What a program's addresses are moved by.
@@ -148,7 +155,7 @@ fn base_of(program: &Program) -> u64 {
 fn capture(
     hypervisor: &Hypervisor,
     runner: &mut Runner,
-    file: std::fs::File,
+    file: File,
     wait: Buffer,
     symbols: Symbols,
 ) -> Result<Arc<Snapshot>, VmmError> {
@@ -170,7 +177,7 @@ fn state_behind_gate(machine: &Machine) -> Result<CpuState, VmmError> {
 
 /// A program whose segments do not fit its memory is the publisher's mistake.
 fn does_not_fit(config: &GuestConfig, segments_bytes: u64) -> PrepareError {
-    let body = segments_bytes.next_multiple_of(PAGE_BYTES) + GUARD_BYTES;
+    let body = segments_bytes.next_multiple_of(PAGE_BYTES) + STACK_GUARD_BYTES;
     // The stack grows with the memory, by an eighth of it, so this ends.
     let mut needed = body;
     while body + Layout::new(PROGRAM_ADDR, needed).stack_bytes() > needed {
@@ -206,7 +213,7 @@ fn load(
         let end = start
             .checked_add(segment.memory_bytes)
             .and_then(|end| end.checked_next_multiple_of(PAGE_BYTES))
-            .filter(|end| start >= PROGRAM_ADDR && *end <= stack_start - GUARD_BYTES)
+            .filter(|end| start >= PROGRAM_ADDR && *end <= stack_start - STACK_GUARD_BYTES)
             .ok_or_else(|| {
                 let top = base
                     .saturating_add(segment.addr)
@@ -227,7 +234,7 @@ fn load(
         brk_start = brk_start.max(end);
     }
     ranges.push(Range {
-        start: stack_start - GUARD_BYTES,
+        start: stack_start - STACK_GUARD_BYTES,
         end: stack_start,
         access: Access::None,
     });
@@ -268,9 +275,6 @@ fn load(
         xsave: initial_xsave(),
     })
 }
-
-/// Unmapped bytes below the stack.
-const GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
 /// Extended state as Linux gives it to a new program (Intel SDM volume 1, 13.4): x87 control word
 /// 0x37F, MXCSR 0x1F80, every component in its initial configuration.

@@ -8,7 +8,7 @@
 //! page that was in use before is zeroed when it is given out again. Nothing here can exceed the
 //! manifest's memory limit, which is the size of the stretch.
 
-use holm_hostcall::{BootPage, PAGE_BYTES};
+use holm_hostcall::{BootPage, PAGE_BYTES, STACK_GUARD_BYTES};
 
 use crate::errno::{Errno, SysResult};
 use crate::{host, log};
@@ -17,8 +17,6 @@ use crate::{host, log};
 const MAX_MAPPINGS: usize = 512;
 /// Reservations up to this size are closed at once.
 const MAX_CLOSED_BYTES: u64 = 64 * PAGE_BYTES;
-/// Bytes below the stack that nothing may use.
-const STACK_GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;

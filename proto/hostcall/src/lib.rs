@@ -71,6 +71,9 @@ pub const KERNEL_END: u64 = 0x20_0000;
 /// The lowest start of program memory.
 pub const PROGRAM_ADDR: u64 = KERNEL_END;
 
+/// Bytes below the program's stack that are never mapped and never given out.
+pub const STACK_GUARD_BYTES: u64 = 16 * PAGE_BYTES;
+
 /// Exception vector of a hostcall: `int3` at the kernel image's symbol `hostcall_gate`.
 pub const HOSTCALL_VECTOR: u8 = 3;
 /// I/O port of the exit that a hostcall makes.
@@ -99,7 +102,7 @@ pub mod selector {
 pub struct BootPage {
     /// [`ABI_VERSION`] of the host.
     pub abi_version: u32,
-    /// Which way `syscall` goes here and other facts; see [`boot_flags`].
+    /// Unused, zero.
     pub flags: u32,
     /// Changes at every restore; never the same twice on a node.
     pub generation: u64,
@@ -136,12 +139,6 @@ impl BootPage {
     pub fn stack_bytes(&self) -> u64 {
         (self.program_start + self.memory_bytes).saturating_sub(self.stack_start)
     }
-}
-
-/// Bits of [`BootPage::flags`].
-pub mod boot_flags {
-    /// The CPU has AVX state; kept for the library OS's own choices.
-    pub const HAS_AVX: u32 = 1;
 }
 
 /// The arguments and the result of a hostcall, on the call page.
