@@ -136,7 +136,7 @@ fn lay_out(
     config: &GuestConfig,
 ) -> Result<(Layout, File, GuestMemory, CpuState), PrepareError> {
     let base = base_of(program);
-    let layout = Layout::new(base + program.start_page(), config.memory_bytes);
+    let layout = Layout::new(base + program.start_page(), config.memory_bytes, 0);
     let file = anonymous_file(layout.total_bytes())?;
     let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
     let start = load(&memory, &layout, program, base, config)?;
@@ -180,8 +180,8 @@ fn does_not_fit(config: &GuestConfig, segments_bytes: u64) -> PrepareError {
     let body = segments_bytes.next_multiple_of(PAGE_BYTES) + STACK_GUARD_BYTES;
     // The stack grows with the memory, by an eighth of it, so this ends.
     let mut needed = body;
-    while body + Layout::new(PROGRAM_ADDR, needed).stack_bytes() > needed {
-        needed = body + Layout::new(PROGRAM_ADDR, needed).stack_bytes();
+    while body + Layout::new(PROGRAM_ADDR, needed, 0).stack_bytes() > needed {
+        needed = body + Layout::new(PROGRAM_ADDR, needed, 0).stack_bytes();
     }
     let what = format!(
         "the program does not fit its memory: with its stack it needs {needed} bytes, [limits] memory \
@@ -205,7 +205,7 @@ fn load(
 ) -> Result<CpuState, PrepareError> {
     let image = Image::get();
     image.load(memory)?;
-    let stack_start = layout.tables - layout.stack_bytes();
+    let stack_start = layout.program_end() - layout.stack_bytes();
     let mut ranges = Vec::new();
     let mut brk_start = layout.program_start;
     for segment in &program.segments {
@@ -259,7 +259,17 @@ fn load(
     }
     boot.extend_from_slice(&u32::from(config.port).to_le_bytes());
     boot.extend_from_slice(&0u32.to_le_bytes());
-    boot.extend_from_slice(&layout.program_start.to_le_bytes());
+    for word in [
+        layout.program_start,
+        layout.tables,
+        layout.sparse_directories(),
+        layout.sparse_tables(),
+        layout.sparse_table_count(),
+        layout.files(),
+        layout.files_bytes,
+    ] {
+        boot.extend_from_slice(&word.to_le_bytes());
+    }
     debug_assert_eq!(boot.len(), size_of::<holm_hostcall::BootPage>());
     memory.write(BOOT_ADDR, &boot)?;
 
@@ -318,7 +328,7 @@ fn write_stack(
     /// User mode may use WRFSBASE and its kin.
     const HWCAP2_FSGSBASE: u64 = 1 << 1;
 
-    let mut top = layout.tables;
+    let mut top = layout.program_end();
     let mut push = |bytes: &[u8]| -> Result<u64, VmmError> {
         top -= bytes.len() as u64;
         memory.write(top, bytes)?;

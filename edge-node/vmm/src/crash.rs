@@ -3,14 +3,15 @@
 use std::fmt;
 
 use holm_hostcall::{
-    HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, STUB_STACK_ADDR,
-    USER_START, abort_reason,
+    HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, Registers,
+    STUB_STACK_ADDR, USER_START, abort_reason,
 };
 use kvm_bindings::kvm_regs;
 
 use crate::cpu::{FRAME_BYTES, GATE_FRAME_ADDR, InterruptFrame};
-use crate::layout::Layout;
+use crate::layout::{Layout, View};
 use crate::machine::Machine;
+use crate::memory::GuestMemory;
 use crate::symbols::Symbols;
 use crate::{Place, VmmError};
 
@@ -64,46 +65,100 @@ impl CrashReport {
     }
 }
 
-/// The exception that the guest has just left with.
+/// An exception, and the registers that the program had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fault {
+    pub(crate) vector: u8,
+    pub(crate) error_code: u64,
+    /// The address that could not be accessed, for a page fault.
+    pub(crate) address: u64,
+    pub(crate) registers: Registers,
+}
+
+/// The registers that the library OS has laid down at `addr`; zeroes if it has not.
+pub(crate) fn read_registers(view: View<'_>, addr: u64) -> Result<Registers, VmmError> {
+    let mut bytes = [0; size_of::<Registers>()];
+    if !view.read(addr, &mut bytes)? {
+        return Ok(Registers::default());
+    }
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
+        u64::from_le_bytes(word)
+    };
+    Ok(Registers {
+        rdi: word(0),
+        rsi: word(1),
+        rdx: word(2),
+        r10: word(3),
+        r8: word(4),
+        r9: word(5),
+        r15: word(6),
+        r14: word(7),
+        r13: word(8),
+        r12: word(9),
+        rbp: word(10),
+        rbx: word(11),
+        r11: word(12),
+        rcx: word(13),
+        rax: word(14),
+        rip: word(15),
+        cs: word(16),
+        rflags: word(17),
+        rsp: word(18),
+        ss: word(19),
+    })
+}
+
+/// An exception that the program did not handle, as the library OS tells it.
+pub(crate) fn of_fault(
+    fault: &Fault,
+    view: View<'_>,
+    symbols: &Symbols,
+) -> Result<Box<CrashReport>, VmmError> {
+    let address = (fault.vector == 14).then_some(fault.address);
+    let what = match address {
+        Some(address) => page_fault(address, fault.error_code, &fault.registers, view.layout),
+        None => exception(fault.vector, &fault.registers, view),
+    };
+    Ok(Box::new(CrashReport {
+        what: what + &refused_memory(view.memory)?,
+        vector: Some(fault.vector),
+        address,
+        instruction: Some(fault.registers.rip),
+        symbol: place(fault.registers.rip, symbols),
+        registers: Some(registers(&fault.registers)),
+    }))
+}
+
+/// An exception with which the guest has just left for good: the library OS's own, or one that a program
+/// brings about which jumps there.
 pub(crate) fn of_exception(
     machine: &Machine,
-    layout: &Layout,
+    view: View<'_>,
     symbols: &Symbols,
 ) -> Result<Box<CrashReport>, VmmError> {
     let regs = machine.regs()?;
-    let memory = machine.memory()?;
-    let stack = STUB_STACK_ADDR..STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES;
+    let stack = STUB_STACK_ADDR..STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES - 16;
     if !stack.contains(&regs.rsp) {
         return Ok(CrashReport::of(
             "the guest's CPL 0 stub was entered in an unknown way",
         ));
     }
-    // The stub pushed the vector onto what the CPU pushed.
-    let vector = memory.read_u64(regs.rsp)? as u8;
-    let has_error_code = matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30);
-    let error_code = if has_error_code {
-        memory.read_u64(regs.rsp + 8)?
-    } else {
-        0
+    // The stub has left the vector and an error code below what the CPU pushed.
+    let vector = view.memory.read_u64(regs.rsp)? as u8;
+    let frame = InterruptFrame::read(view.memory, regs.rsp + 16)?;
+    let fault = Fault {
+        vector,
+        error_code: view.memory.read_u64(regs.rsp + 8)?,
+        address: if vector == 14 {
+            machine.sregs()?.cr2
+        } else {
+            0
+        },
+        registers: registers_in(&regs, &frame),
     };
-    let frame = InterruptFrame::read(memory, regs.rsp + if has_error_code { 16 } else { 8 })?;
-    let fault_address = if vector == 14 {
-        Some(machine.sregs()?.cr2)
-    } else {
-        None
-    };
-    let what = match fault_address {
-        Some(address) => page_fault(address, error_code, &frame, layout),
-        None => exception(vector, &frame, memory),
-    };
-    Ok(Box::new(CrashReport {
-        what: what + &refused_memory(machine)?,
-        vector: Some(vector),
-        address: fault_address,
-        instruction: Some(frame.rip),
-        symbol: place(frame.rip, symbols),
-        registers: Some(registers(&regs, &frame)),
-    }))
+    of_fault(&fault, view, symbols)
 }
 
 /// Where a guest is that was stopped from outside.
@@ -132,7 +187,7 @@ pub(crate) fn of_breakpoint(
         address: None,
         instruction: Some(frame.rip),
         symbol: place(frame.rip, symbols),
-        registers: Some(registers(&machine.regs()?, &frame)),
+        registers: Some(registers(&registers_in(&machine.regs()?, &frame))),
     }))
 }
 
@@ -144,10 +199,10 @@ fn place(instruction: u64, symbols: &Symbols) -> Option<String> {
 }
 
 /// Error code of a page fault: Intel SDM volume 3, 4.7.
-fn page_fault(address: u64, error_code: u64, frame: &InterruptFrame, layout: &Layout) -> String {
+fn page_fault(address: u64, error_code: u64, frame: &Registers, layout: &Layout) -> String {
     const WRITE: u64 = 1 << 1;
     const FETCH: u64 = 1 << 4;
-    let stack_end = layout.tables;
+    let stack_end = layout.program_end();
     let stack_start = stack_end - layout.stack_bytes();
     let near_stack = |addr: u64| (stack_start - (1 << 20)..stack_start).contains(&addr);
     let verb = match () {
@@ -163,7 +218,7 @@ fn page_fault(address: u64, error_code: u64, frame: &InterruptFrame, layout: &La
             format!("the program overflowed its stack (address {address:#x})")
         }
         _ if error_code & FETCH != 0
-            && (layout.program_start..layout.tables).contains(&address) =>
+            && (layout.program_start..layout.program_end()).contains(&address) =>
         {
             format!(
                 "the program tried to execute data (address {address:#x}); code is never writable and \
@@ -174,20 +229,20 @@ fn page_fault(address: u64, error_code: u64, frame: &InterruptFrame, layout: &La
     }
 }
 
-fn exception(vector: u8, frame: &InterruptFrame, memory: &crate::memory::GuestMemory) -> String {
+fn exception(vector: u8, frame: &Registers, view: View<'_>) -> String {
     match vector {
         0 => "the program divided by zero".into(),
         1 => "the program took a debug exception".into(),
         4 => "the program took an overflow exception".into(),
         6 => format!(
             "the program executed an instruction that does not exist or is not allowed{}",
-            instruction_bytes(frame, memory)
+            instruction_bytes(frame, view)
         ),
         8 => "the guest took a double fault".into(),
         13 => format!(
             "the program executed a privileged instruction or used an address that no pointer can \
              have (general protection fault){}",
-            instruction_bytes(frame, memory)
+            instruction_bytes(frame, view)
         ),
         16 | 19 => "the program took a floating-point exception".into(),
         17 => "the program made an access that is not aligned".into(),
@@ -195,15 +250,40 @@ fn exception(vector: u8, frame: &InterruptFrame, memory: &crate::memory::GuestMe
     }
 }
 
-fn instruction_bytes(frame: &InterruptFrame, memory: &crate::memory::GuestMemory) -> String {
+fn instruction_bytes(frame: &Registers, view: View<'_>) -> String {
     let mut bytes = [0; 8];
-    match memory.read(frame.rip, &mut bytes) {
-        Ok(()) => format!(": {}", bytes.map(|byte| format!("{byte:02x}")).join(" ")),
-        Err(_) => String::new(),
+    match view.read(frame.rip, &mut bytes) {
+        Ok(true) => format!(": {}", bytes.map(|byte| format!("{byte:02x}")).join(" ")),
+        _ => String::new(),
     }
 }
 
-fn registers(regs: &kvm_regs, frame: &InterruptFrame) -> String {
+/// The registers at an interrupt, after which only those that it saved have changed.
+fn registers_in(regs: &kvm_regs, frame: &InterruptFrame) -> Registers {
+    Registers {
+        rdi: regs.rdi,
+        rsi: regs.rsi,
+        rdx: regs.rdx,
+        r10: regs.r10,
+        r8: regs.r8,
+        r9: regs.r9,
+        r15: regs.r15,
+        r14: regs.r14,
+        r13: regs.r13,
+        r12: regs.r12,
+        rbp: regs.rbp,
+        rbx: regs.rbx,
+        r11: regs.r11,
+        rcx: regs.rcx,
+        rax: regs.rax,
+        rip: frame.rip,
+        rflags: frame.rflags,
+        rsp: frame.rsp,
+        ..Registers::default()
+    }
+}
+
+fn registers(regs: &Registers) -> String {
     let general = [
         ("rax", regs.rax),
         ("rbx", regs.rbx),
@@ -212,7 +292,7 @@ fn registers(regs: &kvm_regs, frame: &InterruptFrame) -> String {
         ("rsi", regs.rsi),
         ("rdi", regs.rdi),
         ("rbp", regs.rbp),
-        ("rsp", frame.rsp),
+        ("rsp", regs.rsp),
         ("r8 ", regs.r8),
         ("r9 ", regs.r9),
         ("r10", regs.r10),
@@ -221,8 +301,8 @@ fn registers(regs: &kvm_regs, frame: &InterruptFrame) -> String {
         ("r13", regs.r13),
         ("r14", regs.r14),
         ("r15", regs.r15),
-        ("rip", frame.rip),
-        ("flags", frame.rflags),
+        ("rip", regs.rip),
+        ("flags", regs.rflags),
     ];
     let line = |part: &[(&str, u64)]| {
         part.iter()
@@ -234,8 +314,7 @@ fn registers(regs: &kvm_regs, frame: &InterruptFrame) -> String {
 }
 
 /// If the program was refused memory before: says so, since a program that dies of it dies later.
-pub(crate) fn refused_memory(machine: &Machine) -> Result<String, VmmError> {
-    let memory = machine.memory()?;
+pub(crate) fn refused_memory(memory: &GuestMemory) -> Result<String, VmmError> {
     let field = |offset: usize| memory.read_u64(LOG_ADDR + offset as u64);
     let refusals = field(std::mem::offset_of!(LogHeader, memory_refusals))?;
     let bytes = field(std::mem::offset_of!(LogHeader, refused_bytes))?;
@@ -264,7 +343,9 @@ pub(crate) fn of_abort(reason: u64, detail: u64, text: &str) -> Box<CrashReport>
             Some(name) => format!("the program ended itself with {name}"),
             None => format!("the program ended itself with signal {detail}"),
         },
-        abort_reason::DEADLOCK | abort_reason::NO_RESPONSE => text.to_owned(),
+        abort_reason::DEADLOCK | abort_reason::NO_RESPONSE | abort_reason::OUT_OF_MEMORY => {
+            text.to_owned()
+        }
         _ => format!("the program gave up for an unknown reason ({reason}): {text}"),
     })
 }

@@ -27,7 +27,7 @@ impl Floor {
         const PROGRAM_BYTES: u64 = 1 << 20;
         // int3; jmp to it
         const CODE: [u8; 3] = [0xCC, 0xEB, 0xFD];
-        let layout = Layout::new(PROGRAM_ADDR, PROGRAM_BYTES);
+        let layout = Layout::new(PROGRAM_ADDR, PROGRAM_BYTES, 0);
         let file = anonymous_file(layout.total_bytes())?;
         let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::CopyOnWrite)?;
         Image::get().load(&memory)?;
@@ -43,7 +43,7 @@ impl Floor {
         machine.attach(memory, layout.pml4())?;
         let regs = kvm_regs {
             rip: PROGRAM_ADDR,
-            rsp: layout.tables,
+            rsp: layout.program_end(),
             rflags: 0x202,
             ..Default::default()
         };

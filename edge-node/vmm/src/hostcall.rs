@@ -1,17 +1,17 @@
 //! The host's side of the hostcalls: one invocation's exchange with its guest.
 //!
 //! Everything the guest says is an allegation. The call page is copied once and only the copy is
-//! used; every address range is checked against the guest's buffers; every length has a bound before
-//! anything is allocated; a call that makes no sense is the guest's crash, with the reason.
+//! used; every address is looked up as the guest itself would; every length has a bound before anything is
+//! allocated; a call that makes no sense is the guest's crash, with the reason.
 
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, KERNEL_ADDR, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
-use crate::layout::Layout;
+use crate::layout::View;
 use crate::memory::GuestMemory;
 use crate::{Failure, Limits, Request, Response, VmmError};
 
@@ -21,6 +21,7 @@ const MAX_ABORT_BYTES: u64 = 1024;
 const RESULT: u64 = std::mem::offset_of!(CallPage, result) as u64;
 
 const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
+const NOT_READABLE: &str = "its buffer is not the guest's memory";
 
 /// What a hostcall leads to.
 pub(crate) enum Action {
@@ -32,32 +33,22 @@ pub(crate) enum Action {
     Answered(Response),
     /// It goes on at this moment of the host's monotonic clock, in nanoseconds.
     Park(u64),
+    /// It took an exception: vector, error code, address, and where its registers are.
+    Fault {
+        vector: u8,
+        error_code: u64,
+        address: u64,
+        registers: u64,
+    },
     /// It will not answer.
     Fail(Failure),
 }
 
-/// A checked range of guest memory.
+/// A range of guest memory, by the guest's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Buffer {
     pub(crate) addr: u64,
     pub(crate) bytes: u64,
-}
-
-impl Buffer {
-    /// A range that a guest may give as a buffer: in the library OS's image or program memory.
-    /// An empty one may have any address.
-    pub(crate) fn new(addr: u64, bytes: u64, layout: &Layout) -> Option<Self> {
-        if bytes == 0 {
-            return Some(Buffer {
-                addr: KERNEL_ADDR,
-                bytes,
-            });
-        }
-        let end = addr.checked_add(bytes)?;
-        layout
-            .is_buffer(addr, end)
-            .then_some(Buffer { addr, bytes })
-    }
 }
 
 /// The state of one invocation's exchange.
@@ -92,7 +83,7 @@ impl Exchange {
     /// Writes a request into the buffer that the guest waits with, and the wait's result.
     pub(crate) fn begin(
         &mut self,
-        memory: &GuestMemory,
+        view: View<'_>,
         buffer: Buffer,
         request: &Request<'_>,
         limits: &Limits,
@@ -113,13 +104,17 @@ impl Exchange {
             ));
         };
         let inline = room.min(request.body.len() as u64) as usize;
-        memory.write(buffer.addr, &self.scratch)?;
-        memory.write(
-            buffer.addr + self.scratch.len() as u64,
-            &request.body[..inline],
-        )?;
         let total = self.scratch.len() + inline;
-        memory.write(CALL_ADDR + RESULT, &(total as i64).to_le_bytes())?;
+        let body_addr = buffer.addr + self.scratch.len() as u64;
+        if !view.write(buffer.addr, &self.scratch)?
+            || !view.write(body_addr, &request.body[..inline])?
+        {
+            // Checked when the guest gave it, and nothing has run since.
+            return Err(VmmError::Misuse(
+                "the buffer that a guest waits with is gone",
+            ));
+        }
+        set_result(view.memory, total as i64)?;
         self.open = true;
         self.body.clear();
         self.body.extend_from_slice(&request.body[inline..]);
@@ -130,37 +125,20 @@ impl Exchange {
     }
 
     /// Serves the call that the guest has just made.
-    pub(crate) fn serve(
-        &mut self,
-        memory: &GuestMemory,
-        layout: &Layout,
-    ) -> Result<Action, VmmError> {
-        let call = read_call(memory)?;
+    pub(crate) fn serve(&mut self, view: View<'_>) -> Result<Action, VmmError> {
+        let call = read_call(view.memory)?;
         let [a, b, c, d] = call.args;
-        let buffer = |addr: u64, bytes: u64| Buffer::new(addr, bytes, layout);
+        let buffer = |addr, bytes| Buffer { addr, bytes };
         Ok(match Call(call.number) {
             Call::WAIT_REQUEST if self.open => Action::Fail(Failure::Crash(CrashReport::of(
                 "the program waits for another request without having answered this one",
             ))),
-            Call::WAIT_REQUEST => match buffer(a, b) {
-                Some(buffer) if layout.is_writable(memory, a, a.saturating_add(b))? => {
-                    Action::Wait(buffer)
-                }
-                _ => bad_call("wait for a request", NOT_WRITABLE),
-            },
-            Call::REQUEST_BODY => match buffer(a, b.min(self.body_left())) {
-                Some(buffer) => self.request_body(memory, layout, buffer)?,
-                None => bad_call("read the request's body", NOT_WRITABLE),
-            },
+            Call::WAIT_REQUEST if view.is_writable(a, b)? => Action::Wait(buffer(a, b)),
+            Call::WAIT_REQUEST => bad_call("wait for a request", NOT_WRITABLE),
+            Call::REQUEST_BODY => self.request_body(view, buffer(a, b.min(self.body_left())))?,
             Call::RESPOND if !self.open => bad_call("respond", "there is no request"),
-            Call::RESPOND => match (buffer(a, b), buffer(c, d)) {
-                (Some(head), Some(body)) => self.respond(memory, head, body, call.flags)?,
-                _ => bad_call("respond", "its buffers are not the guest's memory"),
-            },
-            Call::RESPONSE_BODY => match buffer(a, b) {
-                Some(body) => self.response_body(memory, body, call.flags)?,
-                None => bad_call("respond", "its buffer is not the guest's memory"),
-            },
+            Call::RESPOND => self.respond(view, buffer(a, b), buffer(c, d), call.flags)?,
+            Call::RESPONSE_BODY => self.response_body(view, buffer(a, b), call.flags)?,
             // The log is read at every exit.
             Call::LOG_FLUSH => Action::Continue,
             Call::EXIT => {
@@ -176,17 +154,23 @@ impl Exchange {
             }
             Call::ABORT => {
                 let mut text = vec![0; c.min(MAX_ABORT_BYTES) as usize];
-                if let Some(from) = buffer(b, text.len() as u64) {
-                    memory.read(from.addr, &mut text)?;
+                if !view.read(b, &mut text)? {
+                    text.clear();
                 }
                 let text = String::from_utf8_lossy(&text);
                 let printable: String = text.chars().filter(|one| !one.is_control()).collect();
                 Action::Fail(Failure::Crash(crash::of_abort(a, d, &printable)))
             }
             Call::PARK => {
-                set_result(memory, 0)?;
+                set_result(view.memory, 0)?;
                 Action::Park(a)
             }
+            Call::FAULT => Action::Fault {
+                vector: a as u8,
+                error_code: b,
+                address: c,
+                registers: d,
+            },
             Call(number) => Action::Fail(Failure::Crash(CrashReport::of(format!(
                 "the program made hostcall {number}, which does not exist"
             )))),
@@ -197,27 +181,19 @@ impl Exchange {
         (self.body.len() - self.body_at) as u64
     }
 
-    fn request_body(
-        &mut self,
-        memory: &GuestMemory,
-        layout: &Layout,
-        buffer: Buffer,
-    ) -> Result<Action, VmmError> {
-        if buffer.bytes > 0
-            && !layout.is_writable(memory, buffer.addr, buffer.addr + buffer.bytes)?
-        {
+    fn request_body(&mut self, view: View<'_>, buffer: Buffer) -> Result<Action, VmmError> {
+        let end = self.body_at + buffer.bytes as usize;
+        if !view.write(buffer.addr, &self.body[self.body_at..end])? {
             return Ok(bad_call("read the request's body", NOT_WRITABLE));
         }
-        let end = self.body_at + buffer.bytes as usize;
-        memory.write(buffer.addr, &self.body[self.body_at..end])?;
         self.body_at = end;
-        set_result(memory, buffer.bytes as i64)?;
+        set_result(view.memory, buffer.bytes as i64)?;
         Ok(Action::Continue)
     }
 
     fn respond(
         &mut self,
-        memory: &GuestMemory,
+        view: View<'_>,
         head: Buffer,
         body: Buffer,
         flags: u32,
@@ -231,17 +207,19 @@ impl Exchange {
             )));
         }
         let mut bytes = vec![0; head.bytes as usize];
-        memory.read(head.addr, &mut bytes)?;
+        if !view.read(head.addr, &mut bytes)? {
+            return Ok(bad_call("respond", NOT_READABLE));
+        }
         match response_head(&bytes) {
             Ok(response) => self.response = Some(response),
             Err(problem) => return Ok(bad_response(problem)),
         }
-        self.response_body(memory, body, flags)
+        self.response_body(view, body, flags)
     }
 
     fn response_body(
         &mut self,
-        memory: &GuestMemory,
+        view: View<'_>,
         body: Buffer,
         flags: u32,
     ) -> Result<Action, VmmError> {
@@ -249,15 +227,17 @@ impl Exchange {
             return Ok(bad_call("respond", "a body came without a head"));
         };
         let before = response.body.len();
-        if before as u64 + body.bytes > self.response_body_limit {
+        if body.bytes > self.response_body_limit.saturating_sub(before as u64) {
             return Ok(bad_response(format!(
                 "its body is larger than the {} bytes that [limits] response_body allows",
                 self.response_body_limit
             )));
         }
         response.body.resize(before + body.bytes as usize, 0);
-        memory.read(body.addr, &mut response.body[before..])?;
-        set_result(memory, body.bytes as i64)?;
+        if !view.read(body.addr, &mut response.body[before..])? {
+            return Ok(bad_call("respond", NOT_READABLE));
+        }
+        set_result(view.memory, body.bytes as i64)?;
         if flags & respond_flags::END == 0 {
             return Ok(Action::Continue);
         }
@@ -379,29 +359,6 @@ mod tests {
             ("ä".as_bytes(), b""),
         ] {
             assert!(head(&[(name, value)]).is_err(), "{name:?}: {value:?}");
-        }
-    }
-
-    #[test]
-    fn buffers_outside_of_the_guests_own_memory_are_refused() {
-        let layout = Layout::new(0x40_0000, 1 << 20);
-        let (start, end) = (layout.program_start, layout.tables);
-        assert!(Buffer::new(KERNEL_ADDR, 4096, &layout).is_some());
-        assert!(Buffer::new(start, end - start, &layout).is_some());
-        for (addr, bytes) in [
-            (0, 8),
-            (KERNEL_ADDR - 1, 8),
-            (KERNEL_ADDR, start - KERNEL_ADDR),
-            (start - 8, 16),
-            (end - 7, 8),
-            (end, 1),
-            (u64::MAX, 2),
-            (8, u64::MAX),
-        ] {
-            assert!(
-                Buffer::new(addr, bytes, &layout).is_none(),
-                "{addr:#x} {bytes:#x}"
-            );
         }
     }
 }

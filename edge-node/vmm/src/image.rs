@@ -24,6 +24,8 @@ pub(crate) struct Image {
     pub(crate) door: u64,
     /// What the CPU pushes as the return address of a hostcall.
     pub(crate) hostcall_return: u64,
+    /// Where the program is sent for another thread's turn.
+    pub(crate) fault_entry: u64,
     /// SHA-256: a snapshot fits only the image it was made with.
     pub(crate) digest: [u8; 32],
 }
@@ -89,6 +91,7 @@ impl Image {
             entry,
             door,
             hostcall_return,
+            fault_entry: symbol("fault_entry")?,
             digest: Sha256::digest(KERNEL_IMAGE).into(),
         })
     }

@@ -1,13 +1,15 @@
 //! Where everything lies in a guest's memory, and the tables that the CPU reads there.
 //!
-//! The map is in `holm_hostcall`. Page tables come last: first all the leaf tables in order, so that
-//! the entry of page `n` is at `tables + 8 * n`, then the directories. Accessed and dirty bits are set
-//! from the start, so that running a guest changes no page table.
+//! The map is in `holm_hostcall`. Page tables come after program memory: first all the leaf tables of the
+//! identity mapping in order, so that the entry of page `n` is at `tables + 8 * n`, then their
+//! directories, then the directories and the tables of the sparse space, all of them empty. Accessed and
+//! dirty bits are set from the start, so that running a guest changes no page table by itself.
 
 use holm_hostcall::{
     BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_ADDR, KERNEL_END, LOG_ADDR,
-    LOG_CAPACITY_BYTES, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR,
-    STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLES_ADDR, TSS_OFFSET, selector,
+    LOG_CAPACITY_BYTES, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR, STUB_ENTRY_BYTES,
+    STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLE_REACH_BYTES, TABLES_ADDR,
+    TABLES_ALIAS, TSS_OFFSET, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS, selector,
 };
 
 use crate::VmmError;
@@ -22,6 +24,9 @@ const NO_EXECUTE: u64 = 1 << 63;
 
 const ENTRIES: u64 = 512;
 const ENTRY_BYTES: u64 = 8;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Sparse tables beside those that the frames of program memory need when they lie close together.
+const SPARE_TABLES: u64 = 512;
 
 /// What may be done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,49 +74,83 @@ pub(crate) struct Layout {
     pub(crate) program_start: u64,
     /// Bytes of program memory, whole pages.
     pub(crate) program_bytes: u64,
-    /// Where the page tables begin: the end of program memory.
+    /// Where the page tables begin: a whole leaf table further than anything else, because their
+    /// directory entries are for the supervisor alone.
     pub(crate) tables: u64,
     leaf_tables: u64,
     directories: u64,
+    /// The artifact's files, whole pages; none are 0 bytes.
+    pub(crate) files_bytes: u64,
 }
 
 impl Layout {
-    /// `program_start` is a page.
-    pub(crate) fn new(program_start: u64, memory_bytes: u64) -> Self {
+    /// `program_start` is a page. `files_bytes` is the size of the artifact's file tree.
+    pub(crate) fn new(program_start: u64, memory_bytes: u64, files_bytes: u64) -> Self {
         let program_bytes = memory_bytes.next_multiple_of(PAGE_BYTES);
-        let tables = program_start + program_bytes;
-        let reach = ENTRIES * PAGE_BYTES;
-        let (mut leaf_tables, mut directories) = (0, 0);
+        let tables = (program_start + program_bytes).next_multiple_of(TABLE_REACH_BYTES);
+        let reach = TABLE_REACH_BYTES;
+        let mut layout = Layout {
+            program_start,
+            program_bytes,
+            tables,
+            leaf_tables: 0,
+            directories: 0,
+            files_bytes: files_bytes.next_multiple_of(PAGE_BYTES),
+        };
         // The tables map themselves too, so their number depends on itself.
         loop {
-            let end = tables + (leaf_tables + directories + 2) * PAGE_BYTES;
+            let end = layout.total_bytes();
             let (leaves, dirs) = (end.div_ceil(reach), end.div_ceil(reach * ENTRIES));
-            if (leaves, dirs) == (leaf_tables, directories) {
-                return Layout {
-                    program_start,
-                    program_bytes,
-                    tables,
-                    leaf_tables,
-                    directories,
-                };
+            if (leaves, dirs) == (layout.leaf_tables, layout.directories) {
+                return layout;
             }
-            (leaf_tables, directories) = (leaves, dirs);
+            (layout.leaf_tables, layout.directories) = (leaves, dirs);
         }
     }
 
     /// Bytes of the whole guest.
     pub(crate) fn total_bytes(&self) -> u64 {
-        self.pml4() + PAGE_BYTES
+        self.files() + self.files_bytes
+    }
+
+    /// The tables that lead to the directories: one for the identity mapping, one for each window, and one
+    /// for the alias of the page tables, whose one directory follows it.
+    fn pointers(&self) -> u64 {
+        self.tables + (self.leaf_tables + self.directories) * PAGE_BYTES
     }
 
     /// For CR3.
     pub(crate) fn pml4(&self) -> u64 {
-        self.tables + (self.leaf_tables + self.directories + 1) * PAGE_BYTES
+        self.pointers() + (1 + WINDOWS.len() as u64 + 2) * PAGE_BYTES
     }
 
-    /// Address of the page table entry of program memory's first page.
-    pub(crate) fn program_entries(&self) -> u64 {
-        self.tables + self.program_start / PAGE_BYTES * ENTRY_BYTES
+    /// The directories of the sparse space.
+    pub(crate) fn sparse_directories(&self) -> u64 {
+        self.pml4() + PAGE_BYTES
+    }
+
+    /// The leaf tables for the sparse space.
+    pub(crate) fn sparse_tables(&self) -> u64 {
+        self.sparse_directories() + WINDOWS.len() as u64 * WINDOW_DIRECTORIES_BYTES
+    }
+
+    /// Number of those.
+    pub(crate) fn sparse_table_count(&self) -> u64 {
+        self.program_bytes / TABLE_REACH_BYTES + SPARE_TABLES
+    }
+
+    fn tables_end(&self) -> u64 {
+        self.sparse_tables() + self.sparse_table_count() * PAGE_BYTES
+    }
+
+    /// The artifact's file tree.
+    pub(crate) fn files(&self) -> u64 {
+        self.tables_end().next_multiple_of(TABLE_REACH_BYTES)
+    }
+
+    /// First address after program memory.
+    pub(crate) fn program_end(&self) -> u64 {
+        self.program_start + self.program_bytes
     }
 
     /// Bytes of the program's stack, at the end of program memory.
@@ -148,14 +187,20 @@ impl Layout {
         ranges.extend_from_slice(kernel);
         ranges.push(Range {
             start: self.program_start,
-            end: self.tables,
+            end: self.program_end(),
             access: Access::Write,
         });
         ranges.extend_from_slice(program);
+        // For the supervisor by their directory entries, for the user to read by those of the alias.
         ranges.push(Range {
             start: self.tables,
+            end: self.tables_end(),
+            access: Access::Write,
+        });
+        ranges.push(Range {
+            start: self.files(),
             end: self.total_bytes(),
-            access: Access::Supervisor,
+            access: Access::Read,
         });
 
         let entries = self.leaf_tables * ENTRIES;
@@ -169,19 +214,51 @@ impl Layout {
         }
         memory.write(self.tables, &leaves)?;
 
-        // Directories allow everything: the leaves decide.
-        let table = |at: u64| (at | PRESENT | WRITE | USER | ACCESSED).to_le_bytes();
+        // Directories allow everything, but for the page tables' own: elsewhere the leaves decide.
+        const ALL: u64 = PRESENT | WRITE | USER | ACCESSED;
+        const SUPERVISOR: u64 = PRESENT | WRITE | ACCESSED;
+        const READ: u64 = PRESENT | USER | ACCESSED;
+        let write = |table: u64, index: u64, to: u64, bits: u64| {
+            memory.write(table + index * ENTRY_BYTES, &(to | bits).to_le_bytes())
+        };
         let directories = self.tables + self.leaf_tables * PAGE_BYTES;
+        let tables = self.tables / TABLE_REACH_BYTES..self.files() / TABLE_REACH_BYTES;
+        let pointers = self.pointers();
+        let alias = pointers + (1 + WINDOWS.len() as u64) * PAGE_BYTES;
         for leaf in 0..self.leaf_tables {
-            let entry = table(self.tables + leaf * PAGE_BYTES);
-            memory.write(directories + leaf * ENTRY_BYTES, &entry)?;
+            let own = tables.contains(&leaf);
+            let to = self.tables + leaf * PAGE_BYTES;
+            write(directories, leaf, to, if own { SUPERVISOR } else { ALL })?;
+            if own {
+                write(alias + PAGE_BYTES, leaf - tables.start, to, READ)?;
+            }
         }
-        let pointers = directories + self.directories * PAGE_BYTES;
+        write(alias, 0, alias + PAGE_BYTES, READ)?;
+        write(self.pml4(), TABLES_ALIAS / WINDOW_BYTES, alias, READ)?;
         for directory in 0..self.directories {
-            let entry = table(directories + directory * PAGE_BYTES);
-            memory.write(pointers + directory * ENTRY_BYTES, &entry)?;
+            write(
+                pointers,
+                directory,
+                directories + directory * PAGE_BYTES,
+                ALL,
+            )?;
         }
-        memory.write(self.pml4(), &table(pointers))
+        write(self.pml4(), 0, pointers, ALL)?;
+        for (window, start) in WINDOWS.iter().enumerate() {
+            let window = window as u64;
+            let pointers = pointers + (1 + window) * PAGE_BYTES;
+            let directories = self.sparse_directories() + window * WINDOW_DIRECTORIES_BYTES;
+            for directory in 0..ENTRIES {
+                write(
+                    pointers,
+                    directory,
+                    directories + directory * PAGE_BYTES,
+                    ALL,
+                )?;
+            }
+            write(self.pml4(), start / WINDOW_BYTES, pointers, ALL)?;
+        }
+        Ok(())
     }
 
     /// Writes GDT, TSS, IDT and the stub's scratch page.
@@ -213,12 +290,21 @@ impl Layout {
         }
         write_gate(memory, u64::from(HOSTCALL_VECTOR), STUB_HOSTCALL_ADDR, true)?;
 
-        let pages = self.program_bytes / PAGE_BYTES;
-        memory.write(STUB_SCRATCH_ADDR, &pages.to_le_bytes())?;
-        memory.write(STUB_SCRATCH_ADDR + 8, &self.program_entries().to_le_bytes())?;
-        memory.write(STUB_SCRATCH_ADDR + 16, &self.program_start.to_le_bytes())?;
-        // For the PVH entry, which has no host to set CR3.
-        memory.write(STUB_SCRATCH_ADDR + 24, &self.pml4().to_le_bytes())
+        // `StubBounds`
+        let entries = |addr: u64| self.tables + addr / PAGE_BYTES * ENTRY_BYTES;
+        let bounds = [
+            entries(self.program_start),
+            entries(self.program_end()),
+            self.sparse_tables(),
+            self.tables_end(),
+            self.sparse_directories(),
+            self.sparse_tables(),
+            self.pml4(),
+        ];
+        memory.write(
+            STUB_BOUNDS_ADDR,
+            bounds.map(u64::to_le_bytes).as_flattened(),
+        )
     }
 }
 
@@ -237,27 +323,101 @@ fn write_gate(memory: &GuestMemory, vector: u64, to: u64, for_user: bool) -> Res
 }
 
 impl Layout {
-    /// Whether the guest itself could write to every page of a range: the host writes nowhere else on
-    /// its behalf, so that code stays what it is. Page tables are written by host and stub alone.
-    pub(crate) fn is_writable(
+    /// Where the page at a virtual address is, if the guest itself may read it (or write to it): the host
+    /// accesses nothing else on its behalf, so that code stays what it is. What the page tables say is
+    /// believed only within the bounds that the stub keeps to.
+    pub(crate) fn translate(
         &self,
         memory: &GuestMemory,
-        start: u64,
-        end: u64,
+        addr: u64,
+        write: bool,
+    ) -> Result<Option<u64>, VmmError> {
+        let wanted = PRESENT | USER | if write { WRITE } else { 0 };
+        let offset = addr % PAGE_BYTES;
+        let in_program = |page: u64| {
+            (self.program_start..self.program_end())
+                .contains(&page)
+                .then_some(page + offset)
+        };
+        if (KERNEL_ADDR..KERNEL_END).contains(&addr)
+            || (self.program_start..self.program_end()).contains(&addr)
+        {
+            let entry = memory.read_u64(self.tables + addr / PAGE_BYTES * ENTRY_BYTES)?;
+            return Ok((entry & wanted == wanted).then_some(addr));
+        }
+        let window = WINDOWS
+            .iter()
+            .position(|start| addr >= *start && addr - start < WINDOW_BYTES);
+        let Some(window) = window else {
+            return Ok(None);
+        };
+        let directory = self.sparse_directories()
+            + window as u64 * WINDOW_DIRECTORIES_BYTES
+            + (addr - WINDOWS[window]) / TABLE_REACH_BYTES * ENTRY_BYTES;
+        let table = memory.read_u64(directory)? & ADDRESS;
+        if !(self.sparse_tables()..self.tables_end()).contains(&table) {
+            return Ok(None);
+        }
+        let slot = table + addr % TABLE_REACH_BYTES / PAGE_BYTES * ENTRY_BYTES;
+        let entry = memory.read_u64(slot)?;
+        Ok(match entry & wanted == wanted {
+            true => in_program(entry & ADDRESS),
+            false => None,
+        })
+    }
+}
+
+/// A guest's memory by the addresses that the guest uses.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) memory: &'a GuestMemory,
+    pub(crate) layout: &'a Layout,
+}
+
+impl View<'_> {
+    /// Calls `each` for the parts of a range that lie in one page: guest-physical address, and the part's
+    /// place in the range. `false`, with some parts perhaps done, if the guest may not access all of it.
+    fn for_each_part(
+        &self,
+        addr: u64,
+        bytes: usize,
+        write: bool,
+        mut each: impl FnMut(u64, std::ops::Range<usize>) -> Result<(), VmmError>,
     ) -> Result<bool, VmmError> {
-        let wanted = PRESENT | WRITE | USER;
-        for page in start / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
-            if memory.read_u64(self.tables + page * ENTRY_BYTES)? & wanted != wanted {
+        let mut done = 0;
+        while done < bytes {
+            let Some(at) = addr.checked_add(done as u64) else {
                 return Ok(false);
-            }
+            };
+            let part = ((PAGE_BYTES - at % PAGE_BYTES) as usize).min(bytes - done);
+            let Some(physical) = self.layout.translate(self.memory, at, write)? else {
+                return Ok(false);
+            };
+            each(physical, done..done + part)?;
+            done += part;
         }
         Ok(true)
     }
 
-    /// Whether a guest may give a range as a buffer: it lies in the library OS or in program memory.
-    pub(crate) fn is_buffer(&self, start: u64, end: u64) -> bool {
-        (start >= KERNEL_ADDR && end <= KERNEL_END)
-            || (start >= self.program_start && end <= self.tables)
+    /// Copies what the guest may read, once; `false` if it may not read all of it.
+    pub(crate) fn read(&self, addr: u64, to: &mut [u8]) -> Result<bool, VmmError> {
+        self.for_each_part(addr, to.len(), false, |at, part| {
+            self.memory.read(at, &mut to[part])
+        })
+    }
+
+    /// Writes where the guest may write; `false`, perhaps with a part written, if it may not everywhere.
+    pub(crate) fn write(&self, addr: u64, from: &[u8]) -> Result<bool, VmmError> {
+        self.for_each_part(addr, from.len(), true, |at, part| {
+            self.memory.write(at, &from[part])
+        })
+    }
+
+    /// Whether the guest may write to the whole range.
+    pub(crate) fn is_writable(&self, addr: u64, bytes: u64) -> Result<bool, VmmError> {
+        // No range that is longer than memory can be.
+        let bytes = bytes.min(self.memory.bytes()) as usize;
+        self.for_each_part(addr, bytes, true, |_, _| Ok(()))
     }
 }
 
@@ -268,7 +428,7 @@ mod tests {
     #[test]
     fn the_tables_reach_to_their_own_end_for_every_size() {
         for memory_bytes in [1 << 20, 64 << 20, 1 << 30, (1 << 30) - 4096, 4 << 30] {
-            let layout = Layout::new(0x40_0000, memory_bytes);
+            let layout = Layout::new(0x40_0000, memory_bytes, memory_bytes % 7 * 5000);
             let reach = layout.leaf_tables * ENTRIES * PAGE_BYTES;
             assert!(layout.total_bytes() <= reach, "{memory_bytes}");
             assert!(
@@ -277,5 +437,57 @@ mod tests {
             );
             assert!(layout.stack_bytes() < memory_bytes, "{memory_bytes}");
         }
+    }
+
+    #[test]
+    fn only_the_guests_own_pages_are_found_for_it() {
+        use crate::memory::{Sharing, anonymous_file};
+        let layout = Layout::new(0x40_0000, 1 << 20, 0);
+        let bytes = layout.total_bytes();
+        let memory =
+            GuestMemory::map(&anonymous_file(bytes).unwrap(), 0, bytes, Sharing::Shared).unwrap();
+        let code = Range {
+            start: layout.program_start,
+            end: layout.program_start + PAGE_BYTES,
+            access: Access::Execute,
+        };
+        layout.write_page_tables(&memory, &[], &[code]).unwrap();
+        let view = View {
+            memory: &memory,
+            layout: &layout,
+        };
+        let (start, end) = (layout.program_start, layout.program_end());
+        let mut byte = [0];
+        assert!(view.read(start, &mut byte).unwrap() && !view.write(start, &byte).unwrap());
+        assert!(
+            view.write(start + PAGE_BYTES, &byte).unwrap() && view.write(end - 1, &byte).unwrap()
+        );
+        for addr in [
+            0,
+            holm_hostcall::STUB_STACK_ADDR,
+            KERNEL_ADDR,
+            end,
+            layout.tables,
+            WINDOWS[0],
+            WINDOWS[1] + WINDOW_BYTES - 1,
+            TABLES_ALIAS,
+            u64::MAX,
+        ] {
+            assert!(!view.read(addr, &mut byte).unwrap(), "{addr:#x}");
+        }
+        assert!(!view.read(end - 1, &mut [0; 2]).unwrap());
+        // A table that leads out of program memory, which the stub would never write.
+        let (table, slot) = (layout.sparse_tables(), layout.sparse_directories());
+        memory.write(slot, &(table | 0x27).to_le_bytes()).unwrap();
+        for (page, found) in [(start, true), (layout.tables, false), (0x1000, false)] {
+            memory.write(table, &(page | 0x67).to_le_bytes()).unwrap();
+            assert_eq!(
+                view.read(WINDOWS[0], &mut byte).unwrap(),
+                found,
+                "{page:#x}"
+            );
+        }
+        memory.write(slot, &(start | 0x27).to_le_bytes()).unwrap();
+        assert!(!view.read(WINDOWS[0], &mut byte).unwrap());
     }
 }

@@ -134,6 +134,24 @@ impl Machine {
             .map_err(VmmError::kvm("read the registers of a vCPU"))
     }
 
+    /// Sets the general registers.
+    pub(crate) fn set_regs(&mut self, regs: &kvm_regs) -> Result<(), VmmError> {
+        self.vcpu
+            .set_regs(regs)
+            .map_err(VmmError::kvm("set the registers of a vCPU"))
+    }
+
+    /// Whether a guest that was stopped by the timer can go on somewhere else: it is at CPL 3, and no
+    /// exception is on its way to it.
+    pub(crate) fn can_be_redirected(&self) -> Result<bool, VmmError> {
+        let events = self
+            .vcpu
+            .get_vcpu_events()
+            .map_err(VmmError::kvm("tell the events of a vCPU"))?;
+        let at_cpl_3 = self.sregs()?.cs.selector & 3 == 3;
+        Ok(at_cpl_3 && events.exception.injected == 0 && events.exception.pending == 0)
+    }
+
     /// The system registers.
     pub(crate) fn sregs(&self) -> Result<kvm_sregs, VmmError> {
         self.vcpu

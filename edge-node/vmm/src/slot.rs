@@ -1,19 +1,20 @@
 //! A VM shell and the instance in it: load, begin, run, reset.
 
 use std::io;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
-    BOOT_ADDR, BootPage, EXCEPTION_PORT, HOSTCALL_PORT, LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader,
-    PROGRAM_ADDR,
+    BOOT_ADDR, BootPage, EXCEPTION_PORT, FAULT_ADDR, FaultPage, HOSTCALL_PORT, KERNEL_END,
+    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, PREEMPTION_VECTOR, PROGRAM_ADDR,
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::{Action, Buffer, Exchange, instant_of};
 use crate::image::Image;
-use crate::layout::Layout;
+use crate::layout::{Layout, View};
 use crate::machine::{Exit, Machine, tsc_khz};
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
@@ -27,6 +28,8 @@ const MAX_LOG_BYTES: usize = 64 << 10;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
 /// also gives their memory back.
 const MAX_COPIED_PAGES: u64 = 2048;
+/// How long one thread of a guest runs at a time while others could.
+const TURN: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -96,9 +99,11 @@ impl Slot {
             State::Waiting(buffer) => (buffer, false),
             _ => return Err(VmmError::Misuse("a request for a slot that is not ready")),
         };
-        self.vm
-            .exchange
-            .begin(self.vm.machine.memory()?, buffer, request, &limits)?;
+        let view = View {
+            memory: self.vm.machine.memory()?,
+            layout: &self.vm.layout,
+        };
+        self.vm.exchange.begin(view, buffer, request, &limits)?;
         // One that was kept goes on with the clock it has, so that no clock of its goes back.
         if fresh {
             self.vm.write_moment()?;
@@ -239,6 +244,8 @@ pub(crate) struct Runner {
     pub(crate) stats: RunStats,
     pub(crate) log: Log,
     ns_per_tick_q32: u64,
+    /// How long the guest may still run before another of its threads has its turn.
+    turn: Duration,
 }
 
 impl Runner {
@@ -247,19 +254,20 @@ impl Runner {
         let khz = tsc_khz(&machine)?;
         Ok(Runner {
             machine,
-            layout: Layout::new(PROGRAM_ADDR, 0),
+            layout: Layout::new(PROGRAM_ADDR, 0, 0),
             exchange: Exchange::default(),
             stats: RunStats::default(),
             log: Log::default(),
             ns_per_tick_q32: (1_000_000u64 << 32) / u64::from(khz.max(1)),
+            turn: TURN,
         })
     }
 
     /// Tells the guest what is new at every restore: generation, seed and the time.
     pub(crate) fn write_moment(&self) -> Result<(), VmmError> {
-        const AT: usize = std::mem::offset_of!(BootPage, generation);
-        const CLOCK: usize = std::mem::offset_of!(BootPage, realtime_ns);
-        const END: usize = std::mem::offset_of!(BootPage, memory_bytes);
+        const AT: usize = offset_of!(BootPage, generation);
+        const CLOCK: usize = offset_of!(BootPage, realtime_ns);
+        const END: usize = offset_of!(BootPage, memory_bytes);
         let mut bytes = [0; END - AT];
         bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
         getrandom::fill(&mut bytes[8..40])
@@ -316,7 +324,14 @@ impl Runner {
             if left.is_zero() {
                 return Ok(Stop::Yielded);
             }
-            let exit = self.machine.run(left)?;
+            let exit = self.machine.run(left.min(self.turn))?;
+            self.turn = self.turn.saturating_sub(now.elapsed());
+            if self.turn.is_zero() {
+                self.turn = TURN;
+                if exit == Exit::Timer {
+                    self.preempt()?;
+                }
+            }
             if exit == Exit::Timer {
                 continue;
             }
@@ -330,7 +345,7 @@ impl Runner {
                     }
                 }
                 Exit::Port(EXCEPTION_PORT) => {
-                    return crash(crash::of_exception(&self.machine, &self.layout, symbols)?);
+                    return crash(crash::of_exception(&self.machine, self.view()?, symbols)?);
                 }
                 Exit::Shutdown => {
                     return crash(CrashReport::of(
@@ -344,7 +359,11 @@ impl Runner {
                     ));
                 }
             }
-            match self.exchange.serve(self.machine.memory()?, &self.layout)? {
+            let view = View {
+                memory: self.machine.memory()?,
+                layout: &self.layout,
+            };
+            match self.exchange.serve(view)? {
                 Action::Continue => {}
                 Action::Wait(buffer) => return Ok(Stop::Waits(buffer)),
                 Action::Answered(response) => return Ok(Stop::Answered(response)),
@@ -356,8 +375,22 @@ impl Runner {
                         ));
                     }
                 }
+                Action::Fault {
+                    vector,
+                    error_code,
+                    address,
+                    registers,
+                } => {
+                    let fault = crash::Fault {
+                        vector,
+                        error_code,
+                        address,
+                        registers: crash::read_registers(view, registers)?,
+                    };
+                    return crash(crash::of_fault(&fault, view, symbols)?);
+                }
                 Action::Fail(Failure::Crash(mut report)) => {
-                    report.what += &crash::refused_memory(&self.machine)?;
+                    report.what += &crash::refused_memory(self.machine.memory()?)?;
                     return crash(report);
                 }
                 Action::Fail(failure) => return Ok(Stop::Failed(failure)),
@@ -367,6 +400,40 @@ impl Runner {
 }
 
 impl Runner {
+    /// The guest's memory by its own addresses.
+    pub(crate) fn view(&self) -> Result<View<'_>, VmmError> {
+        Ok(View {
+            memory: self.machine.memory()?,
+            layout: &self.layout,
+        })
+    }
+
+    /// Sends the program to the library OS for another thread's turn, if there are others: as the stub
+    /// does with an exception, so that the guest needs no interrupts. In the library OS a flag has to do.
+    fn preempt(&mut self) -> Result<(), VmmError> {
+        let field = |offset: usize| FAULT_ADDR + offset as u64;
+        let memory = self.machine.memory()?;
+        if memory.read_u64(field(offset_of!(FaultPage, wants_ticks)))? == 0 {
+            return Ok(());
+        }
+        let mut regs = self.machine.regs()?;
+        if regs.rip < KERNEL_END || !self.machine.can_be_redirected()? {
+            return memory.write(
+                field(offset_of!(FaultPage, tick_missed)),
+                &1u64.to_le_bytes(),
+            );
+        }
+        for (offset, value) in [
+            (offset_of!(FaultPage, rax), regs.rax),
+            (offset_of!(FaultPage, vector), PREEMPTION_VECTOR),
+            (offset_of!(FaultPage, rip), regs.rip),
+        ] {
+            memory.write(field(offset), &value.to_le_bytes())?;
+        }
+        regs.rip = Image::get().fault_entry;
+        self.machine.set_regs(&regs)
+    }
+
     /// Whether the breakpoint that led to this exit was the library OS's gate and not the program's.
     fn came_through_gate(&self) -> Result<bool, VmmError> {
         let frame = InterruptFrame::read(self.machine.memory()?, GATE_FRAME_ADDR)?;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use holm_hostcall::{ABI_VERSION, PAGE_BYTES};
-use holm_model::limits::{MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
+use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use holm_model::program::{END_ADDR, LOWEST_ADDR};
 use kvm_bindings::{kvm_regs, kvm_xsave};
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ use crate::{Hypervisor, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Most bytes of function names in a file.
@@ -101,6 +101,7 @@ struct Header {
     cpu: String,
     program_start: u64,
     memory_bytes: u64,
+    files_bytes: u64,
     registers: [u64; 18],
     fs_base: u64,
     gs_base: u64,
@@ -198,6 +199,7 @@ impl Snapshot {
             cpu: hex::encode(self.cpu_digest),
             program_start: self.layout.program_start,
             memory_bytes: self.layout.program_bytes,
+            files_bytes: self.layout.files_bytes,
             registers: register_words(registers),
             fs_base: self.state.fs_base,
             gs_base: self.state.gs_base,
@@ -276,11 +278,17 @@ impl Snapshot {
             && header.memory_bytes.is_multiple_of(PAGE_BYTES)
             && (LOWEST_ADDR..END_ADDR).contains(&header.program_start)
             && header.program_start.is_multiple_of(PAGE_BYTES)
+            && header.files_bytes <= MAX_ARTIFACT_BYTES
+            && header.files_bytes.is_multiple_of(PAGE_BYTES)
             && header.symbol_bytes <= MAX_SYMBOL_BYTES;
         if !sizes_good {
             return Err(damaged("its header holds impossible sizes").into());
         }
-        let layout = Layout::new(header.program_start, header.memory_bytes);
+        let layout = Layout::new(
+            header.program_start,
+            header.memory_bytes,
+            header.files_bytes,
+        );
         let memory_end = MEMORY_AT + layout.total_bytes();
         if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
             return Err(damaged("it has another size than its header says").into());
@@ -305,8 +313,11 @@ impl Snapshot {
         if header.cpu != hex::encode(hypervisor.inner.cpu_digest) {
             return Err(unfit("on another kind of CPU or under another KVM").into());
         }
-        let wait = Buffer::new(header.wait_addr, header.wait_bytes, &layout)
-            .ok_or_else(|| damaged("its buffer lies outside of the guest"))?;
+        // A buffer that lies nowhere is found out when the first request is to be written there.
+        let wait = Buffer {
+            addr: header.wait_addr,
+            bytes: header.wait_bytes,
+        };
         let xsave = hex::decode(&header.extended_state)
             .ok()
             .and_then(|bytes| xsave_from(&bytes))

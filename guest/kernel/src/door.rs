@@ -3,7 +3,8 @@
 
 use holm_hostcall::{ABI_VERSION, Call, Door};
 
-use crate::{host, state};
+use crate::errno::Errno;
+use crate::{host, state, user};
 
 /// The table whose address a program finds in its auxiliary vector.
 #[unsafe(no_mangle)]
@@ -27,29 +28,49 @@ pub struct DoorTable {
     request_body: extern "C" fn(u64, u64) -> i64,
     respond: extern "C" fn(u64, u64, u64, u64, u32) -> i64,
     response_body: extern "C" fn(u64, u64, u32) -> i64,
-    random: extern "C" fn(*mut u8, usize) -> i64,
+    random: extern "C" fn(u64, u64) -> i64,
 }
 
 const _: () = assert!(size_of::<DoorTable>() == size_of::<Door>());
 
+/// The result of a call whose buffers were looked at: promised memory is backed, since the host only
+/// finds what is.
+fn checked(buffers: Result<(), Errno>, call: impl FnOnce() -> i64) -> i64 {
+    match buffers {
+        Ok(()) => call(),
+        Err(Errno(number)) => -i64::from(number),
+    }
+}
+
 extern "C" fn wait_request(buffer: u64, capacity: u64) -> i64 {
-    host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0])
+    let buffers = user::slice_mut(buffer, capacity).map(|_| ());
+    checked(buffers, || {
+        host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0])
+    })
 }
 
 extern "C" fn request_body(buffer: u64, capacity: u64) -> i64 {
-    host::call(Call::REQUEST_BODY, 0, [buffer, capacity, 0, 0])
+    let buffers = user::slice_mut(buffer, capacity).map(|_| ());
+    checked(buffers, || {
+        host::call(Call::REQUEST_BODY, 0, [buffer, capacity, 0, 0])
+    })
 }
 
 extern "C" fn respond(head: u64, head_bytes: u64, body: u64, body_bytes: u64, flags: u32) -> i64 {
-    host::call(Call::RESPOND, flags, [head, head_bytes, body, body_bytes])
+    let buffers = user::slice(head, head_bytes).and(user::slice(body, body_bytes));
+    checked(buffers.map(|_| ()), || {
+        host::call(Call::RESPOND, flags, [head, head_bytes, body, body_bytes])
+    })
 }
 
 extern "C" fn response_body(body: u64, body_bytes: u64, flags: u32) -> i64 {
-    host::call(Call::RESPONSE_BODY, flags, [body, body_bytes, 0, 0])
+    let buffers = user::slice(body, body_bytes).map(|_| ());
+    checked(buffers, || {
+        host::call(Call::RESPONSE_BODY, flags, [body, body_bytes, 0, 0])
+    })
 }
 
-extern "C" fn random(buffer: *mut u8, bytes: usize) -> i64 {
-    // SAFETY: the program passes a buffer of its own, as the door's contract says.
-    state::random().fill(unsafe { core::slice::from_raw_parts_mut(buffer, bytes) });
-    bytes as i64
+extern "C" fn random(buffer: u64, bytes: u64) -> i64 {
+    let room = user::slice_mut(buffer, bytes);
+    checked(room.map(|room| state::random().fill(room)), || bytes as i64)
 }

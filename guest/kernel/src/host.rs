@@ -3,7 +3,7 @@
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 
-use holm_hostcall::{BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage};
+use holm_hostcall::{BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage};
 
 // The two gates into CPL 0. Plain exceptions, because PVM delivers those natively while it refuses
 // `int n` in a guest whose selectors are Linux's own. The stub and the host know the gates by their
@@ -12,7 +12,7 @@ global_asm!(
     r#"
     .section .text.gates, "ax"
     .global hostcall_gate
-    .global protect_gate
+    .global page_gate
 hostcall_gate:
     int3
     // Every restore goes on here. PVM sets no data selectors, so the guest does: null, as on Linux.
@@ -27,7 +27,7 @@ hostcall_gate:
     mov gs, eax
     wrgsbase rcx
     ret
-protect_gate:
+page_gate:
     ud2
     ret
     .text
@@ -37,7 +37,7 @@ protect_gate:
 unsafe extern "C" {
     fn hostcall_gate();
     /// Answers 0, or -1 if the stub refuses.
-    fn protect_gate(start: u64, pages: u64, protection: u64) -> i64;
+    fn page_gate(slot: u64, second: u64, operation: u64, count: u64) -> i64;
 }
 
 /// What the host wrote before the guest went on. New after every restore.
@@ -52,6 +52,13 @@ pub fn generation() -> u64 {
     let page = core::ptr::with_exposed_provenance::<BootPage>(BOOT_ADDR as usize);
     // SAFETY: as in `boot`.
     unsafe { (&raw const (*page).generation).read_volatile() }
+}
+
+/// The address of the first page table.
+pub fn tables() -> u64 {
+    let page = core::ptr::with_exposed_provenance::<BootPage>(BOOT_ADDR as usize);
+    // SAFETY: as in `boot`.
+    unsafe { (&raw const (*page).tables).read_volatile() }
 }
 
 /// The time-stamp counter.
@@ -79,12 +86,16 @@ pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
     }
 }
 
-/// Asks the stub to change the protection of `pages` pages of program memory from `start` on:
-/// 0 none, 1 read, 2 read and write. `false` if it refuses (code, or not program memory).
-pub fn protect(start: u64, pages: u64, protection: u64) -> bool {
+/// Asks the stub to change page tables: one of [`holm_hostcall::page_operation`]. `false` if it refuses.
+pub fn change_pages(slot: u64, second: u64, operation: u64, count: u64) -> bool {
     // SAFETY: the gate changes rax only; the stub checks its arguments. The caller answers for the
     // program's use of the pages.
-    unsafe { protect_gate(start, pages, protection) == 0 }
+    unsafe { page_gate(slot, second, operation, count) == 0 }
+}
+
+/// The page by which the stub tells of a fault.
+pub fn fault_page() -> *mut FaultPage {
+    core::ptr::with_exposed_provenance_mut(FAULT_ADDR as usize)
 }
 
 /// Sets the base of FS, which holds the thread pointer.
@@ -158,7 +169,8 @@ pub fn exit(status: u64) -> ! {
     halt()
 }
 
-fn halt() -> ! {
+/// The vCPU does not run again.
+pub fn halt() -> ! {
     loop {
         core::hint::spin_loop();
     }

@@ -12,6 +12,7 @@
 
 pub mod door;
 pub mod errno;
+pub mod fault;
 pub mod files;
 pub mod host;
 pub mod http;

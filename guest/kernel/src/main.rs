@@ -3,33 +3,38 @@
 //!
 //! ```text
 //!          host starts the vCPU at CPL 3
-//!                      │
-//!   kernel_start ──▶ library OS ──▶ program
-//!                      ▲  │           │ syscall        (lands in syscall_entry, at CPL 3 on PVM
-//!                      └──┼───────────┘                 and at CPL 0 on hardware)
-//!                 int3    │
-//!   CPL 0 stub ◀──────────┘   one `out`, then iretq
+//!                      │                       syscall  (arrives in syscall_entry, at CPL 3 on PVM
+//!   kernel_start ──▶ library OS ◀────────────── program   and at CPL 0 on hardware)
+//!                     │  │    ▲ ──────iretq──────▶  │
+//!        int3, ud2    │  └─┐  └──fault_entry────┐   │ any other exception
+//!   CPL 0 stub ◀──────┘    └▶ one `out`        stub ◀┘
 //! ```
-//! At CPL 0 runs only what is in this file's assembly. Under PVM each of its instructions is
-//! emulated at about half a microsecond, and the emulator knows no SSE: keep it short and plain.
+//! At CPL 0 runs only what is in this file's first block of assembly. Under PVM each of its
+//! instructions is emulated at about half a microsecond, and the emulator knows no SSE: keep it short
+//! and plain.
 #![no_std]
 #![no_main]
 
 use core::arch::global_asm;
+use core::mem::offset_of;
+
+use holm_hostcall::FaultPage;
 
 mod freestanding;
 mod pvh;
 
 // The stub. Entered through the IDT on the interrupt stack (IST1), so it never touches the
-// program's stack or its red zone.
+// program's stack or its red zone. No stack of CPL 0 can be read or written at CPL 3.
 //
-// Exceptions: leave the vector on the stack, below what the CPU pushed, and exit for good.
-// Hostcall:   one exit. Vector 3 leads here; whether it was the library OS's gate, the host checks.
-// Protect:    vector 6 at the library OS's gate. rdi = first page, rsi = number of pages, rdx = 0 none, 1 read, 2 read and write.
-//             Answers 0 in rax, or -1 and changes nothing beyond the first bad page. It can only
-//             reach the entries of program pages (the host wrote their number and place into the
-//             scratch page), writes only identity mappings for user mode, and leaves code alone: a
-//             page without NX is refused, and NX is always set.
+// Hostcall:  vector 3. One exit; whether it was the library OS's gate, the host checks.
+// Page gate: vector 6 at the library OS's gate: changes page tables, as `page_operation` says. Answers
+//            0 in rax, or -1 and changes nothing beyond the first bad entry. It writes only to slots
+//            within `StubBounds`, and what it writes never leads to a page of the stub's: it changes
+//            the protection of an entry that is there, copies entries of program memory, clears
+//            entries, or links a table that holds none but such. Code stays as it is: an entry without
+//            NX is refused, and a copy of one is as little writable as the original.
+// Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
+//            program's stack and flags. An exception of the library OS's own is an exit for good.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -40,9 +45,16 @@ stub_start:
     .if vector == 6
     jmp invalid_opcode
     .else
+    .if (0x60227D00 >> vector) & 1
+    .else
+    push 0
+    .endif
     push vector
-    out {exception_port}, al
-1:  jmp 1b
+    .if (0x40104 >> vector) & 1
+    jmp for_good
+    .else
+    jmp forward
+    .endif
     .endif
     .set vector, vector + 1
     .endr
@@ -51,52 +63,120 @@ stub_start:
     out {hostcall_port}, al
     iretq
 
-invalid_opcode:
-    cmp qword ptr [rsp], offset protect_gate
-    je 1f
-    push 6
+    // On the stack: vector, error code, rip, cs, flags, rsp, ss.
+forward:
+    cmp qword ptr [rsp + 16], {kernel_end}
+    jb for_good
+    mov [{fault} + {fault_rax}], rax
+    mov rax, cr2
+    mov [{fault} + {fault_cr2}], rax
+    pop qword ptr [{fault} + {fault_vector}]
+    pop qword ptr [{fault} + {fault_error}]
+    pop qword ptr [{fault} + {fault_rip}]
+    push offset fault_entry
+    iretq
+for_good:
     out {exception_port}, al
-9:  jmp 9b
+    jmp for_good
+
+invalid_opcode:
+    cmp qword ptr [rsp], offset page_gate
+    je 1f
+    push 0
+    push 6
+    jmp forward
 1:  add qword ptr [rsp], 2
-    push rcx
     push rdi
     push rsi
-    cmp rdx, 2
+    push rcx
+    cld
+    test edi, 7
+    jnz 8f
+    cmp edx, 2
     ja 3f
-    mov rcx, rdi
-    sub rcx, [{scratch} + 16]
-    jb 3f
-    test ecx, 0xfff
-    jnz 3f
-    shr rcx, 12
-    mov rax, [{scratch}]
-    sub rax, rcx
-    jb 3f
-    cmp rax, rsi
-    jb 3f
-    shl rcx, 3
-    add rcx, [{scratch} + 8]
-2:  test rsi, rsi
-    jz 4f
-    bt qword ptr [rcx], 63
-    jnc 3f
-    mov rax, [stub_protections + rdx * 8]
-    or rax, rdi
-    mov [rcx], rax
-    invlpg [rdi]
-    add rdi, 4096
-    add rcx, 8
-    sub rsi, 1
+    // Protect. Slots of program memory, or of the sparse tables.
+    mov rax, [{bounds} + 8]
+    cmp rdi, [{bounds}]
+    jb 8f
+    cmp rdi, rax
+    jb 1f
+    mov rax, [{bounds} + 24]
+    cmp rdi, [{bounds} + 16]
+    jb 8f
+1:  sub rax, rdi
+    jb 8f
+    shr rax, 3
+    cmp rax, rcx
+    jb 8f
+2:  sub rcx, 1
+    jb 7f
+    mov rax, [rdi]
+    bt rax, 63
+    jnc 8f
+    and rax, [stub_address_mask]
+    or rax, [stub_protections + rdx * 8]
+    mov [rdi], rax
+    add rdi, 8
     jmp 2b
-3:  mov rax, -1
-    jmp 5f
-4:  mov eax, 0
-5:  pop rsi
+3:  cmp edx, 5
+    je 4f
+    // Map and unmap. Slots of the sparse tables.
+    mov rax, [{bounds} + 24]
+    cmp rdi, [{bounds} + 16]
+    jb 8f
+    sub rax, rdi
+    jb 8f
+    shr rax, 3
+    cmp rax, rcx
+    jb 8f
+    xor eax, eax
+    cmp edx, 4
+    jne 5f
+    rep stosq
+    jmp 7f
+4:  // Link. A slot of the sparse directories, and one of the sparse tables.
+    cmp rdi, [{bounds} + 32]
+    jb 8f
+    cmp rdi, [{bounds} + 40]
+    jae 8f
+    test esi, 0xfff
+    jnz 8f
+    cmp rsi, [{bounds} + 16]
+    jb 8f
+    cmp rsi, [{bounds} + 24]
+    jae 8f
+    or rsi, 0x27
+    mov [rdi], rsi
+    jmp 6f
+5:  cmp edx, 3
+    jne 8f
+    mov rax, [{bounds} + 8]
+    cmp rsi, [{bounds}]
+    jb 8f
+    test esi, 7
+    jnz 8f
+    sub rax, rsi
+    jb 8f
+    shr rax, 3
+    cmp rax, rcx
+    jb 8f
+    // Nothing was there before, so the CPU has nothing to forget.
+    rep movsq
+6:  xor eax, eax
+    jmp 9f
+7:  mov rax, cr3
+    mov cr3, rax
+    xor eax, eax
+    jmp 9f
+8:  mov rax, -1
+9:  pop rcx
+    pop rsi
     pop rdi
-    pop rcx
     iretq
 
     .balign 8
+stub_address_mask:
+    .quad 0x000ffffffffff000
 stub_protections:
     .quad 0x8000000000000000
     .quad 0x8000000000000025
@@ -105,17 +185,27 @@ stub_protections:
     exception_port = const holm_hostcall::EXCEPTION_PORT,
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
-    scratch = const holm_hostcall::STUB_SCRATCH_ADDR,
+    kernel_end = const holm_hostcall::KERNEL_END,
+    bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
+    fault = const holm_hostcall::FAULT_ADDR,
+    fault_rax = const offset_of!(FaultPage, rax),
+    fault_cr2 = const offset_of!(FaultPage, cr2),
+    fault_vector = const offset_of!(FaultPage, vector),
+    fault_error = const offset_of!(FaultPage, error_code),
+    fault_rip = const offset_of!(FaultPage, rip),
 );
 
 // `syscall` from the program. On PVM it arrives here still at CPL 3, on hardware at CPL 0; both
 // with the program's stack, the return address in rcx and the flags in r11. The page is executable
 // for user mode. At CPL 0 nothing is done but to go down to CPL 3; rsp is the only register used.
 //
+// A fault arrives in fault_entry at CPL 3, with the program's stack and flags and all registers but
+// rax, by way of the stub; a preemption by way of the host.
+//
 // The library OS is compiled with SSE, which a Linux program expects a system call to leave alone:
 // fxsave keeps it. Instructions without VEX leave the upper halves of wider registers as they are.
 // Each thread has a kernel stack of its own; HOLM_ENTRY_STACK is that of the running one.
-// The way back needs no privilege.
+// The way back needs no privilege: `iretq` may go from CPL 3 to CPL 3.
 global_asm!(
     r#"
     .section .entry, "ax"
@@ -128,9 +218,38 @@ syscall_entry:
     mov rsp, [rip + HOLM_ENTRY_STACK]
 syscall_at_cpl3:
     cld
+    push {user_data}
     push qword ptr [rip + saved_rsp]
-    push rax
+    push r11
+    push {user_code}
     push rcx
+    push rax
+    lea rax, [rip + {syscall}]
+    jmp 3f
+
+2:  mov esp, {stub_stack_top}
+    push {user_data}
+    push qword ptr [rip + HOLM_ENTRY_STACK]
+    push 0x202
+    push {user_code}
+    push offset syscall_at_cpl3
+    iretq
+
+    .global fault_entry
+fault_entry:
+    mov [rip + saved_rsp], rsp
+    mov rsp, [rip + HOLM_ENTRY_STACK]
+    push {user_data}
+    push qword ptr [rip + saved_rsp]
+    pushfq
+    push {user_code}
+    push qword ptr [{fault} + {fault_rip}]
+    push qword ptr [{fault} + {fault_rax}]
+    push 0x202
+    popfq
+    lea rax, [rip + {fault_handler}]
+
+3:  push rcx
     push r11
     push rbx
     push rbp
@@ -149,8 +268,8 @@ syscall_at_cpl3:
     sub rsp, 512
     and rsp, -64
     fxsave64 [rsp]
-    call {handler}
-syscall_return:
+    call rax
+thread_start:
     fxrstor64 [rsp]
     mov rsp, rbx
     pop rdi
@@ -167,22 +286,7 @@ syscall_return:
     pop rbx
     pop r11
     pop rcx
-    add rsp, 8
-    push r11
-    popfq
-    mov rsp, [rsp]
-    jmp rcx
-
-thread_start:
-    xor eax, eax
-    jmp syscall_return
-
-2:  mov esp, {stub_stack_top}
-    push {user_data}
-    push qword ptr [rip + HOLM_ENTRY_STACK]
-    push 0x202
-    push {user_code}
-    push offset syscall_at_cpl3
+    pop rax
     iretq
 
     .text
@@ -207,9 +311,13 @@ kernel_stack_top:
 saved_rsp:
     .skip 8
     "#,
-    handler = sym holm_kernel::syscall::handle,
+    syscall = sym holm_kernel::syscall::handle,
+    fault_handler = sym holm_kernel::fault::handle,
     start = sym holm_kernel::start,
     stub_stack_top = const holm_hostcall::STUB_STACK_ADDR + holm_hostcall::PAGE_BYTES,
     user_data = const holm_hostcall::selector::USER_DATA,
     user_code = const holm_hostcall::selector::USER_CODE,
+    fault = const holm_hostcall::FAULT_ADDR,
+    fault_rax = const offset_of!(FaultPage, rax),
+    fault_rip = const offset_of!(FaultPage, rip),
 );

@@ -40,7 +40,7 @@ pvh_start:
     outb %al, $0xA1
     movl ${cr4}, %eax
     movl %eax, %cr4
-    movl {scratch} + 24, %eax
+    movl {cr3}, %eax
     movl %eax, %cr3
     movl $0xC0000080, %ecx          # EFER: SCE, LME, NXE
     movl $0x901, %eax
@@ -109,7 +109,8 @@ pvh_idt:
     tss = const holm_hostcall::selector::TSS,
     tables = const holm_hostcall::TABLES_ADDR,
     idt = const holm_hostcall::IDT_ADDR,
-    scratch = const holm_hostcall::STUB_SCRATCH_ADDR,
+    cr3 = const holm_hostcall::STUB_BOUNDS_ADDR
+        + core::mem::offset_of!(holm_hostcall::StubBounds, cr3) as u64,
     stack_top = const holm_hostcall::STUB_STACK_ADDR + holm_hostcall::PAGE_BYTES,
     options(att_syntax)
 );

@@ -2,56 +2,23 @@
 //!
 //! A call that is not served is ENOSYS, named once in the function's log.
 
-use holm_hostcall::abort_reason;
+use holm_hostcall::{Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult, to_rax};
-use crate::memory::Guest;
+use crate::memory::guest;
 use crate::{files, host, log, pipes, poll, sockets, stat, state, threads, time, user};
 
-/// The program's registers at a `syscall`, as the entry pushes them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Frame {
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    r10: u64,
-    r8: u64,
-    r9: u64,
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    rbp: u64,
-    rbx: u64,
-    r11: u64,
-    rcx: u64,
-    rax: u64,
-    rsp: u64,
-}
-
-const _: () = assert!(size_of::<Frame>() == 128);
-
-impl Frame {
-    /// The same registers on another stack: those of a new thread.
-    pub fn on_stack(&self, stack_pointer: u64) -> Frame {
-        Frame {
-            rsp: stack_pointer,
-            ..*self
-        }
-    }
-}
-
-/// Serves one system call; the answer is for rax.
-pub extern "C" fn handle(frame: &mut Frame) -> u64 {
-    to_rax(serve(frame))
+/// Serves one system call; the answer is put into rax.
+pub extern "C" fn handle(frame: &mut Registers) {
+    frame.rax = to_rax(serve(frame));
+    threads::preempt_if_missed();
 }
 
 const SIGNAL_MASK_BYTES: u64 = 8;
 /// The one process, and its first thread.
 const PROCESS_ID: u64 = 1;
 
-fn serve(frame: &Frame) -> SysResult {
+fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
@@ -65,10 +32,10 @@ fn serve(frame: &Frame) -> SysResult {
         5 => stat::stat(files::kind(a)?, b),
         7 => poll::poll(a, b, poll::timeout_ms(c)),
         8 => files::kind(a).and(Err(Errno::ESPIPE)),
-        9 => memory().map(a, b, c, d, &mut Guest),
-        10 => memory().protect(a, b, c, &mut Guest),
-        11 => memory().unmap(a, b, &mut Guest),
-        12 => Ok(memory().brk(a, &mut Guest)),
+        9 => memory().map(a, b, c, d, &mut guest()),
+        10 => memory().protect(a, b, c, &mut guest()),
+        11 => memory().unmap(a, b, &mut guest()),
+        12 => Ok(memory().brk(a, &mut guest())),
         13 => signal_action(c),
         14 => signal_mask(c),
         16 => files::ioctl(a, b, c),
@@ -82,8 +49,8 @@ fn serve(frame: &Frame) -> SysResult {
         22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => threads::yield_now(),
-        25 => memory().remap(a, b, c, d, &mut Guest),
-        28 => memory().advise(a, b, c, &mut Guest),
+        25 => memory().remap(a, b, c, d, &mut guest()),
+        28 => memory().advise(a, b, c, &mut guest()),
         32 => files::duplicate(a),
         33 | 292 => files::duplicate_to(a, b),
         35 => time::sleep(1, false, a),

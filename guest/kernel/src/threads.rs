@@ -13,11 +13,10 @@
 
 use core::arch::{asm, global_asm};
 
-use holm_hostcall::PAGE_BYTES;
+use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult};
-use crate::memory::Guest;
-use crate::syscall::Frame;
+use crate::memory::guest;
 use crate::{host, state, time, user};
 
 /// Most threads at a time.
@@ -246,7 +245,7 @@ impl Threads {
             }
             if mapping != 0 {
                 // The mapping was made whole, so it can be unmapped whole.
-                let _ = state::memory().unmap(mapping, STACK_BYTES + WIDE_BYTES, &mut Guest);
+                let _ = state::memory().unmap(mapping, STACK_BYTES + WIDE_BYTES, &mut guest());
             }
         }
     }
@@ -298,6 +297,30 @@ pub fn sleep_until(until: u64) {
         };
         give_way();
     }
+}
+
+/// The host has interrupted the running thread: the others have their turn.
+pub fn preempt() {
+    give_way();
+}
+
+/// The same, if the host wanted to while the library OS was at work.
+pub fn preempt_if_missed() {
+    // SAFETY: the page is mapped at its fixed address; the host writes there while the vCPU is out of
+    // the guest, hence volatile.
+    unsafe {
+        let missed = &raw mut (*host::fault_page()).tick_missed;
+        if missed.read_volatile() != 0 {
+            missed.write_volatile(0);
+            preempt();
+        }
+    }
+}
+
+/// Tells the host whether there is anybody to have a turn.
+fn want_ticks(wanted: bool) {
+    // SAFETY: as above.
+    unsafe { (&raw mut (*host::fault_page()).wants_ticks).write_volatile(u64::from(wanted)) };
 }
 
 /// `sched_yield`
@@ -369,7 +392,7 @@ fn restore_wide(area: u64) {
 
 /// `clone`, for a thread of this process.
 pub fn clone(
-    parent: &Frame,
+    parent: &Registers,
     flags: u64,
     stack: u64,
     parent_id_to: u64,
@@ -395,7 +418,7 @@ pub fn clone(
         .iter()
         .position(|thread| thread.doing == Doing::Free);
     let at = free.ok_or(Errno::EAGAIN)?;
-    let mapping = state::memory().map_anonymous(STACK_BYTES + WIDE_BYTES, &mut Guest)?;
+    let mapping = state::memory().map_anonymous(STACK_BYTES + WIDE_BYTES, &mut guest())?;
     let stack_top = mapping + STACK_BYTES;
     let id = threads.next_id;
     threads.next_id += 1;
@@ -430,6 +453,7 @@ pub fn clone(
     };
     threads.end = threads.end.max(at + 1);
     threads.count += 1;
+    want_ticks(true);
     Ok(u64::from(id))
 }
 
@@ -441,17 +465,21 @@ pub fn clone(
 ///       │ return address: where new threads start
 /// here  │ rbp, rbx = address of the frame, r12 to r15
 /// ```
-fn lay_out(stack_top: u64, parent: &Frame, program_stack: u64, start_address: u64) -> u64 {
+fn lay_out(stack_top: u64, parent: &Registers, program_stack: u64, start_address: u64) -> u64 {
     const FX_BYTES: u64 = 512;
-    let frame_addr = stack_top - size_of::<Frame>() as u64;
+    let frame_addr = stack_top - size_of::<Registers>() as u64;
     let fx = (frame_addr - FX_BYTES) & !63;
     let parent_frame = core::ptr::from_ref(parent);
     let parent_fx = ((parent_frame.addr() as u64 - FX_BYTES) & !63) as usize;
     // SAFETY: all of it lies in the new thread's stack, which is mapped and nobody else's; the parent's
     // registers lie below its frame, where the entry put them.
     unsafe {
-        let frame = core::ptr::with_exposed_provenance_mut::<Frame>(frame_addr as usize);
-        frame.write(parent.on_stack(program_stack));
+        let frame = core::ptr::with_exposed_provenance_mut::<Registers>(frame_addr as usize);
+        frame.write(Registers {
+            rsp: program_stack,
+            rax: 0,
+            ..*parent
+        });
         core::ptr::with_exposed_provenance::<u8>(parent_fx).copy_to_nonoverlapping(
             core::ptr::with_exposed_provenance_mut(fx as usize),
             FX_BYTES as usize,
@@ -476,6 +504,7 @@ pub fn exit(status: u64) -> ! {
         threads.wake(word, 1, u32::MAX);
     }
     threads.count -= 1;
+    want_ticks(threads.count > 1);
     // Neither free, so that nobody takes the stack on which this runs, nor ever ready.
     threads.all[current].doing = Doing::Sleeping {
         word: 0,

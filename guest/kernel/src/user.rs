@@ -1,14 +1,31 @@
-//! The program's pointers. Each is checked to lie in program memory before it is used; a page in
-//! there that the program made inaccessible is its own crash.
+//! The program's pointers. Each is checked page by page before it is used, and what is only promised is
+//! backed, so that the library OS never takes a fault: what the program may not touch is EFAULT.
+
+use holm_hostcall::abort_reason;
 
 use crate::errno::Errno;
-use crate::state;
+use crate::memory::{Refusal, guest};
+use crate::{host, state};
 
-fn check(addr: u64, bytes: u64) -> Result<(), Errno> {
-    match state::memory().contains(addr, bytes) {
-        true => Ok(()),
-        false => Err(Errno::EFAULT),
+/// How much of a range can be used: all of it, or EFAULT, if `whole`.
+fn access(addr: u64, bytes: u64, write: bool, whole: bool) -> Result<u64, Errno> {
+    match state::memory().access(addr, bytes, write, whole, &mut guest()) {
+        Ok(bytes) => Ok(bytes),
+        Err(Refusal::Unmapped | Refusal::Protected) => Err(Errno::EFAULT),
+        Err(Refusal::NoMemory) => out_of_memory(addr),
     }
+}
+
+/// The program touches memory that was promised, and there is none left.
+pub fn out_of_memory(addr: u64) -> ! {
+    host::abort_with(
+        abort_reason::OUT_OF_MEMORY,
+        addr,
+        format_args!(
+            "the program uses more memory than [limits] memory allows ({} bytes)",
+            state::memory().total_bytes()
+        ),
+    )
 }
 
 /// The `bytes` bytes of the program at `addr`.
@@ -16,10 +33,9 @@ pub fn slice(addr: u64, bytes: u64) -> Result<&'static [u8], Errno> {
     if bytes == 0 {
         return Ok(&[]);
     }
-    check(addr, bytes)?;
+    access(addr, bytes, false, true)?;
     let start = core::ptr::with_exposed_provenance::<u8>(addr as usize);
-    // SAFETY: the range lies in program memory, which is always backed, and the program's one thread
-    // waits in this system call.
+    // SAFETY: the range is mapped, and the program's thread waits in this system call.
     Ok(unsafe { core::slice::from_raw_parts(start, bytes as usize) })
 }
 
@@ -28,46 +44,55 @@ pub fn slice_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
     if bytes == 0 {
         return Ok(&mut []);
     }
-    check(addr, bytes)?;
+    access(addr, bytes, true, true)?;
     let start = core::ptr::with_exposed_provenance_mut::<u8>(addr as usize);
     // SAFETY: as in `slice`; the library OS holds no other reference to program memory meanwhile
     // (each system call makes at most one of these at a time from one argument).
     Ok(unsafe { core::slice::from_raw_parts_mut(start, bytes as usize) })
 }
 
-/// The buffer of a call that reads or writes up to `bytes` bytes; Linux takes any size there.
+/// The buffer of a call that reads or writes up to `bytes` bytes; Linux takes any size there. May be
+/// shorter than asked for.
 pub fn buffer(addr: u64, bytes: u64) -> Result<&'static [u8], Errno> {
-    slice(addr, state::memory().clamp(addr, bytes))
+    if bytes == 0 {
+        return Ok(&[]);
+    }
+    slice(addr, access(addr, bytes, false, false)?)
 }
 
 /// The same, to be written.
 pub fn buffer_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
-    slice_mut(addr, state::memory().clamp(addr, bytes))
+    if bytes == 0 {
+        return Ok(&mut []);
+    }
+    slice_mut(addr, access(addr, bytes, true, false)?)
 }
 
 /// Reads a plain value.
 pub fn read<T: Plain>(addr: u64) -> Result<T, Errno> {
-    check(addr, size_of::<T>() as u64)?;
-    // SAFETY: in program memory; any bytes are a valid `T`, which is `Plain`.
+    access(addr, size_of::<T>() as u64, false, true)?;
+    // SAFETY: mapped; any bytes are a valid `T`, which is `Plain`.
     Ok(unsafe { core::ptr::with_exposed_provenance::<T>(addr as usize).read_unaligned() })
 }
 
 /// Writes a plain value.
 pub fn write<T: Plain>(addr: u64, value: T) -> Result<(), Errno> {
-    check(addr, size_of::<T>() as u64)?;
-    // SAFETY: in program memory.
+    access(addr, size_of::<T>() as u64, true, true)?;
+    // SAFETY: mapped.
     unsafe { core::ptr::with_exposed_provenance_mut::<T>(addr as usize).write_unaligned(value) };
     Ok(())
 }
 
 /// A text that ends with a zero byte, at most 4096 bytes.
 pub fn path(addr: u64) -> Result<&'static [u8], Errno> {
-    for length in 0..4096 {
-        if read::<u8>(addr.wrapping_add(length))? == 0 {
-            return slice(addr, length);
-        }
+    const MOST: u64 = 4096;
+    let most = access(addr, MOST, false, false)?;
+    let length = slice(addr, most)?.iter().position(|byte| *byte == 0);
+    match length {
+        Some(length) => slice(addr, length as u64),
+        None if most == MOST => Err(Errno::ENAMETOOLONG),
+        None => Err(Errno::EFAULT),
     }
-    Err(Errno::ENAMETOOLONG)
 }
 
 /// Values without padding or invalid bit patterns, as C structs of integers are.

@@ -19,8 +19,15 @@
 //! 0x0010_0000  kernel image     user: the library OS, W^X by segment
 //! 0x0020_0000  or above: program memory, from the program's lowest page on; user; as many bytes as the
 //!              manifest's memory limit
-//! …            page tables      supervisor, directly after program memory
+//! …            page tables      supervisor, from the next 2 MiB on, those of the sparse space included
+//! …            file tree        user, read only: the artifact's files, if it has any
 //! ```
+//!
+//! The page tables can be read by the user at [`TABLES_ALIAS`].
+//!
+//! Beside this there is the *sparse space*: two windows of virtual addresses, far above, in which
+//! nothing is mapped at first. The library OS backs it with frames of program memory when it is
+//! touched, by way of the stub.
 //!
 //! A hostcall is: fill in the call page, `int3` at the gate. The stub answers with one `out` to
 //! [`HOSTCALL_PORT`], which is the exit; the host reads the call page once, validates the copy, acts
@@ -32,7 +39,7 @@ pub mod message;
 
 /// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
 /// its own.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Bytes in a page. Every address and size below is a multiple of it.
 pub const PAGE_BYTES: u64 = 4096;
@@ -54,12 +61,16 @@ pub const STUB_ADDR: u64 = 0x8000;
 pub const STUB_ENTRY_BYTES: u64 = 16;
 /// Where the hostcall gate leads.
 pub const STUB_HOSTCALL_ADDR: u64 = STUB_ADDR + 0x200;
+/// What the stub's page gate checks against, written by the host: see [`StubBounds`].
+pub const STUB_BOUNDS_ADDR: u64 = STUB_SCRATCH_ADDR;
 /// All memory below is for the supervisor only.
 pub const USER_START: u64 = 0x1_0000;
 /// The boot page.
 pub const BOOT_ADDR: u64 = 0x1_0000;
 /// The call page.
 pub const CALL_ADDR: u64 = 0x1_1000;
+/// [`FaultPage`]: within the call page.
+pub const FAULT_ADDR: u64 = CALL_ADDR + 0x800;
 /// The log ring: [`LogHeader`], then [`LOG_CAPACITY_BYTES`] bytes.
 pub const LOG_ADDR: u64 = 0x2_0000;
 /// Bytes of log text that fit between two exits; a full ring is flushed by [`Call::LOG_FLUSH`].
@@ -74,11 +85,27 @@ pub const PROGRAM_ADDR: u64 = KERNEL_END;
 /// Bytes below the program's stack that are never mapped and never given out.
 pub const STACK_GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
+/// First addresses of the windows of the sparse space; each is [`WINDOW_BYTES`] long. The first holds
+/// the addresses at which the Go runtime wants its heap, the second ends where a process's mappings on
+/// Linux begin.
+pub const WINDOWS: [u64; 2] = [1 << 39, 255 << 39];
+/// Where the page tables are seen by CPL 3, read only.
+pub const TABLES_ALIAS: u64 = 254 << 39;
+/// Bytes of one window: what one entry of the highest page table covers.
+pub const WINDOW_BYTES: u64 = 1 << 39;
+/// Bytes that one leaf page table maps.
+pub const TABLE_REACH_BYTES: u64 = 512 * PAGE_BYTES;
+/// Bytes of one window's directories.
+pub const WINDOW_DIRECTORIES_BYTES: u64 = WINDOW_BYTES / TABLE_REACH_BYTES * 8;
+
 /// Exception vector of a hostcall: `int3` at the kernel image's symbol `hostcall_gate`.
 pub const HOSTCALL_VECTOR: u8 = 3;
 /// I/O port of the exit that a hostcall makes.
 pub const HOSTCALL_PORT: u16 = 0x0F0;
-/// I/O port of the exit that an exception makes.
+/// Vector by which [`FaultPage`] tells that the host has interrupted the program, for another thread's
+/// turn.
+pub const PREEMPTION_VECTOR: u64 = 32;
+/// I/O port of the exit that an exception makes which the library OS cannot be given: one of its own.
 pub const EXCEPTION_PORT: u16 = 0x0F8;
 
 /// Selectors in the GDT. Those of user mode are the values that Linux programs see.
@@ -132,6 +159,18 @@ pub struct BootPage {
     pub reserved: u32,
     /// Where program memory begins: the page of the program's lowest segment.
     pub program_start: u64,
+    /// The page table entries: that of page `n` of the identity mapping is `8 * n` further.
+    pub tables: u64,
+    /// The directories of the sparse space: for each window [`WINDOW_DIRECTORIES_BYTES`] of entries.
+    pub sparse_directories: u64,
+    /// Leaf tables for the sparse space, all zero at the start.
+    pub sparse_tables: u64,
+    /// Number of those.
+    pub sparse_table_count: u64,
+    /// The artifact's file tree, or 0.
+    pub files_start: u64,
+    /// Bytes of it.
+    pub files_bytes: u64,
 }
 
 impl BootPage {
@@ -139,6 +178,88 @@ impl BootPage {
     pub fn stack_bytes(&self) -> u64 {
         (self.program_start + self.memory_bytes).saturating_sub(self.stack_start)
     }
+}
+
+/// The slots that the stub's page gate may touch, at [`STUB_BOUNDS_ADDR`]: first and one past the last
+/// of each kind, as addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StubBounds {
+    /// The entries of program memory.
+    pub program: [u64; 2],
+    /// The sparse tables.
+    pub tables: [u64; 2],
+    /// The sparse directories.
+    pub directories: [u64; 2],
+    /// Not the stub's: CR3, for the PVH entry, which has no host to set it.
+    pub cr3: u64,
+}
+
+/// What the stub (or, for a preemption, the host) says of the program when it sends the vCPU to the
+/// library OS's `fault_entry`. All other registers are still the program's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FaultPage {
+    /// The program's rax.
+    pub rax: u64,
+    /// The address that could not be accessed, for a page fault.
+    pub cr2: u64,
+    /// The exception, or [`PREEMPTION_VECTOR`].
+    pub vector: u64,
+    /// The exception's error code, or 0.
+    pub error_code: u64,
+    /// Where the program was.
+    pub rip: u64,
+    /// Written by the library OS: not 0 while it wants to be interrupted, because more than one thread
+    /// could run.
+    pub wants_ticks: u64,
+    /// Written by the host instead of a preemption while the library OS itself runs; cleared by it.
+    pub tick_missed: u64,
+}
+
+/// The program's registers as the library OS has them on a stack while it serves a system call or a
+/// fault, in the order in which its entry pushes them.
+#[expect(missing_docs, reason = "the registers' own names")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    pub rdi: u64,
+    pub rsi: u64,
+    pub rdx: u64,
+    pub r10: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub rcx: u64,
+    pub rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub rflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+}
+
+/// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address.
+pub mod page_operation {
+    /// rdi = first slot, rcx = count: backed pages become inaccessible.
+    pub const CLOSE: u64 = 0;
+    /// The same: read only.
+    pub const READ: u64 = 1;
+    /// The same: read and write.
+    pub const WRITE: u64 = 2;
+    /// rdi = first slot in the sparse tables, rsi = first slot of program memory, rcx = count: the one
+    /// becomes what the other is.
+    pub const MAP: u64 = 3;
+    /// rdi = first slot in the sparse tables, rcx = count: nothing is there any more.
+    pub const UNMAP: u64 = 4;
+    /// rdi = slot in the sparse directories, rsi = one of the sparse tables: links it.
+    pub const LINK: u64 = 5;
 }
 
 /// The arguments and the result of a hostcall, on the call page.
@@ -183,6 +304,9 @@ impl Call {
     pub const ABORT: Call = Call(7);
     /// Nothing to do before: `args = [monotonic_ns, 0, 0, 0]`. Returns at that time or later.
     pub const PARK: Call = Call(8);
+    /// The program took an exception that nobody handles: `args = [vector, error code, address,
+    /// registers]`, the last the address of [`Registers`]. Does not return.
+    pub const FAULT: Call = Call(9);
 }
 
 /// Flags of [`Call::RESPOND`] and [`Call::RESPONSE_BODY`].
@@ -203,6 +327,8 @@ pub mod abort_reason {
     pub const DEADLOCK: u64 = 4;
     /// The program closed the connection without answering.
     pub const NO_RESPONSE: u64 = 5;
+    /// The program touched memory that it has, but the memory limit is reached.
+    pub const OUT_OF_MEMORY: u64 = 6;
 }
 
 /// Start of the log ring. The guest writes, the host reads and empties at exits.
@@ -249,8 +375,10 @@ pub struct Door {
 }
 
 const _: () = {
-    assert!(size_of::<BootPage>() == 136);
+    assert!(size_of::<BootPage>() == 184);
     assert!(size_of::<CallPage>() == 56);
+    assert!(size_of::<FaultPage>() == 56 && size_of::<Registers>() == 160);
+    assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= FAULT_ADDR);
     assert!(size_of::<LogHeader>() == 64);
     assert!(size_of::<Door>() == 48);
     assert!(LOG_ADDR + size_of::<LogHeader>() as u64 + LOG_CAPACITY_BYTES <= KERNEL_ADDR);

@@ -1,0 +1,49 @@
+//! Exceptions of the program, which the stub hands to the library OS, and preemptions by the host.
+//!
+//! A page of the sparse space that is only promised is backed, and the program goes on as if nothing had
+//! been. Everything else is a signal, and where the program has no handler its end.
+
+use holm_hostcall::{Call, FaultPage, PREEMPTION_VECTOR, Registers};
+
+use crate::memory::{Refusal, guest};
+use crate::{host, state, threads, user};
+
+const PAGE_FAULT: u64 = 14;
+
+/// Serves the fault that the fault page tells of; the program goes on with `frame`.
+pub extern "C" fn handle(frame: &mut Registers) {
+    // SAFETY: the page is mapped at its fixed address, and holds plain numbers. The stub or the host
+    // wrote it just before, behind the compiler's back.
+    let fault = unsafe { host::fault_page().read_volatile() };
+    match fault.vector {
+        PREEMPTION_VECTOR => threads::preempt(),
+        PAGE_FAULT if is_backed(&fault) => {}
+        _ => unhandled(frame, &fault),
+    }
+}
+
+/// Whether the fault was the touch of a page that the program has, which it now has indeed.
+fn is_backed(fault: &FaultPage) -> bool {
+    const WRITE: u64 = 1 << 1;
+    const FETCH: u64 = 1 << 4;
+    if fault.error_code & FETCH != 0 {
+        return false;
+    }
+    let write = fault.error_code & WRITE != 0;
+    match state::memory().back(fault.cr2, write, &mut guest()) {
+        Ok(()) => true,
+        Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
+        Err(Refusal::Unmapped | Refusal::Protected) => false,
+    }
+}
+
+/// The end of the program, with a report of its registers.
+fn unhandled(frame: &Registers, fault: &FaultPage) -> ! {
+    let registers = core::ptr::from_ref(frame).addr() as u64;
+    host::call(
+        Call::FAULT,
+        0,
+        [fault.vector, fault.error_code, fault.cr2, registers],
+    );
+    host::halt()
+}

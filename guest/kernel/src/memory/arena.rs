@@ -1,0 +1,381 @@
+//! Program memory itself: one stretch of guest memory, identity mapped from the start.
+//!
+//! ```text
+//! start  segments │ brk →        ← mappings and frames (top down) │ guard │ stack │ end
+//! ```
+//! Every page is mapped before the program starts, because a page fault that the guest serves costs
+//! more than one that KVM serves. The host gives each page once, zeroed, when it is first touched; a
+//! page that was in use before is zeroed when it is given out again. Nothing here can exceed the
+//! manifest's memory limit, which is the size of the stretch.
+
+use holm_hostcall::{BootPage, PAGE_BYTES, STACK_GUARD_BYTES};
+
+use super::frames::FRAME_BYTES;
+use super::machine::{Machine, Protection};
+use super::page_up;
+use crate::errno::Errno;
+
+/// Most separate mappings a program may have.
+const MAX_MAPPINGS: usize = 512;
+
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    protection: Protection,
+    /// Frames for the sparse space, and no mapping of the program's.
+    frames: bool,
+}
+
+/// The bookkeeping of program memory.
+pub(super) struct Arena {
+    start: u64,
+    end: u64,
+    /// Page table entries: that of address 0 would be here.
+    entries: u64,
+    brk_start: u64,
+    brk: u64,
+    /// Highest `brk` there was: below it pages may not be zero.
+    brk_high: u64,
+    /// End of the room for mappings: the stack's guard begins here.
+    top: u64,
+    /// Lowest address a mapping ever had: from there on pages may not be zero.
+    mapped_low: u64,
+    mappings: [Mapping; MAX_MAPPINGS],
+    count: usize,
+}
+
+const NO_MAPPING: Mapping = Mapping {
+    start: 0,
+    end: 0,
+    protection: Protection::Write,
+    frames: false,
+};
+
+impl Arena {
+    /// Before the start.
+    pub(super) const fn new() -> Self {
+        Arena {
+            start: 0,
+            end: 0,
+            entries: 0,
+            brk_start: 0,
+            brk: 0,
+            brk_high: 0,
+            top: 0,
+            mapped_low: 0,
+            mappings: [NO_MAPPING; MAX_MAPPINGS],
+            count: 0,
+        }
+    }
+
+    /// Takes over what the host laid out.
+    pub(super) fn start(&mut self, boot: &BootPage) {
+        self.start = boot.program_start;
+        self.end = boot.program_start + boot.memory_bytes;
+        self.entries = boot.tables;
+        self.brk_start = boot.brk_start;
+        self.brk = boot.brk_start;
+        self.brk_high = boot.brk_start;
+        self.top = boot.stack_start.saturating_sub(STACK_GUARD_BYTES);
+        self.mapped_low = self.top;
+    }
+
+    /// Whether the range lies in program memory.
+    pub(super) fn contains(&self, addr: u64, bytes: u64) -> bool {
+        addr >= self.start && addr.checked_add(bytes).is_some_and(|end| end <= self.end)
+    }
+
+    /// The page table slot of a page of program memory.
+    pub(super) fn slot(&self, addr: u64) -> u64 {
+        self.entries + addr / PAGE_BYTES * 8
+    }
+
+    /// Bytes of program memory.
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Bytes that neither `brk` nor a mapping nor a frame uses.
+    pub(super) fn free_bytes(&self) -> u64 {
+        let mapped: u64 = self
+            .all()
+            .iter()
+            .map(|mapping| mapping.end - mapping.start)
+            .sum();
+        (self.top - self.brk).saturating_sub(mapped)
+    }
+
+    fn all(&self) -> &[Mapping] {
+        &self.mappings[..self.count]
+    }
+
+    fn lowest(&self) -> u64 {
+        self.all().first().map_or(self.top, |mapping| mapping.start)
+    }
+
+    /// `brk`: the new end, or the old one where it cannot move there.
+    pub(super) fn brk(&mut self, to: u64, machine: &mut impl Machine) -> u64 {
+        if to < self.brk_start {
+            return self.brk;
+        }
+        let Some(limit) = page_up(to) else {
+            return self.brk;
+        };
+        if limit > self.lowest() {
+            machine.refused(to - self.brk);
+            return self.brk;
+        }
+        if to > self.brk {
+            self.zero_used(self.brk, to, machine);
+        }
+        self.brk = to;
+        self.brk_high = self.brk_high.max(limit);
+        to
+    }
+
+    /// Zeroes what may not be zero of a range that is given out.
+    fn zero_used(&self, start: u64, end: u64, machine: &mut impl Machine) {
+        let below = end.min(self.brk_high);
+        if start < below {
+            machine.zero(start, below - start);
+        }
+        let from = start.max(self.mapped_low).max(below);
+        if from < end {
+            machine.zero(from, end - from);
+        }
+    }
+
+    /// A writable mapping of `bytes` bytes anywhere; `None` if there is no room.
+    pub(super) fn map(&mut self, bytes: u64, machine: &mut impl Machine) -> Option<u64> {
+        let start = self.gap(bytes, PAGE_BYTES)?;
+        self.insert(start, start + bytes, machine).ok()?;
+        Some(start)
+    }
+
+    /// A writable mapping at `start`, in place of what is there.
+    pub(super) fn map_at(
+        &mut self,
+        start: u64,
+        end: u64,
+        keep: bool,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
+        if start < page_up(self.brk).unwrap_or(self.top) || end > self.top {
+            return Err(Errno::ENOMEM);
+        }
+        let overlaps = |mapping: &Mapping| mapping.start < end && start < mapping.end;
+        if keep && self.all().iter().any(overlaps) {
+            return Err(Errno::EEXIST);
+        }
+        self.unmap(start, end, machine)?;
+        self.insert(start, end, machine)
+    }
+
+    /// Frames for the sparse space, about `bytes` bytes of them: address, bytes, and whether they are
+    /// zero. `None` if there is no room for one.
+    pub(super) fn take_frames(&mut self, bytes: u64) -> Option<(u64, u64, bool)> {
+        let found = |bytes| Some((self.gap(bytes, FRAME_BYTES)?, bytes));
+        let (start, bytes) = found(bytes).or_else(|| found(FRAME_BYTES))?;
+        if self.count == MAX_MAPPINGS {
+            return None;
+        }
+        let end = start + bytes;
+        let zero = start >= self.brk_high && end <= self.mapped_low;
+        self.mapped_low = self.mapped_low.min(start);
+        let at = self.all().partition_point(|mapping| mapping.start < start);
+        match self.mappings.get_mut(at) {
+            // The usual case: right below the last ones.
+            Some(next) if at < self.count && next.frames && next.start == end => next.start = start,
+            _ => self.put(
+                at,
+                Mapping {
+                    start,
+                    end,
+                    protection: Protection::Write,
+                    frames: true,
+                },
+            ),
+        }
+        Some((start, bytes, zero))
+    }
+
+    /// Highest gap of `bytes` bytes at a multiple of `align`.
+    fn gap(&self, bytes: u64, align: u64) -> Option<u64> {
+        let fits = |floor: u64, ceiling: u64| {
+            let start = ceiling.checked_sub(bytes)? & !(align - 1);
+            (start >= floor).then_some(start)
+        };
+        let mut ceiling = self.top;
+        for mapping in self.all().iter().rev() {
+            if let Some(start) = fits(mapping.end, ceiling) {
+                return Some(start);
+            }
+            ceiling = mapping.start;
+        }
+        fits(page_up(self.brk)?, ceiling)
+    }
+
+    fn insert(&mut self, start: u64, end: u64, machine: &mut impl Machine) -> Result<(), Errno> {
+        if self.count == MAX_MAPPINGS {
+            return Err(Errno::ENOMEM);
+        }
+        self.zero_used(start, end, machine);
+        self.mapped_low = self.mapped_low.min(start);
+        let at = self.all().partition_point(|mapping| mapping.start < start);
+        self.put(
+            at,
+            Mapping {
+                start,
+                end,
+                ..NO_MAPPING
+            },
+        );
+        Ok(())
+    }
+
+    fn put(&mut self, at: usize, mapping: Mapping) {
+        self.mappings.copy_within(at..self.count, at + 1);
+        self.mappings[at] = mapping;
+        self.count += 1;
+    }
+
+    /// Cuts the mappings at both ends of a range; gives those that lie in it. Frames are not the
+    /// program's to change.
+    fn cut(&mut self, start: u64, end: u64) -> Result<core::ops::Range<usize>, Errno> {
+        let inside = |mapping: &&Mapping| mapping.start < end && start < mapping.end;
+        if self.all().iter().filter(inside).any(|mapping| mapping.frames) {
+            return Err(Errno::EINVAL);
+        }
+        for edge in [start, end] {
+            let at = self.all().partition_point(|mapping| mapping.end <= edge);
+            let Some(mapping) = self.all().get(at).copied() else {
+                continue;
+            };
+            if mapping.start < edge {
+                if self.count == MAX_MAPPINGS {
+                    return Err(Errno::ENOMEM);
+                }
+                self.put(at, mapping);
+                self.mappings[at].end = edge;
+                self.mappings[at + 1].start = edge;
+            }
+        }
+        let first = self.all().partition_point(|mapping| mapping.end <= start);
+        let last = self.all().partition_point(|mapping| mapping.start < end);
+        Ok(first..last)
+    }
+
+    /// `munmap`
+    pub(super) fn unmap(
+        &mut self,
+        start: u64,
+        end: u64,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
+        let range = self.cut(start, end)?;
+        for at in range.clone() {
+            let mapping = self.mappings[at];
+            // Free memory is always read/write, so that it can be zeroed when it is given out.
+            if mapping.protection != Protection::Write {
+                self.set_protection(mapping.start, mapping.end, Protection::Write, machine);
+            }
+        }
+        self.mappings.copy_within(range.end..self.count, range.start);
+        self.count -= range.len();
+        Ok(())
+    }
+
+    fn set_protection(
+        &self,
+        start: u64,
+        end: u64,
+        protection: Protection,
+        machine: &mut impl Machine,
+    ) -> bool {
+        machine.protect(self.slot(start), (end - start) / PAGE_BYTES, protection)
+    }
+
+    /// Whether there is memory everywhere in a range: segments, `brk`, the stack, or mappings.
+    fn is_mapped(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        let floor = page_up(self.brk).unwrap_or(self.top);
+        if at < floor {
+            at = floor.min(end);
+        }
+        for mapping in self.all() {
+            if mapping.start <= at && at < mapping.end {
+                at = mapping.end.min(end);
+            }
+        }
+        at >= end || at >= self.top
+    }
+
+    /// `mprotect`
+    pub(super) fn protect(
+        &mut self,
+        start: u64,
+        end: u64,
+        protection: Protection,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
+        if !self.contains(start, end - start) || !self.is_mapped(start, end) {
+            return Err(Errno::ENOMEM);
+        }
+        let is_so_already = self.all().iter().any(|mapping| {
+            mapping.protection == protection && mapping.start <= start && end <= mapping.end
+        });
+        if is_so_already {
+            return Ok(());
+        }
+        let range = self.cut(start, end)?;
+        if !self.set_protection(start, end, protection, machine) {
+            return Err(Errno::EACCES);
+        }
+        for mapping in &mut self.mappings[range] {
+            mapping.protection = protection;
+        }
+        Ok(())
+    }
+
+    /// Makes the mapping that holds a range longer, from `end` to `grown`, if there is room behind it.
+    pub(super) fn grow(&mut self, start: u64, end: u64, grown: u64, machine: &mut impl Machine) -> bool {
+        let at = self.all().partition_point(|mapping| mapping.end <= start);
+        let ceiling = self.all().get(at + 1).map_or(self.top, |next| next.start);
+        let mapping = self.mappings[at];
+        let can = mapping.end == end && mapping.protection == Protection::Write && grown <= ceiling;
+        if can {
+            self.zero_used(end, grown, machine);
+            self.mappings[at].end = grown;
+        }
+        can
+    }
+
+    /// Whether one mapping of the program's holds the whole range, and its protection.
+    pub(super) fn holds(&self, start: u64, end: u64) -> Option<Protection> {
+        let at = self.all().partition_point(|mapping| mapping.end <= start);
+        let mapping = self.all().get(at)?;
+        let holds = !mapping.frames && mapping.start <= start && end <= mapping.end;
+        holds.then_some(mapping.protection)
+    }
+
+    /// MADV_DONTNEED: makes what the program may write of a range zero.
+    pub(super) fn forget(&mut self, start: u64, end: u64, machine: &mut impl Machine) {
+        let writable = |mapping: &&Mapping| {
+            mapping.start < end
+                && start < mapping.end
+                && mapping.protection == Protection::Write
+                && !mapping.frames
+        };
+        for mapping in self.all().iter().filter(writable) {
+            let (from, to) = (mapping.start.max(start), mapping.end.min(end));
+            machine.zero(from, to - from);
+        }
+    }
+}
+
+impl Default for Arena {
+    fn default() -> Self {
+        Arena::new()
+    }
+}
