@@ -139,7 +139,7 @@ pub(crate) fn of_exception(
     symbols: &Symbols,
 ) -> Result<Box<CrashReport>, VmmError> {
     let regs = machine.regs()?;
-    let stack = STUB_STACK_ADDR..STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES - 16;
+    let stack = STUB_STACK_ADDR..=STUB_STACK_ADDR + PAGE_BYTES - FRAME_BYTES - 16;
     if !stack.contains(&regs.rsp) {
         return Ok(CrashReport::of(
             "the guest's CPL 0 stub was entered in an unknown way",

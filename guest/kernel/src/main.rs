@@ -34,7 +34,8 @@ mod pvh;
 //            entries, or links a table that holds none but such. Code stays as it is: an entry without
 //            NX is refused, and a copy of one is as little writable as the original.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
-//            program's stack and flags. An exception of the library OS's own is an exit for good.
+//            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
+//            for good; a jump through a null pointer is the program's.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -66,8 +67,8 @@ stub_start:
     // On the stack: vector, error code, rip, cs, flags, rsp, ss.
 forward:
     cmp qword ptr [rsp + 16], {kernel_end}
-    jb for_good
-    mov [{fault} + {fault_rax}], rax
+    jb 2f
+1:  mov [{fault} + {fault_rax}], rax
     mov rax, cr2
     mov [{fault} + {fault_cr2}], rax
     pop qword ptr [{fault} + {fault_vector}]
@@ -75,6 +76,8 @@ forward:
     pop qword ptr [{fault} + {fault_rip}]
     push offset fault_entry
     iretq
+2:  cmp qword ptr [rsp + 16], {page}
+    jb 1b
 for_good:
     out {exception_port}, al
     jmp for_good
@@ -186,6 +189,7 @@ stub_protections:
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
     kernel_end = const holm_hostcall::KERNEL_END,
+    page = const holm_hostcall::PAGE_BYTES,
     bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
     fault = const holm_hostcall::FAULT_ADDR,
     fault_rax = const offset_of!(FaultPage, rax),

@@ -120,7 +120,11 @@ impl Memory {
         }
         let bytes = page_up(bytes)
             .filter(|bytes| *bytes > 0)
-            .ok_or(if bytes == 0 { Errno::EINVAL } else { Errno::ENOMEM })?;
+            .ok_or(if bytes == 0 {
+                Errno::EINVAL
+            } else {
+                Errno::ENOMEM
+            })?;
         let protection = protection(prot)?;
         if protection == Protection::Write && !self.may_promise(bytes, flags) {
             machine.refused(bytes);
@@ -301,7 +305,10 @@ impl Memory {
                     .map_err(|_| Errno::ENOMEM)?;
             }
             let target = match is_sparse(to) {
-                true => self.sparse.page(to + offset, machine).ok_or(Errno::ENOMEM)?,
+                true => self
+                    .sparse
+                    .page(to + offset, machine)
+                    .ok_or(Errno::ENOMEM)?,
                 false => to + offset,
             };
             machine.copy(source, target, PAGE_BYTES);

@@ -244,7 +244,12 @@ impl Arena {
     /// program's to change.
     fn cut(&mut self, start: u64, end: u64) -> Result<core::ops::Range<usize>, Errno> {
         let inside = |mapping: &&Mapping| mapping.start < end && start < mapping.end;
-        if self.all().iter().filter(inside).any(|mapping| mapping.frames) {
+        if self
+            .all()
+            .iter()
+            .filter(inside)
+            .any(|mapping| mapping.frames)
+        {
             return Err(Errno::EINVAL);
         }
         for edge in [start, end] {
@@ -281,7 +286,8 @@ impl Arena {
                 self.set_protection(mapping.start, mapping.end, Protection::Write, machine);
             }
         }
-        self.mappings.copy_within(range.end..self.count, range.start);
+        self.mappings
+            .copy_within(range.end..self.count, range.start);
         self.count -= range.len();
         Ok(())
     }
@@ -339,7 +345,13 @@ impl Arena {
     }
 
     /// Makes the mapping that holds a range longer, from `end` to `grown`, if there is room behind it.
-    pub(super) fn grow(&mut self, start: u64, end: u64, grown: u64, machine: &mut impl Machine) -> bool {
+    pub(super) fn grow(
+        &mut self,
+        start: u64,
+        end: u64,
+        grown: u64,
+        machine: &mut impl Machine,
+    ) -> bool {
         let at = self.all().partition_point(|mapping| mapping.end <= start);
         let ceiling = self.all().get(at + 1).map_or(self.top, |next| next.start);
         let mapping = self.mappings[at];

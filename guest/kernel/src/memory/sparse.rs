@@ -168,7 +168,12 @@ impl Sparse {
     }
 
     /// Enters a mapping; nothing is mapped there.
-    pub(super) fn insert(&mut self, start: u64, end: u64, protection: Protection) -> Result<(), Errno> {
+    pub(super) fn insert(
+        &mut self,
+        start: u64,
+        end: u64,
+        protection: Protection,
+    ) -> Result<(), Errno> {
         let at = self.all().partition_point(|region| region.start < start);
         let touches = |region: &Region, edge: u64| region.protection == protection && edge == start;
         if at > 0 && touches(&self.regions[at - 1], self.regions[at - 1].end) {
@@ -282,9 +287,9 @@ impl Sparse {
         frames: &mut Frames,
         machine: &mut impl Machine,
     ) {
-        let alike = self.at(start).is_some_and(|region| {
-            region.end >= end && region.protection == Protection::Write
-        });
+        let alike = self
+            .at(start)
+            .is_some_and(|region| region.end >= end && region.protection == Protection::Write);
         if alike && end - start <= MAX_ZEROED_BYTES {
             // Page tables that stay as they are make the next reset cheap.
             self.for_each_table(start, end, machine, |machine, slot, count, _| {
@@ -444,7 +449,15 @@ impl Sparse {
             Some(entry) => {
                 let frame = entry & ADDRESS & !(FRAME_BYTES - 1);
                 let end = limit.min(stretch + FRAME_BYTES);
-                self.fill(slot, start, end, frame + (start - stretch), region, backing, machine);
+                self.fill(
+                    slot,
+                    start,
+                    end,
+                    frame + (start - stretch),
+                    region,
+                    backing,
+                    machine,
+                );
                 return Ok(1);
             }
             None => {
@@ -509,11 +522,16 @@ impl Sparse {
             }
             // The last page in use; mappings fill up from below.
             let mut used = None;
-            self.for_each_table(region.start, region.end, machine, |machine, slot, count, addr| {
-                if let Some(number) = (0..count).rfind(|n| machine.entry(slot + n * 8) != 0) {
-                    used = Some(addr + number * PAGE_BYTES);
-                }
-            });
+            self.for_each_table(
+                region.start,
+                region.end,
+                machine,
+                |machine, slot, count, addr| {
+                    if let Some(number) = (0..count).rfind(|n| machine.entry(slot + n * 8) != 0) {
+                        used = Some(addr + number * PAGE_BYTES);
+                    }
+                },
+            );
             let Some(used) = used else { continue };
             let mut next = (used / FRAME_BYTES + 1) * FRAME_BYTES;
             let end = region.end.min(next + AHEAD_BYTES.min(most));
