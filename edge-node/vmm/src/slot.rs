@@ -27,7 +27,7 @@ use crate::{
 const MAX_LOG_BYTES: usize = 64 << 10;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
 /// also gives their memory back.
-const MAX_COPIED_PAGES: u64 = 2048;
+const MAX_COPIED_PAGES: u64 = 8192;
 /// How long one thread of a guest runs at a time while others could.
 const TURN: Duration = Duration::from_millis(5);
 

@@ -4,7 +4,7 @@
 use holm_hostcall::{ABI_VERSION, Call, Door};
 
 use crate::errno::Errno;
-use crate::{host, state, user};
+use crate::{host, ready, state, user};
 
 /// The table whose address a program finds in its auxiliary vector.
 #[unsafe(no_mangle)]
@@ -44,9 +44,7 @@ fn checked(buffers: Result<(), Errno>, call: impl FnOnce() -> i64) -> i64 {
 
 extern "C" fn wait_request(buffer: u64, capacity: u64) -> i64 {
     let buffers = user::slice_mut(buffer, capacity).map(|_| ());
-    checked(buffers, || {
-        host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0])
-    })
+    checked(buffers, || ready::wait_for_request(buffer, capacity))
 }
 
 extern "C" fn request_body(buffer: u64, capacity: u64) -> i64 {

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod pipes;
 pub mod poll;
 pub mod random;
+pub mod ready;
 pub mod sockets;
 pub mod stat;
 pub mod state;

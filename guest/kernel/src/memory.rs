@@ -354,7 +354,7 @@ impl Memory {
 
     /// Backs, before the snapshot is taken, what the first requests will probably touch.
     pub fn back_ahead(&mut self, machine: &mut impl Machine) {
-        let most = self.free_bytes() / 4;
+        let most = self.free_bytes() / 2;
         let mut backing = Backing {
             frames: &mut self.frames,
             arena: &mut self.arena,

@@ -14,7 +14,7 @@ use holm_hostcall::{Call, abort_reason, respond_flags};
 use crate::errno::{Errno, SysResult};
 use crate::files::{self, Object, wait_for_ever};
 use crate::http::{Output, Reply, write_request};
-use crate::{host, log, pipes, state, threads, time, user};
+use crate::{host, log, pipes, ready, state, threads, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
@@ -146,8 +146,7 @@ impl Server {
 
     fn wait_for_request(&mut self) {
         let buffer = self.message.as_mut_ptr() as u64;
-        let args = [buffer, MESSAGE_BYTES as u64, 0, 0];
-        let bytes = host::call(Call::WAIT_REQUEST, 0, args);
+        let bytes = ready::wait_for_request(buffer, MESSAGE_BYTES as u64);
         let bytes = usize::try_from(bytes).unwrap_or(0);
         let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
             Ok(request) => request,

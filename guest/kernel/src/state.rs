@@ -49,6 +49,8 @@ parts! {
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
+    /// Whether the program has waited for a request.
+    ready: bool = false;
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

@@ -27,8 +27,6 @@ const MAX_REGIONS: usize = 4096;
 const MAX_RUN: u64 = 32;
 /// MADV_DONTNEED of no more than this zeroes what is backed instead of taking it away.
 const MAX_ZEROED_BYTES: u64 = 4 * FRAME_BYTES;
-/// How far a mapping in use is backed beyond what has been touched, before the snapshot.
-const AHEAD_BYTES: u64 = 16 * FRAME_BYTES;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PRESENT: u64 = 1;
 const GIB: u64 = 1 << 30;
@@ -507,8 +505,8 @@ impl Sparse {
         }
     }
 
-    /// Backs writable mappings beyond what has been touched of them, so that a request rarely has to:
-    /// a page table that a request changes makes its reset dear. Uses at most `most` bytes.
+    /// Backs writable mappings around what has been touched of them, so that a request rarely has to: a
+    /// page table that a request changes makes its reset dear. Uses at most `most` bytes.
     pub(super) fn back_ahead(
         &mut self,
         mut most: u64,
@@ -520,30 +518,45 @@ impl Sparse {
             if region.protection != Protection::Write {
                 continue;
             }
-            // The last page in use; mappings fill up from below.
-            let mut used = None;
-            self.for_each_table(
-                region.start,
-                region.end,
-                machine,
-                |machine, slot, count, addr| {
-                    if let Some(number) = (0..count).rfind(|n| machine.entry(slot + n * 8) != 0) {
-                        used = Some(addr + number * PAGE_BYTES);
-                    }
-                },
+            let Some((low, high)) = self.touched(region, machine) else {
+                continue;
+            };
+            // Heaps fill up from below, stacks from above.
+            let up = (
+                high + FRAME_BYTES,
+                region.end.min(high + FRAME_BYTES + most / 2),
             );
-            let Some(used) = used else { continue };
-            let mut next = (used / FRAME_BYTES + 1) * FRAME_BYTES;
-            let end = region.end.min(next + AHEAD_BYTES.min(most));
-            while next < end {
-                let want = (end - next).div_ceil(FRAME_BYTES);
-                let Ok(got) = self.back_stretches(next, want, region, backing, machine) else {
-                    return;
-                };
-                next += got * FRAME_BYTES;
-                most = most.saturating_sub(got * FRAME_BYTES);
+            let down = (low.saturating_sub(FRAME_BYTES).max(region.start), low);
+            for (mut next, end) in [down, up] {
+                while next < end && most >= FRAME_BYTES {
+                    let want = (end - next).div_ceil(FRAME_BYTES);
+                    let stretch = next & !(FRAME_BYTES - 1);
+                    let Ok(got) = self.back_stretches(stretch, want, region, backing, machine)
+                    else {
+                        return;
+                    };
+                    next = stretch + got * FRAME_BYTES;
+                    most = most.saturating_sub(got * FRAME_BYTES);
+                }
             }
         }
+    }
+
+    /// The first and the last stretch of a region that is backed.
+    fn touched(&self, region: Region, machine: &mut impl Machine) -> Option<(u64, u64)> {
+        let mut touched = None;
+        self.for_each_table(
+            region.start,
+            region.end,
+            machine,
+            |machine, slot, count, addr| {
+                for number in (0..count).filter(|n| machine.entry(slot + n * 8) != 0) {
+                    let stretch = (addr + number * PAGE_BYTES) & !(FRAME_BYTES - 1);
+                    touched = Some((touched.map_or(stretch, |(low, _)| low), stretch));
+                }
+            },
+        );
+        touched
     }
 
     /// Where in program memory the page at `addr` is, if it is backed.
