@@ -340,8 +340,8 @@ pub(crate) fn of_abort(reason: u64, detail: u64, text: &str) -> Box<CrashReport>
         ),
         abort_reason::MALFORMED_RESPONSE => format!("the program's response is malformed: {text}"),
         abort_reason::SIGNAL => match signal_name(detail) {
-            Some(name) => format!("the program ended itself with {name}"),
-            None => format!("the program ended itself with signal {detail}"),
+            Some(name) => format!("the program was ended by {name}: {text}"),
+            None => format!("the program was ended by signal {detail}: {text}"),
         },
         abort_reason::DEADLOCK | abort_reason::NO_RESPONSE | abort_reason::OUT_OF_MEMORY => {
             text.to_owned()
@@ -352,7 +352,15 @@ pub(crate) fn of_abort(reason: u64, detail: u64, text: &str) -> Box<CrashReport>
 
 fn signal_name(signal: u64) -> Option<&'static str> {
     Some(match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
         4 => "SIGILL",
+        5 => "SIGTRAP",
+        7 => "SIGBUS",
+        10 => "SIGUSR1",
+        12 => "SIGUSR2",
+        14 => "SIGALRM",
         6 => "SIGABRT (abort)",
         8 => "SIGFPE",
         9 => "SIGKILL",

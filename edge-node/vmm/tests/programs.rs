@@ -384,3 +384,31 @@ fn kvm_a_program_whose_threads_all_wait_for_each_other_is_told_so() {
         assert!(guest.failure("/deadlock").contains("never come"));
     });
 }
+
+#[test]
+fn kvm_signals_are_handled_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("signals", |path| {
+        let mut guest = Function::new(path);
+        for way in [
+            "/raised",
+            "/stepped_over",
+            "/overflow",
+            "/interrupted",
+            "/threads",
+            "/broken_pipe",
+            "/wide",
+        ] {
+            assert_eq!(guest.get(way), "fine\n", "{way}");
+        }
+        assert!(guest.failure("/unhandled_alarm").contains("SIGALRM"));
+        // Frames that no kernel laid: the program's end, or nothing, and never the library OS's.
+        for number in 1..=7 {
+            let failure = guest.failure(&format!("/forge/{number}"));
+            assert!(!failure.contains("library OS"), "{number}: {failure}");
+        }
+        assert_eq!(guest.get("/forge/8"), "went on\n", "selectors are what they are");
+    });
+}

@@ -18,12 +18,13 @@ macro_rules! errnos {
     };
 }
 
+// RESTART is never seen by a program: the call is made again, or gives EINTR.
 errnos! {
     EPERM = 1, ENOENT = 2, ESRCH = 3, EINTR = 4, EIO = 5, EBADF = 9, ECHILD = 10, EAGAIN = 11,
     ENOMEM = 12, EACCES = 13, EFAULT = 14, EEXIST = 17, ENODEV = 19, ENOTDIR = 20, EINVAL = 22,
     EMFILE = 24, ENOTTY = 25, ESPIPE = 29, EROFS = 30, EPIPE = 32, ENAMETOOLONG = 36, ENOSYS = 38,
     ENOTSOCK = 88, EOPNOTSUPP = 95, EAFNOSUPPORT = 97, EADDRINUSE = 98, ENOTCONN = 107,
-    ETIMEDOUT = 110,
+    ETIMEDOUT = 110, RESTART = 512,
 }
 
 /// As the program sees it in rax.

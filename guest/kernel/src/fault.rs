@@ -6,7 +6,7 @@
 use holm_hostcall::{Call, FaultPage, PREEMPTION_VECTOR, Registers};
 
 use crate::memory::{Refusal, guest};
-use crate::{host, state, threads, user};
+use crate::{host, signals, state, threads, user};
 
 const PAGE_FAULT: u64 = 14;
 
@@ -18,8 +18,10 @@ pub extern "C" fn handle(frame: &mut Registers) {
     match fault.vector {
         PREEMPTION_VECTOR => threads::preempt(),
         PAGE_FAULT if is_backed(&fault) => {}
+        _ if signals::force(frame, &fault) => {}
         _ => unhandled(frame, &fault),
     }
+    signals::deliver(frame, None);
 }
 
 /// Whether the fault was the touch of a page that the program has, which it now has indeed.

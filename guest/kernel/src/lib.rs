@@ -22,6 +22,7 @@ pub mod pipes;
 pub mod poll;
 pub mod random;
 pub mod ready;
+pub mod signals;
 pub mod sockets;
 pub mod stat;
 pub mod state;

@@ -362,6 +362,11 @@ impl Memory {
         self.sparse.back_ahead(most, &mut backing, machine);
     }
 
+    /// Whether the program has something at `addr`, accessible or not.
+    pub fn is_mapped(&self, addr: u64) -> bool {
+        self.arena.contains(addr, 1) || self.sparse.protection(addr).is_some()
+    }
+
     /// Whether the page at `addr` can be read, or written, without a fault.
     fn is_accessible(&self, addr: u64, write: bool, machine: &impl Machine) -> bool {
         let entry = match is_sparse(addr) {

@@ -66,7 +66,9 @@ fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysR
         if deadline.is_some_and(|deadline| time::monotonic_ns() >= deadline) {
             return Ok(0);
         }
-        threads::wait(deadline);
+        if threads::wait(deadline) {
+            return Err(Errno::EINTR);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epoll;
 use crate::random::Random;
+use crate::signals::Signals;
 use crate::sockets::Server;
 use crate::threads::Threads;
 
@@ -51,6 +52,10 @@ parts! {
     threads: Threads = Threads::new();
     /// Whether the program has waited for a request.
     ready: bool = false;
+    /// Signals.
+    signals: Signals = Signals::new();
+    /// Bytes and parts of the CPU's extended state, once they are known.
+    extended_state: (u64, u64) = (0, 0);
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

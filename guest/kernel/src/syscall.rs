@@ -2,19 +2,25 @@
 //!
 //! A call that is not served is ENOSYS, named once in the function's log.
 
-use holm_hostcall::{Registers, abort_reason};
+use holm_hostcall::Registers;
 
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::memory::guest;
-use crate::{files, host, log, pipes, poll, sockets, stat, state, threads, time, user};
+use crate::{files, host, log, pipes, poll, signals, sockets, stat, state, threads, time, user};
 
 /// Serves one system call; the answer is put into rax.
 pub extern "C" fn handle(frame: &mut Registers) {
-    frame.rax = to_rax(serve(frame));
+    const RT_SIGRETURN: u64 = 15;
+    let number = frame.rax;
+    if number == RT_SIGRETURN {
+        signals::go_back(frame);
+    } else {
+        frame.rax = to_rax(serve(frame));
+    }
     threads::preempt_if_missed();
+    signals::deliver(frame, (number != RT_SIGRETURN).then_some(number));
 }
 
-const SIGNAL_MASK_BYTES: u64 = 8;
 /// The one process, and its first thread.
 const PROCESS_ID: u64 = 1;
 
@@ -23,7 +29,7 @@ fn serve(frame: &Registers) -> SysResult {
     let memory = state::memory;
     match frame.rax {
         0 => files::read(a, user::buffer_mut(b, c)?),
-        1 => files::write(a, user::buffer(b, c)?),
+        1 => told(files::write(a, user::buffer(b, c)?)),
         2 => files::open(a, b),
         3 => files::close(a),
         4 | 6 => stat::stat(files::kind_at(a)?, b),
@@ -36,16 +42,16 @@ fn serve(frame: &Registers) -> SysResult {
         10 => memory().protect(a, b, c, &mut guest()),
         11 => memory().unmap(a, b, &mut guest()),
         12 => Ok(memory().brk(a, &mut guest())),
-        13 => signal_action(c),
-        14 => signal_mask(c),
+        13 => signals::action(a, b, c, d),
+        14 => signals::mask(a, b, c, d),
         16 => files::ioctl(a, b, c),
         17 | 18 => files::kind(a).and(Err(Errno::ESPIPE)),
         19 => vectors(b, c, |start, bytes, _| {
             files::read(a, user::slice_mut(start, bytes)?)
         }),
-        20 => vectors(b, c, |start, bytes, _| {
+        20 => told(vectors(b, c, |start, bytes, _| {
             files::write(a, user::slice(start, bytes)?)
-        }),
+        })),
         22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => threads::yield_now(),
@@ -53,16 +59,23 @@ fn serve(frame: &Registers) -> SysResult {
         28 => memory().advise(a, b, c, &mut guest()),
         32 => files::duplicate(a),
         33 | 292 => files::duplicate_to(a, b),
-        35 => time::sleep(1, false, a),
+        34 => signals::suspend(0),
+        35 => time::sleep(1, false, a, b),
+        36 => signals::set_timer(a, 0, b),
+        37 => signals::alarm(a),
+        38 => signals::set_timer(a, b, c),
         39 | 110 | 111 => Ok(PROCESS_ID),
         41 => sockets::socket(a, b),
         42 => sockets::connect(a),
         43 => sockets::accept(a, b, c, 0),
-        44 => sockets::send(a, user::buffer(b, c)?),
+        44 => told_unless(d, sockets::send(a, user::buffer(b, c)?)),
         45 => sockets::receive(a, user::buffer_mut(b, c)?, d),
-        46 => message(b, |start, bytes, _| {
-            sockets::send(a, user::slice(start, bytes)?)
-        }),
+        46 => {
+            let sent = message(b, |start, bytes, _| {
+                sockets::send(a, user::slice(start, bytes)?)
+            });
+            told_unless(c, sent)
+        }
         47 => message(b, |start, bytes, first| {
             // Only the first part may wait: what is there is to be given.
             const MSG_DONTWAIT: u64 = 0x40;
@@ -85,7 +98,8 @@ fn serve(frame: &Registers) -> SysResult {
             result => result,
         },
         60 => threads::exit(a),
-        62 | 200 => signal(a, b),
+        62 => signals::kill(a, b),
+        200 => signals::kill_thread(a, b),
         63 => uname(a),
         72 => files::control(a, b, c),
         79 => working_directory(a, b),
@@ -99,7 +113,10 @@ fn serve(frame: &Registers) -> SysResult {
         }
         99 => system_information(a),
         102 | 104 | 107 | 108 => Ok(0),
-        131 => Ok(0),
+        127 => signals::pending(a),
+        128 => signals::wait_for(a, b, c),
+        130 => signals::suspend(a),
+        131 => signals::stack(a, b, frame.rsp),
         157 => Ok(0),
         158 => architecture(a, b),
         201 => time::time(a),
@@ -110,17 +127,26 @@ fn serve(frame: &Registers) -> SysResult {
         218 => Ok(state::threads().clear_at_end(a)),
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
-        230 => time::sleep(a, b & 1 != 0, c),
+        230 => time::sleep(a, b & 1 != 0, c, d),
         231 => threads::end(a),
-        232 | 281 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
+        232 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
+        281 => signals::masked(e, || poll::epoll_wait(a, b, c, poll::timeout_ms(d))),
         233 => poll::epoll_control(a, b, c, d),
-        234 => signal(b, c),
+        234 => signals::kill_thread(b, c),
         257 => files::open(b, c),
         262 => stat::stat(kind_at(a, b, d)?, c),
         267 => user::path(b).and(Err(Errno::ENOENT)),
         269 | 439 => files::access(b),
-        270 => poll::select(a, b, c, d, time::timespec(e)?),
-        271 => poll::poll(a, b, time::timespec(c)?),
+        270 => {
+            // The mask is behind a pointer of its own.
+            let mask = if frame.r9 == 0 {
+                0
+            } else {
+                user::read(frame.r9)?
+            };
+            signals::masked(mask, || poll::select(a, b, c, d, time::timespec(e)?))
+        }
+        271 => signals::masked(d, || poll::poll(a, b, time::timespec(c)?)),
         273 => Ok(0),
         288 => sockets::accept(a, b, c, d),
         284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
@@ -180,17 +206,14 @@ fn refuse(number: u64) -> SysResult {
 /// Calls that programs are known to try, and why they are not there.
 fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
-    const NO_SIGNALS: &str = "signal handlers are not run";
     Some(match number {
-        34 => ("pause", NO_SIGNALS),
-        36 => ("getitimer", NO_SIGNALS),
-        37 => ("alarm", NO_SIGNALS),
-        38 => ("setitimer", NO_SIGNALS),
         40 => ("sendfile", "there are no files"),
         100 => ("times", "not supported"),
-        128 => ("rt_sigtimedwait", NO_SIGNALS),
-        222 => ("timer_create", NO_SIGNALS),
-        282 | 289 => ("signalfd", NO_SIGNALS),
+        222 => (
+            "timer_create",
+            "use setitimer, alarm or a thread that sleeps",
+        ),
+        282 | 289 => ("signalfd", "use a handler or sigwait"),
         56 => ("clone", ONE_PROCESS),
         57 => ("fork", ONE_PROCESS),
         58 => ("vfork", ONE_PROCESS),
@@ -257,39 +280,20 @@ fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
     ))
 }
 
-/// `rt_sigaction`: no signal is ever delivered, so the old action is always the default.
-fn signal_action(old: u64) -> SysResult {
-    if old != 0 {
-        user::write(old, [0u64; 2])?;
-        user::write(old.wrapping_add(16), [0u64; 2])?;
+/// A write to what nobody reads is a signal too.
+fn told(result: SysResult) -> SysResult {
+    if result == Err(Errno::EPIPE) {
+        signals::raise(signals::SIGPIPE);
     }
-    Ok(0)
+    result
 }
 
-fn signal_mask(old: u64) -> SysResult {
-    if old != 0 {
-        user::slice_mut(old, SIGNAL_MASK_BYTES)?.fill(0);
-    }
-    Ok(0)
-}
-
-/// `kill`, `tkill` and `tgkill`: a program can only end itself so.
-fn signal(target: u64, signal: u64) -> SysResult {
-    const SIGCHLD: u64 = 17;
-    const SIGURG: u64 = 23;
-    const SIGWINCH: u64 = 28;
-    let target = target as u32;
-    let to_itself =
-        matches!(target as i32, 0 | 1 | -1 | i32::MIN..-1) || state::threads().exists(target);
-    match signal {
-        _ if !to_itself => Err(Errno::ESRCH),
-        0 | SIGCHLD | SIGURG | SIGWINCH => Ok(0),
-        1..=64 => host::abort_with(
-            abort_reason::SIGNAL,
-            signal,
-            format_args!("the program sent itself signal {signal}"),
-        ),
-        _ => Err(Errno::EINVAL),
+/// The same, unless the flags of a send say otherwise.
+fn told_unless(flags: u64, result: SysResult) -> SysResult {
+    const MSG_NOSIGNAL: u64 = 0x4000;
+    match flags & MSG_NOSIGNAL {
+        0 => told(result),
+        _ => result,
     }
 }
 

@@ -17,10 +17,10 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
-use crate::{host, state, time, user};
+use crate::{host, signals, state, time, user};
 
 /// Most threads at a time.
-const MAX_THREADS: usize = 256;
+pub const MAX_THREADS: usize = 256;
 /// Kernel stack of a thread, and behind it the wide registers that a switch saves.
 const STACK_BYTES: u64 = 8 * PAGE_BYTES;
 const WIDE_BYTES: u64 = PAGE_BYTES;
@@ -38,6 +38,8 @@ enum Doing {
     Waiting { seen: u64, deadline: u64 },
     /// Waits to be woken by a futex call on this word, at most until the deadline.
     Sleeping { word: u64, bits: u32, deadline: u64 },
+    /// Has ended, but its stack is still in use.
+    Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -154,11 +156,16 @@ impl Threads {
         self.all[self.current].id
     }
 
-    /// Whether there is a thread with this id.
-    pub fn exists(&self, id: u32) -> bool {
-        self.all[..self.end]
-            .iter()
-            .any(|thread| thread.doing != Doing::Free && thread.id == id)
+    /// The running thread's place.
+    pub fn current(&self) -> usize {
+        self.current
+    }
+
+    /// The place of the thread with this id.
+    pub fn index_of(&self, id: u32) -> Option<usize> {
+        self.all[..self.end].iter().position(|thread| {
+            !matches!(thread.doing, Doing::Free | Doing::Ended) && thread.id == id
+        })
     }
 
     /// Something that a thread may wait for has changed.
@@ -177,7 +184,7 @@ impl Threads {
         for step in 1..=self.end {
             let at = (self.current + step) % self.end;
             let can = match self.all[at].doing {
-                Doing::Free => false,
+                Doing::Free | Doing::Ended => false,
                 Doing::Ready => true,
                 Doing::Waiting { seen, deadline } => seen != self.changes || deadline <= now,
                 Doing::Sleeping { deadline, .. } => deadline <= now,
@@ -193,7 +200,7 @@ impl Threads {
     fn first_deadline(&self) -> Option<u64> {
         let deadline = |thread: &Thread| match thread.doing {
             Doing::Waiting { deadline, .. } | Doing::Sleeping { deadline, .. } => deadline,
-            Doing::Free | Doing::Ready => u64::MAX,
+            Doing::Free | Doing::Ready | Doing::Ended => u64::MAX,
         };
         self.all[..self.end]
             .iter()
@@ -263,15 +270,33 @@ fn set_entry_stack(top: u64) {
 }
 
 /// The running thread cannot go on before something changes, or before `deadline` (monotonic
-/// nanoseconds). Comes back then, or earlier; the caller tries again.
-pub fn wait(deadline: Option<u64>) {
+/// nanoseconds). Comes back then, or earlier; the caller tries again. `true`: a signal is there, for
+/// which the call has to end.
+pub fn wait(deadline: Option<u64>) -> bool {
     let threads = state::threads();
+    let current = threads.current;
+    if state::signals().interrupts(current) {
+        return true;
+    }
     let seen = threads.changes;
     threads.all[threads.current].doing = Doing::Waiting {
         seen,
         deadline: deadline.unwrap_or(u64::MAX),
     };
     give_way();
+    state::signals().interrupts(current)
+}
+
+/// Wakes every thread that a signal is there for.
+pub fn interrupt_any() {
+    let threads = state::threads();
+    threads.changed();
+    for (place, thread) in threads.all[..threads.end].iter_mut().enumerate() {
+        let waits = matches!(thread.doing, Doing::Waiting { .. } | Doing::Sleeping { .. });
+        if waits && state::signals().interrupts(place) {
+            thread.doing = Doing::Ready;
+        }
+    }
 }
 
 /// Calls `attempt` until it gives something else than EAGAIN, waiting in between unless
@@ -279,16 +304,24 @@ pub fn wait(deadline: Option<u64>) {
 pub fn blocking(nonblocking: bool, mut attempt: impl FnMut() -> SysResult) -> SysResult {
     loop {
         match attempt() {
-            Err(Errno::EAGAIN) if !nonblocking => wait(None),
+            Err(Errno::EAGAIN) if !nonblocking => {
+                if wait(None) {
+                    return Err(Errno::RESTART);
+                }
+            }
             result => return result,
         }
     }
 }
 
-/// Waits until the monotonic clock reads `until`.
-pub fn sleep_until(until: u64) {
+/// Waits until the monotonic clock reads `until`; EINTR if a signal comes before.
+pub fn sleep_until(until: u64) -> Result<(), Errno> {
     while time::monotonic_ns() < until {
         let threads = state::threads();
+        let current = threads.current;
+        if state::signals().interrupts(current) {
+            return Err(Errno::EINTR);
+        }
         // Nobody wakes the word 0: programs have no memory there.
         threads.all[threads.current].doing = Doing::Sleeping {
             word: 0,
@@ -297,6 +330,7 @@ pub fn sleep_until(until: u64) {
         };
         give_way();
     }
+    Ok(())
 }
 
 /// The host has interrupted the running thread: the others have their turn.
@@ -317,8 +351,9 @@ pub fn preempt_if_missed() {
     }
 }
 
-/// Tells the host whether there is anybody to have a turn.
-fn want_ticks(wanted: bool) {
+/// Tells the host whether there is anything to interrupt a running thread for.
+pub fn want_ticks() {
+    let wanted = state::threads().count > 1 || state::signals().alarm().is_some();
     // SAFETY: as above.
     unsafe { (&raw mut (*host::fault_page()).wants_ticks).write_volatile(u64::from(wanted)) };
 }
@@ -333,8 +368,10 @@ pub fn yield_now() -> SysResult {
 /// leaves the guest until something changes or the first deadline.
 fn give_way() {
     loop {
+        signals::ring();
         let threads = state::threads();
-        let deadline = threads.first_deadline();
+        let alarm = state::signals().alarm();
+        let deadline = threads.first_deadline().into_iter().chain(alarm).min();
         // The usual case needs no clock: one thread, which waits without a deadline.
         let now = if deadline.is_some() {
             time::monotonic_ns()
@@ -453,7 +490,8 @@ pub fn clone(
     };
     threads.end = threads.end.max(at + 1);
     threads.count += 1;
-    want_ticks(true);
+    state::signals().inherit(threads.current, at);
+    want_ticks();
     Ok(u64::from(id))
 }
 
@@ -504,13 +542,9 @@ pub fn exit(status: u64) -> ! {
         threads.wake(word, 1, u32::MAX);
     }
     threads.count -= 1;
-    want_ticks(threads.count > 1);
-    // Neither free, so that nobody takes the stack on which this runs, nor ever ready.
-    threads.all[current].doing = Doing::Sleeping {
-        word: 0,
-        bits: 0,
-        deadline: u64::MAX,
-    };
+    want_ticks();
+    // Not free yet: this runs on its stack.
+    threads.all[current].doing = Doing::Ended;
     threads.ended = Some(current);
     give_way();
     host::exit(status & 0xff)
@@ -574,10 +608,17 @@ pub fn futex(
                 deadline,
             };
             sleeper.woken = false;
-            give_way();
-            let threads = state::threads();
-            match threads.all[threads.current].woken {
-                true => Ok(0),
+            let current = threads.current;
+            if !state::signals().interrupts(current) {
+                give_way();
+            } else {
+                sleeper.doing = Doing::Ready;
+            }
+            let woken = state::threads().all[current].woken;
+            match state::signals().interrupts(current) {
+                _ if woken => Ok(0),
+                true if deadline == u64::MAX => Err(Errno::RESTART),
+                true => Err(Errno::EINTR),
                 false => Err(Errno::ETIMEDOUT),
             }
         }

@@ -86,15 +86,20 @@ pub fn time(to: u64) -> SysResult {
     Ok(seconds)
 }
 
-/// `nanosleep` and `clock_nanosleep`; `absolute` is TIMER_ABSTIME.
-pub fn sleep(clock: u64, absolute: bool, addr: u64) -> SysResult {
+/// `nanosleep` and `clock_nanosleep`; `absolute` is TIMER_ABSTIME. What is left after a signal goes to
+/// `rest`.
+pub fn sleep(clock: u64, absolute: bool, addr: u64, rest: u64) -> SysResult {
     let time = timespec(addr)?.ok_or(Errno::EFAULT)?;
     let until = match absolute {
         true => monotonic_ns().saturating_add(time.saturating_sub(read_clock(clock)?)),
         false => monotonic_ns().saturating_add(time),
     };
-    threads::sleep_until(until);
-    Ok(0)
+    let result = threads::sleep_until(until);
+    if result.is_err() && !absolute && rest != 0 {
+        let left = until.saturating_sub(monotonic_ns());
+        user::write(rest, [left / 1_000_000_000, left % 1_000_000_000])?;
+    }
+    result.map(|()| 0)
 }
 
 /// Leaves the vCPU until the monotonic clock reads `until`.

@@ -1,0 +1,692 @@
+//! Signals, as language runtimes need them: handlers, masks, alternate stacks.
+//!
+//! ```text
+//!  kill, tgkill, alarm ──▶ pending ──▶ deliver: on the way back to the program ──▶ handler
+//!  exception ──▶ force ──────────────────────────────────────────────────────────▶   │
+//!                                        rt_sigreturn: the registers of before ◀─────┘
+//! ```
+//! A signal with a handler wakes the thread it is for; its blocked call gives EINTR, or is made again.
+//! What a handler finds on its stack is in `signals/frame.rs`.
+
+mod frame;
+
+use holm_hostcall::{FaultPage, Registers, abort_reason};
+
+use crate::errno::{Errno, SysResult};
+use crate::threads::MAX_THREADS;
+use crate::{host, state, threads, time, user};
+pub use frame::{Cause, go_back};
+
+const SIGILL: u32 = 4;
+const SIGTRAP: u32 = 5;
+const SIGBUS: u32 = 7;
+const SIGFPE: u32 = 8;
+const SIGKILL: u32 = 9;
+const SIGSEGV: u32 = 11;
+/// A write to what nobody reads.
+pub const SIGPIPE: u32 = 13;
+const SIGALRM: u32 = 14;
+const SIGSTOP: u32 = 19;
+/// SIGCHLD, SIGCONT, SIGURG, SIGWINCH: without a handler nothing happens.
+const IGNORED: u64 = bit(17) | bit(18) | bit(23) | bit(28);
+/// SIGKILL and SIGSTOP: neither blocked nor handled.
+const ABSOLUTE: u64 = bit(SIGKILL) | bit(SIGSTOP);
+const SIGNALS: u32 = 64;
+
+const SIG_DFL: u64 = 0;
+const SIG_IGN: u64 = 1;
+const SA_ONSTACK: u64 = 0x0800_0000;
+const SA_RESTART: u64 = 0x1000_0000;
+const SA_NODEFER: u64 = 0x4000_0000;
+const SA_RESETHAND: u64 = 0x8000_0000;
+
+const SI_USER: i32 = 0;
+const SI_KERNEL: i32 = 0x80;
+const SI_TKILL: i32 = -6;
+
+const SS_ONSTACK: u32 = 1;
+const SS_DISABLE: u32 = 2;
+const MIN_STACK_BYTES: u64 = 2048;
+const MASK_BYTES: u64 = 8;
+
+const fn bit(signal: u32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// The kernel's `struct sigaction`.
+#[derive(Clone, Copy)]
+struct Action {
+    handler: u64,
+    flags: u64,
+    restorer: u64,
+    mask: u64,
+}
+
+const DEFAULT: Action = Action {
+    handler: SIG_DFL,
+    flags: 0,
+    restorer: 0,
+    mask: 0,
+};
+
+/// What each thread has of its own.
+#[derive(Clone, Copy)]
+struct OfThread {
+    blocked: u64,
+    pending: u64,
+    /// The mask to go back to when a call that had another one is over.
+    before: Option<u64>,
+    stack: u64,
+    stack_bytes: u64,
+}
+
+const NEW: OfThread = OfThread {
+    blocked: 0,
+    pending: 0,
+    before: None,
+    stack: 0,
+    stack_bytes: 0,
+};
+
+impl OfThread {
+    /// Whether an address lies on the alternate stack.
+    fn is_on_stack(&self, addr: u64) -> bool {
+        addr > self.stack && addr - self.stack <= self.stack_bytes
+    }
+}
+
+/// All of it.
+pub struct Signals {
+    actions: [Action; SIGNALS as usize],
+    threads: [OfThread; MAX_THREADS],
+    /// For any thread.
+    pending: u64,
+    /// When SIGALRM is due (monotonic nanoseconds, 0 for never), and after how long again.
+    alarm_at: u64,
+    alarm_every: u64,
+}
+
+impl Signals {
+    /// No handlers, nothing blocked.
+    pub const fn new() -> Self {
+        Signals {
+            actions: [DEFAULT; SIGNALS as usize],
+            threads: [NEW; MAX_THREADS],
+            pending: 0,
+            alarm_at: 0,
+            alarm_every: 0,
+        }
+    }
+
+    /// A thread begins with its parent's mask.
+    pub fn inherit(&mut self, parent: usize, child: usize) {
+        self.threads[child] = OfThread {
+            blocked: self.threads[parent].blocked,
+            ..NEW
+        };
+    }
+
+    fn is_ignored(&self, signal: u32) -> bool {
+        let handler = self.actions[signal as usize - 1].handler;
+        handler == SIG_IGN || (handler == SIG_DFL && bit(signal) & IGNORED != 0)
+    }
+
+    /// What could be delivered to a thread now.
+    fn deliverable(&self, thread: usize) -> u64 {
+        let of = &self.threads[thread];
+        (of.pending | self.pending) & !of.blocked
+    }
+
+    /// Whether something waits that a blocked call of this thread has to end for.
+    pub fn interrupts(&self, thread: usize) -> bool {
+        self.deliverable(thread) != 0
+    }
+
+    /// When SIGALRM is due.
+    pub fn alarm(&self) -> Option<u64> {
+        (self.alarm_at != 0).then_some(self.alarm_at)
+    }
+
+    /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once.
+    fn post(&mut self, signal: u32, thread: Option<usize>) {
+        if self.is_ignored(signal) {
+            return;
+        }
+        match thread {
+            Some(thread) => self.threads[thread].pending |= bit(signal),
+            None => self.pending |= bit(signal),
+        }
+    }
+
+    /// Takes the lowest deliverable signal of a thread: its number, and how it came about.
+    fn take(&mut self, thread: usize) -> Option<(u32, i32)> {
+        let deliverable = self.deliverable(thread);
+        if deliverable == 0 {
+            return None;
+        }
+        let signal = deliverable.trailing_zeros() + 1;
+        let of = &mut self.threads[thread];
+        if of.pending & bit(signal) != 0 {
+            of.pending &= !bit(signal);
+            return Some((signal, SI_TKILL));
+        }
+        self.pending &= !bit(signal);
+        Some((
+            signal,
+            if signal == SIGALRM {
+                SI_KERNEL
+            } else {
+                SI_USER
+            },
+        ))
+    }
+
+    /// Notes what a handler's run changes: masks, and the action itself. Gives the action, and the mask
+    /// to go back to.
+    fn enter(&mut self, signal: u32, thread: usize) -> (Action, u64) {
+        let action = self.actions[signal as usize - 1];
+        if action.flags & SA_RESETHAND != 0 {
+            self.actions[signal as usize - 1].handler = SIG_DFL;
+        }
+        let of = &mut self.threads[thread];
+        let before = of.before.take().unwrap_or(of.blocked);
+        let own = if action.flags & SA_NODEFER == 0 {
+            bit(signal)
+        } else {
+            0
+        };
+        of.blocked = (of.blocked | action.mask | own) & !ABSOLUTE;
+        (action, before)
+    }
+
+    /// Posts SIGALRM if it is due.
+    fn ring(&mut self, now: u64) {
+        if self.alarm_at == 0 || self.alarm_at > now {
+            return;
+        }
+        self.alarm_at = match self.alarm_every {
+            0 => 0,
+            every => now.saturating_add(every),
+        };
+        self.post(SIGALRM, None);
+    }
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Signals::new()
+    }
+}
+
+/// SIGALRM, if it is due, and the threads that this concerns.
+pub fn ring() {
+    if let Some(due) = state::signals().alarm() {
+        let now = time::monotonic_ns();
+        if due <= now {
+            state::signals().ring(now);
+            threads::interrupt_any();
+        }
+    }
+}
+
+/// On the way back to the program: runs the handlers of what is pending, by laying frames on its stack.
+/// `called` is the number of the system call that is over, if it is one.
+pub fn deliver(registers: &mut Registers, called: Option<u64>) {
+    ring();
+    let thread = state::threads().current();
+    let interrupted = called.filter(|_| registers.rax == restart_in_rax());
+    let mut restart = interrupted;
+    while let Some((signal, code)) = state::signals().take(thread) {
+        let action = state::signals().actions[signal as usize - 1];
+        match action.handler {
+            _ if state::signals().is_ignored(signal) => continue,
+            SIG_DFL => terminate(signal),
+            _ => {}
+        }
+        if let Some(number) = restart.take() {
+            // Before the first handler's frame is laid: what it goes back to.
+            match action.flags & SA_RESTART {
+                0 => registers.rax = (-i64::from(Errno::EINTR.0)) as u64,
+                _ => call_again(registers, number),
+            }
+        }
+        let cause = Cause {
+            signal,
+            code,
+            addr: 0,
+            fault: None,
+        };
+        run_handler(registers, thread, &cause);
+    }
+    if let Some(number) = restart {
+        call_again(registers, number);
+    }
+    let of = &mut state::signals().threads[thread];
+    if let Some(before) = of.before.take() {
+        of.blocked = before;
+    }
+}
+
+fn restart_in_rax() -> u64 {
+    (-i64::from(Errno::RESTART.0)) as u64
+}
+
+/// Goes back to the `syscall` instruction.
+fn call_again(registers: &mut Registers, number: u64) {
+    const SYSCALL_BYTES: u64 = 2;
+    registers.rax = number;
+    registers.rip = registers.rip.wrapping_sub(SYSCALL_BYTES);
+}
+
+fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
+    let (action, before) = state::signals().enter(cause.signal, thread);
+    let of = state::signals().threads[thread];
+    let alternate =
+        action.flags & SA_ONSTACK != 0 && of.stack_bytes != 0 && !of.is_on_stack(registers.rsp);
+    let top = match alternate {
+        true => of.stack + of.stack_bytes,
+        // Below the red zone.
+        false => registers.rsp.wrapping_sub(128),
+    };
+    let laid = frame::lay(
+        registers,
+        cause,
+        top,
+        action.restorer,
+        before,
+        stack_of(&of, registers.rsp),
+    );
+    match laid {
+        Ok(()) => registers.rip = action.handler,
+        Err(_) => give_up(cause),
+    }
+}
+
+/// A handler that has no stack to run on.
+fn give_up(cause: &Cause) -> ! {
+    host::abort_with(
+        abort_reason::SIGNAL,
+        u64::from(SIGSEGV),
+        format_args!(
+            "there is no stack for the handler of signal {}",
+            cause.signal
+        ),
+    )
+}
+
+/// The end of the program.
+fn terminate(signal: u32) -> ! {
+    host::abort_with(
+        abort_reason::SIGNAL,
+        u64::from(signal),
+        format_args!("signal {signal}, for which the program has no handler"),
+    )
+}
+
+/// An exception of the program's: runs its handler. `false` if there is none that may run.
+pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
+    const SEGV_MAPERR: i32 = 1;
+    const SEGV_ACCERR: i32 = 2;
+    const PRESENT: u64 = 1;
+    let (signal, code) = match fault.vector {
+        0 => (SIGFPE, 1),
+        1 => (SIGTRAP, 2),
+        6 => (SIGILL, 2),
+        14 if fault.error_code & PRESENT != 0 => (SIGSEGV, SEGV_ACCERR),
+        14 if state::memory().is_mapped(fault.cr2) => (SIGSEGV, SEGV_ACCERR),
+        14 => (SIGSEGV, SEGV_MAPERR),
+        16 | 19 => (SIGFPE, 7),
+        17 => (SIGBUS, 1),
+        _ => (SIGSEGV, SI_KERNEL),
+    };
+    let thread = state::threads().current();
+    let signals = state::signals();
+    let handler = signals.actions[signal as usize - 1].handler;
+    let blocked = signals.threads[thread].blocked & bit(signal) != 0;
+    if blocked || matches!(handler, SIG_DFL | SIG_IGN) {
+        return false;
+    }
+    let addr = match fault.vector {
+        14 => fault.cr2,
+        13 => 0,
+        _ => registers.rip,
+    };
+    let cause = Cause {
+        signal,
+        code,
+        addr,
+        fault: Some(*fault),
+    };
+    run_handler(registers, thread, &cause);
+    true
+}
+
+/// A signal of the running thread's own doing.
+pub fn raise(signal: u32) {
+    let thread = state::threads().current();
+    state::signals().post(signal, Some(thread));
+}
+
+fn check(signal: u64) -> Result<u32, Errno> {
+    match signal as u32 {
+        signal @ 1..=SIGNALS => Ok(signal),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `kill`: the one process is 1.
+pub fn kill(target: u64, signal: u64) -> SysResult {
+    match target as i32 {
+        0 | 1 | -1 => {}
+        target if state::threads().index_of(target as u32).is_some() => {}
+        _ => return Err(Errno::ESRCH),
+    }
+    if signal as u32 == 0 {
+        return Ok(0);
+    }
+    state::signals().post(check(signal)?, None);
+    threads::interrupt_any();
+    Ok(0)
+}
+
+/// `tkill`, and `tgkill` to the one process.
+pub fn kill_thread(target: u64, signal: u64) -> SysResult {
+    let thread = state::threads()
+        .index_of(target as u32)
+        .ok_or(Errno::ESRCH)?;
+    if signal as u32 == 0 {
+        return Ok(0);
+    }
+    state::signals().post(check(signal)?, Some(thread));
+    threads::interrupt_any();
+    Ok(0)
+}
+
+/// `rt_sigaction`
+pub fn action(signal: u64, new: u64, old: u64, mask_bytes: u64) -> SysResult {
+    if mask_bytes != MASK_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let signal = check(signal)?;
+    let place = signal as usize - 1;
+    let before = state::signals().actions[place];
+    if new != 0 {
+        if bit(signal) & ABSOLUTE != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let [handler, flags] = user::read::<[u64; 2]>(new)?;
+        let [restorer, mask] = user::read::<[u64; 2]>(new.wrapping_add(16))?;
+        let signals = state::signals();
+        signals.actions[place] = Action {
+            handler,
+            flags,
+            restorer,
+            mask: mask & !ABSOLUTE,
+        };
+        if signals.is_ignored(signal) {
+            signals.pending &= !bit(signal);
+            for thread in &mut signals.threads {
+                thread.pending &= !bit(signal);
+            }
+        }
+    }
+    if old != 0 {
+        user::write(old, [before.handler, before.flags])?;
+        user::write(old.wrapping_add(16), [before.restorer, before.mask])?;
+    }
+    Ok(0)
+}
+
+fn own() -> &'static mut OfThread {
+    &mut state::signals().threads[state::threads().current()]
+}
+
+/// `rt_sigprocmask`
+pub fn mask(how: u64, set: u64, old: u64, mask_bytes: u64) -> SysResult {
+    const BLOCK: u64 = 0;
+    const UNBLOCK: u64 = 1;
+    const SET: u64 = 2;
+    if mask_bytes != MASK_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let before = own().blocked;
+    if set != 0 {
+        let set = user::read::<u64>(set)?;
+        let after = match how as u32 as u64 {
+            BLOCK => before | set,
+            UNBLOCK => before & !set,
+            SET => set,
+            _ => return Err(Errno::EINVAL),
+        };
+        own().blocked = after & !ABSOLUTE;
+    }
+    if old != 0 {
+        user::write(old, before)?;
+    }
+    Ok(0)
+}
+
+/// Runs a call with another mask, as ppoll and its kin do; a null pointer leaves it.
+pub fn masked(set: u64, call: impl FnOnce() -> SysResult) -> SysResult {
+    if set == 0 {
+        return call();
+    }
+    let set = user::read::<u64>(set)? & !ABSOLUTE;
+    let of = own();
+    of.before = Some(of.blocked);
+    of.blocked = set;
+    let result = call();
+    if result != Err(Errno::EINTR) {
+        // Else the handler runs first, under this mask.
+        let of = own();
+        of.blocked = of.before.take().unwrap_or(of.blocked);
+    }
+    result
+}
+
+/// `rt_sigsuspend` and, without a mask, `pause`
+pub fn suspend(set: u64) -> SysResult {
+    masked(set, || {
+        loop {
+            if threads::wait(None) {
+                return Err(Errno::EINTR);
+            }
+        }
+    })
+}
+
+/// `rt_sigpending`
+pub fn pending(to: u64) -> SysResult {
+    let of = own();
+    let pending = (of.pending | state::signals().pending) & of.blocked;
+    user::write(to, pending)?;
+    Ok(0)
+}
+
+/// `rt_sigtimedwait`
+pub fn wait_for(set: u64, info: u64, timeout: u64) -> SysResult {
+    let set = user::read::<u64>(set)?;
+    let deadline = time::timespec(timeout)?.map(|time| time::monotonic_ns().saturating_add(time));
+    loop {
+        let thread = state::threads().current();
+        let signals = state::signals();
+        let found = (signals.threads[thread].pending | signals.pending) & set;
+        if found != 0 {
+            let signal = found.trailing_zeros() + 1;
+            signals.pending &= !bit(signal);
+            signals.threads[thread].pending &= !bit(signal);
+            if info != 0 {
+                frame::write_info(info, signal, SI_USER, 0)?;
+            }
+            return Ok(u64::from(signal));
+        }
+        if deadline.is_some_and(|deadline| deadline <= time::monotonic_ns()) {
+            return Err(Errno::EAGAIN);
+        }
+        if threads::wait(deadline) {
+            return Err(Errno::EINTR);
+        }
+    }
+}
+
+/// A thread's alternate stack as `stack_t` has it: address, flags, bytes.
+fn stack_of(of: &OfThread, rsp: u64) -> (u64, u32, u64) {
+    let flags = match of.stack_bytes {
+        0 => SS_DISABLE,
+        _ if of.is_on_stack(rsp) => SS_ONSTACK,
+        _ => 0,
+    };
+    (of.stack, flags, of.stack_bytes)
+}
+
+/// `sigaltstack`
+pub fn stack(new: u64, old: u64, rsp: u64) -> SysResult {
+    let before = stack_of(own(), rsp);
+    if new != 0 {
+        let [start, flags, bytes] = user::read::<[u64; 3]>(new)?;
+        if before.1 & SS_ONSTACK != 0 {
+            return Err(Errno::EPERM);
+        }
+        set_stack(start, flags as u32, bytes)?;
+    }
+    if old != 0 {
+        user::write(old, [before.0, u64::from(before.1), before.2])?;
+    }
+    Ok(0)
+}
+
+fn set_stack(start: u64, flags: u32, bytes: u64) -> Result<(), Errno> {
+    let of = own();
+    if flags & SS_DISABLE != 0 {
+        (of.stack, of.stack_bytes) = (0, 0);
+        return Ok(());
+    }
+    if flags & !SS_ONSTACK != 0 || start.checked_add(bytes).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    if bytes < MIN_STACK_BYTES {
+        return Err(Errno::ENOMEM);
+    }
+    (of.stack, of.stack_bytes) = (start, bytes);
+    Ok(())
+}
+
+/// `setitimer`, for the one timer that counts real time; a null pointer leaves it.
+pub fn set_timer(which: u64, new: u64, old: u64) -> SysResult {
+    const REAL: u64 = 0;
+    if which != REAL {
+        return Err(Errno::EINVAL);
+    }
+    let now = time::monotonic_ns();
+    let signals = state::signals();
+    let left = signals.alarm_at.saturating_sub(now) / 1000;
+    let every = signals.alarm_every / 1000;
+    if new != 0 {
+        let [every_s, every_us] = user::read::<[u64; 2]>(new)?;
+        let [first_s, first_us] = user::read::<[u64; 2]>(new.wrapping_add(16))?;
+        if every_us >= 1_000_000 || first_us >= 1_000_000 {
+            return Err(Errno::EINVAL);
+        }
+        arm(first_s, first_us, every_s, every_us);
+    }
+    if old != 0 {
+        user::write(old, [every / 1_000_000, every % 1_000_000])?;
+        user::write(old.wrapping_add(16), [left / 1_000_000, left % 1_000_000])?;
+    }
+    Ok(0)
+}
+
+fn arm(first_s: u64, first_us: u64, every_s: u64, every_us: u64) {
+    let ns = |s: u64, us: u64| s.saturating_mul(1_000_000_000).saturating_add(us * 1000);
+    let first = ns(first_s, first_us);
+    let signals = state::signals();
+    signals.alarm_every = ns(every_s, every_us);
+    signals.alarm_at = match first {
+        0 => 0,
+        first => time::monotonic_ns().saturating_add(first),
+    };
+    threads::want_ticks();
+}
+
+/// `alarm`: seconds that were left of the one before.
+pub fn alarm(seconds: u64) -> SysResult {
+    let left = state::signals()
+        .alarm_at
+        .saturating_sub(time::monotonic_ns());
+    arm(u64::from(seconds as u32), 0, 0, 0);
+    Ok(left.div_ceil(1_000_000_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    fn with_handler(signal: u32, flags: u64, mask: u64) -> Box<Signals> {
+        let mut signals = Box::new(Signals::new());
+        signals.actions[signal as usize - 1] = Action {
+            handler: 0x1000,
+            flags,
+            restorer: 0x2000,
+            mask,
+        };
+        signals
+    }
+
+    #[test]
+    fn a_blocked_signal_waits_until_it_is_unblocked() {
+        let mut signals = with_handler(10, 0, 0);
+        signals.threads[3].blocked = bit(10);
+        signals.post(10, Some(3));
+        assert!(!signals.interrupts(3) && signals.take(3).is_none());
+        signals.threads[3].blocked = 0;
+        assert_eq!(signals.take(3), Some((10, SI_TKILL)));
+        assert_eq!(signals.take(3), None);
+    }
+
+    #[test]
+    fn a_signal_for_any_thread_is_delivered_once() {
+        let mut signals = with_handler(12, 0, 0);
+        signals.threads[0].blocked = bit(12);
+        signals.post(12, None);
+        assert_eq!(signals.take(0), None);
+        assert_eq!(signals.take(1), Some((12, SI_USER)));
+        assert_eq!(signals.take(2), None);
+    }
+
+    #[test]
+    fn what_is_ignored_is_gone_at_once() {
+        let mut signals = with_handler(10, 0, 0);
+        signals.post(23, None);
+        assert!(!signals.interrupts(0), "SIGURG by default");
+        signals.actions[9].handler = SIG_IGN;
+        signals.post(10, Some(0));
+        assert!(!signals.interrupts(0));
+    }
+
+    #[test]
+    fn a_handler_runs_under_its_mask_and_never_blocks_sigkill() {
+        let mut signals = with_handler(10, 0, bit(12) | bit(SIGKILL));
+        let (_, before) = signals.enter(10, 0);
+        assert_eq!(before, 0);
+        assert_eq!(signals.threads[0].blocked, bit(10) | bit(12));
+        let mut signals = with_handler(10, SA_NODEFER | SA_RESETHAND, 0);
+        signals.threads[0].before = Some(bit(1));
+        assert_eq!(signals.enter(10, 0).1, bit(1), "the mask before the call");
+        assert_eq!(signals.threads[0].blocked, 0);
+        assert_eq!(signals.actions[9].handler, SIG_DFL);
+    }
+
+    #[test]
+    fn an_alarm_rings_once_or_again_and_again() {
+        let mut signals = with_handler(SIGALRM, 0, 0);
+        signals.alarm_at = 100;
+        signals.ring(99);
+        assert!(!signals.interrupts(0));
+        signals.ring(100);
+        assert!(signals.interrupts(0) && signals.alarm().is_none());
+        (signals.alarm_at, signals.alarm_every) = (200, 50);
+        signals.ring(201);
+        assert_eq!(signals.alarm(), Some(251));
+    }
+}
