@@ -264,7 +264,7 @@ fn kvm_what_is_not_supported_is_an_errno_and_is_named_once() {
 
     let mut files = Function::new(&guest("files"));
     assert_eq!(
-        files.get("/etc/passwd").trim(),
+        files.get("/etc/shadow").trim(),
         "2 2",
         "ENOENT of open and of stat"
     );
@@ -409,6 +409,26 @@ fn kvm_signals_are_handled_as_on_linux() {
             let failure = guest.failure(&format!("/forge/{number}"));
             assert!(!failure.contains("library OS"), "{number}: {failure}");
         }
-        assert_eq!(guest.get("/forge/8"), "went on\n", "selectors are what they are");
+        assert_eq!(
+            guest.get("/forge/8"),
+            "went on\n",
+            "selectors are what they are"
+        );
+    });
+}
+
+#[test]
+fn kvm_files_behave_as_on_linux_and_are_gone_with_the_instance() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("file_system", |path| {
+        let mut guest = Function::new(path);
+        assert_eq!(guest.get("/run"), "fine\n");
+        assert_eq!(
+            (guest.get("/left"), guest.get("/left")),
+            ("0\n".into(), "0\n".into())
+        );
+        assert_eq!(guest.get("/fill"), "1 1\n", "ENOSPC, and room again");
     });
 }

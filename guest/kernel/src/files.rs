@@ -1,19 +1,31 @@
-//! File descriptors and what they stand for. There are no files in this guest: only the standard
-//! streams, a few devices, sockets and what programs wait with. Everything else is ENOENT.
+//! File descriptors and what they stand for: the standard streams, files and directories, devices,
+//! sockets, and what programs wait with. Paths are looked up in `files/calls.rs`.
+
+pub mod builtin;
+pub mod calls;
+pub mod paths;
+pub mod temporary;
 
 use holm_hostcall::abort_reason;
 
 use crate::errno::{Errno, SysResult};
+use crate::memory::guest;
 use crate::poll::Epoll;
-use crate::stat::Kind;
+use crate::stat::{Kind, Status};
 use crate::{host, log, pipes, state, threads, user};
 
 /// Most open descriptors.
-pub const MAX_DESCRIPTORS: usize = 256;
+pub const MAX_DESCRIPTORS: usize = 1024;
 /// Most open objects; several descriptors may share one.
-const MAX_OBJECTS: usize = 256;
+const MAX_OBJECTS: usize = 512;
+/// Most open directories.
+pub const MAX_DIRECTORIES: usize = 16;
 
 const O_NONBLOCK: u64 = 0o4000;
+const O_APPEND: u64 = 0o2000;
+/// The part of the flags that says whether a file is read or written.
+const O_ACCESS: u64 = 3;
+const O_WRONLY: u64 = 1;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +42,12 @@ pub enum Object {
     Zero,
     /// /dev/random and /dev/urandom
     Random,
+    /// A file of /tmp: its number there.
+    File(u16),
+    /// A directory: its number among the open ones.
+    Directory(u8),
+    /// A built-in file: its number among those.
+    Made(u8),
     /// A stream socket that is neither listening nor connected; the port it was bound to, or 0.
     Socket(u16),
     /// A listening socket and its port.
@@ -60,6 +78,10 @@ pub struct Open {
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).
     pub edges: u32,
+    /// O_APPEND and the access mode.
+    flags: u32,
+    /// Where the next read or write of a file begins.
+    pub position: u64,
 }
 
 const CLOSED: Open = Open {
@@ -67,6 +89,8 @@ const CLOSED: Open = Open {
     references: 0,
     nonblocking: false,
     edges: 0,
+    flags: 0,
+    position: 0,
 };
 const UNUSED: u16 = u16::MAX;
 
@@ -88,9 +112,13 @@ impl Files {
 
     /// Opens the standard streams.
     pub fn start(&mut self) {
-        for object in [Object::Stdin, Object::Log, Object::Log] {
+        for (object, flags) in [
+            (Object::Stdin, 0),
+            (Object::Log, O_WRONLY),
+            (Object::Log, O_WRONLY),
+        ] {
             // The tables are empty: there is room for three.
-            let _ = self.open(object, 0);
+            let _ = self.open(object, flags);
         }
     }
 
@@ -108,6 +136,8 @@ impl Files {
             references: 1,
             nonblocking,
             edges: 1,
+            flags: (flags & (O_ACCESS | O_APPEND)) as u32,
+            position: 0,
         };
         self.descriptors[descriptor] = at as u16;
         Ok(descriptor as u64)
@@ -208,8 +238,21 @@ pub fn close(descriptor: u64) -> SysResult {
             Object::Connection(id) => state::server().close(id),
             Object::Stream { from, to } => pipes::close(from, to),
             Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
+            Object::File(number) => state::temporary().closed(number),
+            Object::Directory(number) => {
+                state::open_directories()[usize::from(number)].0 = false;
+            }
             _ => {}
         }
+    }
+    Ok(0)
+}
+
+/// `close_range`
+pub fn close_range(first: u64, last: u64) -> SysResult {
+    for descriptor in first..=last.min(MAX_DESCRIPTORS as u64 - 1) {
+        // One that is not open is as good as closed.
+        let _ = close(descriptor);
     }
     Ok(0)
 }
@@ -253,38 +296,6 @@ pub fn open_event(initial: u64, flags: u64) -> SysResult {
     state::files().open(event, flags)
 }
 
-/// What is at a path: the devices, and nothing else.
-fn at(path: u64) -> Result<Object, Errno> {
-    match user::path(path)? {
-        b"/dev/null" => Ok(Object::Null),
-        b"/dev/zero" => Ok(Object::Zero),
-        b"/dev/random" | b"/dev/urandom" => Ok(Object::Random),
-        b"/dev/stdin" => Ok(Object::Stdin),
-        b"/dev/stdout" | b"/dev/stderr" => Ok(Object::Log),
-        _ => Err(Errno::ENOENT),
-    }
-}
-
-/// `open` and `openat`
-pub fn open(path: u64, flags: u64) -> SysResult {
-    const O_CREAT: u64 = 0o100;
-    match at(path) {
-        Ok(object) => state::files().open(object, flags),
-        Err(Errno::ENOENT) if flags & O_CREAT != 0 => Err(Errno::EROFS),
-        Err(error) => Err(error),
-    }
-}
-
-/// `access` and its kin
-pub fn access(path: u64) -> SysResult {
-    at(path).map(|_| 0)
-}
-
-/// What `stat` says a path is.
-pub fn kind_at(path: u64) -> Result<Kind, Errno> {
-    Ok(kind_of(at(path)?))
-}
-
 /// `read`
 pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
     let nonblocking = state::files().get(descriptor)?.nonblocking;
@@ -293,7 +304,14 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
 
 /// EAGAIN where a read would wait.
 fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
-    match state::files().get(descriptor)?.object {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        Object::File(_) | Object::Made(_) => {
+            let read = read_at(descriptor, open.position, to)?;
+            state::files().get_mut(descriptor)?.position += read;
+            Ok(read)
+        }
+        Object::Directory(_) => Err(Errno::EISDIR),
         Object::Stdin | Object::Null => Ok(0),
         Object::Zero => {
             to.fill(0);
@@ -325,6 +343,16 @@ fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
 pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
+        Object::File(number) => {
+            let at = match u64::from(open.flags) & O_APPEND {
+                0 => open.position,
+                _ => state::temporary().node(number).size,
+            };
+            let written = write_at(descriptor, at, bytes)?;
+            state::files().get_mut(descriptor)?.position = at + written;
+            return Ok(written);
+        }
+        Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
         Object::Connection(id) => state::server().write(id, bytes),
@@ -345,6 +373,226 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
     Ok(bytes.len() as u64)
 }
 
+/// `pread64` and its kin
+pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
+    let open = state::files().get(descriptor)?;
+    if u64::from(open.flags) & O_ACCESS == O_WRONLY {
+        return Err(Errno::EBADF);
+    }
+    if at > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    match open.object {
+        Object::File(number) => Ok(state::temporary().node(number).read(at, to)),
+        Object::Made(number) => {
+            let content = state::content();
+            content.used = 0;
+            if let builtin::Entry::Made(make) = builtin::ENTRIES[usize::from(number)].1 {
+                // What does not fit is cut.
+                let _ = make(content);
+            }
+            let made = &content.bytes[..content.used];
+            let from = made
+                .get(at.min(made.len() as u64) as usize..)
+                .unwrap_or_default();
+            let bytes = from.len().min(to.len());
+            to[..bytes].copy_from_slice(&from[..bytes]);
+            Ok(bytes as u64)
+        }
+        Object::Directory(_) => Err(Errno::EISDIR),
+        Object::Null | Object::Zero | Object::Random => try_read(descriptor, to),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
+/// `pwrite64` and its kin
+pub fn write_at(descriptor: u64, at: u64, bytes: &[u8]) -> SysResult {
+    let open = state::files().get(descriptor)?;
+    if u64::from(open.flags) & O_ACCESS == 0 {
+        return Err(Errno::EBADF);
+    }
+    if at > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    match open.object {
+        Object::File(number) => state::temporary().node(number).write(at, bytes),
+        Object::Null | Object::Zero | Object::Random => Ok(bytes.len() as u64),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
+/// `lseek`
+pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
+    const SET: u64 = 0;
+    const CURRENT: u64 = 1;
+    const END: u64 = 2;
+    const DATA: u64 = 3;
+    const HOLE: u64 = 4;
+    let open = state::files().get_mut(descriptor)?;
+    let size = match open.object {
+        Object::File(number) => state::temporary().node(number).size,
+        Object::Made(_) | Object::Directory(_) => 0,
+        Object::Null | Object::Zero | Object::Random => return Ok(0),
+        _ => return Err(Errno::ESPIPE),
+    };
+    let from = match whence {
+        SET => 0,
+        CURRENT => open.position,
+        END => size,
+        DATA | HOLE if offset >= size => return Err(Errno::ENXIO),
+        DATA => 0,
+        HOLE => return Ok(size),
+        _ => return Err(Errno::EINVAL),
+    };
+    let to = (from as i64)
+        .checked_add(offset as i64)
+        .ok_or(Errno::EOVERFLOW)?;
+    open.position = u64::try_from(to).map_err(|_| Errno::EINVAL)?;
+    Ok(open.position)
+}
+
+/// The file of /tmp that a descriptor is open for writing.
+fn writable(descriptor: u64) -> Result<u16, Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        Object::File(number) if u64::from(open.flags) & O_ACCESS != 0 => Ok(number),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `ftruncate`
+pub fn truncate(descriptor: u64, size: u64) -> SysResult {
+    if size > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    state::temporary()
+        .node(writable(descriptor)?)
+        .resize(size)?;
+    Ok(0)
+}
+
+/// `fallocate`: only the plain form, and the one that keeps the size.
+pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResult {
+    const KEEP_SIZE: u64 = 1;
+    let number = writable(descriptor)?;
+    let end = offset.checked_add(bytes).ok_or(Errno::EFBIG)?;
+    match mode {
+        KEEP_SIZE => Ok(0),
+        0 => {
+            let node = state::temporary().node(number);
+            if end > node.size {
+                node.resize(end)?;
+            }
+            Ok(0)
+        }
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// `fsync` and its kin: memory is as durable as it gets.
+pub fn synchronise(descriptor: u64) -> SysResult {
+    match state::files().get(descriptor)?.object {
+        Object::File(_) | Object::Made(_) | Object::Directory(_) => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `fchmod` and `fchown`
+pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
+    match (state::files().get(descriptor)?.object, mode) {
+        (Object::File(number), Some(mode)) => {
+            state::temporary().node(number).mode = mode as u32 & 0o7777;
+        }
+        (Object::Made(_), _) => return Err(Errno::EROFS),
+        _ => {}
+    }
+    Ok(0)
+}
+
+/// `getdents64`
+pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
+    let open = state::files().get_mut(descriptor)?;
+    match open.object {
+        Object::Directory(number) => calls::list(open, number, to, bytes),
+        _ => Err(Errno::ENOTDIR),
+    }
+}
+
+/// `mmap` of a file: a copy. What is written to it stays with the program.
+pub fn map(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u64) -> SysResult {
+    const PROT_READ_WRITE: u64 = 3;
+    const PROT_WRITE: u64 = 2;
+    const MAP_SHARED: u64 = 1;
+    const MAP_TYPE: u64 = 15;
+    const MAP_ANONYMOUS: u64 = 0x20;
+    match state::files().get(descriptor)?.object {
+        Object::File(_) | Object::Made(_) => {}
+        _ => return Err(Errno::ENODEV),
+    }
+    if flags & MAP_TYPE == MAP_SHARED && prot & PROT_WRITE != 0 {
+        // Nobody would see what is written.
+        return Err(Errno::ENODEV);
+    }
+    if at % holm_hostcall::PAGE_BYTES != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let memory = state::memory;
+    let start = memory().map(
+        hint,
+        bytes,
+        PROT_READ_WRITE,
+        flags | MAP_ANONYMOUS,
+        &mut guest(),
+    )?;
+    let copied = copy_in(descriptor, at, start, bytes);
+    let done = copied.and_then(|()| match prot {
+        PROT_READ_WRITE => Ok(0),
+        prot => memory().protect(start, bytes, prot, &mut guest()),
+    });
+    if let Err(error) = done {
+        memory().unmap(start, bytes, &mut guest())?;
+        return Err(error);
+    }
+    Ok(start)
+}
+
+fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes {
+        let to = user::buffer_mut(start + done, bytes - done)?;
+        match read_at(descriptor, at + done, to)? {
+            0 => break,
+            read => done += read,
+        }
+    }
+    Ok(())
+}
+
+/// `sendfile` and `copy_file_range`: from one descriptor to another, by way of a short buffer.
+pub fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+    let mut buffer = [0u8; 4096];
+    let mut done = 0;
+    while done < bytes {
+        let part = (bytes - done).min(buffer.len() as u64) as usize;
+        let part = &mut buffer[..part];
+        let read = match from_at {
+            0 => try_read(from, part)?,
+            place => read_at(from, user::read::<u64>(place)? + done, part)?,
+        } as usize;
+        if read == 0 {
+            break;
+        }
+        done += match to_at {
+            0 => write(to, &part[..read])?,
+            place => write_at(to, user::read::<u64>(place)? + done, &part[..read])?,
+        };
+    }
+    for place in [from_at, to_at].into_iter().filter(|place| *place != 0) {
+        user::write(place, user::read::<u64>(place)? + done)?;
+    }
+    Ok(done)
+}
+
 /// `fcntl`
 pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_DUPFD: u64 = 0;
@@ -353,18 +601,33 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_GETFL: u64 = 3;
     const F_SETFL: u64 = 4;
     const F_DUPFD_CLOEXEC: u64 = 1030;
-    const O_RDWR: u64 = 2;
+    const F_GETLK: u64 = 5;
+    const F_SETLKW: u64 = 7;
+    const F_OFD_GETLK: u64 = 36;
+    const F_OFD_SETLKW: u64 = 38;
+    const F_UNLCK: i32 = 2;
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
         F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
         // Nothing is ever executed, so close-on-exec needs no memory.
         F_GETFD | F_SETFD => Ok(0),
-        F_GETFL => Ok(O_RDWR | if open.nonblocking { O_NONBLOCK } else { 0 }),
+        F_GETFL => {
+            let nonblocking = if open.nonblocking { O_NONBLOCK } else { 0 };
+            Ok(u64::from(open.flags) | nonblocking)
+        }
         F_SETFL => {
             open.nonblocking = argument & O_NONBLOCK != 0;
+            open.flags = open.flags & O_ACCESS as u32 | (argument & O_APPEND) as u32;
             Ok(0)
         }
+        // One process: it never meets a lock of another's.
+        F_GETLK | F_OFD_GETLK => {
+            let kind = user::read::<i32>(argument)? & !0xffff | F_UNLCK;
+            user::write(argument, kind)?;
+            Ok(0)
+        }
+        F_GETLK..=F_SETLKW | F_OFD_GETLK..=F_OFD_SETLKW => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -390,18 +653,27 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
     }
 }
 
-/// What `fstat` says a descriptor is.
-pub fn kind(descriptor: u64) -> Result<Kind, Errno> {
-    Ok(kind_of(state::files().get(descriptor)?.object))
+/// What `fstat` says of a descriptor.
+pub fn status(descriptor: u64) -> Result<Status, Errno> {
+    Ok(status_of(state::files().get(descriptor)?.object))
 }
 
-fn kind_of(object: Object) -> Kind {
-    match object {
+fn status_of(object: Object) -> Status {
+    Status::of(match object {
+        Object::File(number) => return calls::status_of_node(number),
+        Object::Made(entry) => return calls::made_status(entry),
+        Object::Directory(number) => {
+            let path = state::open_directories()[usize::from(number)].1;
+            return match state::temporary().find(path.as_bytes()) {
+                Some(number) => calls::status_of_node(number),
+                None => calls::directory_status(path.as_bytes()),
+            };
+        }
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Kind::Socket,
         Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
-    }
+    })
 }
 
 /// Every thread waits for what can never come.

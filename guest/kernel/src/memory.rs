@@ -362,6 +362,12 @@ impl Memory {
         self.sparse.back_ahead(most, &mut backing, machine);
     }
 
+    /// Calls `each` with every mapping: start, end, protection.
+    pub fn for_each_mapping(&self, mut each: impl FnMut(u64, u64, Protection)) {
+        self.arena.for_each_mapping(&mut each);
+        self.sparse.for_each_mapping(&mut each);
+    }
+
     /// Whether the program has something at `addr`, accessible or not.
     pub fn is_mapped(&self, addr: u64) -> bool {
         self.arena.contains(addr, 1) || self.sparse.protection(addr).is_some()

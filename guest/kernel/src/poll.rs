@@ -48,7 +48,13 @@ fn ready(open: Open) -> u32 {
         }
         Object::Event(count, _) => (if count > 0 { POLLIN } else { 0 }) | POLLOUT,
         Object::Log => POLLOUT,
-        Object::Stdin | Object::Null | Object::Zero | Object::Random => POLLIN | POLLOUT,
+        Object::Stdin
+        | Object::Null
+        | Object::Zero
+        | Object::Random
+        | Object::File(_)
+        | Object::Made(_)
+        | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Socket(_) => POLLOUT | POLLHUP,
         Object::Epoll(_) | Object::Free => 0,
     }
@@ -208,6 +214,13 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     const DELETE: u64 = 2;
     const MODIFY: u64 = 3;
     let object = state::files().index(descriptor)?;
+    if matches!(
+        state::files().object(object).object,
+        Object::File(_) | Object::Made(_) | Object::Directory(_)
+    ) {
+        // As on Linux: a file is always ready.
+        return Err(Errno::EPERM);
+    }
     let epoll = instance(epoll)?;
     let known =
         |watched: &Watched| watched.object == object && watched.descriptor == descriptor as u32;

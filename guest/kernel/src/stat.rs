@@ -1,15 +1,24 @@
-//! What `fstat`, `statx` and their kin say of the few files there are.
+//! What `fstat`, `statx` and their kin say of files.
 
 use crate::errno::SysResult;
 use crate::user;
 
 const S_IFCHR: u32 = 0o020_000;
 const S_IFIFO: u32 = 0o010_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFLNK: u32 = 0o120_000;
 const S_IFSOCK: u32 = 0o140_000;
 
-/// The kinds of file a descriptor can stand for.
+/// The kinds of file a path or a descriptor can stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Link,
     /// A device such as /dev/null.
     Device,
     /// A pipe, as stdin, stdout and stderr are.
@@ -20,12 +29,58 @@ pub enum Kind {
     Anonymous,
 }
 
-fn mode(kind: Kind) -> u32 {
-    match kind {
-        Kind::Device => S_IFCHR | 0o666,
-        Kind::Pipe => S_IFIFO | 0o600,
-        Kind::Socket => S_IFSOCK | 0o777,
-        Kind::Anonymous => 0o600,
+/// What `stat` says of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Status {
+    /// Its kind.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Bytes.
+    pub size: u64,
+    /// The same for the same file.
+    pub number: u64,
+    /// Nanoseconds since 1970 UTC.
+    pub modified_ns: u64,
+}
+
+impl Status {
+    /// Of something that has neither size nor time.
+    pub fn of(kind: Kind) -> Self {
+        let mode = match kind {
+            Kind::File => 0o444,
+            Kind::Directory => 0o555,
+            Kind::Link | Kind::Socket => 0o777,
+            Kind::Device => 0o666,
+            Kind::Pipe | Kind::Anonymous => 0o600,
+        };
+        Status {
+            kind,
+            mode,
+            size: 0,
+            number: 1,
+            modified_ns: 0,
+        }
+    }
+
+    fn mode(&self) -> u32 {
+        let kind = match self.kind {
+            Kind::File => S_IFREG,
+            Kind::Directory => S_IFDIR,
+            Kind::Link => S_IFLNK,
+            Kind::Device => S_IFCHR,
+            Kind::Pipe => S_IFIFO,
+            Kind::Socket => S_IFSOCK,
+            Kind::Anonymous => 0,
+        };
+        kind | self.mode
+    }
+
+    fn time(&self) -> [u64; 2] {
+        [
+            self.modified_ns / 1_000_000_000,
+            self.modified_ns % 1_000_000_000,
+        ]
     }
 }
 
@@ -72,13 +127,18 @@ user::plain!(Stat, Statx);
 const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 /// Fills in a `struct stat`.
-pub fn stat(kind: Kind, to: u64) -> SysResult {
+pub fn stat(status: Status, to: u64) -> SysResult {
+    let [s, ns] = status.time();
     user::write(
         to,
         Stat {
+            ino: status.number,
             nlink: 1,
-            mode: mode(kind),
+            mode: status.mode(),
+            size: status.size as i64,
             blksize: 4096,
+            blocks: status.size.div_ceil(512) as i64,
+            times: [s, ns, s, ns, s, ns],
             ..Stat::default()
         },
     )?;
@@ -86,8 +146,14 @@ pub fn stat(kind: Kind, to: u64) -> SysResult {
 }
 
 /// Fills in a `struct statx`.
-pub fn statx(kind: Kind, to: u64) -> SysResult {
+pub fn statx(status: Status, to: u64) -> SysResult {
     const BASIC_STATS: u32 = 0x7ff;
+    let [s, ns] = status.time();
+    let mut rest = [0; 24];
+    // atime, btime, ctime, mtime
+    for time in rest.chunks_exact_mut(2).take(4) {
+        time.copy_from_slice(&[s, ns]);
+    }
     let statx = Statx {
         mask: BASIC_STATS,
         blksize: 4096,
@@ -95,14 +161,54 @@ pub fn statx(kind: Kind, to: u64) -> SysResult {
         nlink: 1,
         uid: 0,
         gid: 0,
-        mode: mode(kind) as u16,
+        mode: status.mode() as u16,
         pad: 0,
-        ino: 0,
-        size: 0,
-        blocks: 0,
+        ino: status.number,
+        size: status.size,
+        blocks: status.size.div_ceil(512),
         attributes_mask: 0,
-        rest: [0; 24],
+        rest,
     };
     user::write(to, statx)?;
+    Ok(0)
+}
+
+/// C's `struct statfs`: 120 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct FileSystem {
+    kind: u64,
+    block_bytes: u64,
+    blocks: u64,
+    free: u64,
+    available: u64,
+    files: u64,
+    files_free: u64,
+    id: u64,
+    name_bytes: u64,
+    fragment_bytes: u64,
+    flags: u64,
+    spare: [u64; 4],
+}
+
+user::plain!(FileSystem);
+
+/// Fills in a `struct statfs`: /tmp's, whatever was asked for.
+pub fn file_system(total_bytes: u64, free_bytes: u64, to: u64) -> SysResult {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const BLOCK_BYTES: u64 = 4096;
+    user::write(
+        to,
+        FileSystem {
+            kind: TMPFS_MAGIC,
+            block_bytes: BLOCK_BYTES,
+            blocks: total_bytes / BLOCK_BYTES,
+            free: free_bytes / BLOCK_BYTES,
+            available: free_bytes / BLOCK_BYTES,
+            name_bytes: 255,
+            fragment_bytes: BLOCK_BYTES,
+            ..FileSystem::default()
+        },
+    )?;
     Ok(0)
 }

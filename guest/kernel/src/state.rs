@@ -3,7 +3,10 @@
 
 use core::cell::UnsafeCell;
 
-use crate::files::Files;
+use crate::files::paths::Path;
+use crate::files::temporary::Temporary;
+use crate::files::{Files, MAX_DIRECTORIES, builtin};
+use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epoll;
@@ -42,6 +45,16 @@ parts! {
     memory: Memory = Memory::new();
     /// File descriptors and what they stand for.
     files: Files = Files::new();
+    /// /tmp.
+    temporary: Temporary = Temporary::new();
+    /// The open directories: whether each is, and its path.
+    open_directories: [(bool, Path); MAX_DIRECTORIES] = [(false, Path::ROOT); MAX_DIRECTORIES];
+    /// The working directory.
+    working_directory: Path = Path::ROOT;
+    /// `umask`: the permissions that new files do not get.
+    file_mask: u32 = 0o022;
+    /// What a built-in file holds, while it is read.
+    content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
     /// The queues of pipes and socket pairs.

@@ -5,6 +5,7 @@
 use holm_hostcall::Registers;
 
 use crate::errno::{Errno, SysResult, to_rax};
+use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
 use crate::memory::guest;
 use crate::{files, host, log, pipes, poll, signals, sockets, stat, state, threads, time, user};
 
@@ -23,6 +24,10 @@ pub extern "C" fn handle(frame: &mut Registers) {
 
 /// The one process, and its first thread.
 const PROCESS_ID: u64 = 1;
+/// The release of Linux that programs see.
+pub const RELEASE: &str = "6.1.0-holm";
+const MAP_ANONYMOUS: u64 = 0x20;
+const O_CREAT_WRONLY_TRUNC: u64 = 0o1101;
 
 fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
@@ -30,14 +35,14 @@ fn serve(frame: &Registers) -> SysResult {
     match frame.rax {
         0 => files::read(a, user::buffer_mut(b, c)?),
         1 => told(files::write(a, user::buffer(b, c)?)),
-        2 => files::open(a, b),
+        2 => calls::open(AT_FDCWD, a, b, c),
         3 => files::close(a),
-        4 | 6 => stat::stat(files::kind_at(a)?, b),
-        21 => files::access(a),
-        87 | 89 => user::path(a).and(Err(Errno::ENOENT)),
-        5 => stat::stat(files::kind(a)?, b),
+        4 => stat::stat(calls::status_at(AT_FDCWD, a, 0)?, b),
+        5 => stat::stat(files::status(a)?, b),
+        6 => stat::stat(calls::link_status(a)?, b),
         7 => poll::poll(a, b, poll::timeout_ms(c)),
-        8 => files::kind(a).and(Err(Errno::ESPIPE)),
+        8 => files::seek(a, b, c),
+        9 if d & MAP_ANONYMOUS == 0 => files::map(a, b, c, d, e, frame.r9),
         9 => memory().map(a, b, c, d, &mut guest()),
         10 => memory().protect(a, b, c, &mut guest()),
         11 => memory().unmap(a, b, &mut guest()),
@@ -45,13 +50,15 @@ fn serve(frame: &Registers) -> SysResult {
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
         16 => files::ioctl(a, b, c),
-        17 | 18 => files::kind(a).and(Err(Errno::ESPIPE)),
+        17 => files::read_at(a, d, user::buffer_mut(b, c)?),
+        18 => files::write_at(a, d, user::buffer(b, c)?),
         19 => vectors(b, c, |start, bytes, _| {
             files::read(a, user::slice_mut(start, bytes)?)
         }),
         20 => told(vectors(b, c, |start, bytes, _| {
             files::write(a, user::slice(start, bytes)?)
         })),
+        21 => calls::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => threads::yield_now(),
@@ -65,6 +72,7 @@ fn serve(frame: &Registers) -> SysResult {
         37 => signals::alarm(a),
         38 => signals::set_timer(a, b, c),
         39 | 110 | 111 => Ok(PROCESS_ID),
+        40 => files::copy(b, c, a, 0, d),
         41 => sockets::socket(a, b),
         42 => sockets::connect(a),
         43 => sockets::accept(a, b, c, 0),
@@ -76,13 +84,13 @@ fn serve(frame: &Registers) -> SysResult {
             });
             told_unless(c, sent)
         }
-        47 => message(b, |start, bytes, first| {
+        47 => message(b, |start, bytes, done| {
             // Only the first part may wait: what is there is to be given.
             const MSG_DONTWAIT: u64 = 0x40;
             sockets::receive(
                 a,
                 user::slice_mut(start, bytes)?,
-                if first { c } else { c | MSG_DONTWAIT },
+                if done == 0 { c } else { c | MSG_DONTWAIT },
             )
         }),
         48 => sockets::shutdown(a, b),
@@ -102,9 +110,29 @@ fn serve(frame: &Registers) -> SysResult {
         200 => signals::kill_thread(a, b),
         63 => uname(a),
         72 => files::control(a, b, c),
-        79 => working_directory(a, b),
-        80 => user::path(a).and(Err(Errno::ENOENT)),
-        95 => Ok(0o022),
+        73 => files::status(a).map(|_| 0),
+        74 | 75 => files::synchronise(a),
+        76 => calls::truncate(a, b),
+        77 => files::truncate(a, b),
+        79 => calls::working_directory(a, b),
+        80 => calls::change_directory(a),
+        81 => calls::change_directory_to(a),
+        82 => calls::rename(AT_FDCWD, a, AT_FDCWD, b, 0),
+        83 => calls::make_directory(AT_FDCWD, a, b),
+        84 => calls::remove(AT_FDCWD, a, AT_REMOVEDIR),
+        85 => calls::open(AT_FDCWD, a, O_CREAT_WRONLY_TRUNC, b),
+        86 => Err(Errno::EPERM),
+        87 => calls::remove(AT_FDCWD, a, 0),
+        88 => calls::make_link(a, AT_FDCWD, b),
+        89 => calls::read_link(AT_FDCWD, a, b, c),
+        90 => calls::set_attributes(AT_FDCWD, a, Some(b)),
+        91 => files::set_attributes(a, Some(b)),
+        92 | 94 => calls::set_attributes(AT_FDCWD, a, None),
+        93 => files::set_attributes(a, None),
+        95 => Ok(u64::from(core::mem::replace(
+            state::file_mask(),
+            a as u32 & 0o777,
+        ))),
         96 => time::gettimeofday(a),
         97 => resource_limit(a, b),
         98 => {
@@ -117,14 +145,26 @@ fn serve(frame: &Registers) -> SysResult {
         128 => signals::wait_for(a, b, c),
         130 => signals::suspend(a),
         131 => signals::stack(a, b, frame.rsp),
+        132 | 235 => calls::set_attributes(AT_FDCWD, a, None),
+        137 => {
+            calls::status_at(AT_FDCWD, a, 0)?;
+            stat::file_system(memory().total_bytes(), memory().free_bytes(), b)
+        }
+        138 => {
+            files::status(a)?;
+            stat::file_system(memory().total_bytes(), memory().free_bytes(), b)
+        }
         157 => Ok(0),
+        162 => Ok(0),
         158 => architecture(a, b),
         201 => time::time(a),
         186 => Ok(u64::from(state::threads().id())),
         202 => threads::futex(a, b, c, d, e, frame.r9),
         204 => affinity(b, c),
         213 | 291 => files::open_epoll(),
+        217 => files::list(a, b, c),
         218 => Ok(state::threads().clear_at_end(a)),
+        221 => files::status(a).map(|_| 0),
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
         230 => time::sleep(a, b & 1 != 0, c, d),
@@ -133,10 +173,17 @@ fn serve(frame: &Registers) -> SysResult {
         281 => signals::masked(e, || poll::epoll_wait(a, b, c, poll::timeout_ms(d))),
         233 => poll::epoll_control(a, b, c, d),
         234 => signals::kill_thread(b, c),
-        257 => files::open(b, c),
-        262 => stat::stat(kind_at(a, b, d)?, c),
-        267 => user::path(b).and(Err(Errno::ENOENT)),
-        269 | 439 => files::access(b),
+        257 => calls::open(a, b, c, d),
+        258 => calls::make_directory(a, b, c),
+        260 => calls::set_attributes(a, b, None),
+        262 => stat::stat(calls::status_at(a, b, d)?, c),
+        263 => calls::remove(a, b, c),
+        264 => calls::rename(a, b, c, d, 0),
+        265 => Err(Errno::EPERM),
+        266 => calls::make_link(a, b, c),
+        267 => calls::read_link(a, b, c, d),
+        268 => calls::set_attributes(a, b, Some(c)),
+        269 | 439 => calls::access(a, b, c),
         270 => {
             // The mask is behind a pointer of its own.
             let mask = if frame.r9 == 0 {
@@ -148,9 +195,18 @@ fn serve(frame: &Registers) -> SysResult {
         }
         271 => signals::masked(d, || poll::poll(a, b, time::timespec(c)?)),
         273 => Ok(0),
+        280 if b == 0 => files::set_attributes(a, None),
+        280 => calls::set_attributes(a, b, None),
+        285 => files::allocate(a, b, c, d),
         288 => sockets::accept(a, b, c, d),
         284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
         293 => pipes::pipe(a, b),
+        295 => vectors(b, c, |start, bytes, done| {
+            files::read_at(a, d + done, user::slice_mut(start, bytes)?)
+        }),
+        296 => vectors(b, c, |start, bytes, done| {
+            files::write_at(a, d + done, user::slice(start, bytes)?)
+        }),
         302 => {
             if d != 0 {
                 resource_limit(b, d)?;
@@ -166,11 +222,14 @@ fn serve(frame: &Registers) -> SysResult {
             }
             Ok(0)
         }
+        316 => calls::rename(a, b, c, d, e),
         318 => {
             state::random().fill(user::slice_mut(a, b)?);
             Ok(b)
         }
-        332 => stat::statx(kind_at(a, b, c)?, e),
+        326 => files::copy(a, b, c, d, e),
+        332 => stat::statx(calls::status_at(a, b, c)?, e),
+        436 => files::close_range(a, b),
         // glibc asks for restartable sequences at every start, and for the newer clone before the
         // older one; it does without both.
         334 | 435 => Err(Errno::ENOSYS),
@@ -207,7 +266,6 @@ fn refuse(number: u64) -> SysResult {
 fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
     Some(match number {
-        40 => ("sendfile", "there are no files"),
         100 => ("times", "not supported"),
         222 => (
             "timer_create",
@@ -225,8 +283,9 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
     })
 }
 
-/// Calls `each` for the parts of an `iovec` array until one is cut short.
-fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysResult) -> SysResult {
+/// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
+/// short.
+fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
     if count > 1024 {
         return Err(Errno::EINVAL);
     }
@@ -236,7 +295,7 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysRe
         if bytes == 0 {
             continue;
         }
-        match each(start, bytes, total == 0) {
+        match each(start, bytes, total) {
             Ok(done) => {
                 total += done;
                 if done < bytes {
@@ -251,20 +310,9 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, bool) -> SysRe
 }
 
 /// The parts of a `struct msghdr`; no address and no control data.
-fn message(header: u64, each: impl FnMut(u64, u64, bool) -> SysResult) -> SysResult {
+fn message(header: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
     let [array, count] = user::read::<[u64; 2]>(header.wrapping_add(16))?;
     vectors(array, count, each)
-}
-
-/// For a call with a directory descriptor and a path: with an empty path it is about the descriptor.
-fn kind_at(descriptor: u64, path: u64, flags: u64) -> Result<stat::Kind, Errno> {
-    const AT_EMPTY_PATH: u64 = 0x1000;
-    let empty = path == 0 || user::path(path)?.is_empty();
-    if empty && flags & AT_EMPTY_PATH != 0 {
-        files::kind(descriptor)
-    } else {
-        files::kind_at(path)
-    }
 }
 
 /// A C `struct timeval` in nanoseconds; `None` for a null pointer.
@@ -301,7 +349,7 @@ fn uname(to: u64) -> SysResult {
     let fields: [&[u8]; 6] = [
         b"Linux",
         b"holm",
-        b"6.1.0-holm",
+        RELEASE.as_bytes(),
         b"#1 Holm",
         b"x86_64",
         b"(none)",
@@ -312,14 +360,6 @@ fn uname(to: u64) -> SysResult {
         room[..field.len()].copy_from_slice(field);
     }
     Ok(0)
-}
-
-fn working_directory(to: u64, bytes: u64) -> SysResult {
-    if bytes < 2 {
-        return Err(Errno::EINVAL);
-    }
-    user::slice_mut(to, 2)?.copy_from_slice(b"/\0");
-    Ok(2)
 }
 
 fn resource_limit(resource: u64, to: u64) -> SysResult {

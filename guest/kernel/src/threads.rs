@@ -156,6 +156,11 @@ impl Threads {
         self.all[self.current].id
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
     /// The running thread's place.
     pub fn current(&self) -> usize {
         self.current

@@ -110,6 +110,14 @@ impl Arena {
         &self.mappings[..self.count]
     }
 
+    /// Calls `each` with the heap and every mapping of the program's.
+    pub(super) fn for_each_mapping(&self, each: &mut impl FnMut(u64, u64, Protection)) {
+        each(self.brk_start, self.brk, Protection::Write);
+        for mapping in self.all().iter().filter(|mapping| !mapping.frames) {
+            each(mapping.start, mapping.end, mapping.protection);
+        }
+    }
+
     fn lowest(&self) -> u64 {
         self.all().first().map_or(self.top, |mapping| mapping.start)
     }

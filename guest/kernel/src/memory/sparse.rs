@@ -113,6 +113,13 @@ impl Sparse {
         &self.regions[..self.count]
     }
 
+    /// Calls `each` with every mapping.
+    pub(super) fn for_each_mapping(&self, each: &mut impl FnMut(u64, u64, Protection)) {
+        for region in self.all() {
+            each(region.start, region.end, region.protection);
+        }
+    }
+
     /// The region that holds `addr`, if any.
     fn at(&self, addr: u64) -> Option<Region> {
         let at = self.all().partition_point(|region| region.end <= addr);

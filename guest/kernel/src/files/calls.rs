@@ -1,0 +1,545 @@
+//! The system calls that take a path.
+//!
+//! Two places hold files: /tmp (writable, in memory) and the built-in entries, looked up in this order.
+
+use super::builtin::{self, Entry};
+use super::paths::{Path, below};
+use super::temporary::{self, Kind};
+use super::{O_ACCESS, Object, Open};
+use crate::errno::{Errno, SysResult};
+use crate::stat::{self, Status};
+use crate::{state, user};
+
+/// The working directory in place of a directory's descriptor.
+pub const AT_FDCWD: u64 = -100i32 as u64;
+const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
+/// `unlinkat` is to remove a directory.
+pub const AT_REMOVEDIR: u64 = 0x200;
+const AT_EMPTY_PATH: u64 = 0x1000;
+const O_CREAT: u64 = 0o100;
+const O_EXCL: u64 = 0o200;
+const O_TRUNC: u64 = 0o1000;
+const O_DIRECTORY: u64 = 0o200_000;
+const O_NOFOLLOW: u64 = 0o400_000;
+const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
+/// Most links that a path may lead through.
+const MAX_LINKS: usize = 16;
+/// What /proc/self/exe leads to: the program is not a file here.
+const PROGRAM: &[u8] = b"/function";
+
+/// What is at a path.
+#[derive(Clone, Copy)]
+enum Found {
+    Directory,
+    /// In /tmp, and no directory.
+    Node(u16),
+    /// Number of a built-in entry.
+    Entry(usize),
+    /// A built-in link, and where it leads.
+    Link(&'static [u8]),
+    /// Another name of an open descriptor.
+    Descriptor(u64),
+}
+
+/// The absolute path that a call means; links are followed, the last one only if `follow`.
+fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
+    let text = user::path(path)?;
+    let base = match directory as u32 {
+        _ if text.first() == Some(&b'/') => Path::ROOT,
+        at if at == AT_FDCWD as u32 => *state::working_directory(),
+        _ => directory_of(directory)?,
+    };
+    let mut path = base.join(text)?;
+    for _ in 0..MAX_LINKS {
+        let bytes = path.as_bytes();
+        let built_in = match builtin::find(bytes).map(|entry| builtin::ENTRIES[entry].1) {
+            Some(Entry::Link(to)) if follow => Some((bytes.len(), to.as_bytes())),
+            _ => None,
+        };
+        let link = built_in.or_else(|| state::temporary().link_in(bytes, follow));
+        let Some((link, to)) = link else {
+            return Ok(path);
+        };
+        let from = Path::ROOT.join(&bytes[..link])?;
+        let mut there = Path::ROOT.join(from.parent())?.join(to)?;
+        if let Some(rest) = below(bytes, from.as_bytes()) {
+            there = there.join(rest)?;
+        }
+        there.is_directory |= path.is_directory;
+        path = there;
+    }
+    Err(Errno::ELOOP)
+}
+
+fn directory_of(descriptor: u64) -> Result<Path, Errno> {
+    match state::files().get(descriptor)?.object {
+        Object::Directory(number) => Ok(state::open_directories()[usize::from(number)].1),
+        _ => Err(Errno::ENOTDIR),
+    }
+}
+
+fn find(path: &Path) -> Result<Found, Errno> {
+    let bytes = path.as_bytes();
+    if let Some(number) = state::temporary().find(bytes) {
+        let is_directory = state::temporary().node(number).kind == Kind::Directory;
+        return match path.is_directory && !is_directory {
+            true => Err(Errno::ENOTDIR),
+            false if is_directory => Ok(Found::Directory),
+            false => Ok(Found::Node(number)),
+        };
+    }
+    if is_directory(bytes) {
+        return Ok(Found::Directory);
+    }
+    if bytes == b"/proc/self/exe" {
+        return Ok(Found::Link(PROGRAM));
+    }
+    if let Some(number) = below(bytes, b"/proc/self/fd") {
+        let number = core::str::from_utf8(number)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let number = number.ok_or(Errno::ENOENT)?;
+        state::files().get(number).map_err(|_| Errno::ENOENT)?;
+        return Ok(Found::Descriptor(number));
+    }
+    match builtin::find(bytes) {
+        Some(_) if path.is_directory => Err(Errno::ENOTDIR),
+        Some(entry) => match builtin::ENTRIES[entry].1 {
+            Entry::Link(to) => Ok(Found::Link(to.as_bytes())),
+            _ => Ok(Found::Entry(entry)),
+        },
+        None => Err(missing(path)),
+    }
+}
+
+fn is_directory(path: &[u8]) -> bool {
+    state::temporary().is_directory(path) || builtin::is_directory(path)
+}
+
+/// ENOTDIR where something on the way is a file, else ENOENT.
+fn missing(path: &Path) -> Errno {
+    let parent = path.parent();
+    let is_file = state::temporary().find(parent).is_some() || builtin::find(parent).is_some();
+    match is_file && !is_directory(parent) {
+        true => Errno::ENOTDIR,
+        false => Errno::ENOENT,
+    }
+}
+
+/// Where a new file may be: in a directory of /tmp.
+fn room_for(path: &Path) -> Result<(), Errno> {
+    let is_there = is_directory(path.parent());
+    match below(path.as_bytes(), temporary::ROOT) {
+        _ if !is_there => Err(missing(path)),
+        None => Err(Errno::EROFS),
+        Some(_) => Ok(()),
+    }
+}
+
+/// `open` and `openat`
+pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    if flags & O_TMPFILE == O_TMPFILE {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
+    let writes = flags & O_ACCESS != 0;
+    match find(&path) {
+        Ok(_) if new => Err(Errno::EEXIST),
+        Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
+        Ok(Found::Directory) => open_directory(path, flags),
+        Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
+        Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
+        Ok(Found::Link(_)) => Err(Errno::ELOOP),
+        Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
+        Ok(Found::Entry(entry)) => match builtin::ENTRIES[entry].1 {
+            Entry::Device(object) => state::files().open(object, flags),
+            _ if writes => Err(Errno::EACCES),
+            _ => state::files().open(Object::Made(entry as u8), flags),
+        },
+        Ok(Found::Node(number)) => {
+            if state::temporary().node(number).kind == Kind::Link {
+                return Err(Errno::ELOOP);
+            }
+            if flags & O_TRUNC != 0 && writes {
+                state::temporary().node(number).resize(0)?;
+            }
+            open_node(number, flags)
+        }
+        Err(Errno::ENOENT) if flags & O_CREAT != 0 => {
+            room_for(&path)?;
+            if path.is_directory {
+                return Err(Errno::EISDIR);
+            }
+            let mode = mode as u32 & 0o777 & !*state::file_mask();
+            let number = state::temporary().make(path.as_bytes(), Kind::File, mode)?;
+            open_node(number, flags)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn open_node(number: u16, flags: u64) -> SysResult {
+    let descriptor = state::files().open(Object::File(number), flags)?;
+    state::temporary().opened(number);
+    Ok(descriptor)
+}
+
+fn open_directory(path: Path, flags: u64) -> SysResult {
+    let directories = state::open_directories();
+    let free = directories.iter().position(|(used, _)| !used);
+    let free = free.ok_or(Errno::EMFILE)?;
+    let descriptor = state::files().open(Object::Directory(free as u8), flags)?;
+    directories[free] = (true, path);
+    Ok(descriptor)
+}
+
+/// What `stat` says of a file of /tmp.
+pub(super) fn status_of_node(number: u16) -> Status {
+    let node = state::temporary().node(number);
+    Status {
+        kind: kind_of(node.kind),
+        mode: node.mode,
+        size: node.size,
+        // Beside those of the built-in entries.
+        number: 10_000 + u64::from(number),
+        modified_ns: node.modified_ns,
+    }
+}
+
+fn kind_of(kind: Kind) -> stat::Kind {
+    match kind {
+        Kind::File => stat::Kind::File,
+        Kind::Directory => stat::Kind::Directory,
+        Kind::Link => stat::Kind::Link,
+    }
+}
+
+fn status(path: &Path) -> Result<Status, Errno> {
+    Ok(match find(path)? {
+        Found::Directory => match state::temporary().find(path.as_bytes()) {
+            Some(number) => status_of_node(number),
+            None => directory_status(path.as_bytes()),
+        },
+        Found::Node(number) => status_of_node(number),
+        Found::Entry(entry) => match builtin::ENTRIES[entry].1 {
+            Entry::Device(object) => super::status_of(object),
+            _ => made_status(entry as u8),
+        },
+        Found::Link(to) => Status {
+            size: to.len() as u64,
+            ..Status::of(stat::Kind::Link)
+        },
+        Found::Descriptor(number) => super::status(number)?,
+    })
+}
+
+/// What `stat` says of a built-in file; as in Linux's /proc it has no size.
+pub(super) fn made_status(entry: u8) -> Status {
+    Status {
+        number: 100 + u64::from(entry),
+        ..Status::of(stat::Kind::File)
+    }
+}
+
+/// What `stat` says of a directory that is nothing but its path.
+pub(super) fn directory_status(path: &[u8]) -> Status {
+    // FNV-1a
+    let number = path.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    Status {
+        number: number | 1 << 62,
+        mode: if path == temporary::ROOT {
+            0o1777
+        } else {
+            0o555
+        },
+        ..Status::of(stat::Kind::Directory)
+    }
+}
+
+/// For `stat` and its kin: with AT_EMPTY_PATH and an empty path it is about the descriptor.
+pub fn status_at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno> {
+    let empty = flags & AT_EMPTY_PATH != 0 && (path == 0 || user::path(path)?.is_empty());
+    if empty {
+        return super::status(directory);
+    }
+    status(&resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?)
+}
+
+/// `lstat`
+pub fn link_status(path: u64) -> Result<Status, Errno> {
+    status_at(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW)
+}
+
+/// `access` and its kin: everything can be read, /tmp and devices can be written.
+pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
+    const X_OK: u64 = 1;
+    const W_OK: u64 = 2;
+    let path = resolve(directory, path, true)?;
+    let status = status(&path)?;
+    let in_tmp = below(path.as_bytes(), temporary::ROOT).is_some();
+    let writable =
+        in_tmp || path.as_bytes() == temporary::ROOT || status.kind == stat::Kind::Device;
+    match mode {
+        mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
+        mode if mode & X_OK != 0 && status.mode & 0o111 == 0 => Err(Errno::EACCES),
+        _ => Ok(0),
+    }
+}
+
+/// `readlink` and `readlinkat`
+pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
+    let target = match find(&resolve(directory, path, false)?)? {
+        Found::Link(target) => target,
+        Found::Node(number) if state::temporary().node(number).kind == Kind::Link => {
+            state::temporary().node(number).content()
+        }
+        Found::Descriptor(_) => b"anon_inode:[holm]",
+        _ => return Err(Errno::EINVAL),
+    };
+    if bytes as i64 <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let bytes = bytes.min(target.len() as u64);
+    user::slice_mut(to, bytes)?.copy_from_slice(&target[..bytes as usize]);
+    Ok(bytes)
+}
+
+/// The path of a call that makes something new.
+fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
+    let path = resolve(directory, path, false)?;
+    if find(&path).is_ok() {
+        return Err(Errno::EEXIST);
+    }
+    room_for(&path)?;
+    Ok(path)
+}
+
+/// `mkdir` and `mkdirat`
+pub fn make_directory(directory: u64, path: u64, mode: u64) -> SysResult {
+    let path = new_path(directory, path)?;
+    let mode = mode as u32 & 0o777 & !*state::file_mask();
+    state::temporary().make(path.as_bytes(), Kind::Directory, mode)?;
+    Ok(0)
+}
+
+/// `symlink` and `symlinkat`
+pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
+    let target = user::path(target)?;
+    if target.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    let path = new_path(directory, path)?;
+    let number = state::temporary().make(path.as_bytes(), Kind::Link, 0o777)?;
+    state::temporary().node(number).write(0, target)?;
+    Ok(0)
+}
+
+/// `unlink`, `rmdir` and `unlinkat`
+pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
+    let path = resolve(directory, path, false)?;
+    let wants_directory = flags & AT_REMOVEDIR != 0;
+    let is_directory = matches!(find(&path)?, Found::Directory);
+    match (is_directory, wants_directory) {
+        (true, false) => return Err(Errno::EISDIR),
+        (false, true) => return Err(Errno::ENOTDIR),
+        _ if path.as_bytes() == temporary::ROOT => return Err(Errno::EBUSY),
+        (true, true) if state::temporary().has_children(path.as_bytes()) => {
+            return Err(Errno::ENOTEMPTY);
+        }
+        _ => {}
+    }
+    let number = state::temporary().find(path.as_bytes());
+    state::temporary().remove(number.ok_or(Errno::EROFS)?);
+    Ok(0)
+}
+
+/// `rename`, `renameat` and `renameat2`
+pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResult {
+    const NOREPLACE: u64 = 1;
+    if flags & !NOREPLACE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let from = resolve(from_at, from, false)?;
+    let to = resolve(to_at, to, false)?;
+    let moves_directory = matches!(find(&from)?, Found::Directory);
+    if state::temporary().find(from.as_bytes()).is_none() {
+        return Err(Errno::EROFS);
+    }
+    room_for(&to)?;
+    if below(to.as_bytes(), from.as_bytes()).is_some() {
+        return Err(Errno::EINVAL);
+    }
+    match (find(&to), moves_directory) {
+        (Ok(_), _) if flags & NOREPLACE != 0 => return Err(Errno::EEXIST),
+        _ if from.as_bytes() == to.as_bytes() => return Ok(0),
+        (Ok(Found::Directory), false) => return Err(Errno::EISDIR),
+        (Ok(Found::Directory), true) if state::temporary().has_children(to.as_bytes()) => {
+            return Err(Errno::ENOTEMPTY);
+        }
+        (Ok(Found::Node(_)), true) => return Err(Errno::ENOTDIR),
+        (Ok(_), _) => {
+            if let Some(number) = state::temporary().find(to.as_bytes()) {
+                state::temporary().remove(number);
+            }
+        }
+        (Err(Errno::ENOENT), _) => {}
+        (Err(error), _) => return Err(error),
+    }
+    state::temporary().rename(from.as_bytes(), to.as_bytes())?;
+    Ok(0)
+}
+
+/// `truncate`
+pub fn truncate(path: u64, size: u64) -> SysResult {
+    if size > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    match find(&resolve(AT_FDCWD, path, true)?)? {
+        Found::Node(number) => state::temporary().node(number).resize(size).map(|()| 0),
+        Found::Directory => Err(Errno::EISDIR),
+        _ => Err(Errno::EROFS),
+    }
+}
+
+/// `chmod`, `chown`, `utimensat` and their kin: the mode is remembered; nothing is ever heeded.
+pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult {
+    let path = resolve(directory, path, true)?;
+    let found = find(&path)?;
+    let Some(number) = state::temporary().find(path.as_bytes()) else {
+        return match found {
+            Found::Directory if path.as_bytes() == temporary::ROOT => Ok(0),
+            _ => Err(Errno::EROFS),
+        };
+    };
+    if let Some(mode) = mode {
+        state::temporary().node(number).mode = mode as u32 & 0o7777;
+    }
+    Ok(0)
+}
+
+/// `chdir`
+pub fn change_directory(path: u64) -> SysResult {
+    let path = resolve(AT_FDCWD, path, true)?;
+    match find(&path)? {
+        Found::Directory => {
+            *state::working_directory() = path;
+            Ok(0)
+        }
+        _ => Err(Errno::ENOTDIR),
+    }
+}
+
+/// `fchdir`
+pub fn change_directory_to(descriptor: u64) -> SysResult {
+    *state::working_directory() = directory_of(descriptor)?;
+    Ok(0)
+}
+
+/// `getcwd`
+pub fn working_directory(to: u64, bytes: u64) -> SysResult {
+    let path = state::working_directory().as_bytes();
+    let needed = path.len() as u64 + 1;
+    if bytes < needed {
+        return Err(if bytes == 0 {
+            Errno::EINVAL
+        } else {
+            Errno::ERANGE
+        });
+    }
+    let room = user::slice_mut(to, needed)?;
+    room[..path.len()].copy_from_slice(path);
+    room[path.len()] = 0;
+    Ok(needed)
+}
+
+/// `getdents64`. The position in a directory counts its names.
+pub(super) fn list(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResult {
+    let directory = state::open_directories()[usize::from(number)].1;
+    let path = directory.as_bytes();
+    let mut listing = Listing {
+        to,
+        room: bytes,
+        used: 0,
+        skip: open.position,
+        place: 0,
+        full: false,
+    };
+    listing.enter(b".", stat::Kind::Directory)?;
+    listing.enter(b"..", stat::Kind::Directory)?;
+    let mut last = &b""[..];
+    for name in builtin::names(path) {
+        if name != last {
+            last = name;
+            let kind = match directory.join(name).and_then(|path| find(&path)) {
+                Ok(Found::Directory) => stat::Kind::Directory,
+                Ok(Found::Link(_)) => stat::Kind::Link,
+                _ => stat::Kind::File,
+            };
+            listing.enter(name, kind)?;
+        }
+    }
+    if path == b"/" {
+        listing.enter(&temporary::ROOT[1..], stat::Kind::Directory)?;
+    }
+    for (_, node) in state::temporary().all() {
+        if let Some(name) = below(node.path(), path)
+            && !name.contains(&b'/')
+        {
+            listing.enter(name, kind_of(node.kind))?;
+        }
+    }
+    open.position += listing.entered();
+    match listing.used {
+        0 if listing.full => Err(Errno::EINVAL),
+        used => Ok(used),
+    }
+}
+
+/// A buffer of `struct linux_dirent64` that is being filled.
+struct Listing {
+    to: u64,
+    room: u64,
+    used: u64,
+    /// So many names were listed before.
+    skip: u64,
+    /// Names so far, those included.
+    place: u64,
+    full: bool,
+}
+
+impl Listing {
+    fn enter(&mut self, name: &[u8], kind: stat::Kind) -> Result<(), Errno> {
+        const HEAD_BYTES: usize = 19;
+        let record = (HEAD_BYTES + name.len() + 1).next_multiple_of(8) as u64;
+        if self.full || self.place < self.skip {
+            self.place += u64::from(!self.full);
+            return Ok(());
+        }
+        if self.used + record > self.room {
+            self.full = true;
+            return Ok(());
+        }
+        self.place += 1;
+        let room = user::slice_mut(self.to.wrapping_add(self.used), record)?;
+        room.fill(0);
+        room[..8].copy_from_slice(&(self.place + 1).to_le_bytes());
+        room[8..16].copy_from_slice(&self.place.to_le_bytes());
+        room[16..18].copy_from_slice(&(record as u16).to_le_bytes());
+        room[18] = match kind {
+            stat::Kind::Directory => 4,
+            stat::Kind::Link => 10,
+            _ => 8,
+        };
+        room[HEAD_BYTES..HEAD_BYTES + name.len()].copy_from_slice(name);
+        self.used += record;
+        Ok(())
+    }
+
+    /// Names that this call has listed.
+    fn entered(&self) -> u64 {
+        self.place.saturating_sub(self.skip)
+    }
+}
