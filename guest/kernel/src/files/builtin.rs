@@ -19,14 +19,16 @@ pub enum Entry {
     Made(fn(&mut Content) -> fmt::Result),
     /// A symbolic link.
     Link(&'static str),
+    /// A directory with nothing in it.
+    Empty,
 }
 
 /// Where content is written to.
 pub type Content = Text<MAX_CONTENT_BYTES>;
 
-use Entry::{Device, Link, Made};
+use Entry::{Device, Empty, Link, Made};
 
-/// Everything there is, with its path.
+/// Everything there is, with its path, in order.
 pub const ENTRIES: &[(&str, Entry)] = &[
     ("/dev/fd", Link("/proc/self/fd")),
     ("/dev/full", Device(Object::Null)),
@@ -61,6 +63,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/self/cgroup", Made(|to| to.write_str("0::/\n"))),
     ("/proc/self/cmdline", Made(|to| to.write_str("holm\0"))),
     ("/proc/self/comm", Made(|to| to.write_str("holm\n"))),
+    ("/proc/self/fd", Empty),
     ("/proc/self/limits", Made(limits)),
     ("/proc/self/maps", Made(maps)),
     (
@@ -71,6 +74,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/self/stat", Made(self_stat)),
     ("/proc/self/statm", Made(statm)),
     ("/proc/self/status", Made(status)),
+    ("/proc/self/task", Empty),
     (
         "/proc/stat",
         Made(|to| to.write_str("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")),
@@ -141,9 +145,6 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ),
 ];
 
-/// Directories that are there though nothing is in them.
-const EMPTY: &[&str] = &["/proc/self/fd", "/proc/self/task"];
-
 /// The number of the entry at a path.
 pub fn find(path: &[u8]) -> Option<usize> {
     ENTRIES.iter().position(|(at, _)| at.as_bytes() == path)
@@ -152,19 +153,15 @@ pub fn find(path: &[u8]) -> Option<usize> {
 /// Whether the path is a directory.
 pub fn is_directory(path: &[u8]) -> bool {
     path == b"/"
-        || EMPTY.iter().any(|at| at.as_bytes() == path)
-        || ENTRIES
-            .iter()
-            .any(|(at, _)| paths::below(at.as_bytes(), path).is_some())
+        || ENTRIES.iter().any(|(at, entry)| {
+            let at = at.as_bytes();
+            paths::below(at, path).is_some() || (at == path && matches!(entry, Empty))
+        })
 }
 
 /// The names in a directory, one for each entry below it: the same name may come again, in a row.
 pub fn names(directory: &[u8]) -> impl Iterator<Item = &'static [u8]> {
-    let all = ENTRIES
-        .iter()
-        .map(|(at, _)| *at)
-        .chain(EMPTY.iter().copied());
-    all.filter_map(move |at| {
+    ENTRIES.iter().filter_map(move |(at, _)| {
         let below = paths::below(at.as_bytes(), directory)?;
         below.split(|byte| *byte == b'/').next()
     })
@@ -308,4 +305,16 @@ fn memory_current(to: &mut Content) -> fmt::Result {
 
 fn memory_max(to: &mut Content) -> fmt::Result {
     writeln!(to, "{}", state::memory().total_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entries_are_in_order_so_that_a_directory_is_listed_without_repeats() {
+        assert!(ENTRIES.is_sorted_by_key(|(at, _)| *at));
+        assert!(is_directory(b"/proc/self") && is_directory(b"/proc/self/fd"));
+        assert!(!is_directory(b"/proc/self/maps") && !is_directory(b"/proc/sel"));
+    }
 }
