@@ -1,0 +1,3 @@
+module holm.test/program
+
+go 1.19
