@@ -3,6 +3,7 @@
 
 mod guests;
 mod hardware_kvm;
+mod programs;
 mod qemu;
 
 use std::path::PathBuf;
@@ -26,6 +27,16 @@ enum Task {
         /// Where to put them.
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Build ordinary servers in Rust, Go, C and Zig, run each on the host and in a guest, compare what
+    /// they answer, and print what they cost. Best with `--release`: `cargo run --release -p xtask --`.
+    GuestPrograms {
+        /// Only these programs.
+        #[arg(long)]
+        only: Vec<String>,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
     },
     /// Boot the guest of a static program under QEMU, by the kernel image's PVH entry, as far as its
     /// first hostcall.
@@ -64,6 +75,9 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Guests { out } => guests::build_all(&out),
+        Task::GuestPrograms { only, json } => {
+            programs::run(&hardware_kvm::workspace(), &only, json)
+        }
         Task::Qemu { program, gdb } => qemu::run(&hardware_kvm::workspace(), &program, gdb),
         Task::HardwareKvm {
             timeout,

@@ -533,7 +533,7 @@ pub fn map(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u6
         // Nobody would see what is written.
         return Err(Errno::ENODEV);
     }
-    if at % holm_hostcall::PAGE_BYTES != 0 {
+    if !at.is_multiple_of(holm_hostcall::PAGE_BYTES) {
         return Err(Errno::EINVAL);
     }
     let memory = state::memory;

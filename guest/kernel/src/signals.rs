@@ -377,7 +377,7 @@ fn check(signal: u64) -> Result<u32, Errno> {
 /// `kill`: the one process is 1.
 pub fn kill(target: u64, signal: u64) -> SysResult {
     match target as i32 {
-        0 | 1 | -1 => {}
+        -1..=1 => {}
         target if state::threads().index_of(target as u32).is_some() => {}
         _ => return Err(Errno::ESRCH),
     }

@@ -77,8 +77,8 @@ func main() {
 		fmt.Fprintln(w, "went on")
 	})
 	http.HandleFunc("/echo", func(w http.ResponseWriter, r *http.Request) {
-		n, _ := io.Copy(w, r.Body)
-		_ = n
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
 	})
 	port := os.Getenv("PORT")
 	if port == "" {

@@ -27,6 +27,8 @@ const MAX_REGIONS: usize = 4096;
 const MAX_RUN: u64 = 32;
 /// MADV_DONTNEED of no more than this zeroes what is backed instead of taking it away.
 const MAX_ZEROED_BYTES: u64 = 4 * FRAME_BYTES;
+/// How far a mapping in use is backed beyond what has been touched, before the snapshot.
+const AHEAD_BYTES: u64 = 16 << 20;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PRESENT: u64 = 1;
 const GIB: u64 = 1 << 30;
@@ -531,7 +533,9 @@ impl Sparse {
             // Heaps fill up from below, stacks from above.
             let up = (
                 high + FRAME_BYTES,
-                region.end.min(high + FRAME_BYTES + most / 2),
+                region
+                    .end
+                    .min(high + FRAME_BYTES + AHEAD_BYTES.min(most / 2)),
             );
             let down = (low.saturating_sub(FRAME_BYTES).max(region.start), low);
             for (mut next, end) in [down, up] {

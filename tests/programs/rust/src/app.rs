@@ -23,7 +23,9 @@ pub async fn serve() {
         .route("/echo", post(async |body: Bytes| body))
         .route("/count", post(count))
         .route("/panic", get(panics));
-    axum::serve(listener, app).await.expect("serving never ends");
+    axum::serve(listener, app)
+        .await
+        .expect("serving never ends");
 }
 
 /// Tasks that send to each other.
@@ -72,7 +74,9 @@ async fn count(request: Request) -> String {
     let (mut bytes, mut sum) = (0, 0u64);
     while let Some(Ok(part)) = parts.next().await {
         bytes += part.len();
-        sum = part.iter().fold(sum, |sum, byte| sum.wrapping_add(u64::from(*byte)));
+        sum = part
+            .iter()
+            .fold(sum, |sum, byte| sum.wrapping_add(u64::from(*byte)));
     }
     format!("{bytes} {sum}\n")
 }
@@ -80,5 +84,8 @@ async fn count(request: Request) -> String {
 /// A task that panics is caught by the runtime.
 async fn panics() -> String {
     let task = tokio::spawn(async { panic!("on purpose") });
-    format!("panicked: {}\n", task.await.is_err_and(|error| error.is_panic()))
+    format!(
+        "panicked: {}\n",
+        task.await.is_err_and(|error| error.is_panic())
+    )
 }

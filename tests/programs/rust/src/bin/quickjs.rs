@@ -24,11 +24,15 @@ globalThis.handle = path => (routes.get(path) ?? (() => "not found\n"))();
 fn main() {
     let runtime = Runtime::new().expect("the engine starts");
     let context = Context::full(&runtime).expect("the engine starts");
-    context.with(|js| js.eval::<(), _>(HANDLER)).expect("the handler is valid");
+    context
+        .with(|js| js.eval::<(), _>(HANDLER))
+        .expect("the handler is valid");
     holm_test_programs::plain::serve(|path| {
         context.with(|js| {
             let handle: Function<'_> = js.globals().get("handle").expect("the handler is there");
-            handle.call((path,)).unwrap_or_else(|error| format!("{error}\n"))
+            handle
+                .call((path,))
+                .unwrap_or_else(|error| format!("{error}\n"))
         })
     });
 }

@@ -27,7 +27,10 @@ fn channel() -> String {
         .collect();
     drop(sender);
     let sum: u64 = receiver.iter().sum();
-    let joined = threads.into_iter().map(std::thread::JoinHandle::join).all(|end| end.is_ok());
+    let joined = threads
+        .into_iter()
+        .map(std::thread::JoinHandle::join)
+        .all(|end| end.is_ok());
     format!("{sum} {joined}\n")
 }
 

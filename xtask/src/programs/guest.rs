@@ -1,0 +1,122 @@
+//! A program in a guest, by the VMM itself.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use holm_model::program::Program;
+use holm_vmm::{GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, prepare};
+
+use super::{Ask, median};
+
+const MEMORY_BYTES: u64 = 128 << 20;
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Requests that are timed, after as many that are not.
+const TIMED: usize = 200;
+
+pub(crate) struct Guest {
+    hypervisor: Hypervisor,
+    snapshot: Arc<Snapshot>,
+    slot: Slot,
+    /// From the vCPU's start to the first wait.
+    pub(crate) ready: Duration,
+    /// Pages that the requests which were timed have changed.
+    pub(crate) pages: u64,
+}
+
+impl Guest {
+    /// Boots a program.
+    pub(crate) fn boot(path: &Path) -> Result<Self> {
+        let bytes =
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let hypervisor = Hypervisor::open()?;
+        let config = GuestConfig {
+            name: path.display().to_string(),
+            memory_bytes: MEMORY_BYTES,
+            env: Vec::new(),
+            port: 8080,
+        };
+        let prepared = prepare(&hypervisor, &Program::parse(&bytes)?, &config, DEADLINE)
+            .map_err(|error| anyhow!("{error}\n{}", String::from_utf8_lossy(&error.log)))?;
+        let mut slot = Slot::new(&hypervisor)?;
+        slot.load(&prepared.snapshot)?;
+        Ok(Guest {
+            hypervisor,
+            snapshot: prepared.snapshot,
+            slot,
+            ready: prepared.ready,
+            pages: 0,
+        })
+    }
+
+    pub(crate) fn snapshot_bytes(&self) -> Result<u64> {
+        Ok(self.snapshot.resident_bytes()?)
+    }
+
+    fn send(&mut self, ask: &Ask, body: &[u8]) -> Result<(u16, Vec<u8>)> {
+        let limits = Limits {
+            deadline: Instant::now() + DEADLINE,
+            cpu: DEADLINE,
+            response_body_bytes: 1 << 24,
+        };
+        let request = Request {
+            method: ask.method,
+            target: ask.path,
+            headers: &[(b"host", b"localhost")],
+            body,
+        };
+        self.slot.begin(&request, limits)?;
+        loop {
+            match self.slot.run(Duration::from_millis(50)) {
+                Step::Answered(response) => return Ok((response.status, response.body)),
+                Step::Failed(failure) => {
+                    let log = String::from_utf8_lossy(&self.slot.take_log()).into_owned();
+                    self.slot = Slot::new(&self.hypervisor)?;
+                    self.slot.load(&self.snapshot)?;
+                    bail!("{failure}\n{log}");
+                }
+                Step::Yielded => {}
+                Step::Parked(until) => {
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                }
+            }
+        }
+    }
+
+    /// One request to a pristine instance.
+    pub(crate) fn fresh(&mut self, ask: &Ask) -> Result<(u16, Vec<u8>)> {
+        let answer = self.send(ask, &ask.body())?;
+        self.slot.reset()?;
+        Ok(answer)
+    }
+
+    /// The median time of a request to a pristine instance, with the reset after it.
+    pub(crate) fn time_fresh(&mut self, ask: &Ask) -> Result<Duration> {
+        let body = ask.body();
+        let mut samples = Vec::with_capacity(2 * TIMED);
+        // What others have written to stays this slot's own.
+        self.slot.load(&self.snapshot)?;
+        for _ in 0..2 * TIMED {
+            let start = Instant::now();
+            self.send(ask, &body)?;
+            self.slot.reset()?;
+            samples.push(start.elapsed());
+        }
+        self.pages = self.slot.private_bytes()? / 4096;
+        Ok(median(samples.split_off(TIMED)))
+    }
+
+    /// The median time of a request to one instance that is kept, until it waits again.
+    pub(crate) fn time_kept(&mut self, ask: &Ask) -> Result<Duration> {
+        let body = ask.body();
+        let mut samples = Vec::with_capacity(2 * TIMED);
+        for _ in 0..2 * TIMED {
+            let start = Instant::now();
+            self.send(ask, &body)?;
+            self.slot.again(Instant::now() + DEADLINE)?;
+            samples.push(start.elapsed());
+        }
+        Ok(median(samples.split_off(TIMED)))
+    }
+}
