@@ -15,7 +15,7 @@ use kvm_bindings::{kvm_regs, kvm_xsave};
 use crate::cpu::{CpuState, GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::Buffer;
 use crate::image::Image;
-use crate::layout::{Access, Layout, Range};
+use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Sharing, anonymous_file};
 use crate::slot::{Runner, Stop};
@@ -334,10 +334,8 @@ fn write_stack(
         memory.write(top, bytes)?;
         Ok(top)
     };
-    let mut random = [0; 16];
-    getrandom::fill(&mut random)
-        .map_err(|error| VmmError::memory("getting random bytes")(std::io::Error::other(error)))?;
-    let random = push(&random)?;
+    // Filled in at every start.
+    let random = push(&[0; RANDOM_BYTES as usize])?;
     let platform = push(b"x86_64\0")?;
     let text = |text: &str| [text.as_bytes(), b"\0"].concat();
     let name = push(&text(&config.name))?;

@@ -25,6 +25,8 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ENTRIES: u64 = 512;
 const ENTRY_BYTES: u64 = 8;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bytes that AT_RANDOM leads to.
+pub(crate) const RANDOM_BYTES: u64 = 16;
 /// Sparse tables beside those that the frames of program memory need when they lie close together.
 const SPARE_TABLES: u64 = 512;
 
@@ -151,6 +153,11 @@ impl Layout {
     /// First address after program memory.
     pub(crate) fn program_end(&self) -> u64 {
         self.program_start + self.program_bytes
+    }
+
+    /// Where the program finds its 16 random bytes (AT_RANDOM): at the very top of its stack.
+    pub(crate) fn random_bytes(&self) -> u64 {
+        self.program_end() - RANDOM_BYTES
     }
 
     /// Bytes of the program's stack, at the end of program memory.

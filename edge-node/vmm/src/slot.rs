@@ -14,7 +14,7 @@ use holm_hostcall::{
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::{Action, Buffer, Exchange, instant_of};
 use crate::image::Image;
-use crate::layout::{Layout, View};
+use crate::layout::{Layout, RANDOM_BYTES, View};
 use crate::machine::{Exit, Machine, tsc_khz};
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
@@ -263,7 +263,8 @@ impl Runner {
         })
     }
 
-    /// Tells the guest what is new at every restore: generation, seed and the time.
+    /// Tells the guest what is new at every restore: generation, seed and the time, and to the program the
+    /// random bytes that the kernel gives it.
     pub(crate) fn write_moment(&self) -> Result<(), VmmError> {
         const AT: usize = offset_of!(BootPage, generation);
         const CLOCK: usize = offset_of!(BootPage, realtime_ns);
@@ -272,6 +273,12 @@ impl Runner {
         bytes[..8].copy_from_slice(&next_generation().to_le_bytes());
         getrandom::fill(&mut bytes[8..40])
             .map_err(|error| VmmError::memory("getting random bytes")(io::Error::other(error)))?;
+        let mut random = [0; RANDOM_BYTES as usize];
+        getrandom::fill(&mut random)
+            .map_err(|error| VmmError::memory("getting random bytes")(io::Error::other(error)))?;
+        self.machine
+            .memory()?
+            .write(self.layout.random_bytes(), &random)?;
         let realtime = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();

@@ -332,3 +332,22 @@ fn kvm_a_program_larger_than_its_memory_is_refused_with_the_size_it_needs() {
     let error = boot(&guest("state"), &env).unwrap_err().to_string();
     assert!(error.contains("[env]"), "{error}");
 }
+
+#[test]
+fn kvm_the_page_gate_gives_a_hostile_program_nothing_that_is_not_its_own() {
+    if !require_kvm() {
+        return;
+    }
+    let mut function = Function::new(&guest("page_gate"));
+    for seed in 1..=3 {
+        let answer = function.get(&format!("/{seed}"));
+        let numbers: Vec<u64> = answer
+            .split_ascii_whitespace()
+            .skip(1)
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        assert!(answer.starts_with("fine"), "seed {seed}: {answer}");
+        assert!(numbers.iter().all(|number| *number > 100), "seed {seed}: {answer}");
+    }
+    assert_eq!(function.get("/ok"), "ok\n");
+}
