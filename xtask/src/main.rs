@@ -5,6 +5,7 @@ mod guests;
 mod hardware_kvm;
 mod programs;
 mod qemu;
+mod stub;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Task {
         #[arg(long)]
         gdb: bool,
     },
+    /// Count the instructions that run at CPL 0 in a guest.
+    Stub,
     /// Run the tests of the VMM, and through it of the guest, on hardware KVM: AMD SVM with nested
     /// paging, emulated by QEMU. Slow, and no timing from it means anything.
     HardwareKvm {
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     match task {
+        Task::Stub => stub::run(&hardware_kvm::workspace()),
         Task::Guests { out } => guests::build_all(&out),
         Task::GuestPrograms { only, json } => {
             programs::run(&hardware_kvm::workspace(), &only, json)

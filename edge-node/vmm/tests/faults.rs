@@ -347,7 +347,10 @@ fn kvm_the_page_gate_gives_a_hostile_program_nothing_that_is_not_its_own() {
             .filter_map(|word| word.parse().ok())
             .collect();
         assert!(answer.starts_with("fine"), "seed {seed}: {answer}");
-        assert!(numbers.iter().all(|number| *number > 100), "seed {seed}: {answer}");
+        assert!(
+            numbers.iter().all(|number| *number > 100),
+            "seed {seed}: {answer}"
+        );
     }
     assert_eq!(function.get("/ok"), "ok\n");
 }
