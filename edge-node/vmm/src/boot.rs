@@ -241,7 +241,7 @@ fn load(
     layout.write_page_tables(memory, &image.ranges(), &ranges)?;
     layout.write_cpu_tables(memory)?;
 
-    let stack_pointer = write_stack(memory, layout, program, base, image.door, config)?;
+    let stack_pointer = write_stack(memory, layout, program, base, image, config)?;
     let mut boot = Vec::new();
     boot.extend_from_slice(&ABI_VERSION.to_le_bytes());
     boot.extend_from_slice(&0u32.to_le_bytes());
@@ -304,7 +304,7 @@ fn write_stack(
     layout: &Layout,
     program: &Program,
     base: u64,
-    door: u64,
+    image: &Image,
     config: &GuestConfig,
 ) -> Result<u64, PrepareError> {
     const AT_PHDR: u64 = 3;
@@ -325,6 +325,7 @@ fn write_stack(
     const AT_RANDOM: u64 = 25;
     const AT_HWCAP2: u64 = 26;
     const AT_EXECFN: u64 = 31;
+    const AT_SYSINFO_EHDR: u64 = 33;
     /// User mode may use WRFSBASE and its kin.
     const HWCAP2_FSGSBASE: u64 = 1 << 1;
 
@@ -387,7 +388,8 @@ fn write_stack(
         (AT_SECURE, 0),
         (AT_RANDOM, random),
         (AT_EXECFN, name),
-        (AT_HOLM, door),
+        (AT_SYSINFO_EHDR, image.vdso),
+        (AT_HOLM, image.door),
         (0, 0),
     ];
     for (kind, value) in auxiliary {

@@ -22,6 +22,8 @@ pub(crate) struct Image {
     pub(crate) entry: u64,
     /// The table for programs built with the SDK.
     pub(crate) door: u64,
+    /// The vDSO.
+    pub(crate) vdso: u64,
     /// What the CPU pushes as the return address of a hostcall.
     pub(crate) hostcall_return: u64,
     /// Where the program is sent for another thread's turn.
@@ -90,6 +92,7 @@ impl Image {
             segments,
             entry,
             door,
+            vdso: symbol("HOLM_VDSO")?,
             hostcall_return,
             fault_entry: symbol("fault_entry")?,
             digest: Sha256::digest(KERNEL_IMAGE).into(),

@@ -144,6 +144,23 @@ fn kvm_the_wall_clock_is_right_after_a_restore_of_an_older_snapshot() {
 }
 
 #[test]
+fn kvm_clocks_are_read_without_a_system_call_and_say_the_same_as_with_one() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("vdso", |path| {
+        let mut guest = Function::new(path);
+        let text = guest.get("/");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert_eq!(words.first(), Some(&"right"), "{text}");
+        println!(
+            "clock_gettime: {} ns, as a system call {} ns",
+            words[1], words[2]
+        );
+    });
+}
+
+#[test]
 fn kvm_two_instances_of_a_snapshot_never_share_random_bytes() {
     if !require_kvm() {
         return;

@@ -22,6 +22,7 @@ use holm_hostcall::FaultPage;
 
 mod freestanding;
 mod pvh;
+mod vdso;
 
 // The stub. Entered through the IDT on the interrupt stack (IST1), so it never touches the
 // program's stack or its red zone. No stack of CPL 0 can be read or written at CPL 3.

@@ -133,7 +133,7 @@ fn serve(frame: &Registers) -> SysResult {
             state::file_mask(),
             a as u32 & 0o777,
         ))),
-        96 => time::gettimeofday(a),
+        96 => time::gettimeofday(a, b),
         97 => resource_limit(a, b),
         98 => {
             user::slice_mut(b, 144)?.fill(0);

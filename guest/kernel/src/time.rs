@@ -68,11 +68,14 @@ pub fn clock_getres(clock: u64, to: u64) -> SysResult {
     Ok(0)
 }
 
-/// `gettimeofday`
-pub fn gettimeofday(to: u64) -> SysResult {
+/// `gettimeofday`; the time zone is UTC.
+pub fn gettimeofday(to: u64, zone: u64) -> SysResult {
     if to != 0 {
         let us = realtime_ns() / 1000;
         user::write(to, [us / 1_000_000, us % 1_000_000])?;
+    }
+    if zone != 0 {
+        user::write(zone, [0u32, 0])?;
     }
     Ok(0)
 }
@@ -106,5 +109,43 @@ pub fn sleep(clock: u64, absolute: bool, addr: u64, rest: u64) -> SysResult {
 pub fn park_until(until: u64) {
     while monotonic_ns() < until {
         host::call(holm_hostcall::Call::PARK, 0, [until, 0, 0, 0]);
+    }
+}
+
+/// What a program calls by way of the vDSO: the calls of the same names without the system call. A bad
+/// pointer is EFAULT here as it is there.
+pub mod vdso {
+    use crate::errno::to_rax;
+    use crate::user;
+
+    /// `clock_gettime`
+    pub extern "C" fn clock_gettime(clock: u64, to: u64) -> u64 {
+        // An `int` comes in the lower half of a register; what is above is anything.
+        to_rax(super::clock_gettime(u64::from(clock as u32), to))
+    }
+
+    /// `clock_getres`
+    pub extern "C" fn clock_getres(clock: u64, to: u64) -> u64 {
+        to_rax(super::clock_getres(u64::from(clock as u32), to))
+    }
+
+    /// `gettimeofday`
+    pub extern "C" fn gettimeofday(to: u64, zone: u64) -> u64 {
+        to_rax(super::gettimeofday(to, zone))
+    }
+
+    /// `time`
+    pub extern "C" fn time(to: u64) -> u64 {
+        to_rax(super::time(to))
+    }
+
+    /// `getcpu`: there is one.
+    pub extern "C" fn getcpu(cpu: u64, node: u64) -> u64 {
+        for to in [cpu, node] {
+            if to != 0 && user::write(to, 0u32).is_err() {
+                return to_rax(Err(crate::errno::Errno::EFAULT));
+            }
+        }
+        0
     }
 }

@@ -1,0 +1,96 @@
+/* Finds the vDSO as a C library does, and answers whether each of its functions says the same as the system
+ * call of that name, and how many nanoseconds a call takes by either way. */
+#include "guest.h"
+#include <elf.h>
+#include <errno.h>
+#include <stdint.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+static void *find(const char *name) {
+    const char *base = (const char *)getauxval(AT_SYSINFO_EHDR);
+    if (!base)
+        return NULL;
+    const Elf64_Ehdr *header = (const void *)base;
+    const Elf64_Phdr *segment = (const void *)(base + header->e_phoff);
+    const Elf64_Dyn *dynamic = NULL;
+    const char *load = NULL;
+    for (int i = 0; i < header->e_phnum; i++) {
+        if (segment[i].p_type == PT_LOAD)
+            load = base + segment[i].p_offset - segment[i].p_vaddr;
+        if (segment[i].p_type == PT_DYNAMIC)
+            dynamic = (const void *)(base + segment[i].p_offset);
+    }
+    const char *names = NULL;
+    const Elf64_Sym *symbols = NULL;
+    const uint32_t *hash = NULL;
+    for (; dynamic && dynamic->d_tag; dynamic++) {
+        const char *at = load + dynamic->d_un.d_ptr;
+        if (dynamic->d_tag == DT_STRTAB)
+            names = at;
+        if (dynamic->d_tag == DT_SYMTAB)
+            symbols = (const void *)at;
+        if (dynamic->d_tag == DT_HASH)
+            hash = (const void *)at;
+    }
+    if (!names || !symbols || !hash)
+        return NULL;
+    /* By the chain, as a dynamic linker goes; it has to lead to every symbol. */
+    for (uint32_t i = hash[2]; i; i = hash[2 + hash[0] + i])
+        if (!strcmp(names + symbols[i].st_name, name))
+            return (void *)(load + symbols[i].st_value);
+    return NULL;
+}
+
+static int64_t ns(const struct timespec *time) {
+    return time->tv_sec * 1000000000LL + time->tv_nsec;
+}
+
+static int close_by(int64_t a, int64_t b) {
+    return a <= b && b - a < 1000000000LL;
+}
+
+static void handle(const struct request *request) {
+    int (*gettime)(clockid_t, struct timespec *) = find("__vdso_clock_gettime");
+    int (*getres)(clockid_t, struct timespec *) = find("__vdso_clock_getres");
+    int (*of_day)(struct timeval *, void *) = find("__vdso_gettimeofday");
+    time_t (*seconds)(time_t *) = find("__vdso_time");
+    int (*cpu)(unsigned *, unsigned *) = find("__vdso_getcpu");
+    if (!gettime || !getres || !of_day || !seconds || !cpu) {
+        answer(request, "a function is missing\n");
+        return;
+    }
+    struct timespec a, b;
+    for (clockid_t clock = 0; clock < 8; clock++) {
+        if (gettime(clock, &a) || syscall(SYS_clock_gettime, clock, &b) ||
+            !close_by(ns(&a), ns(&b))) {
+            answer(request, "clock %d differs\n", clock);
+            return;
+        }
+    }
+    struct timeval day;
+    time_t now = 0, then = seconds(&now);
+    unsigned which = 7, node = 7;
+    int right = getres(CLOCK_MONOTONIC, &a) == 0 && a.tv_sec == 0 && a.tv_nsec >= 1 &&
+                gettime(-77, &a) == -EINVAL && gettime(CLOCK_REALTIME, (void *)16) == -EFAULT &&
+                of_day(&day, NULL) == 0 && day.tv_sec - then <= 1 && now == then &&
+                cpu(&which, &node) == 0 && which == 0 && node == 0;
+    enum { CALLS = 2000 };
+    struct timespec start, middle, end;
+    gettime(CLOCK_MONOTONIC, &start);
+    for (int i = 0; i < CALLS; i++)
+        clock_gettime(CLOCK_MONOTONIC, &a);
+    gettime(CLOCK_MONOTONIC, &middle);
+    for (int i = 0; i < CALLS; i++)
+        syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &a);
+    gettime(CLOCK_MONOTONIC, &end);
+    answer(request, "%s %lld %lld\n", right ? "right" : "wrong",
+           (long long)(ns(&middle) - ns(&start)) / CALLS,
+           (long long)(ns(&end) - ns(&middle)) / CALLS);
+}
+
+int main(void) {
+    serve(handle);
+}
