@@ -18,6 +18,7 @@ use crate::image::Image;
 use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Sharing, anonymous_file};
+use crate::rewrite::Stubs;
 use crate::slot::{Runner, Stop};
 use crate::symbols::Symbols;
 use crate::{CrashReport, Failure, Hypervisor, Limits, Snapshot, VmmError};
@@ -206,6 +207,7 @@ fn load(
     let image = Image::get();
     image.load(memory)?;
     let stack_start = layout.program_end() - layout.stack_bytes();
+    let mut stubs = Stubs::new(image.call_entry);
     let mut ranges = Vec::new();
     let mut brk_start = layout.program_start;
     for segment in &program.segments {
@@ -220,7 +222,14 @@ fn load(
                     .saturating_add(segment.memory_bytes);
                 does_not_fit(config, top.saturating_sub(layout.program_start))
             })?;
-        memory.write(start, program.segment_bytes(segment))?;
+        match segment.execute {
+            true => {
+                let mut code = program.segment_bytes(segment).to_vec();
+                stubs.rewrite(&mut code, start);
+                memory.write(start, &code)?;
+            }
+            false => memory.write(start, program.segment_bytes(segment))?,
+        }
         let access = match (segment.write, segment.execute) {
             (_, true) => Access::Execute,
             (true, false) => Access::Write,
@@ -238,7 +247,9 @@ fn load(
         end: stack_start,
         access: Access::None,
     });
-    layout.write_page_tables(memory, &image.ranges(), &ranges)?;
+    let mut kernel = stubs.load(memory)?;
+    kernel.extend(image.ranges());
+    layout.write_page_tables(memory, &kernel, &ranges)?;
     layout.write_cpu_tables(memory)?;
 
     let stack_pointer = write_stack(memory, layout, program, base, image, config)?;

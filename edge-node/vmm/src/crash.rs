@@ -3,7 +3,7 @@
 use std::fmt;
 
 use holm_hostcall::{
-    HOSTCALL_VECTOR, KERNEL_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, Registers,
+    CALLS_ADDR, HOSTCALL_VECTOR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR, Registers,
     STUB_STACK_ADDR, USER_START, abort_reason,
 };
 use kvm_bindings::kvm_regs;
@@ -193,7 +193,7 @@ pub(crate) fn of_breakpoint(
 
 fn place(instruction: u64, symbols: &Symbols) -> Option<String> {
     match instruction {
-        KERNEL_ADDR..PROGRAM_ADDR => Some("Holm's library OS, serving the program".into()),
+        CALLS_ADDR..PROGRAM_ADDR => Some("Holm's library OS, serving the program".into()),
         _ => symbols.nearest(instruction),
     }
 }

@@ -27,6 +27,7 @@ mod machine;
 mod memory;
 mod pagemap;
 mod request;
+mod rewrite;
 mod slot;
 mod snapshot;
 mod symbols;

@@ -161,6 +161,19 @@ fn kvm_clocks_are_read_without_a_system_call_and_say_the_same_as_with_one() {
 }
 
 #[test]
+fn kvm_a_system_call_that_was_made_a_jump_is_what_it_was_for_all_who_come_to_it() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("rewritten_calls", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..2 {
+            assert_eq!(guest.get("/"), "0xff\n");
+        }
+    });
+}
+
+#[test]
 fn kvm_two_instances_of_a_snapshot_never_share_random_bytes() {
     if !require_kvm() {
         return;

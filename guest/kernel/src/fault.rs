@@ -3,11 +3,13 @@
 //! A page of the sparse space that is only promised is backed, and the program goes on as if nothing had
 //! been. Everything else is a signal, and where the program has no handler its end.
 
-use holm_hostcall::{Call, FaultPage, PREEMPTION_VECTOR, Registers};
+use holm_hostcall::rewritten_call::{AFTER, JUMP};
+use holm_hostcall::{CALLS_ADDR, CALLS_END, Call, FaultPage, PREEMPTION_VECTOR, Registers};
 
 use crate::memory::{Refusal, guest};
 use crate::{host, signals, state, threads, user};
 
+const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
 
 /// Serves the fault that the fault page tells of; the program goes on with `frame`.
@@ -18,6 +20,7 @@ pub extern "C" fn handle(frame: &mut Registers) {
     match fault.vector {
         PREEMPTION_VECTOR => threads::preempt(),
         PAGE_FAULT if is_backed(&fault) => {}
+        INVALID_OPCODE if goes_on_elsewhere(frame) => {}
         _ if signals::force(frame, &fault) => {}
         _ => unhandled(frame, &fault),
     }
@@ -37,6 +40,26 @@ fn is_backed(fault: &FaultPage) -> bool {
         Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
         Err(Refusal::Unmapped | Refusal::Protected) => false,
     }
+}
+
+/// Whether the program has jumped to the instruction after a system call that is a jump now: that
+/// instruction is in the stub, and there it goes on.
+fn goes_on_elsewhere(frame: &mut Registers) -> bool {
+    const SYSCALL_BYTES: u64 = 2;
+    const JUMP_BYTES: u64 = 5;
+    let jump = frame.rip.wrapping_sub(SYSCALL_BYTES);
+    let distance = user::read::<i32>(jump.wrapping_add(1));
+    let (Ok(JUMP), Ok(distance)) = (user::read::<u8>(jump), distance) else {
+        return false;
+    };
+    let stub = jump
+        .wrapping_add(JUMP_BYTES)
+        .wrapping_add_signed(i64::from(distance));
+    let found = (CALLS_ADDR..CALLS_END).contains(&stub);
+    if found {
+        frame.rip = stub + AFTER;
+    }
+    found
 }
 
 /// The end of the program, with a report of its registers.

@@ -204,6 +204,9 @@ stub_protections:
 // with the program's stack, the return address in rcx and the flags in r11. The page is executable
 // for user mode. At CPL 0 nothing is done but to go down to CPL 3; rsp is the only register used.
 //
+// A system call that the host has made a jump (see the VMM's `rewrite`) arrives in call_entry, at CPL 3 on
+// both, with the return address in rcx.
+//
 // A fault arrives in fault_entry at CPL 3, with the program's stack and flags and all registers but
 // rax, by way of the stub; a preemption by way of the host.
 //
@@ -239,6 +242,21 @@ syscall_at_cpl3:
     push {user_code}
     push offset syscall_at_cpl3
     iretq
+
+    .global call_entry
+call_entry:
+    mov [rip + saved_rsp], rsp
+    mov rsp, [rip + HOLM_ENTRY_STACK]
+    push {user_data}
+    push qword ptr [rip + saved_rsp]
+    pushfq
+    push {user_code}
+    push rcx
+    push rax
+    push 0x202
+    popfq
+    lea rax, [rip + {syscall}]
+    jmp 3f
 
     .global fault_entry
 fault_entry:

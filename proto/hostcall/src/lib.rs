@@ -16,6 +16,7 @@
 //! 0x0001_0000  boot page        user, read only: what the host tells the guest
 //! 0x0001_1000  call page        user, read/write: the arguments of a hostcall
 //! 0x0002_0000  log ring         user, read/write: stdout and stderr, read by the host at exits
+//! 0x0003_0000  call stubs       user, execute only: system calls of the program that were made jumps
 //! 0x0010_0000  kernel image     user: the library OS, W^X by segment
 //! 0x0020_0000  or above: program memory, from the program's lowest page on; user; as many bytes as the
 //!              manifest's memory limit
@@ -75,6 +76,10 @@ pub const FAULT_ADDR: u64 = CALL_ADDR + 0x800;
 pub const LOG_ADDR: u64 = 0x2_0000;
 /// Bytes of log text that fit between two exits; a full ring is flushed by [`Call::LOG_FLUSH`].
 pub const LOG_CAPACITY_BYTES: u64 = 0x1_0000 - 64;
+/// The stubs of system calls that the host has made jumps, from here to [`CALLS_END`].
+pub const CALLS_ADDR: u64 = 0x3_0000;
+/// The end of their room.
+pub const CALLS_END: u64 = KERNEL_ADDR;
 /// Where the kernel image is linked, and where its `syscall` entry is.
 pub const KERNEL_ADDR: u64 = 0x10_0000;
 /// The end of what the kernel image may use.
@@ -243,6 +248,17 @@ pub struct Registers {
     pub rflags: u64,
     pub rsp: u64,
     pub ss: u64,
+}
+
+/// A system call that the host has made a jump at the program's start: `jmp` to a stub within
+/// [`CALLS_ADDR`] and [`CALLS_END`], whose bytes reach over the instruction after the call.
+pub mod rewritten_call {
+    /// The opcode of that `jmp`, where the call was.
+    pub const JUMP: u8 = 0xE9;
+    /// What is found at the next instruction's old place: no instruction in 64-bit mode.
+    pub const NOT_AN_INSTRUCTION: u8 = 0x06;
+    /// Where that instruction is now, from the stub's start.
+    pub const AFTER: u64 = 15;
 }
 
 /// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address.

@@ -124,12 +124,15 @@ fn extended_state() -> (u64, u64) {
     if known.0 == 0 {
         let leaf = core::arch::x86_64::__cpuid_count(0xD, 0);
         // SAFETY: the host has set CR4.OSXSAVE.
-        let parts = unsafe {
+        let enabled = unsafe {
             let (low, high): (u32, u32);
             asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
             u64::from(low) | u64::from(high) << 32
         };
-        *known = (u64::from(leaf.ebx), parts);
+        // PVM leaves the host's XCR0 in force, which may have parts that the guest is not to use and for
+        // which there is no room in what CPUID says.
+        let supported = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+        *known = (u64::from(leaf.ebx), enabled & supported);
     }
     *known
 }

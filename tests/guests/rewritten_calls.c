@@ -1,0 +1,82 @@
+/* System calls in the forms that the host makes jumps of, reached by their beginning, by a jump to the call
+ * and by a jump behind it. Answers what each came to. */
+#include "guest.h"
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+/* In all of these the result and what the processor keeps of rcx, the red zone and rsp are as after any
+ * `syscall`. */
+__asm__(".text\n"
+        /* A number right before the call; `at_call` is jumped to with another one. */
+        "number_before: mov $39, %eax\n"
+        "at_call: syscall\n"
+        "  ret\n"
+        /* A comparison right behind; `at_compare` is jumped to with a result of one's own. */
+        "compare_behind: mov %rdi, %rax\n"
+        "  mov %rsi, %rdi\n"
+        "  syscall\n"
+        "at_compare: cmp $0xfffffffffffff001, %rax\n"
+        "  jae 1f\n"
+        "  ret\n"
+        "1: mov $-1000, %rax\n"
+        "  ret\n"
+        "compare_behind_3: mov %rdi, %rax\n"
+        "  mov %rsi, %rdi\n"
+        "  mov %rdx, %rsi\n"
+        "  mov %rcx, %rdx\n"
+        "  syscall\n"
+        "  cmp $0xfffffffffffff000, %rax\n"
+        "  ret\n"
+        "jump_to_call: mov %rdi, %rax\n"
+        "  jmp at_call\n"
+        "jump_to_compare: mov %rdi, %rax\n"
+        "  jmp at_compare\n"
+        /* The red zone over a call. */
+        "red_zone: mov %rdi, -8(%rsp)\n"
+        "  mov %rdi, -128(%rsp)\n"
+        "  mov $39, %eax\n"
+        "  syscall\n"
+        "  mov -8(%rsp), %rax\n"
+        "  add -128(%rsp), %rax\n"
+        "  ret\n");
+long number_before(void), compare_behind(long number, long argument), jump_to_call(long number),
+    compare_behind_3(long number, long a, void *b, long c), jump_to_compare(long result),
+    red_zone(long value);
+
+static volatile int alarms, full;
+
+static void on_alarm(int signal) {
+    (void)signal;
+    alarms++;
+    if (write(full, "x", 1) != 1)
+        abort();
+}
+
+static void handle(const struct request *request) {
+    long id = syscall(SYS_getpid);
+    int right = 0;
+    right |= (number_before() == id) << 0;
+    right |= (jump_to_call(SYS_getppid) == syscall(SYS_getppid)) << 1;
+    right |= (compare_behind(SYS_getpid, 0) == id) << 2;
+    right |= (compare_behind(SYS_close, 999) == -1000) << 3;
+    right |= (jump_to_compare(5) == 5) << 4;
+    right |= (jump_to_compare(-5) == -1000) << 5;
+    right |= (red_zone(21) == 42) << 6;
+    /* A call that a signal interrupts is made again from where it is now; `signals` tests more of it. */
+    int ends[2];
+    struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+    struct itimerval soon = {.it_value = {.tv_usec = 10000}};
+    if (pipe(ends) == 0 && sigaction(SIGALRM, &action, NULL) == 0 &&
+        setitimer(ITIMER_REAL, &soon, NULL) == 0) {
+        full = ends[1];
+        char byte = 0;
+        long bytes = compare_behind_3(SYS_read, ends[0], &byte, 1);
+        right |= (bytes == 1 && byte == 'x' && alarms == 1) << 7;
+    }
+    answer(request, "%#x\n", right);
+}
+
+int main(void) {
+    serve(handle);
+}
