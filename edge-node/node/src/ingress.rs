@@ -111,7 +111,7 @@ async fn serve(listener: TcpListener, gear: Gear) {
     let pool = Pool::new(index, janitor, made, shared.tally.clone());
     pool.grow(slots);
     let lane = Lane::new(shared, pool.clone(), meter, routes.clone());
-    tokio::task::spawn_local(look_after_slots(pool, new_slots, routes, lanes));
+    tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes, lanes));
 
     let open = Rc::new(Open::default());
     loop {
@@ -151,6 +151,7 @@ async fn serve(listener: TcpListener, gear: Gear) {
     }
     // What follows an answer (the return of its slot) needs no more time than this.
     tokio::task::yield_now().await;
+    pool.close();
 }
 
 /// Takes in slots that the janitor made, and fills an empty one with each version that is new, so

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::deploy::routes::Table;
 use crate::meter::Meter;
 use crate::pool::Pool;
+use crate::pool::core::Key;
 use crate::request::answers::Answers;
 use crate::request::body::Budget;
 use crate::tally::Tally;
@@ -72,6 +73,11 @@ impl Lane {
             *self.table.borrow_mut() = routes.borrow_and_update().clone();
         }
         self.table.borrow().clone()
+    }
+
+    /// Whether the version still takes requests.
+    pub(crate) fn serves(&self, key: Key) -> bool {
+        self.table().live().any(|live| live.key == key)
     }
 
     /// A new request's id.

@@ -38,6 +38,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests under way may take to end when the node stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
+/// How long an instance that was kept may take to end after SIGTERM.
+pub const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
 /// Slots that each ingress thread makes ahead when the operator does not say.
 pub const DEFAULT_SLOTS_PER_THREAD: usize = 8;
 /// Most slots of one ingress thread.

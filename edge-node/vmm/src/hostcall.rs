@@ -267,7 +267,7 @@ fn read_call(memory: &GuestMemory) -> Result<CallPage, VmmError> {
     })
 }
 
-fn set_result(memory: &GuestMemory, result: i64) -> Result<(), VmmError> {
+pub(crate) fn set_result(memory: &GuestMemory, result: i64) -> Result<(), VmmError> {
     memory.write(CALL_ADDR + RESULT, &result.to_le_bytes())
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
     BOOT_ADDR, BootPage, EXCEPTION_PORT, FAULT_ADDR, FaultPage, HOSTCALL_PORT, KERNEL_END,
-    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, PREEMPTION_VECTOR, PROGRAM_ADDR,
+    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, PREEMPTION_VECTOR, PROGRAM_ADDR, WAIT_ENDED,
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
@@ -21,6 +21,7 @@ use crate::pagemap::{self, Written};
 use crate::symbols::Symbols;
 use crate::{
     CrashReport, Failure, Hypervisor, Limits, Request, RunStats, Snapshot, Step, VmmError, crash,
+    hostcall,
 };
 
 /// Most text of a program's log kept until it is taken.
@@ -67,6 +68,11 @@ impl Slot {
             limits: None,
             written: Vec::new(),
         })
+    }
+
+    /// Whether it holds an instance that has answered requests and waits for another.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.state, State::Waiting(_))
     }
 
     /// The snapshot it holds, pristine or not.
@@ -190,7 +196,28 @@ impl Slot {
         let (State::Answered, Some(snapshot)) = (self.state, &self.snapshot) else {
             return Err(VmmError::Misuse("a guest is to go on that has not answered").into());
         };
+        let snapshot = Arc::clone(snapshot);
         self.state = State::Broken;
+        self.state = State::Waiting(self.until_wait(&snapshot, deadline)?);
+        Ok(())
+    }
+
+    /// Asks a kept instance that waits to end, by SIGTERM, and lets it go on until it has, or waits again,
+    /// or `deadline`. The slot is to be dropped after that. Says how it ended, if it did.
+    pub fn terminate(&mut self, deadline: Instant) -> Result<Option<Failure>, VmmError> {
+        let (State::Waiting(_), Some(snapshot)) = (self.state, &self.snapshot) else {
+            return Err(VmmError::Misuse(
+                "a guest is to end that does not wait for a second request",
+            ));
+        };
+        let snapshot = Arc::clone(snapshot);
+        self.state = State::Broken;
+        hostcall::set_result(self.vm.machine.memory()?, WAIT_ENDED)?;
+        Ok(self.until_wait(&snapshot, deadline).err())
+    }
+
+    /// Lets the guest go on, without a request, to its next wait for one.
+    fn until_wait(&mut self, snapshot: &Snapshot, deadline: Instant) -> Result<Buffer, Failure> {
         let limits = Limits {
             deadline,
             cpu: Duration::MAX,
@@ -199,10 +226,7 @@ impl Slot {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.vm.run(left, &limits, &snapshot.symbols) {
-                Stop::Waits(buffer) => {
-                    self.state = State::Waiting(buffer);
-                    return Ok(());
-                }
+                Stop::Waits(buffer) => return Ok(buffer),
                 Stop::Parked(until) => {
                     std::thread::sleep(
                         until

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Function, boot, config};
-use holm_test_support::{function, guest, musl_guest, require_kvm};
+use holm_test_support::{function, guest, musl_guest, patience, require_kvm};
 use holm_vmm::{Hypervisor, Snapshot};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Both libcs.
 fn each_libc(name: &str, mut test: impl FnMut(&std::path::Path)) {
@@ -169,6 +169,42 @@ fn kvm_a_system_call_that_was_made_a_jump_is_what_it_was_for_all_who_come_to_it(
         let mut guest = Function::new(path);
         for _ in 0..2 {
             assert_eq!(guest.get("/"), "0xff\n");
+        }
+    });
+}
+
+#[test]
+fn kvm_an_instance_that_was_kept_is_told_to_end_by_sigterm() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("ends_on_sigterm", |path| {
+        for (target, log, how) in [
+            ("/handled", "saw 1 requests\n", "exited with status 7"),
+            ("/default", "", "ended by SIGTERM"),
+            ("/slow", "slept\n", "exited with status 8"),
+            ("/ignored", "", ""),
+            ("/never", "", "deadline"),
+        ] {
+            let mut guest = Function::new(path);
+            guest.send("GET", target, b"").result.unwrap();
+            guest
+                .slot
+                .again(Instant::now() + Duration::from_secs(5))
+                .unwrap();
+            let grace = patience(Duration::from_millis(500));
+            let end = guest.slot.terminate(Instant::now() + grace).unwrap();
+            let end = end.map(|failure| failure.to_string()).unwrap_or_default();
+            assert!(
+                end.contains(how) && end.is_empty() == how.is_empty(),
+                "{target}: {end}"
+            );
+            assert_eq!(
+                String::from_utf8(guest.slot.take_log()).unwrap(),
+                log,
+                "{target}"
+            );
+            assert!(guest.slot.reset().is_err(), "{target}");
         }
     });
 }

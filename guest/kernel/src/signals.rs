@@ -26,6 +26,8 @@ const SIGSEGV: u32 = 11;
 /// A write to what nobody reads.
 pub const SIGPIPE: u32 = 13;
 const SIGALRM: u32 = 14;
+/// The end of an instance that was kept.
+pub const SIGTERM: u32 = 15;
 const SIGSTOP: u32 = 19;
 /// SIGCHLD, SIGCONT, SIGURG, SIGWINCH: without a handler nothing happens.
 const IGNORED: u64 = bit(17) | bit(18) | bit(23) | bit(28);
@@ -384,9 +386,14 @@ pub fn kill(target: u64, signal: u64) -> SysResult {
     if signal as u32 == 0 {
         return Ok(0);
     }
-    state::signals().post(check(signal)?, None);
-    threads::interrupt_any();
+    post(check(signal)?);
     Ok(0)
+}
+
+/// A signal for the process.
+pub fn post(signal: u32) {
+    state::signals().post(signal, None);
+    threads::interrupt_any();
 }
 
 /// `tkill`, and `tgkill` to the one process.

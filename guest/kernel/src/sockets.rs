@@ -9,12 +9,12 @@
 //! request a guest only ever goes once from left to right.
 
 use holm_hostcall::message::{Malformed, Request, SliceSink};
-use holm_hostcall::{Call, abort_reason, respond_flags};
+use holm_hostcall::{Call, WAIT_ENDED, abort_reason, respond_flags};
 
 use crate::errno::{Errno, SysResult};
 use crate::files::{self, Object, wait_for_ever};
 use crate::http::{Output, Reply, write_request};
-use crate::{host, log, pipes, ready, state, threads, time, user};
+use crate::{host, log, pipes, ready, signals, state, threads, time, user};
 
 /// The encoded request, with the start of its body.
 const MESSAGE_BYTES: usize = 128 << 10;
@@ -61,6 +61,8 @@ pub struct Server {
     body_left: u64,
     reply: Reply,
     port_named: bool,
+    /// The program was told to end: what it still waits for goes on although there is no request.
+    ending: bool,
 }
 
 /// The host as the place where responses go.
@@ -106,6 +108,7 @@ impl Server {
             body_left: 0,
             reply: Reply::new(),
             port_named: false,
+            ending: false,
         }
     }
 
@@ -129,7 +132,7 @@ impl Server {
             );
         }
         match (listener, deadline) {
-            (Some(listening), _) if idle => {
+            (Some(listening), deadline) if idle && !(self.ending && deadline.is_some()) => {
                 if listening != port && !self.port_named {
                     self.port_named = true;
                     log::note(format_args!(
@@ -147,6 +150,11 @@ impl Server {
     fn wait_for_request(&mut self) {
         let buffer = self.message.as_mut_ptr() as u64;
         let bytes = ready::wait_for_request(buffer, MESSAGE_BYTES as u64);
+        if bytes == WAIT_ENDED {
+            self.ending = true;
+            signals::post(signals::SIGTERM);
+            return;
+        }
         let bytes = usize::try_from(bytes).unwrap_or(0);
         let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
             Ok(request) => request,

@@ -1,9 +1,9 @@
 //! The vDSO: a small shared object that every program finds by its auxiliary vector (AT_SYSINFO_EHDR) and
 //! in which C libraries, Go and Zig look up how to read the clock without a system call.
 //!
-//! Only what a dynamic linker reads is here: headers, dynamic section, symbols, their names and a hash
-//! table of one bucket. The functions are the library OS's own, which runs at the program's privilege level
-//! anyhow. Linux gives the names versions; without a version table every reader takes them as they are.
+//! Only what a dynamic linker reads is here: headers, dynamic section, symbols with the version that Linux
+//! gives them, and a hash table of one bucket. The functions are the library OS's own, which runs at the
+//! program's privilege level anyhow.
 
 use core::arch::global_asm;
 
@@ -50,6 +50,9 @@ vdso_dynamic:
     .quad 6, vdso_symbols - HOLM_VDSO
     .quad 10, vdso_hash - vdso_names
     .quad 11, SYMBOL_BYTES
+    .quad 0x6ffffff0, vdso_versions - HOLM_VDSO
+    .quad 0x6ffffffc, vdso_definitions - HOLM_VDSO
+    .quad 0x6ffffffd, 2
     .quad 0, 0
 vdso_symbols:
     .fill SYMBOL_BYTES, 1, 0
@@ -72,6 +75,19 @@ name_getcpu:
     .asciz "__vdso_getcpu"
 vdso_soname:
     .asciz "linux-vdso.so.1"
+vdso_linux:
+    .asciz "LINUX_2.6"
+    .balign 8
+vdso_versions:                      # of each symbol
+    .short 0, 2, 2, 2, 2, 2
+    .balign 8
+vdso_definitions:
+    .short 1, 1, 1, 1               # VER_FLG_BASE: the object itself
+    .long 0xdeebfa1, 20, 28
+    .long vdso_soname - vdso_names, 0
+    .short 1, 0, 2, 1
+    .long 0x3ae75f6, 20, 0
+    .long vdso_linux - vdso_names, 0
     .balign 8
 vdso_hash:
     .long 1, 6                      # one bucket, six symbols

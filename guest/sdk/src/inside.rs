@@ -5,6 +5,7 @@
 
 use std::io;
 
+use holm_hostcall::WAIT_ENDED;
 use holm_hostcall::message::{self, Sink, encode_response};
 use holm_kernel_door::{Door, Part};
 
@@ -16,14 +17,16 @@ const REQUEST_BUFFER_BYTES: usize = 96 << 10;
 /// Room for a response's head of usual size.
 const HEAD_BUFFER_BYTES: usize = 4 << 10;
 
-/// Answers requests until a call fails.
+/// Answers requests until no more will come or a call fails.
 pub(crate) fn serve(door: Door, answer: &dyn Fn(Request<'_>) -> Response) -> io::Result<()> {
     let mut buffer = warm(REQUEST_BUFFER_BYTES);
     let mut head = warm(HEAD_BUFFER_BYTES);
     loop {
-        let used = door
-            .wait_request(&mut buffer)
-            .map_err(io::Error::from_raw_os_error)?;
+        let used = match door.wait_request(&mut buffer) {
+            Ok(used) => used,
+            Err(error) if -i64::from(error) == WAIT_ENDED => return Ok(()),
+            Err(error) => return Err(io::Error::from_raw_os_error(error)),
+        };
         let response = match complete(door, &mut buffer, used)? {
             Some(bytes) => match Request::new(decode(&buffer[..bytes])?) {
                 Some(request) => answer(request),

@@ -301,7 +301,7 @@ pub struct Call(pub u32);
 impl Call {
     /// Wait for a request: `args = [buffer, capacity, 0, 0]`. The first one is the snapshot point.
     /// Returns when a request is there: the buffer holds an encoded [`message::Request`] with as
-    /// much of the body as fits; result is the number of bytes written.
+    /// much of the body as fits; result is the number of bytes written, or [`WAIT_ENDED`].
     pub const WAIT_REQUEST: Call = Call(1);
     /// Read more of the request's body: `args = [buffer, capacity, 0, 0]`. Result is the number of
     /// bytes written, 0 at its end.
@@ -324,6 +324,10 @@ impl Call {
     /// registers]`, the last the address of [`Registers`]. Does not return.
     pub const FAULT: Call = Call(9);
 }
+
+/// Result of [`Call::WAIT_REQUEST`] in an instance that is kept: no more requests will come, and the program
+/// is to end, by SIGTERM. It is EINTR.
+pub const WAIT_ENDED: i64 = -4;
 
 /// Flags of [`Call::RESPOND`] and [`Call::RESPONSE_BODY`].
 pub mod respond_flags {

@@ -138,16 +138,32 @@ impl Core {
         Some(slot)
     }
 
-    /// The version is gone: what holds it is as good as empty.
-    pub(crate) fn forget(&mut self, key: Key) {
-        for entry in self.slots.values_mut() {
+    /// The version is gone: what holds a fresh instance of it is as good as empty. Slots with instances that
+    /// were kept are given out, to be [`lost`](Core::lost).
+    pub(crate) fn forget(&mut self, key: Key) -> Vec<SlotId> {
+        let mut kept = Vec::new();
+        for (slot, entry) in &mut self.slots {
             match entry.state {
-                State::Free(Holds::Pristine(held) | Holds::Kept(held)) if held == key => {
+                State::Free(Holds::Pristine(held)) if held == key => {
                     entry.state = State::Free(Holds::Nothing);
+                }
+                State::Free(Holds::Kept(held)) if held == key => {
+                    entry.state = State::Busy(held);
+                    kept.push(*slot);
                 }
                 State::Free(_) | State::Busy(_) => {}
             }
         }
+        kept
+    }
+
+    /// The versions of which instances are kept that nobody uses.
+    pub(crate) fn kept(&self) -> Vec<Key> {
+        let kept = self.slots.values().filter_map(|entry| match entry.state {
+            State::Free(Holds::Kept(key)) => Some(key),
+            State::Free(_) | State::Busy(_) => None,
+        });
+        kept.collect()
     }
 
     /// Slots that nobody uses.

@@ -10,13 +10,14 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use holm_vmm::{Hypervisor, Slot};
+use holm_vmm::{Failure, Hypervisor, Slot};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use self::core::{Core, Grant, Holds, Key, SlotId, Ticket};
-use crate::limits::SLOT_RETRY;
+use crate::limits::{MAX_LOGGED_BYTES, SLOT_RETRY, TERMINATE_DEADLINE};
 use crate::tally::Tally;
 
 /// A slot in somebody's hands. It must come back by [`Pool::finish`] or [`Pool::discard`].
@@ -141,9 +142,19 @@ impl Pool {
         self.janitor.replace(slot, &self.made);
     }
 
-    /// The version will not be asked for any more.
+    /// The version will not be asked for any more: its kept instances are told to end.
     pub(crate) fn forget(&self, key: Key) {
-        self.inner.borrow_mut().core.forget(key);
+        let kept = self.inner.borrow_mut().core.forget(key);
+        for id in kept {
+            let slot = self.inner.borrow_mut().free.remove(&id);
+            self.discard(slot, id);
+        }
+    }
+
+    /// Nothing will be asked for any more: all kept instances are told to end.
+    pub(crate) fn close(&self) {
+        let kept = self.inner.borrow().core.kept();
+        kept.iter().for_each(|key| self.forget(*key));
     }
 
     fn count(&self, inner: &Inner) {
@@ -225,9 +236,18 @@ impl Janitor {
         let thread = std::thread::Builder::new()
             .name("holm-janitor".into())
             .spawn(move || {
+                let mut endings = Vec::new();
                 for Chore { old, to } in chores {
-                    drop(old);
+                    endings.retain(|ending: &JoinHandle<()>| !ending.is_finished());
+                    if let Some(slot) = old {
+                        endings.extend(part_with(slot));
+                    }
                     make(&hypervisor, &to);
+                }
+                for ending in endings {
+                    if ending.join().is_err() {
+                        tracing::error!("an instance could not be told to end");
+                    }
                 }
             })?;
         Ok((Janitor(sender), thread))
@@ -245,6 +265,33 @@ impl Janitor {
             tracing::error!("the janitor has ended; a slot is not replaced");
         }
     }
+}
+
+/// Drops a slot. One with an instance that was kept and waits is told to end first, on a thread of its own,
+/// since it may take its time; there are never more of those than slots.
+fn part_with(mut slot: Box<Slot>) -> Option<JoinHandle<()>> {
+    if !slot.is_kept() {
+        return None;
+    }
+    let ending = std::thread::Builder::new().name("holm-ending".into());
+    let spawned = ending.spawn(move || {
+        match slot.terminate(Instant::now() + TERMINATE_DEADLINE) {
+            Ok(Some(Failure::Crash(report))) => tracing::info!(%report, "an instance has ended"),
+            Ok(Some(failure)) => {
+                tracing::warn!(%failure, "an instance did not end when it was told to")
+            }
+            Ok(None) => tracing::info!("an instance went on waiting when it was told to end"),
+            Err(error) => tracing::error!(%error, "an instance could not be told to end"),
+        }
+        let log = slot.take_log();
+        if !log.is_empty() {
+            let text = String::from_utf8_lossy(&log[..log.len().min(MAX_LOGGED_BYTES)]);
+            tracing::info!(target: "holm::function", text = text.trim_end(), "at its end");
+        }
+    });
+    spawned
+        .inspect_err(|error| tracing::error!(%error, "no thread for the end of an instance"))
+        .ok()
 }
 
 /// Makes one slot, however often it must be tried, unless nobody wants it any more.

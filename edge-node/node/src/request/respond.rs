@@ -197,7 +197,11 @@ async fn retire(lane: &Rc<Lane>, live: &Arc<Live>, id: RequestId, remains: Remai
             log(live, id, &mut slot);
             // It may take a while to get to its next wait, so not on this thread.
             match lane.shared.workers.again(slot).await {
-                Ok((slot, Ok(()))) => lane.pool.finish(slot, at, Holds::Kept(live.key)),
+                Ok((slot, Ok(()))) if lane.serves(live.key) => {
+                    lane.pool.finish(slot, at, Holds::Kept(live.key));
+                }
+                // Its version was replaced meanwhile.
+                Ok((slot, Ok(()))) => lane.pool.discard(Some(slot), at),
                 Ok((slot, Err(failure))) => {
                     let (function, version) = (&live.function, live.version.short());
                     tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");

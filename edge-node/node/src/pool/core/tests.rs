@@ -131,9 +131,23 @@ fn what_held_a_dropped_version_counts_as_empty() {
     let b = pool.want(Ticket(2), B).unwrap();
     pool.finished(b.slot, Holds::Pristine(B));
     pool.finished(a.slot, Holds::Pristine(A));
-    pool.forget(A);
+    assert!(pool.forget(A).is_empty());
     let grant = pool.want(Ticket(3), Key(3)).unwrap();
     assert_eq!(grant.slot, a.slot);
+}
+
+#[test]
+fn kept_instances_of_a_dropped_version_are_given_out_to_be_ended_once() {
+    let mut pool = pool(3);
+    let a = pool.want(Ticket(1), A).unwrap();
+    let b = pool.want(Ticket(2), B).unwrap();
+    pool.finished(a.slot, Holds::Kept(A));
+    pool.finished(b.slot, Holds::Kept(B));
+    assert_eq!(pool.kept().len(), 2);
+    assert_eq!(pool.forget(A), [a.slot]);
+    assert!(pool.forget(A).is_empty());
+    pool.lost(a.slot);
+    assert_eq!(pool.kept(), [B]);
 }
 
 #[test]
