@@ -13,7 +13,7 @@ use crate::layout::{Layout, View};
 use crate::machine::Machine;
 use crate::memory::GuestMemory;
 use crate::symbols::Symbols;
-use crate::{Place, VmmError};
+use crate::{Place, VmmError, unwind};
 
 /// What happened to a program that will not answer. `Display` gives the report for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct CrashReport {
     pub symbol: Option<String>,
     /// The general registers, for an exception.
     pub registers: Option<String>,
+    /// The functions that had called it, the innermost first, as `name+0x12` or an address.
+    pub callers: Vec<String>,
 }
 
 impl fmt::Display for CrashReport {
@@ -47,6 +49,9 @@ impl fmt::Display for CrashReport {
         if let Some(registers) = &self.registers {
             write!(f, "\n{registers}")?;
         }
+        for caller in &self.callers {
+            write!(f, "\n  called by {caller}")?;
+        }
         Ok(())
     }
 }
@@ -61,6 +66,7 @@ impl CrashReport {
             instruction: None,
             symbol: None,
             registers: None,
+            callers: Vec::new(),
         })
     }
 }
@@ -68,6 +74,8 @@ impl CrashReport {
 /// An exception, and the registers that the program had.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fault {
+    /// The signal, if it was none that an exception leads to.
+    pub(crate) signal: Option<u64>,
     pub(crate) vector: u8,
     pub(crate) error_code: u64,
     /// The address that could not be accessed, for a page fault.
@@ -116,18 +124,20 @@ pub(crate) fn of_fault(
     view: View<'_>,
     symbols: &Symbols,
 ) -> Result<Box<CrashReport>, VmmError> {
-    let address = (fault.vector == 14).then_some(fault.address);
-    let what = match address {
-        Some(address) => page_fault(address, fault.error_code, &fault.registers, view.layout),
-        None => exception(fault.vector, &fault.registers, view),
+    let address = (fault.signal.is_none() && fault.vector == 14).then_some(fault.address);
+    let what = match (address, fault.signal) {
+        (_, Some(signal)) => ended_by(signal),
+        (Some(address), _) => page_fault(address, fault.error_code, &fault.registers, view.layout),
+        (None, _) => exception(fault.vector, &fault.registers, view),
     };
     Ok(Box::new(CrashReport {
         what: what + &refused_memory(view.memory)?,
-        vector: Some(fault.vector),
+        vector: fault.signal.is_none().then_some(fault.vector),
         address,
         instruction: Some(fault.registers.rip),
         symbol: place(fault.registers.rip, symbols),
         registers: Some(registers(&fault.registers)),
+        callers: callers(&fault.registers, view, symbols)?,
     }))
 }
 
@@ -149,6 +159,7 @@ pub(crate) fn of_exception(
     let vector = view.memory.read_u64(regs.rsp)? as u8;
     let frame = InterruptFrame::read(view.memory, regs.rsp + 16)?;
     let fault = Fault {
+        signal: None,
         vector,
         error_code: view.memory.read_u64(regs.rsp + 8)?,
         address: if vector == 14 {
@@ -178,17 +189,34 @@ pub(crate) fn place_of(machine: &Machine, symbols: &Symbols) -> Place {
 /// A breakpoint of the program's own, which comes out where hostcalls do.
 pub(crate) fn of_breakpoint(
     machine: &Machine,
+    view: View<'_>,
     symbols: &Symbols,
 ) -> Result<Box<CrashReport>, VmmError> {
     let frame = InterruptFrame::read(machine.memory()?, GATE_FRAME_ADDR)?;
+    let had = registers_in(&machine.regs()?, &frame);
     Ok(Box::new(CrashReport {
         what: "the program executed a breakpoint (int3)".into(),
         vector: Some(HOSTCALL_VECTOR),
         address: None,
         instruction: Some(frame.rip),
         symbol: place(frame.rip, symbols),
-        registers: Some(registers(&registers_in(&machine.regs()?, &frame))),
+        registers: Some(registers(&had)),
+        callers: callers(&had, view, symbols)?,
     }))
+}
+
+/// The functions that had called the one which the program was in.
+fn callers(
+    registers: &Registers,
+    view: View<'_>,
+    symbols: &Symbols,
+) -> Result<Vec<String>, VmmError> {
+    let places = unwind::backtrace(view, registers, symbols.frames())?;
+    let places = places.get(1..).unwrap_or_default();
+    let names = symbols.names(places).into_iter().zip(places);
+    Ok(names
+        .map(|(name, place)| name.unwrap_or_else(|| format!("{place:#x}")))
+        .collect())
 }
 
 fn place(instruction: u64, symbols: &Symbols) -> Option<String> {
@@ -339,15 +367,19 @@ pub(crate) fn of_abort(reason: u64, detail: u64, text: &str) -> Box<CrashReport>
             "Holm's library OS gave up, for a fault of its own or because the program damaged it: {text}"
         ),
         abort_reason::MALFORMED_RESPONSE => format!("the program's response is malformed: {text}"),
-        abort_reason::SIGNAL => match signal_name(detail) {
-            Some(name) => format!("the program was ended by {name}: {text}"),
-            None => format!("the program was ended by signal {detail}: {text}"),
-        },
+        abort_reason::SIGNAL => format!("{}: {text}", ended_by(detail)),
         abort_reason::DEADLOCK | abort_reason::NO_RESPONSE | abort_reason::OUT_OF_MEMORY => {
             text.to_owned()
         }
         _ => format!("the program gave up for an unknown reason ({reason}): {text}"),
     })
+}
+
+fn ended_by(signal: u64) -> String {
+    match signal_name(signal) {
+        Some(name) => format!("the program was ended by {name}"),
+        None => format!("the program was ended by signal {signal}"),
+    }
 }
 
 fn signal_name(signal: u64) -> Option<&'static str> {

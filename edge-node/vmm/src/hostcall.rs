@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
@@ -33,8 +33,9 @@ pub(crate) enum Action {
     Answered(Response),
     /// It goes on at this moment of the host's monotonic clock, in nanoseconds.
     Park(u64),
-    /// It took an exception: vector, error code, address, and where its registers are.
+    /// It took an exception, or a signal that nobody handles: vector, error code, address, and where its registers are.
     Fault {
+        signal: Option<u64>,
         vector: u8,
         error_code: u64,
         address: u64,
@@ -166,6 +167,7 @@ impl Exchange {
                 Action::Park(a)
             }
             Call::FAULT => Action::Fault {
+                signal: a.checked_sub(FIRST_SIGNAL),
                 vector: a as u8,
                 error_code: b,
                 address: c,

@@ -32,6 +32,7 @@ mod slot;
 mod snapshot;
 mod symbols;
 mod timer;
+mod unwind;
 
 pub use boot::{GuestConfig, PrepareError, Prepared, machine_image, prepare};
 pub use crash::CrashReport;

@@ -372,7 +372,7 @@ impl Runner {
             match exit {
                 Exit::Port(HOSTCALL_PORT) => {
                     if !self.came_through_gate()? {
-                        return crash(crash::of_breakpoint(&self.machine, symbols)?);
+                        return crash(crash::of_breakpoint(&self.machine, self.view()?, symbols)?);
                     }
                 }
                 Exit::Port(EXCEPTION_PORT) => {
@@ -407,12 +407,14 @@ impl Runner {
                     }
                 }
                 Action::Fault {
+                    signal,
                     vector,
                     error_code,
                     address,
                     registers,
                 } => {
                     let fault = crash::Fault {
+                        signal,
                         vector,
                         error_code,
                         address,

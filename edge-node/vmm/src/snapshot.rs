@@ -33,11 +33,12 @@ use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
 use crate::pagemap::Written;
 use crate::symbols::Symbols;
+use crate::unwind::FrameTables;
 use crate::{Hypervisor, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Most bytes of function names in a file.
@@ -108,6 +109,8 @@ struct Header {
     extended_state: String,
     wait_addr: u64,
     wait_bytes: u64,
+    /// The program's call frame information.
+    frames: FrameTables,
     symbol_bytes: u64,
 }
 
@@ -206,6 +209,7 @@ impl Snapshot {
             extended_state: hex::encode(xsave_bytes(&self.state.xsave)),
             wait_addr: self.wait.addr,
             wait_bytes: self.wait.bytes,
+            frames: self.symbols.frames(),
             symbol_bytes: symbols.len() as u64,
         };
         let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
@@ -328,7 +332,8 @@ impl Snapshot {
             gs_base: header.gs_base,
             xsave,
         };
-        let symbols = Symbols::from_text(String::from_utf8_lossy(&symbols).into_owned());
+        let symbols = String::from_utf8_lossy(&symbols).into_owned();
+        let symbols = Symbols::from_text(symbols, header.frames);
         let cpu_digest = hypervisor.inner.cpu_digest;
         Self::assemble(file, MEMORY_AT, layout, state, wait, symbols, cpu_digest)
     }

@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Function, boot, config};
-use holm_test_support::{guest, require_kvm};
+use holm_test_support::{guest, musl_guest, require_kvm};
 use holm_vmm::Failure;
 
 /// Asserts that each path of a guest fails with a text that contains what is given for it.
@@ -353,4 +353,29 @@ fn kvm_the_page_gate_gives_a_hostile_program_nothing_that_is_not_its_own() {
         );
     }
     assert_eq!(function.get("/ok"), "ok\n");
+}
+
+#[test]
+fn kvm_a_crash_tells_who_called_whom() {
+    if !require_kvm() {
+        return;
+    }
+    for path in [Some(guest("backtrace")), musl_guest("backtrace")]
+        .into_iter()
+        .flatten()
+    {
+        let mut guest = Function::new(&path);
+        for target in ["/null", "/abort", "/jump"] {
+            let report = guest.failure(target);
+            // What a crash in a library's depth passes through is its own matter; the order has to be right.
+            let places = ["by middle+", "by outermost+", "by main+"].map(|name| report.find(name));
+            assert!(
+                places[0].is_some() && places.is_sorted(),
+                "{target} of {}: {report}",
+                path.display()
+            );
+        }
+        let report = guest.failure("/smashed");
+        assert!(!report.contains("called by"), "{report}");
+    }
 }

@@ -10,7 +10,7 @@
 
 mod frame;
 
-use holm_hostcall::{FaultPage, Registers, abort_reason};
+use holm_hostcall::{Call, FIRST_SIGNAL, FaultPage, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult};
 use crate::threads::MAX_THREADS;
@@ -242,7 +242,7 @@ pub fn deliver(registers: &mut Registers, called: Option<u64>) {
         let action = state::signals().actions[signal as usize - 1];
         match action.handler {
             _ if state::signals().is_ignored(signal) => continue,
-            SIG_DFL => terminate(signal),
+            SIG_DFL => terminate(signal, registers),
             _ => {}
         }
         if let Some(number) = restart.take() {
@@ -316,13 +316,12 @@ fn give_up(cause: &Cause) -> ! {
     )
 }
 
-/// The end of the program.
-fn terminate(signal: u32) -> ! {
-    host::abort_with(
-        abort_reason::SIGNAL,
-        u64::from(signal),
-        format_args!("signal {signal}, for which the program has no handler"),
-    )
+/// The end of the program, with a report of its registers.
+fn terminate(signal: u32, registers: &Registers) -> ! {
+    let registers = core::ptr::from_ref(registers).addr() as u64;
+    let vector = FIRST_SIGNAL + u64::from(signal);
+    host::call(Call::FAULT, 0, [vector, 0, 0, registers]);
+    host::halt()
 }
 
 /// An exception of the program's: runs its handler. `false` if there is none that may run.

@@ -320,10 +320,14 @@ impl Call {
     pub const ABORT: Call = Call(7);
     /// Nothing to do before: `args = [monotonic_ns, 0, 0, 0]`. Returns at that time or later.
     pub const PARK: Call = Call(8);
-    /// The program took an exception that nobody handles: `args = [vector, error code, address,
-    /// registers]`, the last the address of [`Registers`]. Does not return.
+    /// The program took an exception or a signal that nobody handles: `args = [vector, error code, address,
+    /// registers]`, the last the address of [`Registers`]; the vector is [`FIRST_SIGNAL`] and the signal's
+    /// number for one that no exception led to. Does not return.
     pub const FAULT: Call = Call(9);
 }
+
+/// See [`Call::FAULT`]; above all vectors.
+pub const FIRST_SIGNAL: u64 = 256;
 
 /// Result of [`Call::WAIT_REQUEST`] in an instance that is kept: no more requests will come, and the program
 /// is to end, by SIGTERM. It is EINTR.
