@@ -6,6 +6,7 @@
 //! connection of the loopback interface. The guest's figures are the VMM's own, without HTTP before it.
 
 mod build;
+mod costs;
 mod guest;
 mod native;
 
@@ -202,10 +203,16 @@ pub(crate) fn run(workspace: &Path, only: &[String], json: bool) -> Result<()> {
             findings.push(examine(workspace, subject)?);
         }
     }
+    let costs = match only.is_empty() {
+        true => costs::measure(workspace).context("cannot measure what calls and faults cost")?,
+        false => Vec::new(),
+    };
     if json {
-        println!("{}", serde_json::to_string_pretty(&findings)?);
+        let all = serde_json::json!({ "programs": findings, "costs": costs });
+        println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
         print_table(&findings);
+        costs::print_table(&costs);
     }
     let failed: Vec<_> = findings
         .iter()
@@ -293,24 +300,27 @@ pub(crate) fn median(mut samples: Vec<Duration>) -> Duration {
 fn print_table(findings: &[Finding]) {
     println!(
         "| program | equal answers | ready: host ms | guest ms | snapshot KiB | pages per request | fresh \
-         µs | kept µs | host µs | fresh / host |"
+         µs | per s | kept µs | per s | host µs | per s | fresh / host |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- |{}", " ---: |".repeat(12));
     for one in findings {
         let equal = match one.problem.is_empty() {
             true => one.equal.to_string(),
             false => format!("{}, then not", one.equal),
         };
         println!(
-            "| {} | {equal} | {:.1} | {:.1} | {} | {} | {:.0} | {:.0} | {:.0} | {:.1} |",
+            "| {} | {equal} | {:.1} | {:.1} | {} | {} | {:.0} | {} | {:.0} | {} | {:.0} | {} | {:.1} |",
             one.program,
             one.ready_host_us as f64 / 1e3,
             one.ready_guest_us as f64 / 1e3,
             one.snapshot_kib,
             one.pages_per_request,
             one.fresh_us,
+            one.fresh_rps,
             one.kept_us,
+            one.kept_rps,
             one.host_us,
+            one.host_rps,
             one.fresh_us / one.host_us.max(0.001)
         );
     }
