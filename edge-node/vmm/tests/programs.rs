@@ -227,6 +227,24 @@ fn kvm_two_instances_of_a_snapshot_never_share_random_bytes() {
 }
 
 #[test]
+fn kvm_a_restore_is_a_fork_for_generators_that_look_out_for_one() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("wipes_on_restore", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..3 {
+            assert_eq!(guest.get("/"), "1 1 1 1 1\n");
+        }
+    });
+    let mut hello = Function::new(&function("hello"));
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..5 {
+        assert!(seen.insert(hello.get("/instance")), "{seen:?}");
+    }
+}
+
+#[test]
 fn kvm_a_sleeping_program_takes_its_time_and_no_cpu() {
     if !require_kvm() {
         return;

@@ -14,6 +14,7 @@ mod machine;
 mod sparse;
 #[cfg(test)]
 mod tests;
+mod wiped;
 
 use holm_hostcall::{BootPage, PAGE_BYTES};
 
@@ -23,6 +24,7 @@ use frames::Frames;
 pub use machine::{Guest, Machine, Protection, guest};
 pub use sparse::Refusal;
 use sparse::{Backing, Sparse, is_sparse};
+use wiped::Wiped;
 
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
@@ -33,6 +35,8 @@ const MAP_NORESERVE: u64 = 0x4000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
 const MREMAP_MAYMOVE: u64 = 1;
 const MADV_DONTNEED: u64 = 4;
+const MADV_WIPEONFORK: u64 = 18;
+const MADV_KEEPONFORK: u64 = 19;
 
 /// Larger mappings are not given program memory before they touch it.
 const MAX_EAGER_BYTES: u64 = 4 << 20;
@@ -52,6 +56,7 @@ pub struct Memory {
     arena: Arena,
     frames: Frames,
     sparse: Sparse,
+    wiped: Wiped,
 }
 
 fn page_up(bytes: u64) -> Option<u64> {
@@ -77,6 +82,7 @@ impl Memory {
             arena: Arena::new(),
             frames: Frames::new(),
             sparse: Sparse::new(),
+            wiped: Wiped::new(),
         }
     }
 
@@ -173,6 +179,9 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let (start, end) = pages(start, bytes)?;
+        if !keep {
+            self.wiped.remove(start, end)?;
+        }
         if !is_sparse(start) {
             self.arena.map_at(start, end, keep, machine)?;
             if protection != Protection::Write {
@@ -204,6 +213,7 @@ impl Memory {
         if start == end {
             return Err(Errno::EINVAL);
         }
+        self.wiped.remove(start, end)?;
         if is_sparse(start) {
             self.sparse.unmap(start, end, &mut self.frames, machine)?;
         } else {
@@ -316,7 +326,7 @@ impl Memory {
         Ok(())
     }
 
-    /// `madvise`: only MADV_DONTNEED has an effect that a program can see.
+    /// `madvise`: these have an effect that a program can see.
     pub fn advise(
         &mut self,
         start: u64,
@@ -325,14 +335,24 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let (start, end) = pages(start, bytes).map_err(|_| Errno::EINVAL)?;
-        if advice == MADV_DONTNEED && start < end {
-            if is_sparse(start) {
+        if start >= end {
+            return Ok(0);
+        }
+        match advice {
+            MADV_DONTNEED if is_sparse(start) => {
                 self.sparse.forget(start, end, &mut self.frames, machine);
-            } else {
-                self.arena.forget(start, end, machine);
             }
+            MADV_DONTNEED => self.arena.forget(start, end, machine),
+            MADV_WIPEONFORK => self.wiped.add(start, end)?,
+            MADV_KEEPONFORK => self.wiped.remove(start, end)?,
+            _ => {}
         }
         Ok(0)
+    }
+
+    /// The ranges that are to be zeroed when the snapshot goes on as another instance.
+    pub fn wiped(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        self.wiped.get()
     }
 
     /// Backs the page at `addr` of the sparse space for a read or a write of the program's.

@@ -3,7 +3,7 @@
 use holm_hostcall::Call;
 
 use crate::memory::guest;
-use crate::{host, state};
+use crate::{host, state, user};
 
 /// Waits for a request in a buffer of `capacity` bytes; gives the bytes of it, or a negative `errno`. Before
 /// the first one, does what each request would otherwise have to do for itself.
@@ -13,5 +13,20 @@ pub fn wait_for_request(buffer: u64, capacity: u64) -> i64 {
         *ready = true;
         state::memory().back_ahead(&mut guest());
     }
-    host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0])
+    let generation = host::generation();
+    let result = host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0]);
+    if host::generation() != generation {
+        wipe();
+    }
+    result
+}
+
+/// What a child of a fork would find zeroed is so in this instance of the snapshot.
+fn wipe() {
+    for (start, end) in state::memory().wiped() {
+        // What cannot be written holds nothing that the program could have put there.
+        if let Ok(bytes) = user::slice_mut(start, end - start) {
+            bytes.fill(0);
+        }
+    }
 }

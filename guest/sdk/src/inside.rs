@@ -21,12 +21,16 @@ const HEAD_BUFFER_BYTES: usize = 4 << 10;
 pub(crate) fn serve(door: Door, answer: &dyn Fn(Request<'_>) -> Response) -> io::Result<()> {
     let mut buffer = warm(REQUEST_BUFFER_BYTES);
     let mut head = warm(HEAD_BUFFER_BYTES);
+    let mut fresh = true;
     loop {
         let used = match door.wait_request(&mut buffer) {
             Ok(used) => used,
             Err(error) if -i64::from(error) == WAIT_ENDED => return Ok(()),
             Err(error) => return Err(io::Error::from_raw_os_error(error)),
         };
+        if std::mem::take(&mut fresh) {
+            crate::restored();
+        }
         let response = match complete(door, &mut buffer, used)? {
             Some(bytes) => match Request::new(decode(&buffer[..bytes])?) {
                 Some(request) => answer(request),

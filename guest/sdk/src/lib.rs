@@ -24,7 +24,8 @@
 //! - A handler that panics answers 500 with the message on standard error, which is the function's
 //!   log.
 //! - Bytes from [`random_bytes`] are never the same in two instances, although all instances start
-//!   from one snapshot. A random generator seeded before `serve` would repeat itself.
+//!   from one snapshot. A random generator seeded before `serve` would repeat itself: seed it in
+//!   [`on_restore`].
 //!
 //! The SDK does not do routing, TLS, HTTP/2 or asynchronous handlers: callers reach a function through a
 //! node, which does the first three, and an instance serves one request at a time.
@@ -37,6 +38,7 @@ mod response;
 
 use std::io::{self, Read as _, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use request::Request;
 pub use response::{IntoResponse, Response};
@@ -54,7 +56,31 @@ where
     let answer = |request: Request<'_>| answer(&handler, request);
     match holm_kernel_door::find() {
         Some(door) => inside::serve(door, &answer),
-        None => outside::serve(&answer),
+        None => {
+            restored();
+            outside::serve(&answer)
+        }
+    }
+}
+
+/// Has `hook` run in each new instance before its first request, in the order in which hooks were given:
+/// the place to seed generators, and to drop what must not be shared with other instances. Outside
+/// Holm it runs once, when [`serve`] begins.
+pub fn on_restore(hook: impl Fn() + Send + 'static) {
+    hooks().push(Box::new(hook));
+}
+
+type Hook = Box<dyn Fn() + Send>;
+
+fn hooks() -> MutexGuard<'static, Vec<Hook>> {
+    static HOOKS: Mutex<Vec<Hook>> = Mutex::new(Vec::new());
+    // A hook that panicked leaves the list as it was.
+    HOOKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn restored() {
+    for hook in hooks().iter() {
+        hook();
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `/echo` | the request's body |
 //! | `/sleep?ms=N` | the greeting, after N milliseconds, at most 60,000 |
 //! | `/state` | how many requests this instance has seen, this one included |
+//! | `/instance` | a number that no other instance has, set by a hook after the restore |
 //! | `/random` | 16 random bytes in hexadecimal |
 //!
 //! With `HELLO_CRASH=1` it aborts on every request: a version to try a rollout's gate with.
@@ -23,7 +24,16 @@ const MAX_SLEEP_MS: u64 = 60_000;
 /// Requests seen. A static in memory: under `isolation = "request"` every request finds it at 0.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
+/// Set in each instance anew, and by that different in each.
+static INSTANCE: AtomicU64 = AtomicU64::new(0);
+
 fn main() -> std::io::Result<()> {
+    holm_sdk::on_restore(|| {
+        let mut bytes = [0; 8];
+        if holm_sdk::random_bytes(&mut bytes).is_ok() {
+            INSTANCE.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+    });
     let version = env::var("HELLO_VERSION").unwrap_or_else(|_| "v1".to_owned());
     let crash = env::var("HELLO_CRASH").is_ok_and(|value| value == "1");
     let greeting = format!("hello from {version}\n");
@@ -56,6 +66,7 @@ fn answer(request: &Request, greeting: &str) -> std::io::Result<Response> {
             }
             None => Response::text("say how long: /sleep?ms=100\n").status(400),
         },
+        "/instance" => Response::text(format!("{}\n", INSTANCE.load(Ordering::Relaxed))),
         "/state" => Response::text(format!("{seen}\n")),
         "/random" => {
             let mut bytes = [0; 16];

@@ -1,0 +1,97 @@
+//! Ranges that a child of a fork would find zeroed (MADV_WIPEONFORK). A restore is a fork of that kind: the
+//! one snapshot goes on as many instances. User-space generators, such as that of BoringSSL and AWS-LC, mark
+//! a page in this way to learn that they have to be seeded anew.
+
+use crate::errno::Errno;
+
+/// Most ranges.
+const MAX_RANGES: usize = 16;
+
+/// The ranges, by address, none of them empty.
+pub(super) struct Wiped {
+    ranges: [(u64, u64); MAX_RANGES],
+    count: usize,
+}
+
+impl Wiped {
+    pub(super) const fn new() -> Self {
+        Wiped {
+            ranges: [(0, 0); MAX_RANGES],
+            count: 0,
+        }
+    }
+
+    /// ENOMEM where there is no room for another, as Linux says where a mapping cannot be split.
+    pub(super) fn add(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        self.remove(start, end)?;
+        self.push(start, end)
+    }
+
+    fn push(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let room = self.ranges.get_mut(self.count).ok_or(Errno::ENOMEM)?;
+        *room = (start, end);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// What is there now is not what was marked.
+    pub(super) fn remove(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let mut at = 0;
+        while at < self.count {
+            let (from, to) = self.ranges[at];
+            if to <= start || end <= from {
+                at += 1;
+                continue;
+            }
+            self.count -= 1;
+            self.ranges[at] = self.ranges[self.count];
+            if from < start {
+                self.push(from, start)?;
+            }
+            if end < to {
+                self.push(end, to)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        self.ranges.into_iter().take(self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(wiped: &Wiped) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<_> = wiped.get().collect();
+        ranges.sort_unstable();
+        ranges
+    }
+
+    #[test]
+    fn what_is_removed_from_the_middle_leaves_both_ends() {
+        let mut wiped = Wiped::new();
+        wiped.add(10, 20).unwrap();
+        wiped.add(30, 40).unwrap();
+        wiped.remove(15, 17).unwrap();
+        assert_eq!(sorted(&wiped), [(10, 15), (17, 20), (30, 40)]);
+        wiped.remove(0, 32).unwrap();
+        assert_eq!(sorted(&wiped), [(32, 40)]);
+        wiped.add(32, 36).unwrap();
+        assert_eq!(sorted(&wiped), [(32, 36), (36, 40)]);
+        wiped.remove(0, u64::MAX).unwrap();
+        assert!(sorted(&wiped).is_empty());
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_and_no_more() {
+        let mut wiped = Wiped::new();
+        for n in 0..MAX_RANGES as u64 {
+            wiped.add(n * 10, n * 10 + 5).unwrap();
+        }
+        assert_eq!(wiped.add(1000, 1001), Err(Errno::ENOMEM));
+        assert_eq!(sorted(&wiped).len(), MAX_RANGES);
+    }
+}
