@@ -21,6 +21,7 @@ mod ca;
 mod clock;
 mod ledger;
 mod limits;
+mod logs;
 mod nodes;
 mod registry;
 mod rollout;

@@ -76,6 +76,10 @@ pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
 /// How often a rollout is looked at while one is running.
 pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 
+/// Most bytes of one function's log that are kept.
+pub(crate) const MAX_LOG_BYTES_OF_FUNCTION: usize = 1 << 20;
+/// Most bytes of all functions' logs that are kept.
+pub(crate) const MAX_LOG_BYTES: usize = 64 << 20;
 /// Rows of the ledger in one page, if the request does not say.
 pub(crate) const DEFAULT_PAGE_ROWS: usize = 1000;
 /// Rows in one SQL statement of the ledger.

@@ -19,6 +19,7 @@ use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token};
 use crate::clock::{Clock, millis};
 use crate::ledger::Ledger;
 use crate::limits::LAST_SEEN_EVERY;
+use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
@@ -143,6 +144,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let rollouts = Arc::new(Rollouts::load(store.clone(), fleet.clone(), clock, timing).await?);
     let registry = Registry::new(store.clone(), artifacts, clock);
     let ledger = Ledger::new(store.clone());
+    let logs = Arc::new(Logs::default());
 
     let http = |source| StartError::Http {
         address: config.http_listen,
@@ -171,6 +173,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         fleet: fleet.clone(),
         ledger: ledger.clone(),
+        logs: logs.clone(),
         registry: registry.clone(),
         target: rollouts.target(),
         clock,
@@ -181,6 +184,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         rollouts: rollouts.clone(),
         fleet: fleet.clone(),
         ledger,
+        logs,
         joins: joins.clone(),
         clock,
         uploads: api::upload_turns(),

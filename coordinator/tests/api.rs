@@ -8,7 +8,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use common::http::Client;
 use common::node::TestNode;
 use common::{Coordinator, Publisher, until};
-use holm_model::api::{FunctionView, Health, RouteView, TenantView};
+use holm_model::api::{FunctionView, Health, LogPage, RouteView, TenantView};
+use holm_model::control::LogEntry;
+use holm_model::ids::RequestId;
 use serde_json::json;
 
 #[tokio::test]
@@ -31,6 +33,7 @@ async fn health_needs_no_token_and_everything_else_does() {
         ("PUT", "/v1/artifacts/x"),
         ("GET", "/v1/functions"),
         ("POST", "/v1/rollouts/1/abort"),
+        ("GET", "/v1/functions/acme/hello/logs"),
         ("GET", "/v1/usage"),
         ("GET", "/v1/usage/audit"),
         ("GET", "/v1/usage/records"),
@@ -377,4 +380,54 @@ async fn a_shutdown_is_orderly_and_tells_the_nodes() {
     );
     coordinator.restart().await;
     assert_eq!(coordinator.nodes().await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_functions_write_can_be_read_page_by_page_and_by_request() {
+    let coordinator = Coordinator::start().await;
+    let node = TestNode::start(&coordinator, "n1", 1).await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let version = publisher.publish(&coordinator, "").await.version;
+    for n in 1..=3 {
+        node.log(LogEntry {
+            function: "acme/hello".parse().unwrap(),
+            version,
+            request: RequestId([n; 16]),
+            at_ms: 1_700_000_000_000,
+            failed: n == 3,
+            text: format!("line {n}\u{1b}[2J"),
+        });
+    }
+    let path = "/v1/functions/acme/hello/logs";
+    let client = &coordinator.client;
+    until("all entries are there", async || {
+        client.get(path).await.expect::<LogPage>(200).entries.len() == 3
+    })
+    .await;
+    let last: LogPage = client.get(&format!("{path}?limit=1")).await.expect(200);
+    assert_eq!(last.entries[0].text, "line 3\u{fffd}[2J");
+    assert!(last.entries[0].failed && last.entries[0].node.as_str() == "n1");
+    assert_eq!(last.dropped, 3);
+    let first: LogPage = client
+        .get(&format!("{path}?after=0&limit=2"))
+        .await
+        .expect(200);
+    let rest: LogPage = client
+        .get(&format!("{path}?after={}", first.next))
+        .await
+        .expect(200);
+    assert_eq!((first.entries.len(), &rest.entries), (2, &last.entries));
+    let request = RequestId([2; 16]);
+    let one: LogPage = client
+        .get(&format!("{path}?request={request}"))
+        .await
+        .expect(200);
+    assert!(one.entries.len() == 1 && one.entries[0].request == request);
+    for (query, status) in [("?limit=0", 400), ("?request=x", 400), ("?lines=1", 400)] {
+        client.get(&format!("{path}{query}")).await.problem(status);
+    }
+    client
+        .get("/v1/functions/acme/nothing/logs")
+        .await
+        .problem(404);
 }

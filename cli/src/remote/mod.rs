@@ -7,6 +7,7 @@
 //! | [`rollout`] | `versions`, `rollout`, `rollback` |
 //! | [`fleet`] | `nodes`, `tenants`, `login` |
 //! | [`invoke`] | `route`, `invoke` |
+//! | [`logs`] | `logs` |
 //! | [`usage`] | `usage` |
 //!
 //! The rest serves them: [`settings`] finds the coordinator and the token, [`client`] speaks its API,
@@ -19,6 +20,7 @@ pub(crate) mod edge;
 pub(crate) mod fleet;
 pub(crate) mod invoke;
 pub(crate) mod key;
+pub(crate) mod logs;
 pub(crate) mod rollout;
 pub(crate) mod settings;
 pub(crate) mod table;
@@ -44,6 +46,8 @@ pub(crate) enum Command {
     Invoke(invoke::InvokeArgs),
     /// Tell which node a caller is sent to, and why.
     Route(invoke::RouteArgs),
+    /// Print what a function wrote and why it failed, on all nodes.
+    Logs(logs::LogsArgs),
     /// Look at the nodes of the fleet, and let new ones join.
     Nodes(fleet::NodesArgs),
     /// Look after tenants and the keys that may publish for them.
@@ -73,6 +77,7 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Rollback(args) => rollout::rollback(args, output).await,
             Command::Invoke(args) => invoke::run(args, output).await,
             Command::Route(args) => invoke::route(args, output).await,
+            Command::Logs(args) => logs::run(args, output).await,
             Command::Nodes(args) => fleet::nodes(args, output).await,
             Command::Tenants(args) => fleet::tenants(args, output).await,
             Command::Usage(args) => usage::run(args, output).await,

@@ -8,6 +8,7 @@ mod catalogue;
 mod fleet;
 mod input;
 mod listener;
+mod logs;
 mod problem;
 mod rollouts;
 mod usage;
@@ -33,6 +34,7 @@ use crate::ca::Joins;
 use crate::clock::Clock;
 use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
+use crate::logs::Logs;
 use crate::nodes::Fleet;
 use crate::registry::Registry;
 use crate::rollout::Rollouts;
@@ -45,6 +47,7 @@ pub(crate) struct Api {
     pub(crate) rollouts: Arc<Rollouts>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) ledger: Ledger,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
     pub(crate) clock: Clock,
     pub(crate) uploads: Semaphore,
@@ -89,6 +92,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             "/v1/functions/{tenant}/{function}/rollback",
             post(rollouts::roll_back),
         )
+        .route("/v1/functions/{tenant}/{function}/logs", get(logs::page))
         .route("/v1/rollouts/{id}", get(rollouts::get_one))
         .route("/v1/rollouts/{id}/abort", post(rollouts::abort))
         .route("/v1/usage", get(usage::sums))

@@ -150,7 +150,9 @@ async fn open(
         *control = Some(send);
         match frames::expect(&mut recv).await? {
             NodeMessage::Hello(hello) => Ok((hello, recv)),
-            NodeMessage::Observed(_) | NodeMessage::Report(_) => Err(LinkError::NoHello),
+            NodeMessage::Observed(_) | NodeMessage::Report(_) | NodeMessage::Logs(_) => {
+                Err(LinkError::NoHello)
+            }
         }
     };
     let (hello, recv) = timeout(LINK_OPENING, hello)
@@ -245,6 +247,7 @@ impl Link<'_> {
                         .fleet
                         .reported(self.name, self.session, &report);
                 }
+                NodeMessage::Logs(batch) => self.services.logs.add(self.name, batch),
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::limits::{
     LINK_FAREWELL, LINK_IDLE, LINK_KEEP_ALIVE, LINK_OPENING, LINK_WINDOW_BYTES, MAX_BULK_STREAMS,
     MAX_CLOSE_BYTES, MAX_QUIC_CONNECTIONS,
 };
+use crate::logs::Logs;
 use crate::registry::Registry;
 use crate::rollout::Target;
 use crate::store::Store;
@@ -63,6 +64,7 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) ledger: Ledger,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) registry: Registry,
     pub(crate) target: watch::Receiver<Arc<Target>>,
     pub(crate) clock: Clock,

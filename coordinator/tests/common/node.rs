@@ -9,8 +9,8 @@ use std::time::Duration;
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
-    JOIN_ALPN, JoinAnswer, JoinRequest, NodeMessage, Observed, ObservedVersion, Report,
-    VersionReport, VersionState,
+    JOIN_ALPN, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion,
+    Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;
@@ -196,7 +196,7 @@ pub struct Behaviour {
 pub struct TestNode {
     pub identity: Identity,
     pub behaviour: Arc<Mutex<Behaviour>>,
-    reports: mpsc::UnboundedSender<Report>,
+    says: mpsc::UnboundedSender<NodeMessage>,
     task: JoinHandle<()>,
 }
 
@@ -218,7 +218,7 @@ impl TestNode {
 
     pub fn run(quic: SocketAddr, identity: Identity, hello: Hello) -> Self {
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
-        let (reports, mut pending) = mpsc::unbounded_channel();
+        let (says, mut pending) = mpsc::unbounded_channel();
         let (own, shared) = (identity.clone(), behaviour.clone());
         let task = tokio::spawn(async move {
             loop {
@@ -229,7 +229,7 @@ impl TestNode {
         TestNode {
             identity,
             behaviour,
-            reports,
+            says,
             task,
         }
     }
@@ -243,12 +243,20 @@ impl TestNode {
             outcomes,
             run_ns: 1,
         }];
-        self.reports
-            .send(Report {
-                versions,
-                free_slots: 1,
-            })
-            .unwrap();
+        let report = Report {
+            versions,
+            free_slots: 1,
+        };
+        self.says.send(NodeMessage::Report(report)).unwrap();
+    }
+
+    /// Tells what a program wrote.
+    pub fn log(&self, entry: LogEntry) {
+        let batch = LogBatch {
+            entries: vec![entry],
+            dropped: 1,
+        };
+        self.says.send(NodeMessage::Logs(batch)).unwrap();
     }
 
     /// The version that requests go to now.
@@ -274,7 +282,7 @@ async fn live(
     identity: &Identity,
     hello: Hello,
     behaviour: &Mutex<Behaviour>,
-    reports: &mut mpsc::UnboundedReceiver<Report>,
+    to_say: &mut mpsc::UnboundedReceiver<NodeMessage>,
 ) -> Option<()> {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
     endpoint.set_default_client_config(client_config(ALPN, Some(identity)));
@@ -305,7 +313,7 @@ async fn live(
                 Some(_) => continue,
                 None => break,
             },
-            Some(report) = reports.recv() => NodeMessage::Report(report),
+            Some(message) = to_say.recv() => message,
         };
         if send
             .write_all(&codec::encode(&message).unwrap())

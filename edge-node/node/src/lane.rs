@@ -10,6 +10,7 @@ use hyper::header::HeaderValue;
 use tokio::sync::watch;
 
 use crate::deploy::routes::Table;
+use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::pool::Pool;
 use crate::pool::core::Key;
@@ -29,6 +30,7 @@ pub(crate) struct Shared {
     pub(crate) domain: Option<String>,
     pub(crate) workers: Workers,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) observed: watch::Receiver<Observed>,
     pub(crate) slots: usize,
 }

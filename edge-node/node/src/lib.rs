@@ -15,6 +15,7 @@ mod ingress;
 mod join;
 mod lane;
 pub mod limits;
+mod logs;
 mod meter;
 mod node;
 mod pool;

@@ -48,6 +48,8 @@ pub const MAX_SLOTS_PER_THREAD: usize = 1024;
 pub const SLOT_RETRY: Duration = Duration::from_secs(1);
 /// Most bytes of what a program wrote during one invocation that go to the node's log.
 pub const MAX_LOGGED_BYTES: usize = 4 << 10;
+/// Most bytes of entries of the log that wait for the coordinator.
+pub const MAX_LOG_QUEUE_BYTES: usize = 512 << 10;
 
 /// How long a program may take from its start to its first wait for a request.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);

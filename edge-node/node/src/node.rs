@@ -29,6 +29,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
 use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_SLOTS_PER_THREAD};
+use crate::logs::Logs;
 use crate::meter::journal::{Journal, JournalError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
@@ -151,6 +152,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
 
     let (opened, published) = deploy::open(dir)?;
     let tally = Arc::new(Tally::new(threads));
+    let logs = Arc::new(Logs::default());
     let coordinator = config
         .coordinator
         .clone()
@@ -172,6 +174,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         published.observed.clone(),
         desired,
         tally.clone(),
+        logs.clone(),
     );
     let means = Means {
         hypervisor: hypervisor.clone(),
@@ -190,6 +193,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         domain: config.domain.clone(),
         workers,
         tally,
+        logs,
         observed: published.observed,
         slots: slots * threads,
     });

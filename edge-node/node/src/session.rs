@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::limits::{LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
+use crate::logs::Logs;
 use crate::tally::Tally;
 use crate::wire::{self, DialError, WireError};
 
@@ -91,6 +92,7 @@ pub(crate) struct Session {
     pub(crate) observed: watch::Receiver<Observed>,
     pub(crate) desired: watch::Sender<Option<Desired>>,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) logs: Arc<Logs>,
     connection: watch::Sender<Option<Connection>>,
 }
 
@@ -104,6 +106,7 @@ impl Session {
         observed: watch::Receiver<Observed>,
         desired: watch::Sender<Option<Desired>>,
         tally: Arc<Tally>,
+        logs: Arc<Logs>,
     ) -> (Self, Link) {
         let (connection, link) = watch::channel(None);
         let session = Session {
@@ -114,6 +117,7 @@ impl Session {
             observed,
             desired,
             tally,
+            logs,
             connection,
         };
         (session, Link(link))
@@ -194,6 +198,9 @@ impl Session {
                     if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
                         quiet_ticks = 0;
                         wire::send(to, &NodeMessage::Report(report)).await?;
+                    }
+                    if let Some(batch) = self.logs.take() {
+                        wire::send(to, &NodeMessage::Logs(batch)).await?;
                     }
                 }
             }

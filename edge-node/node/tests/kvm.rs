@@ -717,6 +717,22 @@ async fn kvm_the_coordinator_hears_how_invocations_went() {
             .is_some_and(|report| report.free_slots == 8)
     })
     .await;
+    until("why one crashed is told, with its request", || {
+        let state = coordinator.state();
+        let told = state
+            .logs
+            .iter()
+            .filter(|entry| entry.failed)
+            .collect::<Vec<_>>();
+        let of = |request| {
+            state
+                .ledger
+                .iter()
+                .any(|row| row.request == request && row.outcome == Outcome::Crash)
+        };
+        told.len() == 1 && told[0].text.contains("called by") && of(told[0].request)
+    })
+    .await;
     let hello = coordinator.state().hello.clone().unwrap();
     assert_eq!(hello.ingress_url, format!("http://{}", node.addr()));
     assert_eq!((hello.region.as_str(), hello.boot_epoch), ("test", 1));

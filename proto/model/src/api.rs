@@ -20,6 +20,7 @@
 //! | `POST /v1/rollouts/{id}/abort` | | 200 `RolloutView` |
 //! | `POST /v1/functions/{tenant}/{function}/rollback` | | 201 `RolloutView` |
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
+//! | `GET /v1/functions/{tenant}/{function}/logs?request=&after=&limit=` | | 200 `LogPage` |
 //! | `GET /v1/usage?tenant=&function=&by=function` | | 200 `Vec<UsageView>` |
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
 //! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
@@ -29,7 +30,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
-use crate::ids::{Digest, FunctionName, Name, VersionId};
+use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::usage::UsageRecord;
 
@@ -54,6 +55,36 @@ pub struct Health {
     pub software: String,
     /// Milliseconds since 1970 UTC.
     pub now_ms: u64,
+}
+
+/// Entries of a function's log, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPage {
+    /// The entries.
+    pub entries: Vec<LogView>,
+    /// For `after`, to get what comes later.
+    pub next: u64,
+    /// Entries of any function that nodes had to drop since the coordinator's start.
+    pub dropped: u64,
+}
+
+/// What a program wrote during one invocation, or why that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogView {
+    /// Rises with every entry that reaches the coordinator.
+    pub sequence: u64,
+    /// Where it ran.
+    pub node: Name,
+    /// The version.
+    pub version: VersionId,
+    /// The invocation's request.
+    pub request: RequestId,
+    /// Milliseconds since 1970 UTC by the node's clock.
+    pub at_ms: u64,
+    /// It is the reason of a failure, and not what the program wrote.
+    pub failed: bool,
+    /// The text.
+    pub text: String,
 }
 
 /// Asks for a join token.

@@ -15,7 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{PublisherKey, SignedVersion};
-use crate::ids::{Digest, FunctionName, Name, VersionId};
+use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::usage::{Outcome, UsageRecord};
 
@@ -38,6 +38,8 @@ pub enum NodeMessage {
     /// How invocations went since the last such message; about once a second while there are any,
     /// and with all zero at least every [`crate::control::REPORT_SECONDS`] otherwise.
     Report(Report),
+    /// What programs wrote and why they failed, about once a second while there is anything.
+    Logs(LogBatch),
 }
 
 /// Longest time between two reports of a node.
@@ -116,6 +118,32 @@ pub struct VersionReport {
     pub outcomes: Vec<(Outcome, u64)>,
     /// Sum of their run times.
     pub run_ns: u64,
+}
+
+/// Entries of the log, oldest first; together at most [`crate::limits::MAX_LOG_BATCH_BYTES`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogBatch {
+    /// The entries.
+    pub entries: Vec<LogEntry>,
+    /// Entries that were dropped since the last batch because there were too many.
+    pub dropped: u64,
+}
+
+/// What a program wrote during one invocation, or why that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// The function.
+    pub function: FunctionName,
+    /// The version.
+    pub version: VersionId,
+    /// The invocation's request.
+    pub request: RequestId,
+    /// Milliseconds since 1970 UTC by the node's clock, when the entry was made.
+    pub at_ms: u64,
+    /// It is the reason of a failure, and not what the program wrote.
+    pub failed: bool,
+    /// At most [`crate::limits::MAX_LOG_ENTRY_BYTES`].
+    pub text: String,
 }
 
 /// From coordinator to node on the control stream.

@@ -67,6 +67,10 @@ pub const MAX_PROGRAM_HEADERS: usize = 64;
 pub const MAX_CONTROL_FRAME_BYTES: usize = 4 << 20;
 /// Most usage records in a batch.
 pub const MAX_USAGE_BATCH: usize = 4096;
+/// Longest text of one entry of the log.
+pub const MAX_LOG_ENTRY_BYTES: usize = 4 << 10;
+/// Texts in one batch of entries of the log, together.
+pub const MAX_LOG_BATCH_BYTES: usize = 64 << 10;
 
 const _: () = {
     assert!(MIN_MEMORY_BYTES <= DEFAULT_MEMORY_BYTES && DEFAULT_MEMORY_BYTES <= MAX_MEMORY_BYTES);

@@ -98,6 +98,17 @@ fn node_messages() -> Vec<NodeMessage> {
             }],
             free_slots: 12,
         }),
+        NodeMessage::Logs(LogBatch {
+            entries: vec![LogEntry {
+                function: function(),
+                version: Digest([1; 32]),
+                request: RequestId([2; 16]),
+                at_ms: 1_700_000_000_000,
+                failed: true,
+                text: "a\n".into(),
+            }],
+            dropped: 7,
+        }),
     ]
 }
 
@@ -211,11 +222,12 @@ fn join_messages_have_the_bytes_of_version_1() {
 /// Fails to compile when a message is added, so that it is added above as well.
 #[test]
 fn every_kind_of_message_is_in_the_lists() {
-    let node = node_messages().iter().fold([0; 3], |mut seen, message| {
+    let node = node_messages().iter().fold([0; 4], |mut seen, message| {
         seen[match message {
             NodeMessage::Hello(_) => 0,
             NodeMessage::Observed(_) => 1,
             NodeMessage::Report(_) => 2,
+            NodeMessage::Logs(_) => 3,
         }] += 1;
         seen
     });
@@ -237,7 +249,8 @@ fn every_kind_of_message_is_in_the_lists() {
         }] += 1;
         seen
     });
-    assert_eq!([node, coordinator, bulk], [[1; 3]; 3]);
+    assert_eq!(node, [1; 4]);
+    assert_eq!([coordinator, bulk], [[1; 3]; 2]);
     for request in bulk_requests() {
         match request {
             BulkRequest::FetchArtifact { .. } | BulkRequest::Usage { .. } => {}

@@ -60,7 +60,7 @@ pub(crate) async fn carry(
             let (ending, left) =
                 invoke(&lane, &live, &call, lease, deadline, &mut reply, &mut cost).await;
             remains = Some(left);
-            concluded(ending, &live, &call)
+            concluded(&lane, ending, &live, &call)
         }
     };
     let answer = answer.map(|answer| match answer {
@@ -139,6 +139,7 @@ fn turned_away(refusal: Refusal, live: &Live) -> (Outcome, Option<Result<Answer,
 }
 
 fn concluded(
+    lane: &Lane,
     ending: Ending,
     live: &Live,
     call: &Call,
@@ -153,6 +154,7 @@ fn concluded(
             Ok(answer) => (Outcome::Answered, Some(Ok(answer))),
             Err(why) => {
                 tracing::warn!(%function, version, %request, why, "the function's answer is not HTTP");
+                lane.shared.logs.add(live, request, true, &why);
                 (Outcome::Crash, Some(Err(Problem::BadAnswer(name(), why))))
             }
         },
@@ -163,7 +165,10 @@ fn concluded(
                 Outcome::PlatformFault => {
                     tracing::error!(%function, version, %request, report, "the node failed a request");
                 }
-                _ => tracing::warn!(%function, version, %request, report, "the function failed"),
+                _ => {
+                    tracing::warn!(%function, version, %request, report, "the function failed");
+                    lane.shared.logs.add(live, request, true, &report);
+                }
             }
             let problem = match failure {
                 Failure::Crash(_) => Problem::Crashed(name()),
@@ -188,13 +193,13 @@ async fn retire(lane: &Rc<Lane>, live: &Arc<Live>, id: RequestId, remains: Remai
     match remains {
         Remains::Broken(slot, at) => {
             let slot = slot.map(|mut slot| {
-                log(live, id, &mut slot);
+                log(lane, live, id, &mut slot);
                 slot
             });
             lane.pool.discard(slot, at);
         }
         Remains::Answered(mut slot, at) if live.isolation == Isolation::Instance => {
-            log(live, id, &mut slot);
+            log(lane, live, id, &mut slot);
             // It may take a while to get to its next wait, so not on this thread.
             match lane.shared.workers.again(slot).await {
                 Ok((slot, Ok(()))) if lane.serves(live.key) => {
@@ -211,12 +216,12 @@ async fn retire(lane: &Rc<Lane>, live: &Arc<Live>, id: RequestId, remains: Remai
             }
         }
         Remains::Answered(mut slot, at) => {
-            log(live, id, &mut slot);
+            log(lane, live, id, &mut slot);
             let fresh = slot.reset();
             give_back(lane, live, slot, at, fresh);
         }
         Remains::Stopped(mut slot, at) => {
-            log(live, id, &mut slot);
+            log(lane, live, id, &mut slot);
             // A guest in the middle of something cannot be reset, but can be replaced.
             let fresh = slot.load(&live.snapshot);
             give_back(lane, live, slot, at, fresh);
@@ -235,7 +240,7 @@ fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId, fresh: Resul
 }
 
 /// Passes on what the program wrote.
-fn log(live: &Live, request: RequestId, slot: &mut Slot) {
+fn log(lane: &Lane, live: &Live, request: RequestId, slot: &mut Slot) {
     let log = slot.take_log();
     if log.is_empty() {
         return;
@@ -245,6 +250,7 @@ fn log(live: &Live, request: RequestId, slot: &mut Slot) {
     let text = String::from_utf8_lossy(shown);
     let cut_bytes = log.len() - shown.len();
     tracing::info!(target: "holm::function", %function, version, %request, cut_bytes, text = text.trim_end());
+    lane.shared.logs.add(live, request, false, &text);
 }
 
 fn put_id(headers: &mut HeaderMap, lane: &Lane, id: RequestId) {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
-    JOIN_ALPN, JoinAnswer, JoinRequest, NodeMessage, Observed, Report, VersionState,
+    JOIN_ALPN, JoinAnswer, JoinRequest, LogEntry, NodeMessage, Observed, Report, VersionState,
 };
 use holm_model::ids::{Digest, VersionId};
 use holm_model::join::JoinToken;
@@ -31,6 +31,7 @@ pub struct State {
     pub hello: Option<Hello>,
     pub observed: Observed,
     pub reports: Vec<Report>,
+    pub logs: Vec<LogEntry>,
     /// Rows in the ledger, by (epoch, sequence).
     pub ledger: Vec<UsageRecord>,
     pub duplicates: usize,
@@ -266,6 +267,7 @@ async fn session(
                 NodeMessage::Hello(_) => panic!("a second hello"),
                 NodeMessage::Observed(observed) => told.lock().unwrap().observed = observed,
                 NodeMessage::Report(report) => told.lock().unwrap().reports.push(report),
+                NodeMessage::Logs(batch) => told.lock().unwrap().logs.extend(batch.entries),
             }
         }
     };
