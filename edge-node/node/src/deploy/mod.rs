@@ -12,6 +12,7 @@ mod store;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use holm_model::artifact::VerifiedVersion;
@@ -24,7 +25,7 @@ use tokio::task::AbortHandle;
 use self::core::{Action, Event, Reconciler};
 use self::routes::{Live, Table};
 use self::store::DeployStore;
-use crate::files::FileError;
+use crate::files::{self, FileError};
 use crate::meter::Meter;
 use crate::pool::core::Key;
 use crate::session::Link;
@@ -221,7 +222,9 @@ impl Deployer {
                     if let Some(task) = self.under_way.remove(&version) {
                         task.abort();
                     }
-                    self.live.remove(&version);
+                    if let Some(live) = self.live.remove(&version) {
+                        live.dropped.store(true, Ordering::SeqCst);
+                    }
                     self.verified.remove(&version);
                     if let Err(error) = self.store.remove(version, artifact) {
                         tracing::warn!(%error, "a file of a dropped version stays until the next start");
@@ -342,9 +345,14 @@ impl Deployer {
             return;
         }
         tokio::task::spawn_blocking(move || {
-            // If the version is dropped meanwhile, the next start's sweep removes the file.
             if let Err(error) = live.snapshot.save(&path) {
                 tracing::warn!(function = %live.function, %error, "a restart will have to boot it again");
+            }
+            // If the version was dropped meanwhile, its file was looked for before it was there.
+            if live.dropped.load(Ordering::SeqCst)
+                && let Err(error) = files::remove_if_there(&path)
+            {
+                tracing::warn!(%error, "a file of a dropped version stays until the next start");
             }
         });
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use holm_model::artifact::Statement;
@@ -37,6 +37,8 @@ pub(crate) struct Live {
     /// Requests that wait for a permit or a slot.
     pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) counts: Arc<Counts>,
+    /// The node is not to have it any more: its files go.
+    pub(crate) dropped: AtomicBool,
 }
 
 impl Live {
@@ -64,6 +66,7 @@ impl Live {
             permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),
             waiting: Arc::default(),
             counts,
+            dropped: AtomicBool::new(false),
         }
     }
 
