@@ -36,6 +36,7 @@
 #![forbid(unsafe_code)]
 
 pub mod message;
+pub mod tree;
 
 /// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
 /// its own.
