@@ -81,6 +81,9 @@ struct Context {
     mask: u64,
 }
 
+/// The parts of the extended state that a guest may have: x87, SSE, AVX and AVX-512.
+const PARTS: u64 = 0b1110_0111;
+
 /// `struct siginfo`
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -123,12 +126,14 @@ fn extended_state() -> (u64, u64) {
     let known = state::extended_state();
     if known.0 == 0 {
         let leaf = core::arch::x86_64::__cpuid_count(0xD, 0);
+        // Where CPL 3 runs natively, the CPU may tell of more parts than this guest has: those of the host.
         // SAFETY: the host has set CR4.OSXSAVE.
-        let parts = unsafe {
-            let (low, high): (u32, u32);
-            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-            u64::from(low) | u64::from(high) << 32
-        };
+        let parts = PARTS
+            & unsafe {
+                let (low, high): (u32, u32);
+                asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+                u64::from(low) | u64::from(high) << 32
+            };
         *known = (u64::from(leaf.ebx), parts);
     }
     *known
