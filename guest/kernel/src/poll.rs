@@ -53,6 +53,7 @@ fn ready(open: Open) -> u32 {
         | Object::Zero
         | Object::Random
         | Object::File(_)
+        | Object::Brought(_)
         | Object::Made(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Socket(_) => POLLOUT | POLLHUP,
@@ -216,7 +217,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     let object = state::files().index(descriptor)?;
     if matches!(
         state::files().object(object).object,
-        Object::File(_) | Object::Made(_) | Object::Directory(_)
+        Object::File(_) | Object::Brought(_) | Object::Made(_) | Object::Directory(_)
     ) {
         // As on Linux: a file is always ready.
         return Err(Errno::EPERM);

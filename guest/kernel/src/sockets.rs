@@ -7,6 +7,11 @@
 //! ```
 //! There is one request at a time. The first wait is the snapshot point, so under isolation by
 //! request a guest only ever goes once from left to right.
+//!
+//! A program that is run as under inetd has the connection from the start, before there is a request:
+//! ```text
+//!   [expected] ──first use of the connection waits: WAIT_REQUEST──▶ [open] ──▶ [answered]
+//! ```
 
 use holm_hostcall::message::{Malformed, Request, SliceSink};
 use holm_hostcall::{Call, abort_reason, respond_flags};
@@ -35,6 +40,8 @@ const MSG_DONTWAIT: u64 = 0x40;
 enum Phase {
     /// No request.
     Idle,
+    /// The program has a connection whose request has yet to come.
+    Expected,
     /// A request that the program has not accepted yet.
     Pending,
     /// Accepted and not answered in full.
@@ -109,6 +116,17 @@ impl Server {
         }
     }
 
+    /// The program has its one connection before its request; gives the connection's id.
+    pub fn expect(&mut self) -> u32 {
+        self.phase = Phase::Expected;
+        self.id
+    }
+
+    /// Whether the request of connection `id` has yet to come.
+    fn is_expected(&self, id: u32) -> bool {
+        id == self.id && self.phase == Phase::Expected
+    }
+
     /// Whether a request waits to be accepted.
     pub fn is_pending(&self) -> bool {
         self.phase == Phase::Pending
@@ -127,6 +145,17 @@ impl Server {
                 0,
                 format_args!("the program closed the connection without answering"),
             );
+        }
+        if self.phase == Phase::Expected {
+            let before = time::monotonic_ns();
+            self.wait_for_request();
+            self.phase = Phase::Open;
+            let id = self.id;
+            state::files().edge(|object| object == Object::Connection(id));
+            // inetd starts a program when its caller is there: what it set its alarm for began then.
+            let waited = time::monotonic_ns().saturating_sub(before);
+            state::signals().postpone_alarm(waited);
+            return;
         }
         match (listener, deadline) {
             (Some(listening), _) if idle => {
@@ -191,11 +220,17 @@ impl Server {
 
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
     pub fn is_readable(&self, id: u32) -> bool {
-        !self.is_open(id) || self.readable_bytes(id) > 0
+        match self.is_open(id) {
+            true => self.readable_bytes(id) > 0,
+            false => !self.is_expected(id),
+        }
     }
 
     /// Reads from connection `id`; EAGAIN where there is nothing more.
     pub fn read(&mut self, id: u32, to: &mut [u8]) -> SysResult {
+        if self.is_expected(id) {
+            return Err(Errno::EAGAIN);
+        }
         if !self.is_open(id) || to.is_empty() {
             return Ok(0);
         }
@@ -236,6 +271,9 @@ impl Server {
     }
 
     fn peek(&mut self, id: u32, to: &mut [u8]) -> SysResult {
+        if self.is_expected(id) {
+            return Err(Errno::EAGAIN);
+        }
         if !self.is_open(id) {
             return Ok(0);
         }
@@ -269,10 +307,11 @@ impl Server {
 
     /// The program closed connection `id`, or its sending half.
     pub fn close(&mut self, id: u32) {
-        if !self.is_open(id) {
+        let expected = self.is_expected(id);
+        if !self.is_open(id) && !expected {
             return;
         }
-        if self.reply.is_untouched() {
+        if expected || self.reply.is_untouched() {
             // A program that panics closes its connections before it says with what status it ends.
             self.phase = Phase::Unanswered;
             return;
@@ -312,6 +351,16 @@ fn take(from: &[u8], at: &mut usize, to: &mut [u8]) -> usize {
     to[..bytes].copy_from_slice(&from[*at..*at + bytes]);
     *at += bytes;
     bytes
+}
+
+/// Writes to connection `id`; one that the program has had from the start waits for its request first.
+pub fn write(id: u32, bytes: &[u8]) -> Result<(), Errno> {
+    threads::blocking(false, || match state::server().is_expected(id) {
+        true => Err(Errno::EAGAIN),
+        false => Ok(0),
+    })?;
+    state::server().write(id, bytes);
+    Ok(())
 }
 
 /// `socket`

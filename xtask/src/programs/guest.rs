@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, prepare};
 
@@ -35,6 +36,9 @@ impl Guest {
             name: path.display().to_string(),
             memory_bytes: MEMORY_BYTES,
             env: Vec::new(),
+            args: Vec::new(),
+            files: Files::default(),
+            inetd: false,
             port: 8080,
         };
         let prepared = prepare(&hypervisor, &Program::parse(&bytes)?, &config, DEADLINE)

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_test_support::patience;
 use holm_vmm::{
@@ -28,6 +29,9 @@ pub(crate) fn config(env: &[(&str, &str)]) -> GuestConfig {
         name: "tests/guest".into(),
         memory_bytes: MEMORY_BYTES,
         env: env.iter().map(own).collect(),
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
         port: 8080,
     }
 }

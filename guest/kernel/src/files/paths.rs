@@ -68,10 +68,15 @@ impl Path {
 
     /// The directory that it is in; that of `/` is itself.
     pub fn parent(&self) -> &[u8] {
-        match self.as_bytes().iter().rposition(|byte| *byte == b'/') {
-            Some(0) | None => b"/",
-            Some(slash) => &self.bytes[..slash],
-        }
+        parent(self.as_bytes())
+    }
+}
+
+/// The directory that a plain path is in; that of `/` is itself.
+pub fn parent(path: &[u8]) -> &[u8] {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(0) | None => b"/",
+        Some(slash) => &path[..slash],
     }
 }
 
