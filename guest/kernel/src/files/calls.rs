@@ -174,9 +174,12 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         return Err(Errno::EOPNOTSUPP);
     }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    let text = user::path(path)?;
+    let names_directory = text.ends_with(b"/") && !text.ends_with(b"./");
     let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
     let writes = flags & O_ACCESS != 0;
     match find(&path) {
+        Ok(_) if flags & O_CREAT != 0 && names_directory => Err(Errno::EISDIR),
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
         Ok(Found::Directory) => open_directory(path, flags),
