@@ -1,14 +1,11 @@
-//! The files that an artifact brings, and programs that are run as under inetd.
+//! The files that an artifact brings.
 
 mod common;
 
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, UNIX_EPOCH};
 
-use common::{Function, config};
+use common::{Function, config, unpack};
 use holm_model::bundle::{Collected, Files};
 use holm_test_support::{guest, musl_guest, require_kvm};
 use holm_vmm::GuestConfig;
@@ -60,34 +57,6 @@ fn sample() -> Files {
     tree.finish().unwrap()
 }
 
-/// Writes what is in /tree to a directory of this machine.
-fn unpack(files: &Files, to: &Path) {
-    use holm_hostcall::tree::Kind;
-    let tree = files.tree().unwrap();
-    for number in 0..tree.count() {
-        let entry = tree.entry(number).unwrap();
-        let path = std::str::from_utf8(entry.path).unwrap();
-        let Some(path) = path.strip_prefix("/tree/") else {
-            continue;
-        };
-        let (path, content) = (to.join(path), tree.content(&entry));
-        match entry.kind {
-            Kind::Directory => fs::create_dir(&path).unwrap(),
-            Kind::Link => {
-                std::os::unix::fs::symlink(std::str::from_utf8(content).unwrap(), &path).unwrap();
-            }
-            Kind::File => {
-                fs::write(&path, content).unwrap();
-                let time = UNIX_EPOCH + Duration::from_secs(entry.modified_s.into());
-                let file = File::options().append(true).open(&path).unwrap();
-                file.set_modified(time).unwrap();
-                let mode = if entry.executable { 0o555 } else { 0o444 };
-                fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
-            }
-        }
-    }
-}
-
 fn each_libc(mut test: impl FnMut(&Path)) {
     test(&guest("brought_files"));
     if let Some(path) = musl_guest("brought_files") {
@@ -102,7 +71,7 @@ fn kvm_a_program_finds_the_same_as_in_a_directory_of_this_machine() {
     }
     let files = sample();
     let folder = tempfile::tempdir().unwrap();
-    unpack(&files, folder.path());
+    unpack(&files, "/tree", folder.path());
     each_libc(|path| {
         let native = Command::new(path)
             .arg("--report")
