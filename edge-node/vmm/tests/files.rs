@@ -1,4 +1,5 @@
 //! The files that an artifact brings.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Programs that are run as under inetd: their caller is at their standard input and output, and each
 //! serves one request.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 
