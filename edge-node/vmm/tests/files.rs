@@ -47,6 +47,7 @@ fn sample() -> Files {
     for (path, to) in [
         ("link", "index.html"),
         ("to-sub", "sub"),
+        ("to-empty", "sub/empty"),
         ("dangling", "nothing/here"),
         ("loop", "loop"),
         ("through", "sub/back"),

@@ -3,7 +3,6 @@
 
 use holm_hostcall::tree::{Entry, Kind, Tree};
 
-use super::paths::Path;
 use crate::stat::{self, Status};
 use crate::{host, state};
 
@@ -51,24 +50,13 @@ pub fn content_of(number: u32) -> &'static [u8] {
     entry(number).map_or(&[], |entry| content(&entry))
 }
 
-/// The shortest part of `path` that is a link, and where that leads; the whole of it only if `whole`.
-pub fn link_in(path: &Path, whole: bool) -> Option<(usize, &'static [u8])> {
+/// Where the link at a path leads, if it is one.
+pub fn link_at(path: &[u8]) -> Option<&'static [u8]> {
     if !tree()?.has_links() {
         return None;
     }
-    let bytes = path.as_bytes();
-    let ends = (1..=bytes.len()).filter(|end| bytes.get(*end).is_none_or(|byte| *byte == b'/'));
-    for end in ends {
-        if end == bytes.len() && !whole {
-            return None;
-        }
-        // What is not there has nothing in it.
-        let (_, entry) = find(&bytes[..end])?;
-        if entry.kind == Kind::Link {
-            return Some((end, content(&entry)));
-        }
-    }
-    None
+    let (_, entry) = find(path)?;
+    (entry.kind == Kind::Link).then(|| content(&entry))
 }
 
 /// What `stat` says of an entry.

@@ -5,7 +5,7 @@
 
 use super::artifact;
 use super::builtin::{self, Entry};
-use super::paths::{Path, below, parent};
+use super::paths::{Path, Way, below};
 use super::temporary::{self, Kind};
 use super::{O_ACCESS, Object, Open};
 use core::ops::Range;
@@ -49,36 +49,57 @@ enum Found {
     Descriptor(u64),
 }
 
-/// The absolute path that a call means; links are followed, the last one only if `follow`.
+/// The absolute path that a call means, gone name by name as Linux does: what is on the way has to be there
+/// and be a directory. Links are followed, the last one only if `follow`.
 fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
     let text = user::path(path)?;
-    let base = match directory as u32 {
+    if text.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    let mut at = match directory as u32 {
         _ if text.first() == Some(&b'/') => Path::ROOT,
         at if at == AT_FDCWD as u32 => *state::working_directory(),
         _ => directory_of(directory)?,
     };
-    let mut path = base.join(text)?;
-    for _ in 0..MAX_LINKS {
-        let bytes = path.as_bytes();
-        let built_in = match builtin::find(bytes).map(|entry| builtin::ENTRIES[entry].1) {
-            Some(Entry::Link(to)) if follow => Some((bytes.len(), to.as_bytes())),
-            _ => None,
-        };
-        let link = built_in
-            .or_else(|| state::temporary().link_in(bytes, follow))
-            .or_else(|| artifact::link_in(&path, follow || path.is_directory));
-        let Some((link, to)) = link else {
-            return Ok(path);
-        };
-        let from = Path::ROOT.join(&bytes[..link])?;
-        let mut there = Path::ROOT.join(from.parent())?.join(to)?;
-        if let Some(rest) = below(bytes, from.as_bytes()) {
-            there = there.join(rest)?;
+    at.is_directory = true;
+    let mut way = Way::new(text)?;
+    let mut links = 0;
+    while let Some(step) = way.step() {
+        let name = way.name(step);
+        let mut there = at;
+        there.push(name)?;
+        if name == b"." || name == b".." {
+            at = there;
+            continue;
         }
-        there.is_directory |= path.is_directory;
-        path = there;
+        let link = link_at(there.as_bytes()).filter(|_| !step.is_last || step.has_slash || follow);
+        if let Some(to) = link {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::ELOOP);
+            }
+            if to.first() == Some(&b'/') {
+                at = Path::ROOT;
+            }
+            way.put_before(to)?;
+            continue;
+        }
+        there.is_directory = step.has_slash;
+        if !step.is_last && !is_directory(there.as_bytes()) {
+            // What is there, is no directory.
+            return Err(find(&there).err().unwrap_or(Errno::ENOTDIR));
+        }
+        at = there;
     }
-    Err(Errno::ELOOP)
+    Ok(at)
+}
+
+/// Where the link at a path leads, if it is one.
+fn link_at(path: &[u8]) -> Option<&'static [u8]> {
+    match builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
+        Some(Entry::Link(to)) => Some(to.as_bytes()),
+        _ => (state::temporary().link_at(path)).or_else(|| artifact::link_at(path)),
+    }
 }
 
 fn directory_of(descriptor: u64) -> Result<Path, Errno> {
@@ -126,7 +147,7 @@ fn find(path: &Path) -> Result<Found, Errno> {
             Entry::Link(to) => Ok(Found::Link(to.as_bytes())),
             _ => Ok(Found::Entry(entry)),
         },
-        None => Err(missing(path)),
+        None => Err(Errno::ENOENT),
     }
 }
 
@@ -134,22 +155,6 @@ fn is_directory(path: &[u8]) -> bool {
     state::temporary().is_directory(path)
         || artifact::is_directory(path)
         || builtin::is_directory(path)
-}
-
-/// ENOTDIR where something on the way is a file, else ENOENT.
-fn missing(path: &Path) -> Errno {
-    let mut way = path.parent();
-    while way != b"/" {
-        let is_file = state::temporary().find(way).is_some()
-            || artifact::find(way).is_some()
-            || builtin::find(way).is_some();
-        match is_directory(way) {
-            true => return Errno::ENOENT,
-            false if is_file => return Errno::ENOTDIR,
-            false => way = parent(way),
-        }
-    }
-    Errno::ENOENT
 }
 
 /// Whether a path is that of /tmp, or of something in it.
@@ -160,9 +165,9 @@ fn is_in_tmp(path: &Path) -> bool {
 
 /// Where a new file may be: in a directory of /tmp.
 fn room_for(path: &Path) -> Result<(), Errno> {
-    let is_there = is_directory(path.parent());
     match below(path.as_bytes(), temporary::ROOT) {
-        _ if !is_there => Err(missing(path)),
+        // The working directory may have been removed.
+        _ if !is_directory(path.parent()) => Err(Errno::ENOENT),
         None => Err(Errno::EROFS),
         Some(_) => Ok(()),
     }
