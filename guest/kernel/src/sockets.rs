@@ -25,8 +25,8 @@ use crate::{host, log, pipes, ready, state, threads, time, user};
 const MESSAGE_BYTES: usize = 128 << 10;
 /// A read of so many bytes gets the body straight from the host.
 const DIRECT_BYTES: usize = 32 << 10;
-/// The request's head as text.
-const TEXT_BYTES: usize = 96 << 10;
+/// The request's head as text: it takes a hundred bytes more than encoded, of which there are at most 64 KiB.
+const TEXT_BYTES: usize = 66 << 10;
 
 const AF_UNIX: u64 = 1;
 const AF_INET: u64 = 2;
