@@ -51,6 +51,10 @@ int main(int argc, char **argv) {
         if (poll(&polled, 1, 500) != 1 || polled.revents != POLLIN)
             return 4;
     }
+    if (is_way(argc, argv, "sleeps")) {
+        usleep(50000);
+        fprintf(stderr, "slept\n");
+    }
     if (is_way(argc, argv, "alarm")) {
         signal(SIGALRM, ring);
         alarm(2);

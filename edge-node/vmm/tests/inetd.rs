@@ -81,6 +81,13 @@ fn kvm_whatever_uses_the_connection_first_is_where_a_program_is_ready() {
                 "its timeout of 500 ms began with the request"
             );
         }
+        let mut sleeps = Function::with(path, &inetd(&["inetd", "sleeps"]));
+        assert_eq!(sleeps.prepared.log, b"slept\n", "not yet ready");
+        let outcome = sleeps.fresh("GET", "/ok", b"");
+        assert_eq!(
+            (outcome.result.unwrap().body, outcome.log),
+            (b"ok\n".to_vec(), String::new())
+        );
         let mut speaks = Function::with(path, &inetd(&["inetd", "speaks-first"]));
         for _ in 0..2 {
             assert_eq!(speaks.get("/"), "unasked\n");

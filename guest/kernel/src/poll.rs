@@ -28,6 +28,9 @@ fn ready(open: Open) -> u32 {
             }
         }
         Object::Connection(id) => {
+            if state::server().is_expected(id) {
+                return POLLOUT;
+            }
             let answered =
                 state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
             let input = if state::server().is_readable(id) {

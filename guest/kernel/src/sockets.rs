@@ -68,6 +68,8 @@ pub struct Server {
     body_left: u64,
     reply: Reply,
     port_named: bool,
+    /// The program has asked for the request that is expected.
+    asked: bool,
 }
 
 /// The host as the place where responses go.
@@ -113,6 +115,7 @@ impl Server {
             body_left: 0,
             reply: Reply::new(),
             port_named: false,
+            asked: false,
         }
     }
 
@@ -122,9 +125,12 @@ impl Server {
         self.id
     }
 
-    /// Whether the request of connection `id` has yet to come.
-    fn is_expected(&self, id: u32) -> bool {
-        id == self.id && self.phase == Phase::Expected
+    /// Whether the request of connection `id` has yet to come. It may come from then on: this is asked where
+    /// the program uses its connection.
+    pub fn is_expected(&mut self, id: u32) -> bool {
+        let expected = id == self.id && self.phase == Phase::Expected;
+        self.asked |= expected;
+        expected
     }
 
     /// Whether a request waits to be accepted.
@@ -146,7 +152,7 @@ impl Server {
                 format_args!("the program closed the connection without answering"),
             );
         }
-        if self.phase == Phase::Expected {
+        if self.phase == Phase::Expected && self.asked {
             let before = time::monotonic_ns();
             self.wait_for_request();
             self.phase = Phase::Open;
@@ -222,7 +228,7 @@ impl Server {
     pub fn is_readable(&self, id: u32) -> bool {
         match self.is_open(id) {
             true => self.readable_bytes(id) > 0,
-            false => !self.is_expected(id),
+            false => self.phase != Phase::Expected || id != self.id,
         }
     }
 
