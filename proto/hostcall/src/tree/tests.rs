@@ -4,6 +4,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::*;
+use crate::message::Sink;
 
 struct All(Vec<u8>);
 
