@@ -155,9 +155,6 @@ impl Server {
         if self.phase == Phase::Expected && self.asked {
             let before = time::monotonic_ns();
             self.wait_for_request();
-            self.phase = Phase::Open;
-            let id = self.id;
-            state::files().edge(|object| object == Object::Connection(id));
             // inetd starts a program when its caller is there: what it set its alarm for began then.
             let waited = time::monotonic_ns().saturating_sub(before);
             state::signals().postpone_alarm(waited);
@@ -199,8 +196,14 @@ impl Server {
         self.body_at = bytes - inline;
         self.body_end = bytes;
         self.reply.start(head_only);
-        self.phase = Phase::Pending;
-        state::files().edge(|object| matches!(object, Object::Listener(_)));
+        if self.phase == Phase::Expected {
+            self.phase = Phase::Open;
+            let id = self.id;
+            state::files().edge(|object| object == Object::Connection(id));
+        } else {
+            self.phase = Phase::Pending;
+            state::files().edge(|object| matches!(object, Object::Listener(_)));
+        }
     }
 
     fn accept(&mut self) -> u32 {

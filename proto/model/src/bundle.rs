@@ -12,6 +12,7 @@
 
 mod collect;
 
+use std::fmt;
 use std::sync::Arc;
 
 use holm_hostcall::PAGE_BYTES;
@@ -36,8 +37,14 @@ pub struct Bundle {
 }
 
 /// A file tree that has been checked, or none. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Files(Arc<[u8]>);
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Files({} entries, {} bytes)", self.count(), self.0.len())
+    }
+}
 
 /// Why an artifact is refused. Whoever made it is to blame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

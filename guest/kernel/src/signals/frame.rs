@@ -81,9 +81,6 @@ struct Context {
     mask: u64,
 }
 
-/// The parts of the extended state that a guest may have: x87, SSE, AVX and AVX-512.
-const PARTS: u64 = 0b1110_0111;
-
 /// `struct siginfo`
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -126,15 +123,16 @@ fn extended_state() -> (u64, u64) {
     let known = state::extended_state();
     if known.0 == 0 {
         let leaf = core::arch::x86_64::__cpuid_count(0xD, 0);
-        // Where CPL 3 runs natively, the CPU may tell of more parts than this guest has: those of the host.
         // SAFETY: the host has set CR4.OSXSAVE.
-        let parts = PARTS
-            & unsafe {
-                let (low, high): (u32, u32);
-                asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-                u64::from(low) | u64::from(high) << 32
-            };
-        *known = (u64::from(leaf.ebx), parts);
+        let enabled = unsafe {
+            let (low, high): (u32, u32);
+            asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+            u64::from(low) | u64::from(high) << 32
+        };
+        // PVM leaves the host's XCR0 in force, which may have parts that the guest is not to use and for
+        // which there is no room in what CPUID says.
+        let supported = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+        *known = (u64::from(leaf.ebx), enabled & supported);
     }
     *known
 }
