@@ -3,15 +3,15 @@
 //! Three places hold files: /tmp (writable, in memory), the artifact (read only) and the built-in entries,
 //! looked up in this order.
 
+use core::ops::Range;
+
+use holm_hostcall::tree;
+
 use super::artifact;
 use super::builtin::{self, Entry};
 use super::paths::{Path, Way, below};
 use super::temporary::{self, Kind};
 use super::{O_ACCESS, Object, Open};
-use core::ops::Range;
-
-use holm_hostcall::tree;
-
 use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Status};
 use crate::{state, user};
