@@ -57,6 +57,8 @@ pub struct Server {
     phase: Phase,
     /// Number of the current connection.
     id: u32,
+    /// The program has asked for the request that is expected.
+    asked: bool,
     message: [u8; MESSAGE_BYTES],
     text: [u8; TEXT_BYTES],
     text_end: usize,
@@ -68,8 +70,6 @@ pub struct Server {
     body_left: u64,
     reply: Reply,
     port_named: bool,
-    /// The program has asked for the request that is expected.
-    asked: bool,
 }
 
 /// The host as the place where responses go.
@@ -106,6 +106,7 @@ impl Server {
         Server {
             phase: Phase::Idle,
             id: 0,
+            asked: false,
             message: [0; MESSAGE_BYTES],
             text: [0; TEXT_BYTES],
             text_end: 0,
@@ -115,7 +116,6 @@ impl Server {
             body_left: 0,
             reply: Reply::new(),
             port_named: false,
-            asked: false,
         }
     }
 
