@@ -104,6 +104,28 @@ fn kvm_a_version_that_crashes_at_its_probe_is_rolled_back_and_the_one_before_kee
 }
 
 #[test]
+fn kvm_a_program_that_is_deployed_as_it_is_finds_the_files_beside_its_manifest() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_nodes(&["a"]);
+    let page = fleet.path("pages/one.txt");
+    std::fs::create_dir(fleet.path("pages")).unwrap();
+    std::fs::write(page, "one page\n").unwrap();
+    let files = "[files]\n\"/www\" = \"pages\"\n";
+    fleet.deploy("files", &guest("brought_files"), files);
+    let answer = get(&fleet.address("a"), "/test/files/file?/www/one.txt").unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "one page\n"));
+    let absent = "[files]\n\"/www\" = \"absent\"\n";
+    let error = fleet.try_deploy("files", &guest("brought_files"), absent);
+    let error = error.error(2);
+    assert!(
+        error.contains("[files]") && error.contains("absent"),
+        "{error}"
+    );
+}
+
+#[test]
 fn kvm_a_site_comes_with_its_artifact_and_outlives_a_node_and_the_coordinator() {
     if !require_kvm() {
         return;
