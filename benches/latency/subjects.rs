@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{
     GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
@@ -102,6 +103,9 @@ fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Snapshot>> {
         name: function.to_owned(),
         memory_bytes: MEMORY_BYTES,
         env: vec![("HELLO_VERSION".to_owned(), "v1".to_owned())],
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
         port: 8080,
     };
     let prepared = prepare(hypervisor, &program, &config, PATIENCE)

@@ -3,35 +3,8 @@
 
 mod common;
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
-use std::time::Duration;
-
-use common::{Background, holm, holm_in, project, write};
+use common::{Background, get, holm, holm_in, project, write};
 use holm_test_support::require_kvm;
-
-/// Sends a GET and gives status and body.
-fn get(url: &str, path: &str) -> (u16, String) {
-    let address = url.strip_prefix("http://").unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream
-        .set_read_timeout(Some(holm_test_support::patience(Duration::from_secs(30))))
-        .unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let status = text
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap();
-    let body = text.split_once("\r\n\r\n").unwrap().1;
-    (status, body.to_owned())
-}
 
 fn start(dir: &tempfile::TempDir) -> (Background, String) {
     let dir = dir.path().to_str().unwrap();

@@ -7,7 +7,9 @@ use common::{Coordinator, Publisher, post_version, program, put_artifact};
 use ed25519_dalek::SigningKey;
 use holm_model::api::{FunctionView, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion};
+use holm_model::bundle::{Bundle, Collected};
 use holm_model::ids::Digest;
+use holm_model::program::Program;
 
 /// A coordinator, a publisher, and a signed first version whose artifact is there.
 async fn ready() -> (Coordinator, Publisher, SignedVersion) {
@@ -297,4 +299,32 @@ async fn a_signed_statement_that_makes_no_sense_is_refused() {
     };
     let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
     assert_eq!(kind, "/problems/bad-statement");
+}
+
+#[tokio::test]
+async fn a_program_with_files_is_taken_and_one_with_a_damaged_tree_is_not() {
+    let (coordinator, publisher, _) = ready().await;
+    let mut files = Collected::default();
+    files
+        .file(b"/www/index.html", false, b"hello\n".to_vec())
+        .unwrap();
+    let bundle = Bundle {
+        program: Program::parse(&program::elf(1)).unwrap(),
+        files: files.finish().unwrap(),
+    };
+    let good = bundle.to_bytes().unwrap();
+    let mut bad = good.to_vec();
+    let tree = bad.windows(8).position(|eight| eight == b"HOLMTREE");
+    // The number of its entries.
+    bad[tree.unwrap() + 12] += 1;
+    put_artifact(&coordinator.client, &bad).await;
+    let signed = SignedVersion::sign(&publisher.statement(1, &bad, ""), &publisher.key);
+    let (kind, detail) = refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/bad-program");
+    assert!(detail.contains("files are refused"), "{detail}");
+
+    put_artifact(&coordinator.client, &good).await;
+    let signed = SignedVersion::sign(&publisher.statement(1, &good, ""), &publisher.key);
+    let response = post_version(&coordinator.client, &publisher.function, &signed).await;
+    assert_eq!(response.status, 201);
 }

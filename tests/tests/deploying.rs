@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use holm_test_support::{guest, require_kvm};
-use holm_tests::{Fleet, get};
+use holm_tests::{Fleet, eventually, get};
 
 fn compile(source: &str, output: &str, flags: &[&str]) {
     let code = format!("{output}.c");
@@ -101,4 +101,88 @@ fn kvm_a_version_that_crashes_at_its_probe_is_rolled_back_and_the_one_before_kee
         let answer = get(&fleet.address(node), "/test/changes/").unwrap();
         assert_eq!((answer.status, answer.body.as_str()), (200, "1 1 1\n"));
     }
+}
+
+#[test]
+fn kvm_a_program_that_is_deployed_as_it_is_finds_the_files_beside_its_manifest() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_nodes(&["a"]);
+    let page = fleet.path("pages/one.txt");
+    std::fs::create_dir(fleet.path("pages")).unwrap();
+    std::fs::write(page, "one page\n").unwrap();
+    let files = "[files]\n\"/www\" = \"pages\"\n";
+    fleet.deploy("files", &guest("brought_files"), files);
+    let answer = get(&fleet.address("a"), "/test/files/file?/www/one.txt").unwrap();
+    assert_eq!((answer.status, answer.body.as_str()), (200, "one page\n"));
+    let absent = "[files]\n\"/www\" = \"absent\"\n";
+    let error = fleet.try_deploy("files", &guest("brought_files"), absent);
+    let error = error.error(2);
+    assert!(
+        error.contains("[files]") && error.contains("absent"),
+        "{error}"
+    );
+}
+
+#[test]
+fn kvm_a_site_comes_with_its_artifact_and_outlives_a_node_and_the_coordinator() {
+    if !require_kvm() {
+        return;
+    }
+    let busybox = Path::new("/bin/busybox");
+    assert!(
+        busybox.is_file(),
+        "this test serves files with busybox, which is not here; on Debian install busybox-static"
+    );
+    let mut fleet = Fleet::with_nodes(&["a"]);
+    let project = fleet.path("site");
+    let write = |path: &str, text: &str| {
+        let path = Path::new(&project).join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "holm.toml",
+        "schema = 1\n[function]\nname = \"site\"\ntenant = \"test\"\n\
+         args = [\"httpd\", \"-i\", \"-h\", \"/www\"]\ninetd = true\n\
+         [build]\ncommand = \"cp -f /bin/busybox site\"\noutput = \"site\"\n\
+         [files]\n\"/www\" = \"public\"\n\
+         [rollout]\nwaves = [100]\nbake = \"100ms\"\n",
+    );
+    write("public/index.html", "the first\n");
+    for number in 0..2000 {
+        write(
+            &format!("public/pages/{number}.txt"),
+            &format!("page {number}\n"),
+        );
+    }
+    fleet.holm(&["tenants", "create", "test"]).ok();
+    let deploy = |fleet: &Fleet| {
+        let deployed = fleet.holm(&["deploy", "--dir", &project]).ok();
+        assert_eq!(deployed["rollout"]["state"], "completed", "{deployed}");
+    };
+    let page = |fleet: &Fleet, path: &str| {
+        let answer = get(&fleet.address("a"), &format!("/test/site{path}")).unwrap();
+        (answer.status, answer.body)
+    };
+    deploy(&fleet);
+    assert_eq!(page(&fleet, "/"), (200, "the first\n".into()));
+    assert_eq!(page(&fleet, "/pages/1234.txt"), (200, "page 1234\n".into()));
+    assert_eq!(page(&fleet, "/pages/2000.txt").0, 404);
+
+    // Of the same size, so that only its content tells the new one apart.
+    write("public/index.html", "the other\n");
+    deploy(&fleet);
+    assert_eq!(page(&fleet, "/"), (200, "the other\n".into()));
+    let again = fleet.holm(&["deploy", "--dir", &project]).ok();
+    assert_eq!(again["changed"], false, "{again}");
+
+    fleet.kill_node("a");
+    fleet.kill_coordinator();
+    fleet.start_node("a");
+    eventually("the node to serve from its disk", || {
+        get(&fleet.address("a"), "/test/site/pages/7.txt")
+            .is_some_and(|answer| (answer.status, answer.body.as_str()) == (200, "page 7\n"))
+    });
 }

@@ -9,6 +9,7 @@ mod build;
 mod costs;
 mod guest;
 mod native;
+mod site;
 
 use std::path::Path;
 use std::time::Duration;
@@ -146,6 +147,11 @@ const SUBJECTS: &[Subject] = &[
             get("/throw"),
         ],
     },
+    Subject {
+        name: "busybox-httpd",
+        source: build::Source::Busybox,
+        asks: site::ASKS,
+    },
 ];
 
 const AXUM: &[Ask] = &[
@@ -173,7 +179,7 @@ struct Finding {
     pages_per_request: u64,
     /// p50, the reset included.
     fresh_us: f64,
-    /// p50 of an instance that keeps its state.
+    /// p50 of an instance that keeps its state; 0 where a program serves one request and ends.
     kept_us: f64,
     /// p50 on the host, over loopback.
     host_us: f64,
@@ -226,7 +232,14 @@ pub(crate) fn run(workspace: &Path, only: &[String], json: bool) -> Result<()> {
 fn examine(workspace: &Path, subject: &Subject) -> Result<Finding> {
     let program = build::build(workspace, &subject.source)
         .with_context(|| format!("cannot build {}", subject.name))?;
-    let (mut host, ready_host) = native::Server::start(&program)?;
+    let site = match subject.source {
+        build::Source::Busybox => Some(site::Site::make(&workspace.join("target/guest-programs"))?),
+        _ => None,
+    };
+    let (mut host, ready_host) = match &site {
+        Some(site) => native::Server::start_with(&program, |port| site.on_host(port))?,
+        None => native::Server::start(&program)?,
+    };
     let mut finding = Finding {
         program: subject.name,
         problem: String::new(),
@@ -242,7 +255,11 @@ fn examine(workspace: &Path, subject: &Subject) -> Result<Finding> {
         kept_rps: 0,
         host_rps: 0,
     };
-    let mut guest = match guest::Guest::boot(&program) {
+    let booted = match &site {
+        Some(site) => guest::Guest::boot_inetd(&program, site::Site::in_guest(), &site.files),
+        None => guest::Guest::boot(&program),
+    };
+    let mut guest = match booted {
         Ok(guest) => guest,
         Err(problem) => {
             finding.problem = format!("{problem:#}");
@@ -273,9 +290,11 @@ fn examine(workspace: &Path, subject: &Subject) -> Result<Finding> {
     let timed = &subject.asks[0];
     finding.fresh_us = micros(guest.time_fresh(timed)?);
     finding.pages_per_request = guest.pages;
-    finding.kept_us = micros(guest.time_kept(timed)?);
+    if site.is_none() {
+        finding.kept_us = micros(guest.time_kept(timed)?);
+    }
     finding.host_us = micros(host.time(timed)?);
-    let rate = |us: f64| (1e6 / us.max(0.001)) as u64;
+    let rate = |us: f64| if us > 0.0 { (1e6 / us) as u64 } else { 0 };
     finding.fresh_rps = rate(finding.fresh_us);
     finding.kept_rps = rate(finding.kept_us);
     finding.host_rps = rate(finding.host_us);

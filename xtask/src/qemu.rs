@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{GuestConfig, KERNEL_IMAGE, machine_image};
 
@@ -26,6 +27,9 @@ pub(crate) fn run(workspace: &Path, program: &Path, gdb: bool) -> Result<()> {
         name: program.display().to_string(),
         memory_bytes: 32 << 20,
         env: Vec::new(),
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
         port: 8080,
     };
     let image = machine_image(&Program::parse(&bytes)?, &config)?;

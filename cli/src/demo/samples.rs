@@ -1,6 +1,7 @@
 //! The sample functions that the demonstration deploys, built from their sources.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use holm_model::ids::Name;
 
@@ -51,7 +52,7 @@ pub(crate) fn release(built: &Built, tenant: &Name, label: &str, crash: bool) ->
     }
     Release {
         manifest,
-        program: built.program.clone(),
+        artifact: Arc::clone(&built.artifact),
         label: Some(label.into()),
         message: "made by `holm demo`".into(),
         force: false,

@@ -2,7 +2,7 @@
 //!
 //! How it is made, in this order: `[build] command` of the manifest; cargo, if there is a
 //! `Cargo.toml`; make, if there is a `Makefile`. The result is read back and refused if it is not a
-//! static x86-64 program. `holm dev` and `holm deploy` build through here as well.
+//! static x86-64 program; the files of `[files]` are added to it. `holm dev` and `holm deploy` build through here as well.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -10,14 +10,16 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
+use holm_model::bundle::Bundle;
 use holm_model::ids::Digest;
 use holm_model::manifest::Manifest;
 use holm_model::manifest::units::format_bytes;
-use holm_model::program::Program;
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::local::files;
 use crate::local::project::{self, Project};
 use crate::output::Output;
 
@@ -42,9 +44,11 @@ pub(crate) struct Built {
     pub(crate) manifest: Manifest,
     /// Where the program is.
     pub(crate) path: PathBuf,
-    /// The program.
-    pub(crate) program: Program,
-    /// The program's digest.
+    /// The program and its files.
+    pub(crate) bundle: Bundle,
+    /// What is deployed: the bytes of both.
+    pub(crate) artifact: Arc<[u8]>,
+    /// The artifact's digest.
     pub(crate) digest: Digest,
 }
 
@@ -53,6 +57,8 @@ struct Report<'a> {
     function: &'a str,
     path: String,
     bytes: usize,
+    files: u32,
+    artifact_bytes: usize,
     digest: Digest,
     kind: &'static str,
     least_memory_bytes: u64,
@@ -64,24 +70,32 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     let report = Report {
         function: built.manifest.function.name.as_str(),
         path: built.path.display().to_string(),
-        bytes: built.program.bytes.len(),
+        bytes: built.bundle.program.bytes.len(),
+        files: built.bundle.files.count(),
+        artifact_bytes: built.artifact.len(),
         digest: built.digest,
-        kind: if built.program.relocatable {
+        kind: if built.bundle.program.relocatable {
             "static PIE"
         } else {
             "static executable"
         },
-        least_memory_bytes: built.program.least_memory_bytes(),
+        least_memory_bytes: built.bundle.program.least_memory_bytes(),
     };
     output.result(&report, || {
         let Report {
             path,
             bytes,
+            files,
+            artifact_bytes,
             digest,
             kind,
             ..
         } = &report;
-        format!("{path}\n{bytes} bytes, {kind}\n{digest}")
+        let files = match files {
+            0 => String::new(),
+            files => format!("with {files} files and directories {artifact_bytes} bytes\n"),
+        };
+        format!("{path}\n{bytes} bytes, {kind}\n{files}{digest}")
     })
 }
 
@@ -92,11 +106,15 @@ pub(crate) fn build(dir: &Path, output: Output) -> Result<Built, Failure> {
     let program = project::read_program(&path)?;
     project::check_room(&program, manifest.limits.memory_bytes)
         .map_err(|error| Failure::usage(error).hint("Raise `memory` in [limits] of holm.toml."))?;
-    let digest = Digest::of(&program.bytes);
+    let files = files::of_project(&dir, &manifest)?;
+    let bundle = Bundle { program, files };
+    let artifact = bundle.to_bytes().map_err(Failure::usage)?;
+    let digest = Digest::of(&artifact);
     Ok(Built {
         manifest,
         path,
-        program,
+        bundle,
+        artifact,
         digest,
     })
 }
@@ -337,7 +355,7 @@ pub(crate) fn describe(built: &Built) -> String {
     format!(
         "{}, {}",
         built.path.display(),
-        format_bytes(built.program.bytes.len() as u64)
+        format_bytes(built.artifact.len() as u64)
     )
 }
 

@@ -164,11 +164,14 @@ impl Builder {
         let config = GuestConfig {
             name: manifest.function.name.to_string(),
             memory_bytes: manifest.limits.memory_bytes,
+            args: manifest.function.args.clone(),
+            files: built.bundle.files.clone(),
+            inetd: manifest.function.inetd,
             env: manifest.env.clone().into_iter().collect(),
             port: machine::PORT,
         };
         let deadline = Duration::from_millis(manifest.limits.deadline_ms);
-        match holm_vmm::prepare(&self.hypervisor, &built.program, &config, deadline) {
+        match holm_vmm::prepare(&self.hypervisor, &built.bundle.program, &config, deadline) {
             Ok(prepared) => {
                 events.log(&prepared.log);
                 self.server.switch_to(Version {

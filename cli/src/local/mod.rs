@@ -3,6 +3,7 @@
 pub(crate) mod build;
 pub(crate) mod dev;
 pub(crate) mod doctor;
+pub(crate) mod files;
 pub(crate) mod init;
 pub(crate) mod machine;
 pub(crate) mod project;

@@ -19,11 +19,12 @@ use holm_model::limits::{
     DEFAULT_MEMORY_BYTES, MAX_DEADLINE_MS, MAX_HEADERS, MAX_MEMORY_BYTES, MAX_REQUEST_BODY_BYTES,
     MAX_RESPONSE_BODY_BYTES, MIN_MEMORY_BYTES,
 };
-use holm_model::manifest::{check_variable, units};
+use holm_model::manifest::{check_guest_path, check_variable, units};
 use holm_vmm::{GuestConfig, Limits, Request, Response, Slot, VmmError};
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::local::files;
 use crate::local::machine::{self, Log};
 use crate::local::project;
 use crate::output::{Output, complain};
@@ -69,9 +70,18 @@ pub(crate) struct Args {
     /// An environment variable of the program, `NAME=value`. May be given several times.
     #[arg(long = "env", value_name = "K=V", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// A file or directory that the program finds at a path of the guest. May be given several times.
+    #[arg(long = "files", value_name = "GUEST=HOST", value_parser = files)]
+    files: Vec<(String, PathBuf)>,
+    /// The program finds its request at its standard input, as under inetd, and ends with it.
+    #[arg(long)]
+    inetd: bool,
     /// Print every response, not only the last.
     #[arg(long)]
     each: bool,
+    /// The program's arguments, after --.
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -165,6 +175,14 @@ fn variable(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+fn files(text: &str) -> Result<(String, PathBuf), String> {
+    let (guest, host) = text
+        .split_once('=')
+        .ok_or("files are written `/PATH/IN/THE/GUEST=PATH`")?;
+    check_guest_path(guest).map_err(|allowed| format!("files must be {allowed}"))?;
+    Ok((guest.to_owned(), PathBuf::from(host)))
+}
+
 /// One response, or all of them, as `--json` prints it.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -218,6 +236,13 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         .map_err(|error| Failure::usage(error).hint("Raise it with --memory."))?;
     let body = body(&args)?;
     let headers = headers(&args, body.len())?;
+    if args.inetd && args.isolation == IsolationArg::Instance {
+        return Err(Failure::usage(
+            "--inetd and --isolation instance do not go together: such a program ends with its \
+             request, and can serve no second one",
+        ));
+    }
+    let files = files::of_options(&args.files)?;
     let hypervisor = machine::hypervisor()?;
 
     let name = args
@@ -225,8 +250,17 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         .file_name()
         .unwrap_or_default()
         .to_string_lossy();
+    let name = name.into_owned();
+    // As a shell gives them: the program's name first.
+    let arguments = match args.arguments.is_empty() {
+        true => Vec::new(),
+        false => [std::slice::from_ref(&name), &args.arguments].concat(),
+    };
     let config = GuestConfig {
-        name: name.into_owned(),
+        name,
+        args: arguments,
+        files,
+        inetd: args.inetd,
         memory_bytes,
         env: args.env.clone(),
         port: machine::PORT,

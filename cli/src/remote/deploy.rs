@@ -3,7 +3,8 @@
 //! A deploy of what the fleet already runs does nothing, so that it can stand in a script. The
 //! publisher's key never leaves this machine: what is sent is a statement and a signature over it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
@@ -13,12 +14,12 @@ use serde::Serialize;
 
 use holm_model::api::{FunctionView, PublishRequest, RolloutState, RolloutView, VersionView};
 use holm_model::artifact::{SignedVersion, Statement};
+use holm_model::bundle::Bundle;
 use holm_model::ids::{Digest, FunctionName, Name};
 use holm_model::manifest::Manifest;
-use holm_model::program::Program;
 
 use crate::exit::{Exit, Failure};
-use crate::local::{build, project};
+use crate::local::{build, files, project};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
 use crate::remote::key::KeyFile;
@@ -82,8 +83,8 @@ struct Report {
 pub(crate) struct Release {
     /// What the function is allowed; names the tenant.
     pub(crate) manifest: Manifest,
-    /// The program.
-    pub(crate) program: Program,
+    /// The program, with its files if it brings any.
+    pub(crate) artifact: Arc<[u8]>,
     /// What to call the version; `v` and its counter if `None`.
     pub(crate) label: Option<String>,
     /// What is new, for people.
@@ -104,12 +105,12 @@ pub(crate) enum Published {
 /// Does it.
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
-    let (mut manifest, program) = match (&args.program, &args.manifest) {
+    let (mut manifest, artifact) = match (&args.program, &args.manifest) {
         (Some(program), Some(manifest)) => read(program, manifest)?,
         _ => {
             let built = build::build(&args.dir, output)?;
             output.note(format!("built {}", build::describe(&built)));
-            (built.manifest, built.program)
+            (built.manifest, built.artifact)
         }
     };
     if let Some(tenant) = args.tenant {
@@ -119,7 +120,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let key = args.key.load_or_create(output)?;
     let release = Release {
         manifest,
-        program,
+        artifact,
         label: args.label,
         message: args.message,
         force: args.force,
@@ -190,7 +191,7 @@ pub(crate) async fn publish(
 ) -> Result<Published, Failure> {
     let Release {
         manifest,
-        program,
+        artifact,
         label,
         message,
         force,
@@ -209,8 +210,8 @@ pub(crate) async fn publish(
     let statement = Statement {
         function: function.clone(),
         counter,
-        artifact: Digest::of(&program.bytes),
-        artifact_bytes: program.bytes.len() as u64,
+        artifact: Digest::of(&artifact),
+        artifact_bytes: artifact.len() as u64,
         manifest,
         label: label.unwrap_or_else(|| format!("v{counter}")),
         message,
@@ -223,7 +224,7 @@ pub(crate) async fn publish(
     upload(
         client,
         &statement,
-        Bytes::copy_from_slice(&program.bytes),
+        Bytes::copy_from_slice(&artifact),
         output,
     )
     .await?;
@@ -264,19 +265,19 @@ async fn upload(
     result
 }
 
-fn read(
-    program: &std::path::Path,
-    manifest: &std::path::Path,
-) -> Result<(Manifest, Program), Failure> {
+fn read(program: &Path, manifest: &Path) -> Result<(Manifest, Arc<[u8]>), Failure> {
     let path = manifest.display();
     let text = crate::remote::settings::read_small(manifest)
         .map_err(|error| Failure::usage(format!("{path} cannot be read: {error}")))?;
+    let dir = manifest.parent().unwrap_or(Path::new(""));
     let manifest =
         Manifest::from_toml(&text).map_err(|error| Failure::usage(format!("{path}: {error}")))?;
     let program = project::read_program(program)?;
     project::check_room(&program, manifest.limits.memory_bytes)
         .map_err(|error| Failure::usage(error).hint("raise `memory` in [limits]"))?;
-    Ok((manifest, program))
+    let files = files::of_project(dir, &manifest)?;
+    let artifact = Bundle { program, files }.to_bytes();
+    Ok((manifest, artifact.map_err(Failure::usage)?))
 }
 
 fn list(places: &[Place]) -> String {

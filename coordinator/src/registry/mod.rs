@@ -2,7 +2,7 @@
 //!
 //! A version gets in only if a key of its tenant has signed it, its counter is above that of the
 //! function's newest version, its artifact is here with the signed digest and length, and the
-//! artifact is a program that a guest can be given. What is in never changes.
+//! artifact is a program, or one with files, that a guest can be given. What is in never changes.
 
 mod artifacts;
 
@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use holm_model::api::VersionView;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement, VersionError};
+use holm_model::bundle::{Bundle, BundleError};
 use holm_model::ids::{Digest, FunctionName, Name};
-use holm_model::program::{Program, ProgramError};
 use tokio::sync::Semaphore;
 
 pub use artifacts::ArtifactError;
@@ -49,7 +49,7 @@ pub(crate) enum RegistryError {
     )]
     ArtifactMissing(Digest),
     #[error("the artifact is not a program that Holm can run: {0}")]
-    BadProgram(#[from] ProgramError),
+    BadProgram(#[from] BundleError),
     #[error(
         "the version's counter is {counter}, but the newest version of `{function}` has {highest}; \
          an older version cannot be published again, sign this one with a counter above {highest}"
@@ -173,7 +173,7 @@ impl Registry {
         // Hashing and parsing up to 256 MiB is no work for a thread that serves others.
         let check = move || -> Result<(), RegistryError> {
             statement.check_artifact(&bytes)?;
-            Program::parse(&bytes)?;
+            Bundle::parse(&bytes)?;
             Ok(())
         };
         match tokio::task::spawn_blocking(check).await {

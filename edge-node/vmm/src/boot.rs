@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use holm_hostcall::{
     ABI_VERSION, AT_HOLM, BOOT_ADDR, LOG_ADDR, LogHeader, PAGE_BYTES, PROGRAM_ADDR,
-    STACK_GUARD_BYTES,
+    STACK_GUARD_BYTES, boot_flags,
 };
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use kvm_bindings::{kvm_regs, kvm_xsave};
 
@@ -29,8 +30,14 @@ const RELOCATED_ADDR: u64 = 0x40_0000;
 /// What a guest is given beside its program.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
-    /// `tenant/function` or a file name: the program's `argv[0]`.
+    /// `tenant/function` or a file name: the program's `argv[0]` if there are no arguments.
     pub name: String,
+    /// The program's arguments, `argv[0]` included.
+    pub args: Vec<String>,
+    /// The files that it brings.
+    pub files: Files,
+    /// It finds its caller at its standard input and output, and serves one request.
+    pub inetd: bool,
     /// Program memory.
     pub memory_bytes: u64,
     /// Environment variables, beside `PORT` and `HOLM`.
@@ -101,10 +108,9 @@ pub fn prepare(
             Stop::Yielded => continue,
             Stop::Answered(_) => VmmError::Misuse("an answer before a request").into(),
             Stop::Failed(Failure::Deadline(place)) => Failure::Crash(CrashReport::of(format!(
-                "the program was not ready within {} ms: it has to listen on $PORT ({}) and wait for \
-                 a connection{place}",
+                "the program was not ready within {} ms: {}{place}",
                 deadline.as_millis(),
-                config.port
+                duty(config)
             ))),
             Stop::Failed(failure) => failure,
         };
@@ -123,6 +129,17 @@ pub fn prepare(
     })
 }
 
+/// What a program has to do to be ready.
+fn duty(config: &GuestConfig) -> String {
+    match config.inetd {
+        true => "it has to read its request from its standard input".to_owned(),
+        false => format!(
+            "it has to listen on $PORT ({}) and wait for a connection",
+            config.port
+        ),
+    }
+}
+
 /// The whole memory of a guest before its first instruction, for the kernel image's PVH entry.
 pub fn machine_image(program: &Program, config: &GuestConfig) -> Result<Vec<u8>, PrepareError> {
     let (_, _, memory, _) = lay_out(program, config)?;
@@ -137,7 +154,12 @@ fn lay_out(
     config: &GuestConfig,
 ) -> Result<(Layout, File, GuestMemory, CpuState), PrepareError> {
     let base = base_of(program);
-    let layout = Layout::new(base + program.start_page(), config.memory_bytes, 0);
+    let files_bytes = config.files.bytes().len() as u64;
+    let layout = Layout::new(
+        base + program.start_page(),
+        config.memory_bytes,
+        files_bytes,
+    );
     let file = anonymous_file(layout.total_bytes())?;
     let memory = GuestMemory::map(&file, 0, layout.total_bytes(), Sharing::Shared)?;
     let start = load(&memory, &layout, program, base, config)?;
@@ -251,11 +273,13 @@ fn load(
     kernel.extend(image.ranges());
     layout.write_page_tables(memory, &kernel, &ranges)?;
     layout.write_cpu_tables(memory)?;
+    memory.write(layout.files(), config.files.bytes())?;
 
     let stack_pointer = write_stack(memory, layout, program, base, image, config)?;
     let mut boot = Vec::new();
     boot.extend_from_slice(&ABI_VERSION.to_le_bytes());
-    boot.extend_from_slice(&0u32.to_le_bytes());
+    let flags = if config.inetd { boot_flags::INETD } else { 0 };
+    boot.extend_from_slice(&flags.to_le_bytes());
     // Generation, seed and clock are written for every start.
     boot.extend_from_slice(&[0; 72]);
     let entry = base + program.entry;
@@ -361,23 +385,32 @@ fn write_stack(
         .env
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()));
-    let mut words = vec![1, name, 0];
     let room = layout.stack_bytes() / 4;
     let mut used = 0;
-    for (key, value) in fixed.chain(own) {
-        let variable = text(&format!("{key}={value}"));
-        used += variable.len() as u64 + 8;
+    let mut push_counted = |text: &[u8]| {
+        used += text.len() as u64 + 8;
         if used > room {
             let what = format!(
-                "the environment is larger than a quarter of the program's stack ({room} bytes): \
-                 shorten [env] or raise [limits] memory"
+                "arguments and environment are larger than a quarter of the program's stack ({room} \
+                 bytes): shorten `args` or [env], or raise [limits] memory"
             );
             return Err(PrepareError {
                 failure: Failure::Crash(CrashReport::of(what)),
                 log: Vec::new(),
             });
         }
-        words.push(push(&variable)?);
+        Ok(push(text)?)
+    };
+    let mut words = vec![config.args.len().max(1) as u64];
+    for argument in &config.args {
+        words.push(push_counted(&text(argument))?);
+    }
+    if config.args.is_empty() {
+        words.push(name);
+    }
+    words.push(0);
+    for (key, value) in fixed.chain(own) {
+        words.push(push_counted(&text(&format!("{key}={value}")))?);
     }
     words.push(0);
     let auxiliary = [

@@ -352,6 +352,10 @@ impl Layout {
             let entry = memory.read_u64(self.tables + addr / PAGE_BYTES * ENTRY_BYTES)?;
             return Ok((entry & wanted == wanted).then_some(addr));
         }
+        // The artifact's files: what the host itself put there, which nobody can change.
+        if (self.files()..self.total_bytes()).contains(&addr) {
+            return Ok((!write).then_some(addr));
+        }
         let window = WINDOWS
             .iter()
             .position(|start| addr >= *start && addr - start < WINDOW_BYTES);
@@ -449,7 +453,7 @@ mod tests {
     #[test]
     fn only_the_guests_own_pages_are_found_for_it() {
         use crate::memory::{Sharing, anonymous_file};
-        let layout = Layout::new(0x40_0000, 1 << 20, 0);
+        let layout = Layout::new(0x40_0000, 1 << 20, 1);
         let bytes = layout.total_bytes();
         let memory =
             GuestMemory::map(&anonymous_file(bytes).unwrap(), 0, bytes, Sharing::Shared).unwrap();
@@ -469,8 +473,12 @@ mod tests {
         assert!(
             view.write(start + PAGE_BYTES, &byte).unwrap() && view.write(end - 1, &byte).unwrap()
         );
+        let files = layout.files();
+        assert!(view.read(files, &mut byte).unwrap() && !view.write(files, &byte).unwrap());
         for addr in [
             0,
+            files - 1,
+            files + PAGE_BYTES,
             holm_hostcall::STUB_STACK_ADDR,
             KERNEL_ADDR,
             end,

@@ -1,6 +1,7 @@
 //! File descriptors and what they stand for: the standard streams, files and directories, devices,
 //! sockets, and what programs wait with. Paths are looked up in `files/calls.rs`.
 
+pub mod artifact;
 pub mod builtin;
 pub mod calls;
 pub mod paths;
@@ -12,7 +13,7 @@ use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
 use crate::poll::Epoll;
 use crate::stat::{Kind, Status};
-use crate::{host, log, pipes, state, threads, user};
+use crate::{host, log, pipes, sockets, state, threads, user};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -26,6 +27,7 @@ const O_APPEND: u64 = 0o2000;
 /// The part of the flags that says whether a file is read or written.
 const O_ACCESS: u64 = 3;
 const O_WRONLY: u64 = 1;
+const O_RDWR: u64 = 2;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub enum Object {
     Random,
     /// A file of /tmp: its number there.
     File(u16),
+    /// A file that the artifact brought: its number there.
+    Brought(u32),
     /// A directory: its number among the open ones.
     Directory(u8),
     /// A built-in file: its number among those.
@@ -110,16 +114,18 @@ impl Files {
         }
     }
 
-    /// Opens the standard streams.
-    pub fn start(&mut self) {
-        for (object, flags) in [
-            (Object::Stdin, 0),
-            (Object::Log, O_WRONLY),
-            (Object::Log, O_WRONLY),
-        ] {
-            // The tables are empty: there is room for three.
-            let _ = self.open(object, flags);
-        }
+    /// Opens the standard streams; stdin and stdout are one `connection` if there is one already.
+    pub fn start(&mut self, connection: Option<u32>) {
+        // The tables are empty: there is room for three.
+        let _ = match connection {
+            Some(id) => self
+                .open(Object::Connection(id), O_RDWR)
+                .and_then(|stdin| self.duplicate(stdin, 0)),
+            None => self
+                .open(Object::Stdin, 0)
+                .and_then(|_| self.open(Object::Log, O_WRONLY)),
+        };
+        let _ = self.open(Object::Log, O_WRONLY);
     }
 
     /// A new descriptor for a new object, with O_NONBLOCK from `flags`.
@@ -306,7 +312,7 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
 fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
-        Object::File(_) | Object::Made(_) => {
+        Object::File(_) | Object::Brought(_) | Object::Made(_) => {
             let read = read_at(descriptor, open.position, to)?;
             state::files().get_mut(descriptor)?.position += read;
             Ok(read)
@@ -352,10 +358,10 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             state::files().get_mut(descriptor)?.position = at + written;
             return Ok(written);
         }
-        Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
+        Object::Brought(_) | Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
-        Object::Connection(id) => state::server().write(id, bytes),
+        Object::Connection(id) => sockets::write(id, bytes)?,
         Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
@@ -384,6 +390,15 @@ pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
     }
     match open.object {
         Object::File(number) => Ok(state::temporary().node(number).read(at, to)),
+        Object::Brought(number) => {
+            let content = artifact::content_of(number);
+            let from = content
+                .get(at.min(content.len() as u64) as usize..)
+                .unwrap_or_default();
+            let bytes = from.len().min(to.len());
+            to[..bytes].copy_from_slice(&from[..bytes]);
+            Ok(bytes as u64)
+        }
         Object::Made(number) => {
             let content = state::content();
             content.used = 0;
@@ -431,6 +446,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     let open = state::files().get_mut(descriptor)?;
     let size = match open.object {
         Object::File(number) => state::temporary().node(number).size,
+        Object::Brought(number) => artifact::content_of(number).len() as u64,
         Object::Made(_) | Object::Directory(_) => 0,
         Object::Null | Object::Zero | Object::Random => return Ok(0),
         _ => return Err(Errno::ESPIPE),
@@ -492,7 +508,7 @@ pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResul
 /// `fsync` and its kin: memory is as durable as it gets.
 pub fn synchronise(descriptor: u64) -> SysResult {
     match state::files().get(descriptor)?.object {
-        Object::File(_) | Object::Made(_) | Object::Directory(_) => Ok(0),
+        Object::File(_) | Object::Brought(_) | Object::Made(_) | Object::Directory(_) => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -503,7 +519,7 @@ pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
         (Object::File(number), Some(mode)) => {
             state::temporary().node(number).mode = mode as u32 & 0o7777;
         }
-        (Object::Made(_), _) => return Err(Errno::EROFS),
+        (Object::Brought(_) | Object::Made(_), _) => return Err(Errno::EROFS),
         _ => {}
     }
     Ok(0)
@@ -526,7 +542,7 @@ pub fn map(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u6
     const MAP_TYPE: u64 = 15;
     const MAP_ANONYMOUS: u64 = 0x20;
     match state::files().get(descriptor)?.object {
-        Object::File(_) | Object::Made(_) => {}
+        Object::File(_) | Object::Brought(_) | Object::Made(_) => {}
         _ => return Err(Errno::ENODEV),
     }
     if flags & MAP_TYPE == MAP_SHARED && prot & PROT_WRITE != 0 {
@@ -570,6 +586,9 @@ fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno
 
 /// `sendfile` and `copy_file_range`: from one descriptor to another, by way of a short buffer.
 pub fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+    if let Object::Brought(number) = state::files().get(from)?.object {
+        return copy_brought(from, number, from_at, to, to_at, bytes);
+    }
     let mut buffer = [0u8; 4096];
     let mut done = 0;
     while done < bytes {
@@ -589,6 +608,46 @@ pub fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResu
     }
     for place in [from_at, to_at].into_iter().filter(|place| *place != 0) {
         user::write(place, user::read::<u64>(place)? + done)?;
+    }
+    Ok(done)
+}
+
+/// The same from a file of the artifact's, which lies in memory and cannot change: at once.
+fn copy_brought(
+    from: u64,
+    number: u32,
+    from_at: u64,
+    to: u64,
+    to_at: u64,
+    bytes: u64,
+) -> SysResult {
+    let open = state::files().get(from)?;
+    if u64::from(open.flags) & O_ACCESS == O_WRONLY {
+        return Err(Errno::EBADF);
+    }
+    let start = match from_at {
+        0 => open.position,
+        place => user::read::<u64>(place)?,
+    };
+    if start > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
+    let content = artifact::content_of(number);
+    let rest = content
+        .get(start.min(content.len() as u64) as usize..)
+        .unwrap_or_default();
+    let part = &rest[..bytes.min(rest.len() as u64) as usize];
+    let done = match to_at {
+        _ if part.is_empty() => 0,
+        0 => write(to, part)?,
+        place => write_at(to, user::read::<u64>(place)?, part)?,
+    };
+    match from_at {
+        0 => state::files().get_mut(from)?.position = start + done,
+        place => user::write(place, start + done)?,
+    }
+    if to_at != 0 {
+        user::write(to_at, user::read::<u64>(to_at)? + done)?;
     }
     Ok(done)
 }
@@ -661,13 +720,14 @@ pub fn status(descriptor: u64) -> Result<Status, Errno> {
 fn status_of(object: Object) -> Status {
     Status::of(match object {
         Object::File(number) => return calls::status_of_node(number),
+        Object::Brought(number) => match artifact::entry(number) {
+            Some(entry) => return artifact::status(number, &entry),
+            None => Kind::File,
+        },
         Object::Made(entry) => return calls::made_status(entry),
         Object::Directory(number) => {
             let path = state::open_directories()[usize::from(number)].1;
-            return match state::temporary().find(path.as_bytes()) {
-                Some(number) => calls::status_of_node(number),
-                None => calls::directory_status(path.as_bytes()),
-            };
+            return calls::status_of_directory(path.as_bytes());
         }
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,

@@ -31,7 +31,7 @@ pub mod threads;
 pub mod time;
 pub mod user;
 
-use holm_hostcall::{ABI_VERSION, abort_reason};
+use holm_hostcall::{ABI_VERSION, abort_reason, boot_flags};
 
 /// Where the image begins to run: at CPL 3, on the kernel's own stack. Goes over to the program.
 pub extern "C" fn start(stack_top: u64, thread_start: u64) -> ! {
@@ -48,6 +48,8 @@ pub extern "C" fn start(stack_top: u64, thread_start: u64) -> ! {
     }
     state::threads().start(stack_top, thread_start);
     state::memory().start(&boot);
-    state::files().start();
+    files::artifact::start();
+    let inetd = boot.flags & boot_flags::INETD != 0;
+    state::files().start(inetd.then(|| state::server().expect()));
     host::enter(boot.entry, boot.stack_pointer)
 }

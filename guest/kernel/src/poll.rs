@@ -28,6 +28,9 @@ fn ready(open: Open) -> u32 {
             }
         }
         Object::Connection(id) => {
+            if state::server().is_expected(id) {
+                return POLLOUT;
+            }
             let answered =
                 state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
             let input = if state::server().is_readable(id) {
@@ -53,6 +56,7 @@ fn ready(open: Open) -> u32 {
         | Object::Zero
         | Object::Random
         | Object::File(_)
+        | Object::Brought(_)
         | Object::Made(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Socket(_) => POLLOUT | POLLHUP,
@@ -216,7 +220,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     let object = state::files().index(descriptor)?;
     if matches!(
         state::files().object(object).object,
-        Object::File(_) | Object::Made(_) | Object::Directory(_)
+        Object::File(_) | Object::Brought(_) | Object::Made(_) | Object::Directory(_)
     ) {
         // As on Linux: a file is always ready.
         return Err(Errno::EPERM);

@@ -201,6 +201,13 @@ impl Signals {
         (action, before)
     }
 
+    /// The time that is left of an alarm begins so much later.
+    pub fn postpone_alarm(&mut self, ns: u64) {
+        if self.alarm_at != 0 {
+            self.alarm_at = self.alarm_at.saturating_add(ns);
+        }
+    }
+
     /// Posts SIGALRM if it is due.
     fn ring(&mut self, now: u64) {
         if self.alarm_at == 0 || self.alarm_at > now {

@@ -7,6 +7,11 @@
 //! ```
 //! There is one request at a time. The first wait is the snapshot point, so under isolation by
 //! request a guest only ever goes once from left to right.
+//!
+//! A program that is run as under inetd has the connection from the start, before there is a request:
+//! ```text
+//!   [expected] ──first use of the connection waits: WAIT_REQUEST──▶ [open] ──▶ [answered]
+//! ```
 
 use holm_hostcall::message::{Malformed, Request, SliceSink};
 use holm_hostcall::{Call, WAIT_ENDED, abort_reason, respond_flags};
@@ -20,8 +25,8 @@ use crate::{host, log, pipes, ready, signals, state, threads, time, user};
 const MESSAGE_BYTES: usize = 128 << 10;
 /// A read of so many bytes gets the body straight from the host.
 const DIRECT_BYTES: usize = 32 << 10;
-/// The request's head as text.
-const TEXT_BYTES: usize = 96 << 10;
+/// The request's head as text: it takes a hundred bytes more than encoded, of which there are at most 64 KiB.
+const TEXT_BYTES: usize = 66 << 10;
 
 const AF_UNIX: u64 = 1;
 const AF_INET: u64 = 2;
@@ -35,6 +40,8 @@ const MSG_DONTWAIT: u64 = 0x40;
 enum Phase {
     /// No request.
     Idle,
+    /// The program has a connection whose request has yet to come.
+    Expected,
     /// A request that the program has not accepted yet.
     Pending,
     /// Accepted and not answered in full.
@@ -50,6 +57,8 @@ pub struct Server {
     phase: Phase,
     /// Number of the current connection.
     id: u32,
+    /// The program has asked for the request that is expected.
+    asked: bool,
     message: [u8; MESSAGE_BYTES],
     text: [u8; TEXT_BYTES],
     text_end: usize,
@@ -99,6 +108,7 @@ impl Server {
         Server {
             phase: Phase::Idle,
             id: 0,
+            asked: false,
             message: [0; MESSAGE_BYTES],
             text: [0; TEXT_BYTES],
             text_end: 0,
@@ -110,6 +120,20 @@ impl Server {
             port_named: false,
             ending: false,
         }
+    }
+
+    /// The program has its one connection before its request; gives the connection's id.
+    pub fn expect(&mut self) -> u32 {
+        self.phase = Phase::Expected;
+        self.id
+    }
+
+    /// Whether the request of connection `id` has yet to come. It may come from then on: this is asked where
+    /// the program uses its connection.
+    pub fn is_expected(&mut self, id: u32) -> bool {
+        let expected = id == self.id && self.phase == Phase::Expected;
+        self.asked |= expected;
+        expected
     }
 
     /// Whether a request waits to be accepted.
@@ -130,6 +154,14 @@ impl Server {
                 0,
                 format_args!("the program closed the connection without answering"),
             );
+        }
+        if self.phase == Phase::Expected && self.asked {
+            let before = time::monotonic_ns();
+            self.wait_for_request();
+            // inetd starts a program when its caller is there: what it set its alarm for began then.
+            let waited = time::monotonic_ns().saturating_sub(before);
+            state::signals().postpone_alarm(waited);
+            return;
         }
         match (listener, deadline) {
             (Some(listening), deadline) if idle && !(self.ending && deadline.is_some()) => {
@@ -172,8 +204,14 @@ impl Server {
         self.body_at = bytes - inline;
         self.body_end = bytes;
         self.reply.start(head_only);
-        self.phase = Phase::Pending;
-        state::files().edge(|object| matches!(object, Object::Listener(_)));
+        if self.phase == Phase::Expected {
+            self.phase = Phase::Open;
+            let id = self.id;
+            state::files().edge(|object| object == Object::Connection(id));
+        } else {
+            self.phase = Phase::Pending;
+            state::files().edge(|object| matches!(object, Object::Listener(_)));
+        }
     }
 
     fn accept(&mut self) -> u32 {
@@ -199,11 +237,17 @@ impl Server {
 
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
     pub fn is_readable(&self, id: u32) -> bool {
-        !self.is_open(id) || self.readable_bytes(id) > 0
+        match self.is_open(id) {
+            true => self.readable_bytes(id) > 0,
+            false => self.phase != Phase::Expected || id != self.id,
+        }
     }
 
     /// Reads from connection `id`; EAGAIN where there is nothing more.
     pub fn read(&mut self, id: u32, to: &mut [u8]) -> SysResult {
+        if self.is_expected(id) {
+            return Err(Errno::EAGAIN);
+        }
         if !self.is_open(id) || to.is_empty() {
             return Ok(0);
         }
@@ -244,6 +288,9 @@ impl Server {
     }
 
     fn peek(&mut self, id: u32, to: &mut [u8]) -> SysResult {
+        if self.is_expected(id) {
+            return Err(Errno::EAGAIN);
+        }
         if !self.is_open(id) {
             return Ok(0);
         }
@@ -277,10 +324,11 @@ impl Server {
 
     /// The program closed connection `id`, or its sending half.
     pub fn close(&mut self, id: u32) {
-        if !self.is_open(id) {
+        let expected = self.is_expected(id);
+        if !self.is_open(id) && !expected {
             return;
         }
-        if self.reply.is_untouched() {
+        if expected || self.reply.is_untouched() {
             // A program that panics closes its connections before it says with what status it ends.
             self.phase = Phase::Unanswered;
             return;
@@ -320,6 +368,16 @@ fn take(from: &[u8], at: &mut usize, to: &mut [u8]) -> usize {
     to[..bytes].copy_from_slice(&from[*at..*at + bytes]);
     *at += bytes;
     bytes
+}
+
+/// Writes to connection `id`; one that the program has had from the start waits for its request first.
+pub fn write(id: u32, bytes: &[u8]) -> Result<(), Errno> {
+    threads::blocking(false, || match state::server().is_expected(id) {
+        true => Err(Errno::EAGAIN),
+        false => Ok(0),
+    })?;
+    state::server().write(id, bytes);
+    Ok(())
 }
 
 /// `socket`

@@ -193,16 +193,24 @@ struct FileSystem {
 
 user::plain!(FileSystem);
 
-/// Fills in a `struct statfs`: /tmp's, whatever was asked for.
-pub fn file_system(total_bytes: u64, free_bytes: u64, to: u64) -> SysResult {
+/// Fills in a `struct statfs`: one like /tmp's, or like that of a packed image.
+pub fn file_system(total_bytes: u64, free_bytes: u64, read_only: bool, to: u64) -> SysResult {
     const TMPFS_MAGIC: u64 = 0x0102_1994;
+    const SQUASHFS_MAGIC: u64 = 0x7371_7368;
+    const ST_RDONLY: u64 = 1;
+    const ST_VALID: u64 = 0x20;
     const BLOCK_BYTES: u64 = 4096;
     user::write(
         to,
         FileSystem {
-            kind: TMPFS_MAGIC,
+            kind: if read_only {
+                SQUASHFS_MAGIC
+            } else {
+                TMPFS_MAGIC
+            },
+            flags: ST_VALID | if read_only { ST_RDONLY } else { 0 },
             block_bytes: BLOCK_BYTES,
-            blocks: total_bytes / BLOCK_BYTES,
+            blocks: total_bytes.div_ceil(BLOCK_BYTES),
             free: free_bytes / BLOCK_BYTES,
             available: free_bytes / BLOCK_BYTES,
             name_bytes: 255,

@@ -3,6 +3,8 @@
 
 use core::cell::UnsafeCell;
 
+use holm_hostcall::tree::Tree;
+
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
 use crate::files::{Files, MAX_DIRECTORIES, builtin};
@@ -49,6 +51,8 @@ parts! {
     temporary: Temporary = Temporary::new();
     /// The open directories: whether each is, and its path.
     open_directories: [(bool, Path); MAX_DIRECTORIES] = [(false, Path::ROOT); MAX_DIRECTORIES];
+    /// The files that the artifact brought.
+    artifact: Option<Tree<'static>> = None;
     /// The working directory.
     working_directory: Path = Path::ROOT;
     /// `umask`: the permissions that new files do not get.

@@ -146,14 +146,8 @@ fn serve(frame: &Registers) -> SysResult {
         130 => signals::suspend(a),
         131 => signals::stack(a, b, frame.rsp),
         132 | 235 => calls::set_attributes(AT_FDCWD, a, None),
-        137 => {
-            calls::status_at(AT_FDCWD, a, 0)?;
-            stat::file_system(memory().total_bytes(), memory().free_bytes(), b)
-        }
-        138 => {
-            files::status(a)?;
-            stat::file_system(memory().total_bytes(), memory().free_bytes(), b)
-        }
+        137 => calls::file_system(a, b),
+        138 => calls::file_system_of(a, b),
         157 => Ok(0),
         162 => Ok(0),
         158 => architecture(a, b),
@@ -265,6 +259,8 @@ fn refuse(number: u64) -> SysResult {
 /// Calls that programs are known to try, and why they are not there.
 fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
+    const NO_FORK: &str = "a function is one process; a server that forks for each connection can be \
+                           run as under inetd, with `inetd = true` in [function]";
     Some(match number {
         100 => ("times", "not supported"),
         222 => (
@@ -272,9 +268,9 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
             "use setitimer, alarm or a thread that sleeps",
         ),
         282 | 289 => ("signalfd", "use a handler or sigwait"),
-        56 => ("clone", ONE_PROCESS),
-        57 => ("fork", ONE_PROCESS),
-        58 => ("vfork", ONE_PROCESS),
+        56 => ("clone", NO_FORK),
+        57 => ("fork", NO_FORK),
+        58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),
         61 => ("wait4", ONE_PROCESS),
         283 => ("timerfd_create", "not supported"),

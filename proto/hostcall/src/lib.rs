@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 pub mod message;
+pub mod tree;
 
 /// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
 /// its own.
@@ -134,7 +135,7 @@ pub mod selector {
 pub struct BootPage {
     /// [`ABI_VERSION`] of the host.
     pub abi_version: u32,
-    /// Unused, zero.
+    /// [`boot_flags`].
     pub flags: u32,
     /// Changes at every restore; never the same twice on a node.
     pub generation: u64,
@@ -172,9 +173,9 @@ pub struct BootPage {
     pub sparse_tables: u64,
     /// Number of those.
     pub sparse_table_count: u64,
-    /// The artifact's file tree, or 0.
+    /// The artifact's file tree, as [`tree`] describes it.
     pub files_start: u64,
-    /// Bytes of it.
+    /// Bytes of it, in whole pages; 0 if there is none.
     pub files_bytes: u64,
 }
 
@@ -183,6 +184,12 @@ impl BootPage {
     pub fn stack_bytes(&self) -> u64 {
         (self.program_start + self.memory_bytes).saturating_sub(self.stack_start)
     }
+}
+
+/// Flags of [`BootPage`].
+pub mod boot_flags {
+    /// The program finds the caller's connection as its standard input and output.
+    pub const INETD: u32 = 1;
 }
 
 /// The slots that the stub's page gate may touch, at [`STUB_BOUNDS_ADDR`]: first and one past the last

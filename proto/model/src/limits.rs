@@ -39,6 +39,14 @@ pub const MAX_SCALE_MIN: u32 = 256;
 pub const MAX_ENV_VARIABLES: usize = 128;
 /// Most bytes of all names and values of a function's environment together.
 pub const MAX_ENV_BYTES: usize = 16 << 10;
+/// Most arguments of a program.
+pub const MAX_ARGS: usize = 128;
+/// Most bytes of all arguments of a program together.
+pub const MAX_ARGS_BYTES: usize = 8 << 10;
+/// Most lines of a manifest's `[files]`.
+pub const MAX_FILES_LINES: usize = 128;
+/// Most bytes of all paths in a manifest's `[files]` together.
+pub const MAX_FILES_BYTES: usize = 8 << 10;
 /// Most regions a manifest may list.
 pub const MAX_REGIONS: usize = 64;
 /// Longest name of a region.
@@ -79,7 +87,11 @@ const _: () = {
     assert!(DEFAULT_RESPONSE_BODY_BYTES <= MAX_RESPONSE_BODY_BYTES);
     assert!(DEFAULT_BAKE_MS <= MAX_BAKE_MS && DEFAULT_MAX_ERROR_PPM <= MAX_ERROR_PPM);
     assert!(DEFAULT_WAVES_PERCENT.len() <= MAX_WAVES);
-    // Even if JSON doubles it, a manifest with the largest environment fits a signed statement.
-    assert!(2 * (MAX_ENV_BYTES + 3 * MAX_MANIFEST_TEXT_BYTES) as u64 <= MAX_MANIFEST_BYTES);
+    // Even if JSON doubles them, the largest texts of a manifest fit a signed statement, which may have
+    // twice a manifest's bytes.
+    assert!(
+        (MAX_ENV_BYTES + MAX_ARGS_BYTES + MAX_FILES_BYTES + 3 * MAX_MANIFEST_TEXT_BYTES) as u64
+            <= MAX_MANIFEST_BYTES
+    );
     assert!(MAX_USAGE_BATCH * 512 <= MAX_CONTROL_FRAME_BYTES);
 };

@@ -5,7 +5,10 @@
 //! value and what is allowed; the author of the manifest is to blame for all of it.
 
 mod file;
+mod files;
 pub mod units;
+
+pub use files::check_guest_path;
 
 use std::collections::BTreeMap;
 
@@ -13,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
 use crate::limits::{
-    MAX_BAKE_MS, MAX_CONCURRENCY, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
-    MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES,
-    MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN,
-    MAX_WAVES, MIN_MEMORY_BYTES,
+    MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY, MAX_DEADLINE_MS, MAX_ENV_BYTES,
+    MAX_ENV_VARIABLES, MAX_ERROR_PPM, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES,
+    MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
+    MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN, MAX_WAVES, MIN_MEMORY_BYTES,
 };
 use units::{format_bytes, format_millis};
 
@@ -42,6 +45,10 @@ pub struct Manifest {
     /// `[env]`: environment variables of the program.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// `[files]`: paths in the guest, and where in the project each is taken from; for the command only,
+    /// since the artifact holds the files themselves.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// `[placement]`.
     #[serde(default)]
     pub placement: Placement,
@@ -60,6 +67,13 @@ pub struct Function {
     /// For people.
     #[serde(default)]
     pub description: String,
+    /// The program's arguments, its own name first; without them that is the function's, and all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// The program finds its caller at its standard input and output, as inetd's `nowait` has it, and
+    /// serves one request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inetd: bool,
 }
 
 /// `[build]`: how `holm build` makes the program.
@@ -236,12 +250,20 @@ impl Manifest {
                 })?;
             }
         }
+        check_args("function.args", &self.function.args)?;
         self.limits.check()?;
+        let kept = self.scale.isolation == Isolation::Instance && self.function.inetd;
+        require(!kept, "scale.isolation", "\"instance\"", || {
+            "\"request\" with `inetd = true`: such a program ends with its request, and can serve no \
+             second one"
+                .to_owned()
+        })?;
         let scale = self.scale.min <= MAX_SCALE_MIN;
         require(scale, "scale.min", self.scale.min, || {
             format!("0 to {MAX_SCALE_MIN}")
         })?;
         check_env(&self.env)?;
+        files::check(&self.files)?;
         self.placement.check()?;
         self.rollout.check()
     }
@@ -396,6 +418,21 @@ pub fn check_variable(name: &str, value: &str) -> Result<(), String> {
         return Err("text without NUL characters".into());
     }
     Ok(())
+}
+
+/// Checks the arguments of a program.
+fn check_args(key: &str, args: &[String]) -> Result<(), ManifestError> {
+    let total: usize = args.iter().map(String::len).sum();
+    let good = args.len() <= MAX_ARGS
+        && total <= MAX_ARGS_BYTES
+        && args.iter().all(|text| !text.contains('\0'))
+        && args.first().is_none_or(|name| !name.is_empty());
+    require(good, key, cut(&format!("{args:?}")), || {
+        format!(
+            "at most {MAX_ARGS} texts of {MAX_ARGS_BYTES} bytes together, without NUL characters, the \
+             first of them the program's name"
+        )
+    })
 }
 
 fn text_fits(key: &str, text: &str) -> Result<(), ManifestError> {

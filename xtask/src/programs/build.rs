@@ -20,6 +20,8 @@ pub(crate) enum Source {
     C(&'static str, &'static [&'static str]),
     /// `tests/guests/NAME.c` with this libc.
     Guest(&'static str, &'static str),
+    /// The machine's busybox.
+    Busybox,
 }
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -101,6 +103,7 @@ pub(crate) fn build(workspace: &Path, source: &Source) -> Result<PathBuf> {
             )?;
             Ok(program)
         }
+        Source::Busybox => super::site::busybox(),
         Source::Guest("glibc", name) => Ok(Guest::Glibc(name.into()).build_into(&out)),
         Source::Guest("musl", name) => Ok(Guest::Musl(name.into()).build_into(&out)),
         Source::Guest(libc, _) => bail!("there is no libc {libc}"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, prepare};
 
@@ -28,6 +29,15 @@ pub(crate) struct Guest {
 impl Guest {
     /// Boots a program.
     pub(crate) fn boot(path: &Path) -> Result<Self> {
+        Self::boot_as(path, Vec::new(), &Files::default(), false)
+    }
+
+    /// The same with arguments and files, as under inetd.
+    pub(crate) fn boot_inetd(path: &Path, args: Vec<String>, files: &Files) -> Result<Self> {
+        Self::boot_as(path, args, files, true)
+    }
+
+    fn boot_as(path: &Path, args: Vec<String>, files: &Files, inetd: bool) -> Result<Self> {
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let hypervisor = Hypervisor::open()?;
@@ -35,6 +45,9 @@ impl Guest {
             name: path.display().to_string(),
             memory_bytes: MEMORY_BYTES,
             env: Vec::new(),
+            args,
+            files: files.clone(),
+            inetd,
             port: 8080,
         };
         let prepared = prepare(&hypervisor, &Program::parse(&bytes)?, &config, DEADLINE)

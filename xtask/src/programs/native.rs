@@ -32,12 +32,21 @@ impl Drop for Server {
 impl Server {
     /// Starts a program; gives the time until it took its first connection.
     pub(crate) fn start(program: &Path) -> Result<(Self, Duration)> {
+        Self::start_with(program, |_| Vec::new())
+    }
+
+    /// The same with arguments, which are told the port.
+    pub(crate) fn start_with(
+        program: &Path,
+        arguments: impl Fn(u16) -> Vec<String>,
+    ) -> Result<(Self, Duration)> {
         // The port is free once more when the listener is dropped; the system gives it out late again.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
             .port();
         let start = Instant::now();
         let child = Command::new(program)
+            .args(arguments(port))
             .env("PORT", port.to_string())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

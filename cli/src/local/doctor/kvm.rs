@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{GuestConfig, Hypervisor, KvmKind, Limits, Request, Slot};
 
@@ -140,6 +141,9 @@ fn answer_once(hypervisor: &Hypervisor) -> Result<u16, String> {
         name: "probe".to_owned(),
         memory_bytes: 4 << 20,
         env: Vec::new(),
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
         port: machine::PORT,
     };
     let prepared = holm_vmm::prepare(hypervisor, &program, &config, PATIENCE)

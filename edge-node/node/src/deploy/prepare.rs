@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use holm_model::artifact::Statement;
+use holm_model::bundle::Bundle;
 use holm_model::ids::{RequestId, VersionId};
-use holm_model::program::Program;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
     Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
@@ -41,10 +41,15 @@ pub(crate) fn snapshot(
         .verified_artifact(statement)
         .map_err(|error| error.to_string())?;
     let bytes = bytes.ok_or("the artifact has vanished from the node's disk; deploy again")?;
-    let program = Program::parse(&bytes).map_err(|error| error.to_string())?;
+    let Bundle { program, files } = Bundle::parse(&bytes).map_err(|error| error.to_string())?;
+    // Up to 256 MiB, of which there is a copy now.
+    drop(bytes);
     let config = GuestConfig {
         name: statement.function.to_string(),
         memory_bytes: statement.manifest.limits.memory_bytes,
+        args: statement.manifest.function.args.clone(),
+        files,
+        inetd: statement.manifest.function.inetd,
         env: statement.manifest.env.clone().into_iter().collect(),
         port: PORT,
     };

@@ -2,9 +2,13 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "this is only ever part of tests")]
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use holm_hostcall::tree::Kind;
+use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_test_support::patience;
 use holm_vmm::{
@@ -28,6 +32,9 @@ pub(crate) fn config(env: &[(&str, &str)]) -> GuestConfig {
         name: "tests/guest".into(),
         memory_bytes: MEMORY_BYTES,
         env: env.iter().map(own).collect(),
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
         port: 8080,
     }
 }
@@ -41,6 +48,31 @@ pub(crate) fn boot(path: &Path, config: &GuestConfig) -> Result<Prepared, Prepar
         config,
         patience(Duration::from_secs(5)),
     )
+}
+
+/// Writes what lies in a directory of a guest to one of this machine, with its times and permissions.
+pub(crate) fn unpack(files: &Files, directory: &str, to: &Path) {
+    let tree = files.tree().unwrap();
+    for number in 0..tree.count() {
+        let entry = tree.entry(number).unwrap();
+        let path = std::str::from_utf8(entry.path).unwrap();
+        let Some(path) = path.strip_prefix(directory).filter(|rest| !rest.is_empty()) else {
+            continue;
+        };
+        let (path, content) = (to.join(&path[1..]), tree.content(&entry));
+        match entry.kind {
+            Kind::Directory => fs::create_dir(&path).unwrap(),
+            Kind::Link => symlink(std::str::from_utf8(content).unwrap(), &path).unwrap(),
+            Kind::File => {
+                fs::write(&path, content).unwrap();
+                let time = UNIX_EPOCH + Duration::from_secs(entry.modified_s.into());
+                let file = fs::File::options().append(true).open(&path).unwrap();
+                file.set_modified(time).unwrap();
+                let mode = if entry.executable { 0o555 } else { 0o444 };
+                fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+            }
+        }
+    }
 }
 
 /// A program that is ready, and one slot for it.
@@ -84,10 +116,26 @@ impl Function {
 
     /// One request to the instance that is in the slot; the slot stays as the request left it.
     pub(crate) fn send(&mut self, method: &str, target: &str, body: &[u8]) -> Outcome {
+        self.send_with(method, target, &[], body)
+    }
+
+    /// The same with headers beside that of the host.
+    pub(crate) fn send_with(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Outcome {
+        let headers: Vec<(&[u8], &[u8])> = [("host", "guest.test")]
+            .iter()
+            .chain(headers)
+            .map(|(name, value)| (name.as_bytes(), value.as_bytes()))
+            .collect();
         let request = Request {
             method,
             target,
-            headers: &[(b"host", b"guest.test")],
+            headers: &headers,
             body,
         };
         let limits = Limits {

@@ -1,9 +1,15 @@
 //! The system calls that take a path.
 //!
-//! Two places hold files: /tmp (writable, in memory) and the built-in entries, looked up in this order.
+//! Three places hold files: /tmp (writable, in memory), the artifact (read only) and the built-in entries,
+//! looked up in this order.
 
+use core::ops::Range;
+
+use holm_hostcall::tree;
+
+use super::artifact;
 use super::builtin::{self, Entry};
-use super::paths::{Path, below};
+use super::paths::{Path, Way, below};
 use super::temporary::{self, Kind};
 use super::{O_ACCESS, Object, Open};
 use crate::errno::{Errno, SysResult};
@@ -23,7 +29,7 @@ const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
 /// Most links that a path may lead through.
-const MAX_LINKS: usize = 16;
+const MAX_LINKS: usize = 40;
 /// What /proc/self/exe leads to: the program is not a file here.
 const PROGRAM: &[u8] = b"/function";
 
@@ -33,42 +39,67 @@ enum Found {
     Directory,
     /// In /tmp, and no directory.
     Node(u16),
+    /// A file of the artifact's.
+    Brought(u32),
     /// Number of a built-in entry.
     Entry(usize),
-    /// A built-in link, and where it leads.
+    /// A link, and where it leads; not one of /tmp.
     Link(&'static [u8]),
     /// Another name of an open descriptor.
     Descriptor(u64),
 }
 
-/// The absolute path that a call means; links are followed, the last one only if `follow`.
+/// The absolute path that a call means, gone name by name as Linux does: what is on the way has to be there
+/// and be a directory. Links are followed, the last one only if `follow`.
 fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
     let text = user::path(path)?;
-    let base = match directory as u32 {
+    if text.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    let mut at = match directory as u32 {
         _ if text.first() == Some(&b'/') => Path::ROOT,
         at if at == AT_FDCWD as u32 => *state::working_directory(),
         _ => directory_of(directory)?,
     };
-    let mut path = base.join(text)?;
-    for _ in 0..MAX_LINKS {
-        let bytes = path.as_bytes();
-        let built_in = match builtin::find(bytes).map(|entry| builtin::ENTRIES[entry].1) {
-            Some(Entry::Link(to)) if follow => Some((bytes.len(), to.as_bytes())),
-            _ => None,
-        };
-        let link = built_in.or_else(|| state::temporary().link_in(bytes, follow));
-        let Some((link, to)) = link else {
-            return Ok(path);
-        };
-        let from = Path::ROOT.join(&bytes[..link])?;
-        let mut there = Path::ROOT.join(from.parent())?.join(to)?;
-        if let Some(rest) = below(bytes, from.as_bytes()) {
-            there = there.join(rest)?;
+    at.is_directory = true;
+    let mut way = Way::new(text)?;
+    let mut links = 0;
+    while let Some(step) = way.step() {
+        let name = way.name(step);
+        let mut there = at;
+        there.push(name)?;
+        if name == b"." || name == b".." {
+            at = there;
+            continue;
         }
-        there.is_directory |= path.is_directory;
-        path = there;
+        let link = link_at(there.as_bytes()).filter(|_| !step.is_last || step.has_slash || follow);
+        if let Some(to) = link {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::ELOOP);
+            }
+            if to.first() == Some(&b'/') {
+                at = Path::ROOT;
+            }
+            way.put_before(to)?;
+            continue;
+        }
+        there.is_directory = step.has_slash;
+        if !step.is_last && !is_directory(there.as_bytes()) {
+            // What is there, is no directory.
+            return Err(find(&there).err().unwrap_or(Errno::ENOTDIR));
+        }
+        at = there;
     }
-    Err(Errno::ELOOP)
+    Ok(at)
+}
+
+/// Where the link at a path leads, if it is one.
+fn link_at(path: &[u8]) -> Option<&'static [u8]> {
+    match builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
+        Some(Entry::Link(to)) => Some(to.as_bytes()),
+        _ => (state::temporary().link_at(path)).or_else(|| artifact::link_at(path)),
+    }
 }
 
 fn directory_of(descriptor: u64) -> Result<Path, Errno> {
@@ -86,6 +117,14 @@ fn find(path: &Path) -> Result<Found, Errno> {
             true => Err(Errno::ENOTDIR),
             false if is_directory => Ok(Found::Directory),
             false => Ok(Found::Node(number)),
+        };
+    }
+    if let Some((number, entry)) = artifact::find(bytes) {
+        return match entry.kind {
+            tree::Kind::Directory => Ok(Found::Directory),
+            _ if path.is_directory => Err(Errno::ENOTDIR),
+            tree::Kind::File => Ok(Found::Brought(number)),
+            tree::Kind::Link => Ok(Found::Link(artifact::content(&entry))),
         };
     }
     if is_directory(bytes) {
@@ -108,29 +147,27 @@ fn find(path: &Path) -> Result<Found, Errno> {
             Entry::Link(to) => Ok(Found::Link(to.as_bytes())),
             _ => Ok(Found::Entry(entry)),
         },
-        None => Err(missing(path)),
+        None => Err(Errno::ENOENT),
     }
 }
 
 fn is_directory(path: &[u8]) -> bool {
-    state::temporary().is_directory(path) || builtin::is_directory(path)
+    state::temporary().is_directory(path)
+        || artifact::is_directory(path)
+        || builtin::is_directory(path)
 }
 
-/// ENOTDIR where something on the way is a file, else ENOENT.
-fn missing(path: &Path) -> Errno {
-    let parent = path.parent();
-    let is_file = state::temporary().find(parent).is_some() || builtin::find(parent).is_some();
-    match is_file && !is_directory(parent) {
-        true => Errno::ENOTDIR,
-        false => Errno::ENOENT,
-    }
+/// Whether a path is that of /tmp, or of something in it.
+fn is_in_tmp(path: &Path) -> bool {
+    let bytes = path.as_bytes();
+    bytes == temporary::ROOT || below(bytes, temporary::ROOT).is_some()
 }
 
 /// Where a new file may be: in a directory of /tmp.
 fn room_for(path: &Path) -> Result<(), Errno> {
-    let is_there = is_directory(path.parent());
     match below(path.as_bytes(), temporary::ROOT) {
-        _ if !is_there => Err(missing(path)),
+        // The working directory may have been removed.
+        _ if !is_directory(path.parent()) => Err(Errno::ENOENT),
         None => Err(Errno::EROFS),
         Some(_) => Ok(()),
     }
@@ -142,13 +179,18 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         return Err(Errno::EOPNOTSUPP);
     }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    let text = user::path(path)?;
+    let names_directory = text.ends_with(b"/") && !text.ends_with(b"./");
     let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
     let writes = flags & O_ACCESS != 0;
     match find(&path) {
+        Ok(_) if flags & O_CREAT != 0 && names_directory => Err(Errno::EISDIR),
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
         Ok(Found::Directory) => open_directory(path, flags),
         Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
+        Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
+        Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
         Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
         Ok(Found::Link(_)) => Err(Errno::ELOOP),
         Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
@@ -217,18 +259,22 @@ fn kind_of(kind: Kind) -> stat::Kind {
 
 fn status(path: &Path) -> Result<Status, Errno> {
     Ok(match find(path)? {
-        Found::Directory => match state::temporary().find(path.as_bytes()) {
-            Some(number) => status_of_node(number),
-            None => directory_status(path.as_bytes()),
-        },
+        Found::Directory => status_of_directory(path.as_bytes()),
         Found::Node(number) => status_of_node(number),
+        Found::Brought(number) => match artifact::entry(number) {
+            Some(entry) => artifact::status(number, &entry),
+            None => return Err(Errno::ENOENT),
+        },
         Found::Entry(entry) => match builtin::ENTRIES[entry].1 {
             Entry::Device(object) => super::status_of(object),
             _ => made_status(entry as u8),
         },
-        Found::Link(to) => Status {
-            size: to.len() as u64,
-            ..Status::of(stat::Kind::Link)
+        Found::Link(to) => match artifact::find(path.as_bytes()) {
+            Some((number, entry)) => artifact::status(number, &entry),
+            None => Status {
+                size: to.len() as u64,
+                ..Status::of(stat::Kind::Link)
+            },
         },
         Found::Descriptor(number) => super::status(number)?,
     })
@@ -242,8 +288,19 @@ pub(super) fn made_status(entry: u8) -> Status {
     }
 }
 
+/// What `stat` says of a directory.
+pub(super) fn status_of_directory(path: &[u8]) -> Status {
+    if let Some(number) = state::temporary().find(path) {
+        return status_of_node(number);
+    }
+    match artifact::find(path) {
+        Some((number, entry)) => artifact::status(number, &entry),
+        None => directory_status(path),
+    }
+}
+
 /// What `stat` says of a directory that is nothing but its path.
-pub(super) fn directory_status(path: &[u8]) -> Status {
+fn directory_status(path: &[u8]) -> Status {
     // FNV-1a
     let number = path.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
@@ -268,6 +325,34 @@ pub fn status_at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno>
     status(&resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?)
 }
 
+/// `statfs`
+pub fn file_system(path: u64, to: u64) -> SysResult {
+    let path = resolve(AT_FDCWD, path, true)?;
+    find(&path)?;
+    tell_file_system(is_in_tmp(&path), to)
+}
+
+/// `fstatfs`
+pub fn file_system_of(descriptor: u64, to: u64) -> SysResult {
+    let in_tmp = match state::files().get(descriptor)?.object {
+        Object::Directory(number) => is_in_tmp(&state::open_directories()[usize::from(number)].1),
+        Object::Brought(_) => false,
+        _ => true,
+    };
+    tell_file_system(in_tmp, to)
+}
+
+/// /tmp, or what is read only.
+fn tell_file_system(in_tmp: bool, to: u64) -> SysResult {
+    match in_tmp {
+        true => {
+            let memory = state::memory();
+            stat::file_system(memory.total_bytes(), memory.free_bytes(), false, to)
+        }
+        false => stat::file_system(artifact::tree().map_or(0, |tree| tree.bytes()), 0, true, to),
+    }
+}
+
 /// `lstat`
 pub fn link_status(path: u64) -> Result<Status, Errno> {
     status_at(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW)
@@ -279,9 +364,7 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     const W_OK: u64 = 2;
     let path = resolve(directory, path, true)?;
     let status = status(&path)?;
-    let in_tmp = below(path.as_bytes(), temporary::ROOT).is_some();
-    let writable =
-        in_tmp || path.as_bytes() == temporary::ROOT || status.kind == stat::Kind::Device;
+    let writable = is_in_tmp(&path) || status.kind == stat::Kind::Device;
     match mode {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
         mode if mode & X_OK != 0 && status.mode & 0o111 == 0 => Err(Errno::EACCES),
@@ -340,6 +423,9 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
 /// `unlink`, `rmdir` and `unlinkat`
 pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
     let path = resolve(directory, path, false)?;
+    if is_directory(path.parent()) && !is_in_tmp(&path) {
+        return Err(Errno::EROFS);
+    }
     let wants_directory = flags & AT_REMOVEDIR != 0;
     let is_directory = matches!(find(&path)?, Found::Directory);
     match (is_directory, wants_directory) {
@@ -364,6 +450,9 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     }
     let from = resolve(from_at, from, false)?;
     let to = resolve(to_at, to, false)?;
+    if is_in_tmp(&from) != is_in_tmp(&to) {
+        return Err(Errno::EXDEV);
+    }
     let moves_directory = matches!(find(&from)?, Found::Directory);
     if state::temporary().find(from.as_bytes()).is_none() {
         return Err(Errno::EROFS);
@@ -469,9 +558,20 @@ pub(super) fn list(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResul
     };
     listing.enter(b".", stat::Kind::Directory)?;
     listing.enter(b"..", stat::Kind::Directory)?;
+    let brought = artifact::find(path).map(|(_, entry)| entry);
+    if let (Some(entry), Some(tree)) = (brought, artifact::tree()) {
+        for number in listing.pass(tree.children(&entry)) {
+            if let Some(entry) = tree.entry(number).filter(|_| !listing.full) {
+                listing.enter(entry.name(), artifact::kind(&entry))?;
+            }
+        }
+    }
     let mut last = &b""[..];
     for name in builtin::names(path) {
-        if name != last {
+        // What the artifact has, hides what is built in.
+        let hidden = brought.is_some()
+            && (directory.join(name)).is_ok_and(|path| artifact::find(path.as_bytes()).is_some());
+        if name != last && !hidden {
             last = name;
             let kind = match directory.join(name).and_then(|path| find(&path)) {
                 Ok(Found::Directory) => stat::Kind::Directory,
@@ -536,6 +636,14 @@ impl Listing {
         room[HEAD_BYTES..HEAD_BYTES + name.len()].copy_from_slice(name);
         self.used += record;
         Ok(())
+    }
+
+    /// Passes over the numbers, one for each name, that were listed before; gives the rest.
+    fn pass(&mut self, numbers: Range<u32>) -> Range<u32> {
+        let before = self.skip.saturating_sub(self.place);
+        let before = before.min(u64::from(numbers.end - numbers.start));
+        self.place += before;
+        numbers.start + before as u32..numbers.end
     }
 
     /// Names that this call has listed.

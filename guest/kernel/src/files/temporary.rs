@@ -211,18 +211,13 @@ impl Temporary {
             .map(|(number, _)| number)
     }
 
-    /// The longest part of `path` that is a link, and where that leads.
-    pub fn link_in(&self, path: &[u8], whole: bool) -> Option<(usize, &'static [u8])> {
+    /// Where the link at a path leads, if it is one.
+    pub fn link_at(&self, path: &[u8]) -> Option<&'static [u8]> {
         if !self.has_links {
             return None;
         }
-        self.all()
-            .filter(|(_, node)| node.kind == Kind::Link)
-            .find_map(|(_, node)| {
-                let link = node.path();
-                let is_in = below(path, link).is_some() || (whole && path == link);
-                is_in.then(|| (link.len(), node.content()))
-            })
+        let node = &self.nodes[usize::from(self.find(path)?)];
+        (node.kind == Kind::Link).then(|| node.content())
     }
 
     /// Whether a directory is there: /tmp itself, or one that was made.

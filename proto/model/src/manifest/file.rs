@@ -20,9 +20,13 @@ use crate::limits::{
     DEFAULT_WAVES_PERCENT,
 };
 
-/// The sections and their keys. `[env]` has none of its own: every key is a variable.
-const SECTIONS: [(&str, &[&str]); 9] = [
-    ("function", &["name", "tenant", "description"]),
+/// The sections and their keys. `[env]` and `[files]` have none of their own: every key is a variable, or a
+/// path.
+const SECTIONS: [(&str, &[&str]); 10] = [
+    (
+        "function",
+        &["name", "tenant", "description", "args", "inetd"],
+    ),
     ("build", &["command", "output"]),
     (
         "limits",
@@ -37,6 +41,7 @@ const SECTIONS: [(&str, &[&str]); 9] = [
     ),
     ("scale", &["isolation", "min"]),
     ("env", &[]),
+    ("files", &[]),
     ("placement", &["regions"]),
     ("rollout", &["waves", "bake", "probe", "max_error_rate"]),
     ("secrets", &[]),
@@ -137,10 +142,16 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     })?;
     let tenant = function.name("tenant")?;
     let description = function.text("description")?.unwrap_or_default();
+    let args = function
+        .texts("args", "a list of texts, for example [\"httpd\", \"-i\"]")?
+        .unwrap_or_default();
+    let inetd = function.flag("inetd")?.unwrap_or_default();
     let function = Function {
         tenant,
         name,
         description,
+        args,
+        inetd,
     };
 
     let mut build = Section::open(root, "build", &mut places)?;
@@ -175,9 +186,10 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         min: scale.count("min")?.unwrap_or(0),
     };
 
-    let env = Section::open(root, "env", &mut places)?.variables()?;
+    let env = Section::open(root, "env", &mut places)?.pairs()?;
+    let files = Section::open(root, "files", &mut places)?.pairs()?;
     let regions = Section::open(root, "placement", &mut places)?
-        .texts("regions")?
+        .texts("regions", "a list of texts, for example [\"eu-central\"]")?
         .unwrap_or_default();
 
     let mut rollout = Section::open(root, "rollout", &mut places)?;
@@ -201,6 +213,7 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         limits,
         scale,
         env,
+        files,
         placement,
         rollout,
     };
@@ -220,7 +233,7 @@ fn refuse_unknown_keys(root: &DeTable<'_>, places: &Places<'_>) -> Result<(), Ma
             continue;
         };
         let table = value.get_ref().as_table();
-        if *section == "env" || LATER.contains(section) {
+        if ["env", "files"].contains(section) || LATER.contains(section) {
             continue;
         }
         for (key, _) in table.into_iter().flatten() {
@@ -435,8 +448,17 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         }
     }
 
-    fn texts(&mut self, key: &str) -> Result<Option<Vec<String>>, ManifestError> {
-        let allowed = "a list of texts, for example [\"eu-central\"]";
+    fn flag(&mut self, key: &str) -> Result<Option<bool>, ManifestError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.get_ref().as_bool() {
+            Some(flag) => Ok(Some(flag)),
+            None => Err(self.wrong(key, value, "true or false, without quotes")),
+        }
+    }
+
+    fn texts(&mut self, key: &str, allowed: &str) -> Result<Option<Vec<String>>, ManifestError> {
         self.list(key, allowed, |value| value.as_str().map(str::to_owned))
     }
 
@@ -466,17 +488,18 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         }
     }
 
-    fn variables(&mut self) -> Result<BTreeMap<String, String>, ManifestError> {
-        let mut variables = BTreeMap::new();
+    /// Every key of the section with its text.
+    fn pairs(&mut self) -> Result<BTreeMap<String, String>, ManifestError> {
+        let mut pairs = BTreeMap::new();
         for (key, value) in self.table.into_iter().flatten() {
             let key = key.get_ref().as_ref();
             self.place(key, value);
             let Some(text) = value.get_ref().as_str() else {
                 return Err(self.wrong(key, value, "text in quotes"));
             };
-            variables.insert(key.to_owned(), text.to_owned());
+            pairs.insert(key.to_owned(), text.to_owned());
         }
-        Ok(variables)
+        Ok(pairs)
     }
 }
 

@@ -47,6 +47,8 @@ fn every_key_of_the_file_is_read() {
         name = "hello"
         tenant = "acme"
         description = "Says hello."
+        args = ["hello", "-v", ""]
+        inetd = false
         [build]
         command = "make"
         output = "out/hello"
@@ -62,6 +64,9 @@ fn every_key_of_the_file_is_read() {
         min = 2
         [env]
         GREETING = "hi"
+        [files]
+        "/www" = "public"
+        "/etc/motd" = "./etc/motd.txt"
         [secrets]
         [network]
         [placement]
@@ -80,6 +85,8 @@ fn every_key_of_the_file_is_read() {
             tenant: Some("acme".parse().unwrap()),
             name: "hello".parse().unwrap(),
             description: "Says hello.".into(),
+            args: vec!["hello".into(), "-v".into(), String::new()],
+            inetd: false,
         },
         build: Build {
             command: Some("make".into()),
@@ -98,6 +105,10 @@ fn every_key_of_the_file_is_read() {
             min: 2,
         },
         env: BTreeMap::from([("GREETING".into(), "hi".into())]),
+        files: BTreeMap::from([
+            ("/www".into(), "public".into()),
+            ("/etc/motd".into(), "./etc/motd.txt".into()),
+        ]),
         placement: Placement {
             regions: vec!["eu".into(), "us-east".into()],
         },
@@ -387,4 +398,88 @@ proptest::proptest! {
             let _ = with(&format!("[{section}]\n{key} = {value}"));
         }
     }
+}
+
+#[test]
+fn files_from_outside_of_the_project_or_for_the_guests_own_places_are_refused() {
+    for (line, parts) in [
+        (
+            "\"www\" = \"public\"",
+            &["line 5", "`files.www`", "absolute path"][..],
+        ),
+        (
+            "\"/www/\" = \"public\"",
+            &["`files./www/`", "absolute path"],
+        ),
+        ("\"/www/../x\" = \"public\"", &["without `.`, `..`"]),
+        ("\"/tmp/x\" = \"x\"", &["`files./tmp/x`", "the guest's own"]),
+        ("\"/dev\" = \"x\"", &["the guest's own"]),
+        (
+            "\"/www\" = \"/srv/www\"",
+            &["\"/srv/www\"", "relative to holm.toml"],
+        ),
+        ("\"/www\" = \"../www\"", &["\"../www\"", "without `..`"]),
+        ("\"/www\" = \"a/../../www\"", &["without `..`"]),
+        ("\"/www\" = \"\"", &["relative to holm.toml"]),
+        ("\"/www\" = 7", &["`files./www`", "text in quotes"]),
+        (
+            "\"/www\" = \"a\"\n\"/www/img\" = \"b\"",
+            &["line 6", "`/www` of another line"],
+        ),
+        (
+            "\"/\" = \"a\"\n\"/etc/x\" = \"b\"",
+            &["`/` of another line"],
+        ),
+    ] {
+        assert_names(&refusal(&format!("[files]\n{line}")), parts);
+    }
+    let good = with("[files]\n\"/www\" = \"a\"\n\"/www-old\" = \"b\"").unwrap();
+    assert_eq!(good.files.len(), 2, "names that begin alike do not overlap");
+    let many: String = (0..200).map(|n| format!("\"/{n}\" = \"x\"\n")).collect();
+    assert_names(
+        &refusal(&format!("[files]\n{many}")),
+        &["200 lines", "at most 128"],
+    );
+}
+
+#[test]
+fn arguments_begin_with_the_programs_name_and_a_program_for_inetd_keeps_no_state() {
+    let function = |rest: &str| {
+        Manifest::from_toml(&format!("{LEAST}{rest}")).map_err(|error| error.to_string())
+    };
+    let manifest = function("args = [\"httpd\", \"-i\"]\ninetd = true").unwrap();
+    assert_eq!(manifest.function.args, ["httpd", "-i"]);
+    assert!(manifest.function.inetd);
+    let instance = "inetd = true\n[scale]\nisolation = \"instance\"";
+    assert_names(
+        &function(instance).unwrap_err(),
+        &["line 6", "`scale.isolation`", "ends with its request"],
+    );
+    assert_names(
+        &function("inetd = \"yes\"").unwrap_err(),
+        &["true or false"],
+    );
+    assert_names(
+        &function("args = \"httpd\"").unwrap_err(),
+        &["list of texts"],
+    );
+    assert_names(
+        &function("args = [\"\"]").unwrap_err(),
+        &["the program's name"],
+    );
+    assert_names(
+        &function("args = [\"a\", \"\\u0000\"]").unwrap_err(),
+        &["NUL"],
+    );
+}
+
+#[test]
+fn a_manifest_without_files_and_arguments_is_written_as_before_there_were_any() {
+    let json = serde_json::to_string(&with("").unwrap()).unwrap();
+    for key in ["files", "args", "inetd"] {
+        assert!(!json.contains(key), "{json}");
+    }
+    let manifest = with("args = [\"a\"]\n[files]\n\"/a\" = \"b\"").unwrap();
+    let json = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
 }
