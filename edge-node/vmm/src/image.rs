@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use holm_hostcall::{KERNEL_ADDR, KERNEL_END, PAGE_BYTES, STUB_ADDR};
+use holm_hostcall::{KERNEL_ADDR, KERNEL_END, LOW_DATA_ADDR, LOW_DATA_END, PAGE_BYTES, STUB_ADDR};
 use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{LittleEndian, Object as _, ObjectSymbol as _};
 use sha2::{Digest as _, Sha256};
@@ -77,6 +77,9 @@ impl Image {
         }
         let inside = |segment: &Segment| match segment.access {
             Access::SupervisorCode => segment.memory_bytes <= PAGE_BYTES,
+            Access::Write if segment.addr == LOW_DATA_ADDR => {
+                segment.addr + segment.memory_bytes <= LOW_DATA_END
+            }
             _ => segment.addr >= KERNEL_ADDR && segment.addr + segment.memory_bytes <= KERNEL_END,
         };
         if !segments.iter().all(inside) {

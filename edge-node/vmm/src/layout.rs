@@ -6,8 +6,8 @@
 //! dirty bits are set from the start, so that running a guest changes no page table by itself.
 
 use holm_hostcall::{
-    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_ADDR, KERNEL_END, LOG_ADDR,
-    LOG_CAPACITY_BYTES, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR, STUB_ENTRY_BYTES,
+    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_END, LOG_ADDR, LOG_CAPACITY_BYTES,
+    LOW_DATA_ADDR, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR, STUB_ENTRY_BYTES,
     STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLE_REACH_BYTES, TABLES_ADDR,
     TABLES_ALIAS, TSS_OFFSET, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS, selector,
 };
@@ -346,7 +346,7 @@ impl Layout {
                 .contains(&page)
                 .then_some(page + offset)
         };
-        if (KERNEL_ADDR..KERNEL_END).contains(&addr)
+        if (LOW_DATA_ADDR..KERNEL_END).contains(&addr)
             || (self.program_start..self.program_end()).contains(&addr)
         {
             let entry = memory.read_u64(self.tables + addr / PAGE_BYTES * ENTRY_BYTES)?;
@@ -480,7 +480,7 @@ mod tests {
             files - 1,
             files + PAGE_BYTES,
             holm_hostcall::STUB_STACK_ADDR,
-            KERNEL_ADDR,
+            holm_hostcall::KERNEL_ADDR,
             end,
             layout.tables,
             WINDOWS[0],

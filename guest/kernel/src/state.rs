@@ -26,15 +26,22 @@ struct Part<T>(UnsafeCell<T>);
 // call of the running thread, never from an interrupt; threads change only where they wait.
 unsafe impl<T> Sync for Part<T> {}
 
+macro_rules! placed {
+    ([$($attribute:meta)?] $part:item) => {
+        $(#[$attribute])?
+        $part
+    };
+}
+
 macro_rules! parts {
-    ($($(#[$doc:meta])* $name:ident: $type:ty = $initial:expr;)*) => {
+    ($place:tt $($(#[$doc:meta])* $name:ident: $type:ty = $initial:expr;)*) => {
         $(
             $(#[$doc])*
             ///
             /// A function that holds this reference calls nothing that asks for the same part again, and
             /// nothing that waits.
             pub fn $name() -> &'static mut $type {
-                static PART: Part<$type> = Part(UnsafeCell::new($initial));
+                placed! { $place static PART: Part<$type> = Part(UnsafeCell::new($initial)); }
                 // SAFETY: see `Part` for other threads; in this one the rule above holds.
                 unsafe { &mut *PART.0.get() }
             }
@@ -42,13 +49,30 @@ macro_rules! parts {
     };
 }
 
+// The large ones lie below the library OS, where there is more room; the linker script knows these
+// sections, and nothing else is in them.
 parts! {
+    [unsafe(link_section = ".data.low")]
     /// Program memory.
     memory: Memory = Memory::new();
-    /// File descriptors and what they stand for.
-    files: Files = Files::new();
+}
+
+parts! {
+    [unsafe(link_section = ".bss.low")]
     /// /tmp.
     temporary: Temporary = Temporary::new();
+    /// What a built-in file holds, while it is read.
+    content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
+    /// The queues of pipes and socket pairs.
+    queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
+    /// Signals.
+    signals: Signals = Signals::new();
+}
+
+parts! {
+    []
+    /// File descriptors and what they stand for.
+    files: Files = Files::new();
     /// The open directories: whether each is, and its path.
     open_directories: [(bool, Path); MAX_DIRECTORIES] = [(false, Path::ROOT); MAX_DIRECTORIES];
     /// The files that the artifact brought.
@@ -57,20 +81,14 @@ parts! {
     working_directory: Path = Path::ROOT;
     /// `umask`: the permissions that new files do not get.
     file_mask: u32 = 0o022;
-    /// What a built-in file holds, while it is read.
-    content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
-    /// The queues of pipes and socket pairs.
-    queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// The listener's queue and the request being served.
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
     /// Whether the program has waited for a request.
     ready: bool = false;
-    /// Signals.
-    signals: Signals = Signals::new();
     /// Bytes and parts of the CPU's extended state, once they are known.
     extended_state: (u64, u64) = (0, 0);
     /// Random bytes.

@@ -17,6 +17,7 @@
 //! 0x0001_1000  call page        user, read/write: the arguments of a hostcall
 //! 0x0002_0000  log ring         user, read/write: stdout and stderr, read by the host at exits
 //! 0x0003_0000  call stubs       user, execute only: system calls of the program that were made jumps
+//! 0x0005_0000  low data         user, read/write: a part of the library OS's data
 //! 0x0010_0000  kernel image     user: the library OS, W^X by segment
 //! 0x0020_0000  or above: program memory, from the program's lowest page on; user; as many bytes as the
 //!              manifest's memory limit
@@ -80,7 +81,11 @@ pub const LOG_CAPACITY_BYTES: u64 = 0x1_0000 - 64;
 /// The stubs of system calls that the host has made jumps, from here to [`CALLS_END`].
 pub const CALLS_ADDR: u64 = 0x3_0000;
 /// The end of their room.
-pub const CALLS_END: u64 = KERNEL_ADDR;
+pub const CALLS_END: u64 = LOW_DATA_ADDR;
+/// A part of the library OS's data: the large tables, for which there is no room in the kernel image.
+pub const LOW_DATA_ADDR: u64 = 0x5_0000;
+/// The end of it. Above, a PC has no memory, which the PVH entry meets.
+pub const LOW_DATA_END: u64 = 0x9_F000;
 /// Where the kernel image is linked, and where its `syscall` entry is.
 pub const KERNEL_ADDR: u64 = 0x10_0000;
 /// The end of what the kernel image may use.
