@@ -129,7 +129,10 @@ fn extended_state() -> (u64, u64) {
             asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
             u64::from(low) | u64::from(high) << 32
         };
-        *known = (u64::from(leaf.ebx), parts);
+        // Under PVM the register is the host's own, with parts that this machine does not have and the
+        // size does not count.
+        let counted = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+        *known = (u64::from(leaf.ebx), parts & counted);
     }
     *known
 }
