@@ -29,6 +29,7 @@ pub mod state;
 pub mod syscall;
 pub mod threads;
 pub mod time;
+pub mod timers;
 pub mod user;
 
 use holm_hostcall::{ABI_VERSION, abort_reason};

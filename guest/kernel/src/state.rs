@@ -13,7 +13,9 @@ use crate::poll::Epoll;
 use crate::random::Random;
 use crate::signals::Signals;
 use crate::sockets::Server;
+use crate::sockets::table::Sockets;
 use crate::threads::Threads;
+use crate::timers::{MAX_TIMERS, Timer};
 
 /// Most epoll instances.
 pub const MAX_EPOLLS: usize = 8;
@@ -57,9 +59,13 @@ parts! {
     content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
-    /// The queues of pipes and socket pairs.
+    /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
-    /// The listener's queue and the request being served.
+    /// The sockets.
+    sockets: Sockets = Sockets::new();
+    /// The timers that are read like files.
+    timers: [Timer; MAX_TIMERS] = [const { Timer::new() }; MAX_TIMERS];
+    /// The request being served.
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
