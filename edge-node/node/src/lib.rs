@@ -17,6 +17,7 @@ mod lane;
 pub mod limits;
 mod meter;
 mod node;
+pub mod outbound;
 mod pool;
 mod request;
 mod session;

@@ -7,21 +7,22 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, park_flags, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
 use crate::layout::View;
 use crate::memory::GuestMemory;
-use crate::{Failure, Limits, Request, Response, VmmError};
+use crate::outbound::{self, Outbound};
+use crate::{Failure, Limits, Request, Response, RunStats, VmmError};
 
 /// Longest text of an abort.
 const MAX_ABORT_BYTES: u64 = 1024;
 /// Offset of the result within the call page.
 const RESULT: u64 = std::mem::offset_of!(CallPage, result) as u64;
 
-const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
-const NOT_READABLE: &str = "its buffer is not the guest's memory";
+pub(crate) const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
+pub(crate) const NOT_READABLE: &str = "its buffer is not the guest's memory";
 
 /// What a hostcall leads to.
 pub(crate) enum Action {
@@ -31,8 +32,9 @@ pub(crate) enum Action {
     Wait(Buffer),
     /// The response is complete.
     Answered(Response),
-    /// It goes on at this moment of the host's monotonic clock, in nanoseconds.
-    Park(u64),
+    /// It goes on at this moment of the host's monotonic clock, in nanoseconds, or when one of these
+    /// events of its connections is there.
+    Park(u64, u64),
     /// It took an exception: vector, error code, address, and where its registers are.
     Fault {
         vector: u8,
@@ -125,7 +127,12 @@ impl Exchange {
     }
 
     /// Serves the call that the guest has just made.
-    pub(crate) fn serve(&mut self, view: View<'_>) -> Result<Action, VmmError> {
+    pub(crate) fn serve(
+        &mut self,
+        view: View<'_>,
+        outbound: Option<&mut dyn Outbound>,
+        stats: &mut RunStats,
+    ) -> Result<Action, VmmError> {
         let call = read_call(view.memory)?;
         let [a, b, c, d] = call.args;
         let buffer = |addr, bytes| Buffer { addr, bytes };
@@ -163,13 +170,29 @@ impl Exchange {
             }
             Call::PARK => {
                 set_result(view.memory, 0)?;
-                Action::Park(a)
+                let events = match call.flags & park_flags::SOCKETS {
+                    0 => 0,
+                    _ => b,
+                };
+                Action::Park(a, events)
             }
             Call::FAULT => Action::Fault {
                 vector: a as u8,
                 error_code: b,
                 address: c,
                 registers: d,
+            },
+            Call::RESOLVE
+            | Call::CONNECT
+            | Call::SEND
+            | Call::RECEIVE
+            | Call::SHUT
+            | Call::SOCKET_ERROR => match outbound::serve(&call, view, outbound, stats)? {
+                Ok(result) => {
+                    set_result(view.memory, result)?;
+                    Action::Continue
+                }
+                Err(fault) => fault,
             },
             Call(number) => Action::Fail(Failure::Crash(CrashReport::of(format!(
                 "the program made hostcall {number}, which does not exist"
@@ -267,11 +290,11 @@ fn read_call(memory: &GuestMemory) -> Result<CallPage, VmmError> {
     })
 }
 
-fn set_result(memory: &GuestMemory, result: i64) -> Result<(), VmmError> {
+pub(crate) fn set_result(memory: &GuestMemory, result: i64) -> Result<(), VmmError> {
     memory.write(CALL_ADDR + RESULT, &result.to_le_bytes())
 }
 
-fn bad_call(what: &str, why: &str) -> Action {
+pub(crate) fn bad_call(what: &str, why: &str) -> Action {
     Action::Fail(Failure::Crash(CrashReport::of(format!(
         "the program made a bad hostcall, to {what}: {why}"
     ))))

@@ -10,7 +10,8 @@ pub const POLLIN: u32 = 0x001;
 pub const POLLOUT: u32 = 0x004;
 /// Both halves are shut.
 pub const POLLHUP: u32 = 0x010;
-const POLLERR: u32 = 0x008;
+/// It failed.
+pub const POLLERR: u32 = 0x008;
 const POLLNVAL: u32 = 0x020;
 /// The other end writes nothing any more.
 pub const POLLRDHUP: u32 = 0x2000;
@@ -58,6 +59,7 @@ fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysR
     let deadline = timeout.map(|timeout| time::monotonic_ns().saturating_add(timeout));
     loop {
         timers::ring();
+        sockets::outbound::refresh();
         let found = scan()?;
         if found > 0 || timeout == Some(0) {
             return Ok(found);

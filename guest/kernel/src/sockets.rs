@@ -8,7 +8,9 @@
 //! What each file below is for stands at its top.
 
 pub mod address;
+pub mod dns;
 pub mod options;
+pub mod outbound;
 pub mod request;
 pub mod table;
 pub mod transfer;
@@ -16,12 +18,13 @@ pub mod transfer;
 use crate::errno::{Errno, SysResult};
 use crate::files::calls;
 use crate::files::{Object, Open};
-use crate::{host, log, pipes, state, threads, user};
+use crate::{host, pipes, state, threads, user};
 use address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
 use table::{Socket, State};
 
 const SOCK_STREAM: u64 = 1;
+const SOCK_DGRAM: u64 = 2;
 const SOCK_NONBLOCK: u64 = 0o4000;
 const KIND_MASK: u64 = 0xf;
 /// Most connections that wait at a listener.
@@ -63,15 +66,26 @@ fn open(socket: Socket, flags: u64) -> SysResult {
 /// `socket`
 pub fn socket(domain: u64, kind: u64, protocol: u64) -> SysResult {
     const TCP: u64 = 6;
+    const UDP: u64 = 17;
     let domain = domain as u32 as u16;
     match (domain, kind & KIND_MASK, protocol) {
         (AF_INET | AF_INET6, SOCK_STREAM, 0 | TCP) | (AF_UNIX, SOCK_STREAM, 0) => {
             open(Socket::new(domain), kind)
         }
+        (AF_INET | AF_INET6, SOCK_DGRAM, 0 | UDP) => open_datagrams(domain, kind),
         (AF_INET | AF_INET6 | AF_UNIX, SOCK_STREAM, _) => Err(Errno::EPROTONOSUPPORT),
         (AF_INET | AF_INET6 | AF_UNIX, ..) => Err(Errno::EACCES),
         _ => Err(Errno::EAFNOSUPPORT),
     }
+}
+
+fn open_datagrams(domain: u16, kind: u64) -> SysResult {
+    let socket = outbound::datagrams(domain)?;
+    open(socket, kind).inspect_err(|_| {
+        if let State::Datagrams { queries } = socket.state {
+            pipes::close(queries, queries);
+        }
+    })
 }
 
 /// `socketpair`
@@ -121,7 +135,8 @@ pub fn bind(descriptor: u64, address: u64, bytes: u64) -> SysResult {
     let number = number_of(descriptor)?;
     let address = Address::read(address, bytes)?;
     let socket = *state::sockets().get(number);
-    if socket.state != State::Fresh || socket.is_bound() {
+    let is_datagrams = matches!(socket.state, State::Datagrams { .. });
+    if !(socket.state == State::Fresh || is_datagrams) || socket.is_bound() {
         return Err(Errno::EINVAL);
     }
     let (local, file) = match (address, socket.domain) {
@@ -288,6 +303,8 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
     match (socket.state, to) {
         (State::Fresh, Address::Unspecified) => return Ok(0),
         (State::Fresh, _) => {}
+        (State::Datagrams { .. }, to) => return connect_datagrams(number, to),
+        (State::Outbound(outbound), _) => return outbound::connect_again(number, outbound),
         _ => return Err(Errno::EISCONN),
     }
     let (to, file) = match (to, socket.domain) {
@@ -299,11 +316,8 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
                 ip => ip,
             };
             if !ip.is_own() {
-                log::note(format_args!(
-                    "connect refused (EACCES): the manifest allows this function no outbound \
-                     connection"
-                ));
-                return Err(Errno::EACCES);
+                let deadline = transfer::deadline(socket.options.send_ns);
+                return outbound::connect(number, ip, port, opened.nonblocking, deadline);
             }
             (Address::Inet(ip, port), None)
         }
@@ -321,6 +335,17 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
         let listener = state::sockets().listener(&to, file);
         join(number, listener.ok_or(Errno::ECONNREFUSED)?, &to)
     })
+}
+
+/// Datagrams have one place to go to.
+fn connect_datagrams(number: u16, to: Address) -> SysResult {
+    let socket = state::sockets().get(number);
+    match to {
+        to if outbound::is_name_server(&to) => socket.peer = to,
+        Address::Unspecified => socket.peer = Address::Unspecified,
+        _ => return Err(Errno::EACCES),
+    }
+    Ok(0)
 }
 
 /// Connects a socket to a listener, where the other end waits to be accepted; EAGAIN while too many do.
@@ -383,7 +408,12 @@ fn join(number: u16, listener: u16, to: &Address) -> SysResult {
 /// `getsockname` and, with `peer`, `getpeername`
 pub fn name(descriptor: u64, address: u64, bytes: u64, peer: bool) -> SysResult {
     let socket = *state::sockets().get(number_of(descriptor)?);
-    let connected = matches!(socket.state, State::Stream { .. } | State::Request(_));
+    let connected = match socket.state {
+        State::Stream { .. } | State::Request(_) => true,
+        State::Outbound(outbound) => !outbound.connecting,
+        State::Datagrams { .. } => socket.peer != Address::Unspecified,
+        _ => false,
+    };
     let shown = match peer {
         true if !connected => return Err(Errno::ENOTCONN),
         true => socket.peer,
@@ -405,7 +435,10 @@ pub fn shutdown(descriptor: u64, how: u64) -> SysResult {
     }
     let socket = state::sockets().get(number);
     let state = socket.state;
-    let connected = matches!(state, State::Stream { .. } | State::Request(_));
+    let connected = matches!(
+        state,
+        State::Stream { .. } | State::Request(_) | State::Outbound(_)
+    );
     if !connected && socket.domain != AF_UNIX {
         return Err(Errno::ENOTCONN);
     }
@@ -422,6 +455,7 @@ pub fn shutdown(descriptor: u64, how: u64) -> SysResult {
     match state {
         // The end of the sending half ends a response that goes on until the close.
         State::Request(id) if stops_writing => state::server().close(id),
+        State::Outbound(outbound) if stops_writing => outbound::shut(outbound.handle),
         State::Stream { from, to } => {
             if stops_writing {
                 pipes::close(pipes::NONE, to);
@@ -452,6 +486,8 @@ pub fn close(number: u16) {
     match socket.state {
         State::Request(id) => state::server().close(id),
         State::Stream { from, to } => pipes::close(from, to),
+        State::Outbound(outbound) => outbound::close(outbound.handle),
+        State::Datagrams { queries } => pipes::close(queries, queries),
         _ => {}
     }
     if let Some(file) = socket.file {
@@ -464,13 +500,15 @@ pub fn readable_bytes(number: u16) -> u64 {
     match state::sockets().get(number).state {
         State::Request(id) => state::server().readable_bytes(id),
         State::Stream { from, .. } => pipes::queue(from).map_or(0, |queue| queue.used()),
+        // The first datagram: glibc makes room for so much.
+        State::Datagrams { queries } => outbound::answer(queries, &mut [], true).unwrap_or(0),
         _ => 0,
     }
 }
 
 /// What a socket is ready for, as poll says it.
 pub fn ready(number: u16) -> u32 {
-    use crate::poll::{POLLHUP, POLLIN, POLLOUT, POLLRDHUP};
+    use crate::poll::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP};
     let socket = *state::sockets().get(number);
     let when = |holds: bool, events: u32| if holds { events } else { 0 };
     match socket.state {
@@ -497,6 +535,19 @@ pub fn ready(number: u16) -> u32 {
                 | when(writable, POLLOUT)
                 | when(ended, POLLRDHUP)
                 | when(ended && refused, POLLHUP)
+        }
+        State::Outbound(outbound) => {
+            let is = |half: u8| outbound.ready & half != 0;
+            let ended = is(outbound::ENDED) || socket.read_shut;
+            when(is(outbound::READ) || ended, POLLIN)
+                | when(is(outbound::WRITE), POLLOUT)
+                | when(ended, POLLRDHUP)
+                | when(ended && socket.write_shut, POLLHUP)
+                | when(is(outbound::FAILED), POLLERR)
+        }
+        State::Datagrams { queries } => {
+            let answered = outbound::answer(queries, &mut [], true).is_ok();
+            when(answered, POLLIN) | POLLOUT
         }
         State::Fresh => POLLOUT | POLLHUP,
         State::Free => 0,

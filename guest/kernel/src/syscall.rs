@@ -79,7 +79,7 @@ fn serve(frame: &Registers) -> SysResult {
         41 => sockets::socket(a, b, c),
         42 => sockets::connect(a, b, c),
         43 => sockets::accept(a, b, c, 0),
-        44 => told_unless(d, transfer::send_to(a, b, c, d, e)),
+        44 => told_unless(d, transfer::send_to(a, b, c, d, e, frame.r9)),
         45 => transfer::receive_from(a, b, c, d, e, frame.r9),
         46 => told_unless(c, transfer::send_message(a, b, c)),
         47 => transfer::receive_message(a, b, c),

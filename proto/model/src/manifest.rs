@@ -5,6 +5,7 @@
 //! value and what is allowed; the author of the manifest is to blame for all of it.
 
 mod file;
+pub mod network;
 pub mod units;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::limits::{
     MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN,
     MAX_WAVES, MIN_MEMORY_BYTES,
 };
+pub use network::Network;
 use units::{format_bytes, format_millis};
 
 /// The schema that this version of Holm reads.
@@ -45,6 +47,9 @@ pub struct Manifest {
     /// `[placement]`.
     #[serde(default)]
     pub placement: Placement,
+    /// `[network]`.
+    #[serde(default, skip_serializing_if = "Network::is_empty")]
+    pub network: Network,
     /// `[rollout]`.
     pub rollout: Rollout,
 }
@@ -243,6 +248,7 @@ impl Manifest {
         })?;
         check_env(&self.env)?;
         self.placement.check()?;
+        self.network.check()?;
         self.rollout.check()
     }
 }

@@ -1,8 +1,8 @@
 //! Socket options. A few change what calls do; the others are kept and read back.
 
 use super::address::{AF_INET6, AF_UNIX};
-use super::number_of;
 use super::table::State;
+use super::{number_of, outbound};
 use crate::errno::{Errno, SysResult};
 use crate::{state, user};
 
@@ -115,7 +115,9 @@ fn default(level: u64, option: u64) -> i32 {
 
 /// `getsockopt`
 pub fn get_option(descriptor: u64, level: u64, option: u64, value: u64, bytes: u64) -> SysResult {
-    let socket = *state::sockets().get(number_of(descriptor)?);
+    let number = number_of(descriptor)?;
+    let socket = *state::sockets().get(number);
+    let is_datagrams = matches!(socket.state, State::Datagrams { .. });
     let (level, option) = (u64::from(level as u32), u64::from(option as u32));
     let time = |ns: u64| -> ([u32; 4], usize) {
         let (seconds, us) = (ns / 1_000_000_000, ns / 1000 % 1_000_000);
@@ -123,12 +125,16 @@ pub fn get_option(descriptor: u64, level: u64, option: u64, value: u64, bytes: u
     };
     let one = |value: i32| -> ([u32; 4], usize) { ([value as u32, 0, 0, 0], 4) };
     let (words, length) = match (level, option) {
-        (SOL_SOCKET, SO_TYPE) => one(1),
-        (SOL_SOCKET, SO_ERROR) => one(0),
+        (SOL_SOCKET, SO_TYPE) => one(if is_datagrams { 2 } else { 1 }),
+        (SOL_SOCKET, SO_ERROR) => {
+            outbound::refresh();
+            one(outbound::error_of(number))
+        }
         (SOL_SOCKET, SO_ACCEPTCONN) => {
             one(i32::from(matches!(socket.state, State::Listening { .. })))
         }
         (SOL_SOCKET, SO_DOMAIN) => one(i32::from(socket.domain)),
+        (SOL_SOCKET, SO_PROTOCOL) if is_datagrams => one(17),
         // IPPROTO_TCP
         (SOL_SOCKET, SO_PROTOCOL) => one(if socket.domain == AF_UNIX { 0 } else { 6 }),
         (SOL_SOCKET, SO_LINGER) => (

@@ -12,8 +12,8 @@
 use holm_hostcall::message::{Malformed, Request, SliceSink};
 use holm_hostcall::{Call, abort_reason, respond_flags};
 
-use super::mark;
 use super::table::State;
+use super::{mark, outbound};
 use crate::errno::{Errno, SysResult};
 use crate::files::wait_for_ever;
 use crate::http::{Output, Reply, write_request};
@@ -134,6 +134,7 @@ impl Server {
                 }
                 self.wait_for_request();
             }
+            (_, deadline) if outbound::park(deadline) => {}
             (_, Some(deadline)) => time::park_until(deadline),
             (_, None) => wait_for_ever(),
         }

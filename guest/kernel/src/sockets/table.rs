@@ -30,6 +30,26 @@ pub enum State {
     },
     /// The connection that carries a request; ids count up.
     Request(u32),
+    /// Connected, or about to be, out of the guest.
+    Outbound(Outbound),
+    /// Datagrams, of which there are those to and from the name server.
+    Datagrams {
+        /// The queue of queries that are not answered yet.
+        queries: u8,
+    },
+}
+
+/// A connection out of the guest. Its halves are those of `outbound`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// The host's.
+    pub handle: u64,
+    /// It is not known yet whether it comes about.
+    pub connecting: bool,
+    /// What it was ready for when the host was asked.
+    pub ready: u8,
+    /// What the program may be waiting for.
+    pub awaited: u8,
 }
 
 /// A socket.
@@ -76,6 +96,11 @@ impl Socket {
             local: unbound(domain),
             ..FREE
         }
+    }
+
+    /// Whether it has another end, or a place that its datagrams go to.
+    pub fn is_connected(&self) -> bool {
+        self.peer != Address::Unspecified
     }
 
     /// Whether it has an address of its own.
@@ -160,6 +185,12 @@ impl Sockets {
         numbered.map(|(number, socket)| (number as u16, socket))
     }
 
+    /// The same, to be changed.
+    pub fn all_mut(&mut self) -> impl Iterator<Item = (u16, &mut Socket)> {
+        let numbered = self.all[..self.end].iter_mut().enumerate();
+        numbered.map(|(number, socket)| (number as u16, socket))
+    }
+
     /// The port whose listeners get the requests: `port` if there is one, else the first that is
     /// listened on.
     pub fn serving_port(&self, port: u16) -> Option<u16> {
@@ -222,7 +253,9 @@ impl Sockets {
             let shared = socket.options.reuse_port() && other.options.reuse_port();
             let reused = socket.options.reuse_address() && other.options.reuse_address();
             let holds = match other.state {
-                State::Free | State::Request(_) => false,
+                State::Free | State::Request(_) | State::Outbound(_) | State::Datagrams { .. } => {
+                    false
+                }
                 State::Listening { .. } => !shared,
                 // One that was accepted has its listener's port.
                 State::Fresh | State::Stream { .. } => !shared && !reused,

@@ -1,8 +1,8 @@
 //! What goes through a socket: send and receive in all their forms.
 
-use super::address::{AF_UNIX, Address};
+use super::address::{AF_UNIX, Address, Ip};
 use super::table::State;
-use super::{number_of, open_of};
+use super::{dns, number_of, open_of, outbound};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, time, user};
 
@@ -43,6 +43,16 @@ pub fn receive(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> Sys
                     Err(Errno::EAGAIN) if socket.read_shut => Ok(0),
                     read => read,
                 }
+            }
+            State::Outbound(_) if socket.read_shut => Ok(0),
+            State::Outbound(at) => outbound::receive(number, at.handle, rest, peek),
+            // What does not fit is cut off.
+            State::Datagrams { queries } => {
+                let room = rest.len() as u64;
+                outbound::answer(queries, rest, peek).map(|bytes| match flags & MSG_TRUNC {
+                    0 => bytes.min(room),
+                    _ => bytes,
+                })
             }
             State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => {
                 Err(Errno::EINVAL)
@@ -94,16 +104,70 @@ pub fn send(number: u16, bytes: &[u8], flags: u64, nonblocking: bool) -> SysResu
             let deadline = deadline(socket.options.send_ns);
             pipes::write(to, bytes, nonblocking, deadline)
         }
+        State::Outbound(at) => {
+            let deadline = deadline(socket.options.send_ns);
+            send_out(number, at.handle, bytes, nonblocking, deadline)
+        }
+        State::Datagrams { .. } if socket.peer == Address::Unspecified => Err(Errno::EDESTADDRREQ),
+        State::Datagrams { queries } => outbound::ask(queries, bytes),
         State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => Err(Errno::ENOTCONN),
         State::Fresh | State::Listening { .. } => Err(Errno::EPIPE),
         State::Free => Err(Errno::EBADF),
     }
 }
 
+/// Sends all of it out of the guest, unless `nonblocking`.
+fn send_out(
+    number: u16,
+    handle: u64,
+    bytes: &[u8],
+    nonblocking: bool,
+    deadline: Option<u64>,
+) -> SysResult {
+    let mut done = 0;
+    let result = threads::blocking_until(nonblocking, deadline, || {
+        loop {
+            done += outbound::send(number, handle, &bytes[done..])? as usize;
+            if done >= bytes.len() {
+                return Ok(done as u64);
+            }
+        }
+    });
+    match result {
+        Err(_) if done > 0 => Ok(done as u64),
+        result => result,
+    }
+}
+
+/// The queue of queries that a message goes to, if it is a datagram with an address.
+fn addressed(number: u16, address: u64, bytes: u64) -> Result<Option<u8>, Errno> {
+    match state::sockets().get(number).state {
+        State::Datagrams { queries } if address != 0 => {
+            match outbound::is_name_server(&Address::read(address, bytes)?) {
+                true => Ok(Some(queries)),
+                false => Err(Errno::EACCES),
+            }
+        }
+        _ => {
+            refuse_address(number, address)?;
+            Ok(None)
+        }
+    }
+}
+
 /// `sendto`
-pub fn send_to(descriptor: u64, bytes: u64, count: u64, flags: u64, address: u64) -> SysResult {
+pub fn send_to(
+    descriptor: u64,
+    bytes: u64,
+    count: u64,
+    flags: u64,
+    address: u64,
+    address_bytes: u64,
+) -> SysResult {
     let (number, opened) = open_of(descriptor)?;
-    refuse_address(number, address)?;
+    if let Some(queries) = addressed(number, address, address_bytes)? {
+        return outbound::ask(queries, user::slice(bytes, count)?);
+    }
     send(
         number,
         user::buffer(bytes, count)?,
@@ -158,6 +222,10 @@ pub fn receive_from(
 fn put_sender(number: u16, address: u64, bytes: u64) -> Result<(), Errno> {
     let socket = *state::sockets().get(number);
     match socket.peer {
+        _ if matches!(socket.state, State::Datagrams { .. }) => {
+            let server = Address::Inet(Ip::v4(dns::SERVER), dns::PORT);
+            server.write(socket.domain, address, bytes)
+        }
         Address::Unix(name) if !name.as_bytes().is_empty() => {
             socket.peer.write(socket.domain, address, bytes)
         }
@@ -195,7 +263,19 @@ fn parts(header: u64, mut each: impl FnMut(u64, u64, u64) -> SysResult) -> SysRe
 /// `sendmsg`
 pub fn send_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
     let (number, opened) = open_of(descriptor)?;
-    refuse_address(number, user::read::<u64>(header)?)?;
+    let [address, address_bytes] = user::read::<[u64; 2]>(header)?;
+    let queries = match (
+        addressed(number, address, address_bytes)?,
+        state::sockets().get(number).state,
+    ) {
+        (None, State::Datagrams { queries }) if state::sockets().get(number).is_connected() => {
+            Some(queries)
+        }
+        (queries, _) => queries,
+    };
+    if let Some(queries) = queries {
+        return ask_parts(queries, header);
+    }
     let [control, control_bytes] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
     if control != 0 && control_bytes >= 16 {
         // Descriptors would have to arrive; nothing else changes a stream.
@@ -213,6 +293,19 @@ pub fn send_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
             opened.nonblocking,
         )
     })
+}
+
+/// A query in parts is one query.
+fn ask_parts(queries: u8, header: u64) -> SysResult {
+    let (mut query, mut used) = ([0; dns::MAX_QUERY_BYTES], 0);
+    parts(header, |start, bytes, _| {
+        let part = user::slice(start, bytes)?;
+        let room = query.get_mut(used..used + part.len());
+        room.ok_or(Errno::EMSGSIZE)?.copy_from_slice(part);
+        used += part.len();
+        Ok(bytes)
+    })?;
+    outbound::ask(queries, &query[..used])
 }
 
 /// `recvmsg`
