@@ -1,5 +1,6 @@
 //! Programs that connect to elsewhere: what the manifest allows works, and nothing else does. "Elsewhere"
 //! is 192.0.2.0/24, of which every address is dialled on this machine's loopback interface.
+#![allow(clippy::unwrap_used, reason = "this is only ever part of tests")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -137,7 +138,7 @@ fn pong(mut stream: std::net::TcpStream) {
     let mut asked = String::new();
     stream.read_to_string(&mut asked).unwrap();
     thread::sleep(Duration::from_millis(30));
-    let _ = write!(stream, "pong for {asked}\n");
+    let _ = writeln!(stream, "pong for {asked}");
 }
 
 fn echo(mut stream: std::net::TcpStream) {
