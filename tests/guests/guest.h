@@ -159,4 +159,52 @@ static void serve(void (*handle)(const struct request *)) {
     }
 }
 
+/* The name of an error number, of those that the guests tell of; the same in every libc. */
+static const char *strerrorname(int number) {
+    static const struct {
+        int number;
+        const char *name;
+    } names[] = {
+        {EACCES, "EACCES"},           {EADDRINUSE, "EADDRINUSE"},   {EADDRNOTAVAIL, "EADDRNOTAVAIL"},
+        {EAFNOSUPPORT, "EAFNOSUPPORT"}, {EAGAIN, "EAGAIN"},         {ECONNREFUSED, "ECONNREFUSED"},
+        {ECONNRESET, "ECONNRESET"},   {EINPROGRESS, "EINPROGRESS"}, {EINTR, "EINTR"},
+        {EINVAL, "EINVAL"},           {EISCONN, "EISCONN"},         {ENOENT, "ENOENT"},
+        {ENOTCONN, "ENOTCONN"},       {ENOTSOCK, "ENOTSOCK"},       {EOPNOTSUPP, "EOPNOTSUPP"},
+        {EPIPE, "EPIPE"},             {ETIMEDOUT, "ETIMEDOUT"},     {EBADF, "EBADF"},
+        {ENOPROTOOPT, "ENOPROTOOPT"}, {ECANCELED, "ECANCELED"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (names[i].number == number)
+            return names[i].name;
+    return "another error";
+}
+
+/* Serves; or with a path as its argument, as on the host, answers that on standard output. */
+static void serve_or_run(int count, char **arguments, void (*handle)(const struct request *)) {
+    if (count < 2)
+        serve(handle);
+    struct request request = {.connection = STDOUT_FILENO, .method = "GET"};
+    snprintf(request.path, sizeof request.path, "%s", arguments[1]);
+    handle(&request);
+}
+
+/* Text that grows line by line until it is answered. */
+static char told[32768];
+
+__attribute__((format(printf, 1, 2))) static void tell(const char *format, ...) {
+    size_t used = strlen(told);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(told + used, sizeof told - used, format, arguments);
+    va_end(arguments);
+}
+
+/* The result of a call with its `errno`, if it failed. */
+static void tell_result(const char *what, long result) {
+    if (result >= 0)
+        tell("%s: %ld\n", what, result);
+    else
+        tell("%s: %s\n", what, strerrorname(errno));
+}
+
 #endif

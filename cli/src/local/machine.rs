@@ -35,12 +35,7 @@ pub(crate) fn finish(
             Step::Yielded => {}
             // The VMM itself holds the deadline; it only has to be asked again by then.
             Step::Parked(until) => {
-                let until = until.min(deadline);
-                while go_on() && Instant::now() < until {
-                    std::thread::sleep(
-                        until.saturating_duration_since(Instant::now()).min(quantum),
-                    );
-                }
+                slot.wait(until.min(deadline).min(Instant::now() + quantum));
             }
         }
         if !go_on() {

@@ -19,7 +19,9 @@ use holm_model::limits::{
     DEFAULT_MEMORY_BYTES, MAX_DEADLINE_MS, MAX_HEADERS, MAX_MEMORY_BYTES, MAX_REQUEST_BODY_BYTES,
     MAX_RESPONSE_BODY_BYTES, MIN_MEMORY_BYTES,
 };
+use holm_model::manifest::network::Place;
 use holm_model::manifest::{check_guest_path, check_variable, units};
+use holm_node::outbound::Allowed;
 use holm_vmm::{GuestConfig, Limits, Request, Response, Slot, VmmError};
 use serde::Serialize;
 
@@ -76,6 +78,10 @@ pub(crate) struct Args {
     /// The program finds its request at its standard input, as under inetd, and ends with it.
     #[arg(long)]
     inetd: bool,
+    /// Where the program may connect to, `HOST:PORT` as in [network] allow of a manifest. May be given
+    /// several times.
+    #[arg(long = "allow", value_name = "HOST:PORT", value_parser = place)]
+    allow: Vec<Place>,
     /// Print every response, not only the last.
     #[arg(long)]
     each: bool,
@@ -183,6 +189,11 @@ fn files(text: &str) -> Result<(String, PathBuf), String> {
     Ok((guest.to_owned(), PathBuf::from(host)))
 }
 
+fn place(text: &str) -> Result<Place, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; for example api.example.com:443 or 10.0.0.0/8:5432"))
+}
+
 /// One response, or all of them, as `--json` prints it.
 #[derive(Serialize)]
 struct Report<'a> {
@@ -274,6 +285,7 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     slot.load(&prepared.snapshot).map_err(host)?;
 
     let mut run = Run {
+        allowed: Allowed::of(args.allow.clone()),
         args: &args,
         ready: prepared.ready,
         log: Log::default(),
@@ -369,6 +381,8 @@ fn headers(args: &Args, body_bytes: usize) -> Result<Vec<(String, String)>, Fail
 
 /// What has been seen so far.
 struct Run<'a> {
+    /// Where the program may connect to.
+    allowed: Allowed,
     args: &'a Args,
     ready: Duration,
     log: Log,
@@ -390,6 +404,9 @@ impl Run<'_> {
             cpu: self.args.timeout,
             response_body_bytes: MAX_RESPONSE_BODY_BYTES,
         };
+        if !slot.has_outbound() {
+            slot.set_outbound(self.allowed.outbound());
+        }
         slot.begin(request, limits).map_err(|error| match error {
             VmmError::RequestTooLarge(_) => {
                 Failure::usage(format!("the request cannot be sent: {error}"))

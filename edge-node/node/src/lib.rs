@@ -18,6 +18,7 @@ pub mod limits;
 mod logs;
 mod meter;
 mod node;
+pub mod outbound;
 mod pool;
 mod request;
 mod session;

@@ -51,6 +51,21 @@ pub const MAX_LOGGED_BYTES: usize = 4 << 10;
 /// Most bytes of entries of the log that wait for the coordinator.
 pub const MAX_LOG_QUEUE_BYTES: usize = 512 << 10;
 
+/// Threads that resolve names for functions, at most.
+pub const MAX_RESOLVER_THREADS: usize = 16;
+/// Most names whose addresses are remembered.
+pub const MAX_KNOWN_NAMES: usize = 1024;
+/// Most addresses of one name.
+pub const MAX_ADDRESSES_PER_NAME: usize = 16;
+/// Most instances that wait for one name.
+pub const MAX_WAITING_PER_NAME: usize = 1024;
+/// Most addresses that one instance may reach because a name resolved to them.
+pub const MAX_RESOLVED_PER_INSTANCE: usize = 256;
+/// How long the addresses of a name are used.
+pub const NAME_KEPT: Duration = Duration::from_secs(30);
+/// How long it is taken for true that a name has none.
+pub const NO_NAME_KEPT: Duration = Duration::from_secs(3);
+
 /// How long a program may take from its start to its first wait for a request.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
 /// Most bytes of a program's last words in the reason of a failed version.

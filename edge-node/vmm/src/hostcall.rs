@@ -7,21 +7,22 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, park_flags, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
 use crate::layout::View;
 use crate::memory::GuestMemory;
-use crate::{Failure, Limits, Request, Response, VmmError};
+use crate::outbound::{self, Outbound};
+use crate::{Failure, Limits, Request, Response, RunStats, VmmError};
 
 /// Longest text of an abort.
 const MAX_ABORT_BYTES: u64 = 1024;
 /// Offset of the result within the call page.
 const RESULT: u64 = std::mem::offset_of!(CallPage, result) as u64;
 
-const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
-const NOT_READABLE: &str = "its buffer is not the guest's memory";
+pub(crate) const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
+pub(crate) const NOT_READABLE: &str = "its buffer is not the guest's memory";
 
 /// What a hostcall leads to.
 pub(crate) enum Action {
@@ -31,9 +32,11 @@ pub(crate) enum Action {
     Wait(Buffer),
     /// The response is complete.
     Answered(Response),
-    /// It goes on at this moment of the host's monotonic clock, in nanoseconds.
-    Park(u64),
-    /// It took an exception, or a signal that nobody handles: vector, error code, address, and where its registers are.
+    /// It goes on at this moment of the host's monotonic clock, in nanoseconds, or when one of these
+    /// events of its connections is there.
+    Park(u64, u64),
+    /// It took an exception, or a signal that nobody handles: vector, error code, address, and where its
+    /// registers are.
     Fault {
         signal: Option<u64>,
         vector: u8,
@@ -126,7 +129,12 @@ impl Exchange {
     }
 
     /// Serves the call that the guest has just made.
-    pub(crate) fn serve(&mut self, view: View<'_>) -> Result<Action, VmmError> {
+    pub(crate) fn serve(
+        &mut self,
+        view: View<'_>,
+        outbound: Option<&mut dyn Outbound>,
+        stats: &mut RunStats,
+    ) -> Result<Action, VmmError> {
         let call = read_call(view.memory)?;
         let [a, b, c, d] = call.args;
         let buffer = |addr, bytes| Buffer { addr, bytes };
@@ -164,7 +172,11 @@ impl Exchange {
             }
             Call::PARK => {
                 set_result(view.memory, 0)?;
-                Action::Park(a)
+                let events = match call.flags & park_flags::SOCKETS {
+                    0 => 0,
+                    _ => b,
+                };
+                Action::Park(a, events)
             }
             Call::FAULT => Action::Fault {
                 signal: a.checked_sub(FIRST_SIGNAL),
@@ -172,6 +184,18 @@ impl Exchange {
                 error_code: b,
                 address: c,
                 registers: d,
+            },
+            Call::RESOLVE
+            | Call::CONNECT
+            | Call::SEND
+            | Call::RECEIVE
+            | Call::SHUT
+            | Call::SOCKET_ERROR => match outbound::serve(&call, view, outbound, stats)? {
+                Ok(result) => {
+                    set_result(view.memory, result)?;
+                    Action::Continue
+                }
+                Err(fault) => fault,
             },
             Call(number) => Action::Fail(Failure::Crash(CrashReport::of(format!(
                 "the program made hostcall {number}, which does not exist"
@@ -273,7 +297,7 @@ pub(crate) fn set_result(memory: &GuestMemory, result: i64) -> Result<(), VmmErr
     memory.write(CALL_ADDR + RESULT, &result.to_le_bytes())
 }
 
-fn bad_call(what: &str, why: &str) -> Action {
+pub(crate) fn bad_call(what: &str, why: &str) -> Action {
     Action::Fail(Failure::Crash(CrashReport::of(format!(
         "the program made a bad hostcall, to {what}: {why}"
     ))))

@@ -47,7 +47,8 @@ pub enum Step {
     Answered(Response),
     /// The quantum is over; call `run` again, from any thread.
     Yielded,
-    /// The guest sleeps; call `run` again at this time.
+    /// The guest sleeps; call `run` again at this time, or when what [`crate::Slot::wake`] gives can be
+    /// read. [`crate::Slot::wait`] waits for both.
     Parked(Instant),
     /// It will not answer. Drop the slot.
     Failed(Failure),
@@ -95,4 +96,8 @@ pub struct RunStats {
     pub cpu: Duration,
     /// Wall time in `run`.
     pub wall: Duration,
+    /// Bytes that it sent over connections of its own.
+    pub egress_bytes: u64,
+    /// Bytes that it received over them.
+    pub ingress_bytes: u64,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::offset_of;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,7 @@ use holm_hostcall::{
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
-use crate::hostcall::{Action, Buffer, Exchange, instant_of};
+use crate::hostcall::{Action, Buffer, Exchange, instant_of, set_result};
 use crate::image::Image;
 use crate::layout::{Layout, RANDOM_BYTES, View};
 use crate::machine::{Exit, Machine, tsc_khz};
@@ -20,8 +21,8 @@ use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
 use crate::symbols::Symbols;
 use crate::{
-    CrashReport, Failure, Hypervisor, Limits, Request, RunStats, Snapshot, Step, VmmError, crash,
-    hostcall,
+    CrashReport, Failure, Hypervisor, Limits, Outbound, Request, RunStats, Snapshot, Step,
+    VmmError, crash, hostcall,
 };
 
 /// Most text of a program's log kept until it is taken.
@@ -88,6 +89,7 @@ impl Slot {
             memory.populate(run.start, run.end - run.start)?;
         }
         self.vm.machine.attach(memory, snapshot.layout.pml4())?;
+        self.vm.set_outbound(None);
         self.snapshot = Some(Arc::clone(snapshot));
         self.vm.layout = snapshot.layout;
         self.state = State::Ready;
@@ -143,6 +145,38 @@ impl Slot {
         step
     }
 
+    /// Whether the instance has been given what it may reach.
+    pub fn has_outbound(&self) -> bool {
+        self.vm.outbound.is_some()
+    }
+
+    /// Says what the instance may reach, from its next request on until it is reset; none is nothing.
+    pub fn set_outbound(&mut self, outbound: Option<Box<dyn Outbound>>) {
+        self.vm.set_outbound(outbound);
+    }
+
+    /// After [`Step::Parked`]: what becomes readable when the guest can go on before its time.
+    pub fn wake(&mut self) -> Option<BorrowedFd<'_>> {
+        self.vm.wake()
+    }
+
+    /// After [`Step::Parked`]: blocks until the guest can go on, or `until`.
+    pub fn wait(&mut self, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        let Some(wake) = self.vm.wake() else {
+            return std::thread::sleep(left);
+        };
+        let mut poll = libc::pollfd {
+            fd: wake.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // Rounded up, so that the time has come then.
+        let left_ms = i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        // SAFETY: one live entry, whose descriptor is borrowed until the end of this function.
+        unsafe { libc::poll(&raw mut poll, 1, left_ms) };
+    }
+
     /// What the invocation has taken so far.
     pub fn stats(&self) -> RunStats {
         self.vm.stats
@@ -168,6 +202,7 @@ impl Slot {
         }
         self.state = State::Broken;
         let snapshot = Arc::clone(snapshot);
+        self.vm.set_outbound(None);
         let memory = self.vm.machine.memory()?;
         pagemap::written_pages(memory, &mut self.written)?;
         let pages: u64 = self
@@ -227,13 +262,7 @@ impl Slot {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.vm.run(left, &limits, &snapshot.symbols) {
                 Stop::Waits(buffer) => return Ok(buffer),
-                Stop::Parked(until) => {
-                    std::thread::sleep(
-                        until
-                            .min(deadline)
-                            .saturating_duration_since(Instant::now()),
-                    );
-                }
+                Stop::Parked(until) => self.wait(until.min(deadline)),
                 Stop::Yielded => {}
                 Stop::Failed(failure) => return Err(failure),
                 Stop::Answered(_) => {
@@ -267,6 +296,10 @@ pub(crate) struct Runner {
     pub(crate) exchange: Exchange,
     pub(crate) stats: RunStats,
     pub(crate) log: Log,
+    /// What the instance may reach.
+    outbound: Option<Box<dyn Outbound>>,
+    /// The events that it is parked for.
+    events: u64,
     ns_per_tick_q32: u64,
     /// How long the guest may still run before another of its threads has its turn.
     turn: Duration,
@@ -282,6 +315,8 @@ impl Runner {
             exchange: Exchange::default(),
             stats: RunStats::default(),
             log: Log::default(),
+            outbound: None,
+            events: 0,
             ns_per_tick_q32: (1_000_000u64 << 32) / u64::from(khz.max(1)),
             turn: TURN,
         })
@@ -341,6 +376,8 @@ impl Runner {
         limits: &Limits,
         symbols: &Symbols,
     ) -> Result<Stop, VmmError> {
+        // It was parked: what has come meanwhile is the call's result.
+        self.tell_events()?;
         let cpu_left = limits.cpu.saturating_sub(self.stats.cpu);
         let until = start
             .checked_add(quantum.min(cpu_left))
@@ -394,13 +431,16 @@ impl Runner {
                 memory: self.machine.memory()?,
                 layout: &self.layout,
             };
-            match self.exchange.serve(view)? {
+            let outbound = self.outbound.as_mut().map(|outbound| &mut **outbound as _);
+            match self.exchange.serve(view, outbound, &mut self.stats)? {
                 Action::Continue => {}
                 Action::Wait(buffer) => return Ok(Stop::Waits(buffer)),
                 Action::Answered(response) => return Ok(Stop::Answered(response)),
-                Action::Park(until_ns) => {
+                Action::Park(until_ns, events) => {
+                    self.events = events;
                     let now_ns = monotonic_ns();
-                    if until_ns > now_ns {
+                    if !self.tell_events()? && until_ns > now_ns {
+                        self.events = events;
                         return Ok(Stop::Parked(
                             instant_of(until_ns, now_ns).min(limits.deadline),
                         ));
@@ -433,6 +473,29 @@ impl Runner {
 }
 
 impl Runner {
+    fn set_outbound(&mut self, outbound: Option<Box<dyn Outbound>>) {
+        self.outbound = outbound;
+        self.events = 0;
+    }
+
+    fn wake(&mut self) -> Option<BorrowedFd<'_>> {
+        match self.events {
+            0 => None,
+            events => self.outbound.as_mut()?.wake(events),
+        }
+    }
+
+    /// Writes the result of a park: which of the events that it was made for are there. Whether any is.
+    fn tell_events(&mut self) -> Result<bool, VmmError> {
+        let events = std::mem::take(&mut self.events);
+        let Some(outbound) = self.outbound.as_mut().filter(|_| events != 0) else {
+            return Ok(false);
+        };
+        let there = outbound.ready(events) & events & (i64::MAX as u64);
+        set_result(self.machine.memory()?, there as i64)?;
+        Ok(there != 0)
+    }
+
     /// The guest's memory by its own addresses.
     pub(crate) fn view(&self) -> Result<View<'_>, VmmError> {
         Ok(View {

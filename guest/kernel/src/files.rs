@@ -12,8 +12,9 @@ use holm_hostcall::abort_reason;
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
 use crate::poll::Epoll;
+use crate::sockets::transfer;
 use crate::stat::{Kind, Status};
-use crate::{host, log, pipes, sockets, state, threads, user};
+use crate::{host, log, pipes, sockets, state, threads, timers, user};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -52,15 +53,13 @@ pub enum Object {
     Directory(u8),
     /// A built-in file: its number among those.
     Made(u8),
-    /// A stream socket that is neither listening nor connected; the port it was bound to, or 0.
+    /// A socket: its number among those.
     Socket(u16),
-    /// A listening socket and its port.
-    Listener(u16),
-    /// The connection that carries a request; ids count up.
-    Connection(u32),
+    /// A timerfd: its number among those.
+    Timer(u8),
     /// An epoll instance.
     Epoll(u8),
-    /// An end of a pipe or of a socket pair: the queues it reads from and writes to.
+    /// An end of a pipe: the queue it reads from, or writes to.
     Stream {
         /// Or `pipes::NONE`.
         from: u8,
@@ -114,12 +113,12 @@ impl Files {
         }
     }
 
-    /// Opens the standard streams; stdin and stdout are one `connection` if there is one already.
-    pub fn start(&mut self, connection: Option<u32>) {
+    /// Opens the standard streams; stdin and stdout are the socket `connection` if there is one already.
+    pub fn start(&mut self, connection: Option<u16>) {
         // The tables are empty: there is room for three.
         let _ = match connection {
-            Some(id) => self
-                .open(Object::Connection(id), O_RDWR)
+            Some(number) => self
+                .open(Object::Socket(number), O_RDWR)
                 .and_then(|stdin| self.duplicate(stdin, 0)),
             None => self
                 .open(Object::Stdin, 0)
@@ -187,19 +186,6 @@ impl Files {
         state::threads().changed();
     }
 
-    /// The listener that requests go to: the one on `port`, else any.
-    pub fn listener(&self, port: u16) -> Option<u16> {
-        let any = |open: &&Open| matches!(open.object, Object::Listener(_));
-        let wanted = self
-            .objects
-            .iter()
-            .find(|open| open.object == Object::Listener(port));
-        match wanted.or_else(|| self.objects.iter().find(any))?.object {
-            Object::Listener(port) => Some(port),
-            _ => None,
-        }
-    }
-
     /// `dup` and F_DUPFD: the lowest free descriptor from `from` on.
     fn duplicate(&mut self, descriptor: u64, from: u64) -> SysResult {
         let index = self.index(descriptor)?;
@@ -241,7 +227,8 @@ pub fn close(descriptor: u64) -> SysResult {
             epoll.forget(index);
         }
         match object {
-            Object::Connection(id) => state::server().close(id),
+            Object::Socket(number) => sockets::close(number),
+            Object::Timer(number) => timers::close(number),
             Object::Stream { from, to } => pipes::close(from, to),
             Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
             Object::File(number) => state::temporary().closed(number),
@@ -304,11 +291,15 @@ pub fn open_event(initial: u64, flags: u64) -> SysResult {
 
 /// `read`
 pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
-    let nonblocking = state::files().get(descriptor)?.nonblocking;
-    threads::blocking(nonblocking, || try_read(descriptor, to))
+    let open = state::files().get(descriptor)?;
+    if let Object::Socket(number) = open.object {
+        return transfer::receive(number, to, 0, open.nonblocking);
+    }
+    threads::blocking(open.nonblocking, || try_read(descriptor, to))
 }
 
 /// EAGAIN where a read would wait.
+#[inline(never)]
 fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
@@ -327,8 +318,9 @@ fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
             state::random().fill(to);
             Ok(to.len() as u64)
         }
-        Object::Connection(id) => state::server().read(id, to),
-        Object::Stream { from, .. } => pipes::read(from, to),
+        Object::Socket(number) => transfer::receive(number, to, 0, true),
+        Object::Timer(number) => timers::read(number, to),
+        Object::Stream { from, .. } => pipes::read(from, to, false),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
             if count == 0 {
@@ -339,7 +331,6 @@ fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
             state::files().get_mut(descriptor)?.object = Object::Event(count - taken, semaphore);
             Ok(8)
         }
-        Object::Socket(_) | Object::Listener(_) => Err(Errno::ENOTCONN),
         Object::Log => Err(Errno::EBADF),
         Object::Epoll(_) | Object::Free => Err(Errno::EINVAL),
     }
@@ -361,8 +352,8 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         Object::Brought(_) | Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
-        Object::Connection(id) => sockets::write(id, bytes)?,
-        Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking),
+        Object::Socket(number) => return transfer::send(number, bytes, 0, open.nonblocking),
+        Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking, None),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
             let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
@@ -372,9 +363,8 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             state::threads().changed();
             return Ok(8);
         }
-        Object::Socket(_) | Object::Listener(_) => return Err(Errno::ENOTCONN),
         Object::Stdin => return Err(Errno::EBADF),
-        Object::Epoll(_) | Object::Free => return Err(Errno::EINVAL),
+        Object::Timer(_) | Object::Epoll(_) | Object::Free => return Err(Errno::EINVAL),
     }
     Ok(bytes.len() as u64)
 }
@@ -701,11 +691,14 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             open.nonblocking = user::read::<i32>(argument)? != 0;
             Ok(0)
         }
-        (FIONREAD, Object::Connection(id)) => {
-            user::write(
-                argument,
-                state::server().readable_bytes(id).min(i32::MAX as u64) as i32,
-            )?;
+        (FIONREAD, Object::Socket(number)) => {
+            let bytes = sockets::readable_bytes(number);
+            user::write(argument, bytes.min(i32::MAX as u64) as i32)?;
+            Ok(0)
+        }
+        (FIONREAD, Object::Stream { from, .. }) => {
+            let bytes = pipes::queue(from).map_or(0, |queue| queue.used());
+            user::write(argument, bytes as i32)?;
             Ok(0)
         }
         _ => Err(Errno::ENOTTY),
@@ -731,8 +724,8 @@ fn status_of(object: Object) -> Status {
         }
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
-        Object::Socket(_) | Object::Listener(_) | Object::Connection(_) => Kind::Socket,
-        Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
+        Object::Socket(_) => Kind::Socket,
+        Object::Timer(_) | Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
     })
 }
 

@@ -29,6 +29,7 @@ pub mod state;
 pub mod syscall;
 pub mod threads;
 pub mod time;
+pub mod timers;
 pub mod user;
 
 use holm_hostcall::{ABI_VERSION, abort_reason, boot_flags};
@@ -50,6 +51,8 @@ pub extern "C" fn start(stack_top: u64, thread_start: u64) -> ! {
     state::memory().start(&boot);
     files::artifact::start();
     let inetd = boot.flags & boot_flags::INETD != 0;
-    state::files().start(inetd.then(|| state::server().expect()));
+    // The table of sockets is empty: there is room for one.
+    let connection = inetd.then(|| sockets::expected(state::server().expect()).ok());
+    state::files().start(connection.flatten());
     host::enter(boot.entry, boot.stack_pointer)
 }

@@ -1,35 +1,49 @@
-//! Pipes and socket pairs: short byte queues in memory, by which a program talks to itself.
+//! Pipes, and the byte queues under them and under sockets, by which a program talks to itself.
+
+use holm_hostcall::PAGE_BYTES;
 
 use crate::errno::{Errno, SysResult};
 use crate::files::Object;
+use crate::memory::guest;
+use crate::sockets::table::State;
 use crate::{state, threads, user};
 
-/// Bytes that one queue holds.
-const QUEUE_BYTES: usize = 4096;
-/// Most queues at a time: one for a pipe, two for a socket pair.
-pub const MAX_QUEUES: usize = 16;
+/// Most bytes that the queue of a pipe holds.
+const PIPE_BYTES: u64 = 64 << 10;
+/// Most bytes that each queue of a stream socket holds.
+pub const STREAM_BYTES: u64 = 256 << 10;
+/// Most queues at a time: one for a pipe, two for a connection.
+pub const MAX_QUEUES: usize = 192;
 /// No queue: the end of a pipe that cannot read, or cannot write.
 pub const NONE: u8 = u8::MAX;
 
-/// A queue between two ends.
+/// A queue between two ends. Its bytes lie in a piece of program memory, which doubles when it is full.
 #[derive(Clone, Copy)]
 pub struct Queue {
-    bytes: [u8; QUEUE_BYTES],
-    start: usize,
-    used: usize,
+    memory: u64,
+    capacity: u64,
+    /// Most bytes that it may hold.
+    limit: u64,
+    start: u64,
+    used: u64,
     has_reader: bool,
     has_writer: bool,
+    /// The reader wants nothing more.
+    is_deaf: bool,
 }
 
 impl Queue {
     /// Unused.
     pub const fn new() -> Self {
         Queue {
-            bytes: [0; QUEUE_BYTES],
+            memory: 0,
+            capacity: 0,
+            limit: 0,
             start: 0,
             used: 0,
             has_reader: false,
             has_writer: false,
+            is_deaf: false,
         }
     }
 
@@ -37,38 +51,103 @@ impl Queue {
         !self.has_reader && !self.has_writer
     }
 
-    /// Whether a read would not wait.
-    pub fn is_readable(&self) -> bool {
-        self.used > 0 || !self.has_writer
+    /// Bytes in it.
+    pub fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// Whether the other end takes nothing any more.
+    pub fn is_refused(&self) -> bool {
+        !self.has_reader || self.is_deaf
     }
 
     /// Whether a write would not wait.
     pub fn is_writable(&self) -> bool {
-        self.used < QUEUE_BYTES || !self.has_reader
+        self.used < self.limit || self.is_refused()
     }
 
-    /// Whether the other end has gone.
+    /// Whether the other end writes nothing any more.
     pub fn is_ended(&self) -> bool {
         !self.has_writer
     }
 
-    fn take(&mut self, to: &mut [u8]) -> usize {
-        let count = self.used.min(to.len());
-        for byte in &mut to[..count] {
-            *byte = self.bytes[self.start];
-            self.start = (self.start + 1) % QUEUE_BYTES;
+    /// Calls `each` with the up to two parts that `count` bytes from the place `from` on consist of.
+    fn parts(&self, from: u64, count: u64, mut each: impl FnMut(&mut [u8])) -> Result<(), Errno> {
+        if count == 0 {
+            return Ok(());
         }
-        self.used -= count;
-        count
+        let from = from % self.capacity;
+        let first = count.min(self.capacity - from);
+        // A program may have unmapped what it does not know of; then its queues are gone, and no more.
+        let part =
+            |at: u64, bytes: u64| user::slice_mut(self.memory + at, bytes).map_err(|_| Errno::EIO);
+        each(part(from, first)?);
+        each(part(0, count - first)?);
+        Ok(())
     }
 
-    fn put(&mut self, from: &[u8]) -> usize {
-        let count = (QUEUE_BYTES - self.used).min(from.len());
-        for byte in &from[..count] {
-            self.bytes[(self.start + self.used) % QUEUE_BYTES] = *byte;
-            self.used += 1;
+    /// Copies what is next, without taking it.
+    fn look(&self, to: &mut [u8]) -> Result<u64, Errno> {
+        let count = self.used.min(to.len() as u64);
+        let mut done = 0;
+        self.parts(self.start, count, |part| {
+            to[done..done + part.len()].copy_from_slice(part);
+            done += part.len();
+        })?;
+        Ok(count)
+    }
+
+    fn skip(&mut self, count: u64) {
+        self.used -= count;
+        self.start = match self.used {
+            0 => 0,
+            _ => (self.start + count) % self.capacity,
+        };
+    }
+
+    fn put(&mut self, from: &[u8]) -> Result<u64, Errno> {
+        let wanted = from.len() as u64;
+        while self.capacity - self.used < wanted && self.capacity < self.limit {
+            if !self.grow() {
+                if self.capacity == 0 {
+                    return Err(Errno::ENOMEM);
+                }
+                self.limit = self.capacity;
+            }
         }
-        count
+        let count = (self.capacity - self.used).min(wanted);
+        let mut done = 0;
+        self.parts(self.start + self.used, count, |part| {
+            part.copy_from_slice(&from[done..done + part.len()]);
+            done += part.len();
+        })?;
+        self.used += count;
+        Ok(count)
+    }
+
+    /// Makes room for twice as much, if there is memory.
+    fn grow(&mut self) -> bool {
+        let bytes = (self.capacity * 2).clamp(PAGE_BYTES, self.limit);
+        let Ok(memory) = state::memory().map_anonymous(bytes, &mut guest()) else {
+            return false;
+        };
+        let moved = match user::slice_mut(memory, self.used) {
+            Ok(there) => self.look(there),
+            Err(_) => Err(Errno::EIO),
+        };
+        self.give_back();
+        (self.memory, self.capacity, self.start) = (memory, bytes, 0);
+        // What cannot be read any more is gone.
+        self.used = moved.unwrap_or(0);
+        true
+    }
+
+    fn give_back(&mut self) {
+        if self.capacity > 0 {
+            // It was mapped whole, so it can be unmapped whole.
+            let _ = state::memory().unmap(self.memory, self.capacity, &mut guest());
+        }
+        (self.memory, self.capacity) = (0, 0);
     }
 }
 
@@ -78,7 +157,13 @@ impl Default for Queue {
     }
 }
 
-fn new_queue() -> Result<u8, Errno> {
+/// The queue with this number.
+pub fn queue(number: u8) -> Option<&'static mut Queue> {
+    state::queues().get_mut(usize::from(number))
+}
+
+/// A new queue that holds at most `limit` bytes.
+pub fn new_queue(limit: u64) -> Result<u8, Errno> {
     let queues = state::queues();
     let free = queues
         .iter()
@@ -87,23 +172,16 @@ fn new_queue() -> Result<u8, Errno> {
     queues[free] = Queue {
         has_reader: true,
         has_writer: true,
+        limit,
         ..Queue::new()
     };
     Ok(free as u8)
 }
 
-/// Opens both ends and tells the program their descriptors.
-fn open_ends(ends: [Object; 2], flags: u64, to: u64) -> SysResult {
-    let first = state::files().open(ends[0], flags)?;
-    let second = state::files().open(ends[1], flags)?;
-    user::write(to, [first as u32, second as u32])?;
-    Ok(0)
-}
-
 /// `pipe` and `pipe2`
 pub fn pipe(to: u64, flags: u64) -> SysResult {
-    let queue = new_queue()?;
-    let ends = [
+    let queue = new_queue(PIPE_BYTES)?;
+    let (from, into) = (
         Object::Stream {
             from: queue,
             to: NONE,
@@ -112,84 +190,121 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
             from: NONE,
             to: queue,
         },
-    ];
-    open_ends(ends, flags, to)
+    );
+    let first = state::files().open(from, flags)?;
+    let second = state::files().open(into, flags)?;
+    user::write(to, [first as u32, second as u32])?;
+    Ok(0)
 }
 
-/// `socketpair`
-pub fn socket_pair(kind: u64, to: u64) -> SysResult {
-    let (there, back) = (new_queue()?, new_queue()?);
-    let ends = [
-        Object::Stream {
-            from: back,
-            to: there,
-        },
-        Object::Stream {
-            from: there,
-            to: back,
-        },
-    ];
-    open_ends(ends, kind, to)
-}
-
-/// Reads from an end; EAGAIN where nothing is there yet.
-pub fn read(from: u8, to: &mut [u8]) -> SysResult {
-    let queue = state::queues()
-        .get_mut(usize::from(from))
-        .ok_or(Errno::EBADF)?;
-    let count = queue.take(to);
-    if count > 0 {
-        state::files().edge(|object| matches!(object, Object::Stream { to, .. } if to == from));
-        return Ok(count as u64);
+/// Reads from a queue, or with `peek` only looks; EAGAIN where nothing is there yet.
+pub fn read(from: u8, to: &mut [u8], peek: bool) -> SysResult {
+    let at = queue(from).ok_or(Errno::EBADF)?;
+    let count = at.look(to)?;
+    if count == 0 {
+        return end_of(at, to.is_empty());
     }
-    if queue.is_ended() || to.is_empty() {
-        Ok(0)
-    } else {
-        Err(Errno::EAGAIN)
+    if !peek {
+        taken(from, count);
+    }
+    Ok(count)
+}
+
+/// Throws up to `most` bytes away; EAGAIN where nothing is there yet.
+pub fn discard(from: u8, most: u64) -> SysResult {
+    let at = queue(from).ok_or(Errno::EBADF)?;
+    let count = at.used.min(most);
+    if count == 0 {
+        return end_of(at, most == 0);
+    }
+    taken(from, count);
+    Ok(count)
+}
+
+fn end_of(queue: &Queue, wants_nothing: bool) -> SysResult {
+    match queue.is_ended() || queue.is_deaf || wants_nothing {
+        true => Ok(0),
+        false => Err(Errno::EAGAIN),
     }
 }
 
-/// Writes to an end: all of it, unless `nonblocking`.
-pub fn write(to: u8, bytes: &[u8], nonblocking: bool) -> SysResult {
+fn taken(from: u8, count: u64) {
+    if let Some(at) = queue(from) {
+        let was_full = !at.is_writable();
+        at.skip(count);
+        match was_full {
+            true => edge(|_, to| to == from),
+            // Who waits with more than fits still has to try again.
+            false => state::threads().changed(),
+        }
+    }
+}
+
+/// Writes to a queue: all of it, unless `nonblocking` or the deadline comes.
+pub fn write(to: u8, bytes: &[u8], nonblocking: bool, deadline: Option<u64>) -> SysResult {
     let mut done = 0;
-    threads::blocking(nonblocking, || {
-        done += put(to, &bytes[done..])?;
+    let result = threads::blocking_until(nonblocking, deadline, || {
+        done += put(to, &bytes[done..])? as usize;
         let enough = done == bytes.len() || (nonblocking && done > 0);
         if enough {
             Ok(done as u64)
         } else {
             Err(Errno::EAGAIN)
         }
-    })
+    });
+    match result {
+        Err(_) if done > 0 => Ok(done as u64),
+        result => result,
+    }
 }
 
-fn put(to: u8, bytes: &[u8]) -> Result<usize, Errno> {
-    let queue = state::queues()
-        .get_mut(usize::from(to))
-        .ok_or(Errno::EBADF)?;
-    if !queue.has_reader {
+fn put(to: u8, bytes: &[u8]) -> Result<u64, Errno> {
+    let queue = queue(to).ok_or(Errno::EPIPE)?;
+    if queue.is_refused() {
         return Err(Errno::EPIPE);
     }
-    let count = queue.put(bytes);
+    let count = queue.put(bytes)?;
     if count > 0 {
-        state::files().edge(|object| matches!(object, Object::Stream { from, .. } if from == to));
+        edge(|from, _| from == to);
     }
     Ok(count)
 }
 
-/// An end was closed for the last time.
-pub fn close(from: u8, to: u8) {
-    if let Some(queue) = state::queues().get_mut(usize::from(from)) {
-        queue.has_reader = false;
-    }
-    if let Some(queue) = state::queues().get_mut(usize::from(to)) {
-        queue.has_writer = false;
-    }
+/// Marks an edge on every end that `which` holds for, by the queues that it reads from and writes to.
+fn edge(which: impl Fn(u8, u8) -> bool) {
     state::files().edge(|object| match object {
-        Object::Stream {
-            from: other_from,
-            to: other_to,
-        } => (other_from != NONE && other_from == to) || (other_to != NONE && other_to == from),
+        Object::Stream { from, to } => which(from, to),
+        Object::Socket(number) => match state::sockets().get(number).state {
+            State::Stream { from, to } => which(from, to),
+            _ => false,
+        },
         _ => false,
     });
+}
+
+/// The reader of a queue takes nothing any more; it is there still, for what has come.
+pub fn refuse(from: u8) {
+    if let Some(queue) = queue(from) {
+        queue.is_deaf = true;
+    }
+    edge(|reads, writes| reads == from || writes == from);
+}
+
+/// One that read from `from` and wrote to `to` does so no more; either may be `NONE`.
+pub fn close(from: u8, to: u8) {
+    if let Some(queue) = queue(from) {
+        queue.has_reader = false;
+    }
+    if let Some(queue) = queue(to) {
+        queue.has_writer = false;
+    }
+    for number in [from, to] {
+        if let Some(queue) = queue(number)
+            && queue.is_free()
+        {
+            queue.give_back();
+            *queue = Queue::new();
+        }
+    }
+    edge(|reads, writes| (reads != NONE && reads == to) || (writes != NONE && writes == from));
 }

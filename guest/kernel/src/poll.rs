@@ -2,13 +2,19 @@
 
 use crate::errno::{Errno, SysResult};
 use crate::files::{MAX_DESCRIPTORS, Object, Open};
-use crate::{state, threads, time, user};
+use crate::{pipes, sockets, state, threads, time, timers, user};
 
-const POLLIN: u32 = 0x001;
-const POLLOUT: u32 = 0x004;
-const POLLHUP: u32 = 0x010;
+/// There is something to read.
+pub const POLLIN: u32 = 0x001;
+/// There is room to write.
+pub const POLLOUT: u32 = 0x004;
+/// Both halves are shut.
+pub const POLLHUP: u32 = 0x010;
+/// It failed.
+pub const POLLERR: u32 = 0x008;
 const POLLNVAL: u32 = 0x020;
-const POLLRDHUP: u32 = 0x2000;
+/// The other end writes nothing any more.
+pub const POLLRDHUP: u32 = 0x2000;
 const EPOLLONESHOT: u32 = 1 << 30;
 const EPOLLET: u32 = 1 << 31;
 /// Events that are reported whether asked for or not: POLLERR and POLLHUP.
@@ -18,38 +24,23 @@ const MAX_WATCHED: usize = 64;
 
 /// What an object is ready for.
 fn ready(open: Open) -> u32 {
+    let when = |holds: bool, events: u32| if holds { events } else { 0 };
     match open.object {
-        Object::Listener(port) => {
-            let serving = state::files().listener(crate::host::boot().port as u16) == Some(port);
-            if serving && state::server().is_pending() {
-                POLLIN
-            } else {
-                0
-            }
-        }
-        Object::Connection(id) => {
-            if state::server().is_expected(id) {
-                return POLLOUT;
-            }
-            let answered =
-                state::server().readable_bytes(id) == 0 && state::server().is_readable(id);
-            let input = if state::server().is_readable(id) {
-                POLLIN
-            } else {
-                0
-            };
-            input | POLLOUT | if answered { POLLRDHUP } else { 0 }
-        }
         Object::Stream { from, to } => {
-            let queue = |number: u8| state::queues().get(usize::from(number));
-            let readable = queue(from).is_some_and(|queue| queue.is_readable());
-            let ended = queue(from).is_some_and(|queue| queue.is_ended());
-            let writable = queue(to).is_some_and(|queue| queue.is_writable());
-            (if readable { POLLIN } else { 0 })
-                | (if writable { POLLOUT } else { 0 })
-                | (if ended { POLLHUP | POLLRDHUP } else { 0 })
+            let (input, output) = (pipes::queue(from), pipes::queue(to));
+            let (readable, ended) =
+                input.map_or((false, false), |queue| (queue.used() > 0, queue.is_ended()));
+            let (writable, refused) = output.map_or((false, false), |queue| {
+                (queue.is_writable(), queue.is_refused())
+            });
+            when(readable, POLLIN)
+                | when(ended, POLLHUP)
+                | when(writable, POLLOUT)
+                | when(refused, POLLERR)
         }
-        Object::Event(count, _) => (if count > 0 { POLLIN } else { 0 }) | POLLOUT,
+        Object::Socket(number) => sockets::ready(number),
+        Object::Timer(number) => when(timers::is_readable(number), POLLIN),
+        Object::Event(count, _) => when(count > 0, POLLIN) | POLLOUT,
         Object::Log => POLLOUT,
         Object::Stdin
         | Object::Null
@@ -59,7 +50,6 @@ fn ready(open: Open) -> u32 {
         | Object::Brought(_)
         | Object::Made(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
-        Object::Socket(_) => POLLOUT | POLLHUP,
         Object::Epoll(_) | Object::Free => 0,
     }
 }
@@ -69,6 +59,8 @@ fn ready(open: Open) -> u32 {
 fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysResult {
     let deadline = timeout.map(|timeout| time::monotonic_ns().saturating_add(timeout));
     loop {
+        timers::ring();
+        sockets::outbound::refresh();
         let found = scan()?;
         if found > 0 || timeout == Some(0) {
             return Ok(found);
@@ -134,11 +126,11 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
                 continue;
             }
             let events = ready(state::files().get(descriptor)?);
-            if wanted_read[word] & bit != 0 && events & POLLIN != 0 {
+            if wanted_read[word] & bit != 0 && events & (POLLIN | POLLHUP) != 0 {
                 can_read[word] |= bit;
                 found += 1;
             }
-            if wanted_write[word] & bit != 0 && events & POLLOUT != 0 {
+            if wanted_write[word] & bit != 0 && events & (POLLOUT | POLLERR) != 0 {
                 can_write[word] |= bit;
                 found += 1;
             }
@@ -220,7 +212,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     let object = state::files().index(descriptor)?;
     if matches!(
         state::files().object(object).object,
-        Object::File(_) | Object::Brought(_) | Object::Made(_) | Object::Directory(_)
+        Object::File(_) | Object::Made(_) | Object::Directory(_)
     ) {
         // As on Linux: a file is always ready.
         return Err(Errno::EPERM);

@@ -15,7 +15,9 @@ use crate::poll::Epoll;
 use crate::random::Random;
 use crate::signals::Signals;
 use crate::sockets::Server;
+use crate::sockets::table::Sockets;
 use crate::threads::Threads;
+use crate::timers::{MAX_TIMERS, Timer};
 
 /// Most epoll instances.
 pub const MAX_EPOLLS: usize = 8;
@@ -63,7 +65,7 @@ parts! {
     temporary: Temporary = Temporary::new();
     /// What a built-in file holds, while it is read.
     content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
-    /// The queues of pipes and socket pairs.
+    /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// Signals.
     signals: Signals = Signals::new();
@@ -83,7 +85,11 @@ parts! {
     file_mask: u32 = 0o022;
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
-    /// The listener's queue and the request being served.
+    /// The sockets.
+    sockets: Sockets = Sockets::new();
+    /// The timers that are read like files.
+    timers: [Timer; MAX_TIMERS] = [const { Timer::new() }; MAX_TIMERS];
+    /// The request being served.
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();

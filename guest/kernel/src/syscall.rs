@@ -7,7 +7,10 @@ use holm_hostcall::Registers;
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
 use crate::memory::guest;
-use crate::{files, host, log, pipes, poll, signals, sockets, stat, state, threads, time, user};
+use crate::sockets::{options, transfer};
+use crate::{
+    files, host, log, pipes, poll, signals, sockets, stat, state, threads, time, timers, user,
+};
 
 /// Serves one system call; the answer is put into rax.
 pub extern "C" fn handle(frame: &mut Registers) {
@@ -73,34 +76,21 @@ fn serve(frame: &Registers) -> SysResult {
         38 => signals::set_timer(a, b, c),
         39 | 110 | 111 => Ok(PROCESS_ID),
         40 => files::copy(b, c, a, 0, d),
-        41 => sockets::socket(a, b),
-        42 => sockets::connect(a),
+        41 => sockets::socket(a, b, c),
+        42 => sockets::connect(a, b, c),
         43 => sockets::accept(a, b, c, 0),
-        44 => told_unless(d, sockets::send(a, user::buffer(b, c)?)),
-        45 => sockets::receive(a, user::buffer_mut(b, c)?, d),
-        46 => {
-            let sent = message(b, |start, bytes, _| {
-                sockets::send(a, user::slice(start, bytes)?)
-            });
-            told_unless(c, sent)
-        }
-        47 => message(b, |start, bytes, done| {
-            // Only the first part may wait: what is there is to be given.
-            const MSG_DONTWAIT: u64 = 0x40;
-            sockets::receive(
-                a,
-                user::slice_mut(start, bytes)?,
-                if done == 0 { c } else { c | MSG_DONTWAIT },
-            )
-        }),
+        44 => told_unless(d, transfer::send_to(a, b, c, d, e, frame.r9)),
+        45 => transfer::receive_from(a, b, c, d, e, frame.r9),
+        46 => told_unless(c, transfer::send_message(a, b, c)),
+        47 => transfer::receive_message(a, b, c),
         48 => sockets::shutdown(a, b),
         49 => sockets::bind(a, b, c),
-        50 => sockets::listen(a),
+        50 => sockets::listen(a, b),
         51 => sockets::name(a, b, c, false),
         52 => sockets::name(a, b, c, true),
-        53 => pipes::socket_pair(b, d),
-        54 => sockets::set_option(a),
-        55 => sockets::get_option(a, b, c, d, e),
+        53 => sockets::pair(a, b, d),
+        54 => options::set_option(a, b, c, d, e),
+        55 => options::get_option(a, b, c, d, e),
         56 => match threads::clone(frame, a, b, c, d, e) {
             Err(Errno::ENOSYS) => refuse(56),
             result => result,
@@ -193,6 +183,9 @@ fn serve(frame: &Registers) -> SysResult {
         280 => calls::set_attributes(a, b, None),
         285 => files::allocate(a, b, c, d),
         288 => sockets::accept(a, b, c, d),
+        283 => timers::create(a, b),
+        286 => timers::set(a, b, c, d),
+        287 => timers::get(a, b),
         284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
         293 => pipes::pipe(a, b),
         295 => vectors(b, c, |start, bytes, done| {
@@ -201,6 +194,8 @@ fn serve(frame: &Registers) -> SysResult {
         296 => vectors(b, c, |start, bytes, done| {
             files::write_at(a, d + done, user::slice(start, bytes)?)
         }),
+        299 => transfer::receive_messages(a, b, c, d, e),
+        307 => told_unless(d, transfer::send_messages(a, b, c, d)),
         302 => {
             if d != 0 {
                 resource_limit(b, d)?;
@@ -273,7 +268,6 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),
         61 => ("wait4", ONE_PROCESS),
-        283 => ("timerfd_create", "not supported"),
         322 => ("execveat", ONE_PROCESS),
         _ => return None,
     })
@@ -303,12 +297,6 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysRes
         }
     }
     Ok(total)
-}
-
-/// The parts of a `struct msghdr`; no address and no control data.
-fn message(header: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
-    let [array, count] = user::read::<[u64; 2]>(header.wrapping_add(16))?;
-    vectors(array, count, each)
 }
 
 /// A C `struct timeval` in nanoseconds; `None` for a null pointer.

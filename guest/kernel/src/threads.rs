@@ -17,7 +17,7 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
-use crate::{host, signals, state, time, user};
+use crate::{host, signals, state, time, timers, user};
 
 /// Most threads at a time.
 pub const MAX_THREADS: usize = 256;
@@ -306,12 +306,26 @@ pub fn interrupt_any() {
 
 /// Calls `attempt` until it gives something else than EAGAIN, waiting in between unless
 /// `nonblocking`.
-pub fn blocking(nonblocking: bool, mut attempt: impl FnMut() -> SysResult) -> SysResult {
+pub fn blocking(nonblocking: bool, attempt: impl FnMut() -> SysResult) -> SysResult {
+    blocking_until(nonblocking, None, attempt)
+}
+
+/// The same, but at most until `deadline` (monotonic nanoseconds): then EAGAIN.
+pub fn blocking_until(
+    nonblocking: bool,
+    deadline: Option<u64>,
+    mut attempt: impl FnMut() -> SysResult,
+) -> SysResult {
+    let late = || deadline.is_some_and(|deadline| time::monotonic_ns() >= deadline);
     loop {
         match attempt() {
-            Err(Errno::EAGAIN) if !nonblocking => {
-                if wait(None) {
-                    return Err(Errno::RESTART);
+            Err(Errno::EAGAIN) if !nonblocking && !late() => {
+                if wait(deadline) {
+                    // As on Linux: what has a time limit of its own is not made again.
+                    return Err(match deadline {
+                        None => Errno::RESTART,
+                        Some(_) => Errno::EINTR,
+                    });
                 }
             }
             result => return result,
@@ -371,12 +385,14 @@ pub fn yield_now() -> SysResult {
 
 /// Goes on with the next thread that can, and comes back when it is this one's turn. Where none can,
 /// leaves the guest until something changes or the first deadline.
+#[inline(never)]
 fn give_way() {
     loop {
         signals::ring();
+        timers::ring();
         let threads = state::threads();
-        let alarm = state::signals().alarm();
-        let deadline = threads.first_deadline().into_iter().chain(alarm).min();
+        let others = state::signals().alarm().into_iter().chain(timers::first());
+        let deadline = threads.first_deadline().into_iter().chain(others).min();
         // The usual case needs no clock: one thread, which waits without a deadline.
         let now = if deadline.is_some() {
             time::monotonic_ns()

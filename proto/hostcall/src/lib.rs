@@ -42,7 +42,7 @@ pub mod tree;
 
 /// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
 /// its own.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Bytes in a page. Every address and size below is a multiple of it.
 pub const PAGE_BYTES: u64 = 4096;
@@ -330,12 +330,68 @@ impl Call {
     /// The library OS gives up on the program: `args = [reason, text, text_bytes, address]`, reason
     /// one of [`abort_reason`]. Does not return.
     pub const ABORT: Call = Call(7);
-    /// Nothing to do before: `args = [monotonic_ns, 0, 0, 0]`. Returns at that time or later.
+    /// Nothing to do before: `args = [monotonic_ns, events, 0, 0]`. Returns at that time or later, with
+    /// [`park_flags::SOCKETS`] also when one of the events is there. Result is then which of them are,
+    /// as [`socket_events`] says.
     pub const PARK: Call = Call(8);
     /// The program took an exception or a signal that nobody handles: `args = [vector, error code, address,
     /// registers]`, the last the address of [`Registers`]; the vector is [`FIRST_SIGNAL`] and the signal's
     /// number for one that no exception led to. Does not return.
     pub const FAULT: Call = Call(9);
+    /// The addresses of a host: `args = [name, name_bytes, buffer, capacity]`. Result is the bytes written,
+    /// 16 for each address, those of version 4 as version 6 maps them; EAGAIN while it is not known yet,
+    /// ENOENT if there is no such host or the function may not reach it.
+    pub const RESOLVE: Call = Call(10);
+    /// Begin a connection: `args = [first half of the address, second half, port, 0]`, the halves
+    /// big-endian. Result is a handle, whose low byte is its place in [`socket_events`]. It is connected,
+    /// or has failed, when it can be written to.
+    pub const CONNECT: Call = Call(11);
+    /// Send on a connection: `args = [handle, buffer, bytes, 0]`. Result is the bytes taken.
+    pub const SEND: Call = Call(12);
+    /// Receive from a connection: `args = [handle, buffer, capacity, 0]`, flags as in [`receive_flags`].
+    /// Result is the bytes written, 0 at its end.
+    pub const RECEIVE: Call = Call(13);
+    /// End a connection or its sending half: `args = [handle, how, 0, 0]`, one of [`shut_how`].
+    pub const SHUT: Call = Call(14);
+    /// The error of a connection, which is then forgotten: `args = [handle, 0, 0, 0]`. Result is an
+    /// `errno`, or 0.
+    pub const SOCKET_ERROR: Call = Call(15);
+}
+
+/// Flags of [`Call::PARK`].
+pub mod park_flags {
+    /// Returns when an event is there.
+    pub const SOCKETS: u32 = 1;
+}
+
+/// What a word of events says: a bit for each connection's place, four times.
+pub mod socket_events {
+    /// Most connections of an instance at a time.
+    pub const MAX_CONNECTIONS: usize = 15;
+    /// First bit of those that can be read.
+    pub const READABLE: u32 = 0;
+    /// First bit of those that can be written to.
+    pub const WRITABLE: u32 = 16;
+    /// First bit of those whose other end sends nothing any more.
+    pub const ENDED: u32 = 32;
+    /// First bit of those that failed.
+    pub const FAILED: u32 = 48;
+    /// A host's addresses have become known.
+    pub const RESOLVED: u64 = 1 << 15;
+}
+
+/// Flags of [`Call::RECEIVE`].
+pub mod receive_flags {
+    /// What is received stays there.
+    pub const PEEK: u32 = 1;
+}
+
+/// What [`Call::SHUT`] ends.
+pub mod shut_how {
+    /// The sending half.
+    pub const SENDING: u64 = 1;
+    /// All of it; the handle is gone.
+    pub const ALL: u64 = 2;
 }
 
 /// See [`Call::FAULT`]; above all vectors.

@@ -51,6 +51,10 @@ pub const MAX_FILES_BYTES: usize = 8 << 10;
 pub const MAX_REGIONS: usize = 64;
 /// Longest name of a region.
 pub const MAX_REGION_BYTES: usize = 63;
+/// Most places that a manifest may allow connections to.
+pub const MAX_ALLOWED: usize = 64;
+/// Longest of them.
+pub const MAX_ALLOWED_BYTES: usize = 280;
 /// Longest description, build command or path in a manifest.
 pub const MAX_MANIFEST_TEXT_BYTES: usize = 4096;
 /// Longest path of a probe.

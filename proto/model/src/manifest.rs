@@ -6,6 +6,7 @@
 
 mod file;
 mod files;
+pub mod network;
 pub mod units;
 
 pub use files::check_guest_path;
@@ -21,6 +22,7 @@ use crate::limits::{
     MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
     MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN, MAX_WAVES, MIN_MEMORY_BYTES,
 };
+pub use network::Network;
 use units::{format_bytes, format_millis};
 
 /// The schema that this version of Holm reads.
@@ -52,6 +54,9 @@ pub struct Manifest {
     /// `[placement]`.
     #[serde(default)]
     pub placement: Placement,
+    /// `[network]`.
+    #[serde(default, skip_serializing_if = "Network::is_empty")]
+    pub network: Network,
     /// `[rollout]`.
     pub rollout: Rollout,
 }
@@ -265,6 +270,7 @@ impl Manifest {
         check_env(&self.env)?;
         files::check(&self.files)?;
         self.placement.check()?;
+        self.network.check()?;
         self.rollout.check()
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use holm_model::manifest::{Isolation, Manifest};
+use holm_node::outbound::Allowed;
 use holm_vmm::{Failure, Hypervisor, Limits, Request, Response, Slot, Snapshot};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -38,6 +39,8 @@ pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Version {
     /// What every request begins from.
     pub(super) snapshot: Arc<Snapshot>,
+    /// Where it may connect to.
+    pub(super) allowed: Allowed,
     /// Its limits.
     pub(super) manifest: Manifest,
 }
@@ -200,6 +203,9 @@ impl Server {
             headers: &headers,
             body,
         };
+        if !slot.has_outbound() {
+            slot.set_outbound(version.allowed.outbound());
+        }
         let result = match slot.begin(&request, limits) {
             Ok(()) => {
                 let go_on = || !gone.load(Ordering::Relaxed);

@@ -134,6 +134,7 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
         cpu: Duration::from_millis(live.limits.cpu_ms),
         response_body_bytes: live.limits.response_body_bytes,
     };
+    slot.set_outbound(live.outbound());
     let began = Instant::now();
     slot.begin(&request, limits).map_err(node_fault)?;
     let ended = run(&mut slot, deadline);
@@ -178,7 +179,7 @@ fn run(slot: &mut Slot, deadline: Instant) -> Result<Response, Failure> {
                 if now >= deadline {
                     return Err(Failure::Deadline(Place::default()));
                 }
-                std::thread::sleep(until.min(deadline).saturating_duration_since(now));
+                slot.wait(until.min(deadline));
             }
         }
     }

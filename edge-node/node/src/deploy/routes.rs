@@ -12,10 +12,11 @@ use std::time::Duration;
 use holm_model::artifact::Statement;
 use holm_model::ids::{FunctionName, VersionId};
 use holm_model::manifest::{Isolation, Limits};
-use holm_vmm::Snapshot;
+use holm_vmm::{Outbound, Snapshot};
 use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 
+use crate::outbound::Allowed;
 use crate::pool::core::Key;
 use crate::tally::Counts;
 
@@ -29,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) limits: Limits,
     pub(crate) isolation: Isolation,
+    /// Where it may connect to.
+    pub(crate) allowed: Allowed,
     pub(crate) probe_path: String,
     /// Slots to be filled ahead on this node, if there are empty ones.
     pub(crate) ahead: u32,
@@ -61,6 +64,7 @@ impl Live {
             snapshot,
             limits: manifest.limits.clone(),
             isolation: manifest.scale.isolation,
+            allowed: Allowed::new(&manifest.network),
             probe_path: manifest.rollout.probe_path.clone(),
             ahead: manifest.scale.min,
             permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),
@@ -68,6 +72,11 @@ impl Live {
             counts,
             dropped: AtomicBool::new(false),
         }
+    }
+
+    /// What one instance may reach.
+    pub(crate) fn outbound(&self) -> Option<Box<dyn Outbound>> {
+        self.allowed.outbound()
     }
 
     /// The wall deadline of one invocation.

@@ -7,9 +7,12 @@
 //!                  Answered or Failed ends it from anywhere, and so does a caller that goes away
 //! ```
 
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use holm_vmm::{Failure, Limits, Place, Request, Response, Slot, Step, VmmError};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::{Answer, Call};
@@ -91,6 +94,10 @@ pub(crate) async fn invoke(
         cpu: Duration::from_millis(live.limits.cpu_ms),
         response_body_bytes: live.limits.response_body_bytes,
     };
+    // One that is kept has its connections still.
+    if !slot.has_outbound() {
+        slot.set_outbound(live.outbound());
+    }
     let began = Instant::now();
     if let Err(error) = slot.begin(&request, limits) {
         if matches!(error, VmmError::RequestTooLarge(_)) {
@@ -160,9 +167,13 @@ async fn run(
                         Remains::Broken(Some(slot), id),
                     );
                 }
-                tokio::select! {
-                    () = tokio::time::sleep_until(until.min(deadline).into()) => {}
-                    () = reply.closed() => return (Ending::Gone, Remains::Stopped(slot, id)),
+                let gone = tokio::select! {
+                    () = tokio::time::sleep_until(until.min(deadline).into()) => false,
+                    () = woken(slot.wake()) => false,
+                    () = reply.closed() => true,
+                };
+                if gone {
+                    return (Ending::Gone, Remains::Stopped(slot, id));
                 }
                 step = match inline.is_zero() {
                     true => Step::Yielded,
@@ -173,10 +184,80 @@ async fn run(
     }
 }
 
+/// Waits until a guest's connections have something for it; for ever if it waits for none.
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe; the descriptor is borrowed for as long as it is watched"
+)]
+async fn woken(wake: Option<BorrowedFd<'_>>) {
+    // Where it cannot be watched, the guest goes on at its time or at its deadline.
+    if let Some(wake) = wake
+        && let Ok(watched) = AsyncFd::with_interest(wake, Interest::READABLE)
+    {
+        let _ = watched.readable().await;
+    } else {
+        std::future::pending().await
+    }
+}
+
 /// Runs the vCPU on this thread, which serves nobody else meanwhile.
 fn run_here(slot: &mut Slot, left: &mut Duration) -> Step {
     let began = Instant::now();
     let step = slot.run(FIRST_QUANTUM.min(*left));
     *left = left.saturating_sub(began.elapsed());
     step
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::outbound::{Allowed, Means};
+
+    #[derive(Debug)]
+    struct Loopback;
+
+    impl Means for Loopback {
+        fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+            Ok(Vec::new())
+        }
+
+        fn dial(&self, address: SocketAddr) -> SocketAddr {
+            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_is_woken_by_what_it_asked_for_and_by_nothing_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let places = vec![format!("192.0.2.1:{port}").parse().unwrap()];
+        let mut outbound = Allowed::with(places, Arc::new(Loopback))
+            .outbound()
+            .unwrap();
+        let ip = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();
+        let place = outbound.connect(ip, port).unwrap() & 0xff;
+        let (mut peer, _) = listener.accept().unwrap();
+        let readable = 1u64 << place;
+        let soon = Duration::from_millis(50);
+        let long = Duration::from_secs(10);
+        let early = tokio::time::timeout(soon, woken(outbound.wake(readable))).await;
+        assert!(early.is_err(), "nothing has come yet");
+        let writer = std::thread::spawn(move || {
+            std::thread::sleep(soon);
+            peer.write_all(b"x").unwrap();
+            peer
+        });
+        let came = tokio::time::timeout(long, woken(outbound.wake(readable))).await;
+        assert!(came.is_ok() && outbound.ready(readable) == readable);
+        drop(writer.join().unwrap());
+        // It has something to read, and its end: nobody asks.
+        let unasked = tokio::time::timeout(soon, woken(outbound.wake(1 << 15))).await;
+        assert!(unasked.is_err());
+        let never = tokio::time::timeout(soon, woken(None)).await;
+        assert!(never.is_err());
+    }
 }

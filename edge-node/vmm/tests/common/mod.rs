@@ -149,9 +149,7 @@ impl Function {
                 Step::Answered(response) => break Ok(response),
                 Step::Failed(failure) => break Err(failure),
                 Step::Yielded => {}
-                Step::Parked(until) => {
-                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                }
+                Step::Parked(until) => self.slot.wait(until),
             }
         };
         let log = String::from_utf8_lossy(&self.slot.take_log()).into_owned();

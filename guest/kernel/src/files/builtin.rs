@@ -53,6 +53,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
         "/etc/passwd",
         Made(|to| to.write_str("root:x:0:0:root:/:/bin/false\n")),
     ),
+    (
+        "/etc/resolv.conf",
+        Made(|to| to.write_str("nameserver 127.0.0.53\n")),
+    ),
     ("/proc/cpuinfo", Made(cpuinfo)),
     (
         "/proc/loadavg",

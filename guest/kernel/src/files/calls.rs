@@ -52,7 +52,11 @@ enum Found {
 /// The absolute path that a call means, gone name by name as Linux does: what is on the way has to be there
 /// and be a directory. Links are followed, the last one only if `follow`.
 fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
-    let text = user::path(path)?;
+    resolve_text(directory, user::path(path)?, follow)
+}
+
+/// The same, of a path that is not where the program's pointer points.
+fn resolve_text(directory: u64, text: &[u8], follow: bool) -> Result<Path, Errno> {
     if text.is_empty() {
         return Err(Errno::ENOENT);
     }
@@ -200,8 +204,10 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             _ => state::files().open(Object::Made(entry as u8), flags),
         },
         Ok(Found::Node(number)) => {
-            if state::temporary().node(number).kind == Kind::Link {
-                return Err(Errno::ELOOP);
+            match state::temporary().node(number).kind {
+                Kind::Link => return Err(Errno::ELOOP),
+                Kind::Socket => return Err(Errno::ENXIO),
+                Kind::File | Kind::Directory => {}
             }
             if flags & O_TRUNC != 0 && writes {
                 state::temporary().node(number).resize(0)?;
@@ -218,6 +224,28 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             open_node(number, flags)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// Makes the file by which a local socket is found; one object stands for it then.
+pub fn make_socket(text: &[u8]) -> Result<u16, Errno> {
+    let path = resolve_text(AT_FDCWD, text, false)?;
+    match find(&path) {
+        Ok(_) => return Err(Errno::EADDRINUSE),
+        Err(Errno::ENOENT) => room_for(&path)?,
+        Err(error) => return Err(error),
+    }
+    let mode = 0o777 & !*state::file_mask();
+    let number = state::temporary().make(path.as_bytes(), Kind::Socket, mode)?;
+    state::temporary().opened(number);
+    Ok(number)
+}
+
+/// The file of a local socket.
+pub fn find_socket(text: &[u8]) -> Result<u16, Errno> {
+    match find(&resolve_text(AT_FDCWD, text, true)?)? {
+        Found::Node(number) if state::temporary().node(number).kind == Kind::Socket => Ok(number),
+        _ => Err(Errno::ECONNREFUSED),
     }
 }
 
@@ -254,6 +282,7 @@ fn kind_of(kind: Kind) -> stat::Kind {
         Kind::File => stat::Kind::File,
         Kind::Directory => stat::Kind::Directory,
         Kind::Link => stat::Kind::Link,
+        Kind::Socket => stat::Kind::Socket,
     }
 }
 

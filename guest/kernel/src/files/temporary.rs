@@ -24,6 +24,8 @@ pub enum Kind {
     Directory,
     /// A symbolic link; its content is where it leads.
     Link,
+    /// The name of a local socket.
+    Socket,
 }
 
 /// A file, directory or link. Path and content are pieces of program memory.

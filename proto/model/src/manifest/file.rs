@@ -11,7 +11,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::units::{self, UnitError};
 use super::{
-    Build, Function, Isolation, Limits, Manifest, ManifestError, Placement, Rollout, SCHEMA, Scale,
+    Build, Function, Isolation, Limits, Manifest, ManifestError, Network, Placement, Rollout,
+    SCHEMA, Scale,
 };
 use crate::ids::Name;
 use crate::limits::{
@@ -44,12 +45,12 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ("files", &[]),
     ("placement", &["regions"]),
     ("rollout", &["waves", "bake", "probe", "max_error_rate"]),
+    ("network", &["allow"]),
     ("secrets", &[]),
-    ("network", &[]),
 ];
 
 /// Sections that have a name already but no meaning yet.
-const LATER: [&str; 2] = ["secrets", "network"];
+const LATER: [&str; 1] = ["secrets"];
 
 /// Memory is given out in pages of this many bytes.
 const PAGE_BYTES: u64 = holm_hostcall::PAGE_BYTES;
@@ -133,7 +134,6 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     };
 
     Section::open(root, "secrets", &mut places)?.refuse_until_later()?;
-    Section::open(root, "network", &mut places)?.refuse_until_later()?;
 
     let mut function = Section::open(root, "function", &mut places)?;
     let name = function.name("name")?.ok_or(ManifestError::Missing {
@@ -192,6 +192,13 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         .texts("regions", "a list of texts, for example [\"eu-central\"]")?
         .unwrap_or_default();
 
+    let allow = Section::open(root, "network", &mut places)?
+        .texts(
+            "allow",
+            "a list of texts, for example [\"api.example.com:443\"]",
+        )?
+        .unwrap_or_default();
+
     let mut rollout = Section::open(root, "rollout", &mut places)?;
     let rollout = Rollout {
         waves_percent: rollout
@@ -215,6 +222,7 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         env,
         files,
         placement,
+        network: Network { allow },
         rollout,
     };
     Ok((manifest, places))

@@ -69,6 +69,7 @@ fn every_key_of_the_file_is_read() {
         "/etc/motd" = "./etc/motd.txt"
         [secrets]
         [network]
+        allow = ["api.example.com:443"]
         [placement]
         regions = ["eu", "us-east"]
         [rollout]
@@ -111,6 +112,9 @@ fn every_key_of_the_file_is_read() {
         ]),
         placement: Placement {
             regions: vec!["eu".into(), "us-east".into()],
+        },
+        network: Network {
+            allow: vec!["api.example.com:443".into()],
         },
         rollout: Rollout {
             waves_percent: vec![34, 67, 100],
@@ -259,15 +263,37 @@ fn what_is_missing_is_named() {
 
 #[test]
 fn sections_of_later_versions_are_refused_only_when_they_say_something() {
-    assert!(with("[secrets]\n[network]\n").is_ok());
+    assert!(with("[secrets]\n").is_ok());
     assert_names(
         &refusal("[secrets]\nKEY = \"x\""),
         &["line 5", "[secrets] is not supported yet"],
     );
+}
+
+#[test]
+fn a_network_names_hosts_and_ports_and_nothing_else() {
+    assert!(with("[network]\nallow = []").is_ok_and(|manifest| manifest.network.is_empty()));
     assert_names(
-        &refusal("[network]\nallow = []"),
-        &["[network] is not supported yet"],
+        &refusal("[network]\nallow = [\"https://example.com\"]"),
+        &[
+            "line 5",
+            "network.allow",
+            "HOST:PORT",
+            "https://example.com",
+        ],
     );
+    assert_names(
+        &refusal("[network]\nalow = []"),
+        &["network.alow", "did you mean `allow`?"],
+    );
+    let many = vec!["\"a.example.com:1\""; 65].join(", ");
+    assert_names(
+        &refusal(&format!("[network]\nallow = [{many}]")),
+        &["network.allow", "at most 64 places"],
+    );
+    // What allows nothing is signed as it always was.
+    let text = serde_json::to_string(&with("").unwrap()).unwrap();
+    assert!(!text.contains("network"), "{text}");
 }
 
 #[test]

@@ -1,0 +1,384 @@
+//! Connections that functions make to elsewhere: what each may reach, and the sockets.
+//!
+//! Nothing here blocks: sockets are non-blocking, names are resolved on threads of their own
+//! ([`resolver`]). One epoll instance per guest that connects stands for all that it waits for, so that
+//! one descriptor wakes whoever waits for the guest.
+
+mod resolver;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use holm_model::manifest::network::{Network, Place};
+use holm_vmm::{Outbound, Resolution};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, ipproto, sockopt,
+};
+
+use crate::limits::MAX_RESOLVED_PER_INSTANCE;
+use resolver::{Known, Resolver};
+
+/// Most connections of one instance at a time: the places of a word of events.
+const MAX_CONNECTIONS: usize = 15;
+// The positions within a word of events, as guests know them.
+const READABLE: u32 = 0;
+const WRITABLE: u32 = 16;
+const ENDED: u32 = 32;
+const FAILED: u32 = 48;
+const RESOLVED: u64 = 1 << 15;
+
+/// Where connections lead. The default is the network as it is; tests put theirs in its place.
+pub trait Means: Send + Sync + fmt::Debug {
+    /// The addresses of a host. May block: it is called on a thread for that.
+    fn resolve(&self, name: &str) -> std::io::Result<Vec<IpAddr>>;
+
+    /// The address to dial for another.
+    fn dial(&self, address: SocketAddr) -> SocketAddr {
+        address
+    }
+}
+
+/// The machine's own resolver.
+#[derive(Debug)]
+struct Machine;
+
+impl Means for Machine {
+    fn resolve(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
+        use std::net::ToSocketAddrs as _;
+        Ok((name, 0).to_socket_addrs()?.map(|at| at.ip()).collect())
+    }
+}
+
+/// What a function may reach.
+#[derive(Clone, Debug)]
+pub struct Allowed {
+    places: Arc<[Place]>,
+    resolver: Arc<Resolver>,
+}
+
+impl Allowed {
+    /// What a manifest's `[network]` allows.
+    pub fn new(network: &Network) -> Self {
+        // A manifest that was checked has only places that can be read.
+        Allowed::through(network.places().unwrap_or_default(), Resolver::of_machine())
+    }
+
+    /// These places.
+    pub fn of(places: Vec<Place>) -> Self {
+        Allowed::through(places, Resolver::of_machine())
+    }
+
+    /// The same, over means of the caller's.
+    pub fn with(places: Vec<Place>, means: Arc<dyn Means>) -> Self {
+        Allowed::through(places, Arc::new(Resolver::new(means)))
+    }
+
+    fn through(places: Vec<Place>, resolver: Arc<Resolver>) -> Self {
+        Allowed {
+            places: places.into(),
+            resolver,
+        }
+    }
+
+    /// For one instance; none if nothing is allowed.
+    pub fn outbound(&self) -> Option<Box<dyn Outbound>> {
+        match self.places.is_empty() {
+            true => None,
+            false => Some(Box::new(Connections {
+                allowed: self.clone(),
+                sockets: [const { None }; MAX_CONNECTIONS],
+                resolved: Vec::new(),
+                events: None,
+            })),
+        }
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.places.iter().any(|place| place.has_name(name))
+    }
+}
+
+/// Whether an address leads to the node itself, to its link, or to nobody in particular. A name that
+/// resolves to one may be an attempt to reach what only the node is to reach.
+fn is_nodes_own(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_link_local()
+                || ip.is_multicast()
+                || ip.is_broadcast()
+                || ip.octets()[0] == 0
+        }
+        IpAddr::V6(ip) => {
+            ip.is_loopback()
+                || ip.is_unspecified()
+                || ip.is_multicast()
+                || ip.is_unicast_link_local()
+                || ip
+                    .to_ipv4_mapped()
+                    .is_some_and(|ip| is_nodes_own(ip.into()))
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Socket {
+    handle: u64,
+    fd: OwnedFd,
+    /// What the epoll instance watches it for.
+    watched: EventFlags,
+}
+
+/// What wakes whoever waits for the guest.
+#[derive(Debug)]
+struct Events {
+    epoll: OwnedFd,
+    /// Written to when a name is known.
+    bell: Arc<OwnedFd>,
+}
+
+/// The connections of one instance. They are closed when it is dropped.
+#[derive(Debug)]
+struct Connections {
+    allowed: Allowed,
+    sockets: [Option<Socket>; MAX_CONNECTIONS],
+    /// Addresses that names of the list have resolved to, with the name.
+    resolved: Vec<(IpAddr, String)>,
+    events: Option<Events>,
+}
+
+/// A handle for a place. The number above it never comes again, so that an instance that remembers the
+/// handle of another has nothing.
+fn next_handle(place: usize) -> u64 {
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    SERIAL.fetch_add(1, Ordering::Relaxed) << 8 | place as u64
+}
+
+fn number(error: Errno) -> i32 {
+    error.raw_os_error()
+}
+
+impl Connections {
+    fn events(&mut self) -> Result<&mut Events, Errno> {
+        if self.events.is_none() {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+            epoll::add(&epoll, &bell, EventData::new_u64(u64::MAX), EventFlags::IN)?;
+            self.events = Some(Events { epoll, bell });
+        }
+        self.events.as_mut().ok_or(Errno::INVAL)
+    }
+
+    fn socket(&mut self, handle: u64) -> Result<&mut Socket, i32> {
+        self.sockets
+            .get_mut((handle & 0xff) as usize)
+            .and_then(Option::as_mut)
+            .filter(|socket| socket.handle == handle)
+            .ok_or(number(Errno::BADF))
+    }
+
+    /// Whether the list allows a connection to an address.
+    fn allows(&self, to: SocketAddr) -> bool {
+        let places = || {
+            let places = self.allowed.places.iter();
+            places.filter(|place| place.port == to.port())
+        };
+        let by_name = || {
+            let mut names = self.resolved.iter().filter(|(ip, _)| *ip == to.ip());
+            names.any(|(_, name)| places().any(|place| place.has_name(name)))
+        };
+        !is_nodes_own(to.ip()) && (places().any(|place| place.has_address(to.ip())) || by_name())
+    }
+
+    fn dial(&mut self, to: SocketAddr) -> Result<u64, Errno> {
+        let free = self.sockets.iter().position(Option::is_none);
+        let place = free.ok_or(Errno::MFILE)?;
+        let to = self.allowed.resolver.means().dial(to);
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+        // A hint: what a guest writes is whole already.
+        let _ = sockopt::set_tcp_nodelay(&fd, true);
+        let events = self.events()?;
+        let watched = EventFlags::empty();
+        epoll::add(
+            &events.epoll,
+            &fd,
+            EventData::new_u64(place as u64),
+            watched,
+        )?;
+        match rustix::net::connect(&fd, &to) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        let handle = next_handle(place);
+        self.sockets[place] = Some(Socket {
+            handle,
+            fd,
+            watched: EventFlags::empty(),
+        });
+        Ok(handle)
+    }
+}
+
+impl Outbound for Connections {
+    fn resolve(&mut self, name: &str) -> Resolution {
+        let name = name.to_ascii_lowercase();
+        if !self.allowed.has_name(&name) {
+            return Resolution::Unknown;
+        }
+        let Ok(events) = self.events() else {
+            return Resolution::Unknown;
+        };
+        let bell = Arc::clone(&events.bell);
+        match self.allowed.resolver.ask(&name, &bell) {
+            Known::Pending => Resolution::Pending,
+            Known::Addresses(addresses) => {
+                for ip in addresses.iter().copied() {
+                    let known = self
+                        .resolved
+                        .iter()
+                        .any(|(at, of)| *at == ip && *of == name);
+                    if !known {
+                        if self.resolved.len() >= MAX_RESOLVED_PER_INSTANCE {
+                            self.resolved.remove(0);
+                        }
+                        self.resolved.push((ip, name.clone()));
+                    }
+                }
+                Resolution::Known(addresses.iter().copied().map(mapped).collect())
+            }
+            Known::Nothing => Resolution::Unknown,
+        }
+    }
+
+    fn connect(&mut self, ip: Ipv6Addr, port: u16) -> Result<u64, i32> {
+        let to = SocketAddr::new(ip.to_canonical(), port);
+        match self.allows(to) {
+            true => self.dial(to).map_err(number),
+            false => Err(number(Errno::ACCESS)),
+        }
+    }
+
+    fn send(&mut self, handle: u64, bytes: &[u8]) -> Result<usize, i32> {
+        let socket = self.socket(handle)?;
+        rustix::net::send(&socket.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+            .map_err(number)
+    }
+
+    fn receive(&mut self, handle: u64, to: &mut [u8], peek: bool) -> Result<usize, i32> {
+        let socket = self.socket(handle)?;
+        let flags = match peek {
+            true => RecvFlags::PEEK | RecvFlags::DONTWAIT,
+            false => RecvFlags::DONTWAIT,
+        };
+        let (count, _) = rustix::net::recv(&socket.fd, to, flags).map_err(number)?;
+        Ok(count)
+    }
+
+    fn shut(&mut self, handle: u64) -> Result<(), i32> {
+        let socket = self.socket(handle)?;
+        rustix::net::shutdown(&socket.fd, Shutdown::Write).map_err(number)
+    }
+
+    fn close(&mut self, handle: u64) -> Result<(), i32> {
+        self.socket(handle)?;
+        self.sockets[(handle & 0xff) as usize] = None;
+        Ok(())
+    }
+
+    fn error(&mut self, handle: u64) -> Result<i32, i32> {
+        let socket = self.socket(handle)?;
+        match sockopt::socket_error(&socket.fd) {
+            Ok(Ok(())) => Ok(0),
+            Ok(Err(error)) | Err(error) => Ok(number(error)),
+        }
+    }
+
+    fn ready(&mut self, events: u64) -> u64 {
+        let mut there = 0;
+        if events & RESOLVED != 0
+            && let Some(own) = &self.events
+        {
+            let mut count = [0; 8];
+            if rustix::io::read(&own.bell, &mut count).is_ok() {
+                there |= RESOLVED;
+            }
+        }
+        let open = self.sockets.iter().enumerate();
+        let open = open.filter_map(|(place, socket)| Some((place, socket.as_ref()?)));
+        let (places, mut polled): (Vec<usize>, Vec<PollFd<'_>>) = open
+            .map(|(place, socket)| {
+                let flags = PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP;
+                (place, PollFd::new(&socket.fd, flags))
+            })
+            .unzip();
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if polled.is_empty() || rustix::event::poll(&mut polled, Some(&now)).is_err() {
+            return there & events;
+        }
+        for (place, polled) in places.into_iter().zip(&polled) {
+            let came = polled.revents();
+            let failed = PollFlags::ERR | PollFlags::HUP;
+            for (flags, first) in [
+                (PollFlags::IN | PollFlags::RDHUP | failed, READABLE),
+                (PollFlags::OUT | failed, WRITABLE),
+                (PollFlags::RDHUP | failed, ENDED),
+                (PollFlags::ERR, FAILED),
+            ] {
+                if came.intersects(flags) {
+                    there |= 1 << (first + place as u32);
+                }
+            }
+        }
+        there & events
+    }
+
+    fn wake(&mut self, events: u64) -> Option<BorrowedFd<'_>> {
+        let own = self.events.as_ref()?;
+        if events & RESOLVED == 0 {
+            // Nobody listens: it is not to wake the guest again and again.
+            let _ = rustix::io::read(&own.bell, &mut [0; 8]);
+        }
+        for (place, socket) in self.sockets.iter_mut().enumerate() {
+            let Some(socket) = socket else { continue };
+            let asked = |first: u32| events >> (first + place as u32) & 1 != 0;
+            let mut wanted = EventFlags::empty();
+            wanted.set(EventFlags::IN | EventFlags::RDHUP, asked(READABLE));
+            wanted.set(EventFlags::OUT, asked(WRITABLE));
+            // Errors are told of whatever is watched, so what nobody asks for is not.
+            let data = EventData::new_u64(place as u64);
+            let done = match (socket.watched.is_empty(), wanted.is_empty()) {
+                (true, true) => Ok(()),
+                (true, false) => epoll::add(&own.epoll, &socket.fd, data, wanted),
+                (false, false) => epoll::modify(&own.epoll, &socket.fd, data, wanted),
+                (false, true) => epoll::delete(&own.epoll, &socket.fd),
+            };
+            if done.is_ok() {
+                socket.watched = wanted;
+            }
+        }
+        Some(own.epoll.as_fd())
+    }
+}
+
+/// As guests have addresses: those of version 4 as version 6 maps them.
+fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
