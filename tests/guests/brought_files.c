@@ -17,7 +17,7 @@
 static char report[1 << 16];
 static size_t reported;
 
-__attribute__((format(printf, 1, 2))) static void tell(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void report_line(const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     int more = vsnprintf(report + reported, sizeof report - reported, format, arguments);
@@ -39,13 +39,13 @@ static unsigned long hash(const unsigned char *bytes, size_t count) {
     return value;
 }
 
-static void tell_content(const char *path) {
+static void report_content(const char *path) {
     static unsigned char bytes[1 << 16];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     ssize_t got, total = 0;
     while ((got = read(fd, bytes + total, 1000)) > 0)
         total += got;
-    tell(" %ld bytes %016lx", (long)total, hash(bytes, (size_t)total));
+    report_line(" %ld bytes %016lx", (long)total, hash(bytes, (size_t)total));
     close(fd);
 }
 
@@ -68,10 +68,10 @@ static void walk(const char *directory, int depth) {
         snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
         if (lstat(path, &status) != 0 || (entry->d_type != DT_UNKNOWN &&
                                           entry->d_type != (status.st_mode & S_IFMT) >> 12))
-            tell("%s is listed as another kind\n", path);
+            report_line("%s is listed as another kind\n", path);
     }
     if (listing == NULL || closedir(listing) != 0)
-        tell("%s cannot be listed\n", directory);
+        report_line("%s cannot be listed\n", directory);
     qsort(sorted, count, sizeof *sorted, by_name);
     for (size_t at = 0; at < count; at++) {
         if (strcmp(sorted[at], ".") == 0 || strcmp(sorted[at], "..") == 0)
@@ -80,16 +80,16 @@ static void walk(const char *directory, int depth) {
         struct stat status;
         snprintf(path, sizeof path, "%s/%s", directory, sorted[at]);
         lstat(path, &status);
-        tell("%s %o", path, (unsigned)(status.st_mode & (S_IFMT | 0555)));
+        report_line("%s %o", path, (unsigned)(status.st_mode & (S_IFMT | 0555)));
         if (S_ISLNK(status.st_mode)) {
             ssize_t got = readlink(path, text, sizeof text - 1);
             text[got < 0 ? 0 : got] = 0;
-            tell(" -> %s (%ld)", text, (long)status.st_size);
+            report_line(" -> %s (%ld)", text, (long)status.st_size);
         } else if (S_ISREG(status.st_mode)) {
-            tell(" %ld at %ld", (long)status.st_size, (long)status.st_mtime);
-            tell_content(path);
+            report_line(" %ld at %ld", (long)status.st_size, (long)status.st_mtime);
+            report_content(path);
         }
-        tell("\n");
+        report_line("\n");
         if (S_ISDIR(status.st_mode) && depth < 3)
             walk(path, depth + 1);
     }
@@ -107,11 +107,11 @@ static void tell_paths(void) {
         struct stat status = {0}, own = {0};
         uint16_t extended[128] = {0}; /* struct statx: its mode is the 15th of these */
         long found = outcome(stat(path, &status));
-        tell("%s: stat %ld %o lstat %ld", path, found, status.st_mode & S_IFMT,
+        report_line("%s: stat %ld %o lstat %ld", path, found, status.st_mode & S_IFMT,
              outcome(lstat(path, &own)));
-        tell(" %o statx %ld", own.st_mode & S_IFMT,
+        report_line(" %o statx %ld", own.st_mode & S_IFMT,
              outcome(syscall(SYS_statx, AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, 0x7ff, extended)));
-        tell(" %o access %ld %ld", extended[14] & S_IFMT, outcome(access(path, R_OK)),
+        report_line(" %o access %ld %ld", extended[14] & S_IFMT, outcome(access(path, R_OK)),
              outcome(access(path, X_OK)));
         static const int ways[] = {O_RDONLY, O_RDONLY | O_NOFOLLOW, O_RDONLY | O_DIRECTORY,
                                    O_RDONLY | O_CREAT | O_EXCL};
@@ -120,12 +120,12 @@ static void tell_paths(void) {
             int fd = way == 3 && found < 0 ? -1 : open(path, ways[way], 0600);
             struct stat opened = {0};
             if (fd >= 0 && (fstat(fd, &opened) != 0 || opened.st_ino != status.st_ino))
-                tell(" (another file)");
-            tell(" open %ld", fd >= 0 ? 0 : outcome(way == 3 && found < 0 ? 0 : fd));
+                report_line(" (another file)");
+            report_line(" open %ld", fd >= 0 ? 0 : outcome(way == 3 && found < 0 ? 0 : fd));
             if (fd >= 0)
                 close(fd);
         }
-        tell("\n");
+        report_line("\n");
     }
 }
 
@@ -133,73 +133,73 @@ static void tell_calls(void) {
     unsigned char bytes[64] = {0}, other[64] = {0};
     struct stat status;
     int fd = open("sub/deep.txt", O_RDONLY);
-    tell("seek %ld", outcome(lseek(fd, -4, SEEK_END)));
-    tell(" %ld", outcome(lseek(fd, 100, SEEK_SET)));
-    tell(" read %ld", outcome(read(fd, bytes, 64)));
-    tell(" pread %ld", outcome(pread(fd, bytes, 64, 5)));
-    tell(" %ld", outcome(pread(fd, bytes, 64, 1000)));
-    tell(" %ld", outcome(pread(fd, bytes, 64, -1)));
-    tell(" data %ld", outcome(lseek(fd, 3, SEEK_DATA) >= 0));
-    tell(" hole %ld", outcome(lseek(fd, 3, SEEK_HOLE)));
-    tell(" %ld", outcome(lseek(fd, 5000, SEEK_DATA)));
+    report_line("seek %ld", outcome(lseek(fd, -4, SEEK_END)));
+    report_line(" %ld", outcome(lseek(fd, 100, SEEK_SET)));
+    report_line(" read %ld", outcome(read(fd, bytes, 64)));
+    report_line(" pread %ld", outcome(pread(fd, bytes, 64, 5)));
+    report_line(" %ld", outcome(pread(fd, bytes, 64, 1000)));
+    report_line(" %ld", outcome(pread(fd, bytes, 64, -1)));
+    report_line(" data %ld", outcome(lseek(fd, 3, SEEK_DATA) >= 0));
+    report_line(" hole %ld", outcome(lseek(fd, 3, SEEK_HOLE)));
+    report_line(" %ld", outcome(lseek(fd, 5000, SEEK_DATA)));
     lseek(fd, 2, SEEK_SET);
     struct iovec parts[2] = {{bytes, 3}, {other, 64}};
-    tell(" readv %ld %.3s %.5s", outcome(readv(fd, parts, 2)), bytes, other);
-    tell(" preadv %ld", outcome(preadv(fd, parts, 2, 6)));
-    tell(" getdents %ld", outcome(syscall(SYS_getdents64, fd, bytes, 64)));
-    tell(" readlink %ld", outcome(readlink("sub/deep.txt", (char *)bytes, 64)));
-    tell(" write %ld", outcome(write(fd, "x", 1)));
-    tell(" sync %ld", outcome(fsync(fd)));
-    tell(" advice %ld\n", (long)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL));
+    report_line(" readv %ld %.3s %.5s", outcome(readv(fd, parts, 2)), bytes, other);
+    report_line(" preadv %ld", outcome(preadv(fd, parts, 2, 6)));
+    report_line(" getdents %ld", outcome(syscall(SYS_getdents64, fd, bytes, 64)));
+    report_line(" readlink %ld", outcome(readlink("sub/deep.txt", (char *)bytes, 64)));
+    report_line(" write %ld", outcome(write(fd, "x", 1)));
+    report_line(" sync %ld", outcome(fsync(fd)));
+    report_line(" advice %ld\n", (long)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL));
 
     int sub = open("sub", O_RDONLY | O_DIRECTORY);
     int within = openat(sub, "deep.txt", O_RDONLY);
-    tell("openat %ld", outcome(read(within, bytes, 4)));
-    tell(" %ld", outcome(openat(fd, "x", O_RDONLY)));
-    tell(" read %ld", outcome(read(sub, bytes, 4)));
-    tell(" fstatat %ld", outcome(fstatat(sub, "", &status, AT_EMPTY_PATH)));
-    tell(" %ld", outcome(fstatat(sub, "../link", &status, AT_SYMLINK_NOFOLLOW)));
-    tell(" readlinkat %ld", outcome(readlinkat(sub, "../link", (char *)bytes, 5)));
-    tell(" faccessat %ld", outcome(faccessat(sub, "deep.txt", R_OK, 0)));
+    report_line("openat %ld", outcome(read(within, bytes, 4)));
+    report_line(" %ld", outcome(openat(fd, "x", O_RDONLY)));
+    report_line(" read %ld", outcome(read(sub, bytes, 4)));
+    report_line(" fstatat %ld", outcome(fstatat(sub, "", &status, AT_EMPTY_PATH)));
+    report_line(" %ld", outcome(fstatat(sub, "../link", &status, AT_SYMLINK_NOFOLLOW)));
+    report_line(" readlinkat %ld", outcome(readlinkat(sub, "../link", (char *)bytes, 5)));
+    report_line(" faccessat %ld", outcome(faccessat(sub, "deep.txt", R_OK, 0)));
     int base = open(".", O_RDONLY);
     char directory[512];
-    tell(" chdir %ld", outcome(chdir("sub/empty")));
-    tell(" %s", strrchr(getcwd(directory, sizeof directory), '/'));
-    tell(" %ld", outcome(chdir("../deep.txt")));
-    tell(" fchdir %ld", outcome(fchdir(sub)));
-    tell(" %s", strrchr(getcwd(directory, sizeof directory), '/'));
-    tell(" open %ld", open("deep.txt", O_RDONLY) >= 0 ? 0 : -1l);
-    tell(" fchdir %ld\n", outcome(fchdir(base)));
+    report_line(" chdir %ld", outcome(chdir("sub/empty")));
+    report_line(" %s", strrchr(getcwd(directory, sizeof directory), '/'));
+    report_line(" %ld", outcome(chdir("../deep.txt")));
+    report_line(" fchdir %ld", outcome(fchdir(sub)));
+    report_line(" %s", strrchr(getcwd(directory, sizeof directory), '/'));
+    report_line(" open %ld", open("deep.txt", O_RDONLY) >= 0 ? 0 : -1l);
+    report_line(" fchdir %ld\n", outcome(fchdir(base)));
 
     int large = open("large.bin", O_RDONLY);
     fstat(large, &status);
     unsigned char *mapped =
         mmap(NULL, (size_t)status.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, large, 0);
-    tell("mmap %016lx", mapped == MAP_FAILED ? 0 : hash(mapped, (size_t)status.st_size));
+    report_line("mmap %016lx", mapped == MAP_FAILED ? 0 : hash(mapped, (size_t)status.st_size));
     mapped[4096] ^= 1;
     pread(large, bytes, 1, 4096);
-    tell(" private %d", mapped[4096] != bytes[0]);
+    report_line(" private %d", mapped[4096] != bytes[0]);
     munmap(mapped, (size_t)status.st_size);
     mapped = mmap(NULL, 8192, PROT_READ, MAP_SHARED, large, 4096);
-    tell(" shared %016lx", mapped == MAP_FAILED ? 0 : hash(mapped, 8192));
+    report_line(" shared %016lx", mapped == MAP_FAILED ? 0 : hash(mapped, 8192));
     munmap(mapped, 8192);
-    tell(" %ld", outcome((long)mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, large, 100) == -1 ? -1 : 0));
+    report_line(" %ld", outcome((long)mmap(NULL, 4096, PROT_READ, MAP_PRIVATE, large, 100) == -1 ? -1 : 0));
     int ends[2];
     off_t at = 4090;
     if (pipe(ends) != 0)
-        tell(" no pipe");
-    tell(" sendfile %ld", outcome(sendfile(ends[1], large, &at, 20)));
-    tell(" %ld %ld", (long)at, outcome(read(ends[0], bytes, 64)));
-    tell(" %016lx", hash(bytes, 20));
+        report_line(" no pipe");
+    report_line(" sendfile %ld", outcome(sendfile(ends[1], large, &at, 20)));
+    report_line(" %ld %ld", (long)at, outcome(read(ends[0], bytes, 64)));
+    report_line(" %016lx", hash(bytes, 20));
     lseek(large, status.st_size - 7, SEEK_SET);
-    tell(" sendfile %ld", outcome(sendfile(ends[1], large, NULL, 100)));
-    tell(" %ld", outcome(sendfile(ends[1], large, NULL, 100)));
-    tell(" %ld", outcome(lseek(large, 0, SEEK_CUR) - status.st_size));
+    report_line(" sendfile %ld", outcome(sendfile(ends[1], large, NULL, 100)));
+    report_line(" %ld", outcome(sendfile(ends[1], large, NULL, 100)));
+    report_line(" %ld", outcome(lseek(large, 0, SEEK_CUR) - status.st_size));
     char name[] = "/tmp/copy-XXXXXX";
     int copy = mkstemp(name);
     loff_t from = 10;
-    tell(" copied %ld", outcome(syscall(SYS_copy_file_range, large, &from, copy, NULL, 5000, 0)));
-    tell(" %ld %ld\n", (long)from, outcome(lseek(copy, 0, SEEK_END)));
+    report_line(" copied %ld", outcome(syscall(SYS_copy_file_range, large, &from, copy, NULL, 5000, 0)));
+    report_line(" %ld %ld\n", (long)from, outcome(lseek(copy, 0, SEEK_END)));
     unlink(name);
 
     DIR *listing = opendir("many");
@@ -212,28 +212,28 @@ static void tell_calls(void) {
         if (count == 8)
             strcpy(seventh, entry->d_name);
     }
-    tell("listed %ld", count);
+    report_line("listed %ld", count);
     seekdir(listing, middle);
     entry = readdir(listing);
-    tell(" again %d", entry != NULL && strcmp(entry->d_name, seventh) == 0);
+    report_line(" again %d", entry != NULL && strcmp(entry->d_name, seventh) == 0);
     rewinddir(listing);
     while (readdir(listing) != NULL)
         count++;
-    tell(" %ld", count);
+    report_line(" %ld", count);
     int many = open("many", O_RDONLY);
     long calls = 0, got;
     static char small[100];
     while ((got = syscall(SYS_getdents64, many, small, sizeof small)) > 0)
         calls++;
-    tell(" %d", calls > 20);
+    report_line(" %d", calls > 20);
     lseek(many, 0, SEEK_SET);
-    tell(" %ld\n", outcome(syscall(SYS_getdents64, many, small, 8)));
+    report_line(" %ld\n", outcome(syscall(SYS_getdents64, many, small, 8)));
 }
 
 static void tell_all(const char *directory) {
     reported = 0;
     if (chdir(directory) != 0) {
-        tell("%s: %s\n", directory, strerror(errno));
+        report_line("%s: %s\n", directory, strerror(errno));
         return;
     }
     walk(".", 0);
@@ -245,7 +245,7 @@ static void tell_all(const char *directory) {
     do {                                                                                           \
         errno = 0;                                                                                 \
         if ((call) != -1 || errno != (number))                                                     \
-            tell("line %d: %s: errno %d\n", __LINE__, #call, errno);                               \
+            report_line("line %d: %s: errno %d\n", __LINE__, #call, errno);                               \
     } while (0)
 
 /* As on a file system that is mounted read only. */
@@ -253,7 +253,7 @@ static void try_writes(void) {
     struct statfs system;
     reported = 0;
     if (chdir("/tree") != 0)
-        tell("no /tree\n");
+        report_line("no /tree\n");
     FAILS(open("index.html", O_WRONLY), EROFS);
     FAILS(open("index.html", O_RDWR), EROFS);
     FAILS(open("index.html", O_RDONLY | O_TRUNC), EROFS);
@@ -279,14 +279,14 @@ static void try_writes(void) {
     FAILS(ftruncate(fd, 0), EINVAL);
     FAILS(write(fd, "x", 1), EBADF);
     if (statfs("index.html", &system) != 0 || system.f_bfree != 0 || !(system.f_flags & 1))
-        tell("the file system is not read only\n");
+        report_line("the file system is not read only\n");
     if (statfs("/tmp", &system) != 0 || system.f_bfree == 0 || (system.f_flags & 1))
-        tell("/tmp is read only\n");
+        report_line("/tmp is read only\n");
     if (open("/tmp/new", O_WRONLY | O_CREAT, 0600) < 0)
-        tell("nothing can be written in /tmp\n");
+        report_line("nothing can be written in /tmp\n");
     close(fd);
     if (reported == 0)
-        tell("fine\n");
+        report_line("fine\n");
 }
 
 static const char *query(const struct request *request) {
@@ -309,7 +309,7 @@ static void handle(const struct request *request) {
         struct dirent *entry;
         reported = 0;
         while (listing != NULL && (entry = readdir(listing)) != NULL)
-            tell("%s\n", entry->d_name);
+            report_line("%s\n", entry->d_name);
         answer_bytes(request, report, reported);
     } else if (strncmp(request->path, "/file?", 6) == 0) {
         int fd = open(query(request), O_RDONLY);

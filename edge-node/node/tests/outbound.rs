@@ -57,7 +57,7 @@ impl Function {
             env: Vec::new(),
             port: 8080,
             args: Vec::new(),
-            files: None,
+            files: Default::default(),
             inetd: false,
         };
         let program = Program::parse(&bytes).unwrap();
