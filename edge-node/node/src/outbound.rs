@@ -104,8 +104,8 @@ impl Allowed {
     }
 }
 
-/// Whether an address leads to the node itself, to its link, or to nobody in particular. A name that
-/// resolves to one may be an attempt to reach what only the node is to reach.
+/// Whether an address is of the node's loopback interface, of its link, or of nobody in particular. A name
+/// that resolves to one may be an attempt to reach what only the node is to reach.
 fn is_nodes_own(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
@@ -209,14 +209,7 @@ impl Connections {
         let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
         // A hint: what a guest writes is whole already.
         let _ = sockopt::set_tcp_nodelay(&fd, true);
-        let events = self.events()?;
-        let watched = EventFlags::empty();
-        epoll::add(
-            &events.epoll,
-            &fd,
-            EventData::new_u64(place as u64),
-            watched,
-        )?;
+        self.events()?;
         match rustix::net::connect(&fd, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error),
