@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use holm_model::manifest::network::{Network, Place};
+use holm_vmm::socket_events::{ENDED, FAILED, MAX_CONNECTIONS, READABLE, RESOLVED, WRITABLE};
 use holm_vmm::{Outbound, Resolution};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
@@ -23,15 +24,6 @@ use rustix::net::{
 
 use crate::limits::MAX_RESOLVED_PER_INSTANCE;
 use resolver::{Known, Resolver};
-
-/// Most connections of one instance at a time: the places of a word of events.
-const MAX_CONNECTIONS: usize = 15;
-// The positions within a word of events, as guests know them.
-const READABLE: u32 = 0;
-const WRITABLE: u32 = 16;
-const ENDED: u32 = 32;
-const FAILED: u32 = 48;
-const RESOLVED: u64 = 1 << 15;
 
 /// Where connections lead. The default is the network as it is; tests put theirs in its place.
 pub trait Means: Send + Sync + fmt::Debug {

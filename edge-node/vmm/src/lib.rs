@@ -33,6 +33,9 @@ mod snapshot;
 mod symbols;
 mod timer;
 
+/// The bits by which an [`Outbound`] and a guest name events.
+pub use holm_hostcall::socket_events;
+
 pub use boot::{GuestConfig, PrepareError, Prepared, machine_image, prepare};
 pub use crash::CrashReport;
 pub use hypervisor::{Hypervisor, KvmKind};
