@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use holm_model::manifest::network::{Network, Place};
+use holm_vmm::socket_events::{ENDED, FAILED, MAX_CONNECTIONS, READABLE, RESOLVED, WRITABLE};
 use holm_vmm::{Outbound, Resolution};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
@@ -23,15 +24,6 @@ use rustix::net::{
 
 use crate::limits::MAX_RESOLVED_PER_INSTANCE;
 use resolver::{Known, Resolver};
-
-/// Most connections of one instance at a time: the places of a word of events.
-const MAX_CONNECTIONS: usize = 15;
-// The positions within a word of events, as guests know them.
-const READABLE: u32 = 0;
-const WRITABLE: u32 = 16;
-const ENDED: u32 = 32;
-const FAILED: u32 = 48;
-const RESOLVED: u64 = 1 << 15;
 
 /// Where connections lead. The default is the network as it is; tests put theirs in its place.
 pub trait Means: Send + Sync + fmt::Debug {
@@ -104,8 +96,8 @@ impl Allowed {
     }
 }
 
-/// Whether an address leads to the node itself, to its link, or to nobody in particular. A name that
-/// resolves to one may be an attempt to reach what only the node is to reach.
+/// Whether an address is of the node's loopback interface, of its link, or of nobody in particular. A name
+/// that resolves to one may be an attempt to reach what only the node is to reach.
 fn is_nodes_own(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
@@ -209,14 +201,7 @@ impl Connections {
         let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
         // A hint: what a guest writes is whole already.
         let _ = sockopt::set_tcp_nodelay(&fd, true);
-        let events = self.events()?;
-        let watched = EventFlags::empty();
-        epoll::add(
-            &events.epoll,
-            &fd,
-            EventData::new_u64(place as u64),
-            watched,
-        )?;
+        self.events()?;
         match rustix::net::connect(&fd, &to) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error),

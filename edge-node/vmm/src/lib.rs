@@ -35,6 +35,9 @@ mod symbols;
 mod timer;
 mod unwind;
 
+/// The bits by which an [`Outbound`] and a guest name events.
+pub use holm_hostcall::socket_events;
+
 pub use boot::{GuestConfig, PrepareError, Prepared, machine_image, prepare};
 pub use crash::CrashReport;
 pub use hypervisor::{Hypervisor, KvmKind};

@@ -1,9 +1,11 @@
-//! Stream sockets: between two ends within the guest, and from the host, whose request reads as a
-//! connection to the listener on `$PORT`.
+//! Stream sockets: between two ends within the guest; from the host, whose request reads as a connection
+//! to the listener on `$PORT`; and out of the guest, to what the manifest names. Beside them the
+//! datagrams by which programs resolve names.
 //!
 //! ```text
 //!  [fresh] ──listen──▶ [listening] ──accept──▶ [request], or a [stream] that waited there
-//!     └──connect──▶ [stream], whose other end waits at the listener
+//!     ├──connect──▶ [stream], whose other end waits at the listener
+//!     └──connect to elsewhere──▶ [outbound]
 //! ```
 //! What each file below is for stands at its top.
 
