@@ -22,10 +22,14 @@ const MAX_OBJECTS: usize = 512;
 pub const MAX_DIRECTORIES: usize = 16;
 
 const O_NONBLOCK: u64 = 0o4000;
+const O_CLOEXEC: u64 = 0o2_000_000;
 const O_APPEND: u64 = 0o2000;
 /// The part of the flags that says whether a file is read or written.
 const O_ACCESS: u64 = 3;
 const O_WRONLY: u64 = 1;
+const O_RDWR: u64 = 2;
+/// Nothing but the name of a file: neither read nor written.
+const O_PATH: u64 = 0o10_000_000;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +82,22 @@ pub struct Open {
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).
     pub edges: u32,
-    /// O_APPEND and the access mode.
+    /// O_APPEND, O_PATH and the access mode.
     flags: u32,
     /// Where the next read or write of a file begins.
     pub position: u64,
+}
+
+impl Open {
+    /// Whether it is nothing but the name of a file (O_PATH).
+    fn is_name(&self) -> bool {
+        u64::from(self.flags) & O_PATH != 0
+    }
+
+    /// The access mode: O_RDONLY, O_WRONLY, O_RDWR, or 3 for neither.
+    fn access(&self) -> u64 {
+        u64::from(self.flags) & O_ACCESS
+    }
 }
 
 const CLOSED: Open = Open {
@@ -136,7 +152,7 @@ impl Files {
             references: 1,
             nonblocking,
             edges: 1,
-            flags: (flags & (O_ACCESS | O_APPEND)) as u32,
+            flags: (flags & (O_ACCESS | O_APPEND | O_PATH)) as u32,
             position: 0,
         };
         self.descriptors[descriptor] = at as u16;
@@ -278,7 +294,10 @@ pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
 }
 
 /// `epoll_create1`
-pub fn open_epoll() -> SysResult {
+pub fn open_epoll(flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
     let epolls = state::epolls();
     let free = epolls
         .iter()
@@ -292,8 +311,42 @@ pub fn open_epoll() -> SysResult {
 /// `eventfd2`
 pub fn open_event(initial: u64, flags: u64) -> SysResult {
     const EFD_SEMAPHORE: u64 = 1;
+    if flags as u32 as u64 & !(EFD_SEMAPHORE | O_CLOEXEC | O_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
     let event = Object::Event(u64::from(initial as u32), flags & EFD_SEMAPHORE != 0);
-    state::files().open(event, flags)
+    state::files().open(event, flags & O_NONBLOCK | O_RDWR)
+}
+
+/// What is looked at before the buffer of a call that reads: that there is a descriptor, and that it
+/// can be read.
+pub fn readable(descriptor: u64) -> Result<(), Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(_) | Object::Made(_) if !matches!(open.access(), 0 | O_RDWR) => {
+            Err(Errno::EBADF)
+        }
+        Object::Stream { from, .. } if from == pipes::NONE => Err(Errno::EBADF),
+        _ => Ok(()),
+    }
+}
+
+/// The same for one that writes.
+pub fn writable(descriptor: u64) -> Result<(), Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(_) if !matches!(open.access(), O_WRONLY | O_RDWR) => Err(Errno::EBADF),
+        Object::Made(_) | Object::Directory(_) => Err(Errno::EBADF),
+        Object::Stream { to, .. } if to == pipes::NONE => Err(Errno::EBADF),
+        _ => Ok(()),
+    }
+}
+
+/// A place in a file: none is before its start.
+pub fn position(at: u64) -> Result<(), Errno> {
+    i64::try_from(at).map(|_| ()).map_err(|_| Errno::EINVAL)
 }
 
 /// `read`
@@ -451,12 +504,13 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     Ok(open.position)
 }
 
-/// The file of /tmp that a descriptor is open for writing.
-fn writable(descriptor: u64) -> Result<u16, Errno> {
+/// The file of /tmp that a descriptor is open for writing; `otherwise` if it is not open for that.
+fn file_to_write(descriptor: u64, otherwise: Errno) -> Result<u16, Errno> {
     let open = state::files().get(descriptor)?;
     match open.object {
-        Object::File(number) if u64::from(open.flags) & O_ACCESS != 0 => Ok(number),
-        _ => Err(Errno::EINVAL),
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(number) if matches!(open.access(), O_WRONLY | O_RDWR) => Ok(number),
+        _ => Err(otherwise),
     }
 }
 
@@ -466,7 +520,7 @@ pub fn truncate(descriptor: u64, size: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     state::temporary()
-        .node(writable(descriptor)?)
+        .node(file_to_write(descriptor, Errno::EINVAL)?)
         .resize(size)?;
     Ok(0)
 }
@@ -474,9 +528,20 @@ pub fn truncate(descriptor: u64, size: u64) -> SysResult {
 /// `fallocate`: only the plain form, and the one that keeps the size.
 pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResult {
     const KEEP_SIZE: u64 = 1;
-    let number = writable(descriptor)?;
-    let end = offset.checked_add(bytes).ok_or(Errno::EFBIG)?;
-    match mode {
+    const KNOWN: u64 = 0x7f;
+    state::files().get(descriptor)?;
+    if offset > i64::MAX as u64 || bytes > i64::MAX as u64 || bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if mode as u32 as u64 & !KNOWN != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let number = file_to_write(descriptor, Errno::EBADF)?;
+    let end = offset + bytes;
+    if end > i64::MAX as u64 {
+        return Err(Errno::EFBIG);
+    }
+    match mode as u32 as u64 {
         KEEP_SIZE => Ok(0),
         0 => {
             let node = state::temporary().node(number);
@@ -486,6 +551,45 @@ pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResul
             Ok(0)
         }
         _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// `fadvise64`: nothing to be had by it.
+pub fn advise(descriptor: u64, advice: u64) -> SysResult {
+    const MOST: u32 = 5;
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::Stream { .. } | Object::Stdin | Object::Log => Err(Errno::ESPIPE),
+        _ if advice as u32 > MOST => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
+}
+
+/// `readahead`: it is all there.
+pub fn read_ahead(descriptor: u64) -> SysResult {
+    state::files().get(descriptor)?;
+    readable(descriptor)?;
+    match state::files().get(descriptor)?.object {
+        Object::File(_) | Object::Made(_) => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `flock`: one process, which never meets a lock of another's.
+pub fn lock(descriptor: u64, operation: u64) -> SysResult {
+    const WITHOUT_WAITING: u64 = 4;
+    const SHARED: u64 = 1;
+    const EXCLUSIVE: u64 = 2;
+    const UNLOCK: u64 = 8;
+    let operation = operation as u32 as u64 & !WITHOUT_WAITING;
+    if !matches!(operation, SHARED | EXCLUSIVE | UNLOCK) {
+        return Err(Errno::EINVAL);
+    }
+    let open = state::files().get(descriptor)?;
+    match open.is_name() || (open.access() == O_ACCESS && operation != UNLOCK) {
+        true => Err(Errno::EBADF),
+        false => Ok(0),
     }
 }
 

@@ -102,6 +102,12 @@ fn open_ends(ends: [Object; 2], flags: u64, to: u64) -> SysResult {
 
 /// `pipe` and `pipe2`
 pub fn pipe(to: u64, flags: u64) -> SysResult {
+    // O_CLOEXEC, O_NONBLOCK; O_DIRECT's packets are not there.
+    const KNOWN: u64 = 0o2_004_000;
+    if flags as u32 as u64 & !KNOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    user::slice_mut(to, 8)?;
     let queue = new_queue()?;
     let ends = [
         Object::Stream {
@@ -117,7 +123,21 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
 }
 
 /// `socketpair`
-pub fn socket_pair(kind: u64, to: u64) -> SysResult {
+pub fn socket_pair(family: u64, kind: u64, protocol: u64, to: u64) -> SysResult {
+    const UNIX: u64 = 1;
+    const INTERNET: [u64; 2] = [2, 10];
+    // SOCK_CLOEXEC, SOCK_NONBLOCK
+    const FLAGS: u64 = 0o2_004_000;
+    if kind as u32 as u64 & !(FLAGS | 0xf) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    match u64::from(family as u32) {
+        UNIX if protocol as u32 > UNIX as u32 => return Err(Errno::EPROTONOSUPPORT),
+        UNIX => {}
+        family if INTERNET.contains(&family) => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EAFNOSUPPORT),
+    }
+    user::slice_mut(to, 8)?;
     let (there, back) = (new_queue()?, new_queue()?);
     let ends = [
         Object::Stream {

@@ -17,6 +17,7 @@ const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 pub const AT_REMOVEDIR: u64 = 0x200;
 const AT_EMPTY_PATH: u64 = 0x1000;
 const O_CREAT: u64 = 0o100;
+const O_PATH: u64 = 0o10_000_000;
 const O_EXCL: u64 = 0o200;
 const O_TRUNC: u64 = 0o1000;
 const O_DIRECTORY: u64 = 0o200_000;
@@ -44,6 +45,9 @@ enum Found {
 /// The absolute path that a call means; links are followed, the last one only if `follow`.
 fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
     let text = user::path(path)?;
+    if text.is_empty() {
+        return Err(Errno::ENOENT);
+    }
     let base = match directory as u32 {
         _ if text.first() == Some(&b'/') => Path::ROOT,
         at if at == AT_FDCWD as u32 => *state::working_directory(),
@@ -138,8 +142,16 @@ fn room_for(path: &Path) -> Result<(), Errno> {
 
 /// `open` and `openat`
 pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    let flags = match flags & O_PATH {
+        0 => u64::from(flags as u32),
+        // Nothing else is heeded.
+        _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW),
+    };
     if flags & O_TMPFILE == O_TMPFILE {
         return Err(Errno::EOPNOTSUPP);
+    }
+    if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY {
+        return Err(Errno::EINVAL);
     }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
     let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
@@ -149,6 +161,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
         Ok(Found::Directory) => open_directory(path, flags),
         Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
+        Ok(Found::Node(number)) if flags & O_PATH != 0 => open_node(number, flags),
         Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
         Ok(Found::Link(_)) => Err(Errno::ELOOP),
         Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
@@ -192,6 +205,23 @@ fn open_directory(path: Path, flags: u64) -> SysResult {
     let descriptor = state::files().open(Object::Directory(free as u8), flags)?;
     directories[free] = (true, path);
     Ok(descriptor)
+}
+
+/// `memfd_create`: a file of /tmp that never had a path.
+pub fn open_memory(name: u64, flags: u64) -> SysResult {
+    const MAX_NAME_BYTES: u64 = 249;
+    // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC
+    const KNOWN: u64 = 0x1 | 0x2 | 0x8 | 0x10;
+    const O_RDWR: u64 = 2;
+    if flags as u32 as u64 & !KNOWN != 0 || user::text(name, MAX_NAME_BYTES + 1)?.len() as u64 > MAX_NAME_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let number = state::temporary().make(b"", Kind::File, 0o777)?;
+    let descriptor = open_node(number, O_RDWR);
+    if descriptor.is_err() {
+        state::temporary().remove(number);
+    }
+    descriptor
 }
 
 /// What `stat` says of a file of /tmp.
@@ -261,6 +291,11 @@ pub(super) fn directory_status(path: &[u8]) -> Status {
 
 /// For `stat` and its kin: with AT_EMPTY_PATH and an empty path it is about the descriptor.
 pub fn status_at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno> {
+    // AT_NO_AUTOMOUNT, and how fresh statx wants it
+    const ELSE: u64 = 0x800 | 0x6000;
+    if flags as u32 as u64 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | ELSE) != 0 {
+        return Err(Errno::EINVAL);
+    }
     let empty = flags & AT_EMPTY_PATH != 0 && (path == 0 || user::path(path)?.is_empty());
     if empty {
         return super::status(directory);
@@ -277,6 +312,9 @@ pub fn link_status(path: u64) -> Result<Status, Errno> {
 pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     const X_OK: u64 = 1;
     const W_OK: u64 = 2;
+    if mode as u32 > 7 {
+        return Err(Errno::EINVAL);
+    }
     let path = resolve(directory, path, true)?;
     let status = status(&path)?;
     let in_tmp = below(path.as_bytes(), temporary::ROOT).is_some();
@@ -291,6 +329,9 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
 
 /// `readlink` and `readlinkat`
 pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
+    if bytes as u32 as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
     let target = match find(&resolve(directory, path, false)?)? {
         Found::Link(target) => target,
         Found::Node(number) if state::temporary().node(number).kind == Kind::Link => {
@@ -299,10 +340,7 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
         Found::Descriptor(_) => b"anon_inode:[holm]",
         _ => return Err(Errno::EINVAL),
     };
-    if bytes as i64 <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    let bytes = bytes.min(target.len() as u64);
+    let bytes = u64::from(bytes as u32).min(target.len() as u64);
     user::slice_mut(to, bytes)?.copy_from_slice(&target[..bytes as usize]);
     Ok(bytes)
 }
@@ -443,11 +481,7 @@ pub fn working_directory(to: u64, bytes: u64) -> SysResult {
     let path = state::working_directory().as_bytes();
     let needed = path.len() as u64 + 1;
     if bytes < needed {
-        return Err(if bytes == 0 {
-            Errno::EINVAL
-        } else {
-            Errno::ERANGE
-        });
+        return Err(Errno::ERANGE);
     }
     let room = user::slice_mut(to, needed)?;
     room[..path.len()].copy_from_slice(path);

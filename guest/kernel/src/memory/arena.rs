@@ -311,7 +311,7 @@ impl Arena {
     }
 
     /// Whether there is memory everywhere in a range: segments, `brk`, the stack, or mappings.
-    fn is_mapped(&self, start: u64, end: u64) -> bool {
+    pub(super) fn is_mapped(&self, start: u64, end: u64) -> bool {
         let mut at = start;
         let floor = page_up(self.brk).unwrap_or(self.top);
         if at < floor {
