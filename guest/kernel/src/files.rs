@@ -293,6 +293,14 @@ pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
     Ok(to)
 }
 
+/// `dup3`: to another one, with flags that are known.
+pub fn duplicate_to_other(descriptor: u64, to: u64, flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 || descriptor as u32 == to as u32 {
+        return Err(Errno::EINVAL);
+    }
+    duplicate_to(descriptor, to)
+}
+
 /// `epoll_create1`
 pub fn open_epoll(flags: u64) -> SysResult {
     if flags as u32 as u64 & !O_CLOEXEC != 0 {
@@ -328,6 +336,7 @@ pub fn readable(descriptor: u64) -> Result<(), Errno> {
             Err(Errno::EBADF)
         }
         Object::Stream { from, .. } if from == pipes::NONE => Err(Errno::EBADF),
+        Object::Epoll(_) => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
@@ -340,6 +349,7 @@ pub fn writable(descriptor: u64) -> Result<(), Errno> {
         Object::File(_) if !matches!(open.access(), O_WRONLY | O_RDWR) => Err(Errno::EBADF),
         Object::Made(_) | Object::Directory(_) => Err(Errno::EBADF),
         Object::Stream { to, .. } if to == pipes::NONE => Err(Errno::EBADF),
+        Object::Epoll(_) => Err(Errno::EINVAL),
         _ => Ok(()),
     }
 }
@@ -412,6 +422,9 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
+            if value == u64::MAX {
+                return Err(Errno::EINVAL);
+            }
             let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
             let open = state::files().get_mut(descriptor)?;
             open.object = Object::Event(sum.ok_or(Errno::EAGAIN)?, semaphore);
@@ -483,6 +496,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     const HOLE: u64 = 4;
     let open = state::files().get_mut(descriptor)?;
     let size = match open.object {
+        _ if open.is_name() => return Err(Errno::EBADF),
         Object::File(number) => state::temporary().node(number).size,
         Object::Made(_) | Object::Directory(_) => 0,
         Object::Null | Object::Zero | Object::Random => return Ok(0),
@@ -492,6 +506,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
         SET => 0,
         CURRENT => open.position,
         END => size,
+        DATA | HOLE if matches!(open.object, Object::Directory(_)) => return Err(Errno::EINVAL),
         DATA | HOLE if offset >= size => return Err(Errno::ENXIO),
         DATA => 0,
         HOLE => return Ok(size),
@@ -529,7 +544,9 @@ pub fn truncate(descriptor: u64, size: u64) -> SysResult {
 pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResult {
     const KEEP_SIZE: u64 = 1;
     const KNOWN: u64 = 0x7f;
-    state::files().get(descriptor)?;
+    if state::files().get(descriptor)?.is_name() {
+        return Err(Errno::EBADF);
+    }
     if offset > i64::MAX as u64 || bytes > i64::MAX as u64 || bytes == 0 {
         return Err(Errno::EINVAL);
     }
@@ -595,7 +612,9 @@ pub fn lock(descriptor: u64, operation: u64) -> SysResult {
 
 /// `fsync` and its kin: memory is as durable as it gets.
 pub fn synchronise(descriptor: u64) -> SysResult {
-    match state::files().get(descriptor)?.object {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
         Object::File(_) | Object::Made(_) | Object::Directory(_) => Ok(0),
         _ => Err(Errno::EINVAL),
     }
@@ -603,7 +622,9 @@ pub fn synchronise(descriptor: u64) -> SysResult {
 
 /// `fchmod` and `fchown`
 pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
-    match (state::files().get(descriptor)?.object, mode) {
+    let open = state::files().get(descriptor)?;
+    match (open.object, mode) {
+        _ if open.is_name() => return Err(Errno::EBADF),
         (Object::File(number), Some(mode)) => {
             state::temporary().node(number).mode = mode as u32 & 0o7777;
         }
@@ -617,6 +638,7 @@ pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
 pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
     let open = state::files().get_mut(descriptor)?;
     match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
         Object::Directory(number) => calls::list(open, number, to, bytes),
         _ => Err(Errno::ENOTDIR),
     }
@@ -672,8 +694,67 @@ fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno
     Ok(())
 }
 
-/// `sendfile` and `copy_file_range`: from one descriptor to another, by way of a short buffer.
-pub fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+/// Where a copy begins, if that is said.
+fn place_of(place: u64) -> Result<(), Errno> {
+    match place {
+        0 => Ok(()),
+        place => position(user::read::<u64>(place)?),
+    }
+}
+
+/// `sendfile`
+pub fn send_file(to: u64, from: u64, from_at: u64, bytes: u64) -> SysResult {
+    let is_placed = from_at == 0 || user::read::<u64>(from_at).is_ok();
+    if !is_placed {
+        return Err(Errno::EFAULT);
+    }
+    readable(from)?;
+    place_of(from_at)?;
+    let source = state::files().get(from)?.object;
+    if from_at != 0 && matches!(source, Object::Stream { .. } | Object::Event(..)) {
+        return Err(Errno::ESPIPE);
+    }
+    writable(to)?;
+    let appends = u64::from(state::files().get(to)?.flags) & O_APPEND != 0;
+    if appends || matches!(source, Object::Directory(_)) {
+        return Err(Errno::EINVAL);
+    }
+    copy(from, from_at, to, 0, bytes)
+}
+
+/// `copy_file_range`
+pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+    let (source, target) = (state::files().get(from)?, state::files().get(to)?);
+    if source.is_name() || target.is_name() {
+        return Err(Errno::EBADF);
+    }
+    place_of(from_at)?;
+    place_of(to_at)?;
+    for open in [source, target] {
+        match open.object {
+            Object::File(_) | Object::Made(_) => {}
+            Object::Directory(_) => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    readable(from)?;
+    writable(to)?;
+    if u64::from(target.flags) & O_APPEND != 0 {
+        return Err(Errno::EBADF);
+    }
+    let begin = |open: Open, place| match place {
+        0 => Ok(open.position),
+        place => user::read::<u64>(place),
+    };
+    let (first, second) = (begin(source, from_at)?, begin(target, to_at)?);
+    if source.object == target.object && bytes > first.abs_diff(second) {
+        return Err(Errno::EINVAL);
+    }
+    copy(from, from_at, to, to_at, bytes)
+}
+
+/// From one descriptor to another, by way of a short buffer.
+fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
     let mut buffer = [0u8; 4096];
     let mut done = 0;
     while done < bytes {
@@ -713,6 +794,9 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
+        F_DUPFD | F_DUPFD_CLOEXEC if argument as u32 as usize >= MAX_DESCRIPTORS => {
+            Err(Errno::EINVAL)
+        }
         F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
         // Nothing is ever executed, so close-on-exec needs no memory.
         F_GETFD | F_SETFD => Ok(0),

@@ -66,12 +66,12 @@ fn page_up(bytes: u64) -> Option<u64> {
 
 /// A range of whole pages: its start must be one.
 fn pages(start: u64, bytes: u64) -> Result<(u64, u64), Errno> {
+    if !start.is_multiple_of(PAGE_BYTES) {
+        return Err(Errno::EINVAL);
+    }
     let bytes = page_up(bytes).ok_or(Errno::ENOMEM)?;
     let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
-    match start.is_multiple_of(PAGE_BYTES) {
-        true => Ok((start, end)),
-        false => Err(Errno::EINVAL),
-    }
+    Ok((start, end))
 }
 
 impl Memory {
@@ -232,14 +232,21 @@ impl Memory {
         if start == end {
             return Ok(0);
         }
-        if !is_sparse(start) {
-            self.arena.protect(start, end, protection, machine)?;
-        } else if self.sparse.mapped_until(start) < end {
-            return Err(Errno::ENOMEM);
-        } else {
-            self.sparse.protect(start, end, protection, machine)?;
+        // As on Linux: what lies before a hole is changed all the same.
+        let mapped = match is_sparse(start) {
+            true => self.sparse.mapped_until(start).min(end),
+            false if self.arena.contains(start, 1) => self.arena.mapped_until(start, end),
+            false => start,
+        };
+        if mapped > start && is_sparse(start) {
+            self.sparse.protect(start, mapped, protection, machine)?;
+        } else if mapped > start {
+            self.arena.protect(start, mapped, protection, machine)?;
         }
-        Ok(0)
+        match mapped < end {
+            true => Err(Errno::ENOMEM),
+            false => Ok(0),
+        }
     }
 
     /// `mremap`
@@ -259,18 +266,22 @@ impl Memory {
         if old_bytes == 0 || flags & !MREMAP_MAYMOVE != 0 {
             return Err(Errno::EINVAL);
         }
+        if new_bytes <= old_bytes {
+            // As on Linux: only its first page has to be there.
+            if !self.is_mapped_range(start, start + PAGE_BYTES) {
+                return Err(Errno::EFAULT);
+            }
+            if new_bytes < old_bytes {
+                self.unmap(start + new_bytes, old_bytes - new_bytes, machine)?;
+            }
+            return Ok(start);
+        }
         let held = match is_sparse(start) {
             true if self.sparse.mapped_until(start) >= end => self.sparse.protection(start),
             true => None,
             false => self.arena.holds(start, end),
         };
         let protection = held.ok_or(Errno::EFAULT)?;
-        if new_bytes <= old_bytes {
-            if new_bytes < old_bytes {
-                self.unmap(start + new_bytes, old_bytes - new_bytes, machine)?;
-            }
-            return Ok(start);
-        }
         let grown = start.checked_add(new_bytes).ok_or(Errno::ENOMEM)?;
         if protection == Protection::Write && !self.may_promise(new_bytes - old_bytes, 0) {
             machine.refused(new_bytes - old_bytes);

@@ -47,6 +47,16 @@ impl Queue {
         self.used < QUEUE_BYTES || !self.has_reader
     }
 
+    /// Whether bytes are there to be read.
+    pub fn has_bytes(&self) -> bool {
+        self.used > 0
+    }
+
+    /// Whether nobody reads any more.
+    pub fn is_unread(&self) -> bool {
+        !self.has_reader
+    }
+
     /// Whether the other end has gone.
     pub fn is_ended(&self) -> bool {
         !self.has_writer
@@ -171,6 +181,9 @@ pub fn read(from: u8, to: &mut [u8]) -> SysResult {
 
 /// Writes to an end: all of it, unless `nonblocking`.
 pub fn write(to: u8, bytes: &[u8], nonblocking: bool) -> SysResult {
+    if bytes.is_empty() {
+        return Ok(0);
+    }
     let mut done = 0;
     threads::blocking(nonblocking, || {
         done += put(to, &bytes[done..])?;

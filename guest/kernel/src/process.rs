@@ -19,6 +19,9 @@ pub struct Process {
     name: [u8; NAME_BYTES],
     nice: i32,
     keeps_capabilities: bool,
+    dumpable: bool,
+    /// Which expedited `membarrier` calls it has registered for.
+    barriers: u64,
     no_new_privileges: bool,
 }
 
@@ -30,6 +33,8 @@ impl Process {
             name: *b"function\0\0\0\0\0\0\0\0",
             nice: 0,
             keeps_capabilities: false,
+            dumpable: true,
+            barriers: 0,
             no_new_privileges: false,
         }
     }
@@ -198,8 +203,11 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
             user::write(argument, 0u32)?;
             Ok(0)
         }
-        GET_DUMPABLE => Ok(1),
-        SET_DUMPABLE if argument <= 1 => Ok(0),
+        GET_DUMPABLE => Ok(u64::from(process.dumpable)),
+        SET_DUMPABLE if argument <= 1 => {
+            process.dumpable = argument == 1;
+            Ok(0)
+        }
         GET_KEEPCAPS => Ok(u64::from(process.keeps_capabilities)),
         SET_KEEPCAPS if argument <= 1 => {
             process.keeps_capabilities = argument == 1;
@@ -288,7 +296,11 @@ pub fn scheduling(id: u64, to: u64) -> SysResult {
 pub fn set_scheduling(id: u64, policy: u64, from: u64) -> SysResult {
     // SCHED_OTHER, BATCH and IDLE have no priorities.
     if from == 0 || !matches!(policy as u32, 0 | 3 | 5) {
-        return Err(if from == 0 { Errno::EINVAL } else { Errno::EPERM });
+        return Err(if from == 0 {
+            Errno::EINVAL
+        } else {
+            Errno::EPERM
+        });
     }
     is_scheduled(id)?;
     match user::read::<u32>(from)? {
@@ -366,9 +378,17 @@ pub fn barrier(command: u64, flags: u64) -> SysResult {
     const QUERY: u64 = 0;
     // GLOBAL, GLOBAL_EXPEDITED, PRIVATE_EXPEDITED, and the two to register for those.
     const KNOWN: u64 = 1 | 2 | 4 | 8 | 16;
+    const PRIVATE_EXPEDITED: u64 = 8;
+    const REGISTER_PRIVATE_EXPEDITED: u64 = 16;
+    let barriers = &mut state::process().barriers;
     match command as u32 as u64 {
         _ if flags as u32 != 0 => Err(Errno::EINVAL),
         QUERY => Ok(KNOWN),
+        PRIVATE_EXPEDITED if *barriers & REGISTER_PRIVATE_EXPEDITED == 0 => Err(Errno::EPERM),
+        REGISTER_PRIVATE_EXPEDITED => {
+            *barriers |= REGISTER_PRIVATE_EXPEDITED;
+            Ok(0)
+        }
         command if command.is_power_of_two() && command & KNOWN != 0 => Ok(0),
         _ => Err(Errno::EINVAL),
     }
@@ -379,9 +399,12 @@ pub fn random(to: u64, bytes: u64, flags: u64) -> SysResult {
     const NONBLOCK: u64 = 1;
     const RANDOM: u64 = 2;
     const INSECURE: u64 = 4;
-    if flags & !(NONBLOCK | RANDOM | INSECURE) != 0 || flags & (RANDOM | INSECURE) == RANDOM | INSECURE {
+    if flags & !(NONBLOCK | RANDOM | INSECURE) != 0
+        || flags & (RANDOM | INSECURE) == RANDOM | INSECURE
+    {
         return Err(Errno::EINVAL);
     }
+    user::range(to, bytes.min(i64::MAX as u64))?;
     let room = user::buffer_mut(to, bytes)?;
     state::random().fill(room);
     Ok(room.len() as u64)

@@ -149,7 +149,9 @@ impl Signals {
 
     /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once.
     fn post(&mut self, signal: u32, thread: Option<usize>) {
-        if self.is_ignored(signal) {
+        // As on Linux: what is blocked may be waited for.
+        let blocked = self.threads[thread.unwrap_or(0)].blocked & bit(signal) != 0;
+        if self.is_ignored(signal) && !blocked {
             return;
         }
         match thread {

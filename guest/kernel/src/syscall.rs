@@ -7,7 +7,9 @@ use holm_hostcall::Registers;
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
 use crate::memory::guest;
-use crate::{files, host, log, pipes, poll, process, signals, sockets, stat, state, threads, time, user};
+use crate::{
+    files, host, log, pipes, poll, process, signals, sockets, stat, state, threads, time, user,
+};
 
 /// Serves one system call; the answer is put into rax.
 pub extern "C" fn handle(frame: &mut Registers) {
@@ -31,8 +33,16 @@ fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
-        0 => files::readable(a).and_then(|()| files::read(a, user::buffer_mut(b, c)?)),
-        1 => told(files::writable(a).and_then(|()| files::write(a, user::buffer(b, c)?))),
+        0 => {
+            files::readable(a)?;
+            user::range(b, c)?;
+            files::read(a, user::buffer_mut(b, c)?)
+        }
+        1 => {
+            files::writable(a)?;
+            user::range(b, c)?;
+            told(files::write(a, user::buffer(b, c)?))
+        }
         2 => calls::open(AT_FDCWD, a, b, c),
         3 => files::close(a),
         4 => stat::stat(calls::status_at(AT_FDCWD, a, 0)?, b),
@@ -51,11 +61,13 @@ fn serve(frame: &Registers) -> SysResult {
         17 => {
             files::position(d)?;
             files::readable(a)?;
+            user::range(b, c)?;
             files::read_at(a, d, user::buffer_mut(b, c)?)
         }
         18 => {
             files::position(d)?;
             files::writable(a)?;
+            user::range(b, c)?;
             files::write_at(a, d, user::buffer(b, c)?)
         }
         19 => files::readable(a).and_then(|()| {
@@ -77,7 +89,8 @@ fn serve(frame: &Registers) -> SysResult {
         27 => resident(a, b, c),
         28 => memory().advise(a, b, c, &mut guest()),
         32 => files::duplicate(a),
-        33 | 292 => files::duplicate_to(a, b),
+        33 => files::duplicate_to(a, b),
+        292 => files::duplicate_to_other(a, b, c),
         34 => signals::suspend(0),
         35 => time::sleep(1, false, a, b),
         36 if b == 0 => Err(Errno::EFAULT),
@@ -85,7 +98,7 @@ fn serve(frame: &Registers) -> SysResult {
         37 => signals::alarm(a),
         38 => signals::set_timer(a, b, c),
         39 | 110 => Ok(process::PROCESS_ID),
-        40 => files::copy(b, c, a, 0, d),
+        40 => files::send_file(a, b, c, d),
         41 => sockets::socket(a, b),
         42 => sockets::connect(a),
         43 => sockets::accept(a, b, c, 0),
@@ -233,8 +246,7 @@ fn serve(frame: &Registers) -> SysResult {
         271 => signals::masked(d, || poll::poll(a, b, time::timespec(c)?)),
         273 => threads::robust_list(a, b),
         274 => threads::robust_list_of(a, b, c),
-        280 if b == 0 => files::set_attributes(a, None),
-        280 => calls::set_attributes(a, b, None),
+        280 => calls::set_times(a, b, c, d),
         285 => files::allocate(a, b, c, d),
         288 => sockets::accept(a, b, c, d),
         284 => files::open_event(a, 0),
@@ -260,7 +272,7 @@ fn serve(frame: &Registers) -> SysResult {
         318 => process::random(a, b, c),
         319 => calls::open_memory(a, b),
         324 => process::barrier(a, b),
-        326 => files::copy(a, b, c, d, e),
+        326 => files::copy_range(a, b, c, d, e),
         332 => stat::statx(calls::status_at(a, b, c)?, e),
         436 => files::close_range(a, b),
         // glibc asks for restartable sequences at every start, and for the newer clone before the
@@ -449,7 +461,12 @@ fn architecture(operation: u64, value: u64) -> SysResult {
 
 /// `mincore`: what is mapped is in memory.
 fn resident(start: u64, bytes: u64, to: u64) -> SysResult {
-    let pages = state::memory().mapped_pages(start, bytes)?;
+    let pages = state::memory().mapped_pages(start, bytes);
+    if pages != Err(Errno::EINVAL) {
+        user::range(start, bytes).map_err(|_| Errno::ENOMEM)?;
+        user::range(to, bytes.div_ceil(holm_hostcall::PAGE_BYTES))?;
+    }
+    let pages = pages?;
     user::slice_mut(to, pages)?.fill(1);
     Ok(0)
 }

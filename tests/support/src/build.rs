@@ -60,7 +60,11 @@ pub(crate) fn compile(name: &str, compiler: &str, output: &Path) {
     );
     // Headers of a guest that is more than one file lie in a folder of its name.
     let headers: Vec<PathBuf> = fs::read_dir(sources().join(name))
-        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .map(|entries| {
+            entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .collect()
+        })
         .unwrap_or_default();
     let shared = sources().join("guest.h");
     let inputs: Vec<&Path> = [source.as_path(), shared.as_path()]

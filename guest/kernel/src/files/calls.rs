@@ -3,12 +3,12 @@
 //! Two places hold files: /tmp (writable, in memory) and the built-in entries, looked up in this order.
 
 use super::builtin::{self, Entry};
-use super::paths::{Path, below};
+use super::paths::{MAX_PATH_BYTES, Path, below};
 use super::temporary::{self, Kind};
 use super::{O_ACCESS, Object, Open};
 use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Status};
-use crate::{state, user};
+use crate::{state, time, user};
 
 /// The working directory in place of a directory's descriptor.
 pub const AT_FDCWD: u64 = -100i32 as u64;
@@ -53,26 +53,76 @@ fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
         at if at == AT_FDCWD as u32 => *state::working_directory(),
         _ => directory_of(directory)?,
     };
-    let mut path = base.join(text)?;
-    for _ in 0..MAX_LINKS {
-        let bytes = path.as_bytes();
-        let built_in = match builtin::find(bytes).map(|entry| builtin::ENTRIES[entry].1) {
-            Some(Entry::Link(to)) if follow => Some((bytes.len(), to.as_bytes())),
-            _ => None,
-        };
-        let link = built_in.or_else(|| state::temporary().link_in(bytes, follow));
-        let Some((link, to)) = link else {
-            return Ok(path);
-        };
-        let from = Path::ROOT.join(&bytes[..link])?;
-        let mut there = Path::ROOT.join(from.parent())?.join(to)?;
-        if let Some(rest) = below(bytes, from.as_bytes()) {
-            there = there.join(rest)?;
+    walk(base, text, follow)
+}
+
+/// Goes from `here` along `text`, name by name, as links and `..` want it.
+fn walk(mut here: Path, text: &[u8], follow: bool) -> Result<Path, Errno> {
+    // What is still to be gone, at the end of a buffer that links grow into from its end.
+    let mut rest = [0; 2 * MAX_PATH_BYTES];
+    let mut from = put_before(&mut rest, 2 * MAX_PATH_BYTES, text)?;
+    let mut links = 0;
+    (here.is_directory, here.is_dots) = (true, false);
+    loop {
+        let slashes = rest[from..]
+            .iter()
+            .take_while(|byte| **byte == b'/')
+            .count();
+        from += slashes;
+        if from == rest.len() {
+            return Ok(here);
         }
-        there.is_directory |= path.is_directory;
-        path = there;
+        let bytes = rest[from..]
+            .iter()
+            .take_while(|byte| **byte != b'/')
+            .count();
+        if !is_directory(here.as_bytes()) {
+            return Err(match find(&here) {
+                Ok(_) => Errno::ENOTDIR,
+                Err(error) => error,
+            });
+        }
+        let name = &rest[from..from + bytes];
+        let is_last = rest[from + bytes..].is_empty();
+        let before = here;
+        here.push(name)?;
+        here.is_dots = matches!(name, b"." | b"..");
+        here.is_up = name == b"..";
+        here.is_directory = here.is_dots || !is_last;
+        from += bytes;
+        if here.is_dots || (is_last && !follow) {
+            continue;
+        }
+        if let Some(target) = link_at(here.as_bytes()) {
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::ELOOP);
+            }
+            from = put_before(&mut rest, from, target)?;
+            here = if target.first() == Some(&b'/') {
+                Path::ROOT
+            } else {
+                before
+            };
+        }
     }
-    Err(Errno::ELOOP)
+}
+
+/// Puts `text` into `rest` so that it ends at `end`, and gives where it begins.
+fn put_before(rest: &mut [u8], end: usize, text: &[u8]) -> Result<usize, Errno> {
+    let start = end.checked_sub(text.len()).ok_or(Errno::ENAMETOOLONG)?;
+    rest[start..end].copy_from_slice(text);
+    Ok(start)
+}
+
+/// Where the link at a path leads, if there is one.
+fn link_at(path: &[u8]) -> Option<&'static [u8]> {
+    if let Some(Entry::Link(to)) = builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
+        return Some(to.as_bytes());
+    }
+    let number = state::temporary().find(path)?;
+    let node = state::temporary().node(number);
+    (node.kind == Kind::Link).then(|| node.content())
 }
 
 fn directory_of(descriptor: u64) -> Result<Path, Errno> {
@@ -184,7 +234,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             if path.is_directory {
                 return Err(Errno::EISDIR);
             }
-            let mode = mode as u32 & 0o777 & !*state::file_mask();
+            let mode = mode as u32 & 0o7777 & !*state::file_mask();
             let number = state::temporary().make(path.as_bytes(), Kind::File, mode)?;
             open_node(number, flags)
         }
@@ -213,7 +263,9 @@ pub fn open_memory(name: u64, flags: u64) -> SysResult {
     // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC
     const KNOWN: u64 = 0x1 | 0x2 | 0x8 | 0x10;
     const O_RDWR: u64 = 2;
-    if flags as u32 as u64 & !KNOWN != 0 || user::text(name, MAX_NAME_BYTES + 1)?.len() as u64 > MAX_NAME_BYTES {
+    if flags as u32 as u64 & !KNOWN != 0
+        || user::text(name, MAX_NAME_BYTES + 1)?.len() as u64 > MAX_NAME_BYTES
+    {
         return Err(Errno::EINVAL);
     }
     let number = state::temporary().make(b"", Kind::File, 0o777)?;
@@ -234,6 +286,7 @@ pub(super) fn status_of_node(number: u16) -> Status {
         // Beside those of the built-in entries.
         number: 10_000 + u64::from(number),
         modified_ns: node.modified_ns,
+        is_removed: node.is_removed(),
     }
 }
 
@@ -348,7 +401,9 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
 /// The path of a call that makes something new.
 fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
     let path = resolve(directory, path, false)?;
-    if find(&path).is_ok() {
+    // A file with a slash behind its name is there too.
+    let is_there = state::temporary().find(path.as_bytes()).is_some();
+    if is_there || find(&path).is_ok() {
         return Err(Errno::EEXIST);
     }
     room_for(&path)?;
@@ -358,7 +413,7 @@ fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
 /// `mkdir` and `mkdirat`
 pub fn make_directory(directory: u64, path: u64, mode: u64) -> SysResult {
     let path = new_path(directory, path)?;
-    let mode = mode as u32 & 0o777 & !*state::file_mask();
+    let mode = mode as u32 & 0o1777 & !*state::file_mask();
     state::temporary().make(path.as_bytes(), Kind::Directory, mode)?;
     Ok(0)
 }
@@ -370,6 +425,9 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
         return Err(Errno::ENOENT);
     }
     let path = new_path(directory, path)?;
+    if path.is_directory {
+        return Err(Errno::ENOENT);
+    }
     let number = state::temporary().make(path.as_bytes(), Kind::Link, 0o777)?;
     state::temporary().node(number).write(0, target)?;
     Ok(0)
@@ -378,7 +436,18 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
 /// `unlink`, `rmdir` and `unlinkat`
 pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
     let path = resolve(directory, path, false)?;
+    if flags as u32 as u64 & !AT_REMOVEDIR != 0 {
+        return Err(Errno::EINVAL);
+    }
     let wants_directory = flags & AT_REMOVEDIR != 0;
+    if path.is_dots || path.as_bytes() == b"/" {
+        return Err(match (wants_directory, path.as_bytes()) {
+            (false, _) => Errno::EISDIR,
+            (true, b"/") => Errno::EBUSY,
+            (true, _) if path.is_up => Errno::ENOTEMPTY,
+            (true, _) => Errno::EINVAL,
+        });
+    }
     let is_directory = matches!(find(&path)?, Found::Directory);
     match (is_directory, wants_directory) {
         (true, false) => return Err(Errno::EISDIR),
@@ -402,6 +471,10 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     }
     let from = resolve(from_at, from, false)?;
     let to = resolve(to_at, to, false)?;
+    if from.is_dots || to.is_dots {
+        let taken = !from.is_dots && flags & NOREPLACE != 0;
+        return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
+    }
     let moves_directory = matches!(find(&from)?, Found::Directory);
     if state::temporary().find(from.as_bytes()).is_none() {
         return Err(Errno::EROFS);
@@ -423,7 +496,13 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
                 state::temporary().remove(number);
             }
         }
+        (Err(Errno::ENOENT), false) if to.is_directory => return Err(Errno::ENOTDIR),
         (Err(Errno::ENOENT), _) => {}
+        (Err(Errno::ENOTDIR), _)
+            if flags & NOREPLACE != 0 && state::temporary().find(to.as_bytes()).is_some() =>
+        {
+            return Err(Errno::EEXIST);
+        }
         (Err(error), _) => return Err(error),
     }
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
@@ -454,6 +533,60 @@ pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult
     };
     if let Some(mode) = mode {
         state::temporary().node(number).mode = mode as u32 & 0o7777;
+    }
+    Ok(0)
+}
+
+/// `utimensat`: the time of the last change is remembered. Without a path it is about the descriptor.
+pub fn set_times(directory: u64, path: u64, times: u64, flags: u64) -> SysResult {
+    const NOW: u64 = 0x3fff_ffff;
+    const OMIT: u64 = 0x3fff_fffe;
+    // Told only when the file is known to be there.
+    let mut wrong = false;
+    let modified = match times {
+        0 => Some(time::realtime_ns()),
+        times => {
+            let [_, accessed_ns] = user::read::<[u64; 2]>(times)?;
+            let [modified, modified_ns] = user::read::<[u64; 2]>(times.wrapping_add(16))?;
+            wrong = [accessed_ns, modified_ns]
+                .iter()
+                .any(|ns| *ns >= 1_000_000_000 && !matches!(*ns, NOW | OMIT));
+            if accessed_ns == OMIT && modified_ns == OMIT {
+                return Ok(0);
+            }
+            match modified_ns {
+                NOW => Some(time::realtime_ns()),
+                OMIT => None,
+                ns => Some(modified.saturating_mul(1_000_000_000).saturating_add(ns)),
+            }
+        }
+    };
+    if flags as u32 as u64 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let number = if path == 0 {
+        if directory as u32 == AT_FDCWD as u32 {
+            return Err(Errno::EFAULT);
+        }
+        match state::files().get(directory)?.object {
+            Object::File(number) => Some(number),
+            Object::Made(_) => return Err(Errno::EROFS),
+            _ => None,
+        }
+    } else {
+        let path = resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?;
+        find(&path)?;
+        let number = state::temporary().find(path.as_bytes());
+        if number.is_none() && path.as_bytes() != temporary::ROOT {
+            return Err(Errno::EROFS);
+        }
+        number
+    };
+    if wrong {
+        return Err(Errno::EINVAL);
+    }
+    if let (Some(number), Some(modified)) = (number, modified) {
+        state::temporary().node(number).modified_ns = modified;
     }
     Ok(0)
 }

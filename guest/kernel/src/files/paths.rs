@@ -15,6 +15,10 @@ pub struct Path {
     used: usize,
     /// It was written with a slash at its end, so it has to be a directory.
     pub is_directory: bool,
+    /// Its last name was `.` or `..`, by which nothing can be made or removed.
+    pub is_dots: bool,
+    /// It was `..`.
+    pub is_up: bool,
 }
 
 impl Path {
@@ -23,6 +27,8 @@ impl Path {
         bytes: [b'/'; MAX_PATH_BYTES],
         used: 1,
         is_directory: true,
+        is_dots: false,
+        is_up: false,
     };
 
     /// The bytes.
@@ -40,10 +46,12 @@ impl Path {
             path.push(name)?;
         }
         path.is_directory = matches!(from, [.., b'/'] | [.., b'/', b'.'] | b"." | b"..");
+        path.is_dots = false;
         Ok(path)
     }
 
-    fn push(&mut self, name: &[u8]) -> Result<(), Errno> {
+    /// Goes on with one name.
+    pub fn push(&mut self, name: &[u8]) -> Result<(), Errno> {
         match name {
             b"" | b"." => {}
             b".." => {

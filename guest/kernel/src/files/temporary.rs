@@ -94,8 +94,6 @@ pub struct Temporary {
     nodes: [Node; MAX_NODES],
     /// No node at this place or behind it.
     end: usize,
-    /// Whether there ever was a link.
-    has_links: bool,
 }
 
 impl Node {
@@ -119,6 +117,11 @@ impl Node {
     /// The content.
     pub fn content(&self) -> &'static [u8] {
         self.data.bytes(self.size)
+    }
+
+    /// Whether it is there only for those who have it open.
+    pub fn is_removed(&self) -> bool {
+        self.path_bytes == 0
     }
 
     /// Reads from `at` on.
@@ -187,7 +190,6 @@ impl Temporary {
         Temporary {
             nodes: [UNUSED; MAX_NODES],
             end: 0,
-            has_links: false,
         }
     }
 
@@ -209,20 +211,6 @@ impl Temporary {
         self.all()
             .find(|(_, node)| usize::from(node.path_bytes) == path.len() && node.path() == path)
             .map(|(number, _)| number)
-    }
-
-    /// The longest part of `path` that is a link, and where that leads.
-    pub fn link_in(&self, path: &[u8], whole: bool) -> Option<(usize, &'static [u8])> {
-        if !self.has_links {
-            return None;
-        }
-        self.all()
-            .filter(|(_, node)| node.kind == Kind::Link)
-            .find_map(|(_, node)| {
-                let link = node.path();
-                let is_in = below(path, link).is_some() || (whole && path == link);
-                is_in.then(|| (link.len(), node.content()))
-            })
     }
 
     /// Whether a directory is there: /tmp itself, or one that was made.
@@ -249,7 +237,6 @@ impl Temporary {
             return Err(error);
         }
         self.end = self.end.max(place + 1);
-        self.has_links |= kind == Kind::Link;
         Ok(place as u16)
     }
 
