@@ -28,7 +28,9 @@ const SHOWN_BEFORE: usize = 5;
 
 /// Calls whose answer is another one on purpose: how the line goes on after its number, what Linux
 /// answers, what the guest answers, and why.
-const DELIBERATE: [(&str, &str, &str, &str); 9] = [
+const DELIBERATE: [(&str, &str, &str, &str); 11] = [
+    ("getdents64(", "= ENOENT", "= 0", OPEN_DIRECTORY),
+    ("fstat(", "mode=40000", "mode=100", OPEN_DIRECTORY),
     ("readv(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("preadv(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("read(", "= 0", "= EFAULT", BUFFER_FIRST),
@@ -39,6 +41,8 @@ const DELIBERATE: [(&str, &str, &str, &str); 9] = [
     ("write(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
     ("write(", "= EPIPE", "= EFAULT", BUFFER_FIRST),
 ];
+const OPEN_DIRECTORY: &str =
+    "an open directory is known by its path, at which there may be something else by now";
 const BUFFER_FIRST: &str =
     "a buffer is checked before it is known whether there is anything for it";
 

@@ -406,6 +406,7 @@ fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
 pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
+        Object::File(_) if bytes.is_empty() => return Ok(0),
         Object::File(number) => {
             let at = match u64::from(open.flags) & O_APPEND {
                 0 => open.position,
@@ -481,6 +482,11 @@ pub fn write_at(descriptor: u64, at: u64, bytes: &[u8]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     match open.object {
+        // As on Linux: who appends does so wherever the call says.
+        Object::File(number) if u64::from(open.flags) & O_APPEND != 0 => {
+            let node = state::temporary().node(number);
+            node.write(node.size, bytes)
+        }
         Object::File(number) => state::temporary().node(number).write(at, bytes),
         Object::Null | Object::Zero | Object::Random => Ok(bytes.len() as u64),
         _ => Err(Errno::ESPIPE),
@@ -505,6 +511,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     let from = match whence {
         SET => 0,
         CURRENT => open.position,
+        END if matches!(open.object, Object::Directory(_)) => return Err(Errno::EINVAL),
         END => size,
         DATA | HOLE if matches!(open.object, Object::Directory(_)) => return Err(Errno::EINVAL),
         DATA | HOLE if offset >= size => return Err(Errno::ENXIO),
@@ -715,6 +722,9 @@ pub fn send_file(to: u64, from: u64, from_at: u64, bytes: u64) -> SysResult {
         return Err(Errno::ESPIPE);
     }
     writable(to)?;
+    if bytes == 0 {
+        return Ok(0);
+    }
     let appends = u64::from(state::files().get(to)?.flags) & O_APPEND != 0;
     if appends || matches!(source, Object::Directory(_)) {
         return Err(Errno::EINVAL);
@@ -728,8 +738,6 @@ pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> S
     if source.is_name() || target.is_name() {
         return Err(Errno::EBADF);
     }
-    place_of(from_at)?;
-    place_of(to_at)?;
     for open in [source, target] {
         match open.object {
             Object::File(_) | Object::Made(_) => {}
@@ -746,7 +754,15 @@ pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> S
         0 => Ok(open.position),
         place => user::read::<u64>(place),
     };
+    place_of(from_at)?;
+    place_of(to_at)?;
     let (first, second) = (begin(source, from_at)?, begin(target, to_at)?);
+    let bytes = match source.object {
+        Object::File(number) => {
+            bytes.min(state::temporary().node(number).size.saturating_sub(first))
+        }
+        _ => bytes,
+    };
     if source.object == target.object && bytes > first.abs_diff(second) {
         return Err(Errno::EINVAL);
     }
@@ -794,6 +810,14 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
+        _ if open.is_name()
+            && !matches!(
+                command,
+                F_DUPFD | F_DUPFD_CLOEXEC | F_GETFD | F_SETFD | F_GETFL
+            ) =>
+        {
+            Err(Errno::EBADF)
+        }
         F_DUPFD | F_DUPFD_CLOEXEC if argument as u32 as usize >= MAX_DESCRIPTORS => {
             Err(Errno::EINVAL)
         }

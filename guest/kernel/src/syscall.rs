@@ -279,7 +279,7 @@ fn serve(frame: &Registers) -> SysResult {
         // older one; it does without both.
         334 | 435 => Err(Errno::ENOSYS),
         // What a sandboxed Linux refuses too, and programs ask for to do without.
-        101 | 298 | 310 | 311 | 321 => Err(Errno::EPERM),
+        101 | 298 | 310 | 311 => Err(Errno::EPERM),
         253 | 254 | 294 | 317 | 425..=427 | 449 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
@@ -337,12 +337,15 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysRes
         return Err(Errno::EINVAL);
     }
     let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
-    // All of them are looked at before the first is used.
+    // All of them are looked at before the first is used, and all sizes before the places.
     for at in 0..count {
-        let [start, bytes] = part(at)?;
+        let [_, bytes] = part(at)?;
         if bytes > i64::MAX as u64 {
             return Err(Errno::EINVAL);
         }
+    }
+    for at in 0..count {
+        let [start, bytes] = part(at)?;
         user::range(start, bytes)?;
     }
     let mut total = 0;

@@ -180,7 +180,7 @@ static void waits_step(void) {
             say("%d:%#x ", asked[i].fd, asked[i].events);
         }
         say("}, %d)", count);
-        void *array = one_in(10) ? at.at : (char *)asked;
+        void *array = count > 0 && one_in(10) ? at.at : (char *)asked;
         if (array == at.at && at.at != ground)
             say(" at %s", at.name);
         else

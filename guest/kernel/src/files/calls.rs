@@ -42,8 +42,28 @@ enum Found {
     Descriptor(u64),
 }
 
-/// The absolute path that a call means; links are followed, the last one only if `follow`.
-fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
+/// Whether a link at the end of a path is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    /// It stands for what it leads to.
+    Always,
+    /// Only if a slash comes behind it.
+    BeforeSlash,
+    /// It is about the name itself, which is made, moved or removed.
+    Never,
+}
+
+impl Follow {
+    fn unless(stays: bool) -> Self {
+        match stays {
+            true => Follow::BeforeSlash,
+            false => Follow::Always,
+        }
+    }
+}
+
+/// The absolute path that a call means; links on the way are followed.
+fn resolve(directory: u64, path: u64, follow: Follow) -> Result<Path, Errno> {
     let text = user::path(path)?;
     if text.is_empty() {
         return Err(Errno::ENOENT);
@@ -57,7 +77,7 @@ fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
 }
 
 /// Goes from `here` along `text`, name by name, as links and `..` want it.
-fn walk(mut here: Path, text: &[u8], follow: bool) -> Result<Path, Errno> {
+fn walk(mut here: Path, text: &[u8], follow: Follow) -> Result<Path, Errno> {
     // What is still to be gone, at the end of a buffer that links grow into from its end.
     let mut rest = [0; 2 * MAX_PATH_BYTES];
     let mut from = put_before(&mut rest, 2 * MAX_PATH_BYTES, text)?;
@@ -83,14 +103,20 @@ fn walk(mut here: Path, text: &[u8], follow: bool) -> Result<Path, Errno> {
             });
         }
         let name = &rest[from..from + bytes];
-        let is_last = rest[from + bytes..].is_empty();
+        let behind = &rest[from + bytes..];
+        let is_last = behind.iter().all(|byte| *byte == b'/');
+        let stays = match follow {
+            Follow::Always => false,
+            Follow::BeforeSlash => behind.is_empty(),
+            Follow::Never => true,
+        };
         let before = here;
         here.push(name)?;
         here.is_dots = matches!(name, b"." | b"..");
         here.is_up = name == b"..";
-        here.is_directory = here.is_dots || !is_last;
+        here.is_directory = here.is_dots || !behind.is_empty();
         from += bytes;
-        if here.is_dots || (is_last && !follow) {
+        if here.is_dots || (is_last && stays) {
             continue;
         }
         if let Some(target) = link_at(here.as_bytes()) {
@@ -204,8 +230,18 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
-    let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
-    let writes = flags & O_ACCESS != 0;
+    let follow = match new {
+        true => Follow::Never,
+        false => Follow::unless(flags & O_NOFOLLOW != 0),
+    };
+    let path = resolve(directory, path, follow)?;
+    if flags & O_CREAT != 0 && path.is_directory && !path.is_dots {
+        return Err(match is_directory(path.parent()) {
+            true => Errno::EISDIR,
+            false => missing(&path),
+        });
+    }
+    let writes = flags & O_ACCESS != 0 || flags & O_TRUNC != 0;
     match find(&path) {
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
@@ -224,7 +260,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             if state::temporary().node(number).kind == Kind::Link {
                 return Err(Errno::ELOOP);
             }
-            if flags & O_TRUNC != 0 && writes {
+            if flags & O_TRUNC != 0 {
                 state::temporary().node(number).resize(0)?;
             }
             open_node(number, flags)
@@ -350,10 +386,17 @@ pub fn status_at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno>
         return Err(Errno::EINVAL);
     }
     let empty = flags & AT_EMPTY_PATH != 0 && (path == 0 || user::path(path)?.is_empty());
+    if empty && directory as u32 == AT_FDCWD as u32 {
+        return status(state::working_directory());
+    }
     if empty {
         return super::status(directory);
     }
-    status(&resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?)
+    status(&resolve(
+        directory,
+        path,
+        Follow::unless(flags & AT_SYMLINK_NOFOLLOW != 0),
+    )?)
 }
 
 /// `lstat`
@@ -368,14 +411,15 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     if mode as u32 > 7 {
         return Err(Errno::EINVAL);
     }
-    let path = resolve(directory, path, true)?;
+    let path = resolve(directory, path, Follow::Always)?;
     let status = status(&path)?;
     let in_tmp = below(path.as_bytes(), temporary::ROOT).is_some();
     let writable =
         in_tmp || path.as_bytes() == temporary::ROOT || status.kind == stat::Kind::Device;
+    let executable = status.kind == stat::Kind::Directory || status.mode & 0o111 != 0;
     match mode {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
-        mode if mode & X_OK != 0 && status.mode & 0o111 == 0 => Err(Errno::EACCES),
+        mode if mode & X_OK != 0 && !executable => Err(Errno::EACCES),
         _ => Ok(0),
     }
 }
@@ -385,7 +429,7 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
     if bytes as u32 as i32 <= 0 {
         return Err(Errno::EINVAL);
     }
-    let target = match find(&resolve(directory, path, false)?)? {
+    let target = match find(&resolve(directory, path, Follow::BeforeSlash)?)? {
         Found::Link(target) => target,
         Found::Node(number) if state::temporary().node(number).kind == Kind::Link => {
             state::temporary().node(number).content()
@@ -400,7 +444,7 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
 
 /// The path of a call that makes something new.
 fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
-    let path = resolve(directory, path, false)?;
+    let path = resolve(directory, path, Follow::Never)?;
     // A file with a slash behind its name is there too.
     let is_there = state::temporary().find(path.as_bytes()).is_some();
     if is_there || find(&path).is_ok() {
@@ -435,7 +479,7 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
 
 /// `unlink`, `rmdir` and `unlinkat`
 pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
-    let path = resolve(directory, path, false)?;
+    let path = resolve(directory, path, Follow::Never)?;
     if flags as u32 as u64 & !AT_REMOVEDIR != 0 {
         return Err(Errno::EINVAL);
     }
@@ -469,19 +513,39 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     if flags & !NOREPLACE != 0 {
         return Err(Errno::EINVAL);
     }
-    let from = resolve(from_at, from, false)?;
-    let to = resolve(to_at, to, false)?;
+    let from = resolve(from_at, from, Follow::Never)?;
+    let to = resolve(to_at, to, Follow::Never)?;
     if from.is_dots || to.is_dots {
         let taken = !from.is_dots && flags & NOREPLACE != 0;
         return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
     }
-    let moves_directory = matches!(find(&from)?, Found::Directory);
+    let source = find(&from);
+    if source.is_err() && flags & NOREPLACE != 0 && find(&to).is_ok() {
+        let is_there = state::temporary().find(from.as_bytes()).is_some();
+        return Err(if is_there {
+            Errno::EEXIST
+        } else {
+            missing(&from)
+        });
+    }
+    let moves_directory = matches!(source?, Found::Directory);
+    let is_taken = flags & NOREPLACE != 0 && state::temporary().find(to.as_bytes()).is_some();
+    if !moves_directory && to.is_directory && !is_taken {
+        return Err(Errno::ENOTDIR);
+    }
+    if flags & NOREPLACE == 0 && below(from.as_bytes(), to.as_bytes()).is_some() {
+        return Err(Errno::ENOTEMPTY);
+    }
     if state::temporary().find(from.as_bytes()).is_none() {
         return Err(Errno::EROFS);
     }
     room_for(&to)?;
     if below(to.as_bytes(), from.as_bytes()).is_some() {
-        return Err(Errno::EINVAL);
+        return Err(if is_taken {
+            Errno::EEXIST
+        } else {
+            Errno::EINVAL
+        });
     }
     match (find(&to), moves_directory) {
         (Ok(_), _) if flags & NOREPLACE != 0 => return Err(Errno::EEXIST),
@@ -514,7 +578,7 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
     if size > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    match find(&resolve(AT_FDCWD, path, true)?)? {
+    match find(&resolve(AT_FDCWD, path, Follow::Always)?)? {
         Found::Node(number) => state::temporary().node(number).resize(size).map(|()| 0),
         Found::Directory => Err(Errno::EISDIR),
         _ => Err(Errno::EROFS),
@@ -523,7 +587,7 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
 
 /// `chmod`, `chown`, `utimensat` and their kin: the mode is remembered; nothing is ever heeded.
 pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult {
-    let path = resolve(directory, path, true)?;
+    let path = resolve(directory, path, Follow::Always)?;
     let found = find(&path)?;
     let Some(number) = state::temporary().find(path.as_bytes()) else {
         return match found {
@@ -574,7 +638,11 @@ pub fn set_times(directory: u64, path: u64, times: u64, flags: u64) -> SysResult
             _ => None,
         }
     } else {
-        let path = resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?;
+        let path = resolve(
+            directory,
+            path,
+            Follow::unless(flags & AT_SYMLINK_NOFOLLOW != 0),
+        )?;
         find(&path)?;
         let number = state::temporary().find(path.as_bytes());
         if number.is_none() && path.as_bytes() != temporary::ROOT {
@@ -593,7 +661,7 @@ pub fn set_times(directory: u64, path: u64, times: u64, flags: u64) -> SysResult
 
 /// `chdir`
 pub fn change_directory(path: u64) -> SysResult {
-    let path = resolve(AT_FDCWD, path, true)?;
+    let path = resolve(AT_FDCWD, path, Follow::Always)?;
     match find(&path)? {
         Found::Directory => {
             *state::working_directory() = path;
@@ -626,6 +694,10 @@ pub fn working_directory(to: u64, bytes: u64) -> SysResult {
 pub(super) fn list(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResult {
     let directory = state::open_directories()[usize::from(number)].1;
     let path = directory.as_bytes();
+    if !is_directory(path) {
+        // It was removed while it was open.
+        return Err(Errno::ENOENT);
+    }
     let mut listing = Listing {
         to,
         room: bytes,
