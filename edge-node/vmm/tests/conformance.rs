@@ -28,11 +28,12 @@ const SHOWN_BEFORE: usize = 5;
 
 /// Calls whose answer is another one on purpose: how the line goes on after its number, what Linux
 /// answers, what the guest answers, and why.
-const DELIBERATE: [(&str, &str, &str, &str); 11] = [
+const DELIBERATE: [(&str, &str, &str, &str); 12] = [
     ("getdents64(", "= ENOENT", "= 0", OPEN_DIRECTORY),
     ("fstat(", "mode=40000", "mode=100", OPEN_DIRECTORY),
     ("readv(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("preadv(", "= 0", "= EFAULT", BUFFER_FIRST),
+    ("preadv(", "= EISDIR", "= EFAULT", BUFFER_FIRST),
     ("read(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("pread(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("read(", "= EAGAIN", "= EFAULT", BUFFER_FIRST),
@@ -61,7 +62,7 @@ fn on_the_host(program: &Path, area: &str, seed: u64) -> String {
     let output = Command::new(program)
         .args([area, &seed.to_string(), &STEPS.to_string()])
         .output()
-        .unwrap();
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),

@@ -218,6 +218,9 @@ static void files_step(void) {
     }
     case 16: {
         int whence = (int)PICK(0, 0, 1, 2, 5, -1);
+        /* What a place in a directory means is the file system's matter. */
+        if (!is_file)
+            whence = 0, place = 0;
         say("lseek(%d, %ld, %d)", fd, (long)place, whence);
         tell(CALL(SYS_lseek, fd, place, whence));
         break;
