@@ -24,11 +24,14 @@ const MAX_OBJECTS: usize = 512;
 pub const MAX_DIRECTORIES: usize = 16;
 
 const O_NONBLOCK: u64 = 0o4000;
+const O_CLOEXEC: u64 = 0o2_000_000;
 const O_APPEND: u64 = 0o2000;
 /// The part of the flags that says whether a file is read or written.
 const O_ACCESS: u64 = 3;
 const O_WRONLY: u64 = 1;
 const O_RDWR: u64 = 2;
+/// Nothing but the name of a file: neither read nor written.
+const O_PATH: u64 = 0o10_000_000;
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +84,22 @@ pub struct Open {
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).
     pub edges: u32,
-    /// O_APPEND and the access mode.
+    /// O_APPEND, O_PATH and the access mode.
     flags: u32,
     /// Where the next read or write of a file begins.
     pub position: u64,
+}
+
+impl Open {
+    /// Whether it is nothing but the name of a file (O_PATH).
+    fn is_name(&self) -> bool {
+        u64::from(self.flags) & O_PATH != 0
+    }
+
+    /// The access mode: O_RDONLY, O_WRONLY, O_RDWR, or 3 for neither.
+    fn access(&self) -> u64 {
+        u64::from(self.flags) & O_ACCESS
+    }
 }
 
 const CLOSED: Open = Open {
@@ -141,7 +156,7 @@ impl Files {
             references: 1,
             nonblocking,
             edges: 1,
-            flags: (flags & (O_ACCESS | O_APPEND)) as u32,
+            flags: (flags & (O_ACCESS | O_APPEND | O_PATH)) as u32,
             position: 0,
         };
         self.descriptors[descriptor] = at as u16;
@@ -270,8 +285,19 @@ pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
     Ok(to)
 }
 
+/// `dup3`: to another one, with flags that are known.
+pub fn duplicate_to_other(descriptor: u64, to: u64, flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 || descriptor as u32 == to as u32 {
+        return Err(Errno::EINVAL);
+    }
+    duplicate_to(descriptor, to)
+}
+
 /// `epoll_create1`
-pub fn open_epoll() -> SysResult {
+pub fn open_epoll(flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
     let epolls = state::epolls();
     let free = epolls
         .iter()
@@ -285,8 +311,44 @@ pub fn open_epoll() -> SysResult {
 /// `eventfd2`
 pub fn open_event(initial: u64, flags: u64) -> SysResult {
     const EFD_SEMAPHORE: u64 = 1;
+    if flags as u32 as u64 & !(EFD_SEMAPHORE | O_CLOEXEC | O_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
     let event = Object::Event(u64::from(initial as u32), flags & EFD_SEMAPHORE != 0);
-    state::files().open(event, flags)
+    state::files().open(event, flags & O_NONBLOCK | O_RDWR)
+}
+
+/// What is looked at before the buffer of a call that reads: that there is a descriptor, and that it
+/// can be read.
+pub fn readable(descriptor: u64) -> Result<(), Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(_) | Object::Made(_) if !matches!(open.access(), 0 | O_RDWR) => {
+            Err(Errno::EBADF)
+        }
+        Object::Stream { from, .. } if from == pipes::NONE => Err(Errno::EBADF),
+        Object::Epoll(_) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+/// The same for one that writes.
+pub fn writable(descriptor: u64) -> Result<(), Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(_) if !matches!(open.access(), O_WRONLY | O_RDWR) => Err(Errno::EBADF),
+        Object::Made(_) | Object::Directory(_) => Err(Errno::EBADF),
+        Object::Stream { to, .. } if to == pipes::NONE => Err(Errno::EBADF),
+        Object::Epoll(_) => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+/// A place in a file: none is before its start.
+pub fn position(at: u64) -> Result<(), Errno> {
+    i64::try_from(at).map(|_| ()).map_err(|_| Errno::EINVAL)
 }
 
 /// `read`
@@ -340,6 +402,7 @@ fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
 pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
+        Object::File(_) if bytes.is_empty() => return Ok(0),
         Object::File(number) => {
             let at = match u64::from(open.flags) & O_APPEND {
                 0 => open.position,
@@ -356,6 +419,9 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking, None),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
+            if value == u64::MAX {
+                return Err(Errno::EINVAL);
+            }
             let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
             let open = state::files().get_mut(descriptor)?;
             open.object = Object::Event(sum.ok_or(Errno::EAGAIN)?, semaphore);
@@ -420,6 +486,11 @@ pub fn write_at(descriptor: u64, at: u64, bytes: &[u8]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     match open.object {
+        // As on Linux: who appends does so wherever the call says.
+        Object::File(number) if u64::from(open.flags) & O_APPEND != 0 => {
+            let node = state::temporary().node(number);
+            node.write(node.size, bytes)
+        }
         Object::File(number) => state::temporary().node(number).write(at, bytes),
         Object::Null | Object::Zero | Object::Random => Ok(bytes.len() as u64),
         _ => Err(Errno::ESPIPE),
@@ -435,6 +506,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     const HOLE: u64 = 4;
     let open = state::files().get_mut(descriptor)?;
     let size = match open.object {
+        _ if open.is_name() => return Err(Errno::EBADF),
         Object::File(number) => state::temporary().node(number).size,
         Object::Brought(number) => artifact::content_of(number).len() as u64,
         Object::Made(_) | Object::Directory(_) => 0,
@@ -444,7 +516,9 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     let from = match whence {
         SET => 0,
         CURRENT => open.position,
+        END if matches!(open.object, Object::Directory(_)) => return Err(Errno::EINVAL),
         END => size,
+        DATA | HOLE if matches!(open.object, Object::Directory(_)) => return Err(Errno::EINVAL),
         DATA | HOLE if offset >= size => return Err(Errno::ENXIO),
         DATA => 0,
         HOLE => return Ok(size),
@@ -457,12 +531,13 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
     Ok(open.position)
 }
 
-/// The file of /tmp that a descriptor is open for writing.
-fn writable(descriptor: u64) -> Result<u16, Errno> {
+/// The file of /tmp that a descriptor is open for writing; `otherwise` if it is not open for that.
+fn file_to_write(descriptor: u64, otherwise: Errno) -> Result<u16, Errno> {
     let open = state::files().get(descriptor)?;
     match open.object {
-        Object::File(number) if u64::from(open.flags) & O_ACCESS != 0 => Ok(number),
-        _ => Err(Errno::EINVAL),
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(number) if matches!(open.access(), O_WRONLY | O_RDWR) => Ok(number),
+        _ => Err(otherwise),
     }
 }
 
@@ -472,7 +547,7 @@ pub fn truncate(descriptor: u64, size: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     state::temporary()
-        .node(writable(descriptor)?)
+        .node(file_to_write(descriptor, Errno::EINVAL)?)
         .resize(size)?;
     Ok(0)
 }
@@ -480,9 +555,22 @@ pub fn truncate(descriptor: u64, size: u64) -> SysResult {
 /// `fallocate`: only the plain form, and the one that keeps the size.
 pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResult {
     const KEEP_SIZE: u64 = 1;
-    let number = writable(descriptor)?;
-    let end = offset.checked_add(bytes).ok_or(Errno::EFBIG)?;
-    match mode {
+    const KNOWN: u64 = 0x7f;
+    if state::files().get(descriptor)?.is_name() {
+        return Err(Errno::EBADF);
+    }
+    if offset > i64::MAX as u64 || bytes > i64::MAX as u64 || bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if mode as u32 as u64 & !KNOWN != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let number = file_to_write(descriptor, Errno::EBADF)?;
+    let end = offset + bytes;
+    if end > i64::MAX as u64 {
+        return Err(Errno::EFBIG);
+    }
+    match mode as u32 as u64 {
         KEEP_SIZE => Ok(0),
         0 => {
             let node = state::temporary().node(number);
@@ -495,9 +583,50 @@ pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResul
     }
 }
 
+/// `fadvise64`: nothing to be had by it.
+pub fn advise(descriptor: u64, advice: u64) -> SysResult {
+    const MOST: u32 = 5;
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::Stream { .. } | Object::Stdin | Object::Log => Err(Errno::ESPIPE),
+        _ if advice as u32 > MOST => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
+}
+
+/// `readahead`: it is all there.
+pub fn read_ahead(descriptor: u64) -> SysResult {
+    state::files().get(descriptor)?;
+    readable(descriptor)?;
+    match state::files().get(descriptor)?.object {
+        Object::File(_) | Object::Brought(_) | Object::Made(_) => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `flock`: one process, which never meets a lock of another's.
+pub fn lock(descriptor: u64, operation: u64) -> SysResult {
+    const WITHOUT_WAITING: u64 = 4;
+    const SHARED: u64 = 1;
+    const EXCLUSIVE: u64 = 2;
+    const UNLOCK: u64 = 8;
+    let operation = operation as u32 as u64 & !WITHOUT_WAITING;
+    if !matches!(operation, SHARED | EXCLUSIVE | UNLOCK) {
+        return Err(Errno::EINVAL);
+    }
+    let open = state::files().get(descriptor)?;
+    match open.is_name() || (open.access() == O_ACCESS && operation != UNLOCK) {
+        true => Err(Errno::EBADF),
+        false => Ok(0),
+    }
+}
+
 /// `fsync` and its kin: memory is as durable as it gets.
 pub fn synchronise(descriptor: u64) -> SysResult {
-    match state::files().get(descriptor)?.object {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
         Object::File(_) | Object::Brought(_) | Object::Made(_) | Object::Directory(_) => Ok(0),
         _ => Err(Errno::EINVAL),
     }
@@ -505,7 +634,9 @@ pub fn synchronise(descriptor: u64) -> SysResult {
 
 /// `fchmod` and `fchown`
 pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
-    match (state::files().get(descriptor)?.object, mode) {
+    let open = state::files().get(descriptor)?;
+    match (open.object, mode) {
+        _ if open.is_name() => return Err(Errno::EBADF),
         (Object::File(number), Some(mode)) => {
             state::temporary().node(number).mode = mode as u32 & 0o7777;
         }
@@ -519,6 +650,7 @@ pub fn set_attributes(descriptor: u64, mode: Option<u64>) -> SysResult {
 pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
     let open = state::files().get_mut(descriptor)?;
     match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
         Object::Directory(number) => calls::list(open, number, to, bytes),
         _ => Err(Errno::ENOTDIR),
     }
@@ -574,8 +706,79 @@ fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno
     Ok(())
 }
 
-/// `sendfile` and `copy_file_range`: from one descriptor to another, by way of a short buffer.
-pub fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+/// Where a copy begins, if that is said.
+fn place_of(place: u64) -> Result<(), Errno> {
+    match place {
+        0 => Ok(()),
+        place => position(user::read::<u64>(place)?),
+    }
+}
+
+/// `sendfile`
+pub fn send_file(to: u64, from: u64, from_at: u64, bytes: u64) -> SysResult {
+    let is_placed = from_at == 0 || user::read::<u64>(from_at).is_ok();
+    if !is_placed {
+        return Err(Errno::EFAULT);
+    }
+    readable(from)?;
+    place_of(from_at)?;
+    let source = state::files().get(from)?.object;
+    if from_at != 0 && matches!(source, Object::Stream { .. } | Object::Event(..)) {
+        return Err(Errno::ESPIPE);
+    }
+    writable(to)?;
+    if bytes == 0 {
+        return Ok(0);
+    }
+    let appends = u64::from(state::files().get(to)?.flags) & O_APPEND != 0;
+    if appends || matches!(source, Object::Directory(_)) {
+        return Err(Errno::EINVAL);
+    }
+    copy(from, from_at, to, 0, bytes)
+}
+
+/// `copy_file_range`
+pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
+    let (source, target) = (state::files().get(from)?, state::files().get(to)?);
+    if source.is_name() || target.is_name() {
+        return Err(Errno::EBADF);
+    }
+    for open in [source, target] {
+        match open.object {
+            Object::File(_) | Object::Brought(_) | Object::Made(_) => {}
+            Object::Directory(_) => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    readable(from)?;
+    writable(to)?;
+    if u64::from(target.flags) & O_APPEND != 0 {
+        return Err(Errno::EBADF);
+    }
+    let begin = |open: Open, place| match place {
+        0 => Ok(open.position),
+        place => user::read::<u64>(place),
+    };
+    place_of(from_at)?;
+    place_of(to_at)?;
+    let (first, second) = (begin(source, from_at)?, begin(target, to_at)?);
+    let bytes = match source.object {
+        Object::File(number) => {
+            bytes.min(state::temporary().node(number).size.saturating_sub(first))
+        }
+        Object::Brought(number) => {
+            bytes.min((artifact::content_of(number).len() as u64).saturating_sub(first))
+        }
+        _ => bytes,
+    };
+    if source.object == target.object && bytes > first.abs_diff(second) {
+        return Err(Errno::EINVAL);
+    }
+    copy(from, from_at, to, to_at, bytes)
+}
+
+/// From one descriptor to another, by way of a short buffer.
+fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
     if let Object::Brought(number) = state::files().get(from)?.object {
         return copy_brought(from, number, from_at, to, to_at, bytes);
     }
@@ -658,6 +861,17 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
+        _ if open.is_name()
+            && !matches!(
+                command,
+                F_DUPFD | F_DUPFD_CLOEXEC | F_GETFD | F_SETFD | F_GETFL
+            ) =>
+        {
+            Err(Errno::EBADF)
+        }
+        F_DUPFD | F_DUPFD_CLOEXEC if argument as u32 as usize >= MAX_DESCRIPTORS => {
+            Err(Errno::EINVAL)
+        }
         F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
         // Nothing is ever executed, so close-on-exec needs no memory.
         F_GETFD | F_SETFD => Ok(0),

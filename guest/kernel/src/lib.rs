@@ -20,6 +20,7 @@ pub mod log;
 pub mod memory;
 pub mod pipes;
 pub mod poll;
+pub mod process;
 pub mod random;
 pub mod ready;
 pub mod signals;

@@ -29,6 +29,10 @@ use wiped::Wiped;
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
 const PROT_EXEC: u64 = 4;
+const MAP_SHARED: u64 = 1;
+const MAP_PRIVATE: u64 = 2;
+const MAP_SHARED_VALIDATE: u64 = 3;
+const MAP_TYPE: u64 = 15;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MAP_NORESERVE: u64 = 0x4000;
@@ -67,12 +71,12 @@ fn page_up(bytes: u64) -> Option<u64> {
 
 /// A range of whole pages: its start must be one.
 fn pages(start: u64, bytes: u64) -> Result<(u64, u64), Errno> {
+    if !start.is_multiple_of(PAGE_BYTES) {
+        return Err(Errno::EINVAL);
+    }
     let bytes = page_up(bytes).ok_or(Errno::ENOMEM)?;
     let end = start.checked_add(bytes).ok_or(Errno::ENOMEM)?;
-    match start.is_multiple_of(PAGE_BYTES) {
-        true => Ok((start, end)),
-        false => Err(Errno::EINVAL),
-    }
+    Ok((start, end))
 }
 
 impl Memory {
@@ -123,6 +127,9 @@ impl Memory {
     ) -> SysResult {
         if flags & MAP_ANONYMOUS == 0 {
             return Err(Errno::ENODEV);
+        }
+        if !matches!(flags & MAP_TYPE, MAP_SHARED..=MAP_SHARED_VALIDATE) {
+            return Err(Errno::EINVAL);
         }
         let bytes = page_up(bytes)
             .filter(|bytes| *bytes > 0)
@@ -235,14 +242,21 @@ impl Memory {
         if start == end {
             return Ok(0);
         }
-        if !is_sparse(start) {
-            self.arena.protect(start, end, protection, machine)?;
-        } else if self.sparse.mapped_until(start) < end {
-            return Err(Errno::ENOMEM);
-        } else {
-            self.sparse.protect(start, end, protection, machine)?;
+        // As on Linux: what lies before a hole is changed all the same.
+        let mapped = match is_sparse(start) {
+            true => self.sparse.mapped_until(start).min(end),
+            false if self.arena.contains(start, 1) => self.arena.mapped_until(start, end),
+            false => start,
+        };
+        if mapped > start && is_sparse(start) {
+            self.sparse.protect(start, mapped, protection, machine)?;
+        } else if mapped > start {
+            self.arena.protect(start, mapped, protection, machine)?;
         }
-        Ok(0)
+        match mapped < end {
+            true => Err(Errno::ENOMEM),
+            false => Ok(0),
+        }
     }
 
     /// `mremap`
@@ -262,18 +276,22 @@ impl Memory {
         if old_bytes == 0 || flags & !MREMAP_MAYMOVE != 0 {
             return Err(Errno::EINVAL);
         }
+        if new_bytes <= old_bytes {
+            // As on Linux: only its first page has to be there.
+            if !self.is_mapped_range(start, start + PAGE_BYTES) {
+                return Err(Errno::EFAULT);
+            }
+            if new_bytes < old_bytes {
+                self.unmap(start + new_bytes, old_bytes - new_bytes, machine)?;
+            }
+            return Ok(start);
+        }
         let held = match is_sparse(start) {
             true if self.sparse.mapped_until(start) >= end => self.sparse.protection(start),
             true => None,
             false => self.arena.holds(start, end),
         };
         let protection = held.ok_or(Errno::EFAULT)?;
-        if new_bytes <= old_bytes {
-            if new_bytes < old_bytes {
-                self.unmap(start + new_bytes, old_bytes - new_bytes, machine)?;
-            }
-            return Ok(start);
-        }
         let grown = start.checked_add(new_bytes).ok_or(Errno::ENOMEM)?;
         if protection == Protection::Write && !self.may_promise(new_bytes - old_bytes, 0) {
             machine.refused(new_bytes - old_bytes);
@@ -287,12 +305,31 @@ impl Memory {
         } else if self.arena.grow(start, end, grown, machine) {
             return Ok(start);
         }
-        if flags & MREMAP_MAYMOVE == 0 || protection != Protection::Write {
+        if flags & MREMAP_MAYMOVE == 0 {
             return Err(Errno::ENOMEM);
         }
-        let moved = self.map(0, new_bytes, PROT_READ | PROT_WRITE, MAP_ANONYMOUS, machine)?;
-        self.copy(start, moved, old_bytes, machine)?;
+        const FLAGS: u64 = MAP_ANONYMOUS | MAP_PRIVATE;
+        if protection != Protection::Write {
+            // So that it can be read here; the protection moves along.
+            self.protect(start, old_bytes, PROT_READ | PROT_WRITE, machine)?;
+        }
+        let moved = self
+            .map(0, new_bytes, PROT_READ | PROT_WRITE, FLAGS, machine)
+            .and_then(|moved| {
+                self.copy(start, moved, old_bytes, machine)?;
+                Ok(moved)
+            });
+        let prot = match protection {
+            Protection::Write => PROT_READ | PROT_WRITE,
+            Protection::Read => PROT_READ,
+            Protection::None => 0,
+        };
+        let Ok(moved) = moved else {
+            self.protect(start, old_bytes, prot, machine)?;
+            return moved;
+        };
         self.unmap(start, old_bytes, machine)?;
+        self.protect(moved, new_bytes, prot, machine)?;
         Ok(moved)
     }
 
@@ -326,6 +363,38 @@ impl Memory {
         Ok(())
     }
 
+    /// Whether the program has something everywhere in a range of whole pages.
+    fn is_mapped_range(&self, start: u64, end: u64) -> bool {
+        match is_sparse(start) {
+            true => self.sparse.mapped_until(start) >= end,
+            false => self.arena.contains(start, end - start) && self.arena.is_mapped(start, end),
+        }
+    }
+
+    /// `msync`: there is nothing behind memory that would have to be told.
+    pub fn synchronise(&self, start: u64, bytes: u64, flags: u64) -> SysResult {
+        const ASYNC: u64 = 1;
+        const INVALIDATE: u64 = 2;
+        const SYNC: u64 = 4;
+        if flags & !(ASYNC | INVALIDATE | SYNC) != 0 || flags & (ASYNC | SYNC) == ASYNC | SYNC {
+            return Err(Errno::EINVAL);
+        }
+        self.mapped_pages(start, bytes)?;
+        Ok(0)
+    }
+
+    /// How many pages a range has, all of which are mapped.
+    pub fn mapped_pages(&self, start: u64, bytes: u64) -> SysResult {
+        let (start, end) = match start.is_multiple_of(PAGE_BYTES) {
+            true => pages(start, bytes)?,
+            false => return Err(Errno::EINVAL),
+        };
+        match start == end || self.is_mapped_range(start, end) {
+            true => Ok((end - start) / PAGE_BYTES),
+            false => Err(Errno::ENOMEM),
+        }
+    }
+
     /// `madvise`: these have an effect that a program can see.
     pub fn advise(
         &mut self,
@@ -335,10 +404,13 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let (start, end) = pages(start, bytes).map_err(|_| Errno::EINVAL)?;
+        if !matches!(advice as u32, 0..=4 | 8 | 10..=25) {
+            return Err(Errno::EINVAL);
+        }
         if start >= end {
             return Ok(0);
         }
-        match advice {
+        match u64::from(advice as u32) {
             MADV_DONTNEED if is_sparse(start) => {
                 self.sparse.forget(start, end, &mut self.frames, machine);
             }
@@ -347,7 +419,11 @@ impl Memory {
             MADV_KEEPONFORK => self.wiped.remove(start, end)?,
             _ => {}
         }
-        Ok(0)
+        // As on Linux: what is there was advised all the same.
+        match self.is_mapped_range(start, end) {
+            true => Ok(0),
+            false => Err(Errno::ENOMEM),
+        }
     }
 
     /// The ranges that are to be zeroed when the snapshot goes on as another instance.

@@ -180,6 +180,12 @@ pub fn new_queue(limit: u64) -> Result<u8, Errno> {
 
 /// `pipe` and `pipe2`
 pub fn pipe(to: u64, flags: u64) -> SysResult {
+    // O_CLOEXEC, O_NONBLOCK; O_DIRECT's packets are not there.
+    const KNOWN: u64 = 0o2_004_000;
+    if flags as u32 as u64 & !KNOWN != 0 {
+        return Err(Errno::EINVAL);
+    }
+    user::slice_mut(to, 8)?;
     let queue = new_queue(PIPE_BYTES)?;
     let (from, into) = (
         Object::Stream {

@@ -21,9 +21,16 @@ const EPOLLET: u32 = 1 << 31;
 const ALWAYS: u32 = 0x018;
 /// Most descriptors that one epoll instance watches.
 const MAX_WATCHED: usize = 64;
+/// Most epoll instances that watch one another in a row.
+const MAX_NESTED: u32 = 5;
 
 /// What an object is ready for.
 fn ready(open: Open) -> u32 {
+    ready_within(open, 0)
+}
+
+/// The same for what is watched by `depth` epoll instances, one in the other.
+fn ready_within(open: Open, depth: u32) -> u32 {
     let when = |holds: bool, events: u32| if holds { events } else { 0 };
     match open.object {
         Object::Stream { from, to } => {
@@ -40,7 +47,7 @@ fn ready(open: Open) -> u32 {
         }
         Object::Socket(number) => sockets::ready(number),
         Object::Timer(number) => when(timers::is_readable(number), POLLIN),
-        Object::Event(count, _) => when(count > 0, POLLIN) | POLLOUT,
+        Object::Event(count, _) => when(count > 0, POLLIN) | when(count < u64::MAX - 1, POLLOUT),
         Object::Log => POLLOUT,
         Object::Stdin
         | Object::Null
@@ -50,6 +57,14 @@ fn ready(open: Open) -> u32 {
         | Object::Brought(_)
         | Object::Made(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
+        Object::Epoll(number) if depth < MAX_NESTED => {
+            let epoll = &state::epolls()[usize::from(number)];
+            let any = epoll
+                .watched
+                .iter()
+                .any(|watched| watched.object != u16::MAX && watched.found(depth + 1).is_some());
+            if any { POLLIN } else { 0 }
+        }
         Object::Epoll(_) | Object::Free => 0,
     }
 }
@@ -107,6 +122,8 @@ pub fn poll(array: u64, count: u64, timeout: Option<u64>) -> SysResult {
 /// `select` and `pselect6`: sets of up to 1024 descriptors.
 pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u64>) -> SysResult {
     type Set = [u64; 16];
+    let count = count as u32 as i32;
+    let count = u64::try_from(count).map_err(|_| Errno::EINVAL)?;
     let count = count.min(MAX_DESCRIPTORS as u64);
     let words = count.div_ceil(64);
     let load = |addr: u64| -> Result<Set, Errno> {
@@ -116,17 +133,17 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
         }
         Ok(set)
     };
-    let (wanted_read, wanted_write) = (load(read)?, load(write)?);
+    let (wanted_read, wanted_write, wanted_except) = (load(read)?, load(write)?, load(except)?);
     wait_until(timeout, || {
         let (mut can_read, mut can_write, mut found): (Set, Set, u64) = ([0; 16], [0; 16], 0);
         for descriptor in 0..count {
             let (word, bit) = ((descriptor / 64) as usize, 1 << (descriptor % 64));
-            let asked = (wanted_read[word] | wanted_write[word]) & bit != 0;
+            let asked = (wanted_read[word] | wanted_write[word] | wanted_except[word]) & bit != 0;
             if !asked {
                 continue;
             }
             let events = ready(state::files().get(descriptor)?);
-            if wanted_read[word] & bit != 0 && events & (POLLIN | POLLHUP) != 0 {
+            if wanted_read[word] & bit != 0 && events & (POLLIN | ALWAYS) != 0 {
                 can_read[word] |= bit;
                 found += 1;
             }
@@ -153,6 +170,37 @@ struct Watched {
     data: u64,
     /// The object's edges when it was last reported, for EPOLLET.
     reported: Option<u32>,
+}
+
+impl Watched {
+    /// What is to be reported of it now, and the edges that this is about.
+    fn found(&self, depth: u32) -> Option<(u32, u32)> {
+        let open = state::files().object(self.object);
+        let now = ready_within(open, depth) & (self.events | ALWAYS);
+        // One-shot, and shot.
+        let silent = self.events & !(EPOLLONESHOT | EPOLLET) == 0;
+        // Instances in instances have no edges of their own.
+        let has_edges = self.events & EPOLLET != 0 && !matches!(open.object, Object::Epoll(_));
+        let old_edge = has_edges && self.reported == Some(open.edges);
+        (now != 0 && !silent && !old_edge).then_some((now, open.edges))
+    }
+}
+
+/// Whether an epoll instance watches another, itself or through others.
+fn watches(epoll: u8, other: u8, depth: u32) -> bool {
+    let inner = |watched: &Watched| match watched.object {
+        u16::MAX => None,
+        object => match state::files().object(object).object {
+            Object::Epoll(number) => Some(number),
+            _ => None,
+        },
+    };
+    depth >= MAX_NESTED
+        || state::epolls()[usize::from(epoll)]
+            .watched
+            .iter()
+            .filter_map(inner)
+            .any(|inner| inner == other || watches(inner, other, depth + 1))
 }
 
 const UNWATCHED: Watched = Watched {
@@ -209,6 +257,11 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     const ADD: u64 = 1;
     const DELETE: u64 = 2;
     const MODIFY: u64 = 3;
+    let operation = operation as u32 as u64;
+    if operation != DELETE {
+        user::slice(event, 12)?;
+    }
+    let own = state::files().index(epoll)?;
     let object = state::files().index(descriptor)?;
     if matches!(
         state::files().object(object).object,
@@ -216,6 +269,18 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     ) {
         // As on Linux: a file is always ready.
         return Err(Errno::EPERM);
+    }
+    let Object::Epoll(number) = state::files().object(own).object else {
+        return Err(Errno::EINVAL);
+    };
+    if own == object {
+        return Err(Errno::EINVAL);
+    }
+    if operation == ADD
+        && let Object::Epoll(inner) = state::files().object(object).object
+        && watches(inner, number, 0)
+    {
+        return Err(Errno::ELOOP);
     }
     let epoll = instance(epoll)?;
     let known =
@@ -225,7 +290,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
         Ok(Watched {
             object,
             descriptor: descriptor as u32,
-            events: user::read::<u32>(event)?,
+            events: user::read::<u32>(event)? | ALWAYS,
             data: user::read::<u64>(event.wrapping_add(4))?,
             reported: None,
         })
@@ -250,6 +315,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
 /// `epoll_wait` and `epoll_pwait`
 pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> SysResult {
     let most = most as u32 as i32;
+    state::files().get(epoll)?;
     if most <= 0 {
         return Err(Errno::EINVAL);
     }
@@ -261,18 +327,19 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
             if watched.object == u16::MAX || found >= most as u64 {
                 continue;
             }
-            let open = state::files().object(watched.object);
-            let now = ready(open) & (watched.events | ALWAYS);
-            let old_edge = watched.events & EPOLLET != 0 && watched.reported == Some(open.edges);
-            if now == 0 || old_edge {
+            let Some((now, edges)) = watched.found(1) else {
                 continue;
-            }
-            watched.reported = Some(open.edges);
-            if watched.events & EPOLLONESHOT != 0 {
-                watched.events = EPOLLONESHOT;
-            }
-            // struct epoll_event is packed on x86-64: 12 bytes.
+            };
+            // struct epoll_event is packed on x86-64: 12 bytes. Nothing is taken to be reported that
+            // cannot be.
             let entry = events.wrapping_add(found * 12);
+            if let Err(error) = user::slice_mut(entry, 12) {
+                return if found > 0 { Ok(found) } else { Err(error) };
+            }
+            watched.reported = Some(edges);
+            if watched.events & EPOLLONESHOT != 0 {
+                watched.events &= EPOLLONESHOT | EPOLLET;
+            }
             user::write(entry, now)?;
             user::write(entry.wrapping_add(4), watched.data)?;
             found += 1;

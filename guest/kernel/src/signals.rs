@@ -151,7 +151,9 @@ impl Signals {
 
     /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once.
     fn post(&mut self, signal: u32, thread: Option<usize>) {
-        if self.is_ignored(signal) {
+        // As on Linux: what is blocked may be waited for.
+        let blocked = self.threads[thread.unwrap_or(0)].blocked & bit(signal) != 0;
+        if self.is_ignored(signal) && !blocked {
             return;
         }
         match thread {
@@ -166,21 +168,27 @@ impl Signals {
         if deliverable == 0 {
             return None;
         }
-        let signal = deliverable.trailing_zeros() + 1;
+        Some(self.take_of(deliverable, thread))
+    }
+
+    /// Takes the lowest of `signals`, one of which is pending: those of the thread come first, as on
+    /// Linux.
+    fn take_of(&mut self, signals: u64, thread: usize) -> (u32, i32) {
         let of = &mut self.threads[thread];
-        if of.pending & bit(signal) != 0 {
+        let own = of.pending & signals;
+        if own != 0 {
+            let signal = own.trailing_zeros() + 1;
             of.pending &= !bit(signal);
-            return Some((signal, SI_TKILL));
+            return (signal, SI_TKILL);
         }
+        let signal = (self.pending & signals).trailing_zeros() + 1;
         self.pending &= !bit(signal);
-        Some((
-            signal,
-            if signal == SIGALRM {
-                SI_KERNEL
-            } else {
-                SI_USER
-            },
-        ))
+        let code = if signal == SIGALRM {
+            SI_KERNEL
+        } else {
+            SI_USER
+        };
+        (signal, code)
     }
 
     /// Notes what a handler's run changes: masks, and the action itself. Gives the action, and the mask
@@ -402,8 +410,21 @@ pub fn post(signal: u32) {
     threads::interrupt_any();
 }
 
-/// `tkill`, and `tgkill` to the one process.
+/// `tgkill`
+pub fn kill_thread_of(process: u64, target: u64, signal: u64) -> SysResult {
+    match process as u32 as i32 {
+        ..=0 => Err(Errno::EINVAL),
+        1 => kill_thread(target, signal),
+        _ if (target as u32 as i32) <= 0 => Err(Errno::EINVAL),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// `tkill`
 pub fn kill_thread(target: u64, signal: u64) -> SysResult {
+    if (target as u32 as i32) <= 0 {
+        return Err(Errno::EINVAL);
+    }
     let thread = state::threads()
         .index_of(target as u32)
         .ok_or(Errno::ESRCH)?;
@@ -509,27 +530,31 @@ pub fn suspend(set: u64) -> SysResult {
 }
 
 /// `rt_sigpending`
-pub fn pending(to: u64) -> SysResult {
+pub fn pending(to: u64, mask_bytes: u64) -> SysResult {
+    if mask_bytes > MASK_BYTES {
+        return Err(Errno::EINVAL);
+    }
     let of = own();
     let pending = (of.pending | state::signals().pending) & of.blocked;
-    user::write(to, pending)?;
+    user::slice_mut(to, mask_bytes)?.copy_from_slice(&pending.to_le_bytes()[..mask_bytes as usize]);
     Ok(0)
 }
 
 /// `rt_sigtimedwait`
-pub fn wait_for(set: u64, info: u64, timeout: u64) -> SysResult {
-    let set = user::read::<u64>(set)?;
+pub fn wait_for(set: u64, info: u64, timeout: u64, mask_bytes: u64) -> SysResult {
+    if mask_bytes != MASK_BYTES {
+        return Err(Errno::EINVAL);
+    }
+    let set = user::read::<u64>(set)? & !ABSOLUTE;
     let deadline = time::timespec(timeout)?.map(|time| time::monotonic_ns().saturating_add(time));
     loop {
         let thread = state::threads().current();
         let signals = state::signals();
         let found = (signals.threads[thread].pending | signals.pending) & set;
         if found != 0 {
-            let signal = found.trailing_zeros() + 1;
-            signals.pending &= !bit(signal);
-            signals.threads[thread].pending &= !bit(signal);
+            let (signal, code) = signals.take_of(found, thread);
             if info != 0 {
-                frame::write_info(info, signal, SI_USER, 0)?;
+                frame::write_info(info, signal, code, 0)?;
             }
             return Ok(u64::from(signal));
         }
@@ -570,7 +595,7 @@ pub fn stack(new: u64, old: u64, rsp: u64) -> SysResult {
 
 fn set_stack(start: u64, flags: u32, bytes: u64) -> Result<(), Errno> {
     let of = own();
-    if flags & SS_DISABLE != 0 {
+    if flags == SS_DISABLE {
         (of.stack, of.stack_bytes) = (0, 0);
         return Ok(());
     }

@@ -102,10 +102,19 @@ fn open_datagrams(domain: u16, kind: u64) -> SysResult {
 }
 
 /// `socketpair`
-pub fn pair(domain: u64, kind: u64, to: u64) -> SysResult {
-    if domain != u64::from(AF_UNIX) {
-        return Err(Errno::EOPNOTSUPP);
+pub fn pair(domain: u64, kind: u64, protocol: u64, to: u64) -> SysResult {
+    // SOCK_CLOEXEC, SOCK_NONBLOCK
+    const FLAGS: u64 = 0o2_004_000;
+    if kind as u32 as u64 & !(FLAGS | KIND_MASK) != 0 {
+        return Err(Errno::EINVAL);
     }
+    match domain as u32 as u16 {
+        AF_UNIX if protocol as u32 > u32::from(AF_UNIX) => return Err(Errno::EPROTONOSUPPORT),
+        AF_UNIX => {}
+        AF_INET | AF_INET6 => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EAFNOSUPPORT),
+    }
+    user::slice_mut(to, 8)?;
     let (there, back) = new_queues()?;
     let end = |from, to| Socket {
         state: State::Stream { from, to },

@@ -42,6 +42,8 @@ pub struct Status {
     pub number: u64,
     /// Nanoseconds since 1970 UTC.
     pub modified_ns: u64,
+    /// Whether it has lost its path: no link leads to it.
+    pub is_removed: bool,
 }
 
 impl Status {
@@ -60,6 +62,7 @@ impl Status {
             size: 0,
             number: 1,
             modified_ns: 0,
+            is_removed: false,
         }
     }
 
@@ -133,7 +136,7 @@ pub fn stat(status: Status, to: u64) -> SysResult {
         to,
         Stat {
             ino: status.number,
-            nlink: 1,
+            nlink: u64::from(!status.is_removed),
             mode: status.mode(),
             size: status.size as i64,
             blksize: 4096,
@@ -158,7 +161,7 @@ pub fn statx(status: Status, to: u64) -> SysResult {
         mask: BASIC_STATS,
         blksize: 4096,
         attributes: 0,
-        nlink: 1,
+        nlink: u32::from(!status.is_removed),
         uid: 0,
         gid: 0,
         mode: status.mode() as u16,

@@ -12,6 +12,7 @@ use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epoll;
+use crate::process::Process;
 use crate::random::Random;
 use crate::signals::Signals;
 use crate::sockets::Server;
@@ -97,6 +98,8 @@ parts! {
     ready: bool = false;
     /// Bytes and parts of the CPU's extended state, once they are known.
     extended_state: (u64, u64) = (0, 0);
+    /// What the process has said of itself.
+    process: Process = Process::new();
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

@@ -9,7 +9,8 @@ use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
 use crate::memory::guest;
 use crate::sockets::{options, transfer};
 use crate::{
-    files, host, log, pipes, poll, signals, sockets, stat, state, threads, time, timers, user,
+    files, host, log, pipes, poll, process, signals, sockets, stat, state, threads, time, timers,
+    user,
 };
 
 /// Serves one system call; the answer is put into rax.
@@ -25,8 +26,6 @@ pub extern "C" fn handle(frame: &mut Registers) {
     signals::deliver(frame, (number != RT_SIGRETURN).then_some(number));
 }
 
-/// The one process, and its first thread.
-const PROCESS_ID: u64 = 1;
 /// The release of Linux that programs see.
 pub const RELEASE: &str = "6.1.0-holm";
 const MAP_ANONYMOUS: u64 = 0x20;
@@ -36,8 +35,16 @@ fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
-        0 => files::read(a, user::buffer_mut(b, c)?),
-        1 => told(files::write(a, user::buffer(b, c)?)),
+        0 => {
+            files::readable(a)?;
+            user::range(b, c)?;
+            files::read(a, user::buffer_mut(b, c)?)
+        }
+        1 => {
+            files::writable(a)?;
+            user::range(b, c)?;
+            told(files::write(a, user::buffer(b, c)?))
+        }
         2 => calls::open(AT_FDCWD, a, b, c),
         3 => files::close(a),
         4 => stat::stat(calls::status_at(AT_FDCWD, a, 0)?, b),
@@ -53,29 +60,47 @@ fn serve(frame: &Registers) -> SysResult {
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
         16 => files::ioctl(a, b, c),
-        17 => files::read_at(a, d, user::buffer_mut(b, c)?),
-        18 => files::write_at(a, d, user::buffer(b, c)?),
-        19 => vectors(b, c, |start, bytes, _| {
-            files::read(a, user::slice_mut(start, bytes)?)
+        17 => {
+            files::position(d)?;
+            files::readable(a)?;
+            user::range(b, c)?;
+            files::read_at(a, d, user::buffer_mut(b, c)?)
+        }
+        18 => {
+            files::position(d)?;
+            files::writable(a)?;
+            user::range(b, c)?;
+            files::write_at(a, d, user::buffer(b, c)?)
+        }
+        19 => files::readable(a).and_then(|()| {
+            vectors(b, c, |start, bytes, _| {
+                files::read(a, user::buffer_mut(start, bytes)?)
+            })
         }),
-        20 => told(vectors(b, c, |start, bytes, _| {
-            files::write(a, user::slice(start, bytes)?)
+        20 => told(files::writable(a).and_then(|()| {
+            vectors(b, c, |start, bytes, _| {
+                files::write(a, user::buffer(start, bytes)?)
+            })
         })),
         21 => calls::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
         23 => poll::select(a, b, c, d, time_value(e)?),
         24 => threads::yield_now(),
         25 => memory().remap(a, b, c, d, &mut guest()),
+        26 => memory().synchronise(a, b, c),
+        27 => resident(a, b, c),
         28 => memory().advise(a, b, c, &mut guest()),
         32 => files::duplicate(a),
-        33 | 292 => files::duplicate_to(a, b),
+        33 => files::duplicate_to(a, b),
+        292 => files::duplicate_to_other(a, b, c),
         34 => signals::suspend(0),
         35 => time::sleep(1, false, a, b),
+        36 if b == 0 => Err(Errno::EFAULT),
         36 => signals::set_timer(a, 0, b),
         37 => signals::alarm(a),
         38 => signals::set_timer(a, b, c),
-        39 | 110 | 111 => Ok(PROCESS_ID),
-        40 => files::copy(b, c, a, 0, d),
+        39 | 110 => Ok(process::PROCESS_ID),
+        40 => files::send_file(a, b, c, d),
         41 => sockets::socket(a, b, c),
         42 => sockets::connect(a, b, c),
         43 => sockets::accept(a, b, c, 0),
@@ -88,7 +113,7 @@ fn serve(frame: &Registers) -> SysResult {
         50 => sockets::listen(a, b),
         51 => sockets::name(a, b, c, false),
         52 => sockets::name(a, b, c, true),
-        53 => sockets::pair(a, b, d),
+        53 => sockets::pair(a, b, c, d),
         54 => options::set_option(a, b, c, d, e),
         55 => options::get_option(a, b, c, d, e),
         56 => match threads::clone(frame, a, b, c, d, e) {
@@ -100,7 +125,7 @@ fn serve(frame: &Registers) -> SysResult {
         200 => signals::kill_thread(a, b),
         63 => uname(a),
         72 => files::control(a, b, c),
-        73 => files::status(a).map(|_| 0),
+        73 => files::lock(a, b),
         74 | 75 => files::synchronise(a),
         76 => calls::truncate(a, b),
         77 => files::truncate(a, b),
@@ -124,31 +149,55 @@ fn serve(frame: &Registers) -> SysResult {
             a as u32 & 0o777,
         ))),
         96 => time::gettimeofday(a, b),
-        97 => resource_limit(a, b),
-        98 => {
-            user::slice_mut(b, 144)?.fill(0);
-            Ok(0)
-        }
+        97 if b == 0 => Err(Errno::EFAULT),
+        97 => process::limits(0, a, 0, b),
+        160 if b == 0 => Err(Errno::EFAULT),
+        160 => process::limits(0, a, b, 0),
+        98 => process::usage(a, b),
         99 => system_information(a),
+        100 => process::times(a),
+        61 => process::wait(a, c),
+        247 => process::wait_for(a, b, d),
         102 | 104 | 107 | 108 => Ok(0),
-        127 => signals::pending(a),
-        128 => signals::wait_for(a, b, c),
+        111 => process::group(0),
+        121 | 124 => process::group(a),
+        // The one process leads its group and its session already.
+        109 => process::group(a).map(|_| 0),
+        112 => Err(Errno::EPERM),
+        115 => process::groups(a),
+        118 | 120 => process::identities([a, b, c]),
+        125 => process::capabilities(a, b),
+        135 => process::personality(a),
+        140 => process::priority(a, b),
+        141 => process::set_priority(a, b, c),
+        142 => process::set_scheduling(a, 0, b),
+        143 => process::scheduling(a, b),
+        144 => process::set_scheduling(a, b, c),
+        145 => process::scheduler(a),
+        146 | 147 => process::priority_range(a, frame.rax == 146),
+        127 => signals::pending(a, b),
+        128 => signals::wait_for(a, b, c, d),
         130 => signals::suspend(a),
         131 => signals::stack(a, b, frame.rsp),
         132 | 235 => calls::set_attributes(AT_FDCWD, a, None),
         137 => calls::file_system(a, b),
         138 => calls::file_system_of(a, b),
-        157 => Ok(0),
+        157 => process::control(a, b, [c, d, e]),
         162 => Ok(0),
         158 => architecture(a, b),
         201 => time::time(a),
         186 => Ok(u64::from(state::threads().id())),
         202 => threads::futex(a, b, c, d, e, frame.r9),
-        204 => affinity(b, c),
-        213 | 291 => files::open_epoll(),
+        203 => process::set_affinity(a, b, c),
+        204 => process::affinity(a, b, c),
+        // The size that the older one is told means nothing.
+        213 if (a as i32) <= 0 => Err(Errno::EINVAL),
+        213 => files::open_epoll(0),
+        291 => files::open_epoll(a),
         217 => files::list(a, b, c),
         218 => Ok(state::threads().clear_at_end(a)),
-        221 => files::status(a).map(|_| 0),
+        187 => files::read_ahead(a),
+        221 => files::advise(a, d),
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
         230 => time::sleep(a, b & 1 != 0, c, d),
@@ -156,7 +205,7 @@ fn serve(frame: &Registers) -> SysResult {
         232 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
         281 => signals::masked(e, || poll::epoll_wait(a, b, c, poll::timeout_ms(d))),
         233 => poll::epoll_control(a, b, c, d),
-        234 => signals::kill_thread(b, c),
+        234 => signals::kill_thread_of(a, b, c),
         257 => calls::open(a, b, c, d),
         258 => calls::make_directory(a, b, c),
         260 => calls::set_attributes(a, b, None),
@@ -178,50 +227,48 @@ fn serve(frame: &Registers) -> SysResult {
             signals::masked(mask, || poll::select(a, b, c, d, time::timespec(e)?))
         }
         271 => signals::masked(d, || poll::poll(a, b, time::timespec(c)?)),
-        273 => Ok(0),
-        280 if b == 0 => files::set_attributes(a, None),
-        280 => calls::set_attributes(a, b, None),
+        273 => threads::robust_list(a, b),
+        274 => threads::robust_list_of(a, b, c),
+        280 => calls::set_times(a, b, c, d),
         285 => files::allocate(a, b, c, d),
         288 => sockets::accept(a, b, c, d),
         283 => timers::create(a, b),
         286 => timers::set(a, b, c, d),
         287 => timers::get(a, b),
-        284 | 290 => files::open_event(a, if frame.rax == 290 { b } else { 0 }),
-        293 => pipes::pipe(a, b),
-        295 => vectors(b, c, |start, bytes, done| {
-            files::read_at(a, d + done, user::slice_mut(start, bytes)?)
-        }),
-        296 => vectors(b, c, |start, bytes, done| {
-            files::write_at(a, d + done, user::slice(start, bytes)?)
-        }),
+        284 => files::open_event(a, 0),
+        290 => files::open_event(a, b),
         299 => transfer::receive_messages(a, b, c, d, e),
         307 => told_unless(d, transfer::send_messages(a, b, c, d)),
-        302 => {
-            if d != 0 {
-                resource_limit(b, d)?;
-            }
-            Ok(0)
+        293 => pipes::pipe(a, b),
+        295 => {
+            files::position(d)?;
+            files::readable(a)?;
+            vectors(b, c, |start, bytes, done| {
+                files::read_at(a, d.saturating_add(done), user::buffer_mut(start, bytes)?)
+            })
         }
-        309 => {
-            if a != 0 {
-                user::write(a, 0u32)?;
-            }
-            if b != 0 {
-                user::write(b, 0u32)?;
-            }
-            Ok(0)
+        296 => {
+            files::position(d)?;
+            files::writable(a)?;
+            vectors(b, c, |start, bytes, done| {
+                files::write_at(a, d.saturating_add(done), user::buffer(start, bytes)?)
+            })
         }
+        302 => process::limits(a, b, c, d),
+        309 => process::cpu(a, b),
         316 => calls::rename(a, b, c, d, e),
-        318 => {
-            state::random().fill(user::slice_mut(a, b)?);
-            Ok(b)
-        }
-        326 => files::copy(a, b, c, d, e),
+        318 => process::random(a, b, c),
+        319 => calls::open_memory(a, b),
+        324 => process::barrier(a, b),
+        326 => files::copy_range(a, b, c, d, e),
         332 => stat::statx(calls::status_at(a, b, c)?, e),
         436 => files::close_range(a, b),
         // glibc asks for restartable sequences at every start, and for the newer clone before the
         // older one; it does without both.
         334 | 435 => Err(Errno::ENOSYS),
+        // What a sandboxed Linux refuses too, and programs ask for to do without.
+        101 | 298 | 310 | 311 => Err(Errno::EPERM),
+        253 | 254 | 294 | 317 | 425..=427 | 449 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
 }
@@ -257,7 +304,6 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const NO_FORK: &str = "a function is one process; a server that forks for each connection can be \
                            run as under inetd, with `inetd = true` in [function]";
     Some(match number {
-        100 => ("times", "not supported"),
         222 => (
             "timer_create",
             "use setitimer, alarm or a thread that sleeps",
@@ -267,7 +313,6 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         57 => ("fork", NO_FORK),
         58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),
-        61 => ("wait4", ONE_PROCESS),
         322 => ("execveat", ONE_PROCESS),
         _ => return None,
     })
@@ -276,12 +321,25 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
 /// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
 /// short.
 fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
-    if count > 1024 {
+    const MAX_PARTS: u64 = 1024;
+    if count > MAX_PARTS {
         return Err(Errno::EINVAL);
+    }
+    let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
+    // All of them are looked at before the first is used, and all sizes before the places.
+    for at in 0..count {
+        let [_, bytes] = part(at)?;
+        if bytes > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+    }
+    for at in 0..count {
+        let [start, bytes] = part(at)?;
+        user::range(start, bytes)?;
     }
     let mut total = 0;
     for at in 0..count {
-        let [start, bytes] = user::read::<[u64; 2]>(array.wrapping_add(at * 16))?;
+        let [start, bytes] = part(at)?;
         if bytes == 0 {
             continue;
         }
@@ -305,6 +363,9 @@ fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
         return Ok(None);
     }
     let [seconds, us] = user::read::<[u64; 2]>(addr)?;
+    if seconds > i64::MAX as u64 || us > i64::MAX as u64 {
+        return Err(Errno::EINVAL);
+    }
     Ok(Some(
         seconds
             .saturating_mul(1_000_000_000)
@@ -346,29 +407,6 @@ fn uname(to: u64) -> SysResult {
     Ok(0)
 }
 
-fn resource_limit(resource: u64, to: u64) -> SysResult {
-    const STACK: u64 = 3;
-    const OPEN_FILES: u64 = 7;
-    const ADDRESS_SPACE: u64 = 9;
-    let limit = match resource {
-        STACK => thread_stack_bytes(),
-        OPEN_FILES => files::MAX_DESCRIPTORS as u64,
-        ADDRESS_SPACE => state::memory().total_bytes(),
-        0..=15 => u64::MAX,
-        _ => return Err(Errno::EINVAL),
-    };
-    user::write(to, [limit, limit])?;
-    Ok(0)
-}
-
-/// The limit that libcs take as the size of a thread's stack. Address space is memory here, so it is
-/// far below the first thread's own stack: a 64th of the memory.
-fn thread_stack_bytes() -> u64 {
-    const LEAST: u64 = 128 << 10;
-    let memory = state::memory().total_bytes();
-    (memory / 64).clamp(LEAST, host::boot().stack_bytes().max(LEAST))
-}
-
 /// `sysinfo`
 fn system_information(to: u64) -> SysResult {
     let room = user::slice_mut(to, 112)?;
@@ -389,6 +427,7 @@ fn architecture(operation: u64, value: u64) -> SysResult {
     const ARCH_SET_GS: u64 = 0x1001;
     const ARCH_SET_FS: u64 = 0x1002;
     const ARCH_GET_FS: u64 = 0x1003;
+    const ARCH_GET_GS: u64 = 0x1004;
     const NON_CANONICAL_FROM: u64 = 1 << 47;
     match operation {
         ARCH_SET_FS | ARCH_SET_GS if value >= NON_CANONICAL_FROM => Err(Errno::EPERM),
@@ -401,15 +440,19 @@ fn architecture(operation: u64, value: u64) -> SysResult {
             Ok(0)
         }
         ARCH_GET_FS => zero(value, host::fs_base()),
+        ARCH_GET_GS => zero(value, host::gs_base()),
         _ => Err(Errno::EINVAL),
     }
 }
 
-/// `sched_getaffinity`: one CPU.
-fn affinity(bytes: u64, to: u64) -> SysResult {
-    if bytes < 8 {
-        return Err(Errno::EINVAL);
+/// `mincore`: what is mapped is in memory.
+fn resident(start: u64, bytes: u64, to: u64) -> SysResult {
+    let pages = state::memory().mapped_pages(start, bytes);
+    if pages != Err(Errno::EINVAL) {
+        user::range(start, bytes).map_err(|_| Errno::ENOMEM)?;
+        user::range(to, bytes.div_ceil(holm_hostcall::PAGE_BYTES))?;
     }
-    user::write(to, 1u64)?;
-    Ok(8)
+    let pages = pages?;
+    user::slice_mut(to, pages)?.fill(1);
+    Ok(0)
 }

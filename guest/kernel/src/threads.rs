@@ -11,6 +11,8 @@
 //! ```
 //! A thread goes on until it waits or yields; there is no preemption.
 
+mod futex;
+
 use core::arch::{asm, global_asm};
 
 use holm_hostcall::{PAGE_BYTES, Registers};
@@ -18,6 +20,7 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
 use crate::{host, signals, state, time, timers, user};
+pub use futex::{futex, robust_list, robust_list_of};
 
 /// Most threads at a time.
 pub const MAX_THREADS: usize = 256;
@@ -58,6 +61,8 @@ struct Thread {
     clear_at_end: u64,
     /// By a futex call, and not by its deadline.
     woken: bool,
+    /// The list of locks to be given up for it when it ends.
+    robust: u64,
 }
 
 const FREE: Thread = Thread {
@@ -70,6 +75,7 @@ const FREE: Thread = Thread {
     gs_base: 0,
     clear_at_end: 0,
     woken: false,
+    robust: 0,
 };
 
 /// All threads.
@@ -508,6 +514,7 @@ pub fn clone(
             0
         },
         woken: false,
+        robust: 0,
     };
     threads.end = threads.end.max(at + 1);
     threads.count += 1;
@@ -557,6 +564,8 @@ pub fn exit(status: u64) -> ! {
         end(status);
     }
     threads.bury();
+    futex::give_up_locks();
+    let threads = state::threads();
     let current = threads.current;
     let word = threads.all[current].clear_at_end;
     if word != 0 && user::write(word, 0u32).is_ok() {
@@ -575,74 +584,4 @@ pub fn exit(status: u64) -> ! {
 pub fn end(status: u64) -> ! {
     state::server().end();
     host::exit(status & 0xff)
-}
-
-/// `futex`
-pub fn futex(
-    word: u64,
-    operation: u64,
-    value: u64,
-    timeout: u64,
-    second: u64,
-    third: u64,
-) -> SysResult {
-    const WAIT: u64 = 0;
-    const WAKE: u64 = 1;
-    const REQUEUE: u64 = 3;
-    const CMP_REQUEUE: u64 = 4;
-    const WAIT_BITSET: u64 = 9;
-    const WAKE_BITSET: u64 = 10;
-    const CLOCK_REALTIME: u64 = 256;
-    let threads = state::threads();
-    match operation & 0x7f {
-        WAKE => Ok(threads.wake(word, value, u32::MAX)),
-        WAKE_BITSET => Ok(threads.wake(word, value, third as u32)),
-        requeue @ (REQUEUE | CMP_REQUEUE) => {
-            if requeue == CMP_REQUEUE && user::read::<u32>(word)? != third as u32 {
-                return Err(Errno::EAGAIN);
-            }
-            // The number to move is in the place of the timeout.
-            let woken = threads.wake(word, value, u32::MAX);
-            Ok(woken + threads.requeue(word, second, timeout))
-        }
-        wait @ (WAIT | WAIT_BITSET) => {
-            if user::read::<u32>(word)? != value as u32 {
-                return Err(Errno::EAGAIN);
-            }
-            let now = time::monotonic_ns();
-            let deadline = match (time::timespec(timeout)?, wait) {
-                (None, _) => u64::MAX,
-                (Some(time), WAIT) => now.saturating_add(time),
-                (Some(time), _) if operation & CLOCK_REALTIME != 0 => {
-                    now.saturating_add(time.saturating_sub(time::realtime_ns()))
-                }
-                (Some(time), _) => time,
-            };
-            let bits = if wait == WAIT { u32::MAX } else { third as u32 };
-            if bits == 0 {
-                return Err(Errno::EINVAL);
-            }
-            let sleeper = &mut threads.all[threads.current];
-            sleeper.doing = Doing::Sleeping {
-                word,
-                bits,
-                deadline,
-            };
-            sleeper.woken = false;
-            let current = threads.current;
-            if !state::signals().interrupts(current) {
-                give_way();
-            } else {
-                sleeper.doing = Doing::Ready;
-            }
-            let woken = state::threads().all[current].woken;
-            match state::signals().interrupts(current) {
-                _ if woken => Ok(0),
-                true if deadline == u64::MAX => Err(Errno::RESTART),
-                true => Err(Errno::EINTR),
-                false => Err(Errno::ETIMEDOUT),
-            }
-        }
-        _ => Err(Errno::ENOSYS),
-    }
 }

@@ -23,6 +23,12 @@ pub fn monotonic_ns() -> u64 {
     monotonic.wrapping_add(elapsed)
 }
 
+/// What the program is taken to have used of the CPU: the guest does not know when its vCPU was away,
+/// so this is the time since the last restore.
+pub fn used_ns() -> u64 {
+    since_base().0
+}
+
 /// A C `struct timespec` as nanoseconds; `None` for a null pointer.
 pub fn timespec(addr: u64) -> Result<Option<u64>, Errno> {
     if addr == 0 {
@@ -40,14 +46,13 @@ pub fn timespec(addr: u64) -> Result<Option<u64>, Errno> {
 }
 
 fn read_clock(clock: u64) -> Result<u64, Errno> {
-    match clock {
+    match clock as u32 {
         // CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI
         0 | 5 | 11 => Ok(realtime_ns()),
         // CLOCK_MONOTONIC, MONOTONIC_RAW, MONOTONIC_COARSE, BOOTTIME
         1 | 4 | 6 | 7 => Ok(monotonic_ns()),
-        // CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID: the guest does not know when its vCPU was
-        // away, so this is the time since the last restore.
-        2 | 3 => Ok(since_base().0),
+        // CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID
+        2 | 3 => Ok(used_ns()),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -92,6 +97,13 @@ pub fn time(to: u64) -> SysResult {
 /// `nanosleep` and `clock_nanosleep`; `absolute` is TIMER_ABSTIME. What is left after a signal goes to
 /// `rest`.
 pub fn sleep(clock: u64, absolute: bool, addr: u64, rest: u64) -> SysResult {
+    match clock as u32 {
+        // CLOCK_REALTIME, MONOTONIC, PROCESS_CPUTIME_ID, BOOTTIME, TAI
+        0..=2 | 7 | 11 => {}
+        // Those that only ever show something.
+        4..=6 => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::EINVAL),
+    }
     let time = timespec(addr)?.ok_or(Errno::EFAULT)?;
     let until = match absolute {
         true => monotonic_ns().saturating_add(time.saturating_sub(read_clock(clock)?)),

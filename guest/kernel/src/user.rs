@@ -85,6 +85,26 @@ pub fn write<T: Plain>(addr: u64, value: T) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Whether a range can be a program's at all, mapped or not.
+pub fn range(addr: u64, bytes: u64) -> Result<(), Errno> {
+    const END: u64 = (1 << 47) - 4096;
+    match addr.checked_add(bytes) {
+        Some(end) if end <= END => Ok(()),
+        _ => Err(Errno::EFAULT),
+    }
+}
+
+/// A text up to its zero byte, or the first `most` bytes of a longer one.
+pub fn text(addr: u64, most: u64) -> Result<&'static [u8], Errno> {
+    let there = access(addr, most, false, false)?;
+    let bytes = slice(addr, there)?;
+    match bytes.iter().position(|byte| *byte == 0) {
+        Some(end) => Ok(&bytes[..end]),
+        None if there == most => Ok(bytes),
+        None => Err(Errno::EFAULT),
+    }
+}
+
 /// A text that ends with a zero byte, at most 4096 bytes.
 pub fn path(addr: u64) -> Result<&'static [u8], Errno> {
     const MOST: u64 = 4096;

@@ -58,7 +58,20 @@ pub(crate) fn compile(name: &str, compiler: &str, output: &Path) {
         "there is no test guest {}",
         source.display()
     );
-    if is_newer(output, &[&source, &sources().join("guest.h")]) {
+    // Headers of a guest that is more than one file lie in a folder of its name.
+    let headers: Vec<PathBuf> = fs::read_dir(sources().join(name))
+        .map(|entries| {
+            entries
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .collect()
+        })
+        .unwrap_or_default();
+    let shared = sources().join("guest.h");
+    let inputs: Vec<&Path> = [source.as_path(), shared.as_path()]
+        .into_iter()
+        .chain(headers.iter().map(PathBuf::as_path))
+        .collect();
+    if is_newer(output, &inputs) {
         return;
     }
     let made = beside(output);

@@ -9,12 +9,12 @@ use holm_hostcall::tree;
 
 use super::artifact;
 use super::builtin::{self, Entry};
-use super::paths::{Path, Way, below};
+use super::paths::{MAX_PATH_BYTES, Path, below};
 use super::temporary::{self, Kind};
 use super::{O_ACCESS, Object, Open};
 use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Status};
-use crate::{state, user};
+use crate::{state, time, user};
 
 /// The working directory in place of a directory's descriptor.
 pub const AT_FDCWD: u64 = -100i32 as u64;
@@ -23,6 +23,7 @@ const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 pub const AT_REMOVEDIR: u64 = 0x200;
 const AT_EMPTY_PATH: u64 = 0x1000;
 const O_CREAT: u64 = 0o100;
+const O_PATH: u64 = 0o10_000_000;
 const O_EXCL: u64 = 0o200;
 const O_TRUNC: u64 = 0o1000;
 const O_DIRECTORY: u64 = 0o200_000;
@@ -49,61 +50,119 @@ enum Found {
     Descriptor(u64),
 }
 
-/// The absolute path that a call means, gone name by name as Linux does: what is on the way has to be there
-/// and be a directory. Links are followed, the last one only if `follow`.
-fn resolve(directory: u64, path: u64, follow: bool) -> Result<Path, Errno> {
+/// Whether a link at the end of a path is followed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    /// It stands for what it leads to.
+    Always,
+    /// Only if a slash comes behind it.
+    BeforeSlash,
+    /// It is about the name itself, which is made, moved or removed.
+    Never,
+}
+
+impl Follow {
+    fn unless(stays: bool) -> Self {
+        match stays {
+            true => Follow::BeforeSlash,
+            false => Follow::Always,
+        }
+    }
+}
+
+/// The absolute path that a call means; links on the way are followed.
+fn resolve(directory: u64, path: u64, follow: Follow) -> Result<Path, Errno> {
     resolve_text(directory, user::path(path)?, follow)
 }
 
 /// The same, of a path that is not where the program's pointer points.
-fn resolve_text(directory: u64, text: &[u8], follow: bool) -> Result<Path, Errno> {
+fn resolve_text(directory: u64, text: &[u8], follow: Follow) -> Result<Path, Errno> {
     if text.is_empty() {
         return Err(Errno::ENOENT);
     }
-    let mut at = match directory as u32 {
+    let base = match directory as u32 {
         _ if text.first() == Some(&b'/') => Path::ROOT,
         at if at == AT_FDCWD as u32 => *state::working_directory(),
         _ => directory_of(directory)?,
     };
-    at.is_directory = true;
-    let mut way = Way::new(text)?;
+    walk(base, text, follow)
+}
+
+/// Goes from `here` along `text`, name by name, as links and `..` want it.
+fn walk(mut here: Path, text: &[u8], follow: Follow) -> Result<Path, Errno> {
+    // What is still to be gone, at the end of a buffer that links grow into from its end.
+    let mut rest = [0; 2 * MAX_PATH_BYTES];
+    let mut from = put_before(&mut rest, 2 * MAX_PATH_BYTES, text)?;
     let mut links = 0;
-    while let Some(step) = way.step() {
-        let name = way.name(step);
-        let mut there = at;
-        there.push(name)?;
-        if name == b"." || name == b".." {
-            at = there;
+    (here.is_directory, here.is_dots) = (true, false);
+    loop {
+        let slashes = rest[from..]
+            .iter()
+            .take_while(|byte| **byte == b'/')
+            .count();
+        from += slashes;
+        if from == rest.len() {
+            return Ok(here);
+        }
+        let bytes = rest[from..]
+            .iter()
+            .take_while(|byte| **byte != b'/')
+            .count();
+        if !is_directory(here.as_bytes()) {
+            return Err(match find(&here) {
+                Ok(_) => Errno::ENOTDIR,
+                Err(error) => error,
+            });
+        }
+        let name = &rest[from..from + bytes];
+        let behind = &rest[from + bytes..];
+        let is_last = behind.iter().all(|byte| *byte == b'/');
+        let stays = match follow {
+            Follow::Always => false,
+            Follow::BeforeSlash => behind.is_empty(),
+            Follow::Never => true,
+        };
+        let before = here;
+        here.push(name)?;
+        here.is_dots = matches!(name, b"." | b"..");
+        here.is_up = name == b"..";
+        here.is_directory = here.is_dots || !behind.is_empty();
+        from += bytes;
+        if here.is_dots || (is_last && stays) {
             continue;
         }
-        let link = link_at(there.as_bytes()).filter(|_| !step.is_last || step.has_slash || follow);
-        if let Some(to) = link {
+        if let Some(target) = link_at(here.as_bytes()) {
             links += 1;
             if links > MAX_LINKS {
                 return Err(Errno::ELOOP);
             }
-            if to.first() == Some(&b'/') {
-                at = Path::ROOT;
-            }
-            way.put_before(to)?;
-            continue;
+            from = put_before(&mut rest, from, target)?;
+            here = if target.first() == Some(&b'/') {
+                Path::ROOT
+            } else {
+                before
+            };
         }
-        there.is_directory = step.has_slash;
-        if !step.is_last && !is_directory(there.as_bytes()) {
-            // What is there, is no directory.
-            return Err(find(&there).err().unwrap_or(Errno::ENOTDIR));
-        }
-        at = there;
     }
-    Ok(at)
 }
 
-/// Where the link at a path leads, if it is one.
+/// Puts `text` into `rest` so that it ends at `end`, and gives where it begins.
+fn put_before(rest: &mut [u8], end: usize, text: &[u8]) -> Result<usize, Errno> {
+    let start = end.checked_sub(text.len()).ok_or(Errno::ENAMETOOLONG)?;
+    rest[start..end].copy_from_slice(text);
+    Ok(start)
+}
+
+/// Where the link at a path leads, if there is one.
 fn link_at(path: &[u8]) -> Option<&'static [u8]> {
-    match builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
-        Some(Entry::Link(to)) => Some(to.as_bytes()),
-        _ => (state::temporary().link_at(path)).or_else(|| artifact::link_at(path)),
+    if let Some(Entry::Link(to)) = builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
+        return Some(to.as_bytes());
     }
+    let Some(number) = state::temporary().find(path) else {
+        return artifact::link_at(path);
+    };
+    let node = state::temporary().node(number);
+    (node.kind == Kind::Link).then(|| node.content())
 }
 
 fn directory_of(descriptor: u64) -> Result<Path, Errno> {
@@ -151,7 +210,7 @@ fn find(path: &Path) -> Result<Found, Errno> {
             Entry::Link(to) => Ok(Found::Link(to.as_bytes())),
             _ => Ok(Found::Entry(entry)),
         },
-        None => Err(Errno::ENOENT),
+        None => Err(missing(path)),
     }
 }
 
@@ -167,11 +226,23 @@ fn is_in_tmp(path: &Path) -> bool {
     bytes == temporary::ROOT || below(bytes, temporary::ROOT).is_some()
 }
 
+/// Why nothing is at a path.
+fn missing(path: &Path) -> Errno {
+    let parent = path.parent();
+    let is_file = state::temporary().find(parent).is_some()
+        || artifact::find(parent).is_some()
+        || builtin::find(parent).is_some();
+    match is_file && !is_directory(parent) {
+        true => Errno::ENOTDIR,
+        false => Errno::ENOENT,
+    }
+}
+
 /// Where a new file may be: in a directory of /tmp.
 fn room_for(path: &Path) -> Result<(), Errno> {
+    let is_there = is_directory(path.parent());
     match below(path.as_bytes(), temporary::ROOT) {
-        // The working directory may have been removed.
-        _ if !is_directory(path.parent()) => Err(Errno::ENOENT),
+        _ if !is_there => Err(missing(path)),
         None => Err(Errno::EROFS),
         Some(_) => Ok(()),
     }
@@ -179,22 +250,38 @@ fn room_for(path: &Path) -> Result<(), Errno> {
 
 /// `open` and `openat`
 pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    let flags = match flags & O_PATH {
+        0 => u64::from(flags as u32),
+        // Nothing else is heeded.
+        _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW),
+    };
     if flags & O_TMPFILE == O_TMPFILE {
         return Err(Errno::EOPNOTSUPP);
     }
+    if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY {
+        return Err(Errno::EINVAL);
+    }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
-    let text = user::path(path)?;
-    let names_directory = text.ends_with(b"/") && !text.ends_with(b"./");
-    let path = resolve(directory, path, flags & O_NOFOLLOW == 0 && !new)?;
-    let writes = flags & O_ACCESS != 0;
+    let follow = match new {
+        true => Follow::Never,
+        false => Follow::unless(flags & O_NOFOLLOW != 0),
+    };
+    let path = resolve(directory, path, follow)?;
+    if flags & O_CREAT != 0 && path.is_directory && !path.is_dots {
+        return Err(match is_directory(path.parent()) {
+            true => Errno::EISDIR,
+            false => missing(&path),
+        });
+    }
+    let writes = flags & O_ACCESS != 0 || flags & O_TRUNC != 0;
     match find(&path) {
-        Ok(_) if flags & O_CREAT != 0 && names_directory => Err(Errno::EISDIR),
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
         Ok(Found::Directory) => open_directory(path, flags),
         Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
         Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
         Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
+        Ok(Found::Node(number)) if flags & O_PATH != 0 => open_node(number, flags),
         Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
         Ok(Found::Link(_)) => Err(Errno::ELOOP),
         Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
@@ -209,7 +296,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
                 Kind::Socket => return Err(Errno::ENXIO),
                 Kind::File | Kind::Directory => {}
             }
-            if flags & O_TRUNC != 0 && writes {
+            if flags & O_TRUNC != 0 {
                 state::temporary().node(number).resize(0)?;
             }
             open_node(number, flags)
@@ -219,7 +306,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             if path.is_directory {
                 return Err(Errno::EISDIR);
             }
-            let mode = mode as u32 & 0o777 & !*state::file_mask();
+            let mode = mode as u32 & 0o7777 & !*state::file_mask();
             let number = state::temporary().make(path.as_bytes(), Kind::File, mode)?;
             open_node(number, flags)
         }
@@ -229,7 +316,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
 
 /// Makes the file by which a local socket is found; one object stands for it then.
 pub fn make_socket(text: &[u8]) -> Result<u16, Errno> {
-    let path = resolve_text(AT_FDCWD, text, false)?;
+    let path = resolve_text(AT_FDCWD, text, Follow::Never)?;
     match find(&path) {
         Ok(_) => return Err(Errno::EADDRINUSE),
         Err(Errno::ENOENT) => room_for(&path)?,
@@ -243,7 +330,7 @@ pub fn make_socket(text: &[u8]) -> Result<u16, Errno> {
 
 /// The file of a local socket.
 pub fn find_socket(text: &[u8]) -> Result<u16, Errno> {
-    match find(&resolve_text(AT_FDCWD, text, true)?)? {
+    match find(&resolve_text(AT_FDCWD, text, Follow::Always)?)? {
         Found::Node(number) if state::temporary().node(number).kind == Kind::Socket => Ok(number),
         _ => Err(Errno::ECONNREFUSED),
     }
@@ -264,6 +351,25 @@ fn open_directory(path: Path, flags: u64) -> SysResult {
     Ok(descriptor)
 }
 
+/// `memfd_create`: a file of /tmp that never had a path.
+pub fn open_memory(name: u64, flags: u64) -> SysResult {
+    const MAX_NAME_BYTES: u64 = 249;
+    // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC
+    const KNOWN: u64 = 0x1 | 0x2 | 0x8 | 0x10;
+    const O_RDWR: u64 = 2;
+    if flags as u32 as u64 & !KNOWN != 0
+        || user::text(name, MAX_NAME_BYTES + 1)?.len() as u64 > MAX_NAME_BYTES
+    {
+        return Err(Errno::EINVAL);
+    }
+    let number = state::temporary().make(b"", Kind::File, 0o777)?;
+    let descriptor = open_node(number, O_RDWR);
+    if descriptor.is_err() {
+        state::temporary().remove(number);
+    }
+    descriptor
+}
+
 /// What `stat` says of a file of /tmp.
 pub(super) fn status_of_node(number: u16) -> Status {
     let node = state::temporary().node(number);
@@ -274,6 +380,7 @@ pub(super) fn status_of_node(number: u16) -> Status {
         // Beside those of the built-in entries.
         number: 10_000 + u64::from(number),
         modified_ns: node.modified_ns,
+        is_removed: node.is_removed(),
     }
 }
 
@@ -347,16 +454,28 @@ fn directory_status(path: &[u8]) -> Status {
 
 /// For `stat` and its kin: with AT_EMPTY_PATH and an empty path it is about the descriptor.
 pub fn status_at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno> {
+    // AT_NO_AUTOMOUNT, and how fresh statx wants it
+    const ELSE: u64 = 0x800 | 0x6000;
+    if flags as u32 as u64 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | ELSE) != 0 {
+        return Err(Errno::EINVAL);
+    }
     let empty = flags & AT_EMPTY_PATH != 0 && (path == 0 || user::path(path)?.is_empty());
+    if empty && directory as u32 == AT_FDCWD as u32 {
+        return status(state::working_directory());
+    }
     if empty {
         return super::status(directory);
     }
-    status(&resolve(directory, path, flags & AT_SYMLINK_NOFOLLOW == 0)?)
+    status(&resolve(
+        directory,
+        path,
+        Follow::unless(flags & AT_SYMLINK_NOFOLLOW != 0),
+    )?)
 }
 
 /// `statfs`
 pub fn file_system(path: u64, to: u64) -> SysResult {
-    let path = resolve(AT_FDCWD, path, true)?;
+    let path = resolve(AT_FDCWD, path, Follow::Always)?;
     find(&path)?;
     tell_file_system(is_in_tmp(&path), to)
 }
@@ -391,19 +510,27 @@ pub fn link_status(path: u64) -> Result<Status, Errno> {
 pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     const X_OK: u64 = 1;
     const W_OK: u64 = 2;
-    let path = resolve(directory, path, true)?;
+    if mode as u32 > 7 {
+        return Err(Errno::EINVAL);
+    }
+    let path = resolve(directory, path, Follow::Always)?;
     let status = status(&path)?;
-    let writable = is_in_tmp(&path) || status.kind == stat::Kind::Device;
+    let in_tmp = is_in_tmp(&path) || path.as_bytes() == temporary::ROOT;
+    let writable = in_tmp || status.kind == stat::Kind::Device;
+    let executable = status.kind == stat::Kind::Directory || status.mode & 0o111 != 0;
     match mode {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
-        mode if mode & X_OK != 0 && status.mode & 0o111 == 0 => Err(Errno::EACCES),
+        mode if mode & X_OK != 0 && !executable => Err(Errno::EACCES),
         _ => Ok(0),
     }
 }
 
 /// `readlink` and `readlinkat`
 pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
-    let target = match find(&resolve(directory, path, false)?)? {
+    if bytes as u32 as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let target = match find(&resolve(directory, path, Follow::BeforeSlash)?)? {
         Found::Link(target) => target,
         Found::Node(number) if state::temporary().node(number).kind == Kind::Link => {
             state::temporary().node(number).content()
@@ -411,18 +538,17 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
         Found::Descriptor(_) => b"anon_inode:[holm]",
         _ => return Err(Errno::EINVAL),
     };
-    if bytes as i64 <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    let bytes = bytes.min(target.len() as u64);
+    let bytes = u64::from(bytes as u32).min(target.len() as u64);
     user::slice_mut(to, bytes)?.copy_from_slice(&target[..bytes as usize]);
     Ok(bytes)
 }
 
 /// The path of a call that makes something new.
 fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
-    let path = resolve(directory, path, false)?;
-    if find(&path).is_ok() {
+    let path = resolve(directory, path, Follow::Never)?;
+    // A file with a slash behind its name is there too.
+    let is_there = state::temporary().find(path.as_bytes()).is_some();
+    if is_there || find(&path).is_ok() {
         return Err(Errno::EEXIST);
     }
     room_for(&path)?;
@@ -432,7 +558,7 @@ fn new_path(directory: u64, path: u64) -> Result<Path, Errno> {
 /// `mkdir` and `mkdirat`
 pub fn make_directory(directory: u64, path: u64, mode: u64) -> SysResult {
     let path = new_path(directory, path)?;
-    let mode = mode as u32 & 0o777 & !*state::file_mask();
+    let mode = mode as u32 & 0o1777 & !*state::file_mask();
     state::temporary().make(path.as_bytes(), Kind::Directory, mode)?;
     Ok(0)
 }
@@ -444,6 +570,9 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
         return Err(Errno::ENOENT);
     }
     let path = new_path(directory, path)?;
+    if path.is_directory {
+        return Err(Errno::ENOENT);
+    }
     let number = state::temporary().make(path.as_bytes(), Kind::Link, 0o777)?;
     state::temporary().node(number).write(0, target)?;
     Ok(0)
@@ -451,11 +580,22 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
 
 /// `unlink`, `rmdir` and `unlinkat`
 pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
-    let path = resolve(directory, path, false)?;
+    let path = resolve(directory, path, Follow::Never)?;
+    if flags as u32 as u64 & !AT_REMOVEDIR != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let wants_directory = flags & AT_REMOVEDIR != 0;
+    if path.is_dots || path.as_bytes() == b"/" {
+        return Err(match (wants_directory, path.as_bytes()) {
+            (false, _) => Errno::EISDIR,
+            (true, b"/") => Errno::EBUSY,
+            (true, _) if path.is_up => Errno::ENOTEMPTY,
+            (true, _) => Errno::EINVAL,
+        });
+    }
     if is_directory(path.parent()) && !is_in_tmp(&path) {
         return Err(Errno::EROFS);
     }
-    let wants_directory = flags & AT_REMOVEDIR != 0;
     let is_directory = matches!(find(&path)?, Found::Directory);
     match (is_directory, wants_directory) {
         (true, false) => return Err(Errno::EISDIR),
@@ -477,18 +617,42 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     if flags & !NOREPLACE != 0 {
         return Err(Errno::EINVAL);
     }
-    let from = resolve(from_at, from, false)?;
-    let to = resolve(to_at, to, false)?;
+    let from = resolve(from_at, from, Follow::Never)?;
+    let to = resolve(to_at, to, Follow::Never)?;
+    if from.is_dots || to.is_dots {
+        let taken = !from.is_dots && flags & NOREPLACE != 0;
+        return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
+    }
     if is_in_tmp(&from) != is_in_tmp(&to) {
         return Err(Errno::EXDEV);
     }
-    let moves_directory = matches!(find(&from)?, Found::Directory);
+    let source = find(&from);
+    if source.is_err() && flags & NOREPLACE != 0 && find(&to).is_ok() {
+        let is_there = state::temporary().find(from.as_bytes()).is_some();
+        return Err(if is_there {
+            Errno::EEXIST
+        } else {
+            missing(&from)
+        });
+    }
+    let moves_directory = matches!(source?, Found::Directory);
+    let is_taken = flags & NOREPLACE != 0 && state::temporary().find(to.as_bytes()).is_some();
+    if !moves_directory && to.is_directory && !is_taken {
+        return Err(Errno::ENOTDIR);
+    }
+    if flags & NOREPLACE == 0 && below(from.as_bytes(), to.as_bytes()).is_some() {
+        return Err(Errno::ENOTEMPTY);
+    }
     if state::temporary().find(from.as_bytes()).is_none() {
         return Err(Errno::EROFS);
     }
     room_for(&to)?;
     if below(to.as_bytes(), from.as_bytes()).is_some() {
-        return Err(Errno::EINVAL);
+        return Err(if is_taken {
+            Errno::EEXIST
+        } else {
+            Errno::EINVAL
+        });
     }
     match (find(&to), moves_directory) {
         (Ok(_), _) if flags & NOREPLACE != 0 => return Err(Errno::EEXIST),
@@ -503,7 +667,13 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
                 state::temporary().remove(number);
             }
         }
+        (Err(Errno::ENOENT), false) if to.is_directory => return Err(Errno::ENOTDIR),
         (Err(Errno::ENOENT), _) => {}
+        (Err(Errno::ENOTDIR), _)
+            if flags & NOREPLACE != 0 && state::temporary().find(to.as_bytes()).is_some() =>
+        {
+            return Err(Errno::EEXIST);
+        }
         (Err(error), _) => return Err(error),
     }
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
@@ -515,7 +685,7 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
     if size > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    match find(&resolve(AT_FDCWD, path, true)?)? {
+    match find(&resolve(AT_FDCWD, path, Follow::Always)?)? {
         Found::Node(number) => state::temporary().node(number).resize(size).map(|()| 0),
         Found::Directory => Err(Errno::EISDIR),
         _ => Err(Errno::EROFS),
@@ -524,7 +694,7 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
 
 /// `chmod`, `chown`, `utimensat` and their kin: the mode is remembered; nothing is ever heeded.
 pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult {
-    let path = resolve(directory, path, true)?;
+    let path = resolve(directory, path, Follow::Always)?;
     let found = find(&path)?;
     let Some(number) = state::temporary().find(path.as_bytes()) else {
         return match found {
@@ -538,9 +708,67 @@ pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult
     Ok(0)
 }
 
+/// `utimensat`: the time of the last change is remembered. Without a path it is about the descriptor.
+pub fn set_times(directory: u64, path: u64, times: u64, flags: u64) -> SysResult {
+    const NOW: u64 = 0x3fff_ffff;
+    const OMIT: u64 = 0x3fff_fffe;
+    // Told only when the file is known to be there.
+    let mut wrong = false;
+    let modified = match times {
+        0 => Some(time::realtime_ns()),
+        times => {
+            let [_, accessed_ns] = user::read::<[u64; 2]>(times)?;
+            let [modified, modified_ns] = user::read::<[u64; 2]>(times.wrapping_add(16))?;
+            wrong = [accessed_ns, modified_ns]
+                .iter()
+                .any(|ns| *ns >= 1_000_000_000 && !matches!(*ns, NOW | OMIT));
+            if accessed_ns == OMIT && modified_ns == OMIT {
+                return Ok(0);
+            }
+            match modified_ns {
+                NOW => Some(time::realtime_ns()),
+                OMIT => None,
+                ns => Some(modified.saturating_mul(1_000_000_000).saturating_add(ns)),
+            }
+        }
+    };
+    if flags as u32 as u64 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let number = if path == 0 {
+        if directory as u32 == AT_FDCWD as u32 {
+            return Err(Errno::EFAULT);
+        }
+        match state::files().get(directory)?.object {
+            Object::File(number) => Some(number),
+            Object::Made(_) => return Err(Errno::EROFS),
+            _ => None,
+        }
+    } else {
+        let path = resolve(
+            directory,
+            path,
+            Follow::unless(flags & AT_SYMLINK_NOFOLLOW != 0),
+        )?;
+        find(&path)?;
+        let number = state::temporary().find(path.as_bytes());
+        if number.is_none() && path.as_bytes() != temporary::ROOT {
+            return Err(Errno::EROFS);
+        }
+        number
+    };
+    if wrong {
+        return Err(Errno::EINVAL);
+    }
+    if let (Some(number), Some(modified)) = (number, modified) {
+        state::temporary().node(number).modified_ns = modified;
+    }
+    Ok(0)
+}
+
 /// `chdir`
 pub fn change_directory(path: u64) -> SysResult {
-    let path = resolve(AT_FDCWD, path, true)?;
+    let path = resolve(AT_FDCWD, path, Follow::Always)?;
     match find(&path)? {
         Found::Directory => {
             *state::working_directory() = path;
@@ -561,11 +789,7 @@ pub fn working_directory(to: u64, bytes: u64) -> SysResult {
     let path = state::working_directory().as_bytes();
     let needed = path.len() as u64 + 1;
     if bytes < needed {
-        return Err(if bytes == 0 {
-            Errno::EINVAL
-        } else {
-            Errno::ERANGE
-        });
+        return Err(Errno::ERANGE);
     }
     let room = user::slice_mut(to, needed)?;
     room[..path.len()].copy_from_slice(path);
@@ -577,6 +801,10 @@ pub fn working_directory(to: u64, bytes: u64) -> SysResult {
 pub(super) fn list(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResult {
     let directory = state::open_directories()[usize::from(number)].1;
     let path = directory.as_bytes();
+    if !is_directory(path) {
+        // It was removed while it was open.
+        return Err(Errno::ENOENT);
+    }
     let mut listing = Listing {
         to,
         room: bytes,

@@ -15,6 +15,10 @@ pub struct Path {
     used: usize,
     /// It was written with a slash at its end, so it has to be a directory.
     pub is_directory: bool,
+    /// Its last name was `.` or `..`, by which nothing can be made or removed.
+    pub is_dots: bool,
+    /// It was `..`.
+    pub is_up: bool,
 }
 
 impl Path {
@@ -23,6 +27,8 @@ impl Path {
         bytes: [b'/'; MAX_PATH_BYTES],
         used: 1,
         is_directory: true,
+        is_dots: false,
+        is_up: false,
     };
 
     /// The bytes.
@@ -40,6 +46,7 @@ impl Path {
             path.push(name)?;
         }
         path.is_directory = matches!(from, [.., b'/'] | [.., b'/', b'.'] | b"." | b"..");
+        path.is_dots = false;
         Ok(path)
     }
 
@@ -81,71 +88,6 @@ pub fn parent(path: &[u8]) -> &[u8] {
     }
 }
 
-/// Most bytes of a path that has yet to be gone.
-const MAX_WAY_BYTES: usize = 4096;
-
-/// A path that is being gone, name by name. What a link leads to is put before the rest of it.
-pub struct Way {
-    bytes: [u8; MAX_WAY_BYTES],
-    /// What is left is at the end.
-    start: usize,
-}
-
-/// A name on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    start: usize,
-    end: usize,
-    /// No other name follows.
-    pub is_last: bool,
-    /// A slash follows.
-    pub has_slash: bool,
-}
-
-impl Way {
-    /// The whole of `text`.
-    pub fn new(text: &[u8]) -> Result<Way, Errno> {
-        let mut way = Way {
-            bytes: [0; MAX_WAY_BYTES],
-            start: MAX_WAY_BYTES,
-        };
-        way.put_before(text)?;
-        Ok(way)
-    }
-
-    /// Puts `text`, which ends where the rest begins, before it.
-    pub fn put_before(&mut self, text: &[u8]) -> Result<(), Errno> {
-        let start = self.start.checked_sub(text.len());
-        let start = start.ok_or(Errno::ENAMETOOLONG)?;
-        self.bytes[start..self.start].copy_from_slice(text);
-        self.start = start;
-        Ok(())
-    }
-
-    /// The next name.
-    pub fn step(&mut self) -> Option<Step> {
-        let is_slash = |byte: &u8| *byte == b'/';
-        let rest = &self.bytes[self.start..];
-        let start = self.start + rest.iter().position(|byte| !is_slash(byte))?;
-        let rest = &self.bytes[start..];
-        let end = start + rest.iter().position(is_slash).unwrap_or(rest.len());
-        // The slash stays, so that what a link leads to can be put before it.
-        self.start = end;
-        let rest = &self.bytes[end..];
-        Some(Step {
-            start,
-            end,
-            is_last: rest.iter().all(is_slash),
-            has_slash: !rest.is_empty(),
-        })
-    }
-
-    /// The bytes of a name, until something is put before the rest.
-    pub fn name(&self, step: Step) -> &[u8] {
-        &self.bytes[step.start..step.end]
-    }
-}
-
 /// The part of `path` below `directory`, if it lies there: `b/c` of `/a/b/c` in `/a`.
 pub fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
     let rest = match directory {
@@ -158,25 +100,6 @@ pub fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_way_is_gone_name_by_name_and_a_link_comes_before_the_rest() {
-        let mut way = Way::new(b"//a/link//b/").unwrap();
-        let step = way.step().unwrap();
-        assert_eq!((way.name(step), step.is_last), (&b"a"[..], false));
-        let step = way.step().unwrap();
-        assert_eq!((way.name(step), step.is_last), (&b"link"[..], false));
-        way.put_before(b"x/y").unwrap();
-        for (name, last, slash) in [(b"x", false, true), (b"y", false, true), (b"b", true, true)] {
-            let step = way.step().unwrap();
-            assert_eq!(way.name(step), name);
-            assert_eq!((step.is_last, step.has_slash), (last, slash));
-        }
-        assert_eq!(way.step(), None);
-        assert!(Way::new(&[b'x'; 4097]).is_err() && way.put_before(&[b'x'; 4096]).is_err());
-        let step = Way::new(b"end").unwrap().step().unwrap();
-        assert!(step.is_last && !step.has_slash);
-    }
 
     #[test]
     fn every_way_to_write_a_path_gives_the_same() {

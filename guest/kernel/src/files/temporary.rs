@@ -96,8 +96,6 @@ pub struct Temporary {
     nodes: [Node; MAX_NODES],
     /// No node at this place or behind it.
     end: usize,
-    /// Whether there ever was a link.
-    has_links: bool,
 }
 
 impl Node {
@@ -123,6 +121,11 @@ impl Node {
         self.data.bytes(self.size)
     }
 
+    /// Whether it is there only for those who have it open.
+    pub fn is_removed(&self) -> bool {
+        self.path_bytes == 0
+    }
+
     /// Reads from `at` on.
     pub fn read(&self, at: u64, to: &mut [u8]) -> u64 {
         let content = self.content();
@@ -136,6 +139,9 @@ impl Node {
 
     /// Writes at `at`; what lies between the end and there is zero.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<u64, Errno> {
+        if from.is_empty() {
+            return Ok(0);
+        }
         let end = at.checked_add(from.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.size {
             self.resize(end)?;
@@ -189,7 +195,6 @@ impl Temporary {
         Temporary {
             nodes: [UNUSED; MAX_NODES],
             end: 0,
-            has_links: false,
         }
     }
 
@@ -211,15 +216,6 @@ impl Temporary {
         self.all()
             .find(|(_, node)| usize::from(node.path_bytes) == path.len() && node.path() == path)
             .map(|(number, _)| number)
-    }
-
-    /// Where the link at a path leads, if it is one.
-    pub fn link_at(&self, path: &[u8]) -> Option<&'static [u8]> {
-        if !self.has_links {
-            return None;
-        }
-        let node = &self.nodes[usize::from(self.find(path)?)];
-        (node.kind == Kind::Link).then(|| node.content())
     }
 
     /// Whether a directory is there: /tmp itself, or one that was made.
@@ -246,7 +242,6 @@ impl Temporary {
             return Err(error);
         }
         self.end = self.end.max(place + 1);
-        self.has_links |= kind == Kind::Link;
         Ok(place as u16)
     }
 

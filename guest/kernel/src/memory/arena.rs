@@ -311,7 +311,13 @@ impl Arena {
     }
 
     /// Whether there is memory everywhere in a range: segments, `brk`, the stack, or mappings.
-    fn is_mapped(&self, start: u64, end: u64) -> bool {
+    pub(super) fn is_mapped(&self, start: u64, end: u64) -> bool {
+        self.mapped_until(start, end) >= end
+    }
+
+    /// Up to where, and at most to `end`, there is memory from `start` on.
+    pub(super) fn mapped_until(&self, start: u64, end: u64) -> u64 {
+        let end = end.min(self.end);
         let mut at = start;
         let floor = page_up(self.brk).unwrap_or(self.top);
         if at < floor {
@@ -322,7 +328,10 @@ impl Arena {
                 at = mapping.end.min(end);
             }
         }
-        at >= end || at >= self.top
+        match at >= self.top {
+            true => end,
+            false => at,
+        }
     }
 
     /// `mprotect`
@@ -363,12 +372,13 @@ impl Arena {
         let at = self.all().partition_point(|mapping| mapping.end <= start);
         let ceiling = self.all().get(at + 1).map_or(self.top, |next| next.start);
         let mapping = self.mappings[at];
-        let can = mapping.end == end && mapping.protection == Protection::Write && grown <= ceiling;
+        let can = mapping.end == end && grown <= ceiling;
         if can {
             self.zero_used(end, grown, machine);
             self.mappings[at].end = grown;
         }
-        can
+        can && (mapping.protection == Protection::Write
+            || self.set_protection(end, grown, mapping.protection, machine))
     }
 
     /// Whether one mapping of the program's holds the whole range, and its protection.
@@ -379,17 +389,20 @@ impl Arena {
         holds.then_some(mapping.protection)
     }
 
-    /// MADV_DONTNEED: makes what the program may write of a range zero.
+    /// MADV_DONTNEED: makes what the program has mapped of a range zero.
     pub(super) fn forget(&mut self, start: u64, end: u64, machine: &mut impl Machine) {
-        let writable = |mapping: &&Mapping| {
-            mapping.start < end
-                && start < mapping.end
-                && mapping.protection == Protection::Write
-                && !mapping.frames
-        };
-        for mapping in self.all().iter().filter(writable) {
+        let inside =
+            |mapping: &&Mapping| mapping.start < end && start < mapping.end && !mapping.frames;
+        for mapping in self.all().iter().filter(inside) {
             let (from, to) = (mapping.start.max(start), mapping.end.min(end));
+            let closed = mapping.protection != Protection::Write;
+            if closed {
+                self.set_protection(from, to, Protection::Write, machine);
+            }
             machine.zero(from, to - from);
+            if closed {
+                self.set_protection(from, to, mapping.protection, machine);
+            }
         }
     }
 }

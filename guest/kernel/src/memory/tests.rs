@@ -3,12 +3,16 @@
 
 use std::boxed::Box;
 use std::collections::{HashMap, HashSet};
+use std::vec::Vec;
 
 use holm_hostcall::{
     BootPage, PAGE_BYTES, PROGRAM_ADDR, TABLE_REACH_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS,
 };
 
 use super::*;
+
+/// Anonymous, and the program's own, as nearly every mapping is.
+const MAP_ANONYMOUS: u64 = super::MAP_ANONYMOUS | super::MAP_PRIVATE;
 
 const MEMORY_BYTES: u64 = 8 << 20;
 const STACK_BYTES: u64 = 128 << 10;
@@ -219,13 +223,20 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                     let prot = [0, PROT_READ, PROT_READ | PROT_WRITE][random(3) as usize];
                     let all_mapped =
                         page_range(start, bytes).all(|page| model.mapped.contains_key(&page));
-                    let done = memory.protect(start, bytes, prot, &mut machine).is_ok();
+                    let answer = memory.protect(start, bytes, prot, &mut machine);
+                    let done = answer.is_ok();
                     // Beyond the mappings is the stack, which can be protected too.
                     assert!(
                         all_mapped || !done || !sparse::is_sparse(start),
                         "seed {seed}"
                     );
-                    for page in page_range(start, bytes).filter(|_| done) {
+                    // What lies before a hole is changed all the same.
+                    let mut whole = true;
+                    let changed = page_range(start, bytes).filter(|page| {
+                        whole &= model.mapped.contains_key(page);
+                        done || (answer == Err(Errno::ENOMEM) && whole)
+                    });
+                    for page in changed.collect::<Vec<_>>() {
                         if let Some(known) = model.mapped.get_mut(&page) {
                             *known = protection(prot).unwrap();
                         }

@@ -122,17 +122,22 @@ pub(super) fn write_info(to: u64, signal: u32, code: i32, addr: u64) -> Result<(
 fn extended_state() -> (u64, u64) {
     let known = state::extended_state();
     if known.0 == 0 {
-        let leaf = core::arch::x86_64::__cpuid_count(0xD, 0);
+        let bytes = core::arch::x86_64::__cpuid_count(0xD, 0).ebx;
         // SAFETY: the host has set CR4.OSXSAVE.
         let enabled = unsafe {
             let (low, high): (u32, u32);
             asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
             u64::from(low) | u64::from(high) << 32
         };
-        // PVM leaves the host's XCR0 in force, which may have parts that the guest is not to use and for
-        // which there is no room in what CPUID says.
-        let supported = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
-        *known = (u64::from(leaf.ebx), enabled & supported);
+        // XSAVE looks at the memory of every part that it is asked for, so only what lies within the
+        // bytes is: a hypervisor may hide a part whose bit it leaves in XCR0.
+        let fits = |part: u32| {
+            let leaf = core::arch::x86_64::__cpuid_count(0xD, part);
+            leaf.eax != 0 && leaf.eax.saturating_add(leaf.ebx) <= bytes
+        };
+        let wide = (2..63).filter(|part| enabled >> part & 1 != 0 && fits(*part));
+        let parts = wide.fold(enabled & LEGACY_STATE, |parts, part| parts | 1 << part);
+        *known = (u64::from(bytes), parts);
     }
     *known
 }

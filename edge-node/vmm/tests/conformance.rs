@@ -1,0 +1,153 @@
+//! The same random system calls on the host's Linux and in a guest, answer by answer.
+//!
+//! `tests/guests/conformance.c` makes the calls; each area of them leaves out, at the top of its file,
+//! what is different on purpose. What differs beyond that and the table here fails the test, which
+//! prints the seed, the area and the first line that differs.
+//!
+//! `HOLM_CONFORMANCE_SEEDS` says how many seeds to try instead of the usual few, and
+//! `HOLM_CONFORMANCE_SEED` which one alone.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::Function;
+use holm_test_support::{musl_guest, patience, require_kvm};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const AREAS: [&str; 7] = [
+    "memory", "files", "waits", "signals", "times", "futexes", "process",
+];
+/// Calls for one seed of one area.
+const STEPS: u64 = 200;
+/// Seeds in a usual run.
+const SEEDS: u64 = 24;
+/// Lines that are shown before one that differs.
+const SHOWN_BEFORE: usize = 5;
+
+/// Calls whose answer is another one on purpose: how the line goes on after its number, what Linux
+/// answers, what the guest answers, and why.
+const DELIBERATE: [(&str, &str, &str, &str); 12] = [
+    ("getdents64(", "= ENOENT", "= 0", OPEN_DIRECTORY),
+    ("fstat(", "mode=40000", "mode=100", OPEN_DIRECTORY),
+    ("readv(", "= 0", "= EFAULT", BUFFER_FIRST),
+    ("preadv(", "= 0", "= EFAULT", BUFFER_FIRST),
+    ("preadv(", "= EISDIR", "= EFAULT", BUFFER_FIRST),
+    ("read(", "= 0", "= EFAULT", BUFFER_FIRST),
+    ("pread(", "= 0", "= EFAULT", BUFFER_FIRST),
+    ("read(", "= EAGAIN", "= EFAULT", BUFFER_FIRST),
+    ("read(", "= EISDIR", "= EFAULT", BUFFER_FIRST),
+    ("read(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
+    ("write(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
+    ("write(", "= EPIPE", "= EFAULT", BUFFER_FIRST),
+];
+const OPEN_DIRECTORY: &str =
+    "an open directory is known by its path, at which there may be something else by now";
+const BUFFER_FIRST: &str =
+    "a buffer is checked before it is known whether there is anything for it";
+
+fn is_deliberate(host: &str, guest: &str) -> bool {
+    let call = |line: &str| line.split_once(' ').map(|(_, call)| call.to_owned());
+    DELIBERATE.iter().any(|(start, linux, ours, _)| {
+        let says = |line: &str, what: &str| {
+            call(line).is_some_and(|call| call.starts_with(start)) && line.contains(what)
+        };
+        says(host, linux) && says(guest, ours)
+    })
+}
+
+/// What the program says when it is a process of the host.
+fn on_the_host(program: &Path, area: &str, seed: u64) -> String {
+    let output = Command::new(program)
+        .args([area, &seed.to_string(), &STEPS.to_string()])
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{area} with seed {seed} on the host: {}; {}\n{text}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// The first difference, told so that it can be looked into.
+fn difference(host: &str, guest: &str) -> Option<String> {
+    let (host, guest): (Vec<&str>, Vec<&str>) = (host.lines().collect(), guest.lines().collect());
+    let end = "(nothing more)";
+    for at in 0..host.len().max(guest.len()) {
+        let here = host.get(at).copied().unwrap_or(end);
+        let there = guest.get(at).copied().unwrap_or(end);
+        if here != there && !is_deliberate(here, there) {
+            let before = host[at.saturating_sub(SHOWN_BEFORE).min(host.len())..at.min(host.len())]
+                .join("\n        ");
+            return Some(format!("        {before}\n  host: {here}\n guest: {there}"));
+        }
+    }
+    None
+}
+
+/// Whether a mount namespace can be had, in which the host's side has a /tmp of its own.
+fn is_root() -> bool {
+    // SAFETY: it has no preconditions and touches no memory.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}"))
+    })
+}
+
+#[test]
+fn kvm_random_system_calls_are_answered_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    if !is_root() {
+        println!("skipped: the host's side of this needs root, for a /tmp of its own");
+        return;
+    }
+    let Some(program) = musl_guest("conformance") else {
+        return;
+    };
+    // An emulated machine does a few only.
+    let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
+    let usual = if slow { 3 } else { SEEDS };
+    let seeds = number("HOLM_CONFORMANCE_SEEDS").unwrap_or(usual);
+    let first = number("HOLM_CONFORMANCE_SEED");
+    let from = first.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        now.as_secs() % 1_000_000 * 1000
+    });
+    let seeds = if first.is_some() {
+        from..from + 1
+    } else {
+        from..from + seeds
+    };
+    println!("seeds {} to {}", seeds.start, seeds.end - 1);
+    let mut guest = Function::new(&program);
+    let mut found = Vec::new();
+    for seed in seeds {
+        for area in AREAS {
+            let host = on_the_host(&program, area, seed);
+            let outcome = guest.fresh("GET", &format!("/{area}/{seed}/{STEPS}"), b"");
+            let difference = match outcome.result {
+                Ok(response) => difference(&host, &String::from_utf8_lossy(&response.body)),
+                Err(failure) => Some(format!(" guest: {failure}\n{}", outcome.log)),
+            };
+            if let Some(difference) = difference {
+                found.push(format!("{area} with seed {seed}:\n{difference}"));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "{} differences; HOLM_CONFORMANCE_SEED=N tries one seed again\n{}",
+        found.len(),
+        found.join("\n")
+    );
+}

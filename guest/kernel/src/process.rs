@@ -1,0 +1,427 @@
+//! The one process, as calls about processes see it: whose it is, how it is scheduled, how much
+//! of everything it may have, and that it has no children.
+
+use crate::errno::{Errno, SysResult};
+use crate::{files, host, state, time, user};
+
+/// The one process, and its first thread.
+pub const PROCESS_ID: u64 = 1;
+/// Most limits that there are numbers for (`RLIM_NLIMITS`).
+const LIMITS: usize = 16;
+const UNLIMITED: u64 = u64::MAX;
+/// A thread's name, with the zero at its end.
+const NAME_BYTES: usize = 16;
+
+/// What a program has set and can ask for again.
+pub struct Process {
+    /// Soft and hard limits that the program set, where it did.
+    limits: [Option<[u64; 2]>; LIMITS],
+    name: [u8; NAME_BYTES],
+    nice: i32,
+    keeps_capabilities: bool,
+    dumpable: bool,
+    /// Which expedited `membarrier` calls it has registered for.
+    barriers: u64,
+    no_new_privileges: bool,
+}
+
+impl Process {
+    /// As at the start of a program.
+    pub const fn new() -> Self {
+        Process {
+            limits: [None; LIMITS],
+            name: *b"function\0\0\0\0\0\0\0\0",
+            nice: 0,
+            keeps_capabilities: false,
+            dumpable: true,
+            barriers: 0,
+            no_new_privileges: false,
+        }
+    }
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Process::new()
+    }
+}
+
+/// Whether `id` means this process or one of its threads; 0 is the caller.
+fn is_here(id: u64) -> Result<(), Errno> {
+    let id = id as u32;
+    match id == 0 || state::threads().index_of(id).is_some() {
+        true => Ok(()),
+        false => Err(Errno::ESRCH),
+    }
+}
+
+/// The same where a negative number is a mistake instead of nobody.
+fn is_scheduled(id: u64) -> Result<(), Errno> {
+    match (id as i32) < 0 {
+        true => Err(Errno::EINVAL),
+        false => is_here(id),
+    }
+}
+
+/// `getpgid` and `getsid`: one group, one session.
+pub fn group(id: u64) -> SysResult {
+    is_here(id)?;
+    Ok(PROCESS_ID)
+}
+
+/// `wait4`: there are no children, and there never will be.
+pub fn wait(id: u64, options: u64) -> SysResult {
+    // WNOHANG, WUNTRACED, WCONTINUED, __WNOTHREAD, __WALL, __WCLONE
+    const KNOWN: u64 = 0xe000_000b;
+    match (options as u32 as u64 & !KNOWN, id as u32 as i32) {
+        (0, i32::MIN) => Err(Errno::ESRCH),
+        (0, _) => Err(Errno::ECHILD),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `waitid`: the same.
+pub fn wait_for(kind: u64, id: u64, options: u64) -> SysResult {
+    const PID: u64 = 1;
+    const PIDFD: u64 = 3;
+    // WEXITED, WSTOPPED and WCONTINUED, one of which is needed, and what may come with them.
+    const WANTED: u64 = 0xe;
+    const KNOWN: u64 = 0xe100_000f;
+    let options = options as u32 as u64;
+    let id = id as u32 as i32;
+    match kind {
+        _ if options & !KNOWN != 0 || options & WANTED == 0 => Err(Errno::EINVAL),
+        PID if id <= 0 => Err(Errno::EINVAL),
+        PIDFD => Err(Errno::EBADF),
+        0..=2 => Err(Errno::ECHILD),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `getrlimit`: what the program set, or what holds.
+fn limit(resource: u64) -> Result<[u64; 2], Errno> {
+    const STACK: u64 = 3;
+    const OPEN_FILES: u64 = 7;
+    const ADDRESS_SPACE: u64 = 9;
+    let place = resource as u32 as usize;
+    let set = state::process().limits.get(place).ok_or(Errno::EINVAL)?;
+    let holds = match u64::from(resource as u32) {
+        STACK => thread_stack_bytes(),
+        OPEN_FILES => files::MAX_DESCRIPTORS as u64,
+        ADDRESS_SPACE => state::memory().total_bytes(),
+        _ => UNLIMITED,
+    };
+    Ok(set.unwrap_or([holds, holds]))
+}
+
+/// `prlimit64`, `getrlimit` and `setrlimit`. What is set is remembered; what holds is the function's
+/// configuration, and no call raises that.
+pub fn limits(id: u64, resource: u64, new: u64, old: u64) -> SysResult {
+    const OPEN_FILES: u64 = 7;
+    let place = resource as u32 as usize;
+    if place >= LIMITS {
+        return Err(Errno::EINVAL);
+    }
+    let set = match new {
+        0 => None,
+        new => Some(user::read::<[u64; 2]>(new)?),
+    };
+    is_here(id)?;
+    let before = limit(resource)?;
+    if let Some([soft, hard]) = set {
+        if soft > hard {
+            return Err(Errno::EINVAL);
+        }
+        if u64::from(resource as u32) == OPEN_FILES && hard > files::MAX_DESCRIPTORS as u64 {
+            return Err(Errno::EPERM);
+        }
+        state::process().limits[place] = Some([soft, hard]);
+    }
+    if old != 0 {
+        user::write(old, before)?;
+    }
+    Ok(0)
+}
+
+/// The limit that libcs take as the size of a thread's stack. Address space is memory here, so it is
+/// far below the first thread's own stack: a 64th of the memory.
+fn thread_stack_bytes() -> u64 {
+    const LEAST: u64 = 128 << 10;
+    let memory = state::memory().total_bytes();
+    (memory / 64).clamp(LEAST, host::boot().stack_bytes().max(LEAST))
+}
+
+/// `getrusage`: the time since the last restore as time of the program's; nothing else is counted.
+pub fn usage(who: u64, to: u64) -> SysResult {
+    const SELF: i32 = 0;
+    const CHILDREN: i32 = -1;
+    const THREAD: i32 = 1;
+    let used = match who as u32 as i32 {
+        SELF | THREAD => time::used_ns() / 1000,
+        CHILDREN => 0,
+        _ => return Err(Errno::EINVAL),
+    };
+    let room = user::slice_mut(to, 144)?;
+    room.fill(0);
+    room[..8].copy_from_slice(&(used / 1_000_000).to_le_bytes());
+    room[8..16].copy_from_slice(&(used % 1_000_000).to_le_bytes());
+    Ok(0)
+}
+
+/// `times`: in hundredths of a second.
+pub fn times(to: u64) -> SysResult {
+    const NS_PER_TICK: u64 = 10_000_000;
+    if to != 0 {
+        user::write(to, [time::used_ns() / NS_PER_TICK, 0])?;
+        user::write(to.wrapping_add(16), [0u64, 0])?;
+    }
+    Ok(time::monotonic_ns() / NS_PER_TICK)
+}
+
+/// `prctl`: what a process says about itself and asks of a kernel that has nothing else to do.
+pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
+    const SET_PDEATHSIG: u64 = 1;
+    const GET_PDEATHSIG: u64 = 2;
+    const GET_DUMPABLE: u64 = 3;
+    const SET_DUMPABLE: u64 = 4;
+    const GET_KEEPCAPS: u64 = 7;
+    const SET_KEEPCAPS: u64 = 8;
+    const SET_NAME: u64 = 15;
+    const GET_NAME: u64 = 16;
+    const SET_TIMERSLACK: u64 = 29;
+    const GET_TIMERSLACK: u64 = 30;
+    const SET_NO_NEW_PRIVS: u64 = 38;
+    const GET_NO_NEW_PRIVS: u64 = 39;
+    const SET_THP_DISABLE: u64 = 41;
+    const SET_VMA: u64 = 0x5356_4d41;
+    const TIMER_SLACK_NS: u64 = 50_000;
+    let process = state::process();
+    match operation as u32 as u64 {
+        // The parent never dies.
+        SET_PDEATHSIG if argument <= 64 => Ok(0),
+        GET_PDEATHSIG => {
+            user::write(argument, 0u32)?;
+            Ok(0)
+        }
+        GET_DUMPABLE => Ok(u64::from(process.dumpable)),
+        SET_DUMPABLE if argument <= 1 => {
+            process.dumpable = argument == 1;
+            Ok(0)
+        }
+        GET_KEEPCAPS => Ok(u64::from(process.keeps_capabilities)),
+        SET_KEEPCAPS if argument <= 1 => {
+            process.keeps_capabilities = argument == 1;
+            Ok(0)
+        }
+        SET_NAME => {
+            let given = user::text(argument, NAME_BYTES as u64 - 1)?;
+            process.name = [0; NAME_BYTES];
+            process.name[..given.len()].copy_from_slice(given);
+            Ok(0)
+        }
+        GET_NAME => {
+            user::write(argument, process.name)?;
+            Ok(0)
+        }
+        SET_TIMERSLACK | SET_THP_DISABLE => Ok(0),
+        GET_TIMERSLACK => Ok(TIMER_SLACK_NS),
+        SET_NO_NEW_PRIVS if argument == 1 && rest == [0; 3] => {
+            process.no_new_privileges = true;
+            Ok(0)
+        }
+        GET_NO_NEW_PRIVS if argument == 0 && rest == [0; 3] => {
+            Ok(u64::from(process.no_new_privileges))
+        }
+        // Names of mappings, which nothing here shows: as from a kernel without them.
+        SET_VMA => Err(Errno::EINVAL),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `getpriority`: 20 less the niceness.
+pub fn priority(which: u64, who: u64) -> SysResult {
+    is_one_to_nice(which, who)?;
+    Ok((20 - state::process().nice) as u64)
+}
+
+/// `setpriority`: remembered. There is nobody to be nice to.
+pub fn set_priority(which: u64, who: u64, nice: u64) -> SysResult {
+    is_one_to_nice(which, who)?;
+    state::process().nice = (nice as u32 as i32).clamp(-20, 19);
+    Ok(0)
+}
+
+fn is_one_to_nice(which: u64, who: u64) -> Result<(), Errno> {
+    const PROCESS: u64 = 0;
+    const GROUP: u64 = 1;
+    const USER: u64 = 2;
+    match which {
+        PROCESS => is_here(who),
+        GROUP if who <= PROCESS_ID => Ok(()),
+        USER if who == 0 => Ok(()),
+        GROUP | USER => Err(Errno::ESRCH),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `sched_get_priority_max` and, if not `most`, `sched_get_priority_min`.
+pub fn priority_range(policy: u64, most: bool) -> SysResult {
+    match (policy as u32, most) {
+        // SCHED_FIFO, SCHED_RR
+        (1 | 2, true) => Ok(99),
+        (1 | 2, false) => Ok(1),
+        // SCHED_OTHER, BATCH, IDLE, DEADLINE
+        (0 | 3 | 5 | 6, _) => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `sched_getscheduler`: SCHED_OTHER.
+pub fn scheduler(id: u64) -> SysResult {
+    is_scheduled(id)?;
+    Ok(0)
+}
+
+/// `sched_getparam`: no priority.
+pub fn scheduling(id: u64, to: u64) -> SysResult {
+    if to == 0 {
+        return Err(Errno::EINVAL);
+    }
+    is_scheduled(id)?;
+    user::write(to, 0u32)?;
+    Ok(0)
+}
+
+/// `sched_setscheduler` and, without a policy, `sched_setparam`: the usual one is taken.
+pub fn set_scheduling(id: u64, policy: u64, from: u64) -> SysResult {
+    // SCHED_OTHER, BATCH and IDLE have no priorities.
+    if from == 0 || !matches!(policy as u32, 0 | 3 | 5) {
+        return Err(if from == 0 {
+            Errno::EINVAL
+        } else {
+            Errno::EPERM
+        });
+    }
+    is_scheduled(id)?;
+    match user::read::<u32>(from)? {
+        0 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `sched_getaffinity`: one CPU.
+pub fn affinity(id: u64, bytes: u64, to: u64) -> SysResult {
+    let bytes = u64::from(bytes as u32);
+    if bytes < 8 || !bytes.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    is_here(id)?;
+    user::write(to, 1u64)?;
+    Ok(8)
+}
+
+/// `sched_setaffinity`: the one CPU has to be among them.
+pub fn set_affinity(id: u64, bytes: u64, from: u64) -> SysResult {
+    let mask = match bytes as u32 {
+        0 => 0,
+        _ => u64::from(user::read::<u8>(from)?),
+    };
+    is_here(id)?;
+    match mask & 1 {
+        0 => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
+}
+
+/// `capget`: none. The newest version is told to those who ask for one that there is not.
+pub fn capabilities(header: u64, to: u64) -> SysResult {
+    const VERSION_1: u32 = 0x1998_0330;
+    const VERSION_2: u32 = 0x2007_1026;
+    const VERSION_3: u32 = 0x2008_0522;
+    let [version, id] = user::read::<[u32; 2]>(header)?;
+    let words = match version {
+        VERSION_1 => 3,
+        VERSION_2 | VERSION_3 => 6,
+        _ => {
+            user::write(header, VERSION_3)?;
+            return if to == 0 { Ok(0) } else { Err(Errno::EINVAL) };
+        }
+    };
+    if (id as i32) < 0 {
+        return Err(Errno::EINVAL);
+    }
+    is_here(u64::from(id))?;
+    if to != 0 {
+        user::slice_mut(to, words * 4)?.fill(0);
+    }
+    Ok(0)
+}
+
+/// `getresuid` and `getresgid`: root, as everything is.
+pub fn identities(to: [u64; 3]) -> SysResult {
+    for to in to {
+        user::write(to, 0u32)?;
+    }
+    Ok(0)
+}
+
+/// `getgroups`: none beside the first.
+pub fn groups(most: u64) -> SysResult {
+    match (most as u32 as i32) < 0 {
+        true => Err(Errno::EINVAL),
+        false => Ok(0),
+    }
+}
+
+/// `membarrier`: with one vCPU a system call is barrier enough for every thread.
+pub fn barrier(command: u64, flags: u64) -> SysResult {
+    const QUERY: u64 = 0;
+    // GLOBAL, GLOBAL_EXPEDITED, PRIVATE_EXPEDITED, and the two to register for those.
+    const KNOWN: u64 = 1 | 2 | 4 | 8 | 16;
+    const PRIVATE_EXPEDITED: u64 = 8;
+    const REGISTER_PRIVATE_EXPEDITED: u64 = 16;
+    let barriers = &mut state::process().barriers;
+    match command as u32 as u64 {
+        _ if flags as u32 != 0 => Err(Errno::EINVAL),
+        QUERY => Ok(KNOWN),
+        PRIVATE_EXPEDITED if *barriers & REGISTER_PRIVATE_EXPEDITED == 0 => Err(Errno::EPERM),
+        REGISTER_PRIVATE_EXPEDITED => {
+            *barriers |= REGISTER_PRIVATE_EXPEDITED;
+            Ok(0)
+        }
+        command if command.is_power_of_two() && command & KNOWN != 0 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `getrandom`
+pub fn random(to: u64, bytes: u64, flags: u64) -> SysResult {
+    const NONBLOCK: u64 = 1;
+    const RANDOM: u64 = 2;
+    const INSECURE: u64 = 4;
+    if flags & !(NONBLOCK | RANDOM | INSECURE) != 0
+        || flags & (RANDOM | INSECURE) == RANDOM | INSECURE
+    {
+        return Err(Errno::EINVAL);
+    }
+    user::range(to, bytes.min(i64::MAX as u64))?;
+    let room = user::buffer_mut(to, bytes)?;
+    state::random().fill(room);
+    Ok(room.len() as u64)
+}
+
+/// `getcpu`: the first of the first node.
+pub fn cpu(cpu: u64, node: u64) -> SysResult {
+    for to in [cpu, node].into_iter().filter(|to| *to != 0) {
+        user::write(to, 0u32)?;
+    }
+    Ok(0)
+}
+
+/// `personality`: Linux's own, and no other.
+pub fn personality(wanted: u64) -> SysResult {
+    match wanted as u32 {
+        0 | u32::MAX => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}

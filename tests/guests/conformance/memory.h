@@ -1,0 +1,154 @@
+/*
+ * Memory: two windows, one of which was made writable and one only reserved. Every call is followed
+ * by what each page can be used for and what is in it. Left out: PROT_EXEC, which is refused by
+ * design; hints, which decide nothing; and whether memory that was given back can still be touched: in
+ * program memory it can.
+ */
+enum { WINDOW_PAGES = 24 };
+static char *windows[2];
+/* Which pages are mapped, by what the calls have said. */
+static char is_mapped[2][WINDOW_PAGES];
+
+static void note(int which, char *at, size_t bytes, char mapped) {
+    long first = (at - windows[which]) / PAGE;
+    for (size_t page = 0; page < (bytes + PAGE - 1) / PAGE; page++)
+        if (first + (long)page < WINDOW_PAGES)
+            is_mapped[which][first + (long)page] = mapped;
+}
+
+static void memory_start(void) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    size_t bytes = (WINDOW_PAGES + 2) * PAGE;
+    windows[0] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    windows[1] = mmap(NULL, bytes, PROT_NONE, flags | MAP_NORESERVE, -1, 0);
+    for (int i = 0; i < 2; i++) {
+        if (windows[i] == MAP_FAILED)
+            exit(72);
+        /* A page on each side that stays as it is, so that nothing grows into it. */
+        windows[i] += PAGE;
+        memset(is_mapped[i], 1, WINDOW_PAGES);
+    }
+}
+
+static void say_window(int which) {
+    char *window = windows[which];
+    say(" [");
+    uint64_t hash = 0;
+    for (int page = 0; page < WINDOW_PAGES; page++) {
+        char *at = window + page * PAGE;
+        if (!is_mapped[which][page]) {
+            say(".");
+            continue;
+        }
+        int readable = can_read(at);
+        say("%c", readable ? can_write(at + PAGE - 8) ? 'w' : 'r' : '-');
+        if (readable)
+            hash = hash * 31 + hash_of(at, PAGE);
+    }
+    say("] %08x\n", (unsigned)(hash ^ hash >> 32));
+}
+
+static void memory_step(void) {
+    int which = (int)below(2);
+    char *window = windows[which];
+    int first = (int)below(WINDOW_PAGES), pages = (int)below(6) + 1;
+    if (first + pages > WINDOW_PAGES)
+        pages = WINDOW_PAGES - first;
+    char *at = window + first * PAGE;
+    size_t bytes = (size_t)pages * PAGE;
+    if (one_in(8))
+        bytes -= below(PAGE);
+    if (one_in(12))
+        at += 1 + below(PAGE - 1);
+    if (one_in(16))
+        bytes = 0;
+    int is_huge = one_in(24);
+    int prot = (int)PICK(0, 1, 3, 3, 3, 2);
+    say("%u ", step);
+#define AT which, (long)(at - window), bytes
+    switch (below(11)) {
+    case 0:
+    case 1: {
+        int flags = MAP_FIXED | MAP_ANONYMOUS | (int)PICK(MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, 0);
+        if (one_in(4))
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+        if (is_huge) {
+            flags = MAP_PRIVATE | MAP_ANONYMOUS;
+            bytes = (size_t)PICK(-1, -4096, 1L << 62, 1L << 47);
+        }
+        say("mmap(%d:%#lx, %zu, %d, %#x)", AT, prot, flags);
+        long got = CALL(SYS_mmap, at, bytes, prot, flags, -1, 0);
+        if (got > 0 && got == (long)at)
+            say(" = there"), note(which, at, bytes, 1);
+        else
+            tell(got);
+        break;
+    }
+    case 2:
+    case 3:
+        say("munmap(%d:%#lx, %zu)", AT);
+        if (tell(CALL(SYS_munmap, at, bytes)) == 0)
+            note(which, at, bytes, 0);
+        break;
+    case 4:
+    case 5:
+        say("mprotect(%d:%#lx, %zu, %d)", AT, prot);
+        tell(CALL(SYS_mprotect, at, bytes, prot));
+        break;
+    case 6: {
+        int advice = (int)PICK(MADV_DONTNEED, MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MADV_RANDOM, 77);
+        say("madvise(%d:%#lx, %zu, %d)", AT, advice);
+        tell(CALL(SYS_madvise, at, bytes, advice));
+        break;
+    }
+    case 7: {
+        int flags = (int)PICK(MS_SYNC, MS_ASYNC, 0, MS_SYNC | MS_ASYNC, 64, MS_INVALIDATE);
+        say("msync(%d:%#lx, %zu, %d)", AT, flags);
+        tell(CALL(SYS_msync, at, bytes, flags));
+        break;
+    }
+    case 8: {
+        /* One that is only partly good is noticed earlier or later. */
+        struct pointer to = pointers[one_in(4) ? 6 : 0];
+        say("mincore(%d:%#lx, %zu, %s)", AT, to.name);
+        tell(CALL(SYS_mincore, at, bytes, to.at));
+        break;
+    }
+    case 9: {
+        size_t after = below(8) * PAGE;
+        int flags = (int)PICK(0, MREMAP_MAYMOVE, MREMAP_MAYMOVE, 8);
+        /* Linux moves one mapping at a time, and what is one mapping is its own matter. */
+        if (bytes == 0 || after > bytes)
+            bytes = PAGE;
+        say("mremap(%d:%#lx, %zu, %zu, %d)", AT, after, flags);
+        long got = CALL(SYS_mremap, at, bytes, after, flags);
+        if (got == (long)at) {
+            say(" = there");
+            size_t before = (bytes + PAGE - 1) / PAGE * PAGE;
+            if (after < before)
+                note(which, at + after, before - after, 0);
+            else if (after > before)
+                note(which, at + before, after - before, 1);
+        } else if (got < 0 && got > -4096) {
+            tell(got);
+        } else {
+            say(" = elsewhere");
+            note(which, at, bytes, 0);
+            if (can_read((void *)got))
+                say_hash((void *)got, bytes < after ? bytes : after);
+            CALL(SYS_munmap, got, after);
+        }
+        break;
+    }
+    default: {
+        say("fill(%d)", which);
+        char mark = (char)draw();
+        for (int page = 0; page < WINDOW_PAGES; page++)
+            if (is_mapped[which][page] && can_write(window + page * PAGE))
+                memset(window + page * PAGE, mark + page, PAGE);
+        break;
+    }
+    }
+#undef AT
+    say_window(which);
+}
