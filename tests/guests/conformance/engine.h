@@ -80,7 +80,7 @@ static const char *error_name(long error) {
 }
 
 /* " = 5" or " = EBADF"; the end of a line is the caller's. */
-static long tell(long answer) {
+static long recorded(long answer) {
     if (answer < 0 && answer > -4096)
         say(" = %s", error_name(answer));
     else

@@ -80,7 +80,7 @@ static void say_entries(int fd) {
     for (;;) {
         long got = CALL(SYS_getdents64, fd, ground, PAGE);
         if (got <= 0) {
-            tell(got);
+            recorded(got);
             break;
         }
         for (long at = 0; at < got && count < 64;) {
@@ -153,17 +153,17 @@ static void files_step(void) {
             flags |= O_PATH;
         int mode = (int)PICK(0644, 0600, 0777, 0, 04755);
         say("open(%s, %#o, %#o)", one, flags, mode);
-        hold(tell(CALL(SYS_open, a, flags, mode)));
+        hold(recorded(CALL(SYS_open, a, flags, mode)));
         break;
     }
     case 5: {
         say("openat(%d, %s, %#o)", fd, one, O_RDONLY);
-        hold(tell(CALL(SYS_openat, fd, a, O_RDONLY, 0)));
+        hold(recorded(CALL(SYS_openat, fd, a, O_RDONLY, 0)));
         break;
     }
     case 6: {
         say("close(%d)", fd);
-        if (tell(CALL(SYS_close, fd)) == 0)
+        if (recorded(CALL(SYS_close, fd)) == 0)
             for (int i = 0; i < 12; i++)
                 if (descriptors[i] == fd)
                     descriptors[i] = -1;
@@ -173,7 +173,7 @@ static void files_step(void) {
     case 8: {
         memset(ground, 0, BUFFER_BYTES);
         say("read(%d, %s, %ld)", fd, at.name, (long)bytes);
-        tell(CALL(SYS_read, fd, at.at, bytes));
+        recorded(CALL(SYS_read, fd, at.at, bytes));
         say_hash(ground, BUFFER_BYTES);
         break;
     }
@@ -181,17 +181,17 @@ static void files_step(void) {
     case 10:
     case 11:
         say("write(%d, %s, %ld)", fd, at.name, (long)bytes);
-        tell(CALL(SYS_write, fd, at.at, bytes));
+        recorded(CALL(SYS_write, fd, at.at, bytes));
         break;
     case 12:
         memset(ground, 0, BUFFER_BYTES);
         say("pread(%d, %s, %ld, %ld)", fd, at.name, (long)bytes, (long)place);
-        tell(CALL(SYS_pread64, fd, at.at, bytes, place));
+        recorded(CALL(SYS_pread64, fd, at.at, bytes, place));
         say_hash(ground, BUFFER_BYTES);
         break;
     case 13:
         say("pwrite(%d, %s, %ld, %ld)", fd, at.name, (long)bytes, (long)place);
-        tell(CALL(SYS_pwrite64, fd, at.at, bytes, place));
+        recorded(CALL(SYS_pwrite64, fd, at.at, bytes, place));
         break;
     case 14:
     case 15: {
@@ -212,7 +212,7 @@ static void files_step(void) {
         long number = positioned ? reads ? SYS_preadv : SYS_pwritev : reads ? SYS_readv : SYS_writev;
         if (reads)
             memset(ground, 0, BUFFER_BYTES);
-        tell(CALL(number, fd, parts, count, place, 0));
+        recorded(CALL(number, fd, parts, count, place, 0));
         say_hash(ground, BUFFER_BYTES);
         break;
     }
@@ -222,69 +222,69 @@ static void files_step(void) {
         if (!is_file)
             whence = 0, place = 0;
         say("lseek(%d, %ld, %d)", fd, (long)place, whence);
-        tell(CALL(SYS_lseek, fd, place, whence));
+        recorded(CALL(SYS_lseek, fd, place, whence));
         break;
     }
     case 17: {
         int64_t far = PICK(-1, 1 << 20, 1L << 40);
         int whence = (int)PICK(SEEK_DATA, SEEK_HOLE);
         say("lseek(%d, %ld, %d)", fd, (long)far, whence);
-        tell(CALL(SYS_lseek, fd, far, whence));
+        recorded(CALL(SYS_lseek, fd, far, whence));
         break;
     }
     case 18: {
         int64_t size = PICK(0, 10, 5000, -1, 4096);
         say("ftruncate(%d, %ld)", fd, (long)size);
-        tell(CALL(SYS_ftruncate, fd, size));
+        recorded(CALL(SYS_ftruncate, fd, size));
         break;
     }
     case 19: {
         int64_t size = PICK(0, 10, 5000, -1);
         say("truncate(%s, %ld)", one, (long)size);
-        tell(CALL(SYS_truncate, a, size));
+        recorded(CALL(SYS_truncate, a, size));
         break;
     }
     case 20: {
         int mode = (int)PICK(0, 0, 1, 0x400);
         int64_t from = PICK(0, 10, -1), count = PICK(0, 100, 6000, -1);
         say("fallocate(%d, %d, %ld, %ld)", fd, mode, (long)from, (long)count);
-        tell(CALL(SYS_fallocate, fd, mode, from, count));
+        recorded(CALL(SYS_fallocate, fd, mode, from, count));
         break;
     }
     case 21:
     case 22: {
         int flags = (int)PICK(0, 0, 1, 8);
         say("renameat2(%s, %s, %d)", one, two, flags);
-        tell(CALL(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, flags));
+        recorded(CALL(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, flags));
         break;
     }
     case 23: {
         static const char *const targets[] = {"a", "d", "l", "gone", "../w/b", "/tmp/w/d/e", "", "m"};
         const char *target = targets[below(8)];
         say("symlink(\"%s\", %s)", target, one);
-        tell(CALL(SYS_symlink, target, a));
+        recorded(CALL(SYS_symlink, target, a));
         break;
     }
     case 24: {
         int64_t room = PICK(0, 1, 100, -1);
         memset(ground, 0, BUFFER_BYTES);
         say("readlink(%s, %s, %ld)", one, at.name, (long)room);
-        tell(CALL(SYS_readlink, a, at.at, room));
+        recorded(CALL(SYS_readlink, a, at.at, room));
         say_hash(ground, BUFFER_BYTES);
         break;
     }
     case 25:
         say("unlink(%s)", one);
-        tell(CALL(SYS_unlink, a));
+        recorded(CALL(SYS_unlink, a));
         break;
     case 26:
     case 27:
         say("mkdir(%s)", one);
-        tell(CALL(SYS_mkdir, a, PICK(0755, 0700, 01777)));
+        recorded(CALL(SYS_mkdir, a, PICK(0755, 0700, 01777)));
         break;
     case 28:
         say("rmdir(%s)", one);
-        tell(CALL(SYS_rmdir, a));
+        recorded(CALL(SYS_rmdir, a));
         break;
     case 29:
         say("getdents64(%d)", fd);
@@ -296,7 +296,7 @@ static void files_step(void) {
         if (which == 2)
             say("%d", fd);
         long number = which == 0 ? SYS_stat : which == 1 ? SYS_lstat : SYS_fstat;
-        if (tell(CALL(number, which == 2 ? fd : (long)a, &status)) == 0)
+        if (recorded(CALL(number, which == 2 ? fd : (long)a, &status)) == 0)
             say_status(&status);
         break;
     }
@@ -306,24 +306,24 @@ static void files_step(void) {
         if (a == NULL)
             a = "a";
         say("newfstatat(%d, %s, %#x)", fd, one, flags);
-        if (tell(CALL(SYS_newfstatat, one_in(2) ? fd : AT_FDCWD, a, &status, flags)) == 0)
+        if (recorded(CALL(SYS_newfstatat, one_in(2) ? fd : AT_FDCWD, a, &status, flags)) == 0)
             say_status(&status);
         break;
     }
     case 32: {
         int mode = (int)PICK(0, 1, 2, 4, 7, 8);
         say("access(%s, %d)", one, mode);
-        tell(CALL(SYS_access, a, mode));
+        recorded(CALL(SYS_access, a, mode));
         break;
     }
     case 33: {
         int mode = (int)PICK(0644, 0, 0777, 07777);
         if (one_in(2)) {
             say("chmod(%s, %o)", one, mode);
-            tell(CALL(SYS_chmod, a, mode));
+            recorded(CALL(SYS_chmod, a, mode));
         } else {
             say("fchmod(%d, %o)", fd, mode);
-            tell(CALL(SYS_fchmod, fd, mode));
+            recorded(CALL(SYS_fchmod, fd, mode));
         }
         break;
     }
@@ -334,7 +334,7 @@ static void files_step(void) {
         /* /tmp itself has no time that could be set. */
         if (a != NULL && strcmp(one, "\"..\"") == 0)
             a = ".";
-        long got = tell(CALL(SYS_utimensat, AT_FDCWD, a, times, 0));
+        long got = recorded(CALL(SYS_utimensat, AT_FDCWD, a, times, 0));
         if (got == 0 && CALL(SYS_stat, a, &status) == 0 && times[3] < 1000000000)
             say(" mtime=%ld.%ld", (long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
         break;
@@ -343,11 +343,11 @@ static void files_step(void) {
         int which = (int)below(3), to = (int)PICK(20, 21, 1023, 1024, -1, fd);
         if (which == 0) {
             say("dup(%d)", fd);
-            hold(tell(CALL(SYS_dup, fd)));
+            hold(recorded(CALL(SYS_dup, fd)));
         } else {
             int flags = which == 2 ? (int)PICK(0, O_CLOEXEC, 1) : 0;
             say("dup%d(%d, %d, %#x)", which + 1, fd, to, flags);
-            long got = tell(CALL(which == 1 ? SYS_dup2 : SYS_dup3, fd, to, flags));
+            long got = recorded(CALL(which == 1 ? SYS_dup2 : SYS_dup3, fd, to, flags));
             if (got >= 0 && got != fd)
                 hold(got);
         }
@@ -365,7 +365,7 @@ static void files_step(void) {
             got = 0;
         if (got >= 0 && command == F_GETFL)
             got &= O_ACCMODE | O_APPEND | O_NONBLOCK | O_PATH;
-        tell(got);
+        recorded(got);
         if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
             hold(got);
         break;
@@ -384,17 +384,17 @@ static void files_step(void) {
             other = -1;
         say("%s(%d, %d, %ld%s, %ld)", which ? "copy_file_range" : "sendfile", fd, other,
             (long)from, offset ? "" : " unused", (long)count);
-        tell(which ? CALL(SYS_copy_file_range, fd, offset, other, 0, count, 0)
+        recorded(which ? CALL(SYS_copy_file_range, fd, offset, other, 0, count, 0)
                    : CALL(SYS_sendfile, other, fd, offset, count));
         say(" at=%ld", (long)from);
         break;
     }
     case 38: {
         say("chdir(%s)", one);
-        tell(CALL(SYS_chdir, a));
+        recorded(CALL(SYS_chdir, a));
         memset(ground, 0, BUFFER_BYTES);
         say(" getcwd(%s)", at.name);
-        tell(CALL(SYS_getcwd, at.at, PICK(0, 1, 4, 100)));
+        recorded(CALL(SYS_getcwd, at.at, PICK(0, 1, 4, 100)));
         if (at.at == ground)
             say(" \"%s\"", ground);
         CALL(SYS_chdir, "/tmp/w");
@@ -412,7 +412,7 @@ static void files_step(void) {
                                 : CALL(SYS_fchdir, fd);
         if (which == 5 && got == 0)
             CALL(SYS_chdir, "/tmp/w");
-        tell(got);
+        recorded(got);
         break;
     }
     }

@@ -26,35 +26,35 @@ static void futexes_step(void) {
     case 0:
     case 1: {
         say("wait(%s, %u of %u, %ld.%ld, %d)", name, value, *word, soon.tv_sec, soon.tv_nsec, private);
-        tell(CALL(SYS_futex, where, 0 | private, value, &soon));
+        recorded(CALL(SYS_futex, where, 0 | private, value, &soon));
         break;
     }
     case 2: {
         uint32_t bits = (uint32_t)PICK(0, 1, -1);
         int clock = (int)PICK(0, 256);
         say("wait_bitset(%s, %u of %u, %ld.%ld, %d, %#x)", name, value, *word, soon.tv_sec, soon.tv_nsec, private | clock, bits);
-        tell(CALL(SYS_futex, where, 9 | private | clock, value, &soon, 0, bits));
+        recorded(CALL(SYS_futex, where, 9 | private | clock, value, &soon, 0, bits));
         break;
     }
     case 3:
         say("wake(%s)", name);
-        tell(CALL(SYS_futex, where, 1 | private, PICK(0, 1, 0x7fffffff)));
+        recorded(CALL(SYS_futex, where, 1 | private, PICK(0, 1, 0x7fffffff)));
         break;
     case 4: {
         uint32_t bits = (uint32_t)PICK(0, 1, -1);
         say("wake_bitset(%s, %#x)", name, bits);
-        tell(CALL(SYS_futex, where, 10 | private, 1, NULL, 0, bits));
+        recorded(CALL(SYS_futex, where, 10 | private, 1, NULL, 0, bits));
         break;
     }
     case 5: {
         int64_t wakes = PICK(0, 1, -1), moves = PICK(0, 1, -1);
         say("requeue(%s, %ld, %ld)", name, (long)wakes, (long)moves);
-        tell(CALL(SYS_futex, where, 3 | private, wakes, moves, other));
+        recorded(CALL(SYS_futex, where, 3 | private, wakes, moves, other));
         break;
     }
     case 6: {
         say("cmp_requeue(%s, %u of %u)", name, value, *word);
-        tell(CALL(SYS_futex, where, 4 | private, PICK(0, 1), PICK(0, 1), other, value));
+        recorded(CALL(SYS_futex, where, 4 | private, PICK(0, 1), PICK(0, 1), other, value));
         break;
     }
     case 7: {
@@ -62,7 +62,7 @@ static void futexes_step(void) {
         uint32_t operation = (uint32_t)(PICK(0, 1, 2, 3, 4, 5) << 28 | PICK(0, 1, 2, 3, 4, 5, 6) << 24 | PICK(0, 1, 5) << 12 | PICK(0, 1));
         *other = 1;
         say("wake_op(%s, %#x)", name, operation);
-        tell(CALL(SYS_futex, where, 5 | private, 1, 1, other, operation));
+        recorded(CALL(SYS_futex, where, 5 | private, 1, 1, other, operation));
         say(" %u", *other);
         break;
     }
@@ -72,7 +72,7 @@ static void futexes_step(void) {
         static uint32_t lock;
         uint32_t self = (uint32_t)CALL(SYS_gettid);
         say("pi %d", operation);
-        tell(CALL(SYS_futex, one_in(8) ? NULL : &lock, operation | private, 0, NULL));
+        recorded(CALL(SYS_futex, one_in(8) ? NULL : &lock, operation | private, 0, NULL));
         say(" %s", lock == 0 ? "free" : (lock & 0x3fffffff) == self ? "own" : "other");
         break;
     }

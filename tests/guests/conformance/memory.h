@@ -81,37 +81,37 @@ static void memory_step(void) {
         if (got > 0 && got == (long)at)
             say(" = there"), note(which, at, bytes, 1);
         else
-            tell(got);
+            recorded(got);
         break;
     }
     case 2:
     case 3:
         say("munmap(%d:%#lx, %zu)", AT);
-        if (tell(CALL(SYS_munmap, at, bytes)) == 0)
+        if (recorded(CALL(SYS_munmap, at, bytes)) == 0)
             note(which, at, bytes, 0);
         break;
     case 4:
     case 5:
         say("mprotect(%d:%#lx, %zu, %d)", AT, prot);
-        tell(CALL(SYS_mprotect, at, bytes, prot));
+        recorded(CALL(SYS_mprotect, at, bytes, prot));
         break;
     case 6: {
         int advice = (int)PICK(MADV_DONTNEED, MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MADV_RANDOM, 77);
         say("madvise(%d:%#lx, %zu, %d)", AT, advice);
-        tell(CALL(SYS_madvise, at, bytes, advice));
+        recorded(CALL(SYS_madvise, at, bytes, advice));
         break;
     }
     case 7: {
         int flags = (int)PICK(MS_SYNC, MS_ASYNC, 0, MS_SYNC | MS_ASYNC, 64, MS_INVALIDATE);
         say("msync(%d:%#lx, %zu, %d)", AT, flags);
-        tell(CALL(SYS_msync, at, bytes, flags));
+        recorded(CALL(SYS_msync, at, bytes, flags));
         break;
     }
     case 8: {
         /* One that is only partly good is noticed earlier or later. */
         struct pointer to = pointers[one_in(4) ? 6 : 0];
         say("mincore(%d:%#lx, %zu, %s)", AT, to.name);
-        tell(CALL(SYS_mincore, at, bytes, to.at));
+        recorded(CALL(SYS_mincore, at, bytes, to.at));
         break;
     }
     case 9: {
@@ -130,7 +130,7 @@ static void memory_step(void) {
             else if (after > before)
                 note(which, at + before, after - before, 1);
         } else if (got < 0 && got > -4096) {
-            tell(got);
+            recorded(got);
         } else {
             say(" = elsewhere");
             note(which, at, bytes, 0);

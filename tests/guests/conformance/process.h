@@ -17,7 +17,7 @@ static void process_step(void) {
         int64_t resource = PICK(0, 1, 2, 4, 5, 6, 8, 10, 15, 16, -1);
         struct rlimit limit;
         say("getrlimit(%ld)", (long)resource);
-        tell(CALL(SYS_getrlimit, resource, &limit));
+        recorded(CALL(SYS_getrlimit, resource, &limit));
         break;
     }
     case 1: {
@@ -25,7 +25,7 @@ static void process_step(void) {
         say("prlimit(%ld, NOFILE, %ld, %ld)", (long)whom, (long)set.rlim_cur, (long)set.rlim_max);
         if (set.rlim_max < 1024)
             set.rlim_max = set.rlim_cur - 1;
-        tell(CALL(SYS_prlimit64, whom, RLIMIT_NOFILE, &set, &now));
+        recorded(CALL(SYS_prlimit64, whom, RLIMIT_NOFILE, &set, &now));
         CALL(SYS_getrlimit, RLIMIT_NOFILE, &now);
         say(" now %ld of %ld", (long)now.rlim_cur, (long)now.rlim_max);
         break;
@@ -34,28 +34,28 @@ static void process_step(void) {
         struct rlimit now, set = {(rlim_t)PICK(0, 0), RLIM_INFINITY};
         int resource = RLIMIT_CORE;
         say("setrlimit(CORE, %ld)", (long)set.rlim_cur);
-        tell(CALL(SYS_setrlimit, resource, &set));
+        recorded(CALL(SYS_setrlimit, resource, &set));
         CALL(SYS_getrlimit, resource, &now);
         say(" now %ld", (long)now.rlim_cur);
         break;
     }
     case 3:
         say("prlimit(%ld, NOFILE, %s)", (long)whom, at.name);
-        tell(CALL(SYS_prlimit64, whom, RLIMIT_NOFILE, NULL, at.at));
+        recorded(CALL(SYS_prlimit64, whom, RLIMIT_NOFILE, NULL, at.at));
         break;
     case 4: {
         char name[17] = "";
         static const char *const given[] = {"worker", "a name that is much too long", ""};
         const char *set = given[below(3)];
         say("prctl(SET_NAME, \"%s\")", set);
-        tell(CALL(SYS_prctl, PR_SET_NAME, set));
+        recorded(CALL(SYS_prctl, PR_SET_NAME, set));
         CALL(SYS_prctl, PR_GET_NAME, name);
         say(" \"%s\"", name);
         break;
     }
     case 5:
         say("prctl(GET_NAME, %s)", at.name);
-        tell(CALL(SYS_prctl, PR_GET_NAME, at.at));
+        recorded(CALL(SYS_prctl, PR_GET_NAME, at.at));
         break;
     case 6: {
         int64_t option = PICK(PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_PDEATHSIG,
@@ -66,34 +66,34 @@ static void process_step(void) {
         if (option == PR_SET_TIMERSLACK)
             argument = 50000;
         say("prctl(%ld, %ld)", (long)option, (long)argument);
-        tell(CALL(SYS_prctl, option, argument, 0, 0, 0));
+        recorded(CALL(SYS_prctl, option, argument, 0, 0, 0));
         break;
     }
     case 7: {
         uint64_t base = 0, again = 0;
         say("arch_prctl");
-        tell(CALL(SYS_arch_prctl, 0x1003, &base));
-        tell(CALL(SYS_arch_prctl, 0x1004, &again));
-        tell(CALL(SYS_arch_prctl, PICK(0, 0x7777, -1), 0));
-        tell(CALL(SYS_arch_prctl, 0x1002, 1L << 63));
-        tell(CALL(SYS_arch_prctl, 0x1003, NULL));
+        recorded(CALL(SYS_arch_prctl, 0x1003, &base));
+        recorded(CALL(SYS_arch_prctl, 0x1004, &again));
+        recorded(CALL(SYS_arch_prctl, PICK(0, 0x7777, -1), 0));
+        recorded(CALL(SYS_arch_prctl, 0x1002, 1L << 63));
+        recorded(CALL(SYS_arch_prctl, 0x1003, NULL));
         say(" %s %ld", base != 0 ? "set" : "unset", (long)again);
         break;
     }
     case 8: {
         int policy = (int)PICK(0, 1, 2, 3, 5, 4, 99, -1);
         say("sched_get_priority_max/min(%d)", policy);
-        tell(CALL(SYS_sched_get_priority_max, policy));
-        tell(CALL(SYS_sched_get_priority_min, policy));
+        recorded(CALL(SYS_sched_get_priority_max, policy));
+        recorded(CALL(SYS_sched_get_priority_min, policy));
         break;
     }
     case 9:
         say("sched_getscheduler(%ld)", (long)whom);
-        tell(CALL(SYS_sched_getscheduler, whom));
+        recorded(CALL(SYS_sched_getscheduler, whom));
         break;
     case 10:
         say("sched_getparam(%ld, %s)", (long)whom, at.name);
-        tell(CALL(SYS_sched_getparam, whom, at.at));
+        recorded(CALL(SYS_sched_getparam, whom, at.at));
         break;
     case 11: {
         int64_t bytes = PICK(0, 1, 8, 128, 1024, 12);
@@ -106,21 +106,21 @@ static void process_step(void) {
     case 12: {
         uint64_t set = (uint64_t)PICK(1, 0, -1);
         say("sched_setaffinity(%ld, %lx)", (long)whom, (long)set);
-        tell(CALL(SYS_sched_setaffinity, whom, 8, &set));
+        recorded(CALL(SYS_sched_setaffinity, whom, 8, &set));
         break;
     }
     case 13:
         say("getrandom(%s, 100, %ld)", at.name, (long)PICK(0));
-        tell(CALL(SYS_getrandom, at.at, PICK(0, 1, 5, 100), PICK(0, 1, 2, 3, 8)));
+        recorded(CALL(SYS_getrandom, at.at, PICK(0, 1, 5, 100), PICK(0, 1, 2, 3, 8)));
         break;
     case 14:
         say("getcpu(%s)", at.name);
-        tell(CALL(SYS_getcpu, at.at, NULL, NULL));
+        recorded(CALL(SYS_getcpu, at.at, NULL, NULL));
         break;
     case 15: {
         struct utsname name;
         say("uname(%s)", at.name);
-        tell(CALL(SYS_uname, at.at));
+        recorded(CALL(SYS_uname, at.at));
         CALL(SYS_uname, &name);
         say(" %s %s", name.sysname, name.machine);
         break;
@@ -128,7 +128,7 @@ static void process_step(void) {
     case 16: {
         struct sysinfo info;
         say("sysinfo(%s)", at.name);
-        tell(CALL(SYS_sysinfo, at.at));
+        recorded(CALL(SYS_sysinfo, at.at));
         CALL(SYS_sysinfo, &info);
         say(" %s %s", info.mem_unit == 1 ? "bytes" : "units", info.freeram <= info.totalram && info.totalram > 0 ? "fits" : "does not fit");
         break;
@@ -137,13 +137,13 @@ static void process_step(void) {
         int options = (int)PICK(0, WNOHANG, 0x100, WUNTRACED);
         int64_t pid = PICK(-1, 0, 4000000);
         say("wait4(%ld, %#x)", (long)pid, options);
-        tell(CALL(SYS_wait4, pid, NULL, options, NULL));
+        recorded(CALL(SYS_wait4, pid, NULL, options, NULL));
         break;
     }
     case 18: {
         int64_t kind = PICK(0, 1, 2, 9), options = PICK(4, 4 | WNOHANG, 0);
         say("waitid(%ld, %#lx)", (long)kind, (long)options);
-        tell(CALL(SYS_waitid, kind, PICK(0, 4000000), NULL, options, NULL));
+        recorded(CALL(SYS_waitid, kind, PICK(0, 4000000), NULL, options, NULL));
         break;
     }
     case 19:
@@ -165,22 +165,22 @@ static void process_step(void) {
         say("setpriority(%ld, %ld, %ld)", (long)which, (long)whom, (long)nice);
         if (which == 1 || which == 2)
             which = 0;
-        tell(CALL(SYS_setpriority, which, whom, nice));
+        recorded(CALL(SYS_setpriority, which, whom, nice));
         say(" getpriority");
-        tell(CALL(SYS_getpriority, which, whom));
+        recorded(CALL(SYS_getpriority, which, whom));
         break;
     }
     case 22: {
         uint32_t header[2] = {(uint32_t)PICK(0x20080522, 0x19980330, 0x20071026, 1), 0}, data[6];
         say("capget(%#x)", header[0]);
-        tell(CALL(SYS_capget, header, one_in(3) ? NULL : data));
+        recorded(CALL(SYS_capget, header, one_in(3) ? NULL : data));
         say(" %#x", header[0]);
         break;
     }
     case 23: {
         int64_t persona = PICK(0xffffffff, 0xffffffff, 0);
         say("personality(%#lx)", (long)persona);
-        tell(CALL(SYS_personality, persona));
+        recorded(CALL(SYS_personality, persona));
         break;
     }
     case 24: {
@@ -188,13 +188,13 @@ static void process_step(void) {
         static long head[3];
         head[0] = (long)head;
         say("set_robust_list(%ld)", (long)bytes);
-        tell(CALL(SYS_set_robust_list, head, bytes));
+        recorded(CALL(SYS_set_robust_list, head, bytes));
         break;
     }
     case 25: {
         int command = (int)PICK(8, 16, 77, -1);
         say("membarrier(%d)", command);
-        tell(CALL(SYS_membarrier, command, PICK(0, 0, 2), 0));
+        recorded(CALL(SYS_membarrier, command, PICK(0, 0, 2), 0));
         break;
     }
     case 26: {
@@ -208,28 +208,28 @@ static void process_step(void) {
     case 27: {
         int64_t flags = PICK(0, MFD_CLOEXEC, 0x1000);
         say("memfd_create(%#lx)", (long)flags);
-        long fd = tell(CALL(SYS_memfd_create, "name", flags));
+        long fd = recorded(CALL(SYS_memfd_create, "name", flags));
         if (fd >= 0) {
             fill((char)step);
-            tell(CALL(SYS_write, fd, ground, 1000));
+            recorded(CALL(SYS_write, fd, ground, 1000));
             memset(ground, 0, BUFFER_BYTES);
-            tell(CALL(SYS_pread64, fd, ground, 2000, 10));
+            recorded(CALL(SYS_pread64, fd, ground, 2000, 10));
             say_hash(ground, 2000);
-            tell(CALL(SYS_ftruncate, fd, 5000));
-            tell(CALL(SYS_lseek, fd, 0, SEEK_END));
-            tell(CALL(SYS_close, fd));
+            recorded(CALL(SYS_ftruncate, fd, 5000));
+            recorded(CALL(SYS_lseek, fd, 0, SEEK_END));
+            recorded(CALL(SYS_close, fd));
         }
         break;
     }
     case 28:
         say("sched_rr_get_interval(%ld)", (long)whom);
-        tell(CALL(SYS_sched_yield));
+        recorded(CALL(SYS_sched_yield));
         say(" getresuid");
-        tell(CALL(SYS_getresuid, ground, ground + 4, at.at));
+        recorded(CALL(SYS_getresuid, ground, ground + 4, at.at));
         break;
     default: {
         say("getcwd(%s, 100)", at.name);
-        tell(CALL(SYS_set_tid_address, ground) > 0 ? 0 : -1);
+        recorded(CALL(SYS_set_tid_address, ground) > 0 ? 0 : -1);
         break;
     }
     }

@@ -114,7 +114,7 @@ static void signals_step(void) {
         say("sigaction(%d, flags %#lx, %s, %#lx, %d)", signal, action.flags,
             action.handler == (void *)note_signal ? "note" : action.handler ? "ignore" : "default",
             (unsigned long)set, size);
-        tell(CALL(SYS_rt_sigaction, signal, &action, &before, size));
+        recorded(CALL(SYS_rt_sigaction, signal, &action, &before, size));
         say(" before %s %#lx %#lx", before.handler == (void *)note_signal ? "note" : before.handler ? "ignore" : "default",
             before.flags, (unsigned long)before.mask);
         break;
@@ -122,9 +122,9 @@ static void signals_step(void) {
     case 2: {
         struct kernel_action action = {SIG_IGN, 0, NULL, 0};
         say("sigaction(%d)", bad_signal);
-        tell(CALL(SYS_rt_sigaction, bad_signal == 64 ? 65 : bad_signal, &action, NULL, size));
+        recorded(CALL(SYS_rt_sigaction, bad_signal == 64 ? 65 : bad_signal, &action, NULL, size));
         say(" sigaction(%d, %s)", signal, at.name);
-        tell(CALL(SYS_rt_sigaction, signal, NULL, at.at == ground ? at.at : NULL, 8));
+        recorded(CALL(SYS_rt_sigaction, signal, NULL, at.at == ground ? at.at : NULL, 8));
         break;
     }
     case 3:
@@ -132,28 +132,28 @@ static void signals_step(void) {
     case 5: {
         int how = (int)PICK(SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK, SIG_UNBLOCK, 77, -1);
         say("sigprocmask(%d, %#lx, %d)", how, (unsigned long)set, size);
-        tell(CALL(SYS_rt_sigprocmask, how, &set, &old, size));
+        recorded(CALL(SYS_rt_sigprocmask, how, &set, &old, size));
         say(" before %#lx", (unsigned long)old);
         break;
     }
     case 6:
         say("sigpending(%d)", size);
-        tell(CALL(SYS_rt_sigpending, &old, size));
+        recorded(CALL(SYS_rt_sigpending, &old, size));
         say(" %#lx", (unsigned long)old);
         break;
     case 7:
     case 8:
         say("kill(self, %d)", signal);
-        tell(CALL(SYS_kill, self, signal));
+        recorded(CALL(SYS_kill, self, signal));
         break;
     case 9:
         say("tgkill(self, self, %d)", signal);
-        tell(CALL(SYS_tgkill, self, thread, signal));
+        recorded(CALL(SYS_tgkill, self, thread, signal));
         break;
     case 10: {
         int which = (int)below(5);
         say("bad kill %d", which);
-        tell(which == 0   ? CALL(SYS_kill, self, PICK(-1, 65, 100))
+        recorded(which == 0   ? CALL(SYS_kill, self, PICK(-1, 65, 100))
              : which == 1 ? CALL(SYS_kill, 4000000, signal)
              : which == 2 ? CALL(SYS_tgkill, self, 4000000, signal)
              : which == 3 ? CALL(SYS_tgkill, self, thread, PICK(65, -1, 0))
@@ -165,7 +165,7 @@ static void signals_step(void) {
         siginfo_t info;
         memset(&info, 0, sizeof info);
         say("sigtimedwait(%#lx, %ld, %d)", (unsigned long)set, none.tv_nsec, size);
-        long got = tell(CALL(SYS_rt_sigtimedwait, &set, &info, &none, size));
+        long got = recorded(CALL(SYS_rt_sigtimedwait, &set, &info, &none, size));
         if (got > 0)
             say(" signo %d code %d", info.si_signo, info.si_code);
         break;
@@ -179,7 +179,7 @@ static void signals_step(void) {
         if (which == 1)
             stack.ss_flags = (int)PICK(SS_DISABLE, 4, SS_ONSTACK, SS_DISABLE | SS_ONSTACK);
         say("sigaltstack(%zu, %#x)", stack.ss_size, stack.ss_flags);
-        tell(CALL(SYS_sigaltstack, which == 5 ? NULL : &stack, &before));
+        recorded(CALL(SYS_sigaltstack, which == 5 ? NULL : &stack, &before));
         say(" before %s %zu %#x", before.ss_sp == other_stack ? "there" : before.ss_sp ? "elsewhere" : "none",
             before.ss_size, before.ss_flags);
         break;
@@ -197,18 +197,18 @@ static void signals_step(void) {
         alarm_writes = again;
         ring_in(2000);
         if (which == 0) {
-            tell(CALL(SYS_read, quiet_pipe[0], &byte, 1));
+            recorded(CALL(SYS_read, quiet_pipe[0], &byte, 1));
         } else if (which == 1) {
-            tell(CALL(SYS_nanosleep, &long_time, &rest));
+            recorded(CALL(SYS_nanosleep, &long_time, &rest));
             say(" rest %s", rest.tv_sec == 4 ? "some" : "none");
         } else if (which == 2) {
-            tell(CALL(SYS_poll, NULL, 0, 5000));
+            recorded(CALL(SYS_poll, NULL, 0, 5000));
         } else if (which == 3) {
             uint64_t only = ~bit_of(SIGALRM);
-            tell(CALL(SYS_rt_sigsuspend, &only, 8));
+            recorded(CALL(SYS_rt_sigsuspend, &only, 8));
         } else if (which == 4) {
             uint32_t word = 0;
-            tell(CALL(SYS_futex, &word, 0, 0, &long_time));
+            recorded(CALL(SYS_futex, &word, 0, 0, &long_time));
         } else {
             uint64_t others = bit_of(SIGUSR1) & all;
             CALL(SYS_rt_sigtimedwait, &others, NULL, &long_time, 8);
@@ -233,9 +233,9 @@ static void signals_step(void) {
         if (which == 1 || which == 2)
             which = 3;
         say("setitimer(%d, %ld)", which, (long)timer.it_value.tv_usec);
-        tell(CALL(SYS_setitimer, which, &timer, &before));
+        recorded(CALL(SYS_setitimer, which, &timer, &before));
         say(" getitimer");
-        tell(CALL(SYS_getitimer, which, &before));
+        recorded(CALL(SYS_getitimer, which, &before));
         say(" %s", before.it_value.tv_sec >= 99 ? "running" : "still");
         long left = CALL(SYS_alarm, 0);
         say(" alarm %s", left >= 99 ? "left" : "none");

@@ -15,7 +15,7 @@ static void times_step(void) {
     case 0:
     case 1:
         say("clock_gettime(%ld, %s)", (long)clock, at.name);
-        tell(CALL(SYS_clock_gettime, clock, at.at));
+        recorded(CALL(SYS_clock_gettime, clock, at.at));
         break;
     case 2: {
         struct timespec first = {0, 0}, second = {0, 0};
@@ -32,31 +32,31 @@ static void times_step(void) {
         if (clock == 5 || clock == 6)
             clock = 1; /* The coarse ones: as fine as the others here. */
         say("clock_getres(%ld, %s)", (long)clock, at.name);
-        if (tell(CALL(SYS_clock_getres, clock, at.at)) == 0 && at.at == ground)
+        if (recorded(CALL(SYS_clock_getres, clock, at.at)) == 0 && at.at == ground)
             say_hash(ground, 16);
         break;
     case 4:
         say("nanosleep(%ld.%ld)", time.tv_sec, time.tv_nsec);
-        tell(CALL(SYS_nanosleep, &time, &rest));
+        recorded(CALL(SYS_nanosleep, &time, &rest));
         break;
     case 5:
         say("nanosleep(%s)", at.name);
         memset(ground, 0, 16);
         if (at.reads >= 16 && at.at != ground)
             at.at = ground;
-        tell(CALL(SYS_nanosleep, at.at, NULL));
+        recorded(CALL(SYS_nanosleep, at.at, NULL));
         break;
     case 6: {
         int flags = (int)PICK(0, TIMER_ABSTIME, 2);
         if (clock == 3 || clock == 2)
             clock = 1;
         say("clock_nanosleep(%ld, %d, %ld.%ld)", (long)clock, flags, time.tv_sec, time.tv_nsec);
-        tell(CALL(SYS_clock_nanosleep, clock, flags, &time, &rest));
+        recorded(CALL(SYS_clock_nanosleep, clock, flags, &time, &rest));
         break;
     }
     case 7:
         say("gettimeofday(%s, NULL)", at.name);
-        tell(CALL(SYS_gettimeofday, at.at, NULL));
+        recorded(CALL(SYS_gettimeofday, at.at, NULL));
         break;
     case 8:
         say("time(%s)", at.name);
@@ -65,7 +65,7 @@ static void times_step(void) {
     case 9: {
         int64_t who = PICK(0, 0, -1, 1, 2, -3);
         say("getrusage(%ld, %s)", (long)who, at.name);
-        tell(CALL(SYS_getrusage, who, at.at));
+        recorded(CALL(SYS_getrusage, who, at.at));
         break;
     }
     default:

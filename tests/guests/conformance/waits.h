@@ -82,7 +82,7 @@ static void waits_step(void) {
         int flags = O_NONBLOCK | (int)PICK(0, O_CLOEXEC, 1 << 20);
         int two[2] = {-1, -1};
         say("pipe2(%#o)", flags);
-        if (tell(CALL(SYS_pipe2, two, flags)) == 0) {
+        if (recorded(CALL(SYS_pipe2, two, flags)) == 0) {
             say(" %d %d", two[0], two[1]);
             add_end(two[0], 'r');
             add_end(two[1], 'w');
@@ -94,7 +94,7 @@ static void waits_step(void) {
         int kind = SOCK_STREAM | SOCK_NONBLOCK;
         int two[2] = {-1, -1};
         say("socketpair(%d, %#x)", family, kind);
-        if (tell(CALL(SYS_socketpair, family, kind, 0, two)) == 0) {
+        if (recorded(CALL(SYS_socketpair, family, kind, 0, two)) == 0) {
             say(" %d %d", two[0], two[1]);
             CALL(SYS_close, two[0]);
             CALL(SYS_close, two[1]);
@@ -105,7 +105,7 @@ static void waits_step(void) {
         int flags = (int)PICK(EFD_NONBLOCK, EFD_NONBLOCK | EFD_SEMAPHORE, EFD_NONBLOCK | 2);
         int64_t initial = PICK(0, 1, 3, 0xffffffff);
         say("eventfd2(%ld, %#x)", (long)initial, flags);
-        long got = tell(CALL(SYS_eventfd2, initial, flags));
+        long got = recorded(CALL(SYS_eventfd2, initial, flags));
         if (got >= 0)
             add_end(got, 'e');
         break;
@@ -113,7 +113,7 @@ static void waits_step(void) {
     case 4: {
         int64_t flags = PICK(0, EPOLL_CLOEXEC, 1);
         say("epoll_create1(%#lx)", (long)flags);
-        long got = tell(CALL(SYS_epoll_create1, flags));
+        long got = recorded(CALL(SYS_epoll_create1, flags));
         if (got >= 0)
             add_end(got, 'p');
         break;
@@ -131,7 +131,7 @@ static void waits_step(void) {
         if (kind_of(fd) == 'e' && bytes > 8)
             bytes = 8;
         say("write(%d, %s, %ld)", fd, at.name, (long)bytes);
-        long got = tell(CALL(SYS_write, fd, at.at, bytes));
+        long got = recorded(CALL(SYS_write, fd, at.at, bytes));
         if (got > 0 && fd < 2048)
             written_to[fd] += (int)got;
         break;
@@ -145,13 +145,13 @@ static void waits_step(void) {
             at = pointers[0];
         memset(ground, 0, BUFFER_BYTES);
         say("read(%d, %s, %ld)", fd, at.name, (long)bytes);
-        tell(CALL(SYS_read, fd, at.at, bytes));
+        recorded(CALL(SYS_read, fd, at.at, bytes));
         say_hash(ground, BUFFER_BYTES);
         break;
     }
     case 11:
         say("close(%d)", fd);
-        if (tell(CALL(SYS_close, fd)) == 0)
+        if (recorded(CALL(SYS_close, fd)) == 0)
             for (int i = 0; i < ENDS; i++)
                 if (ends[i].fd == fd)
                     ends[i].fd = -1;
@@ -162,7 +162,7 @@ static void waits_step(void) {
         say("dup(%d)", fd);
         for (int i = 0; i < ENDS; i++)
             if (ends[i].fd == fd && fd >= 0) {
-                long got = tell(CALL(SYS_dup, fd));
+                long got = recorded(CALL(SYS_dup, fd));
                 if (got >= 0) {
                     written_to[got] = 3000;
                     add_end(got, ends[i].kind);
@@ -185,7 +185,7 @@ static void waits_step(void) {
             say(" at %s", at.name);
         else
             array = asked;
-        tell(CALL(SYS_poll, array, count, 0));
+        recorded(CALL(SYS_poll, array, count, 0));
         for (int i = 0; i < count; i++)
             say(" %#x", (unsigned short)asked[i].revents);
         break;
@@ -209,7 +209,7 @@ static void waits_step(void) {
         }
         int64_t count = one_in(12) ? PICK(0, -1, 1) : highest + 1;
         say("}, %ld, %ld)", (long)count, none.tv_usec);
-        tell(CALL(SYS_select, count, &sets[0], &sets[1], &sets[2], &none));
+        recorded(CALL(SYS_select, count, &sets[0], &sets[1], &sets[2], &none));
         say_hash(sets, sizeof sets);
         break;
     }
@@ -225,7 +225,7 @@ static void waits_step(void) {
         struct epoll_event event = {events, {.u64 = (uint64_t)fd}};
         int bad = one_in(16);
         say("epoll_ctl(%d, %d, %d, %#x%s)", epoll, operation, fd, events, bad ? " nowhere" : "");
-        tell(CALL(SYS_epoll_ctl, epoll, operation, fd, bad ? NULL : &event));
+        recorded(CALL(SYS_epoll_ctl, epoll, operation, fd, bad ? NULL : &event));
         break;
     }
     default: {
@@ -235,7 +235,7 @@ static void waits_step(void) {
         int most = one_in(16) && kind_of(epoll) == 'p' ? (int)PICK(0, -1) : 32;
         int bad = one_in(20) && most > 0;
         say("epoll_wait(%d, %s, %d)", epoll, bad ? "nowhere" : "events", most);
-        long got = tell(CALL(SYS_epoll_pwait, epoll, bad ? NULL : events, most, 0, 0, 8));
+        long got = recorded(CALL(SYS_epoll_pwait, epoll, bad ? NULL : events, most, 0, 0, 8));
         if (got > 0 && !bad) {
             /* The order is nobody's promise. */
             qsort(events, (size_t)got, sizeof *events, by_data);
