@@ -1,8 +1,10 @@
 /* Finds the vDSO as a C library does, and answers whether each of its functions says the same as the system
- * call of that name, and how many nanoseconds a call takes by either way. */
+ * call of that name, and how many nanoseconds a call takes by either way. On /deep it reads the clock all the
+ * way down a thread's stack, and on /turns in a loop that ends when another thread has had its turn. */
 #include "guest.h"
 #include <elf.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/auxv.h>
 #include <sys/syscall.h>
@@ -52,7 +54,48 @@ static int close_by(int64_t a, int64_t b) {
     return a <= b && b - a < 1000000000LL;
 }
 
+static volatile int turned;
+
+__attribute__((noinline)) static long deeper(int depth) {
+    volatile char frame[200];
+    struct timespec time;
+    frame[depth % 200] = 1;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return depth == 0 ? frame[0] : deeper(depth - 1) + (time.tv_sec > 0) + frame[depth % 200];
+}
+
+static void *dive(void *argument) {
+    *(long *)argument = deeper(350);
+    return NULL;
+}
+
+static void *turn(void *argument) {
+    turned = 1;
+    return argument;
+}
+
+static void with_thread(const struct request *request, void *(*start)(void *), int loops) {
+    pthread_t thread;
+    long result = 0;
+    turned = 0;
+    if (pthread_create(&thread, NULL, start, &result))
+        exit(93);
+    struct timespec time;
+    while (loops && !turned)
+        clock_gettime(CLOCK_MONOTONIC, &time);
+    pthread_join(thread, NULL);
+    answer(request, "%s\n", loops || result > 0 ? "done" : "not done");
+}
+
 static void handle(const struct request *request) {
+    if (!strcmp(request->path, "/deep")) {
+        with_thread(request, dive, 0);
+        return;
+    }
+    if (!strcmp(request->path, "/turns")) {
+        with_thread(request, turn, 1);
+        return;
+    }
     int (*gettime)(clockid_t, struct timespec *) = find("__vdso_clock_gettime");
     int (*getres)(clockid_t, struct timespec *) = find("__vdso_clock_getres");
     int (*of_day)(struct timeval *, void *) = find("__vdso_gettimeofday");

@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-static char *wiped, *kept, *remapped, *reserved;
+static char *wiped, *kept, *remapped, *reserved, *hidden;
 static char boot_id[40];
 
 static void read_boot_id(char *to) {
@@ -24,8 +24,10 @@ static char *map(size_t bytes, int flags) {
 static void handle(const struct request *request) {
     char now[40] = {0};
     read_boot_id(now);
-    answer(request, "%d %d %d %d %d\n", wiped[0] == 0 && wiped[4096] == 0, kept[0] == 1 && kept[4096] == 1,
-           remapped[0] == 1, reserved[0] == 0, strcmp(now, boot_id) != 0);
+    mprotect(hidden, 4096, PROT_READ);
+    answer(request, "%d %d %d %d %d %d\n", wiped[0] == 0 && wiped[4096] == 0, kept[0] == 1 && kept[4096] == 1,
+           remapped[0] == 1, reserved[0] == 0, strcmp(now, boot_id) != 0,
+           hidden[0] == 0);
     /* For the next request, if the instance is kept. */
     memcpy(boot_id, now, sizeof now);
     wiped[0] = wiped[4096] = reserved[0] = 0;
@@ -45,6 +47,9 @@ int main(void) {
         remapped)
         exit(94);
     remapped[0] = 1;
+    hidden = map(4096, 0);
+    if (madvise(hidden, 4096, MADV_WIPEONFORK) || mprotect(hidden, 4096, PROT_NONE))
+        exit(95);
     read_boot_id(boot_id);
     serve(handle);
 }

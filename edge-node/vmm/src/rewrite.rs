@@ -22,15 +22,15 @@
 //! The bytes of the program are compared with the patterns below and not taken apart in any other way.
 //! What is not found still works, by the instruction.
 
-use holm_hostcall::rewritten_call::{AFTER, JUMP as JMP, NOT_AN_INSTRUCTION};
+use holm_hostcall::rewritten_call::{
+    AFTER, JUMP as JMP, NOT_AN_INSTRUCTION, RESTART, SITE, STUB_BYTES,
+};
 use holm_hostcall::{CALLS_ADDR, CALLS_END, PAGE_BYTES};
 
 use crate::VmmError;
 use crate::layout::{Access, Range};
 use crate::memory::GuestMemory;
 
-/// Bytes from one stub to the next.
-const STUB_BYTES: usize = 32;
 /// Most sites of one program that are changed: ordinary ones have some hundreds.
 const MAX_SITES: usize = 2000;
 /// Bytes of a `jmp` with a 32-bit distance.
@@ -93,7 +93,7 @@ impl Stubs {
 
     /// Changes the sites in the bytes of an executable segment, which will be at `addr`.
     pub(crate) fn rewrite(&mut self, code: &mut [u8], addr: u64) {
-        for site in sites(code).take(MAX_SITES - self.sites) {
+        for site in sites(code, MAX_SITES - self.sites) {
             self.sites += 1;
             // A site too far away, or one for which there is no stub left, stays as it is.
             let _ = match site {
@@ -127,7 +127,8 @@ impl Stubs {
         text.extend_from_slice(&after.to_le_bytes());
         self.put(stub, text, self.entry)?;
         // The system call that a signal has interrupted is made again two bytes before `after`.
-        let restart = stub + AFTER - 2;
+        let restart = stub + RESTART;
+        self.write(stub + SITE, &(at as u32).to_le_bytes());
         self.write(restart, &[0xEB, (stub.wrapping_sub(stub + AFTER)) as u8]);
         let text = code[next..next + moved].to_vec();
         self.put(stub + AFTER, text, addr + (next + moved) as u64)?;
@@ -182,16 +183,19 @@ fn jump(from: u64, to: u64) -> Option<[u8; JUMP_BYTES]> {
     Some([JMP, a, b, c, d])
 }
 
-/// The sites in a program's code.
-fn sites(code: &[u8]) -> impl Iterator<Item = Site> + use<> {
+/// The first sites in a program's code, at most `most`.
+fn sites(code: &[u8], most: usize) -> Vec<Site> {
     let mut found = Vec::new();
     let mut free_from = 0;
     let mut at = 0;
-    while let Some(next) = code[at..].windows(2).position(|two| two == SYSCALL) {
+    while let Some(next) = code[at..].windows(2).position(|two| two == SYSCALL)
+        && found.len() < most
+    {
         let syscall = at + next;
         at = syscall + SYSCALL.len();
         let before = moved_before(&code[..syscall]).filter(|moved| syscall - moved >= free_from);
-        let site = match (before, moved_behind(&code[at..])) {
+        let behind = moved_behind(&code[at..]).filter(|_| !ends_in_a_jump(&code[..syscall]));
+        let site = match (before, behind) {
             (Some(moved), _) => Site::Before { syscall, moved },
             (None, Some(moved)) => Site::Behind { syscall, moved },
             (None, None) => continue,
@@ -202,7 +206,7 @@ fn sites(code: &[u8]) -> impl Iterator<Item = Site> + use<> {
         free_from = at;
         found.push(site);
     }
-    found.into_iter()
+    found
 }
 
 fn moved_behind(code: &[u8]) -> Option<usize> {
@@ -223,24 +227,51 @@ fn moved_before(code: &[u8]) -> Option<usize> {
 }
 
 /// Whether what follows `code` may be the end of an instruction that begins in it, and not a
-/// `mov eax, NUMBER` (Intel SDM volume 2, chapter 2). That instruction would end in four bytes of
-/// immediate or displacement, of which the highest are zero, with 0xB8 before them as
+/// `mov eax, NUMBER` (Intel SDM volume 2, chapter 2). Such an instruction has 0xB8 with four bytes behind it, of
+/// which the highest are zero, as
 ///   - the opcode, with a prefix: REX makes another register of it, 0x66 another size;
 ///   - an 8-bit displacement with a 32-bit immediate behind it;
 ///   - a SIB byte with a 32-bit displacement behind it, loading eax from a table;
-///   - a ModRM byte with a 32-bit displacement from rax: then rax is a pointer, and no number of a system
-///     call, which a program that is right will not do.
+///   - a ModRM byte with a 32-bit displacement from rax, or with REX.B or a VEX or EVEX prefix from r8. From
+///     rax, that is a pointer then and no number of a system call, unless an immediate follows: then there
+///     is no call at all.
+/// Rather too many are taken for such ones: they are rewritten behind the call, or not at all.
 fn ends_in_a_longer_one(code: &[u8]) -> bool {
-    let [.., third, second, first] = *code else {
+    let [.., fifth, fourth, third, second, first] = *code else {
         return true;
     };
-    let prefix = first == 0x66 || first & 0xF0 == 0x40;
-    let with_immediate = |opcode: u8| matches!(opcode, 0xC7 | 0x81 | 0x69 | 0xF7);
+    let is_rex = |byte: u8| byte & 0xF0 == 0x40;
+    let with_immediate = |opcode: u8| {
+        matches!(
+            opcode,
+            0x69 | 0x6B | 0x80..=0x83 | 0xC0 | 0xC1 | 0xC6 | 0xC7 | 0xF6 | 0xF7
+        )
+    };
     let byte_displacement = |modrm: u8| modrm & 0xC0 == 0x40;
     let displaced = byte_displacement(first) && with_immediate(second)
         || byte_displacement(second) && second & 7 == 4 && with_immediate(third);
     let table = first & 0xC7 == 0x84;
-    prefix || displaced || table
+    // ModRM behind an opcode of one byte, of two (0F) or of three (0F 38, 0F 3A).
+    let from_r8 = is_rex(second) && second & 1 != 0;
+    let long_opcode = second == 0x0F || third == 0x0F && matches!(second, 0x38 | 0x3A);
+    let vector = third == 0xC5 || fourth == 0xC4 || fifth == 0x62;
+    first == 0x66
+        || is_rex(first)
+        || with_immediate(first)
+        || displaced
+        || table
+        || from_r8
+        || long_opcode
+        || vector
+}
+
+/// Whether the call after `code` may be the end of the distance of a jump or call (E8, E9, 0F 80 to 0F 8F).
+fn ends_in_a_jump(code: &[u8]) -> bool {
+    match *code {
+        [.., 0x0F, 0x80..=0x8F, _, _] => true,
+        [.., 0xE8 | 0xE9, _, _] => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -271,16 +302,16 @@ mod tests {
     #[test]
     fn a_number_before_the_call_gives_way_and_the_call_stays() {
         let code = [
-            0x90, 0x90, 0x90, 0xB8, 0x27, 0, 0, 0, 0x0F, 0x05, 0xC3, 0x90,
+            0x90, 0x90, 0x90, 0x90, 0x90, 0xB8, 0x27, 0, 0, 0, 0x0F, 0x05, 0xC3,
         ];
         let (changed, stubs) = rewritten(&code);
-        assert_eq!(changed[8..], code[8..]);
-        let at = target(&changed[3..], ADDR + 3);
+        assert_eq!(changed[10..], code[10..]);
+        let at = target(&changed[5..], ADDR + 5);
         let stub = stub(&stubs, at);
-        assert_eq!(stub[..5], code[3..8]);
+        assert_eq!(stub[..5], code[5..10]);
         assert_eq!(
             stub[5..10],
-            [&[MOV_ECX][..], &(ADDR as u32 + 10).to_le_bytes()].concat()
+            [&[MOV_ECX][..], &(ADDR as u32 + 12).to_le_bytes()].concat()
         );
         assert_eq!(target(&stub[10..], at + 10), ENTRY);
     }
@@ -306,6 +337,10 @@ mod tests {
             assert_eq!(stub[after - 2..after], [0xEB, (-(AFTER as i64)) as u8]);
             assert_eq!(&stub[after..after + known.len()], known);
             let jump = &stub[after + known.len()..];
+            assert_eq!(
+                stub[SITE as usize..],
+                (ADDR as u32 + pad as u32).to_le_bytes()
+            );
             let from = at + (after + known.len()) as u64;
             assert_eq!(target(jump, from), ADDR + end as u64);
         }
@@ -314,13 +349,26 @@ mod tests {
     #[test]
     fn what_may_mean_something_else_stays_as_it_is() {
         let call = [0xB8, 0x27, 0, 0, 0, 0x0F, 0x05];
-        let with = |before: &[u8]| [before, &call].concat();
+        let with = |before: &[u8]| [&[0x90; 5], before, &call].concat();
         let cases = [
-            with(&[0x90, 0x90, 0x41]),       // mov r8d, 0x27
-            with(&[0xC7, 0x45]),             // mov [rbp - 0x48], 0x27
-            with(&[0x90, 0xC7, 0x44, 0x24]), // mov [rsp - 0x48], 0x27
-            with(&[0x90, 0x8B, 0x84]),       // mov eax, [rax + rdi * 4 + 0x27]
-            with(&[]),                       // who knows what is before a segment
+            with(&[0x90, 0x90, 0x41]),                   // mov r8d, 0x27
+            with(&[0xC7, 0x45]),                         // mov [rbp - 0x48], 0x27
+            with(&[0x90, 0xC7, 0x44, 0x24]),             // mov [rsp - 0x48], 0x27
+            with(&[0x90, 0x8B, 0x84]),                   // mov eax, [rax + rdi * 4 + 0x27]
+            call.to_vec(),                               // who knows what is before a segment
+            with(&[0x90, 0x90, 0x90, 0x49, 0x8D]),       // lea rdi, [r8 + 0x27]
+            with(&[0x90, 0x90, 0x90, 0x90, 0x81]),       // cmp dword [rax + 0x27], 0x050F
+            with(&[0x90, 0x90, 0x90, 0x66, 0x81]),       // cmp word [rax + 0x27], 0x050F
+            with(&[0x90, 0x41, 0x0F, 0x10]),             // movups xmm7, [r8 + 0x27]
+            with(&[0x90, 0x90, 0xC4, 0xC1, 0x78, 0x10]), // vmovups xmm7, [r8 + 0x27]
+            with(&[0x90, 0x90, 0x90, 0x90, 0x6B]),       // imul edi, [rax + 0x27], 15; add eax, …
+            // call, a long way off; cmp rax, -4095
+            vec![
+                0x90, 0xE8, 0, 0, 0x0F, 0x05, 0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF,
+            ],
+            vec![
+                0x0F, 0x84, 0, 0, 0x0F, 0x05, 0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF,
+            ],
             vec![0x90, 0x90, 0x90, 0xB8, 0, 4, 0, 0, 0x0F, 0x05],
             vec![0x90, 0x90, 0x90, 0x0F, 0x05, 0x85, 0xC0, 0x79, 0x01],
             vec![0x0F, 0x05],
@@ -336,8 +384,19 @@ mod tests {
     fn sites_side_by_side_do_not_touch_each_other() {
         let one = [0xB8, 0x27, 0, 0, 0, 0x0F, 0x05];
         let compare = [&SYSCALL[..], BEHIND[0]].concat();
-        let code = [&[0x90; 4][..], &one, &one, &compare, &compare, &one].concat();
-        let found: Vec<_> = sites(&code).collect();
+        let nops = [0x90; 5];
+        let code = [
+            &nops[..],
+            &one,
+            &nops,
+            &one,
+            &compare,
+            &compare,
+            &nops,
+            &one,
+        ]
+        .concat();
+        let found = sites(&code, MAX_SITES);
         assert_eq!(found.len(), 5, "{found:?}");
         let mut until = 0;
         for site in found {

@@ -153,6 +153,9 @@ fn kvm_clocks_are_read_without_a_system_call_and_say_the_same_as_with_one() {
         let text = guest.get("/");
         let words: Vec<&str> = text.split_whitespace().collect();
         assert_eq!(words.first(), Some(&"right"), "{text}");
+        for target in ["/deep", "/turns"] {
+            assert_eq!(guest.get(target), "done\n", "{target}");
+        }
         println!(
             "clock_gettime: {} ns, as a system call {} ns",
             words[1], words[2]
@@ -234,7 +237,7 @@ fn kvm_a_restore_is_a_fork_for_generators_that_look_out_for_one() {
     each_libc("wipes_on_restore", |path| {
         let mut guest = Function::new(path);
         for _ in 0..3 {
-            assert_eq!(guest.get("/"), "1 1 1 1 1\n");
+            assert_eq!(guest.get("/"), "1 1 1 1 1 1\n");
         }
     });
     let mut hello = Function::new(&function("hello"));

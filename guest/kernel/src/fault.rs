@@ -3,7 +3,7 @@
 //! A page of the sparse space that is only promised is backed, and the program goes on as if nothing had
 //! been. Everything else is a signal, and where the program has no handler its end.
 
-use holm_hostcall::rewritten_call::{AFTER, JUMP};
+use holm_hostcall::rewritten_call::{AFTER, JUMP, RESTART, SITE, STUB_BYTES};
 use holm_hostcall::{CALLS_ADDR, CALLS_END, Call, FaultPage, PREEMPTION_VECTOR, Registers};
 
 use crate::memory::{Refusal, guest};
@@ -39,6 +39,25 @@ fn is_backed(fault: &FaultPage) -> bool {
         Ok(()) => true,
         Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
         Err(Refusal::Unmapped | Refusal::Protected) => false,
+    }
+}
+
+/// Where the program is, as it sees that itself: in the stub of a call that is a jump now, the place of the call,
+/// or if that is over of the instruction after it. It goes on from there as well.
+pub fn own_place(rip: u64) -> u64 {
+    const SYSCALL_BYTES: u64 = 2;
+    if !(CALLS_ADDR..CALLS_END).contains(&rip) {
+        return rip;
+    }
+    let within = rip % STUB_BYTES as u64;
+    let site = core::ptr::with_exposed_provenance::<u32>((rip - within + SITE) as usize);
+    // SAFETY: a stub in which the program is lies in a page that is mapped, and is plain bytes. A program that
+    // says by `rt_sigreturn` that it is in another one takes a fault here, which is its own crash.
+    let site = u64::from(unsafe { site.read_volatile() });
+    match within {
+        AFTER => site + SYSCALL_BYTES,
+        RESTART => site,
+        _ => rip,
     }
 }
 

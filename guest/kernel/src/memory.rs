@@ -297,12 +297,19 @@ impl Memory {
             machine.refused(new_bytes - old_bytes);
             return Err(Errno::ENOMEM);
         }
-        if is_sparse(start) {
-            if self.sparse.is_free(end, grown - end) {
+        let marked = self.wiped.covers(start, end);
+        let in_place = match is_sparse(start) {
+            true if self.sparse.is_free(end, grown - end) => {
                 self.sparse.insert(end, grown, protection)?;
-                return Ok(start);
+                true
             }
-        } else if self.arena.grow(start, end, grown, machine) {
+            true => false,
+            false => self.arena.grow(start, end, grown, machine),
+        };
+        if in_place {
+            if marked {
+                let _ = self.wiped.add(end, grown);
+            }
             return Ok(start);
         }
         if flags & MREMAP_MAYMOVE == 0 {
@@ -330,6 +337,10 @@ impl Memory {
         };
         self.unmap(start, old_bytes, machine)?;
         self.protect(moved, new_bytes, prot, machine)?;
+        if marked {
+            // Where there is no room for the mark, the mapping has moved all the same.
+            let _ = self.wiped.add(moved, moved + new_bytes);
+        }
         Ok(moved)
     }
 
@@ -415,7 +426,11 @@ impl Memory {
                 self.sparse.forget(start, end, &mut self.frames, machine);
             }
             MADV_DONTNEED => self.arena.forget(start, end, machine),
-            MADV_WIPEONFORK => self.wiped.add(start, end)?,
+            MADV_WIPEONFORK => {
+                self.wiped.add(start, end)?;
+                // So that no restore has to.
+                let _ = self.access(start, end - start, true, false, machine);
+            }
             MADV_KEEPONFORK => self.wiped.remove(start, end)?,
             _ => {}
         }

@@ -14,7 +14,7 @@ use holm_hostcall::{Call, FIRST_SIGNAL, FaultPage, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult};
 use crate::threads::MAX_THREADS;
-use crate::{host, state, threads, time, user};
+use crate::{fault, host, state, threads, time, user};
 pub use frame::{Cause, go_back};
 
 const SIGILL: u32 = 4;
@@ -257,7 +257,10 @@ pub fn deliver(registers: &mut Registers, called: Option<u64>) {
         let action = state::signals().actions[signal as usize - 1];
         match action.handler {
             _ if state::signals().is_ignored(signal) => continue,
-            SIG_DFL => terminate(signal, registers),
+            SIG_DFL => {
+                registers.rip = fault::own_place(registers.rip);
+                terminate(signal, registers)
+            }
             _ => {}
         }
         if let Some(number) = restart.take() {
@@ -296,6 +299,7 @@ fn call_again(registers: &mut Registers, number: u64) {
 }
 
 fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
+    registers.rip = fault::own_place(registers.rip);
     let (action, before) = state::signals().enter(cause.signal, thread);
     let of = state::signals().threads[thread];
     let alternate =

@@ -3,7 +3,8 @@
 //!
 //! Only what a dynamic linker reads is here: headers, dynamic section, symbols with the version that Linux
 //! gives them, and a hash table of one bucket. The functions are the library OS's own, which runs at the
-//! program's privilege level anyhow.
+//! program's privilege level anyhow: on its stack, since it may take no fault on the program's. A turn of
+//! another thread's that was due meanwhile is taken on the way back.
 
 use core::arch::global_asm;
 
@@ -20,6 +21,37 @@ global_asm!(
     .quad \to - HOLM_VDSO
     .quad 16
     .endm
+
+    .macro entry name, to
+\name:
+    mov [rip + vdso_caller_rsp], rsp
+    mov rsp, [rip + HOLM_ENTRY_STACK]
+    and rsp, -16
+    call \to
+    mov rsp, [rip + vdso_caller_rsp]
+    cmp qword ptr [{fault} + {tick_missed}], 0
+    jne vdso_yield
+    ret
+    .endm
+
+    .section .text.vdso, "ax"
+    entry vdso_clock_gettime, {clock_gettime}
+    entry vdso_gettimeofday, {gettimeofday}
+    entry vdso_time, {time}
+    entry vdso_clock_getres, {clock_getres}
+    entry vdso_getcpu, {getcpu}
+vdso_yield:                         # a system call keeps rdx
+    mov rdx, rax
+    mov eax, {sched_yield}
+    lea rcx, [rip + 1f]
+    jmp call_entry
+1:  mov rax, rdx
+    ret
+
+    .section .bss.vdso, "aw", @nobits
+    .balign 8
+vdso_caller_rsp:
+    .skip 8
 
     .section .rodata.vdso, "a"
     .balign 4096
@@ -56,11 +88,11 @@ vdso_dynamic:
     .quad 0, 0
 vdso_symbols:
     .fill SYMBOL_BYTES, 1, 0
-    function name_clock_gettime, {clock_gettime}
-    function name_gettimeofday, {gettimeofday}
-    function name_time, {time}
-    function name_clock_getres, {clock_getres}
-    function name_getcpu, {getcpu}
+    function name_clock_gettime, vdso_clock_gettime
+    function name_gettimeofday, vdso_gettimeofday
+    function name_time, vdso_time
+    function name_clock_getres, vdso_clock_getres
+    function name_getcpu, vdso_getcpu
 vdso_names:
     .byte 0
 name_clock_gettime:
@@ -101,4 +133,7 @@ vdso_end:
     time = sym holm_kernel::time::vdso::time,
     clock_getres = sym holm_kernel::time::vdso::clock_getres,
     getcpu = sym holm_kernel::time::vdso::getcpu,
+    fault = const holm_hostcall::FAULT_ADDR,
+    tick_missed = const core::mem::offset_of!(holm_hostcall::FaultPage, tick_missed),
+    sched_yield = const 24,
 );

@@ -271,6 +271,12 @@ pub mod rewritten_call {
     pub const NOT_AN_INSTRUCTION: u8 = 0x06;
     /// Where that instruction is now, from the stub's start.
     pub const AFTER: u64 = 15;
+    /// Where the call can be made again, as before by its two bytes, from the stub's start.
+    pub const RESTART: u64 = AFTER - 2;
+    /// Where the address of the call in the program is, from the stub's start: four bytes.
+    pub const SITE: u64 = 28;
+    /// Bytes from one stub to the next; each begins at a multiple of them.
+    pub const STUB_BYTES: usize = 32;
 }
 
 /// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address.

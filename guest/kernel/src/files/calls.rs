@@ -262,7 +262,9 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
-    let follow = match new {
+    // A directory is not made by this, whatever the name leads to.
+    let makes_directory = flags & O_CREAT != 0 && user::path(path)?.ends_with(b"/");
+    let follow = match new || makes_directory {
         true => Follow::Never,
         false => Follow::unless(flags & O_NOFOLLOW != 0),
     };
@@ -627,7 +629,8 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         return Err(Errno::EXDEV);
     }
     let source = find(&from);
-    if source.is_err() && flags & NOREPLACE != 0 && find(&to).is_ok() {
+    let target = find(&to).is_ok() || state::temporary().find(to.as_bytes()).is_some();
+    if source.is_err() && flags & NOREPLACE != 0 && target {
         let is_there = state::temporary().find(from.as_bytes()).is_some();
         return Err(if is_there {
             Errno::EEXIST

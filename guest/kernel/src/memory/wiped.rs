@@ -6,6 +6,8 @@ use crate::errno::Errno;
 
 /// Most ranges.
 const MAX_RANGES: usize = 16;
+/// Most bytes of all of them: each restore zeroes so many.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The ranges, by address, none of them empty.
 pub(super) struct Wiped {
@@ -21,10 +23,24 @@ impl Wiped {
         }
     }
 
-    /// ENOMEM where there is no room for another, as Linux says where a mapping cannot be split.
+    /// ENOMEM where there is no room for another, as Linux says where a mapping cannot be split, or where the
+    /// ranges together would be too large.
     pub(super) fn add(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        if self.covers(start, end) {
+            return Ok(());
+        }
+        let marked: u64 = self.get().map(|(from, to)| to - from).sum();
+        if self.count == MAX_RANGES || end - start > MAX_BYTES - marked.min(MAX_BYTES) {
+            return Err(Errno::ENOMEM);
+        }
+        // None of them is split by this: no range reaches beyond both ends.
         self.remove(start, end)?;
         self.push(start, end)
+    }
+
+    /// Whether all of a range is marked.
+    pub(super) fn covers(&self, start: u64, end: u64) -> bool {
+        self.get().any(|(from, to)| from <= start && end <= to)
     }
 
     fn push(&mut self, start: u64, end: u64) -> Result<(), Errno> {
@@ -34,8 +50,12 @@ impl Wiped {
         Ok(())
     }
 
-    /// What is there now is not what was marked.
+    /// What is there now is not what was marked. On ENOMEM nothing has changed.
     pub(super) fn remove(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let splits = self.get().any(|(from, to)| from < start && end < to);
+        if splits && self.count == MAX_RANGES {
+            return Err(Errno::ENOMEM);
+        }
         let mut at = 0;
         while at < self.count {
             let (from, to) = self.ranges[at];
@@ -80,7 +100,9 @@ mod tests {
         wiped.remove(0, 32).unwrap();
         assert_eq!(sorted(&wiped), [(32, 40)]);
         wiped.add(32, 36).unwrap();
-        assert_eq!(sorted(&wiped), [(32, 36), (36, 40)]);
+        assert_eq!(sorted(&wiped), [(32, 40)]);
+        wiped.add(30, 36).unwrap();
+        assert_eq!(sorted(&wiped), [(30, 36), (36, 40)]);
         wiped.remove(0, u64::MAX).unwrap();
         assert!(sorted(&wiped).is_empty());
     }
@@ -92,6 +114,10 @@ mod tests {
             wiped.add(n * 10, n * 10 + 5).unwrap();
         }
         assert_eq!(wiped.add(1000, 1001), Err(Errno::ENOMEM));
+        // What cannot be split stays whole.
+        assert_eq!(wiped.remove(1, 2), Err(Errno::ENOMEM));
+        assert!(wiped.covers(0, 5));
+        wiped.remove(0, 2).unwrap();
         assert_eq!(sorted(&wiped).len(), MAX_RANGES);
     }
 }
