@@ -34,7 +34,7 @@ use crate::meter::journal::{Journal, JournalError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
-use crate::session::Session;
+use crate::session::{Session, Told};
 use crate::tally::Tally;
 use crate::tls::{self, TlsError};
 use crate::worker::Workers;
@@ -173,8 +173,10 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         hello,
         published.observed.clone(),
         desired,
-        tally.clone(),
-        logs.clone(),
+        Told {
+            tally: tally.clone(),
+            logs: logs.clone(),
+        },
     );
     let means = Means {
         hypervisor: hypervisor.clone(),

@@ -82,6 +82,13 @@ pub(crate) async fn ask(
     Ok((answer, from))
 }
 
+/// What is told of invocations.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) tally: Arc<Tally>,
+    pub(crate) logs: Arc<Logs>,
+}
+
 /// What a session needs and whom it serves.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -91,8 +98,7 @@ pub(crate) struct Session {
     pub(crate) hello: Hello,
     pub(crate) observed: watch::Receiver<Observed>,
     pub(crate) desired: watch::Sender<Option<Desired>>,
-    pub(crate) tally: Arc<Tally>,
-    pub(crate) logs: Arc<Logs>,
+    pub(crate) told: Told,
     connection: watch::Sender<Option<Connection>>,
 }
 
@@ -105,8 +111,7 @@ impl Session {
         hello: Hello,
         observed: watch::Receiver<Observed>,
         desired: watch::Sender<Option<Desired>>,
-        tally: Arc<Tally>,
-        logs: Arc<Logs>,
+        told: Told,
     ) -> (Self, Link) {
         let (connection, link) = watch::channel(None);
         let session = Session {
@@ -116,8 +121,7 @@ impl Session {
             hello,
             observed,
             desired,
-            tally,
-            logs,
+            told,
             connection,
         };
         (session, Link(link))
@@ -194,12 +198,12 @@ impl Session {
                 },
                 _ = tick.tick() => {
                     quiet_ticks += 1;
-                    let report = self.tally.report();
+                    let report = self.told.tally.report();
                     if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
                         quiet_ticks = 0;
                         wire::send(to, &NodeMessage::Report(report)).await?;
                     }
-                    if let Some(batch) = self.logs.take() {
+                    if let Some(batch) = self.told.logs.take() {
                         wire::send(to, &NodeMessage::Logs(batch)).await?;
                     }
                 }

@@ -235,6 +235,7 @@ fn moved_before(code: &[u8]) -> Option<usize> {
 ///   - a ModRM byte with a 32-bit displacement from rax, or with REX.B or a VEX or EVEX prefix from r8. From
 ///     rax, that is a pointer then and no number of a system call, unless an immediate follows: then there
 ///     is no call at all.
+///
 /// Rather too many are taken for such ones: they are rewritten behind the call, or not at all.
 fn ends_in_a_longer_one(code: &[u8]) -> bool {
     let [.., fifth, fourth, third, second, first] = *code else {
@@ -267,11 +268,10 @@ fn ends_in_a_longer_one(code: &[u8]) -> bool {
 
 /// Whether the call after `code` may be the end of the distance of a jump or call (E8, E9, 0F 80 to 0F 8F).
 fn ends_in_a_jump(code: &[u8]) -> bool {
-    match *code {
-        [.., 0x0F, 0x80..=0x8F, _, _] => true,
-        [.., 0xE8 | 0xE9, _, _] => true,
-        _ => false,
-    }
+    matches!(
+        *code,
+        [.., 0x0F, 0x80..=0x8F, _, _] | [.., 0xE8 | 0xE9, _, _]
+    )
 }
 
 #[cfg(test)]

@@ -215,7 +215,7 @@ fn follows_a_call(view: View<'_>, addr: u64) -> bool {
 
 fn by_frame_pointer(view: View<'_>, frame: &Frame) -> Option<Frame> {
     let base = frame.kept[RBP];
-    if base < frame.rsp || base % 8 != 0 {
+    if base < frame.rsp || !base.is_multiple_of(8) {
         return None;
     }
     let mut kept = frame.kept;
