@@ -22,10 +22,8 @@ const AREAS: [&str; 7] = [
 ];
 /// Calls for one seed of one area.
 const STEPS: u64 = 200;
-/// Seeds in a usual run, and the first of them. Others find, once in some hundreds of runs, that an open
-/// directory is known here by its path, and not by what was there.
+/// Seeds in a usual run.
 const SEEDS: u64 = 24;
-const FIRST_SEED: u64 = 17;
 /// Lines that are shown before one that differs.
 const SHOWN_BEFORE: usize = 5;
 
@@ -126,7 +124,7 @@ fn kvm_random_system_calls_are_answered_as_on_linux() {
         let from = now.as_secs() % 1_000_000 * 1000;
         from..from + count
     });
-    let seeds = alone.or(new).unwrap_or(FIRST_SEED..FIRST_SEED + usual);
+    let seeds = alone.or(new).unwrap_or(1..1 + usual);
     println!("seeds {} to {}", seeds.start, seeds.end - 1);
     let mut guest = Function::new(&program);
     let mut found = Vec::new();

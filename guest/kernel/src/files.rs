@@ -333,7 +333,15 @@ pub fn readable(descriptor: u64) -> Result<(), Errno> {
     }
 }
 
-/// The same for one that writes.
+/// Whether a call may read what is no directory: the buffer is looked at after this.
+pub fn is_no_directory(descriptor: u64) -> Result<(), Errno> {
+    match state::files().get(descriptor)?.object {
+        Object::Directory(_) => Err(Errno::EISDIR),
+        _ => Ok(()),
+    }
+}
+
+/// The same as `readable` for a call that writes.
 pub fn writable(descriptor: u64) -> Result<(), Errno> {
     let open = state::files().get(descriptor)?;
     match open.object {

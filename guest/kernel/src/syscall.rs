@@ -38,6 +38,7 @@ fn serve(frame: &Registers) -> SysResult {
         0 => {
             files::readable(a)?;
             user::range(b, c)?;
+            files::is_no_directory(a)?;
             files::read(a, user::buffer_mut(b, c)?)
         }
         1 => {
@@ -64,6 +65,7 @@ fn serve(frame: &Registers) -> SysResult {
             files::position(d)?;
             files::readable(a)?;
             user::range(b, c)?;
+            files::is_no_directory(a)?;
             files::read_at(a, d, user::buffer_mut(b, c)?)
         }
         18 => {

@@ -9,7 +9,7 @@
 //!  Running ──wait──▶ Waiting(change seen) ──any change, or deadline──▶ Ready ──its turn──▶ Running
 //!     └──futex────▶ Sleeping(word) ──woken, or deadline──────────────────▶ Ready
 //! ```
-//! A thread goes on until it waits or yields; there is no preemption.
+//! A thread goes on until it waits or yields, or the host sends it here for another one's turn.
 
 mod futex;
 

@@ -610,7 +610,31 @@ pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
     }
     let number = state::temporary().find(path.as_bytes());
     state::temporary().remove(number.ok_or(Errno::EROFS)?);
+    if is_directory {
+        has_moved(&path, None);
+    }
     Ok(0)
+}
+
+/// Open directories and the working directory are known by their paths: one that has moved, or is gone, has
+/// another one.
+fn has_moved(from: &Path, to: Option<&Path>) {
+    let open = state::open_directories()
+        .iter_mut()
+        .filter(|(used, _)| *used)
+        .map(|(_, path)| path);
+    for at in open.chain([state::working_directory()]) {
+        let rest = below(at.as_bytes(), from.as_bytes());
+        if rest.is_none() && at.as_bytes() != from.as_bytes() {
+            continue;
+        }
+        let moved = match (to, rest) {
+            (Some(to), Some(rest)) => to.join(rest).ok(),
+            (Some(to), None) => Some(*to),
+            (None, _) => None,
+        };
+        *at = moved.unwrap_or(Path::GONE);
+    }
 }
 
 /// `rename`, `renameat` and `renameat2`
@@ -668,6 +692,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         (Ok(_), _) => {
             if let Some(number) = state::temporary().find(to.as_bytes()) {
                 state::temporary().remove(number);
+                has_moved(&to, None);
             }
         }
         (Err(Errno::ENOENT), false) if to.is_directory => return Err(Errno::ENOTDIR),
@@ -680,6 +705,9 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         (Err(error), _) => return Err(error),
     }
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
+    if moves_directory {
+        has_moved(&from, Some(&to));
+    }
     Ok(0)
 }
 

@@ -31,6 +31,19 @@ impl Path {
         is_up: false,
     };
 
+    /// Of a directory that was removed while it was open: nothing is there, and can be.
+    pub const GONE: Path = Path {
+        bytes: {
+            let mut bytes = [0; MAX_PATH_BYTES];
+            bytes[0] = b'/';
+            bytes
+        },
+        used: 2,
+        is_directory: true,
+        is_dots: false,
+        is_up: false,
+    };
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.used]
