@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_MANIFEST_BYTES};
+use holm_model::limits::{
+    MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES, MAX_MANIFEST_BYTES,
+};
 
 /// Most nodes in the fleet.
 pub(crate) const MAX_NODES: usize = 1024;
@@ -80,6 +82,14 @@ pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 pub(crate) const MAX_LOG_BYTES_OF_FUNCTION: usize = 1 << 20;
 /// Most bytes of all functions' logs that are kept.
 pub(crate) const MAX_LOG_BYTES: usize = 64 << 20;
+/// What nodes count for an entry of a log beside its text.
+pub(crate) const LOG_BATCH_ENTRY_BYTES: usize = 256;
+/// Most bytes of a node's batch of entries of logs, with [`LOG_BATCH_ENTRY_BYTES`] for each. A node may go over
+/// the size of a batch by one entry; this bounds their number as well.
+pub(crate) const MAX_LOG_BATCH_COUNTED_BYTES: usize =
+    MAX_LOG_BATCH_BYTES + LOG_BATCH_ENTRY_BYTES + MAX_LOG_ENTRY_BYTES;
+/// Latest time, in milliseconds since 1970, at which sequences of logs begin, so that they stay below 2^53.
+pub(crate) const MAX_LOG_CLOCK_MS: u64 = 1 << 42;
 /// Rows of the ledger in one page, if the request does not say.
 pub(crate) const DEFAULT_PAGE_ROWS: usize = 1000;
 /// Rows in one SQL statement of the ledger.

@@ -144,7 +144,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let rollouts = Arc::new(Rollouts::load(store.clone(), fleet.clone(), clock, timing).await?);
     let registry = Registry::new(store.clone(), artifacts, clock);
     let ledger = Ledger::new(store.clone());
-    let logs = Arc::new(Logs::default());
+    let logs = Arc::new(Logs::new(clock.now_ms()));
 
     let http = |source| StartError::Http {
         address: config.http_listen,

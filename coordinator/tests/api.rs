@@ -387,7 +387,23 @@ async fn what_functions_write_can_be_read_page_by_page_and_by_request() {
     let coordinator = Coordinator::start().await;
     let node = TestNode::start(&coordinator, "n1", 1).await;
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let mut other = Publisher::register(&coordinator, "acme/other", 1).await;
+    other.publish(&coordinator, "").await;
     let version = publisher.publish(&coordinator, "").await.version;
+    publisher.roll_out(&coordinator, version, &[100], 0).await;
+    until("the node has the version", async || {
+        node.routed() == Some(version)
+    })
+    .await;
+    // Of a function that is not rolled out.
+    node.log(LogEntry {
+        function: "acme/other".parse().unwrap(),
+        version,
+        request: RequestId([9; 16]),
+        at_ms: 1_700_000_000_000,
+        failed: false,
+        text: "not its own".into(),
+    });
     for n in 1..=3 {
         node.log(LogEntry {
             function: "acme/hello".parse().unwrap(),
@@ -407,7 +423,7 @@ async fn what_functions_write_can_be_read_page_by_page_and_by_request() {
     let last: LogPage = client.get(&format!("{path}?limit=1")).await.expect(200);
     assert_eq!(last.entries[0].text, "line 3\u{fffd}[2J");
     assert!(last.entries[0].failed && last.entries[0].node.as_str() == "n1");
-    assert_eq!(last.dropped, 3);
+    assert_eq!(last.dropped, 4);
     let first: LogPage = client
         .get(&format!("{path}?after=0&limit=2"))
         .await
@@ -417,6 +433,8 @@ async fn what_functions_write_can_be_read_page_by_page_and_by_request() {
         .await
         .expect(200);
     assert_eq!((first.entries.len(), &rest.entries), (2, &last.entries));
+    let other = client.get("/v1/functions/acme/other/logs").await;
+    assert_eq!(other.expect::<LogPage>(200).entries, []);
     let request = RequestId([2; 16]);
     let one: LogPage = client
         .get(&format!("{path}?request={request}"))

@@ -9,9 +9,11 @@ use common::node::{self, TestNode, bulk, connect, dial, hello, join, read, write
 use common::{Coordinator, PATIENCE, Publisher, until};
 use holm_model::codec;
 use holm_model::control::{
-    ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, NodeMessage, Observed, Report,
+    ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, LogBatch, LogEntry, NodeMessage, Observed,
+    Report,
 };
-use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
+use holm_model::ids::{Digest, RequestId};
+use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::time::timeout;
 
@@ -307,4 +309,35 @@ async fn a_node_may_not_list_versions_without_end() {
     write(&mut control.send, &NodeMessage::Observed(observed)).await;
     let reason = refusal(&control.connection, &mut control.recv).await;
     assert!(reason.contains("lists 5000 versions"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_node_may_not_send_logs_without_end() {
+    let coordinator = Coordinator::start().await;
+    let entry = LogEntry {
+        function: "acme/hello".parse().unwrap(),
+        version: Digest([1; 32]),
+        request: RequestId([1; 16]),
+        at_ms: 1,
+        failed: false,
+        text: String::new(),
+    };
+    let (count, each) = (MAX_LOG_BATCH_BYTES / 256, MAX_LOG_ENTRY_BYTES / 256);
+    let batch = |entries| {
+        NodeMessage::Logs(LogBatch {
+            entries: vec![entry.clone(); entries],
+            dropped: 0,
+        })
+    };
+    let identity = identity(&coordinator, "n").await;
+    let mut control = connect(coordinator.quic, &identity, hello(1)).await;
+    // One entry more than a batch holds is let pass; what is refused is the next message.
+    write(&mut control.send, &batch(count + each + 1)).await;
+    write(&mut control.send, &batch(count + each + 2)).await;
+    let reason = refusal(&control.connection, &mut control.recv).await;
+    let bytes = 256 * (count + each + 2);
+    assert!(
+        reason.contains(&format!("counts {bytes} bytes")),
+        "{reason}"
+    );
 }

@@ -6,13 +6,17 @@ use holm_model::api::{LogPage, LogView};
 use holm_model::ids::{FunctionName, RequestId};
 use jiff::Timestamp;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::Client;
 use crate::remote::settings::Connection;
 
 /// Pause between two looks of `--follow`.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two attempts to reach a coordinator that is gone.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Most entries that `--follow` asks for at a time.
+const FOLLOWED: u32 = 1000;
 
 /// `holm logs`.
 #[derive(Debug, clap::Args)]
@@ -36,7 +40,7 @@ pub(crate) struct LogsArgs {
 /// Does it.
 pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
-    let mut page = ask(&client, &args, None).await?;
+    let mut page = ask(&client, &args, None, args.limit).await?;
     if !args.follow {
         if page.entries.is_empty() {
             output.note("nothing is known; entries come about a second late, and a restart of the coordinator forgets them");
@@ -46,17 +50,49 @@ pub(crate) async fn run(args: LogsArgs, output: Output) -> Result<(), Failure> {
             false => show(&page, output),
         };
     }
+    show(&page, output)?;
     loop {
-        show(&page, output)?;
         tokio::time::sleep(PAUSE).await;
-        page = ask(&client, &args, Some(page.next)).await?;
+        // Behind a full page there may be more already.
+        loop {
+            page = follow(&client, &args, page.next, output).await?;
+            show(&page, output)?;
+            if page.entries.len() < FOLLOWED as usize {
+                break;
+            }
+        }
     }
 }
 
-async fn ask(client: &Client, args: &LogsArgs, after: Option<u64>) -> Result<LogPage, Failure> {
-    let LogsArgs {
-        function, limit, ..
-    } = args;
+/// What came later, however often the coordinator has to be asked until it is there again.
+async fn follow(
+    client: &Client,
+    args: &LogsArgs,
+    after: u64,
+    output: Output,
+) -> Result<LogPage, Failure> {
+    let mut pause = PAUSE;
+    loop {
+        match ask(client, args, Some(after), FOLLOWED).await {
+            Err(failure) if failure.exit == Exit::Unreachable => {
+                if pause == PAUSE {
+                    output.note(format!("{}; trying on", failure.message));
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(MAX_PAUSE);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn ask(
+    client: &Client,
+    args: &LogsArgs,
+    after: Option<u64>,
+    limit: u32,
+) -> Result<LogPage, Failure> {
+    let function = &args.function;
     let mut path = format!("/v1/functions/{function}/logs?limit={limit}");
     if let Some(request) = args.request {
         path.push_str(&format!("&request={request}"));
@@ -95,7 +131,16 @@ fn describe(entry: &LogView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
     use holm_model::ids::Digest;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: LogsArgs,
+    }
 
     #[test]
     fn each_line_says_when_where_and_of_which_request() {
@@ -112,6 +157,38 @@ mod tests {
             describe(&entry),
             "2023-11-14T22:13:20.123Z n1 abababab failed: a\n\
              2023-11-14T22:13:20.123Z n1 abababab failed: b"
+        );
+    }
+
+    #[tokio::test]
+    async fn following_goes_on_where_it_was_after_a_lost_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = tokio::spawn(async move {
+            let (mut lost, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 4096];
+            assert!(lost.read(&mut asked).await.unwrap() > 0);
+            drop(lost);
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let bytes = stream.read(&mut asked).await.unwrap();
+            let body = r#"{"entries":[],"next":7,"dropped":0}"#;
+            let length = body.len();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&asked[..bytes]).into_owned()
+        });
+        let client = Client::new(&url, None).unwrap();
+        let args = Line::parse_from(["logs", "a/f"]).args;
+        let output = Output {
+            json: false,
+            quiet: true,
+        };
+        let page = follow(&client, &args, 7, output).await;
+        assert_eq!(page.unwrap().next, 7);
+        let asked = served.await.unwrap();
+        assert!(
+            asked.starts_with("GET /v1/functions/a/f/logs?limit=1000&after=7 "),
+            "{asked}"
         );
     }
 }

@@ -8,12 +8,14 @@
 //! A node that breaks the protocol is told why, on its control stream and in the close frame, and
 //! loses this link; no other link notices.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holm_model::control::{CoordinatorMessage, Hello, NodeMessage};
-use holm_model::ids::{Digest, Name};
+use holm_model::control::{CoordinatorMessage, Desired, Hello, LogBatch, NodeMessage};
+use holm_model::ids::{Digest, FunctionName, Name};
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -21,7 +23,12 @@ use super::frames::WireError;
 use super::server::{Services, close, delivered, shut};
 use super::{bulk, frames};
 use crate::ca::node_name;
-use crate::limits::{LINK_OPENING, MAX_NODE_TEXT_CHARS, MAX_OBSERVED_VERSIONS, MAX_URL_CHARS};
+use crate::limits::{
+    LINK_OPENING, MAX_LOG_BATCH_COUNTED_BYTES, MAX_NODE_TEXT_CHARS, MAX_OBSERVED_VERSIONS,
+    MAX_URL_CHARS,
+};
+use crate::logs::batch_bytes;
+use crate::rollout::Target;
 use crate::store::StoreError;
 
 /// Why a link ends before its time.
@@ -49,6 +56,11 @@ pub(super) enum LinkError {
     BadHello(&'static str),
     #[error("the node's message lists {0} versions, more than the {MAX_OBSERVED_VERSIONS} allowed")]
     TooMany(usize),
+    #[error(
+        "the node's batch of log entries counts {0} bytes, more than the \
+         {MAX_LOG_BATCH_COUNTED_BYTES} allowed"
+    )]
+    TooMuchLog(usize),
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("the link broke: {0}")]
@@ -69,7 +81,10 @@ impl LinkError {
 
     fn code(&self) -> u32 {
         match self {
-            LinkError::Wire(_) | LinkError::TooMany(_) | LinkError::SecondHello => close::BREACH,
+            LinkError::Wire(_)
+            | LinkError::TooMany(_)
+            | LinkError::TooMuchLog(_)
+            | LinkError::SecondHello => close::BREACH,
             _ => close::REFUSED,
         }
     }
@@ -96,6 +111,7 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
                 services: &services,
                 name: &name,
                 session,
+                functions: Mutex::default(),
             }
             .run(send, recv)
             .await;
@@ -210,6 +226,8 @@ struct Link<'a> {
     services: &'a Arc<Services>,
     name: &'a Name,
     session: u64,
+    /// What the node is to have: it may write the logs of these.
+    functions: Mutex<BTreeSet<FunctionName>>,
 }
 
 impl Link<'_> {
@@ -247,25 +265,64 @@ impl Link<'_> {
                         .fleet
                         .reported(self.name, self.session, &report);
                 }
-                NodeMessage::Logs(batch) => self.services.logs.add(self.name, batch),
+                NodeMessage::Logs(batch) => self.log(batch)?,
             }
         }
+    }
+
+    /// Keeps what the node's functions wrote. What it says of others is dropped: their owners would take it for
+    /// theirs.
+    fn log(&self, mut batch: LogBatch) -> Result<(), LinkError> {
+        let bytes = batch_bytes(&batch);
+        if bytes > MAX_LOG_BATCH_COUNTED_BYTES {
+            return Err(LinkError::TooMuchLog(bytes));
+        }
+        let all = batch.entries.len();
+        {
+            let functions = self.functions();
+            batch
+                .entries
+                .retain(|entry| functions.contains(&entry.function));
+        }
+        let foreign = all - batch.entries.len();
+        if foreign > 0 {
+            tracing::debug!(node = %self.name, foreign, "log entries of functions that are not on the node are dropped");
+        }
+        self.services.logs.add(self.name, batch);
+        Ok(())
+    }
+
+    fn functions(&self) -> MutexGuard<'_, BTreeSet<FunctionName>> {
+        // It is replaced whole.
+        self.functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node's desired state as it is now, noted as what the node may write logs of.
+    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>, region: &str) -> Desired {
+        let desired = target.borrow_and_update().desired(self.name, region);
+        let functions = desired.functions.iter();
+        *self.functions() = functions.map(|f| f.function.clone()).collect();
+        desired
     }
 
     /// Welcome, then desired state, now and whenever it changes. Only the newest counts: a slow
     /// node skips what was overtaken.
     async fn speak(&self, send: &mut SendStream) -> Result<(), LinkError> {
+        let region = self.services.fleet.region(self.name).unwrap_or_default();
+        let mut target = self.services.target.clone();
+        // A node that was here before has logs to tell as soon as it is welcome.
+        self.desired(&mut target, &region);
         let now_ms = self.services.clock.now_ms();
         let welcome = CoordinatorMessage::Welcome {
             node: self.name.clone(),
             now_ms,
         };
         frames::write(send, &welcome).await?;
-        let region = self.services.fleet.region(self.name).unwrap_or_default();
-        let mut target = self.services.target.clone();
         target.mark_changed();
         while target.changed().await.is_ok() {
-            let desired = target.borrow_and_update().desired(self.name, &region);
+            let desired = self.desired(&mut target, &region);
             let generation = desired.generation;
             frames::write(send, &CoordinatorMessage::Desired(desired)).await?;
             tracing::debug!(node = %self.name, generation, "desired state is sent");

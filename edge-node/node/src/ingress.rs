@@ -149,9 +149,8 @@ async fn serve(listener: TcpListener, gear: Gear) {
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(left = open.count.get(), "stopping with requests under way");
     }
-    // What follows an answer (the return of its slot) needs no more time than this.
-    tokio::task::yield_now().await;
-    pool.close();
+    // What follows an answer is the return of its slot, for which this waits.
+    pool.close().await;
 }
 
 /// Takes in slots that the janitor made, and fills an empty one with each version that is new, so

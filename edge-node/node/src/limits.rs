@@ -40,6 +40,11 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long an instance that was kept may take to end after SIGTERM.
 pub const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
+/// Most instances that are told to end and are not there yet; while there are as many, others are dropped.
+pub const MAX_ENDINGS: usize = 8;
+/// How long a stopping ingress thread waits for slots behind answers: for kept instances to get to their next
+/// wait, and a little for their turn.
+pub const LAST_RETURN: Duration = AGAIN_DEADLINE.saturating_add(Duration::from_millis(200));
 /// Slots that each ingress thread makes ahead when the operator does not say.
 pub const DEFAULT_SLOTS_PER_THREAD: usize = 8;
 /// Most slots of one ingress thread.

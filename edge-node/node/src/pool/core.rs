@@ -174,6 +174,11 @@ impl Core {
             .count()
     }
 
+    /// Slots that somebody uses.
+    pub(crate) fn busy(&self) -> usize {
+        self.slots.len() - self.free()
+    }
+
     /// Serves those who wait, versions in turn, as long as there are slots for them.
     fn serve(&mut self) -> Vec<Grant> {
         let mut grants = Vec::new();

@@ -4,20 +4,20 @@
 //! thread of its own, because both take milliseconds.
 
 pub(crate) mod core;
+mod janitor;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::sync::Arc;
 
-use holm_vmm::{Failure, Hypervisor, Slot};
+use holm_vmm::Slot;
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use self::core::{Core, Grant, Holds, Key, SlotId, Ticket};
-use crate::limits::{MAX_LOGGED_BYTES, SLOT_RETRY, TERMINATE_DEADLINE};
+pub(crate) use self::janitor::Janitor;
+use crate::limits::LAST_RETURN;
 use crate::tally::Tally;
 
 /// A slot in somebody's hands. It must come back by [`Pool::finish`] or [`Pool::discard`].
@@ -37,6 +37,10 @@ pub(crate) struct Pool {
     janitor: Janitor,
     made: UnboundedSender<Box<Slot>>,
     tally: Arc<Tally>,
+    /// A slot came back, or was given up.
+    returned: Notify,
+    /// No slot is made any more.
+    closed: Cell<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -71,12 +75,14 @@ impl Pool {
             janitor,
             made,
             tally,
+            returned: Notify::new(),
+            closed: Cell::new(false),
         })
     }
 
     /// Has `count` slots made; they come one by one.
     pub(crate) fn grow(&self, count: usize) {
-        (0..count).for_each(|_| self.janitor.replace(None, &self.made));
+        (0..count).for_each(|_| self.replace(None));
     }
 
     /// Takes in a new slot.
@@ -130,6 +136,7 @@ impl Pool {
         let grants = inner.core.finished(id, holds);
         inner.hand_out(grants);
         self.count(&inner);
+        self.returned.notify_one();
     }
 
     /// Gives a slot up that must not be used again; the janitor makes another in its place. Without
@@ -139,7 +146,13 @@ impl Pool {
         let grants = inner.core.lost(id);
         inner.hand_out(grants);
         self.count(&inner);
-        self.janitor.replace(slot, &self.made);
+        self.returned.notify_one();
+        self.replace(slot);
+    }
+
+    fn replace(&self, old: Option<Box<Slot>>) {
+        let to = (!self.closed.get()).then(|| self.made.clone());
+        self.janitor.replace(old, to);
     }
 
     /// The version will not be asked for any more: its kept instances are told to end.
@@ -151,8 +164,19 @@ impl Pool {
         }
     }
 
-    /// Nothing will be asked for any more: all kept instances are told to end.
-    pub(crate) fn close(&self) {
+    /// Nothing will be asked for any more: all kept instances are told to end, the last ones when they are back
+    /// from the wait for their next request, if that does not take longer than it may.
+    pub(crate) async fn close(&self) {
+        self.closed.set(true);
+        let back = async {
+            while self.inner.borrow().core.busy() > 0 {
+                self.returned.notified().await;
+            }
+        };
+        if tokio::time::timeout(LAST_RETURN, back).await.is_err() {
+            let out = self.inner.borrow().core.busy();
+            tracing::warn!(out, "slots are not back; what they hold is not told to end");
+        }
         let kept = self.inner.borrow().core.kept();
         kept.iter().for_each(|key| self.forget(*key));
     }
@@ -215,95 +239,6 @@ impl Drop for Waiting {
         self.pool.cancel(self.ticket);
         if let Ok(Lease { slot, id, .. }) = self.receiver.try_recv() {
             self.pool.finish(slot, id, Holds::Nothing);
-        }
-    }
-}
-
-/// Makes and drops slots away from the request path. At most as many chores wait as there are slots.
-#[derive(Clone, Debug)]
-pub(crate) struct Janitor(mpsc::Sender<Chore>);
-
-#[derive(Debug)]
-struct Chore {
-    old: Option<Box<Slot>>,
-    to: UnboundedSender<Box<Slot>>,
-}
-
-impl Janitor {
-    /// Starts the janitor's thread, which ends when every handle is gone.
-    pub(crate) fn start(hypervisor: Hypervisor) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (sender, chores) = mpsc::channel::<Chore>();
-        let thread = std::thread::Builder::new()
-            .name("holm-janitor".into())
-            .spawn(move || {
-                let mut endings = Vec::new();
-                for Chore { old, to } in chores {
-                    endings.retain(|ending: &JoinHandle<()>| !ending.is_finished());
-                    if let Some(slot) = old {
-                        endings.extend(part_with(slot));
-                    }
-                    make(&hypervisor, &to);
-                }
-                for ending in endings {
-                    if ending.join().is_err() {
-                        tracing::error!("an instance could not be told to end");
-                    }
-                }
-            })?;
-        Ok((Janitor(sender), thread))
-    }
-
-    fn replace(&self, old: Option<Box<Slot>>, to: &UnboundedSender<Box<Slot>>) {
-        if self
-            .0
-            .send(Chore {
-                old,
-                to: to.clone(),
-            })
-            .is_err()
-        {
-            tracing::error!("the janitor has ended; a slot is not replaced");
-        }
-    }
-}
-
-/// Drops a slot. One with an instance that was kept and waits is told to end first, on a thread of its own,
-/// since it may take its time; there are never more of those than slots.
-fn part_with(mut slot: Box<Slot>) -> Option<JoinHandle<()>> {
-    if !slot.is_kept() {
-        return None;
-    }
-    let ending = std::thread::Builder::new().name("holm-ending".into());
-    let spawned = ending.spawn(move || {
-        match slot.terminate(Instant::now() + TERMINATE_DEADLINE) {
-            Ok(Some(Failure::Crash(report))) => tracing::info!(%report, "an instance has ended"),
-            Ok(Some(failure)) => {
-                tracing::warn!(%failure, "an instance did not end when it was told to")
-            }
-            Ok(None) => tracing::info!("an instance went on waiting when it was told to end"),
-            Err(error) => tracing::error!(%error, "an instance could not be told to end"),
-        }
-        let log = slot.take_log();
-        if !log.is_empty() {
-            let text = String::from_utf8_lossy(&log[..log.len().min(MAX_LOGGED_BYTES)]);
-            tracing::info!(target: "holm::function", text = text.trim_end(), "at its end");
-        }
-    });
-    spawned
-        .inspect_err(|error| tracing::error!(%error, "no thread for the end of an instance"))
-        .ok()
-}
-
-/// Makes one slot, however often it must be tried, unless nobody wants it any more.
-fn make(hypervisor: &Hypervisor, to: &UnboundedSender<Box<Slot>>) {
-    while !to.is_closed() {
-        match Slot::new(hypervisor) {
-            // If the pool has gone in the meantime the slot goes with it.
-            Ok(slot) => return drop(to.send(Box::new(slot))),
-            Err(error) => {
-                tracing::error!(%error, "no new slot; trying on");
-                std::thread::sleep(SLOT_RETRY);
-            }
         }
     }
 }

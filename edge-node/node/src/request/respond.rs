@@ -231,7 +231,14 @@ async fn retire(lane: &Rc<Lane>, live: &Arc<Live>, id: RequestId, remains: Remai
 
 fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId, fresh: Result<(), VmmError>) {
     match fresh {
-        Ok(()) => lane.pool.finish(slot, at, Holds::Pristine(live.key)),
+        Ok(()) => {
+            // Nobody asks for a version that was replaced meanwhile, and the pool was told so already.
+            let holds = match lane.serves(live.key) {
+                true => Holds::Pristine(live.key),
+                false => Holds::Nothing,
+            };
+            lane.pool.finish(slot, at, holds);
+        }
         Err(error) => {
             tracing::error!(function = %live.function, %error, "a slot could not be reset; another takes its place");
             lane.pool.discard(Some(slot), at);

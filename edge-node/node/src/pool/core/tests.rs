@@ -151,6 +151,29 @@ fn kept_instances_of_a_dropped_version_are_given_out_to_be_ended_once() {
 }
 
 #[test]
+fn a_slot_is_out_until_it_is_back_or_given_up() {
+    let mut pool = pool(3);
+    let (kept, lost) = (
+        pool.want(Ticket(1), A).unwrap(),
+        pool.want(Ticket(2), B).unwrap(),
+    );
+    assert_eq!((pool.busy(), pool.free()), (2, 1));
+    pool.finished(kept.slot, Holds::Kept(A));
+    pool.lost(lost.slot);
+    assert_eq!((pool.busy(), pool.free()), (0, 2));
+    assert_eq!(pool.kept(), [A]);
+}
+
+#[test]
+fn a_slot_that_comes_back_without_its_version_is_filled_ahead_for_another() {
+    let mut pool = pool(1);
+    let out = pool.want(Ticket(1), A).unwrap();
+    pool.forget(A);
+    pool.finished(out.slot, Holds::Nothing);
+    assert_eq!(pool.spare(B, 1), Some(out.slot));
+}
+
+#[test]
 fn only_empty_slots_are_filled_ahead_and_only_as_many_as_asked_for() {
     let mut pool = pool(3);
     for _ in 0..2 {
