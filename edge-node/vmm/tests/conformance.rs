@@ -29,9 +29,11 @@ const SHOWN_BEFORE: usize = 5;
 
 /// Calls whose answer is another one on purpose: how the line goes on after its number, what Linux
 /// answers, what the guest answers, and why.
-const DELIBERATE: [(&str, &str, &str, &str); 12] = [
-    ("getdents64(", "= ENOENT", "= 0", OPEN_DIRECTORY),
-    ("fstat(", "mode=40000", "mode=100", OPEN_DIRECTORY),
+const DELIBERATE: [(&str, &str, &str, &str); 14] = [
+    ("readv(", "= EINVAL", "= EBADF", COUNT_FIRST),
+    ("preadv(", "= EINVAL", "= EBADF", COUNT_FIRST),
+    ("writev(", "= EINVAL", "= EBADF", COUNT_FIRST),
+    ("pwritev(", "= EINVAL", "= EBADF", COUNT_FIRST),
     ("readv(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("preadv(", "= 0", "= EFAULT", BUFFER_FIRST),
     ("preadv(", "= EISDIR", "= EFAULT", BUFFER_FIRST),
@@ -43,8 +45,8 @@ const DELIBERATE: [(&str, &str, &str, &str); 12] = [
     ("write(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
     ("write(", "= EPIPE", "= EFAULT", BUFFER_FIRST),
 ];
-const OPEN_DIRECTORY: &str =
-    "an open directory is known by its path, at which there may be something else by now";
+const COUNT_FIRST: &str =
+    "older kernels look at the number of buffers before they look at the descriptor's mode";
 const BUFFER_FIRST: &str =
     "a buffer is checked before it is known whether there is anything for it";
 
