@@ -322,7 +322,7 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
 
 /// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
 /// short.
-fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
+fn vectors(array: u64, count: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
     const MAX_PARTS: u64 = 1024;
     if count > MAX_PARTS {
         return Err(Errno::EINVAL);
@@ -339,24 +339,7 @@ fn vectors(array: u64, count: u64, mut each: impl FnMut(u64, u64, u64) -> SysRes
         let [start, bytes] = part(at)?;
         user::range(start, bytes)?;
     }
-    let mut total = 0;
-    for at in 0..count {
-        let [start, bytes] = part(at)?;
-        if bytes == 0 {
-            continue;
-        }
-        match each(start, bytes, total) {
-            Ok(done) => {
-                total += done;
-                if done < bytes {
-                    break;
-                }
-            }
-            Err(error) if total == 0 => return Err(error),
-            Err(_) => break,
-        }
-    }
-    Ok(total)
+    user::for_each_part(array, count, each)
 }
 
 /// A C `struct timeval` in nanoseconds; `None` for a null pointer.

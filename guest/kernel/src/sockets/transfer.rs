@@ -231,30 +231,13 @@ fn put_sender(number: u16, address: u64, bytes: u64) -> Result<(), Errno> {
 }
 
 /// Calls `each` for the parts of a message, with the bytes that were done before, until one is cut short.
-fn parts(header: u64, mut each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
+fn parts(header: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
     const MAX_PARTS: u64 = 1024;
     let [array, count] = user::read::<[u64; 2]>(header.wrapping_add(16))?;
     if count > MAX_PARTS {
         return Err(Errno::EMSGSIZE);
     }
-    let mut total = 0;
-    for at in 0..count {
-        let [start, bytes] = user::read::<[u64; 2]>(array.wrapping_add(at * 16))?;
-        if bytes == 0 {
-            continue;
-        }
-        match each(start, bytes, total) {
-            Ok(done) => {
-                total += done;
-                if done < bytes {
-                    break;
-                }
-            }
-            Err(error) if total == 0 => return Err(error),
-            Err(_) => break,
-        }
-    }
-    Ok(total)
+    user::for_each_part(array, count, each)
 }
 
 /// `sendmsg`
