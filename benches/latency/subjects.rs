@@ -106,6 +106,7 @@ fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Snapshot>> {
         args: Vec::new(),
         files: Files::default(),
         inetd: false,
+        shared: false,
         port: 8080,
     };
     let prepared = prepare(hypervisor, &program, &config, PATIENCE)
@@ -201,6 +202,7 @@ fn invoke(slot: &mut Slot) -> Result<()> {
         deadline,
         cpu: PATIENCE,
         response_body_bytes: 1 << 20,
+        streams: false,
     };
     slot.begin(&request, limits).context("cannot begin")?;
     loop {
@@ -218,7 +220,9 @@ fn invoke(slot: &mut Slot) -> Result<()> {
             Step::Parked(until) => {
                 std::thread::sleep(until.saturating_duration_since(Instant::now()));
             }
-            Step::Failed(failure) => bail!("the function failed: {failure}"),
+            Step::Failed(failure) | Step::Dropped(_, failure) => {
+                bail!("the function failed: {failure}")
+            }
         }
     }
 }

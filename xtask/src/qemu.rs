@@ -30,6 +30,7 @@ pub(crate) fn run(workspace: &Path, program: &Path, gdb: bool) -> Result<()> {
         args: Vec::new(),
         files: Files::default(),
         inetd: false,
+        shared: false,
         port: 8080,
     };
     let image = machine_image(&Program::parse(&bytes)?, &config)?;

@@ -168,6 +168,7 @@ impl Builder {
             args: manifest.function.args.clone(),
             files: built.bundle.files.clone(),
             inetd: manifest.function.inetd,
+            shared: manifest.scale.isolation == holm_model::manifest::Isolation::Instance,
             env: manifest.env.clone().into_iter().collect(),
             port: machine::PORT,
         };

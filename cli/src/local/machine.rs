@@ -31,7 +31,7 @@ pub(crate) fn finish(
     loop {
         match slot.run(quantum) {
             Step::Answered(response) => return Some(Ok(response)),
-            Step::Failed(failure) => return Some(Err(failure)),
+            Step::Failed(failure) | Step::Dropped(_, failure) => return Some(Err(failure)),
             Step::Yielded => {}
             // The VMM itself holds the deadline; it only has to be asked again by then.
             Step::Parked(until) => {

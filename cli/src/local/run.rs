@@ -272,6 +272,7 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         args: arguments,
         files,
         inetd: args.inetd,
+        shared: args.isolation == IsolationArg::Instance,
         memory_bytes,
         env: args.env.clone(),
         port: machine::PORT,
@@ -403,6 +404,7 @@ impl Run<'_> {
             deadline,
             cpu: self.args.timeout,
             response_body_bytes: MAX_RESPONSE_BODY_BYTES,
+            streams: false,
         };
         if !slot.has_outbound() {
             slot.set_outbound(self.allowed.outbound());
@@ -587,6 +589,8 @@ mod tests {
             ("set-cookie".to_owned(), b"y".to_vec()),
         ];
         let response = Response {
+            place: holm_vmm::RequestPlace::FIRST,
+            continues: false,
             status: 200,
             headers,
             body: Vec::new(),

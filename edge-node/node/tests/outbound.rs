@@ -59,6 +59,7 @@ impl Function {
             args: Vec::new(),
             files: Default::default(),
             inetd: false,
+            shared: false,
         };
         let program = Program::parse(&bytes).unwrap();
         let prepared = prepare(
@@ -87,6 +88,7 @@ impl Function {
             deadline: Instant::now() + self.deadline,
             cpu: self.deadline,
             response_body_bytes: 1 << 20,
+            streams: false,
         };
         let request = Request {
             method: "GET",
@@ -99,7 +101,7 @@ impl Function {
         let result = loop {
             match self.slot.run(Duration::from_millis(50)) {
                 Step::Answered(response) => break Ok(String::from_utf8(response.body).unwrap()),
-                Step::Failed(failure) => break Err(failure),
+                Step::Failed(failure) | Step::Dropped(_, failure) => break Err(failure),
                 Step::Yielded => {}
                 Step::Parked(until) => self.slot.wait(until),
             }

@@ -14,7 +14,7 @@ use holm_model::program::Program;
 use kvm_bindings::{kvm_regs, kvm_xsave};
 
 use crate::cpu::{CpuState, GATE_FRAME_ADDR, InterruptFrame};
-use crate::hostcall::Buffer;
+use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
 use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
@@ -22,7 +22,7 @@ use crate::memory::{GuestMemory, Sharing, anonymous_file};
 use crate::rewrite::Stubs;
 use crate::slot::{Runner, Stop};
 use crate::symbols::Symbols;
-use crate::{CrashReport, Failure, Hypervisor, Limits, Snapshot, VmmError};
+use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError};
 
 /// Where a relocatable program is put: where most others are linked to.
 const RELOCATED_ADDR: u64 = 0x40_0000;
@@ -38,6 +38,8 @@ pub struct GuestConfig {
     pub files: Files,
     /// It finds its caller at its standard input and output, and serves one request.
     pub inetd: bool,
+    /// It is kept between requests, and may be given several at a time.
+    pub shared: bool,
     /// Program memory.
     pub memory_bytes: u64,
     /// Environment variables, beside `PORT` and `HOLM`.
@@ -93,20 +95,22 @@ pub fn prepare(
     runner.machine.set_state(&start)?;
 
     let began = Instant::now();
-    let limits = Limits {
-        deadline: began + deadline,
-        cpu: Duration::MAX,
-        response_body_bytes: 0,
-    };
     let wait = loop {
-        let failure = match runner.run(deadline, &limits, &symbols) {
-            Stop::Waits(buffer) => break buffer,
-            Stop::Parked(until) => {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                continue;
-            }
+        let failure = match runner.run(deadline, Some(began + deadline), &symbols) {
+            Stop::Parked(until) => match runner.offer() {
+                Some(Offer { buffer, place }) if place == RequestPlace::FIRST => break buffer,
+                Some(_) => Failure::Crash(CrashReport::of(
+                    "the program waits for its first request as if it had others",
+                )),
+                None => {
+                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+                    continue;
+                }
+            },
             Stop::Yielded => continue,
-            Stop::Answered(_) => VmmError::Misuse("an answer before a request").into(),
+            Stop::Answered(_) | Stop::Dropped(..) => {
+                VmmError::Misuse("an answer before a request").into()
+            }
             Stop::Failed(Failure::Deadline(place)) => Failure::Crash(CrashReport::of(format!(
                 "the program was not ready within {} ms: {}{place}",
                 deadline.as_millis(),
@@ -278,7 +282,8 @@ fn load(
     let stack_pointer = write_stack(memory, layout, program, base, image, config)?;
     let mut boot = Vec::new();
     boot.extend_from_slice(&ABI_VERSION.to_le_bytes());
-    let flags = if config.inetd { boot_flags::INETD } else { 0 };
+    let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+    let flags = flag(config.inetd, boot_flags::INETD) | flag(config.shared, boot_flags::SHARED);
     boot.extend_from_slice(&flags.to_le_bytes());
     // Generation, seed and clock are written for every start.
     boot.extend_from_slice(&[0; 72]);

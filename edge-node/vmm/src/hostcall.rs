@@ -1,4 +1,4 @@
-//! The host's side of the hostcalls: one invocation's exchange with its guest.
+//! The host's side of the hostcalls: what an instance and its requests have to say to each other.
 //!
 //! Everything the guest says is an allegation. The call page is copied once and only the copy is
 //! used; every address is looked up as the guest itself would; every length has a bound before anything is
@@ -7,19 +7,22 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, park_flags, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
 use crate::layout::View;
 use crate::memory::GuestMemory;
 use crate::outbound::{self, Outbound};
-use crate::{Failure, Limits, Request, Response, RunStats, VmmError};
+use crate::slot::Stop;
+use crate::{Failure, Limits, Request, RequestPlace, Response, RunStats, VmmError};
 
 /// Longest text of an abort.
 const MAX_ABORT_BYTES: u64 = 1024;
 /// Offset of the result within the call page.
 const RESULT: u64 = std::mem::offset_of!(CallPage, result) as u64;
+/// As much of a response that goes on is passed on at once.
+const PART_BYTES: usize = 256 << 10;
 
 pub(crate) const NOT_WRITABLE: &str = "its buffer is not memory that the guest may write";
 pub(crate) const NOT_READABLE: &str = "its buffer is not the guest's memory";
@@ -28,13 +31,14 @@ pub(crate) const NOT_READABLE: &str = "its buffer is not the guest's memory";
 pub(crate) enum Action {
     /// The guest goes on.
     Continue,
-    /// It waits for a request, in this buffer.
-    Wait(Buffer),
-    /// The response is complete.
-    Answered(Response),
-    /// It goes on at this moment of the host's monotonic clock, in nanoseconds, or when one of these
-    /// events of its connections is there.
-    Park(u64, u64),
+    /// It waits for something.
+    Park(Parked),
+    /// The response of a request is complete.
+    Answered(RequestPlace),
+    /// So much of a response is there that it should be passed on before the guest goes on.
+    Part,
+    /// One request of several will not be answered.
+    Drop(RequestPlace, Failure),
     /// It took an exception, or a signal that nobody handles: vector, error code, address, and where its
     /// registers are.
     Fault {
@@ -55,18 +59,54 @@ pub(crate) struct Buffer {
     pub(crate) bytes: u64,
 }
 
-/// The state of one invocation's exchange.
-#[derive(Debug, Default)]
-pub(crate) struct Exchange {
-    /// A request was handed over and is not answered in full.
-    open: bool,
-    /// The guest has answered a request.
-    answered: bool,
-    /// What the guest has not read of the request's body.
+/// Where a guest takes its next request: a buffer for it, and the place that it will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) buffer: Buffer,
+    pub(crate) place: RequestPlace,
+}
+
+/// What a guest waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parked {
+    /// A moment of the host's monotonic clock, in nanoseconds.
+    pub(crate) until_ns: u64,
+    /// One of these events of its connections.
+    pub(crate) events: u64,
+    /// More of the bodies of the requests at these places.
+    pub(crate) wanted: u64,
+    /// A request.
+    pub(crate) offer: Option<Offer>,
+    /// Which has come: the call's result is written.
+    pub(crate) begun: bool,
+}
+
+/// A request that was handed over and is not answered in full.
+#[derive(Debug)]
+struct Served {
+    place: RequestPlace,
+    limits: Limits,
+    /// What the guest has not read of the request's body, and whether more may come.
     body: Vec<u8>,
     body_at: usize,
+    body_ended: bool,
+    /// What it has answered and nobody has taken yet.
     response: Option<Response>,
-    response_body_limit: u64,
+    /// Bytes of the response's body so far.
+    response_bytes: u64,
+}
+
+/// The state of an instance's exchange with its requests.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    served: Vec<Served>,
+    /// A bit for each place whose caller has gone, until the guest uses it again, and those that it was told of.
+    gone: u64,
+    told: u64,
+    /// The guest has answered a request.
+    answered: bool,
+    /// What the request that is or was last at each place has taken.
+    stats: Vec<RunStats>,
     /// For encoding requests, kept to be used again.
     scratch: Vec<u8>,
 }
@@ -83,13 +123,32 @@ impl Sink for VecSink<'_> {
     }
 }
 
+impl Served {
+    fn body_left(&self) -> usize {
+        self.body.len() - self.body_at
+    }
+}
+
 impl Exchange {
-    /// Writes a request into the buffer that the guest waits with, and the wait's result.
+    /// Nothing is going on: the instance is a new one.
+    pub(crate) fn clear(&mut self) {
+        self.served.clear();
+        (self.gone, self.told, self.answered) = (0, 0, false);
+    }
+
+    /// Whether no request is open.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.served.is_empty()
+    }
+
+    /// Writes a request into the buffer that the guest waits with, and the wait's result. Of its body, `length`
+    /// bytes in all or an unknown number, more may come later.
     pub(crate) fn begin(
         &mut self,
         view: View<'_>,
-        buffer: Buffer,
+        Offer { buffer, place }: Offer,
         request: &Request<'_>,
+        length: Option<u64>,
         limits: &Limits,
     ) -> Result<(), VmmError> {
         self.scratch.clear();
@@ -99,7 +158,7 @@ impl Exchange {
                 request.method.as_bytes(),
                 request.target.as_bytes(),
                 request.headers.iter().copied(),
-                request.body.len() as u64,
+                length.unwrap_or(message::BODY_UNKNOWN),
             );
         let room = buffer.bytes.checked_sub(self.scratch.len() as u64);
         let (true, Some(room)) = (fits, room) else {
@@ -119,13 +178,133 @@ impl Exchange {
             ));
         }
         set_result(view.memory, total as i64)?;
-        self.open = true;
-        self.body.clear();
-        self.body.extend_from_slice(&request.body[inline..]);
-        self.body_at = 0;
-        self.response = None;
-        self.response_body_limit = limits.response_body_bytes;
+        self.served.push(Served {
+            place,
+            limits: *limits,
+            body: request.body[inline..].to_vec(),
+            body_at: 0,
+            body_ended: length == Some(request.body.len() as u64),
+            response: None,
+            response_bytes: 0,
+        });
+        let stats = self.stats.len().max(place.index() + 1);
+        self.stats.resize(stats, RunStats::default());
+        self.stats[place.index()] = RunStats::default();
         Ok(())
+    }
+
+    /// More of a request's body; with `end` the last of it.
+    pub(crate) fn add_body(&mut self, place: RequestPlace, bytes: &[u8], end: bool) {
+        if let Some(served) = self.find(place) {
+            served.body.drain(..std::mem::take(&mut served.body_at));
+            served.body.extend_from_slice(bytes);
+            served.body_ended |= end;
+        }
+    }
+
+    /// Bytes of a request's body that the guest has not read.
+    pub(crate) fn body_left(&self, place: RequestPlace) -> usize {
+        let served = self.served.iter().find(|served| served.place == place);
+        served.map_or(0, Served::body_left)
+    }
+
+    /// What the request that is or was last at the place has taken.
+    pub(crate) fn stats(&self, place: RequestPlace) -> RunStats {
+        self.stats.get(place.index()).copied().unwrap_or_default()
+    }
+
+    /// Says what the requests that are open have taken together: each the same part.
+    pub(crate) fn share(&mut self, taken: &RunStats) {
+        for (nth, served) in self.served.iter().enumerate() {
+            let part = taken.part(nth, self.served.len());
+            if let Some(stats) = self.stats.get_mut(served.place.index()) {
+                stats.add(&part);
+            }
+        }
+    }
+
+    /// The first deadline of an open request.
+    pub(crate) fn first_deadline(&self) -> Option<(Instant, RequestPlace)> {
+        let deadlines = self.served.iter();
+        deadlines
+            .map(|served| (served.limits.deadline, served.place))
+            .min()
+    }
+
+    /// How much longer all can run together before one has used its CPU time up, and the first that will have.
+    pub(crate) fn cpu_left(&self) -> Option<(Duration, RequestPlace)> {
+        let left = self.served.iter().map(|served| {
+            let used = self.stats(served.place).cpu;
+            (served.limits.cpu.saturating_sub(used), served.place)
+        });
+        let together = u32::try_from(self.served.len()).unwrap_or(u32::MAX);
+        left.min()
+            .map(|(left, place)| (left.saturating_mul(together), place))
+    }
+
+    /// A request reaches a limit: the end of the instance, unless it serves others.
+    pub(crate) fn fail(&self, place: RequestPlace, failure: Failure) -> Stop {
+        match self.served.len() {
+            0 | 1 => Stop::Failed(failure),
+            _ => Stop::Dropped(place, failure),
+        }
+    }
+
+    /// The caller has gone, or is told that there will be no answer.
+    pub(crate) fn leave(&mut self, place: RequestPlace) {
+        if self.find(place).is_some() {
+            self.served.retain(|served| served.place != place);
+            self.gone |= place.bit();
+        }
+    }
+
+    /// The complete response, or what has not been taken of it.
+    pub(crate) fn finish(&mut self, place: RequestPlace) -> Option<Response> {
+        let at = self.served.iter().position(|one| one.place == place)?;
+        self.answered = true;
+        self.served.swap_remove(at).response
+    }
+
+    /// The parts of responses, where more is to come, that may be passed on already.
+    pub(crate) fn take_parts(&mut self) -> Vec<Response> {
+        let streams = |served: &&mut Served| served.limits.streams;
+        let taken = self.served.iter_mut().filter(streams).filter_map(|served| {
+            let response = served.response.as_mut()?;
+            let news = !response.continues || !response.body.is_empty();
+            news.then(|| {
+                let rest = Response {
+                    place: served.place,
+                    status: response.status,
+                    headers: Vec::new(),
+                    body: Vec::new(),
+                    continues: true,
+                };
+                std::mem::replace(response, rest)
+            })
+        });
+        taken.collect()
+    }
+
+    /// A bit for each place whose caller has gone, and whether the guest knows.
+    pub(crate) fn gone(&self) -> (u64, bool) {
+        (self.gone, self.gone & !self.told == 0)
+    }
+
+    /// It has been told.
+    pub(crate) fn tell_gone(&mut self) {
+        self.told = self.gone;
+    }
+
+    /// A bit for each place among `wanted` of whose body there is more, or its end.
+    pub(crate) fn readable(&self, wanted: u64) -> u64 {
+        let readable = self.served.iter().filter(|served| {
+            wanted & served.place.bit() != 0 && (served.body_left() > 0 || served.body_ended)
+        });
+        readable.fold(0, |all, served| all | served.place.bit())
+    }
+
+    fn find(&mut self, place: RequestPlace) -> Option<&mut Served> {
+        self.served.iter_mut().find(|served| served.place == place)
     }
 
     /// Serves the call that the guest has just made.
@@ -138,46 +317,56 @@ impl Exchange {
         let call = read_call(view.memory)?;
         let [a, b, c, d] = call.args;
         let buffer = |addr, bytes| Buffer { addr, bytes };
+        let Some(place) = RequestPlace::new(call.request) else {
+            return Ok(bad_call("name a request", "there are not so many places"));
+        };
         Ok(match Call(call.number) {
-            Call::WAIT_REQUEST if self.open => Action::Fail(Failure::Crash(CrashReport::of(
-                "the program waits for another request without having answered this one",
-            ))),
-            Call::WAIT_REQUEST if view.is_writable(a, b)? => Action::Wait(buffer(a, b)),
-            Call::WAIT_REQUEST => bad_call("wait for a request", NOT_WRITABLE),
-            Call::REQUEST_BODY => self.request_body(view, buffer(a, b.min(self.body_left())))?,
-            Call::RESPOND if !self.open => bad_call("respond", "there is no request"),
-            Call::RESPOND => self.respond(view, buffer(a, b), buffer(c, d), call.flags)?,
-            Call::RESPONSE_BODY => self.response_body(view, buffer(a, b), call.flags)?,
+            Call::WAIT_REQUEST => self.wait(view, &call, place)?,
+            Call::REQUEST_BODY => self.request_body(view, place, buffer(a, b))?,
+            Call::RESPOND | Call::RESPONSE_BODY if self.gone & place.bit() != 0 => {
+                set_result(view.memory, -i64::from(libc::EPIPE))?;
+                Action::Continue
+            }
+            Call::RESPOND => {
+                let body = buffer(c, d);
+                self.respond(view, place, buffer(a, b), body, call.flags)?
+            }
+            Call::RESPONSE_BODY => self.response_body(view, place, buffer(a, b), call.flags)?,
             // The log is read at every exit.
             Call::LOG_FLUSH => Action::Continue,
             Call::EXIT => {
-                let when = match (self.open, self.answered) {
-                    (true, _) => "before it answered",
-                    (false, true) => "after it had answered",
-                    (false, false) => "before it was ready",
+                let when = match (self.is_idle(), self.answered) {
+                    (false, _) => "before it answered",
+                    (true, true) => "after it had answered",
+                    (true, false) => "before it was ready",
                 };
                 Action::Fail(Failure::Crash(CrashReport::of(format!(
                     "the program exited with status {} {when}",
                     a & 0xFF
                 ))))
             }
-            Call::ABORT => {
+            Call::ABORT | Call::FAIL_REQUEST => {
                 let mut text = vec![0; c.min(MAX_ABORT_BYTES) as usize];
                 if !view.read(b, &mut text)? {
                     text.clear();
                 }
                 let text = String::from_utf8_lossy(&text);
                 let printable: String = text.chars().filter(|one| !one.is_control()).collect();
-                Action::Fail(Failure::Crash(crash::of_abort(a, d, &printable)))
+                let failure = Failure::Crash(crash::of_abort(a, d, &printable));
+                let others = self.served.iter().any(|served| served.place != place);
+                match call.number == Call::FAIL_REQUEST.0 && others {
+                    true if self.find(place).is_some() => Action::Drop(place, failure),
+                    true => Action::Continue,
+                    false => Action::Fail(failure),
+                }
             }
-            Call::PARK => {
-                set_result(view.memory, 0)?;
-                let events = match call.flags & park_flags::SOCKETS {
-                    0 => 0,
-                    _ => b,
-                };
-                Action::Park(a, events)
-            }
+            Call::PARK => Action::Park(Parked {
+                until_ns: a,
+                events: b,
+                wanted: call.wanted,
+                offer: None,
+                begun: false,
+            }),
             Call::FAULT => Action::Fault {
                 signal: a.checked_sub(FIRST_SIGNAL),
                 vector: a as u8,
@@ -203,28 +392,73 @@ impl Exchange {
         })
     }
 
-    fn body_left(&self) -> u64 {
-        (self.body.len() - self.body_at) as u64
+    fn wait(
+        &mut self,
+        view: View<'_>,
+        call: &CallPage,
+        place: RequestPlace,
+    ) -> Result<Action, VmmError> {
+        let [addr, bytes, until_ns, events] = call.args;
+        if self.find(place).is_some() {
+            return Ok(Action::Fail(Failure::Crash(CrashReport::of(
+                "the program waits for another request without having answered this one",
+            ))));
+        }
+        if !view.is_writable(addr, bytes)? {
+            return Ok(bad_call("wait for a request", NOT_WRITABLE));
+        }
+        self.gone &= !place.bit();
+        self.told &= !place.bit();
+        Ok(Action::Park(Parked {
+            until_ns,
+            events,
+            wanted: call.wanted,
+            offer: Some(Offer {
+                buffer: Buffer { addr, bytes },
+                place,
+            }),
+            begun: false,
+        }))
     }
 
-    fn request_body(&mut self, view: View<'_>, buffer: Buffer) -> Result<Action, VmmError> {
-        let end = self.body_at + buffer.bytes as usize;
-        if !view.write(buffer.addr, &self.body[self.body_at..end])? {
-            return Ok(bad_call("read the request's body", NOT_WRITABLE));
-        }
-        self.body_at = end;
-        set_result(view.memory, buffer.bytes as i64)?;
+    fn request_body(
+        &mut self,
+        view: View<'_>,
+        place: RequestPlace,
+        buffer: Buffer,
+    ) -> Result<Action, VmmError> {
+        let result = match self.find(place) {
+            // It was answered, or its caller has gone: there is no more of it.
+            None => 0,
+            Some(served) if served.body_left() == 0 && !served.body_ended => {
+                -i64::from(libc::EAGAIN)
+            }
+            Some(served) => {
+                let bytes = buffer.bytes.min(served.body_left() as u64) as usize;
+                let end = served.body_at + bytes;
+                if !view.write(buffer.addr, &served.body[served.body_at..end])? {
+                    return Ok(bad_call("read the request's body", NOT_WRITABLE));
+                }
+                served.body_at = end;
+                bytes as i64
+            }
+        };
+        set_result(view.memory, result)?;
         Ok(Action::Continue)
     }
 
     fn respond(
         &mut self,
         view: View<'_>,
+        place: RequestPlace,
         head: Buffer,
         body: Buffer,
         flags: u32,
     ) -> Result<Action, VmmError> {
-        if self.response.is_some() {
+        let Some(served) = self.find(place) else {
+            return Ok(bad_call("respond", "there is no request"));
+        };
+        if served.response.is_some() {
             return Ok(bad_call("respond", "it has begun to respond already"));
         }
         if head.bytes > MAX_HEAD_BYTES as u64 {
@@ -236,42 +470,44 @@ impl Exchange {
         if !view.read(head.addr, &mut bytes)? {
             return Ok(bad_call("respond", NOT_READABLE));
         }
-        match response_head(&bytes) {
-            Ok(response) => self.response = Some(response),
+        match response_head(&bytes, place) {
+            Ok(response) => served.response = Some(response),
             Err(problem) => return Ok(bad_response(problem)),
         }
-        self.response_body(view, body, flags)
+        self.response_body(view, place, body, flags)
     }
 
     fn response_body(
         &mut self,
         view: View<'_>,
+        place: RequestPlace,
         body: Buffer,
         flags: u32,
     ) -> Result<Action, VmmError> {
-        let Some(response) = &mut self.response else {
+        let Some(served) = self.find(place) else {
+            return Ok(bad_call("respond", "there is no request"));
+        };
+        let Some(response) = &mut served.response else {
             return Ok(bad_call("respond", "a body came without a head"));
         };
-        let before = response.body.len();
-        if body.bytes > self.response_body_limit.saturating_sub(before as u64) {
+        let most = served.limits.response_body_bytes;
+        if body.bytes > most.saturating_sub(served.response_bytes) {
             return Ok(bad_response(format!(
-                "its body is larger than the {} bytes that [limits] response_body allows",
-                self.response_body_limit
+                "its body is larger than the {most} bytes that [limits] response_body allows"
             )));
         }
+        let before = response.body.len();
         response.body.resize(before + body.bytes as usize, 0);
         if !view.read(body.addr, &mut response.body[before..])? {
             return Ok(bad_call("respond", NOT_READABLE));
         }
+        served.response_bytes += body.bytes;
         set_result(view.memory, body.bytes as i64)?;
-        if flags & respond_flags::END == 0 {
-            return Ok(Action::Continue);
-        }
-        self.open = false;
-        Ok(self
-            .response
-            .take()
-            .map_or(Action::Continue, Action::Answered))
+        Ok(match flags & respond_flags::END {
+            0 if served.limits.streams && response.body.len() >= PART_BYTES => Action::Part,
+            0 => Action::Continue,
+            _ => Action::Answered(place),
+        })
     }
 }
 
@@ -288,8 +524,10 @@ fn read_call(memory: &GuestMemory) -> Result<CallPage, VmmError> {
         number: word(0) as u32,
         flags: (word(0) >> 32) as u32,
         args: [word(8), word(16), word(24), word(32)],
+        request: word(40),
+        wanted: word(48),
         result: 0,
-        tsc: word(48),
+        tsc: word(64),
     })
 }
 
@@ -308,7 +546,7 @@ fn bad_response(problem: impl Into<String>) -> Action {
 }
 
 /// Decodes and checks the head of a response: what comes out is valid HTTP.
-fn response_head(bytes: &[u8]) -> Result<Response, String> {
+fn response_head(bytes: &[u8], place: RequestPlace) -> Result<Response, String> {
     let head = message::Response::decode(bytes).map_err(|error| error.to_string())?;
     if head.status < 200 {
         return Err(format!(
@@ -324,9 +562,11 @@ fn response_head(bytes: &[u8]) -> Result<Response, String> {
         headers.push((header_name(name)?, header_value(value)?));
     }
     Ok(Response {
+        place,
         status: head.status,
         headers,
         body: Vec::new(),
+        continues: false,
     })
 }
 
@@ -368,7 +608,7 @@ mod tests {
         let mut sink = SliceSink::new(&mut bytes);
         assert!(encode_response(&mut sink, 200, headers.iter().copied()));
         let used = sink.used();
-        response_head(&bytes[..used])
+        response_head(&bytes[..used], RequestPlace::FIRST)
     }
 
     #[test]

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
     BOOT_ADDR, BootPage, EXCEPTION_PORT, FAULT_ADDR, FaultPage, HOSTCALL_PORT, KERNEL_END,
-    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, PREEMPTION_VECTOR, PROGRAM_ADDR, WAIT_ENDED,
+    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, NEWS_ADDR, NewsPage, PREEMPTION_VECTOR, PROGRAM_ADDR,
+    WAIT_ENDED,
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
-use crate::hostcall::{Action, Buffer, Exchange, instant_of, set_result};
+use crate::hostcall::{Action, Exchange, Offer, Parked, instant_of, set_result};
 use crate::image::Image;
 use crate::layout::{Layout, RANDOM_BYTES, View};
 use crate::machine::{Exit, Machine, tsc_khz};
@@ -21,8 +22,8 @@ use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
 use crate::symbols::Symbols;
 use crate::{
-    CrashReport, Failure, Hypervisor, Limits, Outbound, Request, RunStats, Snapshot, Step,
-    VmmError, crash, hostcall,
+    CrashReport, Failure, Hypervisor, Limits, Outbound, Request, RequestPlace, Response, RunStats,
+    Snapshot, Step, VmmError, crash,
 };
 
 /// Most text of a program's log kept until it is taken.
@@ -39,11 +40,11 @@ enum State {
     Empty,
     /// A pristine instance.
     Ready,
-    /// An instance whose guest waits, with what it did before.
-    Waiting(Buffer),
-    /// A request is in it.
+    /// An instance whose guest waits for a request alone, with what it did before.
+    Waiting(Offer),
+    /// Requests are in it.
     Running,
-    /// It has answered; its guest is where it answered.
+    /// It has answered them all; its guest is where it answered the last.
     Answered,
     /// Something failed. To be dropped.
     Broken,
@@ -55,7 +56,6 @@ pub struct Slot {
     vm: Runner,
     snapshot: Option<Arc<Snapshot>>,
     state: State,
-    limits: Option<Limits>,
     written: Vec<Written>,
 }
 
@@ -66,7 +66,6 @@ impl Slot {
             vm: Runner::new(hypervisor)?,
             snapshot: None,
             state: State::Empty,
-            limits: None,
             written: Vec::new(),
         })
     }
@@ -89,60 +88,131 @@ impl Slot {
             memory.populate(run.start, run.end - run.start)?;
         }
         self.vm.machine.attach(memory, snapshot.layout.pml4())?;
-        self.vm.set_outbound(None);
+        self.vm.renew();
         self.snapshot = Some(Arc::clone(snapshot));
         self.vm.layout = snapshot.layout;
         self.state = State::Ready;
         Ok(())
     }
 
-    /// Hands a request to an instance that waits. Refuses a request whose head is too large; the slot
-    /// is then as it was.
-    pub fn begin(&mut self, request: &Request<'_>, limits: Limits) -> Result<(), VmmError> {
+    /// Whether a request can be handed over now: the instance waits for one, and may have others.
+    pub fn can_begin(&self) -> bool {
+        match self.state {
+            State::Ready | State::Waiting(_) => true,
+            State::Running => self.vm.offer().is_some(),
+            State::Empty | State::Answered | State::Broken => false,
+        }
+    }
+
+    /// Hands a request to an instance that waits; says at what place it is until it is answered. Refuses a
+    /// request whose head is too large; the slot is then as it was.
+    pub fn begin(
+        &mut self,
+        request: &Request<'_>,
+        limits: Limits,
+    ) -> Result<RequestPlace, VmmError> {
+        self.begin_with(request, Some(request.body.len() as u64), limits)
+    }
+
+    /// The same with the start of a body that has `length` bytes in all, if that is known; the rest comes by
+    /// [`Slot::add_body`].
+    pub fn begin_with(
+        &mut self,
+        request: &Request<'_>,
+        length: Option<u64>,
+        limits: Limits,
+    ) -> Result<RequestPlace, VmmError> {
         let Some(snapshot) = &self.snapshot else {
             return Err(VmmError::Misuse("a request for an empty slot"));
         };
-        let (buffer, fresh) = match self.state {
-            State::Ready => (snapshot.wait, true),
-            State::Waiting(buffer) => (buffer, false),
-            _ => return Err(VmmError::Misuse("a request for a slot that is not ready")),
+        let offer = match self.state {
+            State::Ready => Some(snapshot.first_offer()),
+            State::Waiting(offer) => Some(offer),
+            State::Running => self.vm.offer(),
+            State::Empty | State::Answered | State::Broken => None,
         };
+        let offer = offer.ok_or(VmmError::Misuse("a request for a slot that is not ready"))?;
         let view = View {
             memory: self.vm.machine.memory()?,
             layout: &self.vm.layout,
         };
-        self.vm.exchange.begin(view, buffer, request, &limits)?;
-        // One that was kept goes on with the clock it has, so that no clock of its goes back.
-        if fresh {
-            self.vm.write_moment()?;
-            self.vm.machine.set_state(&snapshot.state)?;
+        if self.vm.exchange.is_idle() {
+            self.vm.stats = RunStats::default();
         }
-        self.vm.stats = RunStats::default();
-        self.limits = Some(limits);
+        let exchange = &mut self.vm.exchange;
+        exchange.begin(view, offer, request, length, &limits)?;
+        match self.state {
+            // One that was kept goes on with the clock it has, so that no clock of its goes back.
+            State::Ready => {
+                self.vm.write_moment()?;
+                self.vm.machine.set_state(&snapshot.state)?;
+            }
+            _ => self.vm.take_offer(),
+        }
         self.state = State::Running;
-        Ok(())
+        Ok(offer.place)
+    }
+
+    /// More of a request's body; with `end` the last of it.
+    pub fn add_body(&mut self, place: RequestPlace, bytes: &[u8], end: bool) {
+        self.vm.exchange.add_body(place, bytes, end);
+    }
+
+    /// Bytes of a request's body that have been handed over and that the guest has not read.
+    pub fn body_left(&self, place: RequestPlace) -> usize {
+        self.vm.exchange.body_left(place)
+    }
+
+    /// Whether the guest is parked for more of some request's body, of which there is some by now.
+    pub fn has_body_wanted(&self) -> bool {
+        self.vm.has_body_wanted()
+    }
+
+    /// The caller has gone: the guest is told, and its answer is not heard. The instance goes on.
+    pub fn abandon(&mut self, place: RequestPlace) {
+        self.vm.exchange.leave(place);
+        self.settle();
     }
 
     /// Runs the vCPU on this thread for at most `quantum`.
     pub fn run(&mut self, quantum: Duration) -> Step {
-        let (State::Running, Some(limits), Some(snapshot)) =
-            (self.state, self.limits, &self.snapshot)
-        else {
+        let (State::Running, Some(snapshot)) = (self.state, &self.snapshot) else {
             return Step::Failed(VmmError::Misuse("a run of a slot without a request").into());
         };
-        let stop = self.vm.run(quantum, &limits, &snapshot.symbols);
-        let (state, step) = match stop {
-            Stop::Answered(response) => (State::Answered, Step::Answered(response)),
-            Stop::Yielded => (State::Running, Step::Yielded),
-            Stop::Parked(until) => (State::Running, Step::Parked(until)),
-            Stop::Waits(_) => (
-                State::Broken,
-                Step::Failed(VmmError::Misuse("a guest waits while it has a request").into()),
-            ),
-            Stop::Failed(failure) => (State::Broken, Step::Failed(failure)),
+        let snapshot = Arc::clone(snapshot);
+        let step = match self.vm.run(quantum, None, &snapshot.symbols) {
+            Stop::Answered(place) => match self.vm.exchange.finish(place) {
+                Some(response) => Step::Answered(response),
+                None => Step::Failed(VmmError::Misuse("an answer to no request").into()),
+            },
+            Stop::Dropped(place, failure) => {
+                self.vm.exchange.leave(place);
+                Step::Dropped(place, failure)
+            }
+            Stop::Yielded => Step::Yielded,
+            Stop::Parked(until) => Step::Parked(until),
+            Stop::Failed(failure) => Step::Failed(failure),
         };
-        self.state = state;
+        if matches!(step, Step::Failed(_)) {
+            self.state = State::Broken;
+        }
+        self.settle();
         step
+    }
+
+    /// Without an open request nothing runs.
+    fn settle(&mut self) {
+        if self.state == State::Running && self.vm.exchange.is_idle() {
+            self.state = match self.vm.offer() {
+                Some(offer) => State::Waiting(offer),
+                None => State::Answered,
+            };
+        }
+    }
+
+    /// The parts of responses, where more is to come, that may be passed on already.
+    pub fn take_parts(&mut self) -> Vec<Response> {
+        self.vm.exchange.take_parts()
     }
 
     /// Whether the instance has been given what it may reach.
@@ -177,9 +247,14 @@ impl Slot {
         unsafe { libc::poll(&raw mut poll, 1, left_ms) };
     }
 
-    /// What the invocation has taken so far.
+    /// What the instance has taken since it had no request.
     pub fn stats(&self) -> RunStats {
         self.vm.stats
+    }
+
+    /// What the request that is or was last at the place has taken of it.
+    pub fn stats_of(&self, place: RequestPlace) -> RunStats {
+        self.vm.exchange.stats(place)
     }
 
     /// What the program wrote since the last call; at most 64 KiB, and a note of what was dropped.
@@ -202,7 +277,7 @@ impl Slot {
         }
         self.state = State::Broken;
         let snapshot = Arc::clone(snapshot);
-        self.vm.set_outbound(None);
+        self.vm.renew();
         let memory = self.vm.machine.memory()?;
         pagemap::written_pages(memory, &mut self.written)?;
         let pages: u64 = self
@@ -226,11 +301,15 @@ impl Slot {
         Ok(())
     }
 
-    /// Keeps the state: lets the guest go on, after an answer, to its next wait for a request.
+    /// Keeps the state: lets the guest go on, after its answers, to its next wait for a request.
     pub fn again(&mut self, deadline: Instant) -> Result<(), Failure> {
-        let (State::Answered, Some(snapshot)) = (self.state, &self.snapshot) else {
+        let (State::Answered | State::Waiting(_), Some(snapshot)) = (self.state, &self.snapshot)
+        else {
             return Err(VmmError::Misuse("a guest is to go on that has not answered").into());
         };
+        if self.is_kept() {
+            return Ok(());
+        }
         let snapshot = Arc::clone(snapshot);
         self.state = State::Broken;
         self.state = State::Waiting(self.until_wait(&snapshot, deadline)?);
@@ -247,24 +326,22 @@ impl Slot {
         };
         let snapshot = Arc::clone(snapshot);
         self.state = State::Broken;
-        hostcall::set_result(self.vm.machine.memory()?, WAIT_ENDED)?;
+        set_result(self.vm.machine.memory()?, WAIT_ENDED)?;
+        self.vm.take_offer();
         Ok(self.until_wait(&snapshot, deadline).err())
     }
 
     /// Lets the guest go on, without a request, to its next wait for one.
-    fn until_wait(&mut self, snapshot: &Snapshot, deadline: Instant) -> Result<Buffer, Failure> {
-        let limits = Limits {
-            deadline,
-            cpu: Duration::MAX,
-            response_body_bytes: 0,
-        };
+    fn until_wait(&mut self, snapshot: &Snapshot, deadline: Instant) -> Result<Offer, Failure> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.vm.run(left, &limits, &snapshot.symbols) {
-                Stop::Waits(buffer) => return Ok(buffer),
-                Stop::Parked(until) => self.wait(until.min(deadline)),
+            match self.vm.run(left, Some(deadline), &snapshot.symbols) {
+                Stop::Parked(until) => match self.vm.offer() {
+                    Some(offer) => return Ok(offer),
+                    None => self.wait(until.min(deadline)),
+                },
                 Stop::Yielded => {}
-                Stop::Failed(failure) => return Err(failure),
+                Stop::Failed(failure) | Stop::Dropped(_, failure) => return Err(failure),
                 Stop::Answered(_) => {
                     return Err(VmmError::Misuse("an answer without a request").into());
                 }
@@ -281,9 +358,12 @@ impl Slot {
 
 /// Why a run of a guest stopped.
 pub(crate) enum Stop {
-    Waits(Buffer),
-    Answered(crate::Response),
+    /// A request is answered in full.
+    Answered(RequestPlace),
+    /// One of several will not be.
+    Dropped(RequestPlace, Failure),
     Yielded,
+    /// Until then, at the latest. If it waits for a request, there is an [`Offer`].
     Parked(Instant),
     Failed(Failure),
 }
@@ -298,8 +378,10 @@ pub(crate) struct Runner {
     pub(crate) log: Log,
     /// What the instance may reach.
     outbound: Option<Box<dyn Outbound>>,
-    /// The events that it is parked for.
-    events: u64,
+    /// What the guest waits for, while it does.
+    parked: Option<Parked>,
+    /// What it was told last of what has come.
+    news: NewsPage,
     ns_per_tick_q32: u64,
     /// How long the guest may still run before another of its threads has its turn.
     turn: Duration,
@@ -316,7 +398,8 @@ impl Runner {
             stats: RunStats::default(),
             log: Log::default(),
             outbound: None,
-            events: 0,
+            parked: None,
+            news: NewsPage::default(),
             ns_per_tick_q32: (1_000_000u64 << 32) / u64::from(khz.max(1)),
             turn: TURN,
         })
@@ -353,17 +436,27 @@ impl Runner {
         self.machine.memory()?.write(BOOT_ADDR + AT as u64, &bytes)
     }
 
-    /// Runs until the guest needs something, or `quantum` or a limit is over.
-    pub(crate) fn run(&mut self, quantum: Duration, limits: &Limits, symbols: &Symbols) -> Stop {
-        let (start, cpu_start) = (Instant::now(), thread_cpu());
-        let cpu_before = self.stats.cpu;
-        let stop = self.run_inner(start, quantum, limits, symbols);
+    /// Runs until the guest needs something, or `quantum` or a limit of a request is over; without one, until
+    /// `deadline`.
+    pub(crate) fn run(
+        &mut self,
+        quantum: Duration,
+        deadline: Option<Instant>,
+        symbols: &Symbols,
+    ) -> Stop {
+        let (start, cpu_start, before) = (Instant::now(), thread_cpu(), self.stats);
+        let stop = self.run_inner(start, quantum, deadline, symbols);
         self.stats.wall += start.elapsed();
-        self.stats.cpu = cpu_before + thread_cpu().saturating_sub(cpu_start);
+        self.stats.cpu = before.cpu + thread_cpu().saturating_sub(cpu_start);
+        self.exchange.share(&self.stats.since(&before));
         match stop {
-            Ok(Stop::Yielded) if self.stats.cpu >= limits.cpu => {
-                Stop::Failed(Failure::CpuLimit(crash::place_of(&self.machine, symbols)))
-            }
+            Ok(Stop::Yielded) => match self.exchange.cpu_left() {
+                Some((Duration::ZERO, place)) => {
+                    let failure = Failure::CpuLimit(crash::place_of(&self.machine, symbols));
+                    self.exchange.fail(place, failure)
+                }
+                _ => Stop::Yielded,
+            },
             Ok(stop) => stop,
             Err(error) => Stop::Failed(Failure::Host(error)),
         }
@@ -373,22 +466,30 @@ impl Runner {
         &mut self,
         start: Instant,
         quantum: Duration,
-        limits: &Limits,
+        deadline: Option<Instant>,
         symbols: &Symbols,
     ) -> Result<Stop, VmmError> {
-        // It was parked: what has come meanwhile is the call's result.
-        self.tell_events()?;
-        let cpu_left = limits.cpu.saturating_sub(self.stats.cpu);
-        let until = start
-            .checked_add(quantum.min(cpu_left))
-            .unwrap_or(limits.deadline);
+        self.resume()?;
+        let first = self.exchange.first_deadline();
+        let deadline = match (first, deadline) {
+            (Some((first, _)), Some(deadline)) => first.min(deadline),
+            (Some((first, _)), None) => first,
+            (None, Some(deadline)) => deadline,
+            (None, None) => return Err(VmmError::Misuse("a run without an end")),
+        };
+        let cpu_left = self.exchange.cpu_left();
+        let cpu_left = cpu_left.map_or(Duration::MAX, |(left, _)| left);
+        let until = start.checked_add(quantum.min(cpu_left)).unwrap_or(deadline);
         loop {
             let now = Instant::now();
-            if now >= limits.deadline {
-                let place = crash::place_of(&self.machine, symbols);
-                return Ok(Stop::Failed(Failure::Deadline(place)));
+            if now >= deadline {
+                let failure = Failure::Deadline(crash::place_of(&self.machine, symbols));
+                return Ok(match first {
+                    Some((_, place)) => self.exchange.fail(place, failure),
+                    None => Stop::Failed(failure),
+                });
             }
-            let left = until.min(limits.deadline).saturating_duration_since(now);
+            let left = until.min(deadline).saturating_duration_since(now);
             if left.is_zero() {
                 return Ok(Stop::Yielded);
             }
@@ -434,17 +535,18 @@ impl Runner {
             let outbound = self.outbound.as_mut().map(|outbound| &mut **outbound as _);
             match self.exchange.serve(view, outbound, &mut self.stats)? {
                 Action::Continue => {}
-                Action::Wait(buffer) => return Ok(Stop::Waits(buffer)),
-                Action::Answered(response) => return Ok(Stop::Answered(response)),
-                Action::Park(until_ns, events) => {
-                    self.events = events;
+                Action::Answered(place) => return Ok(Stop::Answered(place)),
+                Action::Part => return Ok(Stop::Yielded),
+                Action::Drop(place, failure) => return Ok(Stop::Dropped(place, failure)),
+                Action::Park(parked) => {
                     let now_ns = monotonic_ns();
-                    if !self.tell_events()? && until_ns > now_ns {
-                        self.events = events;
-                        return Ok(Stop::Parked(
-                            instant_of(until_ns, now_ns).min(limits.deadline),
-                        ));
+                    let awaits_request = parked.offer.is_some() && self.exchange.is_idle();
+                    self.parked = Some(parked);
+                    if awaits_request || !self.has_news() && parked.until_ns > now_ns {
+                        let until = instant_of(parked.until_ns, now_ns);
+                        return Ok(Stop::Parked(until.min(deadline)));
                     }
+                    self.resume()?;
                 }
                 Action::Fault {
                     signal,
@@ -473,27 +575,88 @@ impl Runner {
 }
 
 impl Runner {
+    /// The instance is a new one, of which nothing is known.
+    fn renew(&mut self) {
+        self.set_outbound(None);
+        self.exchange.clear();
+        self.parked = None;
+        self.news = NewsPage::default();
+    }
+
     fn set_outbound(&mut self, outbound: Option<Box<dyn Outbound>>) {
         self.outbound = outbound;
-        self.events = 0;
+    }
+
+    /// How the guest takes its next request, while it waits for one.
+    pub(crate) fn offer(&self) -> Option<Offer> {
+        self.parked?.offer
+    }
+
+    /// The request that it waited for has been written.
+    fn take_offer(&mut self) {
+        if let Some(parked) = &mut self.parked {
+            (parked.offer, parked.begun) = (None, true);
+        }
     }
 
     fn wake(&mut self) -> Option<BorrowedFd<'_>> {
-        match self.events {
+        match self.parked?.events {
             0 => None,
             events => self.outbound.as_mut()?.wake(events),
         }
     }
 
-    /// Writes the result of a park: which of the events that it was made for are there. Whether any is.
-    fn tell_events(&mut self) -> Result<bool, VmmError> {
-        let events = std::mem::take(&mut self.events);
-        let Some(outbound) = self.outbound.as_mut().filter(|_| events != 0) else {
-            return Ok(false);
+    fn has_body_wanted(&self) -> bool {
+        let parked = self.parked.as_ref();
+        parked.is_some_and(|parked| self.exchange.readable(parked.wanted) != 0)
+    }
+
+    /// Whether something has come for which the guest is parked.
+    fn has_news(&mut self) -> bool {
+        let Some(parked) = self.parked else {
+            return false;
         };
-        let there = outbound.ready(events) & events & (i64::MAX as u64);
-        set_result(self.machine.memory()?, there as i64)?;
-        Ok(there != 0)
+        let (_, told) = self.exchange.gone();
+        !told
+            || self.exchange.readable(parked.wanted) != 0
+            || parked.events != 0 && self.events(parked.events) != 0
+    }
+
+    /// Which of the events are there.
+    fn events(&mut self, wanted: u64) -> u64 {
+        let outbound = self.outbound.as_mut();
+        outbound.map_or(0, |outbound| outbound.ready(wanted)) & wanted
+    }
+
+    /// It goes on: tells it what has come while it was parked.
+    fn resume(&mut self) -> Result<(), VmmError> {
+        let Some(parked) = self.parked.take() else {
+            return Ok(());
+        };
+        let news = NewsPage {
+            events: match parked.events {
+                0 => 0,
+                events => self.events(events),
+            },
+            gone: self.exchange.gone().0,
+            readable: self.exchange.readable(parked.wanted),
+        };
+        self.exchange.tell_gone();
+        let memory = self.machine.memory()?;
+        if news != self.news {
+            self.news = news;
+            for (word, value) in [
+                (offset_of!(NewsPage, events), news.events),
+                (offset_of!(NewsPage, gone), news.gone),
+                (offset_of!(NewsPage, readable), news.readable),
+            ] {
+                memory.write(NEWS_ADDR + word as u64, &value.to_le_bytes())?;
+            }
+        }
+        match parked.begun {
+            true => Ok(()),
+            false => set_result(memory, 0),
+        }
     }
 
     /// The guest's memory by its own addresses.

@@ -27,14 +27,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::cpu::{self, CpuState};
-use crate::hostcall::Buffer;
+use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
 use crate::pagemap::Written;
 use crate::symbols::Symbols;
 use crate::unwind::FrameTables;
-use crate::{Hypervisor, VmmError};
+use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
@@ -154,6 +154,14 @@ impl Snapshot {
             cpu_digest,
         };
         Ok(Arc::new(snapshot))
+    }
+
+    /// How a new instance takes its first request.
+    pub(crate) fn first_offer(&self) -> Offer {
+        Offer {
+            buffer: self.wait,
+            place: RequestPlace::FIRST,
+        }
     }
 
     /// A mapping of its memory for an instance.

@@ -21,6 +21,7 @@ fn inetd(args: &[&str]) -> GuestConfig {
     GuestConfig {
         args: args.iter().map(|text| (*text).to_owned()).collect(),
         inetd: true,
+        shared: false,
         ..config(&[])
     }
 }

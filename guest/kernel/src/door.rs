@@ -44,13 +44,25 @@ fn checked(buffers: Result<(), Errno>, call: impl FnOnce() -> i64) -> i64 {
 
 extern "C" fn wait_request(buffer: u64, capacity: u64) -> i64 {
     let buffers = user::slice_mut(buffer, capacity).map(|_| ());
-    checked(buffers, || ready::wait_for_request(buffer, capacity))
+    checked(buffers, || {
+        ready::wait_for_request(0, [buffer, capacity, u64::MAX, 0], 0)
+    })
 }
 
 extern "C" fn request_body(buffer: u64, capacity: u64) -> i64 {
     let buffers = user::slice_mut(buffer, capacity).map(|_| ());
     checked(buffers, || {
-        host::call(Call::REQUEST_BODY, 0, [buffer, capacity, 0, 0])
+        loop {
+            let result = host::call(Call::REQUEST_BODY, 0, [buffer, capacity, 0, 0]);
+            if result != -i64::from(Errno::EAGAIN.0) {
+                return result;
+            }
+            // The one request of such a program is at the first place.
+            host::leave(0, Call::PARK, [u64::MAX, 0, 0, 0], 1);
+            if host::news().gone & 1 != 0 {
+                return 0;
+            }
+        }
     })
 }
 

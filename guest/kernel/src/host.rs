@@ -3,7 +3,9 @@
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 
-use holm_hostcall::{BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage};
+use holm_hostcall::{
+    BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage, NEWS_ADDR, NewsPage,
+};
 
 // The two gates into CPL 0. Plain exceptions, because PVM delivers those natively while it refuses
 // `int n` in a guest whose selectors are Linux's own. The stub and the host know the gates by their
@@ -69,21 +71,61 @@ pub fn tsc() -> u64 {
 
 /// Makes a hostcall and gives its result: a count, or a negative `errno`.
 pub fn call(call: Call, flags: u32, args: [u64; 4]) -> i64 {
+    call_about(0, call, flags, args)
+}
+
+/// The same, about the request at `place`.
+pub fn call_about(place: u8, call: Call, flags: u32, args: [u64; 4]) -> i64 {
+    make(CallPage {
+        flags,
+        ..call_page(place, call, args)
+    })
+}
+
+/// The same, to wait in: more of the bodies of the requests at the places `wanted` ends it, too.
+pub fn leave(place: u8, call: Call, args: [u64; 4], wanted: u64) -> i64 {
+    make(CallPage {
+        wanted,
+        ..call_page(place, call, args)
+    })
+}
+
+fn call_page(place: u8, call: Call, args: [u64; 4]) -> CallPage {
+    CallPage {
+        number: call.0,
+        flags: 0,
+        args,
+        request: u64::from(place),
+        wanted: 0,
+        result: 0,
+        tsc: tsc(),
+    }
+}
+
+fn make(call: CallPage) -> i64 {
     let page = core::ptr::with_exposed_provenance_mut::<CallPage>(CALL_ADDR as usize);
     // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gate
     // switches to the stub's stack and changes no register that a function must keep; it is a function call to the compiler, so
     // that memory named by `args` is taken for read and written.
     unsafe {
-        page.write_volatile(CallPage {
-            number: call.0,
-            flags,
-            args,
-            result: 0,
-            tsc: tsc(),
-        });
+        page.write_volatile(call);
         hostcall_gate();
         (&raw const (*page).result).read_volatile()
     }
+}
+
+/// What came while the guest was out, in the wait or the park that has just returned.
+pub fn news() -> NewsPage {
+    let page = core::ptr::with_exposed_provenance::<NewsPage>(NEWS_ADDR as usize);
+    // SAFETY: within the call page, which is mapped; only the host writes it, while the guest is out.
+    unsafe { page.read_volatile() }
+}
+
+/// Leaves the guest until the monotonic clock reads `until`, one of `events` is there, or a caller goes. Gives
+/// the events that are there.
+pub fn park(until: u64, events: u64) -> u64 {
+    call(Call::PARK, 0, [until, events, 0, 0]);
+    news().events
 }
 
 /// Asks the stub to change page tables: one of [`holm_hostcall::page_operation`]. `false` if it refuses.
@@ -144,23 +186,24 @@ pub fn enter(entry: u64, stack_pointer: u64) -> ! {
 
 /// Tells the host why the library OS gives up on the program. The vCPU does not run again.
 pub fn abort_with(reason: u64, detail: u64, text: core::fmt::Arguments<'_>) -> ! {
-    let mut buffer = Text {
+    say(0, Call::ABORT, reason, detail, text);
+    halt()
+}
+
+/// Tells the host why the request at `place` cannot be answered. Comes back if there are others.
+pub fn fail_request(place: u8, reason: u64, text: core::fmt::Arguments<'_>) {
+    say(place, Call::FAIL_REQUEST, reason, 0, text);
+}
+
+fn say(place: u8, verdict: Call, reason: u64, detail: u64, text: core::fmt::Arguments<'_>) {
+    let mut buffer = Text::<1024> {
         bytes: [0; 1024],
         used: 0,
     };
     // Cutting a text that is too long is right here.
     let _ = buffer.write_fmt(text);
-    call(
-        Call::ABORT,
-        0,
-        [
-            reason,
-            buffer.bytes.as_ptr() as u64,
-            buffer.used as u64,
-            detail,
-        ],
-    );
-    halt()
+    let (bytes, used) = (buffer.bytes.as_ptr() as u64, buffer.used as u64);
+    call_about(place, verdict, 0, [reason, bytes, used, detail]);
 }
 
 /// The program has ended. The vCPU does not run again.

@@ -4,7 +4,7 @@
 //! read as one response and turned back into a structured one. Because this happens in the guest,
 //! the host never parses what a tenant wrote.
 
-use holm_hostcall::message::{Malformed, Request, Sink, SliceSink, encode_response};
+use holm_hostcall::message::{BODY_UNKNOWN, Malformed, Request, Sink, SliceSink, encode_response};
 
 /// Largest response head, as text and encoded.
 const HEAD_BYTES: usize = 64 << 10;
@@ -34,7 +34,9 @@ pub fn write_request(request: &Request<'_>, sink: &mut impl Sink) -> bool {
             fits = fits && put_name(sink, name) && sink.put(value) && sink.put(b"\r\n");
         }
     }
-    if request.body_bytes > 0 || has_length {
+    if request.body_bytes == BODY_UNKNOWN {
+        fits = fits && sink.put(b"Transfer-Encoding: chunked\r\n");
+    } else if request.body_bytes > 0 || has_length {
         let mut digits = [0; 20];
         fits = fits
             && sink.put(b"Content-Length: ")
@@ -136,6 +138,28 @@ impl Reply {
         }
     }
 
+    /// Makes one where the buffers are zero and all else is not anything yet.
+    ///
+    /// # Safety
+    /// `this` is for writing, and nobody else's; the buffers behind it are valid.
+    pub unsafe fn clear_at(this: *mut Reply) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            (&raw mut (*this).state).write(State::Done);
+            (&raw mut (*this).head_only).write(false);
+            (&raw mut (*this).text_used).write(0);
+            (&raw mut (*this).head_used).write(0);
+            (&raw mut (*this).head_sent).write(false);
+            (&raw mut (*this).body_used).write(0);
+            (&raw mut (*this).line_used).write(0);
+        }
+    }
+
+    /// What comes is no response, and nothing more is expected of it.
+    pub fn give_up(&mut self) {
+        self.state = State::Done;
+    }
+
     /// A new request is there; `head_only` if its method is HEAD.
     pub fn start(&mut self, head_only: bool) {
         self.state = State::Head;
@@ -169,6 +193,14 @@ impl Reply {
             bytes = &bytes[used..];
         }
         Ok(())
+    }
+
+    /// Sends what has been kept back, if the head is complete.
+    pub fn send_part(&mut self, out: &mut impl Output) {
+        let begun = !matches!(self.state, State::Done | State::Head);
+        if begun && (self.body_used > 0 || !self.head_sent) {
+            self.flush(out, &[], false);
+        }
     }
 
     /// The program closed the connection.

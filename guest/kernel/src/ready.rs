@@ -9,16 +9,17 @@ const PROT_NONE: u64 = 0;
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
 
-/// Waits for a request in a buffer of `capacity` bytes; gives the bytes of it, or a negative `errno`. Before
-/// the first one, does what each request would otherwise have to do for itself.
-pub fn wait_for_request(buffer: u64, capacity: u64) -> i64 {
+/// Waits for a request at a place, by a [`Call::WAIT_REQUEST`] with these arguments, or for more of the bodies
+/// of the requests at the places `wanted`. Before the first one, does what each request would otherwise have
+/// to do for itself.
+pub fn wait_for_request(place: u8, args: [u64; 4], wanted: u64) -> i64 {
     let ready = state::ready();
     if !*ready {
         *ready = true;
         state::memory().back_ahead(&mut guest());
     }
     let generation = host::generation();
-    let result = host::call(Call::WAIT_REQUEST, 0, [buffer, capacity, 0, 0]);
+    let result = host::leave(place, Call::WAIT_REQUEST, args, wanted);
     if host::generation() != generation {
         wipe();
     }

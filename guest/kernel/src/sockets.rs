@@ -31,7 +31,7 @@ const SOCK_NONBLOCK: u64 = 0o4000;
 const KIND_MASK: u64 = 0xf;
 /// Most connections that wait at a listener.
 const MAX_BACKLOG: u64 = 64;
-/// The caller's port, as the program sees it.
+/// The port of a caller, as the program sees it; one that comes while others are there has a higher one.
 const PEER_PORT: u16 = 40_001;
 
 /// The number of the socket that a descriptor stands for.
@@ -273,18 +273,19 @@ pub fn accept(descriptor: u64, address: u64, bytes: u64, flags: u64) -> SysResul
             (opened, socket.peer)
         }
         None => {
-            let peer = Address::Inet(caller_of(&listener), PEER_PORT);
             let request = Socket {
                 // Set when the descriptor is there.
                 state: State::Fresh,
                 local: Address::Inet(caller_of(&listener), port_of(&listener)),
-                peer,
                 options: listener.options,
                 ..Socket::new(listener.domain)
             };
             let descriptor = open(request, flags)?;
             let number = number_of(descriptor)?;
-            state::sockets().get(number).state = State::Request(state::server().accept());
+            let (id, place) = state::server().accept();
+            let peer = Address::Inet(caller_of(&listener), PEER_PORT + u16::from(place));
+            let socket = state::sockets().get(number);
+            (socket.state, socket.peer) = (State::Request(id), peer);
             (descriptor, peer)
         }
     };
@@ -298,7 +299,11 @@ fn is_awaited(listener: u16) -> bool {
         return true;
     }
     let socket = *state::sockets().get(listener);
-    state::server().is_pending() && serves(&socket)
+    if !serves(&socket) {
+        return false;
+    }
+    state::threads().await_request();
+    state::server().is_pending()
 }
 
 /// The address from which a request comes, as a listener sees it.
@@ -540,9 +545,8 @@ pub fn ready(number: u16) -> u32 {
             if server.is_expected(id) {
                 return POLLOUT;
             }
-            let readable = server.is_readable(id);
-            let ended = socket.read_shut || readable && server.readable_bytes(id) == 0;
-            when(readable || ended, POLLIN)
+            let ended = socket.read_shut || server.is_ended(id);
+            when(ended || server.is_readable(id), POLLIN)
                 | POLLOUT
                 | when(ended, POLLRDHUP)
                 | when(ended && socket.write_shut, POLLHUP)

@@ -17,6 +17,7 @@ use crate::{
 pub extern "C" fn handle(frame: &mut Registers) {
     const RT_SIGRETURN: u64 = 15;
     let number = frame.rax;
+    state::threads().begin_call();
     if number == RT_SIGRETURN {
         signals::go_back(frame);
     } else {

@@ -63,6 +63,8 @@ struct Thread {
     woken: bool,
     /// The list of locks to be given up for it when it ends.
     robust: u64,
+    /// Its system call would go on if there were a request.
+    awaits_request: bool,
 }
 
 const FREE: Thread = Thread {
@@ -76,6 +78,7 @@ const FREE: Thread = Thread {
     clear_at_end: 0,
     woken: false,
     robust: 0,
+    awaits_request: false,
 };
 
 /// All threads.
@@ -182,6 +185,24 @@ impl Threads {
     /// Something that a thread may wait for has changed.
     pub fn changed(&mut self) {
         self.changes = self.changes.wrapping_add(1);
+    }
+
+    /// The running thread makes a system call.
+    pub fn begin_call(&mut self) {
+        self.all[self.current].awaits_request = false;
+    }
+
+    /// The running thread's system call would go on if there were a request.
+    pub fn await_request(&mut self) {
+        self.all[self.current].awaits_request = true;
+    }
+
+    /// Whether a thread waits for a request.
+    pub fn awaits_request(&self) -> bool {
+        let waits = |thread: &Thread| {
+            thread.awaits_request && matches!(thread.doing, Doing::Waiting { .. })
+        };
+        self.all[..self.end].iter().any(waits)
     }
 
     /// `set_tid_address`
@@ -515,6 +536,7 @@ pub fn clone(
         },
         woken: false,
         robust: 0,
+        awaits_request: false,
     };
     threads.end = threads.end.max(at + 1);
     threads.count += 1;

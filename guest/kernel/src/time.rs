@@ -120,7 +120,7 @@ pub fn sleep(clock: u64, absolute: bool, addr: u64, rest: u64) -> SysResult {
 /// Leaves the vCPU until the monotonic clock reads `until`.
 pub fn park_until(until: u64) {
     while monotonic_ns() < until {
-        host::call(holm_hostcall::Call::PARK, 0, [until, 0, 0, 0]);
+        host::park(until, 0);
     }
 }
 

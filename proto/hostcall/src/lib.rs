@@ -42,7 +42,7 @@ pub mod tree;
 
 /// Version of everything in this crate. A snapshot and a guest kernel carry it; a host serves only
 /// its own.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Bytes in a page. Every address and size below is a multiple of it.
 pub const PAGE_BYTES: u64 = 4096;
@@ -74,6 +74,8 @@ pub const BOOT_ADDR: u64 = 0x1_0000;
 pub const CALL_ADDR: u64 = 0x1_1000;
 /// [`FaultPage`]: within the call page.
 pub const FAULT_ADDR: u64 = CALL_ADDR + 0x800;
+/// [`NewsPage`]: within the call page.
+pub const NEWS_ADDR: u64 = CALL_ADDR + 0x600;
 /// The log ring: [`LogHeader`], then [`LOG_CAPACITY_BYTES`] bytes.
 pub const LOG_ADDR: u64 = 0x2_0000;
 /// Bytes of log text that fit between two exits; a full ring is flushed by [`Call::LOG_FLUSH`].
@@ -195,6 +197,8 @@ impl BootPage {
 pub mod boot_flags {
     /// The program finds the caller's connection as its standard input and output.
     pub const INETD: u32 = 1;
+    /// The instance is kept, and may be given several requests at a time.
+    pub const SHARED: u32 = 2;
 }
 
 /// The slots that the stub's page gate may touch, at [`STUB_BOUNDS_ADDR`]: first and one past the last
@@ -306,10 +310,32 @@ pub struct CallPage {
     pub flags: u32,
     /// Arguments; unused ones are zero.
     pub args: [u64; 4],
+    /// The place of the request that the call is about, below [`MAX_REQUESTS`].
+    pub request: u64,
+    /// For a wait or a park: a bit for the place of each request of whose body more is wanted.
+    pub wanted: u64,
     /// Written by the host: zero or a count on success, a negative `errno` of Linux on failure.
     pub result: i64,
     /// The guest's TSC when it made the call.
     pub tsc: u64,
+}
+
+/// Most requests in an instance at a time. Each has a place below that, which the guest gives it.
+pub const MAX_REQUESTS: usize = 64;
+
+/// What has come while the guest was out in a [`Call::WAIT_REQUEST`] or a [`Call::PARK`], written by the host
+/// before it goes on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NewsPage {
+    /// Which events of connections are there, of those that the call was made for: see [`socket_events`].
+    pub events: u64,
+    /// A bit for the place of each request whose caller has gone, until the place is used again: nothing
+    /// that is said to it is heard.
+    pub gone: u64,
+    /// A bit for the place of each request of whose body there is more, or of which it is known that there is
+    /// not, of those that the call was made for.
+    pub readable: u64,
 }
 
 /// The numbers of the hostcalls.
@@ -317,15 +343,18 @@ pub struct CallPage {
 pub struct Call(pub u32);
 
 impl Call {
-    /// Wait for a request: `args = [buffer, capacity, 0, 0]`. The first one is the snapshot point.
-    /// Returns when a request is there: the buffer holds an encoded [`message::Request`] with as
-    /// much of the body as fits; result is the number of bytes written, or [`WAIT_ENDED`].
+    /// Wait for a request: `args = [buffer, capacity, monotonic_ns, events]`. The first one is the snapshot
+    /// point. Returns when a request is there, which then has the place that the call names: the buffer
+    /// holds an encoded [`message::Request`] with as much of the body as fits; result is the number of bytes
+    /// written, or [`WAIT_ENDED`]. While others are not answered, returns with 0 at that time, and as a
+    /// [`Call::PARK`] does.
     pub const WAIT_REQUEST: Call = Call(1);
     /// Read more of the request's body: `args = [buffer, capacity, 0, 0]`. Result is the number of
-    /// bytes written, 0 at its end.
+    /// bytes written, 0 at its end; EAGAIN while more has not come yet.
     pub const REQUEST_BODY: Call = Call(2);
     /// Answer: `args = [head, head_bytes, body, body_bytes]` with an encoded [`message::Response`]
-    /// head and the first, or with [`respond_flags::END`] the only, part of the body.
+    /// head and the first, or with [`respond_flags::END`] the only, part of the body. EPIPE if the caller
+    /// has gone.
     pub const RESPOND: Call = Call(3);
     /// More of the response's body: `args = [body, body_bytes, 0, 0]`, flags as in `RESPOND`.
     pub const RESPONSE_BODY: Call = Call(4);
@@ -336,9 +365,8 @@ impl Call {
     /// The library OS gives up on the program: `args = [reason, text, text_bytes, address]`, reason
     /// one of [`abort_reason`]. Does not return.
     pub const ABORT: Call = Call(7);
-    /// Nothing to do before: `args = [monotonic_ns, events, 0, 0]`. Returns at that time or later, with
-    /// [`park_flags::SOCKETS`] also when one of the events is there. Result is then which of them are,
-    /// as [`socket_events`] says.
+    /// Nothing to do before: `args = [monotonic_ns, events, 0, 0]`. Returns at that time or later, when one
+    /// of the events is there, and when a caller has gone, which [`NewsPage`] tells. Result is 0.
     pub const PARK: Call = Call(8);
     /// The program took an exception or a signal that nobody handles: `args = [vector, error code, address,
     /// registers]`, the last the address of [`Registers`]; the vector is [`FIRST_SIGNAL`] and the signal's
@@ -362,12 +390,9 @@ impl Call {
     /// The error of a connection, which is then forgotten: `args = [handle, 0, 0, 0]`. Result is an
     /// `errno`, or 0.
     pub const SOCKET_ERROR: Call = Call(15);
-}
-
-/// Flags of [`Call::PARK`].
-pub mod park_flags {
-    /// Returns when an event is there.
-    pub const SOCKETS: u32 = 1;
+    /// One request of several cannot be answered, the others can: `args = [reason, text, text_bytes, 0]`,
+    /// reason one of [`abort_reason`]. If it is the only one, this is an [`Call::ABORT`].
+    pub const FAIL_REQUEST: Call = Call(16);
 }
 
 /// What a word of events says: a bit for each connection's place, four times.
@@ -474,9 +499,12 @@ pub struct Door {
 
 const _: () = {
     assert!(size_of::<BootPage>() == 184);
-    assert!(size_of::<CallPage>() == 56);
+    assert!(size_of::<CallPage>() == 72);
     assert!(size_of::<FaultPage>() == 56 && size_of::<Registers>() == 160);
-    assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= FAULT_ADDR);
+    assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= NEWS_ADDR);
+    assert!(size_of::<NewsPage>() == 24);
+    assert!(NEWS_ADDR + size_of::<NewsPage>() as u64 <= FAULT_ADDR);
+    assert!(MAX_REQUESTS <= 64);
     assert!(size_of::<LogHeader>() == 64);
     assert!(size_of::<Door>() == 48);
     assert!(LOG_ADDR + size_of::<LogHeader>() as u64 + LOG_CAPACITY_BYTES <= KERNEL_ADDR);

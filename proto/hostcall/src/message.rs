@@ -15,6 +15,9 @@ pub const REQUEST_FIXED_BYTES: usize = 24;
 /// Bytes of a response before the headers.
 pub const RESPONSE_FIXED_BYTES: usize = 8;
 
+/// `body_bytes` of a request whose body's length is not known before its end.
+pub const BODY_UNKNOWN: u64 = u64::MAX;
+
 /// The bytes are not what this module describes; the text says what is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
@@ -156,7 +159,7 @@ pub struct Request<'a> {
     pub target: &'a [u8],
     /// The headers.
     pub headers: Headers<'a>,
-    /// Bytes of the whole body.
+    /// Bytes of the whole body, or [`BODY_UNKNOWN`].
     pub body_bytes: u64,
     /// As much of the body as came with the head.
     pub body: &'a [u8],

@@ -48,6 +48,7 @@ impl Guest {
             args,
             files: files.clone(),
             inetd,
+            shared: !inetd,
             port: 8080,
         };
         let prepared = prepare(&hypervisor, &Program::parse(&bytes)?, &config, DEADLINE)
@@ -72,6 +73,7 @@ impl Guest {
             deadline: Instant::now() + DEADLINE,
             cpu: DEADLINE,
             response_body_bytes: 1 << 24,
+            streams: false,
         };
         let request = Request {
             method: ask.method,
@@ -83,7 +85,7 @@ impl Guest {
         loop {
             match self.slot.run(Duration::from_millis(50)) {
                 Step::Answered(response) => return Ok((response.status, response.body)),
-                Step::Failed(failure) => {
+                Step::Failed(failure) | Step::Dropped(_, failure) => {
                     let log = String::from_utf8_lossy(&self.slot.take_log()).into_owned();
                     self.slot = Slot::new(&self.hypervisor)?;
                     self.slot.load(&self.snapshot)?;

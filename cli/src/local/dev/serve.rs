@@ -190,6 +190,7 @@ impl Server {
             deadline,
             cpu: Duration::from_millis(version.manifest.limits.cpu_ms),
             response_body_bytes: version.manifest.limits.response_body_bytes,
+            streams: false,
         };
         let target = head
             .uri
@@ -207,7 +208,7 @@ impl Server {
             slot.set_outbound(version.allowed.outbound());
         }
         let result = match slot.begin(&request, limits) {
-            Ok(()) => {
+            Ok(_) => {
                 let go_on = || !gone.load(Ordering::Relaxed);
                 machine::finish(&mut slot, deadline, QUANTUM, go_on)
             }

@@ -144,6 +144,7 @@ fn answer_once(hypervisor: &Hypervisor) -> Result<u16, String> {
         args: Vec::new(),
         files: Files::default(),
         inetd: false,
+        shared: false,
         port: machine::PORT,
     };
     let prepared = holm_vmm::prepare(hypervisor, &program, &config, PATIENCE)
@@ -156,6 +157,7 @@ fn answer_once(hypervisor: &Hypervisor) -> Result<u16, String> {
         deadline,
         cpu: PATIENCE,
         response_body_bytes: 0,
+        streams: false,
     };
     let headers: [(&[u8], &[u8]); 1] = [(b"host", b"probe")];
     let request = Request {

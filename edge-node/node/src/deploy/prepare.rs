@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use holm_model::artifact::Statement;
 use holm_model::bundle::Bundle;
 use holm_model::ids::{RequestId, VersionId};
+use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
     Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
@@ -50,6 +51,7 @@ pub(crate) fn snapshot(
         args: statement.manifest.function.args.clone(),
         files,
         inetd: statement.manifest.function.inetd,
+        shared: statement.manifest.scale.isolation == Isolation::Instance,
         env: statement.manifest.env.clone().into_iter().collect(),
         port: PORT,
     };
@@ -133,6 +135,7 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
         deadline,
         cpu: Duration::from_millis(live.limits.cpu_ms),
         response_body_bytes: live.limits.response_body_bytes,
+        streams: false,
     };
     slot.set_outbound(live.outbound());
     let began = Instant::now();
@@ -172,7 +175,7 @@ fn run(slot: &mut Slot, deadline: Instant) -> Result<Response, Failure> {
     loop {
         match slot.run(SLICE) {
             Step::Answered(response) => return Ok(response),
-            Step::Failed(failure) => return Err(failure),
+            Step::Failed(failure) | Step::Dropped(_, failure) => return Err(failure),
             Step::Yielded => {}
             Step::Parked(until) => {
                 let now = Instant::now();

@@ -147,6 +147,8 @@ mod tests {
             .map(|(n, v)| ((*n).into(), v.as_bytes().to_vec()))
             .collect();
         holm_vmm::Response {
+            place: holm_vmm::RequestPlace::FIRST,
+            continues: false,
             status,
             headers,
             body: body.into(),

@@ -93,6 +93,7 @@ pub(crate) async fn invoke(
         deadline,
         cpu: Duration::from_millis(live.limits.cpu_ms),
         response_body_bytes: live.limits.response_body_bytes,
+        streams: false,
     };
     // One that is kept has its connections still.
     if !slot.has_outbound() {
@@ -131,7 +132,7 @@ async fn run(
             Step::Answered(response) => {
                 return (Ending::Answered(response), Remains::Answered(slot, id));
             }
-            Step::Failed(failure) => {
+            Step::Failed(failure) | Step::Dropped(_, failure) => {
                 return (Ending::Failed(failure), Remains::Broken(Some(slot), id));
             }
             Step::Yielded => {
@@ -153,7 +154,7 @@ async fn run(
                 if gone {
                     let remains = match next {
                         Step::Answered(_) => Remains::Answered(back, id),
-                        Step::Failed(_) => Remains::Broken(Some(back), id),
+                        Step::Failed(_) | Step::Dropped(..) => Remains::Broken(Some(back), id),
                         Step::Yielded | Step::Parked(_) => Remains::Stopped(back, id),
                     };
                     return (Ending::Gone, remains);

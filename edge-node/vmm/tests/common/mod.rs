@@ -35,6 +35,7 @@ pub(crate) fn config(env: &[(&str, &str)]) -> GuestConfig {
         args: Vec::new(),
         files: Files::default(),
         inetd: false,
+        shared: false,
         port: 8080,
     }
 }
@@ -142,12 +143,13 @@ impl Function {
             deadline: Instant::now() + self.deadline,
             cpu: self.cpu,
             response_body_bytes: 1 << 20,
+            streams: false,
         };
         self.slot.begin(&request, limits).unwrap();
         let result = loop {
             match self.slot.run(Duration::from_millis(50)) {
                 Step::Answered(response) => break Ok(response),
-                Step::Failed(failure) => break Err(failure),
+                Step::Failed(failure) | Step::Dropped(_, failure) => break Err(failure),
                 Step::Yielded => {}
                 Step::Parked(until) => self.slot.wait(until),
             }

@@ -4,7 +4,7 @@
 //! program has had to wait for since: each half of a connection is *awaited* after a call that gave less
 //! than it could have, or after a look that found it not ready. The guest parks for what is awaited.
 
-use holm_hostcall::{Call, park_flags, receive_flags, shut_how, socket_events};
+use holm_hostcall::{Call, receive_flags, shut_how, socket_events};
 
 use super::address::{Address, Ip};
 use super::table::{Outbound, Socket, State};
@@ -192,8 +192,7 @@ pub fn refresh() {
         }
     }
     if events != 0 {
-        let there = host::call(Call::PARK, park_flags::SOCKETS, [0, events, 0, 0]) as u64;
-        take_in(there, true);
+        take_in(host::park(0, events), true);
     }
 }
 
@@ -227,8 +226,8 @@ fn take_in(there: u64, whole: bool) {
     }
 }
 
-/// What the guest waits for from outside; 0 if for nothing.
-fn awaited() -> u64 {
+/// The connections' events that the guest waits for; 0 if for none.
+pub fn awaited() -> u64 {
     let mut events = 0;
     for (_, socket) in state::sockets().all() {
         events |= match socket.state {
@@ -244,16 +243,9 @@ fn awaited() -> u64 {
     events
 }
 
-/// Leaves the guest until something comes from outside, or until `deadline`; `false` if nothing can.
-pub fn park(deadline: Option<u64>) -> bool {
-    let events = awaited();
-    if events == 0 {
-        return false;
-    }
-    let until = deadline.unwrap_or(u64::MAX);
-    let there = host::call(Call::PARK, park_flags::SOCKETS, [until, events, 0, 0]) as u64;
+/// Takes in which of the awaited events have come.
+pub fn take_in_awaited(there: u64) {
     take_in(there, false);
-    true
 }
 
 impl Outbound {

@@ -1,4 +1,4 @@
-//! The request's connection: what the host hands over reads as a stream, and what the program writes to
+//! The requests' connections: what the host hands over reads as a stream, and what the program writes to
 //! it becomes the response.
 //!
 //! ```text
@@ -6,22 +6,27 @@
 //!      ▲                                                                             │
 //!      └──────────────── the program waits for the next request ─────────────────────┘
 //! ```
-//! There is one request at a time. The first wait is the snapshot point, so under isolation by
-//! request a guest only ever goes once from left to right.
+//! The first wait is the snapshot point, so under isolation by request a guest only ever goes once from left
+//! to right, with one connection. An instance that is kept takes a further request while others are open,
+//! each on a connection of its own, whenever all its threads wait and one of them for a request.
 //!
 //! A program that is run as under inetd has the connection from the start, before there is a request:
 //! ```text
 //!   [expected] ──first use of the connection waits: WAIT_REQUEST──▶ [open] ──▶ [answered]
 //! ```
 
-use holm_hostcall::message::{Malformed, Request, SliceSink};
-use holm_hostcall::{Call, WAIT_ENDED, abort_reason, respond_flags};
+use core::fmt::Write as _;
+
+use holm_hostcall::message::{BODY_UNKNOWN, Malformed, Request, SliceSink};
+use holm_hostcall::{Call, MAX_REQUESTS, WAIT_ENDED, abort_reason, boot_flags, respond_flags};
 
 use super::table::State;
 use super::{mark, outbound};
 use crate::errno::{Errno, SysResult};
 use crate::files::wait_for_ever;
+use crate::host::Text;
 use crate::http::{Output, Reply, write_request};
+use crate::memory::guest;
 use crate::{host, log, ready, signals, state, threads, time};
 
 /// The encoded request, with the start of its body.
@@ -30,6 +35,13 @@ const MESSAGE_BYTES: usize = 96 << 10;
 const DIRECT_BYTES: usize = 32 << 10;
 /// The request's head as text: it takes a hundred bytes more than encoded, of which there are at most 64 KiB.
 const TEXT_BYTES: usize = 66 << 10;
+/// Room for the line with a chunk's size before the chunk, and for the line end after it.
+const CHUNK_LINE_BYTES: usize = 16;
+const LINE_END: &[u8] = b"\r\n";
+/// A connection's id is its place, and above these bits a number that is new for every request.
+const PLACE_BITS: u32 = 6;
+
+const _: () = assert!(MAX_REQUESTS == 1 << PLACE_BITS);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -41,19 +53,18 @@ enum Phase {
     Pending,
     /// Accepted and not answered in full.
     Open,
-    /// Answered; the program may still hold the connection.
+    /// Answered, or its caller has gone; the program may still hold the connection.
     Answered,
     /// The program closed the connection without answering; it may be about to end.
     Unanswered,
 }
 
-/// The request being served.
-pub struct Server {
+/// One request being served, with its buffers.
+struct Connection {
     phase: Phase,
-    /// Number of the current connection.
     id: u32,
-    /// The program has asked for the request that is expected.
-    asked: bool,
+    /// The caller went before the answer was complete.
+    gone: bool,
     message: [u8; MESSAGE_BYTES],
     text: [u8; TEXT_BYTES],
     text_end: usize,
@@ -61,16 +72,31 @@ pub struct Server {
     /// What is left of the body's start, within `message`.
     body_at: usize,
     body_end: usize,
-    /// Bytes of the body that the host still has.
+    /// Bytes of the body that the host still has, or [`BODY_UNKNOWN`] before the end of one in chunks.
     body_left: u64,
+    /// Somebody wants more of the body than has come.
+    starved: bool,
     reply: Reply,
+}
+
+/// The requests being served.
+pub struct Server {
+    first: Connection,
+    /// Where the others are, in memory of the program's; 0 for those that were never needed.
+    others: [u64; MAX_REQUESTS - 1],
+    /// Number of the last request.
+    number: u32,
+    /// The place of the request that waits to be accepted.
+    pending: Option<u8>,
+    /// The program has asked for the request that is expected.
+    asked: bool,
     port_named: bool,
     /// The program was told to end: what it still waits for goes on although there is no request.
     ending: bool,
 }
 
-/// The host as the place where responses go.
-struct Host;
+/// The host as the place where the response to the request at a place goes.
+struct Host(u8);
 
 impl Output for Host {
     fn respond(&mut self, head: &[u8], body: &[u8], end: bool) {
@@ -80,12 +106,12 @@ impl Output for Host {
             body.as_ptr() as u64,
             body.len() as u64,
         ];
-        host::call(Call::RESPOND, flags(end), args);
+        host::call_about(self.0, Call::RESPOND, flags(end), args);
     }
 
     fn body(&mut self, body: &[u8], end: bool) {
         let args = [body.as_ptr() as u64, body.len() as u64, 0, 0];
-        host::call(Call::RESPONSE_BODY, flags(end), args);
+        host::call_about(self.0, Call::RESPONSE_BODY, flags(end), args);
     }
 }
 
@@ -97,13 +123,16 @@ fn give_up(error: Malformed) -> ! {
     host::abort_with(abort_reason::MALFORMED_RESPONSE, 0, format_args!("{error}"))
 }
 
-impl Server {
-    /// No request yet.
-    pub const fn new() -> Self {
-        Server {
+fn place_of(id: u32) -> u8 {
+    (id % MAX_REQUESTS as u32) as u8
+}
+
+impl Connection {
+    const fn new() -> Self {
+        Connection {
             phase: Phase::Idle,
             id: 0,
-            asked: false,
+            gone: false,
             message: [0; MESSAGE_BYTES],
             text: [0; TEXT_BYTES],
             text_end: 0,
@@ -111,79 +140,43 @@ impl Server {
             body_at: 0,
             body_end: 0,
             body_left: 0,
+            starved: false,
             reply: Reply::new(),
-            port_named: false,
-            ending: false,
         }
     }
 
-    /// The program has its one connection before its request; gives the connection's id.
-    pub fn expect(&mut self) -> u32 {
-        self.phase = Phase::Expected;
-        self.id
+    /// Makes one in memory that is all zero, without a copy on the stack, for which it is too large.
+    fn map() -> Option<*mut Connection> {
+        let bytes = size_of::<Connection>() as u64;
+        let at = state::memory().map_anonymous(bytes, &mut guest()).ok()?;
+        let connection = core::ptr::with_exposed_provenance_mut::<Connection>(at as usize);
+        // SAFETY: mapped just now, in whole pages, for nobody else. The buffers of bytes are zero; every
+        // other field is written here.
+        unsafe {
+            (&raw mut (*connection).phase).write(Phase::Idle);
+            (&raw mut (*connection).id).write(0);
+            (&raw mut (*connection).gone).write(false);
+            (&raw mut (*connection).text_end).write(0);
+            (&raw mut (*connection).text_at).write(0);
+            (&raw mut (*connection).body_at).write(0);
+            (&raw mut (*connection).body_end).write(0);
+            (&raw mut (*connection).body_left).write(0);
+            (&raw mut (*connection).starved).write(false);
+            Reply::clear_at(&raw mut (*connection).reply);
+        }
+        Some(connection)
     }
 
-    /// Whether the request of connection `id` has yet to come. It may come from then on: this is asked where
-    /// the program uses its connection.
-    pub fn is_expected(&mut self, id: u32) -> bool {
-        let expected = id == self.id && self.phase == Phase::Expected;
-        self.asked |= expected;
-        expected
+    fn is_free(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Answered)
     }
 
-    /// Whether a request waits to be accepted.
-    pub fn is_pending(&self) -> bool {
-        self.phase == Phase::Pending
+    fn is_over(&self) -> bool {
+        self.is_free() || self.phase == Phase::Unanswered
     }
 
-    /// No thread can go on. Leaves the guest until a request is there, if the program is ready for one,
-    /// however long that is: between requests nothing runs. Else until `deadline` (monotonic
-    /// nanoseconds).
-    pub fn wait(&mut self, deadline: Option<u64>) {
-        let port = host::boot().port as u16;
-        let listener = state::sockets().serving_port(port);
-        let idle = matches!(self.phase, Phase::Idle | Phase::Answered);
-        if self.phase == Phase::Unanswered {
-            host::abort_with(
-                abort_reason::NO_RESPONSE,
-                0,
-                format_args!("the program closed the connection without answering"),
-            );
-        }
-        if self.phase == Phase::Expected && self.asked {
-            let before = time::monotonic_ns();
-            self.wait_for_request();
-            // inetd starts a program when its caller is there: what it set its alarm for began then.
-            let waited = time::monotonic_ns().saturating_sub(before);
-            state::signals().postpone_alarm(waited);
-            return;
-        }
-        match (listener, deadline) {
-            (Some(listening), deadline) if idle && !(self.ending && deadline.is_some()) => {
-                if listening != port && !self.port_named {
-                    self.port_named = true;
-                    log::note(format_args!(
-                        "the program listens on port {listening} instead of $PORT ({port}); it gets \
-                         the requests all the same"
-                    ));
-                }
-                self.wait_for_request();
-            }
-            (_, deadline) if outbound::park(deadline) => {}
-            (_, Some(deadline)) => time::park_until(deadline),
-            (_, None) => wait_for_ever(),
-        }
-    }
-
-    fn wait_for_request(&mut self) {
-        let buffer = self.message.as_mut_ptr() as u64;
-        let bytes = ready::wait_for_request(buffer, MESSAGE_BYTES as u64);
-        if bytes == WAIT_ENDED {
-            self.ending = true;
-            signals::post(signals::SIGTERM);
-            return;
-        }
-        let bytes = usize::try_from(bytes).unwrap_or(0);
+    /// Takes in a request that was written into the message buffer.
+    fn begin(&mut self, bytes: usize) {
         let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
             Ok(request) => request,
             Err(error) => give_up(error),
@@ -194,49 +187,361 @@ impl Server {
         }
         let head_only = request.method == b"HEAD";
         let inline = request.body.len();
-        self.body_left = request.body_bytes - inline as u64;
-        self.text_end = sink.used();
-        self.text_at = 0;
-        self.body_at = bytes - inline;
-        self.body_end = bytes;
+        (self.text_at, self.text_end) = (0, sink.used());
+        (self.body_at, self.body_end) = (bytes - inline, bytes);
+        self.gone = false;
+        self.starved = false;
+        self.body_left = match request.body_bytes {
+            BODY_UNKNOWN => BODY_UNKNOWN,
+            whole => whole - inline as u64,
+        };
+        if self.body_left == BODY_UNKNOWN && inline > 0 {
+            // The size goes behind the head; for the line end the wait has left room.
+            let line = chunk_line(inline);
+            let room = &mut self.text[self.text_end..][..line.used];
+            room.copy_from_slice(&line.bytes[..line.used]);
+            self.text_end += line.used;
+            self.message[bytes..][..LINE_END.len()].copy_from_slice(LINE_END);
+            self.body_end += LINE_END.len();
+        }
         self.reply.start(head_only);
-        if self.phase == Phase::Expected {
-            self.phase = Phase::Open;
-            let id = self.id;
+    }
+
+    /// What is here of what the program has not read.
+    fn here(&self) -> usize {
+        self.text_end - self.text_at + self.body_end - self.body_at
+    }
+
+    /// Takes what is here.
+    fn take(&mut self, to: &mut [u8]) -> usize {
+        let done = take(&self.text[..self.text_end], &mut self.text_at, to);
+        let body = &self.message[..self.body_end];
+        done + take(body, &mut self.body_at, &mut to[done..])
+    }
+
+    fn read(&mut self, to: &mut [u8]) -> usize {
+        let mut done = self.take(to);
+        let rest = &mut to[done..];
+        if self.body_left == 0 || rest.is_empty() {
+            return done;
+        }
+        if rest.len() >= DIRECT_BYTES && self.body_left != BODY_UNKNOWN {
+            done += self.receive(rest.as_mut_ptr(), rest.len());
+        } else {
+            self.refill();
+            done += self.take(rest);
+        }
+        done
+    }
+
+    /// Gets more of the body from the host.
+    fn receive(&mut self, to: *mut u8, room: usize) -> usize {
+        let args = [to as u64, room as u64, 0, 0];
+        let result = host::call_about(place_of(self.id), Call::REQUEST_BODY, 0, args);
+        if result == -i64::from(Errno::EAGAIN.0) {
+            self.starved = true;
+            return 0;
+        }
+        let bytes = (result.max(0) as u64).min(room as u64).min(self.body_left);
+        self.body_left = match (bytes, self.body_left) {
+            // The caller went away in the middle of it, or it is the last chunk.
+            (0, _) => 0,
+            (_, BODY_UNKNOWN) => BODY_UNKNOWN,
+            (bytes, left) => left - bytes,
+        };
+        bytes as usize
+    }
+
+    /// Gets more of the body into the message buffer, which has been read to its end: one exit for
+    /// many short reads.
+    fn refill(&mut self) {
+        let in_chunks = self.body_left == BODY_UNKNOWN;
+        let start = if in_chunks { CHUNK_LINE_BYTES } else { 0 };
+        let end = MESSAGE_BYTES - if in_chunks { LINE_END.len() } else { 0 };
+        let to = self.message[start..end].as_mut_ptr();
+        let bytes = self.receive(to, end - start);
+        (self.body_at, self.body_end) = (start, start + bytes);
+        if !in_chunks || bytes == 0 && self.body_left != 0 {
+            return;
+        }
+        // The last chunk has no bytes, and a line end behind it all the same.
+        let line = chunk_line(bytes);
+        self.body_at -= line.used;
+        self.message[self.body_at..start].copy_from_slice(&line.bytes[..line.used]);
+        self.message[self.body_end..][..LINE_END.len()].copy_from_slice(LINE_END);
+        self.body_end += LINE_END.len();
+    }
+}
+
+/// The line before a chunk of so many bytes.
+fn chunk_line(bytes: usize) -> Text<CHUNK_LINE_BYTES> {
+    let mut line = Text {
+        bytes: [0; CHUNK_LINE_BYTES],
+        used: 0,
+    };
+    // At most five digits and two characters.
+    let _ = write!(line, "{bytes:x}\r\n");
+    line
+}
+
+impl Server {
+    /// No request yet.
+    pub const fn new() -> Self {
+        Server {
+            first: Connection::new(),
+            others: [0; MAX_REQUESTS - 1],
+            number: 0,
+            pending: None,
+            asked: false,
+            port_named: false,
+            ending: false,
+        }
+    }
+
+    /// The connection at a place, if it was ever needed.
+    fn at(&mut self, place: u8) -> Option<&mut Connection> {
+        let Some(other) = usize::from(place).checked_sub(1) else {
+            return Some(&mut self.first);
+        };
+        match self.others.get(other).copied() {
+            None | Some(0) => None,
+            Some(at) => {
+                let there = core::ptr::with_exposed_provenance_mut::<Connection>(at as usize);
+                // SAFETY: made by `Connection::map`, and only used by way of this function, which borrows
+                // the server. A program that unmaps what it does not know of harms itself alone.
+                Some(unsafe { &mut *there })
+            }
+        }
+    }
+
+    /// The places that were ever needed.
+    fn places(&self) -> impl Iterator<Item = u8> + use<> {
+        let used = self.others.iter().take_while(|at| **at != 0).count();
+        0..=used as u8
+    }
+
+    /// The connection `id`, while its request is being served.
+    fn open(&mut self, id: u32) -> Option<&mut Connection> {
+        self.at(place_of(id))
+            .filter(|connection| connection.id == id && connection.phase == Phase::Open)
+    }
+
+    /// The program has its one connection before its request; gives the connection's id.
+    pub fn expect(&mut self) -> u32 {
+        self.first.phase = Phase::Expected;
+        self.first.id
+    }
+
+    /// Whether the request of connection `id` has yet to come. It may come from then on: this is asked where
+    /// the program uses its connection.
+    pub fn is_expected(&mut self, id: u32) -> bool {
+        let expected = id == self.first.id && self.first.phase == Phase::Expected;
+        self.asked |= expected;
+        expected
+    }
+
+    /// Whether a request waits to be accepted.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// No thread can go on. Leaves the guest until something comes for one of them, or until `deadline`
+    /// (monotonic nanoseconds). If the program is ready for a request and has none, that is all it waits
+    /// for, however long it takes: between requests nothing runs.
+    pub fn wait(&mut self, deadline: Option<u64>) {
+        let served = self.places().filter(|place| {
+            let connection = self.at(*place);
+            connection.is_some_and(|connection| !connection.is_over())
+        });
+        let served = served.count();
+        self.fail_unanswered(served > 0);
+        if self.first.phase == Phase::Expected && self.asked {
+            let before = time::monotonic_ns();
+            self.wait_for_request(0, None, 0);
+            // inetd starts a program when its caller is there: what it set its alarm for began then.
+            let waited = time::monotonic_ns().saturating_sub(before);
+            state::signals().postpone_alarm(waited);
+            return;
+        }
+        self.send_parts();
+        let events = outbound::awaited();
+        let shared = host::boot().flags & boot_flags::SHARED != 0;
+        let takes = match served {
+            0 => !(self.ending && deadline.is_some()),
+            _ => shared && state::threads().awaits_request(),
+        };
+        if takes
+            && self.pending.is_none()
+            && let Some(listening) = state::sockets().serving_port(host::boot().port as u16)
+            && let Some(place) = self.free_place()
+        {
+            self.name_port(listening);
+            match served {
+                0 => self.wait_for_request(place, None, 0),
+                _ => self.wait_for_request(place, Some(deadline.unwrap_or(u64::MAX)), events),
+            }
+        } else if deadline.is_some() || events != 0 || self.wanted() != 0 || shared && served > 0 {
+            self.leave(0, Call::PARK, [deadline.unwrap_or(u64::MAX), events, 0, 0]);
+        } else {
+            wait_for_ever()
+        }
+    }
+
+    /// Nothing is kept back of responses that go on later.
+    fn send_parts(&mut self) {
+        for place in self.places() {
+            let open = |connection: &&mut Connection| connection.phase == Phase::Open;
+            if let Some(connection) = self.at(place).filter(open) {
+                connection.reply.send_part(&mut Host(place));
+            }
+        }
+    }
+
+    /// Leaves the guest, and takes in what has come meanwhile.
+    fn leave(&mut self, place: u8, call: Call, args: [u64; 4]) -> i64 {
+        let wanted = self.wanted();
+        let result = match call {
+            Call::WAIT_REQUEST => ready::wait_for_request(place, args, wanted),
+            call => host::leave(place, call, args, wanted),
+        };
+        let news = host::news();
+        if args[3] != 0 || call == Call::PARK && args[1] != 0 {
+            outbound::take_in_awaited(news.events);
+        }
+        for place in self.places() {
+            let is_in = |places: u64| places >> place & 1 != 0;
+            let Some(connection) = self.at(place).filter(|connection| !connection.is_over()) else {
+                continue;
+            };
+            let gone = is_in(news.gone) && !connection.gone;
+            let more = is_in(news.readable) && connection.starved;
+            if !gone && !more {
+                continue;
+            }
+            connection.starved = false;
+            connection.gone |= gone;
+            let id = connection.id;
+            mark(|socket| socket.state == State::Request(id));
+        }
+        result
+    }
+
+    /// The places of the requests of whose bodies more is wanted.
+    fn wanted(&mut self) -> u64 {
+        let mut wanted = 0;
+        for place in self.places() {
+            let starved =
+                |connection: &&mut Connection| connection.starved && !connection.is_over();
+            wanted |= u64::from(self.at(place).filter(starved).is_some()) << place;
+        }
+        wanted
+    }
+
+    /// A program that closed a connection without answering has had time to say why.
+    fn fail_unanswered(&mut self, others: bool) {
+        for place in self.places() {
+            let unanswered = |connection: &&mut Connection| connection.phase == Phase::Unanswered;
+            let Some(connection) = self.at(place).filter(unanswered) else {
+                continue;
+            };
+            let text = format_args!("the program closed the connection without answering");
+            if !others && !connection.gone {
+                host::abort_with(abort_reason::NO_RESPONSE, 0, text);
+            }
+            connection.phase = Phase::Answered;
+            if !connection.gone {
+                host::fail_request(place, abort_reason::NO_RESPONSE, text);
+            }
+        }
+    }
+
+    /// A place for another request; makes one if it has to and there is memory.
+    fn free_place(&mut self) -> Option<u8> {
+        for place in self.places() {
+            if self.at(place).is_some_and(|one| one.is_free()) {
+                return Some(place);
+            }
+        }
+        let new = self.others.iter().position(|at| *at == 0)?;
+        let connection = Connection::map()?;
+        self.others[new] = connection.expose_provenance() as u64;
+        u8::try_from(new + 1).ok()
+    }
+
+    fn name_port(&mut self, listening: u16) {
+        let port = host::boot().port as u16;
+        if listening != port && !self.port_named {
+            self.port_named = true;
+            log::note(format_args!(
+                "the program listens on port {listening} instead of $PORT ({port}); it gets \
+                 the requests all the same"
+            ));
+        }
+    }
+
+    /// Waits for a request at a place; while others are open, at most until `deadline`.
+    fn wait_for_request(&mut self, place: u8, deadline: Option<u64>, events: u64) {
+        let Some(connection) = self.at(place) else {
+            return;
+        };
+        let buffer = connection.message.as_mut_ptr() as u64;
+        let room = (MESSAGE_BYTES - LINE_END.len()) as u64;
+        let args = [buffer, room, deadline.unwrap_or(u64::MAX), events];
+        let bytes = self.leave(place, Call::WAIT_REQUEST, args);
+        if bytes == WAIT_ENDED {
+            self.ending = true;
+            signals::post(signals::SIGTERM);
+            return;
+        }
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        let Some(connection) = self.at(place).filter(|_| bytes > 0) else {
+            return;
+        };
+        connection.begin(bytes);
+        if connection.phase == Phase::Expected {
+            connection.phase = Phase::Open;
+            let id = connection.id;
             mark(|socket| socket.state == State::Request(id));
         } else {
-            self.phase = Phase::Pending;
+            connection.phase = Phase::Pending;
+            self.pending = Some(place);
             mark(|socket| matches!(socket.state, State::Listening { .. }));
         }
     }
 
-    /// Gives the waiting request a connection, and its id.
-    pub fn accept(&mut self) -> u32 {
-        self.id = self.id.wrapping_add(1);
-        self.phase = Phase::Open;
-        self.id
-    }
-
-    fn is_open(&self, id: u32) -> bool {
-        id == self.id && self.phase == Phase::Open
+    /// Gives the waiting request a connection: its id, and its place among those that are open.
+    pub fn accept(&mut self) -> (u32, u8) {
+        let place = self.pending.take().unwrap_or(0);
+        self.number = self.number.wrapping_add(1);
+        let id = self.number << PLACE_BITS | u32::from(place);
+        if let Some(connection) = self.at(place) {
+            connection.id = id;
+            connection.phase = Phase::Open;
+        }
+        (id, place)
     }
 
     /// Bytes that a read of connection `id` would find.
-    pub fn readable_bytes(&self, id: u32) -> u64 {
-        match self.is_open(id) {
-            true => {
-                let here = self.text_end - self.text_at + self.body_end - self.body_at;
-                here as u64 + self.body_left
-            }
-            false => 0,
+    pub fn readable_bytes(&mut self, id: u32) -> u64 {
+        let Some(connection) = self.open(id) else {
+            return 0;
+        };
+        if connection.here() == 0 && connection.body_left > 0 {
+            connection.refill();
         }
+        connection.here() as u64
     }
 
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
-    pub fn is_readable(&self, id: u32) -> bool {
-        match self.is_open(id) {
-            true => self.readable_bytes(id) > 0,
-            false => self.phase != Phase::Expected || id != self.id,
+    pub fn is_readable(&mut self, id: u32) -> bool {
+        self.is_ended(id) || self.readable_bytes(id) > 0
+    }
+
+    /// Whether a read of connection `id` would find its end: the request is answered, or its caller gone.
+    pub fn is_ended(&mut self, id: u32) -> bool {
+        match self.open(id) {
+            Some(connection) => connection.gone && self.readable_bytes(id) == 0,
+            None => !(self.first.phase == Phase::Expected && id == self.first.id),
         }
     }
 
@@ -245,43 +550,15 @@ impl Server {
         if self.is_expected(id) {
             return Err(Errno::EAGAIN);
         }
-        if !self.is_open(id) || to.is_empty() {
+        let Some(connection) = self.open(id).filter(|_| !to.is_empty()) else {
             return Ok(0);
-        }
-        let mut done = take(&self.text[..self.text_end], &mut self.text_at, to);
-        done += take(
-            &self.message[..self.body_end],
-            &mut self.body_at,
-            &mut to[done..],
-        );
-        let rest = &mut to[done..];
-        if self.body_left > 0 && rest.len() >= DIRECT_BYTES {
-            done += self.request_body(rest.as_mut_ptr(), rest.len());
-        } else if self.body_left > 0 && !rest.is_empty() {
-            self.refill();
-            done += take(&self.message[..self.body_end], &mut self.body_at, rest);
-        }
-        match done {
-            // The caller has said everything and waits for the answer.
+        };
+        match connection.read(to) {
+            0 if connection.gone => Ok(0),
+            // The caller has said everything and waits for the answer, or has yet to say it.
             0 => Err(Errno::EAGAIN),
             done => Ok(done as u64),
         }
-    }
-
-    /// Gets more of the body from the host.
-    fn request_body(&mut self, to: *mut u8, room: usize) -> usize {
-        let bytes = host::call(Call::REQUEST_BODY, 0, [to as u64, room as u64, 0, 0]).max(0) as u64;
-        let bytes = bytes.min(room as u64).min(self.body_left);
-        self.body_left -= bytes;
-        bytes as usize
-    }
-
-    /// Gets more of the body into the message buffer, which has been read to its end: one exit for
-    /// many short reads.
-    fn refill(&mut self) {
-        let room = self.message.len();
-        let to = self.message.as_mut_ptr();
-        (self.body_at, self.body_end) = (0, self.request_body(to, room));
     }
 
     /// The same, without taking it.
@@ -289,67 +566,88 @@ impl Server {
         if self.is_expected(id) {
             return Err(Errno::EAGAIN);
         }
-        if !self.is_open(id) {
+        // What there is comes here first.
+        let readable = self.readable_bytes(id);
+        let Some(connection) = self.open(id) else {
             return Ok(0);
+        };
+        if readable == 0 && !connection.gone {
+            return Err(Errno::EAGAIN);
         }
-        if self.text_at == self.text_end && self.body_at == self.body_end && self.body_left > 0 {
-            self.refill();
-        }
-        let (mut text_at, mut body_at) = (self.text_at, self.body_at);
-        let done = take(&self.text[..self.text_end], &mut text_at, to);
-        let done = done
-            + take(
-                &self.message[..self.body_end],
-                &mut body_at,
-                &mut to[done..],
-            );
-        if done == 0 {
-            Err(Errno::EAGAIN)
-        } else {
-            Ok(done as u64)
-        }
+        let (text_at, body_at) = (connection.text_at, connection.body_at);
+        let done = connection.take(to);
+        (connection.text_at, connection.body_at) = (text_at, body_at);
+        Ok(done as u64)
     }
 
     /// The program wrote to connection `id`. What follows a complete response is dropped.
-    pub fn write(&mut self, id: u32, bytes: &[u8]) {
-        if self.is_open(id) {
-            if let Err(error) = self.reply.write(bytes, &mut Host) {
-                give_up(error);
-            }
-            self.note_answer();
+    pub fn write(&mut self, id: u32, bytes: &[u8]) -> Result<(), Errno> {
+        let Some(connection) = self.open(id) else {
+            return Ok(());
+        };
+        if connection.gone {
+            return Err(Errno::EPIPE);
+        }
+        let place = place_of(id);
+        if let Err(error) = connection.reply.write(bytes, &mut Host(place)) {
+            self.malformed(place, error);
+        }
+        self.note_answer(id);
+        Ok(())
+    }
+
+    /// What the program wrote is no response: the end of it, unless it serves others.
+    fn malformed(&mut self, place: u8, error: Malformed) {
+        let reason = abort_reason::MALFORMED_RESPONSE;
+        host::fail_request(place, reason, format_args!("{error}"));
+        if let Some(connection) = self.at(place) {
+            connection.reply.give_up();
         }
     }
 
     /// The program closed connection `id`, or its sending half.
     pub fn close(&mut self, id: u32) {
-        let expected = self.is_expected(id);
-        if !self.is_open(id) && !expected {
+        if self.is_expected(id) {
+            self.first.phase = Phase::Unanswered;
             return;
         }
-        if expected || self.reply.is_untouched() {
+        let Some(connection) = self.open(id) else {
+            return;
+        };
+        if connection.gone {
+            connection.phase = Phase::Answered;
+            return;
+        }
+        if connection.reply.is_untouched() {
             // A program that panics closes its connections before it says with what status it ends.
-            self.phase = Phase::Unanswered;
+            connection.phase = Phase::Unanswered;
             return;
         }
-        if let Err(error) = self.reply.close(&mut Host) {
-            give_up(error);
+        let place = place_of(id);
+        if let Err(error) = connection.reply.close(&mut Host(place)) {
+            self.malformed(place, error);
         }
-        self.note_answer();
+        self.note_answer(id);
     }
 
-    /// The program ends, which closes its connections and so completes a response that goes on until
+    /// The program ends, which closes its connections and so completes the responses that go on until
     /// then.
     pub fn end(&mut self) {
-        if self.phase == Phase::Open && self.reply.ends_at_close() {
-            self.close(self.id);
+        for place in self.places() {
+            let ends = |connection: &&mut Connection| {
+                connection.phase == Phase::Open && connection.reply.ends_at_close()
+            };
+            if let Some(connection) = self.at(place).filter(ends) {
+                let id = connection.id;
+                self.close(id);
+            }
         }
     }
 
     /// After a complete answer the connection reads as closed by the caller.
-    fn note_answer(&mut self) {
-        if self.reply.is_done() {
-            self.phase = Phase::Answered;
-            let id = self.id;
+    fn note_answer(&mut self, id: u32) {
+        if let Some(connection) = self.open(id).filter(|one| one.reply.is_done()) {
+            connection.phase = Phase::Answered;
             mark(|socket| socket.state == State::Request(id));
         }
     }
@@ -367,7 +665,7 @@ pub fn write(id: u32, bytes: &[u8]) -> SysResult {
         true => Err(Errno::EAGAIN),
         false => Ok(0),
     })?;
-    state::server().write(id, bytes);
+    state::server().write(id, bytes)?;
     Ok(bytes.len() as u64)
 }
 
