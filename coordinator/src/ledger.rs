@@ -120,7 +120,11 @@ impl Ledger {
 /// What a record claims that cannot be.
 fn impossible(record: &UsageRecord) -> Option<&'static str> {
     let signed = i64::MAX as u64;
-    let bytes = record.request_bytes.max(record.response_bytes);
+    let bytes = record
+        .request_bytes
+        .max(record.response_bytes)
+        .max(record.egress_bytes)
+        .max(record.ingress_bytes);
     let ns = record
         .queue_ns
         .max(record.restore_ns)
@@ -133,7 +137,7 @@ fn impossible(record: &UsageRecord) -> Option<&'static str> {
         _ if record.accepted_ms > signed => Some("a time after the end of time"),
         _ if record.memory_bytes > MAX_MEMORY_BYTES => Some("more memory than a function can have"),
         _ if ns > MAX_NS => Some("more than a day of run time"),
-        _ if bytes > signed => Some("a body above 2^63 bytes"),
+        _ if bytes > signed => Some("more than 2^63 bytes"),
         _ => None,
     }
 }
@@ -177,6 +181,8 @@ mod tests {
             memory_bytes: 64 << 20,
             request_bytes: 5,
             response_bytes: 6,
+            egress_bytes: 7,
+            ingress_bytes: 8,
             cold: sequence == 1,
             exits: 3,
             probe: false,
@@ -296,6 +302,9 @@ mod tests {
             (3, 2, 1, 2)
         );
         assert_eq!(sum.run_ns, 3 * 1_000_001);
+        let bytes = [sum.request_bytes, sum.response_bytes];
+        assert_eq!(bytes, [3 * 5, 3 * 6]);
+        assert_eq!([sum.egress_bytes, sum.ingress_bytes], [3 * 7, 3 * 8]);
         assert_eq!(
             sum.memory_byte_ms,
             3 * 2 * (64 << 20),

@@ -29,6 +29,8 @@ fn record(sequence: u64) -> UsageRecord {
         memory_bytes: 64 << 20,
         request_bytes: 5,
         response_bytes: 6,
+        egress_bytes: 7,
+        ingress_bytes: 8,
         cold: false,
         exits: 3,
         probe: false,

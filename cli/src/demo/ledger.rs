@@ -192,6 +192,8 @@ mod tests {
             memory_bytes: 0,
             request_bytes: 0,
             response_bytes: 0,
+            egress_bytes: 0,
+            ingress_bytes: 0,
             cold: id.is_multiple_of(2),
             exits: 1,
             probe,

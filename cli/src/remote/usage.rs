@@ -110,7 +110,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
         By::Node => "NODE",
         By::Version => "VERSION",
     };
-    let rows: Vec<[String; 10]> = usage
+    let rows: Vec<[String; 13]> = usage
         .iter()
         .map(|row| {
             let failed = row.function_errors + row.crashes + row.timeouts;
@@ -125,7 +125,10 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
                 time(Duration::from_nanos(row.run_ns)),
                 time(Duration::from_nanos(row.cpu_ns)),
                 format!("{gigabyte_seconds:.4}"),
+                bytes(row.request_bytes),
                 bytes(row.response_bytes),
+                bytes(row.egress_bytes),
+                bytes(row.ingress_bytes),
             ]
         })
         .collect();
@@ -139,7 +142,10 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
         "RUN",
         "CPU",
         "GIB-SECONDS",
-        "SENT",
+        "REQUESTS",
+        "RESPONSES",
+        "EGRESS",
+        "INGRESS",
     ];
     table(head, &rows)
 }

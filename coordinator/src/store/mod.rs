@@ -100,7 +100,7 @@ impl Store {
             .connect_with(options.clone())
             .await
             .during("open")?;
-        migrator().run(&writer).await?;
+        migrator(&MIGRATIONS).run(&writer).await?;
         let reader = SqlitePoolOptions::new()
             .max_connections(4)
             .acquire_timeout(Duration::from_secs(30))
@@ -125,15 +125,21 @@ impl Store {
     }
 }
 
-fn migrator() -> Migrator {
-    let first = include_str!("../../migrations/0001_first.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "first".into(),
-        MigrationType::Simple,
-        first.into_sql_str(),
-        false,
-    )])
+/// In the order in which they are made. One that a coordinator may have made is never changed.
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("first", include_str!("../../migrations/0001_first.sql")),
+    (
+        "outbound bytes",
+        include_str!("../../migrations/0002_outbound_bytes.sql"),
+    ),
+];
+
+fn migrator(migrations: &[(&'static str, &'static str)]) -> Migrator {
+    let migration = |((name, sql), number): (&(&'static str, &'static str), i64)| {
+        let kind = MigrationType::Simple;
+        Migration::new(number, (*name).into(), kind, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(migrations.iter().zip(1..).map(migration).collect())
 }
 
 /// A number for SQLite, whose integers are signed. What may come from outside is checked to fit
@@ -161,4 +167,34 @@ where
 {
     text.parse()
         .map_err(|error: T::Err| StoreError::corrupt(what, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("coordinator.db");
+        let options = SqliteConnectOptions::new().filename(&path);
+        let old = SqlitePoolOptions::new()
+            .connect_with(options.create_if_missing(true))
+            .await
+            .unwrap();
+        migrator(&MIGRATIONS[..1]).run(&old).await.unwrap();
+        sqlx::query(
+            "INSERT INTO usage VALUES (1, 'n1', 1, 1, x'11', 'acme', 'hello', x'22', 5, 'answered', 200,
+                                       1, 2, 3, 4, 5, 6, 7, 0, 1, 0)",
+        )
+        .execute(&old)
+        .await
+        .unwrap();
+        old.close().await;
+        let store = Store::open(&path).await.unwrap();
+        let usage = store.usage(&UsageFilter::default(), UsageGroup::Node).await;
+        let usage = usage.unwrap();
+        assert_eq!((usage[0].executions, usage[0].response_bytes), (1, 7));
+        assert_eq!((usage[0].egress_bytes, usage[0].ingress_bytes), (0, 0));
+    }
 }

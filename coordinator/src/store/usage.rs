@@ -36,7 +36,8 @@ pub(crate) enum UsageGroup {
 /// A row but for its number, in the order of [`insert`].
 const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, function, version, accepted_ms, \
                        outcome, status, queue_ns, restore_ns, run_ns, cpu_ns, memory_bytes, \
-                       request_bytes, response_bytes, cold, exits, probe";
+                       request_bytes, response_bytes, egress_bytes, ingress_bytes, cold, exits, \
+                       probe";
 
 impl Store {
     /// Stores a batch of one node: rows, deduplication and the counter of resent records in one
@@ -92,7 +93,14 @@ impl Store {
             // The names are Holm's own words, not input.
             query.push(format!(", SUM(outcome = '{0}') AS {0}", outcome.as_str()));
         }
-        for column in ["run_ns", "cpu_ns", "request_bytes", "response_bytes"] {
+        for column in [
+            "run_ns",
+            "cpu_ns",
+            "request_bytes",
+            "response_bytes",
+            "egress_bytes",
+            "ingress_bytes",
+        ] {
             push_sum(&mut query, column, column);
         }
         push_sum(
@@ -131,6 +139,8 @@ impl Store {
                 memory_byte_ms: sum(row, "memory_byte_ms")?,
                 request_bytes: sum(row, "request_bytes")?,
                 response_bytes: sum(row, "response_bytes")?,
+                egress_bytes: sum(row, "egress_bytes")?,
+                ingress_bytes: sum(row, "ingress_bytes")?,
             })
         };
         rows.iter()
@@ -258,6 +268,8 @@ async fn insert(
             .push_bind(int(record.memory_bytes))
             .push_bind(int(record.request_bytes))
             .push_bind(int(record.response_bytes))
+            .push_bind(int(record.egress_bytes))
+            .push_bind(int(record.ingress_bytes))
             .push_bind(record.cold)
             .push_bind(record.exits)
             .push_bind(record.probe);
@@ -304,6 +316,8 @@ fn ledger_row(row: &sqlx::sqlite::SqliteRow) -> Result<LedgerRow, StoreError> {
         memory_bytes: number("memory_bytes")?,
         request_bytes: number("request_bytes")?,
         response_bytes: number("response_bytes")?,
+        egress_bytes: number("egress_bytes")?,
+        ingress_bytes: number("ingress_bytes")?,
         cold: flag("cold")?,
         exits: u32::try_from(number("exits")?).map_err(wide)?,
         probe: flag("probe")?,

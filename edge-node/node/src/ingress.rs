@@ -2,20 +2,17 @@
 //! and its own slots. The kernel spreads connections over the sockets; a connection stays where it
 //! was accepted.
 
+mod connection;
+
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 use holm_vmm::Slot;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
@@ -23,12 +20,12 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, MAX_STREAMS_PER_CONNECTION};
+use crate::limits::{DRAIN, MAX_CONNECTIONS_PER_THREAD};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
 use crate::pool::{Janitor, Lease, Pool};
 use crate::request;
-use crate::request::answers::Untaken;
+use connection::Patience;
 
 /// Pause after an accept that failed for want of resources.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -123,9 +120,9 @@ async fn serve(listener: TcpListener, gear: Gear) {
         match accepted {
             Ok((stream, peer)) if open.count.get() < MAX_CONNECTIONS_PER_THREAD => {
                 let opened = Opened::new(open.clone());
-                let connection = connection(lane.clone(), stream, peer, stop.clone());
+                let (lane, stop) = (lane.clone(), stop.clone());
                 tokio::task::spawn_local(async move {
-                    connection.await;
+                    take(lane, stream, peer, stop).await;
                     drop(opened);
                 });
             }
@@ -191,69 +188,14 @@ async fn look_after_slots(
     }
 }
 
-async fn connection(
-    lane: Rc<Lane>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn take(lane: Rc<Lane>, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<bool>) {
     // Answers are written whole; holding back their last segment would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "no TCP_NODELAY");
     }
-    let asked = Rc::new(Cell::new(false));
-    let untaken = Rc::new(Untaken::new(&lane.answers));
-    let service = {
-        let (asked, untaken) = (asked.clone(), untaken.clone());
-        service_fn(move |request| {
-            asked.set(true);
-            let (lane, untaken) = (lane.clone(), untaken.clone());
-            async move {
-                let answer = request::serve(lane, peer, request).await;
-                Ok::<_, Infallible>(answer.map(|body| untaken.count(body)))
-            }
-        })
-    };
-    let mut server = auto::Builder::new(OnThisThread);
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(HEAD_TIMEOUT)
-        .max_header_list_size(MAX_HEAD_BYTES as u32)
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
-    let connection = server.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let mut look = tokio::time::interval(HEAD_TIMEOUT);
-    look.reset();
-    let mut stopping = false;
-    let ended = loop {
-        tokio::select! {
-            ended = connection.as_mut() => break ended,
-            _ = look.tick() => {
-                // Until the first request the protocol is not known, and hyper's own timeouts do
-                // not run.
-                if !asked.get() {
-                    return;
-                }
-                if untaken.is_overdue(Instant::now()) {
-                    tracing::warn!(%peer, "a caller does not take its answer; the connection is closed");
-                    return;
-                }
-            }
-            _ = stop.wait_for(|stop| *stop), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error, "the connection ended badly");
-    }
+    let answers = lane.answers.clone();
+    let answer = move |asked| request::serve(lane.clone(), peer, asked);
+    connection::serve(stream, peer, Patience::default(), &answers, stop, answer).await;
 }
 
 /// Open connections of a thread.
@@ -277,17 +219,5 @@ impl Drop for Opened {
     fn drop(&mut self) {
         self.0.count.set(self.0.count.get() - 1);
         self.0.closed.notify_one();
-    }
-}
-
-/// Runs hyper's HTTP/2 tasks on the thread of their connection.
-#[derive(Clone, Copy, Debug)]
-struct OnThisThread;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
     }
 }

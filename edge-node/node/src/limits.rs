@@ -36,6 +36,13 @@ pub const PRESSED_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller may take to send a request's body.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a connection is kept after its last answer for what its caller still sends, so that the answer
+/// arrives.
+pub const LINGER: Duration = Duration::from_secs(10);
+/// How long a caller may be silent meanwhile.
+pub const LINGER_SILENCE: Duration = Duration::from_secs(2);
+/// Most bytes that are read and thrown away meanwhile: any body that some function would have taken.
+pub const MAX_LINGER_BYTES: u64 = MAX_REQUEST_BODY_BYTES;
 /// How long requests under way may take to end when the node stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long an instance that was kept may take to end after SIGTERM.
@@ -126,6 +133,9 @@ const _: () = {
     assert!(FIRST_QUANTUM.as_nanos() <= INLINE_BUDGET.as_nanos());
     assert!(MAX_REQUEST_BODY_BYTES as usize <= MAX_BODY_BYTES_PER_THREAD);
     assert!(PRESSED_ANSWER_TIMEOUT.as_nanos() <= ANSWER_TIMEOUT.as_nanos());
+    assert!(
+        LINGER_SILENCE.as_nanos() <= LINGER.as_nanos() && LINGER.as_nanos() <= DRAIN.as_nanos()
+    );
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);

@@ -15,8 +15,10 @@ use holm_model::control::VersionState;
 use holm_model::usage::Outcome;
 use holm_node::Node;
 use holm_test_support::require_kvm;
-use hyper::Method;
+use hyper::{Method, Request};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// A node that serves `version`.
 async fn serving(version: &Version) -> (Coordinator, TempDir, Node) {
@@ -329,6 +331,49 @@ async fn kvm_limits_of_requests_are_kept() {
         .append("host", "other".parse().unwrap());
     assert_eq!(send(node.addr(), two_hosts).await.status(), 400);
     assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 200);
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_refusal_arrives_however_much_of_the_body_is_still_to_come() {
+    if !require_kvm() {
+        return;
+    }
+    let (_coordinator, _dir, node) = serving(&Version::new("v1", 1)).await;
+    let (address, body) = (node.addr(), vec![0; (1 << 20) + 1]);
+    for (path, status) in [("/acme/hello/echo", "413"), ("/acme/other/", "404")] {
+        for _ in 0..10 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            for piece in body.chunks(100_000) {
+                stream.write_all(piece).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert!(answer.contains("connection: close"), "{answer}");
+        }
+    }
+    // In HTTP/2 the stream ends and the connection goes on.
+    let mut client = http::Http2::connect(address).await;
+    for _ in 0..10 {
+        let large = Request::post(format!("http://{address}/acme/hello/echo"));
+        let large = large.body(body.clone().into()).unwrap();
+        let answer = client.send(large).await;
+        assert_eq!(answer.status(), 413);
+        assert!(!answer.headers().contains_key("connection"));
+    }
+    let small = Request::get(format!("http://{address}/acme/hello/"));
+    let answer = client.send(small.body("".into()).unwrap()).await;
+    assert_eq!(text(&answer), "v1");
     shutdown(node).await;
 }
 

@@ -335,6 +335,10 @@ pub struct UsageView {
     pub request_bytes: u64,
     /// Sum of response bodies.
     pub response_bytes: u64,
+    /// Sum of what functions sent over connections of their own.
+    pub egress_bytes: u64,
+    /// Sum of what they received over them.
+    pub ingress_bytes: u64,
 }
 
 /// Whether the ledger is whole.

@@ -1,4 +1,4 @@
-//! The messages between a node and the coordinator, protocol version 1.
+//! The messages between a node and the coordinator, protocol version 2.
 //!
 //! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
 //! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
@@ -20,7 +20,7 @@ use crate::place::Coordinates;
 use crate::usage::{Outcome, UsageRecord};
 
 /// The version of these messages, in every frame's header.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// ALPN of the control link.
 pub const ALPN: &[u8] = b"holm/1";
 /// ALPN for joining.

@@ -98,6 +98,10 @@ pub struct UsageRecord {
     pub request_bytes: u64,
     /// Body of the response.
     pub response_bytes: u64,
+    /// Sent over connections that the function made.
+    pub egress_bytes: u64,
+    /// Received over them.
+    pub ingress_bytes: u64,
     /// Whether the snapshot had to be restored into a slot that held none or another.
     pub cold: bool,
     /// Times the vCPU left the guest.

@@ -1,4 +1,4 @@
-//! The bytes of protocol version 1, message by message.
+//! The bytes of protocol version 2, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
@@ -44,6 +44,8 @@ fn record() -> UsageRecord {
         memory_bytes: 64 << 20,
         request_bytes: 5,
         response_bytes: 6,
+        egress_bytes: 8,
+        ingress_bytes: 9,
         cold: true,
         exits: 7,
         probe: false,
@@ -192,17 +194,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_1() {
+fn node_messages_have_the_bytes_of_version_2() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_1() {
+fn coordinator_messages_have_the_bytes_of_version_2() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_1() {
+fn bulk_messages_have_the_bytes_of_version_2() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -211,7 +213,7 @@ fn bulk_messages_have_the_bytes_of_version_1() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_1() {
+fn join_messages_have_the_bytes_of_version_2() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -272,11 +274,11 @@ fn following<T: Serialize>(message: &T) -> Vec<u8> {
 fn a_peer_of_another_version_is_told_both_versions() {
     for message in node_messages() {
         let mut bytes = following(&message);
-        bytes[0] = 2;
+        bytes[0] = 1;
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
-        assert_eq!(error, FrameError::Version(2));
+        assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 2, this side 1"),
+            error.to_string().contains("version 1, this side 2"),
             "{error}"
         );
     }
@@ -382,7 +384,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 1, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 2, 0]);
 }
 
 proptest::proptest! {

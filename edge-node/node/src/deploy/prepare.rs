@@ -98,6 +98,8 @@ pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Resul
         memory_bytes: live.limits.memory_bytes,
         request_bytes: 0,
         response_bytes: 0,
+        egress_bytes: 0,
+        ingress_bytes: 0,
         cold: true,
         exits: 0,
         probe: true,
@@ -144,6 +146,7 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
     record.run_ns = nanos(began.elapsed());
     let stats = slot.stats();
     (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
+    (record.egress_bytes, record.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
     let log = slot.take_log();
     match ended {
         Ok(response) => {

@@ -28,7 +28,7 @@ use crate::files::{self, FileError};
 use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, JOURNAL_QUEUE, MAX_COMMIT_RECORDS};
 
 /// Also to be raised when the encoding of a record in [`holm_model::codec`] changes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, next_sequence INTEGER NOT NULL);
     CREATE TABLE spilled (
@@ -39,7 +39,7 @@ const SCHEMA: &str = "
         epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, record BLOB NOT NULL,
         PRIMARY KEY (epoch, sequence)
     ) WITHOUT ROWID;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 /// The journal cannot be used. The node or its operator is to blame, never a caller.

@@ -55,6 +55,9 @@ pub(crate) struct Cost {
     pub(crate) run_ns: u64,
     pub(crate) cpu_ns: u64,
     pub(crate) exits: u32,
+    /// Of the connections that the function made.
+    pub(crate) egress_bytes: u64,
+    pub(crate) ingress_bytes: u64,
     pub(crate) cold: bool,
 }
 
@@ -114,6 +117,7 @@ pub(crate) async fn invoke(
     {
         let stats = slot.stats();
         (cost.cpu_ns, cost.exits) = (nanos(stats.cpu), stats.exits);
+        (cost.egress_bytes, cost.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
     }
     (ending, remains)
 }

@@ -35,10 +35,10 @@ use std::time::{Instant, SystemTime};
 
 use holm_model::ids::RequestId;
 use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::HOST;
+use hyper::body::{Body as _, Bytes, Incoming};
+use hyper::header::{CONNECTION, HOST, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Response};
+use hyper::{Method, Request, Response, Version};
 use tokio::sync::oneshot;
 
 use crate::deploy::routes::Found;
@@ -65,9 +65,19 @@ struct Call {
 /// Serves one request of a connection that `lane` owns.
 pub(crate) async fn serve(lane: Rc<Lane>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
     let id = lane.next_id();
+    // What is refused may not have been read, and then there is no next request on the connection. In
+    // HTTP/2 the end of a stream says so.
+    let last = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
     match take(&lane, peer, id, request).await {
         Ok(answer) => answer,
-        Err(problem) => respond::refuse(&lane, id, &problem),
+        Err(problem) => {
+            let mut answer = respond::refuse(&lane, id, &problem);
+            if last {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(CONNECTION, close);
+            }
+            answer
+        }
     }
 }
 

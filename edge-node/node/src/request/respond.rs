@@ -96,6 +96,8 @@ pub(crate) async fn carry(
             .as_ref()
             .and_then(|answer| answer.body().size_hint().exact())
             .unwrap_or(0),
+        egress_bytes: cost.egress_bytes,
+        ingress_bytes: cost.ingress_bytes,
         cold: cost.cold,
         exits: cost.exits,
         probe: false,

@@ -55,26 +55,39 @@ pub async fn get(to: SocketAddr, path: &str) -> Answer {
     send(to, request(Method::GET, path, "")).await
 }
 
-/// Over HTTP/2 with prior knowledge, `count` at a time on one connection.
+/// A connection of HTTP/2, with prior knowledge.
+#[derive(Clone)]
+pub struct Http2 {
+    sender: hyper::client::conn::http2::SendRequest<Full<Bytes>>,
+}
+
+impl Http2 {
+    pub async fn connect(to: SocketAddr) -> Self {
+        let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
+        let (sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        Http2 { sender }
+    }
+
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Answer {
+        let answer = self.sender.send_request(request).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
+    }
+}
+
+/// `count` at a time on one connection of HTTP/2.
 pub async fn get_http2(to: SocketAddr, path: &str, count: usize) -> Vec<Answer> {
-    let stream = TcpStream::connect(to).await.unwrap();
-    let (sender, connection) = hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(
-        TokioExecutor::new(),
-        TokioIo::new(stream),
-    )
-    .await
-    .unwrap();
-    tokio::spawn(connection);
+    let client = Http2::connect(to).await;
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..count {
-        let mut sender = sender.clone();
-        let request = Request::get(format!("http://{to}{path}"))
-            .body(Full::default())
-            .unwrap();
-        tasks.spawn(async move {
-            let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
-            Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
-        });
+        let mut client = client.clone();
+        let request = Request::get(format!("http://{to}{path}"));
+        let request = request.body(Full::default()).unwrap();
+        tasks.spawn(async move { client.send(request).await });
     }
     tasks.join_all().await
 }

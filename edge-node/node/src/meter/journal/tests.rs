@@ -23,6 +23,8 @@ pub(crate) fn record() -> UsageRecord {
         memory_bytes: 5,
         request_bytes: 6,
         response_bytes: 7,
+        egress_bytes: 8,
+        ingress_bytes: 9,
         cold: false,
         exits: 2,
         probe: false,
