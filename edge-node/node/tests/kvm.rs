@@ -197,7 +197,7 @@ async fn kvm_every_fault_of_a_function_is_answered_as_its_own_and_others_are_ser
         return;
     }
     let v1 = Version::with("v1", 1, Broken::No, |statement| {
-        statement.manifest.limits.deadline_ms = 300;
+        statement.manifest.limits.deadline_ms = 1000;
     });
     let (coordinator, _dir, node) = serving(&v1).await;
     let faults = [

@@ -33,6 +33,11 @@ pub const MAX_CONCURRENCY: u32 = 1024;
 /// Concurrency on one node of a function whose manifest does not say.
 pub const DEFAULT_CONCURRENCY: u32 = 32;
 
+/// Largest number of requests at a time that a manifest may ask for in one instance: as many as a guest has places.
+pub const MAX_REQUESTS_PER_INSTANCE: u32 = holm_hostcall::MAX_REQUESTS as u32;
+/// Requests at a time in one instance that is kept, if the manifest does not say.
+pub const DEFAULT_REQUESTS_PER_INSTANCE: u32 = 16;
+
 /// Most slots a manifest may ask to keep holding its snapshot on every node.
 pub const MAX_SCALE_MIN: u32 = 256;
 /// Most environment variables of a function.

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::Name;
 use crate::limits::{
-    MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY, MAX_DEADLINE_MS, MAX_ENV_BYTES,
-    MAX_ENV_VARIABLES, MAX_ERROR_PPM, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES,
-    MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
-    MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN, MAX_WAVES, MIN_MEMORY_BYTES,
+    DEFAULT_REQUESTS_PER_INSTANCE, MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY,
+    MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM, MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS,
+    MAX_REQUEST_BODY_BYTES, MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN,
+    MAX_WAVES, MIN_MEMORY_BYTES,
 };
 pub use network::Network;
 use units::{format_bytes, format_millis};
@@ -130,6 +131,19 @@ pub struct Scale {
     /// Slots to keep holding the snapshot on every node.
     #[serde(default)]
     pub min: u32,
+    /// Most requests at a time in one instance that is kept, if the manifest says so.
+    #[serde(default)]
+    pub concurrency: Option<u32>,
+}
+
+impl Scale {
+    /// Most requests at a time in one instance.
+    pub fn requests_per_instance(&self) -> u32 {
+        match (self.isolation, self.concurrency) {
+            (Isolation::Request, _) => 1,
+            (Isolation::Instance, said) => said.unwrap_or(DEFAULT_REQUESTS_PER_INSTANCE),
+        }
+    }
 }
 
 /// `[placement]`.
@@ -267,6 +281,27 @@ impl Manifest {
         require(scale, "scale.min", self.scale.min, || {
             format!("0 to {MAX_SCALE_MIN}")
         })?;
+        let most = match self.scale.isolation {
+            Isolation::Request => 1,
+            Isolation::Instance => MAX_REQUESTS_PER_INSTANCE,
+        };
+        let concurrency = self.scale.concurrency.unwrap_or(1);
+        let key = "scale.concurrency";
+        require(
+            (1..=most).contains(&concurrency),
+            key,
+            concurrency,
+            || {
+                match self.scale.isolation {
+                Isolation::Request => {
+                    "1 with `isolation = \"request\"`: each request has an instance of its own; how \
+                     many there may be on a node says `limits.concurrency`"
+                        .to_owned()
+                }
+                Isolation::Instance => format!("1 to {MAX_REQUESTS_PER_INSTANCE}"),
+            }
+            },
+        )?;
         check_env(&self.env)?;
         files::check(&self.files)?;
         self.placement.check()?;

@@ -40,7 +40,7 @@ const SECTIONS: [(&str, &[&str]); 10] = [
             "concurrency",
         ],
     ),
-    ("scale", &["isolation", "min"]),
+    ("scale", &["isolation", "min", "concurrency"]),
     ("env", &[]),
     ("files", &[]),
     ("placement", &["regions"]),
@@ -184,6 +184,7 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     let scale = Scale {
         isolation,
         min: scale.count("min")?.unwrap_or(0),
+        concurrency: scale.count("concurrency")?,
     };
 
     let env = Section::open(root, "env", &mut places)?.pairs()?;

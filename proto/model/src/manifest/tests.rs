@@ -61,6 +61,7 @@ fn every_key_of_the_file_is_read() {
         concurrency = 0x10
         [scale]
         isolation = "instance"
+        concurrency = 8
         min = 2
         [env]
         GREETING = "hi"
@@ -103,6 +104,7 @@ fn every_key_of_the_file_is_read() {
         },
         scale: Scale {
             isolation: Isolation::Instance,
+            concurrency: Some(8),
             min: 2,
         },
         env: BTreeMap::from([("GREETING".into(), "hi".into())]),
@@ -149,7 +151,7 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
     );
     assert_names(
         &refusal("[scale]\nxyzzy = 1"),
-        &["`scale.xyzzy`", "known here: isolation, min"],
+        &["`scale.xyzzy`", "known here: isolation, min, concurrency"],
     );
 }
 
@@ -348,6 +350,18 @@ fn waves_rise_and_end_with_the_whole_fleet() {
 
 #[test]
 fn values_of_the_wrong_type_are_refused() {
+    assert_names(
+        &refusal("[scale]\nisolation = \"instance\"\nconcurrency = 65"),
+        &["line 6", "`scale.concurrency` = 65", "1 to 64"],
+    );
+    assert_names(
+        &refusal("[scale]\nisolation = \"instance\"\nconcurrency = 0"),
+        &["`scale.concurrency` = 0", "1 to 64"],
+    );
+    assert_names(
+        &refusal("[scale]\nconcurrency = 2"),
+        &["`scale.concurrency` = 2", "limits.concurrency"],
+    );
     assert_names(
         &refusal("[scale]\nisolation = \"none\""),
         &["\"request\" or \"instance\""],
