@@ -1,8 +1,8 @@
 //! `GET /.holm/health`: what the node is and has, for operators and load balancers.
 
 use holm_model::control::VersionState;
-use http_body_util::Full;
 use hyper::Response;
+use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ pub(crate) fn answer(shared: &Shared) -> Answer {
         versions: versions.collect(),
     };
     let body = serde_json::to_vec(&health).expect("texts and numbers can be JSON");
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Bytes::from(body).into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

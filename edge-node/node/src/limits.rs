@@ -28,6 +28,15 @@ pub const MAX_BODY_BYTES_PER_THREAD: usize = 256 << 20;
 /// Bytes of answers that callers have not taken, over which an ingress thread runs no new request.
 /// What is under way then still comes on top.
 pub const MAX_ANSWER_BYTES_PER_THREAD: usize = 256 << 20;
+/// Bytes of an answer in parts that its caller has not taken, over which the function is made to wait.
+pub const PART_WINDOW_BYTES: usize = 256 << 10;
+/// Bytes of a request's body that are gathered before the function gets the request; of a longer one it gets
+/// the rest as it comes.
+pub const GATHERED_BODY_BYTES: usize = 1 << 20;
+/// How long a body of unknown length is gathered. Most such are short, and a function gets those whole.
+pub const GATHER_TIME: Duration = Duration::from_millis(20);
+/// Bytes of a body that the function has not read, over which no more is taken from the caller.
+pub const BODY_WINDOW_BYTES: usize = 256 << 10;
 /// How long a caller may take to receive one answer; then its connection is closed.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// The same while the thread holds [`MAX_ANSWER_BYTES_PER_THREAD`] and turns others away for it.

@@ -77,7 +77,8 @@ pub(crate) struct Workers {
 /// A slot that a worker runs.
 #[derive(Debug)]
 pub(crate) struct Handed {
-    /// Comes with the slot and anything but [`Step::Yielded`], except after [`Handed::cancel`].
+    /// Comes with the slot and anything but [`Step::Yielded`], except after [`Handed::cancel`] and with a part
+    /// of an answer.
     pub(crate) done: oneshot::Receiver<(Box<Slot>, Step)>,
     cancelled: Arc<AtomicBool>,
 }
@@ -159,7 +160,7 @@ fn work(queue: &Queue, Job { mut slot, work }: Job) {
                 false => slot.run(SLICE),
             };
             match step {
-                Step::Yielded => queue.push(Job {
+                Step::Yielded if !slot.has_part() => queue.push(Job {
                     slot,
                     work: Work::Run { cancelled, done },
                 }),

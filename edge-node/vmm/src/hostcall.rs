@@ -94,6 +94,10 @@ struct Served {
     response: Option<Response>,
     /// Bytes of the response's body so far.
     response_bytes: u64,
+    /// The guest has come to rest since it wrote of it.
+    rested: bool,
+    /// The response has no body, whatever its head says.
+    head_only: bool,
 }
 
 /// The state of an instance's exchange with its requests.
@@ -124,6 +128,27 @@ impl Sink for VecSink<'_> {
 }
 
 impl Served {
+    /// While the guest is at work a small part can wait: it may become the whole.
+    fn has_part(&self) -> bool {
+        let response = self.response.as_ref().filter(|_| self.limits.streams);
+        response.is_some_and(|response| {
+            let large = response.body.len() >= PART_BYTES;
+            large || self.rested && !(response.continues && response.body.is_empty())
+        })
+    }
+
+    /// What the response's head says of its length is more than it may have.
+    fn is_too_long(&self, response: &Response) -> bool {
+        let lengths = response.headers.iter();
+        let mut lengths = lengths.filter(|(name, _)| name == "content-length");
+        !self.head_only
+            && lengths.any(|(_, value)| {
+                let text = std::str::from_utf8(value).unwrap_or_default();
+                let length = text.parse::<u64>();
+                length.is_ok_and(|length| length > self.limits.response_body_bytes)
+            })
+    }
+
     fn body_left(&self) -> usize {
         self.body.len() - self.body_at
     }
@@ -186,6 +211,8 @@ impl Exchange {
             body_ended: length == Some(request.body.len() as u64),
             response: None,
             response_bytes: 0,
+            rested: false,
+            head_only: request.method == "HEAD",
         });
         let stats = self.stats.len().max(place.index() + 1);
         self.stats.resize(stats, RunStats::default());
@@ -267,22 +294,32 @@ impl Exchange {
 
     /// The parts of responses, where more is to come, that may be passed on already.
     pub(crate) fn take_parts(&mut self) -> Vec<Response> {
-        let streams = |served: &&mut Served| served.limits.streams;
-        let taken = self.served.iter_mut().filter(streams).filter_map(|served| {
+        let with_part = self.served.iter_mut().filter(|served| served.has_part());
+        let taken = with_part.filter_map(|served| {
             let response = served.response.as_mut()?;
-            let news = !response.continues || !response.body.is_empty();
-            news.then(|| {
-                let rest = Response {
-                    place: served.place,
-                    status: response.status,
-                    headers: Vec::new(),
-                    body: Vec::new(),
-                    continues: true,
-                };
-                std::mem::replace(response, rest)
-            })
+            served.rested = false;
+            let rest = Response {
+                place: served.place,
+                status: response.status,
+                headers: Vec::new(),
+                body: Vec::new(),
+                continues: true,
+            };
+            Some(std::mem::replace(response, rest))
         });
         taken.collect()
+    }
+
+    /// The guest has come to rest: what it has written of responses is not to wait any longer.
+    pub(crate) fn rest(&mut self) {
+        self.served
+            .iter_mut()
+            .for_each(|served| served.rested = true);
+    }
+
+    /// Whether there are such parts.
+    pub(crate) fn has_part(&self) -> bool {
+        self.served.iter().any(Served::has_part)
     }
 
     /// A bit for each place whose caller has gone, and whether the guest knows.
@@ -329,9 +366,13 @@ impl Exchange {
             }
             Call::RESPOND => {
                 let body = buffer(c, d);
-                self.respond(view, place, buffer(a, b), body, call.flags)?
+                let action = self.respond(view, place, buffer(a, b), body, call.flags)?;
+                self.blame(action, view, place)?
             }
-            Call::RESPONSE_BODY => self.response_body(view, place, buffer(a, b), call.flags)?,
+            Call::RESPONSE_BODY => {
+                let action = self.response_body(view, place, buffer(a, b), call.flags)?;
+                self.blame(action, view, place)?
+            }
             // The log is read at every exit.
             Call::LOG_FLUSH => Action::Continue,
             Call::EXIT => {
@@ -390,6 +431,22 @@ impl Exchange {
                 "the program made hostcall {number}, which does not exist"
             )))),
         })
+    }
+
+    /// A response that cannot be passed on is no matter of other requests.
+    fn blame(
+        &self,
+        action: Action,
+        view: View<'_>,
+        place: RequestPlace,
+    ) -> Result<Action, VmmError> {
+        match action {
+            Action::Fail(failure @ Failure::BadResponse(_)) if self.served.len() > 1 => {
+                set_result(view.memory, -i64::from(libc::EPIPE))?;
+                Ok(Action::Drop(place, failure))
+            }
+            action => Ok(action),
+        }
     }
 
     fn wait(
@@ -471,6 +528,9 @@ impl Exchange {
             return Ok(bad_call("respond", NOT_READABLE));
         }
         match response_head(&bytes, place) {
+            Ok(response) if served.is_too_long(&response) => {
+                return Ok(too_long(served.limits.response_body_bytes));
+            }
             Ok(response) => served.response = Some(response),
             Err(problem) => return Ok(bad_response(problem)),
         }
@@ -492,9 +552,7 @@ impl Exchange {
         };
         let most = served.limits.response_body_bytes;
         if body.bytes > most.saturating_sub(served.response_bytes) {
-            return Ok(bad_response(format!(
-                "its body is larger than the {most} bytes that [limits] response_body allows"
-            )));
+            return Ok(too_long(most));
         }
         let before = response.body.len();
         response.body.resize(before + body.bytes as usize, 0);
@@ -504,7 +562,7 @@ impl Exchange {
         served.response_bytes += body.bytes;
         set_result(view.memory, body.bytes as i64)?;
         Ok(match flags & respond_flags::END {
-            0 if served.limits.streams && response.body.len() >= PART_BYTES => Action::Part,
+            0 if served.has_part() => Action::Part,
             0 => Action::Continue,
             _ => Action::Answered(place),
         })
@@ -539,6 +597,12 @@ pub(crate) fn bad_call(what: &str, why: &str) -> Action {
     Action::Fail(Failure::Crash(CrashReport::of(format!(
         "the program made a bad hostcall, to {what}: {why}"
     ))))
+}
+
+fn too_long(most: u64) -> Action {
+    bad_response(format!(
+        "its body is larger than the {most} bytes that [limits] response_body allows"
+    ))
 }
 
 fn bad_response(problem: impl Into<String>) -> Action {

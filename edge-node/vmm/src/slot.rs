@@ -210,6 +210,11 @@ impl Slot {
         }
     }
 
+    /// Whether there are such parts.
+    pub fn has_part(&self) -> bool {
+        self.vm.exchange.has_part()
+    }
+
     /// The parts of responses, where more is to come, that may be passed on already.
     pub fn take_parts(&mut self) -> Vec<Response> {
         self.vm.exchange.take_parts()
@@ -542,6 +547,7 @@ impl Runner {
                     let now_ns = monotonic_ns();
                     let awaits_request = parked.offer.is_some() && self.exchange.is_idle();
                     self.parked = Some(parked);
+                    self.exchange.rest();
                     if awaits_request || !self.has_news() && parked.until_ns > now_ns {
                         let until = instant_of(parked.until_ns, now_ns);
                         return Ok(Stop::Parked(until.min(deadline)));

@@ -30,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) limits: Limits,
     pub(crate) isolation: Isolation,
+    /// Most at a time in one instance.
+    pub(crate) requests_per_instance: u32,
     /// Where it may connect to.
     pub(crate) allowed: Allowed,
     pub(crate) probe_path: String,
@@ -64,6 +66,7 @@ impl Live {
             snapshot,
             limits: manifest.limits.clone(),
             isolation: manifest.scale.isolation,
+            requests_per_instance: manifest.scale.requests_per_instance(),
             allowed: Allowed::new(&manifest.network),
             probe_path: manifest.rollout.probe_path.clone(),
             ahead: manifest.scale.min,

@@ -278,7 +278,7 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::Full;
+    use hyper::body::Bytes;
     use hyper::{Response, StatusCode};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::task::LocalSet;
@@ -302,7 +302,7 @@ mod tests {
         let server = async {
             let (stream, peer) = listener.accept().await.unwrap();
             let refuse = |_| async {
-                let mut answer = Response::new(Full::from("no"));
+                let mut answer = Response::new(Bytes::from("no").into());
                 *answer.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
                 answer
             };

@@ -29,7 +29,8 @@ use holm_model::usage::UsageRecord;
 
 use crate::limits::JOURNAL_ROOM;
 use journal::{Entry, Message, Progress};
-use spill::{SpillError, SpillWriter};
+pub(crate) use spill::SpillError;
+use spill::SpillWriter;
 
 /// One thread's way into the journal.
 #[derive(Debug)]

@@ -108,6 +108,14 @@ impl Core {
         None
     }
 
+    /// Takes the first ticket out of the version's queue, which needs no slot.
+    pub(crate) fn next_waiting(&mut self, key: Key) -> Option<Ticket> {
+        let (_, tickets) = self.queues.iter_mut().find(|(queued, _)| *queued == key)?;
+        let ticket = tickets.pop_front();
+        self.queues.retain(|(_, tickets)| !tickets.is_empty());
+        ticket
+    }
+
     /// The ticket does not want a slot any more. No effect if it was served.
     pub(crate) fn cancel(&mut self, ticket: Ticket) {
         for (_, tickets) in &mut self.queues {

@@ -4,6 +4,7 @@
 //! thread of its own, because both take milliseconds.
 
 pub(crate) mod core;
+pub(crate) mod door;
 mod janitor;
 
 use std::cell::{Cell, RefCell};
@@ -16,8 +17,10 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 
 use self::core::{Core, Grant, Holds, Key, SlotId, Ticket};
+use self::door::{Door, Seat};
 pub(crate) use self::janitor::Janitor;
 use crate::limits::LAST_RETURN;
+use crate::request::job::Job;
 use crate::tally::Tally;
 
 /// A slot in somebody's hands. It must come back by [`Pool::finish`] or [`Pool::discard`].
@@ -47,15 +50,26 @@ pub(crate) struct Pool {
 struct Inner {
     core: Core,
     free: HashMap<SlotId, Box<Slot>>,
-    waiting: HashMap<Ticket, oneshot::Sender<Lease>>,
+    waiting: HashMap<Ticket, oneshot::Sender<Way>>,
+    /// The doors of kept instances that take one request more now.
+    open: Vec<(Key, Rc<Door<Job>>)>,
     next_slot: u32,
     next_ticket: u64,
 }
 
-/// What came of asking for a slot.
+/// A way for a request to an instance.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// Into a slot that nobody uses.
+    Slot(Lease),
+    /// Into an instance that has others.
+    Join(Seat<Job>),
+}
+
+/// What came of asking for one.
 pub(crate) enum Asked {
     /// Here it is.
-    Granted(Lease),
+    Granted(Way),
     /// Later.
     Queued(Waiting),
 }
@@ -96,16 +110,20 @@ impl Pool {
         self.count(&inner);
     }
 
-    /// Asks for a slot for the version.
+    /// Asks for a way to an instance of the version.
     pub(crate) fn ask(self: &Rc<Self>, key: Key) -> Asked {
         let mut inner = self.inner.borrow_mut();
+        if let Some(at) = inner.open.iter().position(|(open, _)| *open == key) {
+            let (_, door) = inner.open.swap_remove(at);
+            return Asked::Granted(Way::Join(door.seat()));
+        }
         let ticket = Ticket(inner.next_ticket);
         inner.next_ticket += 1;
         if let Some(grant) = inner.core.want(ticket, key)
             && let Some(lease) = inner.lease(grant)
         {
             self.count(&inner);
-            return Asked::Granted(lease);
+            return Asked::Granted(Way::Slot(lease));
         }
         let (sender, receiver) = oneshot::channel();
         inner.waiting.insert(ticket, sender);
@@ -127,6 +145,25 @@ impl Pool {
         });
         self.count(&inner);
         lease
+    }
+
+    /// A kept instance takes one request more: the first that waits for the version, or the next that asks,
+    /// until [`Pool::shut`].
+    pub(crate) fn open(&self, key: Key, door: &Rc<Door<Job>>) {
+        let mut inner = self.inner.borrow_mut();
+        while let Some(ticket) = inner.core.next_waiting(key) {
+            let waiting = inner.waiting.remove(&ticket);
+            if waiting.is_some_and(|waiting| waiting.send(Way::Join(door.seat())).is_ok()) {
+                return;
+            }
+        }
+        inner.open.push((key, door.clone()));
+    }
+
+    /// It takes none now.
+    pub(crate) fn shut(&self, door: &Rc<Door<Job>>) {
+        let mut inner = self.inner.borrow_mut();
+        inner.open.retain(|(_, open)| !Rc::ptr_eq(open, door));
     }
 
     /// Takes the slot back, holding what is said.
@@ -209,10 +246,10 @@ impl Inner {
                 continue;
             };
             let unwanted = match self.waiting.remove(&grant.ticket) {
-                Some(sender) => sender.send(lease).err(),
-                None => Some(lease),
+                Some(sender) => sender.send(Way::Slot(lease)).err(),
+                None => Some(Way::Slot(lease)),
             };
-            if let Some(Lease { slot, id, .. }) = unwanted {
+            if let Some(Way::Slot(Lease { slot, id, .. })) = unwanted {
                 self.free.insert(id, slot);
                 grants.extend(self.core.finished(id, Holds::Nothing));
             }
@@ -224,12 +261,12 @@ impl Inner {
 pub(crate) struct Waiting {
     pool: Rc<Pool>,
     ticket: Ticket,
-    receiver: oneshot::Receiver<Lease>,
+    receiver: oneshot::Receiver<Way>,
 }
 
 impl Waiting {
-    /// The slot, when it is this one's turn. `None` if the pool is gone.
-    pub(crate) async fn granted(&mut self) -> Option<Lease> {
+    /// The way, when it is this one's turn. `None` if the pool is gone.
+    pub(crate) async fn granted(&mut self) -> Option<Way> {
         (&mut self.receiver).await.ok()
     }
 }
@@ -237,7 +274,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.pool.cancel(self.ticket);
-        if let Ok(Lease { slot, id, .. }) = self.receiver.try_recv() {
+        if let Ok(Way::Slot(Lease { slot, id, .. })) = self.receiver.try_recv() {
             self.pool.finish(slot, id, Holds::Nothing);
         }
     }

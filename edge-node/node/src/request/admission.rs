@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::Answer;
+use super::job::Job;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
 use crate::limits::MAX_QUEUED_PER_VERSION;
-use crate::pool::{Asked, Lease};
+use crate::pool::{Asked, Way};
 
 /// The way in was not found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,13 +27,13 @@ pub(crate) enum Refusal {
     Stopping,
 }
 
-/// A permit and a slot for one request.
+/// A permit and a way to an instance for one request.
 pub(crate) async fn admit(
     lane: &Rc<Lane>,
     live: &Arc<Live>,
-    deadline: Instant,
-    reply: &mut oneshot::Sender<Answer>,
-) -> Result<(OwnedSemaphorePermit, Lease), Refusal> {
+    job: &mut Job,
+) -> Result<(OwnedSemaphorePermit, Way), Refusal> {
+    let deadline = job.deadline;
     if !lane.answers.has_room() {
         return Err(Refusal::Full);
     }
@@ -43,36 +43,36 @@ pub(crate) async fn admit(
         Err(_) => {
             place = Some(Place::take(&live.waiting)?);
             let permit = live.permits.clone().acquire_owned();
-            within(permit, deadline, reply)
+            within(permit, deadline, job.gone())
                 .await?
                 .map_err(|_| Refusal::Stopping)?
         }
     };
-    let lease = match lane.pool.ask(live.key) {
-        Asked::Granted(lease) => lease,
+    let way = match lane.pool.ask(live.key) {
+        Asked::Granted(way) => way,
         Asked::Queued(mut waiting) => {
             if place.is_none() {
                 place = Some(Place::take(&live.waiting)?);
             }
-            within(waiting.granted(), deadline, reply)
+            within(waiting.granted(), deadline, job.gone())
                 .await?
                 .ok_or(Refusal::Stopping)?
         }
     };
     drop(place);
-    Ok((permit, lease))
+    Ok((permit, way))
 }
 
 /// Waits for `what`, but not beyond the deadline nor for a caller that has gone.
 async fn within<T>(
     what: impl Future<Output = T>,
     deadline: Instant,
-    reply: &mut oneshot::Sender<Answer>,
+    gone: impl Future<Output = ()>,
 ) -> Result<T, Refusal> {
     tokio::select! {
         biased;
         got = what => Ok(got),
-        () = reply.closed() => Err(Refusal::Gone),
+        () = gone => Err(Refusal::Gone),
         () = tokio::time::sleep_until(deadline.into()) => Err(Refusal::Waited),
     }
 }
@@ -118,16 +118,13 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_ends_at_the_deadline_and_when_the_caller_goes() {
-        let (mut reply, caller) = oneshot::channel();
+        let stays = || std::future::pending::<()>();
         let soon = Instant::now() + Duration::from_millis(5);
         let never = std::future::pending::<()>;
-        assert_eq!(
-            within(never(), soon, &mut reply).await,
-            Err(Refusal::Waited)
-        );
-        drop(caller);
+        assert_eq!(within(never(), soon, stays()).await, Err(Refusal::Waited));
         let late = Instant::now() + Duration::from_secs(60);
-        assert_eq!(within(never(), late, &mut reply).await, Err(Refusal::Gone));
-        assert_eq!(within(async { 7 }, late, &mut reply).await, Ok(7));
+        let goes = std::future::ready(());
+        assert_eq!(within(never(), late, goes).await, Err(Refusal::Gone));
+        assert_eq!(within(async { 7 }, late, stays()).await, Ok(7));
     }
 }

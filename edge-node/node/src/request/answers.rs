@@ -3,16 +3,16 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
+use super::parts::{Cut, Outgoing};
 use crate::limits::{
     ANSWER_TIMEOUT, MAX_ANSWER_BYTES_PER_THREAD, MAX_STREAMS_PER_CONNECTION, PRESSED_ANSWER_TIMEOUT,
 };
@@ -24,7 +24,19 @@ pub(crate) struct Answers(Arc<AtomicUsize>);
 impl Answers {
     /// Whether a request may run, whose answer will come on top.
     pub(crate) fn has_room(&self) -> bool {
-        self.0.load(Ordering::Relaxed) < MAX_ANSWER_BYTES_PER_THREAD
+        self.bytes() < MAX_ANSWER_BYTES_PER_THREAD
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
@@ -33,21 +45,37 @@ impl Answers {
 pub(crate) struct Untaken {
     answers: Answers,
     /// The oldest first; those in front of it that were taken are removed.
-    since: RefCell<VecDeque<(Instant, Weak<Counted>)>>,
+    since: Rc<RefCell<VecDeque<(Instant, Weak<Counted>)>>>,
 }
 
 impl Untaken {
     pub(crate) fn new(answers: &Answers) -> Self {
         Untaken {
             answers: answers.clone(),
-            since: RefCell::default(),
+            since: Rc::default(),
         }
     }
 
-    /// Counts the body until its last byte has been handed to the system.
-    pub(crate) fn count(&self, body: Full<Bytes>) -> CountedBody {
-        let bytes = body.size_hint().exact().unwrap_or(0) as usize;
-        self.answers.0.fetch_add(bytes, Ordering::Relaxed);
+    /// Counts the body until its last byte has been handed to the system: from now on if it is whole, each
+    /// part of another as it comes.
+    pub(crate) fn count(&self, body: Outgoing) -> CountedBody {
+        let counted = match &body {
+            Outgoing::Whole(_) => Some(self.counted(body.whole_bytes() as usize)),
+            Outgoing::Parts(_) => None,
+        };
+        let untaken = Untaken {
+            answers: self.answers.clone(),
+            since: self.since.clone(),
+        };
+        CountedBody {
+            body,
+            counted,
+            untaken,
+        }
+    }
+
+    fn counted(&self, bytes: usize) -> Arc<Counted> {
+        self.answers.take(bytes);
         let counted = Arc::new(Counted {
             bytes,
             answers: self.answers.clone(),
@@ -58,8 +86,7 @@ impl Untaken {
             since.retain(|(_, counted)| counted.strong_count() > 0);
         }
         since.push_back((Instant::now(), Arc::downgrade(&counted)));
-        drop(since);
-        CountedBody { body, counted }
+        counted
     }
 
     /// Whether the caller has left an answer lying for too long.
@@ -90,15 +117,16 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.answers.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.answers.give_back(self.bytes);
     }
 }
 
 /// A body that is counted as long as it or what was read from it is here.
 #[derive(Debug)]
 pub(crate) struct CountedBody {
-    body: Full<Bytes>,
-    counted: Arc<Counted>,
+    body: Outgoing,
+    counted: Option<Arc<Counted>>,
+    untaken: Untaken,
 }
 
 /// What was read from it: the connection keeps this until it is written.
@@ -115,16 +143,19 @@ impl AsRef<[u8]> for CountedBytes {
 
 impl Body for CountedBody {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Cut;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let counted = self.counted.clone();
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         frame.map_ok(|frame| {
             frame.map_data(|bytes| {
+                let counted = match &self.counted {
+                    Some(counted) => counted.clone(),
+                    None => self.untaken.counted(bytes.len()),
+                };
                 Bytes::from_owner(CountedBytes {
                     bytes,
                     _counted: counted,
@@ -147,15 +178,19 @@ mod tests {
     use super::*;
     use http_body_util::BodyExt as _;
 
+    fn whole(text: &'static str) -> Outgoing {
+        Bytes::from(text).into()
+    }
+
     #[tokio::test]
     async fn an_answer_counts_until_the_last_of_it_is_gone() {
         let answers = Answers::default();
         let connection = Untaken::new(&answers);
         let held = || answers.0.load(Ordering::Relaxed);
-        let mut body = connection.count(Full::from("hello"));
+        let mut body = connection.count(whole("hello"));
         assert_eq!(body.size_hint().exact(), Some(5));
         let began = connection.oldest().unwrap();
-        let other = connection.count(Full::from("other"));
+        let other = connection.count(whole("other"));
         assert_eq!(held(), 10);
         let read = body.frame().await.unwrap().unwrap().into_data().unwrap();
         drop(body);
@@ -172,9 +207,9 @@ mod tests {
     fn one_answer_that_stays_does_not_keep_the_memory_of_those_behind_it() {
         let answers = Answers::default();
         let connection = Untaken::new(&answers);
-        let stays = connection.count(Full::from("x"));
+        let stays = connection.count(whole("x"));
         for _ in 0..10 * MAX_STREAMS_PER_CONNECTION {
-            drop(connection.count(Full::from("y")));
+            drop(connection.count(whole("y")));
         }
         assert!(connection.since.borrow().len() <= 2 * MAX_STREAMS_PER_CONNECTION as usize);
         assert!(connection.oldest().is_some());
@@ -188,7 +223,7 @@ mod tests {
         let connection = Untaken::new(&answers);
         assert!(answers.has_room());
         let large = Bytes::from(vec![0; MAX_ANSWER_BYTES_PER_THREAD]);
-        let body = connection.count(Full::new(large));
+        let body = connection.count(large.into());
         assert!(!answers.has_room());
         drop(body);
         assert!(answers.has_room());
@@ -198,12 +233,12 @@ mod tests {
     fn who_does_not_take_an_answer_is_overdue_sooner_when_others_are_turned_away_for_it() {
         let answers = Answers::default();
         let (slow, other) = (Untaken::new(&answers), Untaken::new(&answers));
-        let small = slow.count(Full::from("x"));
+        let small = slow.count(whole("x"));
         let now = Instant::now();
         assert!(!slow.is_overdue(now + PRESSED_ANSWER_TIMEOUT * 2));
         assert!(slow.is_overdue(now + ANSWER_TIMEOUT * 2));
         let large = Bytes::from(vec![0; MAX_ANSWER_BYTES_PER_THREAD]);
-        let _large = other.count(Full::new(large));
+        let _large = other.count(large.into());
         assert!(!slow.is_overdue(now));
         assert!(slow.is_overdue(now + PRESSED_ANSWER_TIMEOUT * 2));
         drop(small);

@@ -1,19 +1,25 @@
-//! Reading a request's body: whole, bounded, in time, and counted against what the thread may hold.
+//! A request's body on its way in: bounded, in time, and counted against what the thread may hold. What can
+//! be had soon is gathered before the function gets the request, so that a slow caller holds no slot. The
+//! rest of a long body, and of one whose length and end are not in sight, follows while the function runs.
 
 use std::cell::Cell;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
-use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Bytes, Incoming};
 
 use super::problem::Problem;
-use crate::limits::{BODY_TIMEOUT, MAX_BODY_BYTES_PER_THREAD};
+use crate::limits::{
+    BODY_TIMEOUT, BODY_WINDOW_BYTES, GATHER_TIME, GATHERED_BODY_BYTES, MAX_BODY_BYTES_PER_THREAD,
+};
 
 /// Bytes of bodies that a thread holds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Budget(Rc<Cell<usize>>);
 
-/// A body, counted as long as it is here.
+/// A body, as far as it was gathered, counted as long as it is here.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) bytes: Bytes,
@@ -41,47 +47,58 @@ impl Budget {
     }
 }
 
-/// The whole body, of at most `max_bytes`. `None` as the problem if the thread holds too much.
-pub(crate) async fn read(
+/// What is to come of a body.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    body: Incoming,
+    /// Bytes of the whole body, if that is known.
+    pub(crate) length: Option<u64>,
+    /// Bytes that have come.
+    pub(crate) come: u64,
+    max_bytes: u64,
+}
+
+/// Gathers a body of at most `max_bytes`. `None` as the problem if the thread holds too much.
+pub(crate) async fn gather(
     body: Incoming,
     max_bytes: u64,
     budget: &Budget,
-) -> Result<Held, Option<Problem>> {
+) -> Result<(Held, Option<Rest>), Option<Problem>> {
     let mut held = Held {
         bytes: Bytes::new(),
         counted: 0,
         budget: budget.clone(),
     };
     if body.is_end_stream() {
-        return Ok(held);
+        return Ok((held, None));
     }
     if body.size_hint().lower() > max_bytes {
         return Err(Some(Problem::BodyTooLarge(max_bytes)));
     }
-    match tokio::time::timeout(BODY_TIMEOUT, collect(body, max_bytes, budget, &mut held)).await {
-        Ok(Ok(())) => Ok(held),
-        Ok(Err(problem)) => Err(problem),
-        Err(_) => Err(Some(Problem::BodyTooSlow)),
-    }
-}
-
-async fn collect(
-    mut body: Incoming,
-    max_bytes: u64,
-    budget: &Budget,
-    held: &mut Held,
-) -> Result<(), Option<Problem>> {
+    let mut rest = Rest {
+        length: body.size_hint().exact(),
+        body,
+        come: 0,
+        max_bytes,
+    };
+    let time = match rest.length {
+        Some(_) => BODY_TIMEOUT,
+        None => GATHER_TIME,
+    };
+    let until = Instant::now() + time;
     let mut gathered: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Some(Problem::BadBody))?;
-        // Trailers are about the connection; functions do not see them.
-        let Ok(data) = frame.into_data() else {
-            continue;
+    while held.counted < GATHERED_BODY_BYTES {
+        let next = tokio::time::timeout_at(until.into(), rest.next());
+        let data = match next.await {
+            Ok(next) => next.map_err(Some)?,
+            Err(_) if rest.length.is_some() => return Err(Some(Problem::BodyTooSlow)),
+            Err(_) => break,
         };
-        if held.counted as u64 + data.len() as u64 > max_bytes {
-            return Err(Some(Problem::BodyTooLarge(max_bytes)));
-        }
-        if !budget.take(held, data.len()) {
+        let Some(data) = data else {
+            let rest = None;
+            return Ok((whole(held, gathered), rest));
+        };
+        if !budget.take(&mut held, data.len()) {
             return Err(None);
         }
         // Most bodies are one frame, which needs no copy.
@@ -94,8 +111,54 @@ async fn collect(
             gathered.extend_from_slice(&data);
         }
     }
+    Ok((whole(held, gathered), Some(rest)))
+}
+
+fn whole(mut held: Held, gathered: Vec<u8>) -> Held {
     if !gathered.is_empty() {
         held.bytes = gathered.into();
     }
-    Ok(())
+    held
+}
+
+impl Rest {
+    /// The next of it; `None` at its end.
+    async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Problem>> {
+        loop {
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
+                return Poll::Ready(Ok(None));
+            };
+            // Trailers are about the connection; functions do not see them.
+            let Ok(data) = frame.map_err(|_| Problem::BadBody)?.into_data() else {
+                continue;
+            };
+            self.come += data.len() as u64;
+            if self.come > self.max_bytes {
+                return Poll::Ready(Err(Problem::BodyTooLarge(self.max_bytes)));
+            }
+            return Poll::Ready(Ok(Some(data)));
+        }
+    }
+
+    /// All that is there by now, up to a bound, and whether that was the last.
+    pub(crate) fn poll_more(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(Vec<u8>, bool), Problem>> {
+        let mut more = Vec::new();
+        while more.len() < BODY_WINDOW_BYTES {
+            match self.poll_next(cx) {
+                Poll::Ready(Ok(Some(data))) => more.extend_from_slice(&data),
+                Poll::Ready(Ok(None)) => return Poll::Ready(Ok((more, true))),
+                Poll::Ready(Err(problem)) => return Poll::Ready(Err(problem)),
+                Poll::Pending if more.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok((more, false)))
+    }
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use holm_model::ids::RequestId;
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
-use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
@@ -45,13 +44,14 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Makes a caller's headers those that the function sees.
-pub(crate) fn inward(parts: &mut Parts, peer: IpAddr, id: RequestId, body_bytes: usize) {
+/// The body's length is that of `body_bytes`, if it is known.
+pub(crate) fn inward(parts: &mut Parts, peer: IpAddr, id: RequestId, body_bytes: Option<u64>) {
     let headers = &mut parts.headers;
     strip_hop_by_hop(headers);
     // The node has answered this already.
     headers.remove(EXPECT);
     let had_length = headers.remove(CONTENT_LENGTH).is_some();
-    if had_length || body_bytes > 0 {
+    if let Some(body_bytes) = body_bytes.filter(|bytes| had_length || *bytes > 0) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body_bytes));
     }
     // HTTP/2 has the host in the URI.
@@ -84,11 +84,52 @@ pub(crate) fn fits(target: &str, headers: &HeaderMap) -> bool {
     headers.len() <= MAX_HEADERS && bytes + target.len() + 64 <= MAX_HEAD_BYTES
 }
 
-/// Makes a function's answer a response. The error says what is wrong with it.
+/// Makes a function's whole answer a response. The error says what is wrong with it.
 pub(crate) fn outward(
     answer: holm_vmm::Response,
     method: &Method,
-) -> Result<Response<Full<Bytes>>, String> {
+) -> Result<Response<Bytes>, String> {
+    let (mut response, body) = split(answer)?;
+    let length = response.headers_mut().remove(CONTENT_LENGTH);
+    let status = response.status();
+    let bodyless = *method == Method::HEAD || has_no_body(status);
+    // The length of a body that is there is the server's to say; that of one that a HEAD or a 304
+    // only speaks of is the function's.
+    if let Some(length) = length.filter(|_| bodyless && status != StatusCode::NO_CONTENT)
+        && is_length(&length)
+    {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    } else if *method == Method::HEAD && !body.is_empty() {
+        let length = HeaderValue::from(body.len());
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+    let body = if bodyless { Bytes::new() } else { body };
+    Ok(response.map(|()| body))
+}
+
+/// The same of an answer whose body goes on: what the function says of its length holds.
+pub(crate) fn begun(answer: holm_vmm::Response) -> Result<(Response<()>, Bytes), String> {
+    let (mut response, body) = split(answer)?;
+    let length = response.headers_mut().remove(CONTENT_LENGTH);
+    if let Some(length) = length.filter(is_length) {
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+    }
+    match has_no_body(response.status()) {
+        true => Err(format!("its status {} has no body", response.status())),
+        false => Ok((response, body)),
+    }
+}
+
+fn has_no_body(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+fn is_length(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok())
+}
+
+/// Head and body, without what is about one connection only.
+fn split(answer: holm_vmm::Response) -> Result<(Response<()>, Bytes), String> {
     let status = StatusCode::from_u16(answer.status)
         .ok()
         .filter(|s| !s.is_informational());
@@ -103,35 +144,16 @@ pub(crate) fn outward(
         headers.append(name, value);
     }
     strip_hop_by_hop(&mut headers);
-    let length = headers.remove(CONTENT_LENGTH);
-    let bodyless = *method == Method::HEAD
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED;
-    // The length of a body that is there is the server's to say; that of one that a HEAD or a 304
-    // only speaks of is the function's.
-    if let Some(length) = length.filter(|_| bodyless && status != StatusCode::NO_CONTENT)
-        && length.to_str().is_ok_and(|l| l.parse::<u64>().is_ok())
-    {
-        headers.insert(CONTENT_LENGTH, length);
-    } else if *method == Method::HEAD && !answer.body.is_empty() {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(answer.body.len()));
-    }
-    let body = if bodyless {
-        Bytes::new()
-    } else {
-        Bytes::from(answer.body)
-    };
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(());
     *response.status_mut() = status;
     *response.headers_mut() = headers;
-    Ok(response)
+    Ok((response, Bytes::from(answer.body)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use hyper::Request;
-    use hyper::body::Body as _;
 
     fn parts(headers: &[(&str, &str)]) -> Parts {
         let mut request = Request::builder().uri("http://h.example/x");
@@ -166,7 +188,12 @@ mod tests {
             ("expect", "100-continue"),
             ("traceparent", "00-abc"),
         ]);
-        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), 5);
+        inward(
+            &mut parts,
+            [127, 0, 0, 1].into(),
+            RequestId([1; 16]),
+            Some(5),
+        );
         let mut names: Vec<_> = parts.headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         let expected = [
@@ -185,7 +212,12 @@ mod tests {
     #[test]
     fn the_caller_is_added_to_those_it_was_forwarded_for() {
         let mut parts = parts(&[("x-forwarded-for", "10.0.0.1"), ("x-request-id", "forged")]);
-        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), 0);
+        inward(
+            &mut parts,
+            [127, 0, 0, 1].into(),
+            RequestId([1; 16]),
+            Some(0),
+        );
         assert_eq!(parts.headers["x-forwarded-for"], "10.0.0.1, 127.0.0.1");
         assert_eq!(parts.headers["x-request-id"], "01".repeat(16));
         assert!(!parts.headers.contains_key("content-length"));
@@ -220,7 +252,7 @@ mod tests {
         );
         let response = outward(answer, &Method::GET).unwrap();
         assert!(response.headers().is_empty());
-        assert_eq!(response.body().size_hint().exact(), Some(5));
+        assert_eq!(response.body(), "hello");
     }
 
     #[test]
@@ -228,7 +260,7 @@ mod tests {
         for (headers, body) in [(&[("content-length", "7")][..], ""), (&[][..], "7 bytes")] {
             let response = outward(answer(200, headers, body), &Method::HEAD).unwrap();
             assert_eq!(response.headers()["content-length"], "7");
-            assert_eq!(response.body().size_hint().exact(), Some(0));
+            assert!(response.body().is_empty());
         }
     }
 
@@ -236,7 +268,7 @@ mod tests {
     fn an_answer_without_content_has_no_body() {
         let response =
             outward(answer(204, &[("content-length", "3")], "abc"), &Method::GET).unwrap();
-        assert_eq!(response.body().size_hint().exact(), Some(0));
+        assert!(response.body().is_empty());
         assert!(response.headers().is_empty());
     }
 

@@ -1,191 +1,463 @@
-//! Running one request through one slot.
+//! Running an instance with its requests: one, or several if it is kept and its manifest allows that.
 //!
 //! ```text
 //!  load? ─▶ begin ─▶ run here ──Yielded──▶ run on a worker ─┐
-//!                       ▲   └──Parked──▶ sleep ──┐          │
-//!                       └────────────────────────┴──Parked──┘
-//!                  Answered or Failed ends it from anywhere, and so does a caller that goes away
+//!             ▲         ▲   └──Parked──▶ wait ──┐           │
+//!   joins ────┘         └───────────────────────┴──Parked───┘
+//!
+//!  Answered or Failed ends a request from anywhere, and so does a caller that goes away.
 //! ```
+//! The task of the first request runs the instance until the last has ended. While the guest waits, more of
+//! the requests' bodies is handed in, and the instance's door is open for a further request.
 
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use holm_vmm::{Failure, Limits, Place, Request, Response, Slot, Step, VmmError};
+use holm_model::ids::RequestId;
+use holm_model::manifest::Isolation;
+use holm_vmm::{Failure, Limits, Request, RequestPlace, Slot, Step, VmmError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
 
-use super::{Answer, Call};
+use super::job::{Ending, Job};
+use super::problem::Problem;
+use super::retire::{Remains, log, retire};
 use crate::deploy::prepare::nanos;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{FIRST_QUANTUM, INLINE_BUDGET};
+use crate::limits::{BODY_WINDOW_BYTES, FIRST_QUANTUM, INLINE_BUDGET};
 use crate::pool::Lease;
-use crate::pool::core::SlotId;
+use crate::pool::door::Door;
 
-/// How running it ended.
-#[derive(Debug)]
-pub(crate) enum Ending {
-    Answered(Response),
-    Failed(Failure),
-    /// The caller went away.
-    Gone,
-    /// The guest has no room for a head that large.
-    HeadTooLarge,
-    /// The node failed; says how.
-    Node(String),
-}
-
-/// What is to become of the slot.
-#[derive(Debug)]
-pub(crate) enum Remains {
-    /// It answered: to be reset, or kept.
-    Answered(Box<Slot>, SlotId),
-    /// It got no request, or was stopped on its way: to be made fresh.
-    Stopped(Box<Slot>, SlotId),
-    /// Not to be used again. Without the slot when that was lost with its worker.
-    Broken(Option<Box<Slot>>, SlotId),
-}
-
-/// What it took.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Cost {
-    pub(crate) queue_ns: u64,
-    pub(crate) restore_ns: u64,
-    pub(crate) run_ns: u64,
-    pub(crate) cpu_ns: u64,
-    pub(crate) exits: u32,
-    /// Of the connections that the function made.
-    pub(crate) egress_bytes: u64,
-    pub(crate) ingress_bytes: u64,
-    pub(crate) cold: bool,
-}
-
-/// Runs `call` in the leased slot until it is answered, has failed or nobody wants it any more.
-pub(crate) async fn invoke(
-    lane: &Lane,
-    live: &Live,
-    call: &Call,
-    lease: Lease,
-    deadline: Instant,
-    reply: &mut oneshot::Sender<Answer>,
-    cost: &mut Cost,
-) -> (Ending, Remains) {
+/// Runs `first`, and those that join it, in the leased slot, and sees to the slot after that.
+pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut first: Job) {
     let Lease { mut slot, id, load } = lease;
+    let request = first.call.id;
     if load {
         let began = Instant::now();
         if let Err(error) = slot.load(&live.snapshot) {
             let why = format!("the snapshot cannot be restored: {error}");
-            return (Ending::Node(why), Remains::Broken(Some(slot), id));
+            first.end(Ending::Node(why));
+            let remains = Remains::Broken(Some(slot));
+            return retire(&lane, &live, id, request, remains).await;
         }
-        (cost.restore_ns, cost.cold) = (nanos(began.elapsed()), true);
+        (first.cost.restore_ns, first.cost.cold) = (nanos(began.elapsed()), true);
     }
-    let headers: Vec<(&[u8], &[u8])> = call
-        .head
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
-        .collect();
-    let request = Request {
-        method: call.method.as_str(),
-        target: &call.target,
-        headers: &headers,
-        body: &call.body.bytes,
-    };
-    let limits = Limits {
-        deadline,
-        cpu: Duration::from_millis(live.limits.cpu_ms),
-        response_body_bytes: live.limits.response_body_bytes,
-        streams: false,
-    };
     // One that is kept has its connections still.
     if !slot.has_outbound() {
         slot.set_outbound(live.outbound());
     }
-    let began = Instant::now();
-    if let Err(error) = slot.begin(&request, limits) {
-        if matches!(error, VmmError::RequestTooLarge(_)) {
-            return (Ending::HeadTooLarge, Remains::Stopped(slot, id));
-        }
-        let why = format!("the request cannot be handed over: {error}");
-        return (Ending::Node(why), Remains::Broken(Some(slot), id));
-    }
-    let (ending, remains) = run(lane, slot, id, deadline, reply).await;
-    cost.run_ns = nanos(began.elapsed());
-    if let Remains::Answered(slot, _) | Remains::Stopped(slot, _) | Remains::Broken(Some(slot), _) =
-        &remains
-    {
-        let stats = slot.stats();
-        (cost.cpu_ns, cost.exits) = (nanos(stats.cpu), stats.exits);
-        (cost.egress_bytes, cost.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
-    }
-    (ending, remains)
+    let shared = live.isolation == Isolation::Instance && live.requests_per_instance > 1;
+    let mut instance = Instance {
+        lane,
+        live,
+        jobs: Vec::new(),
+        door: shared.then(Door::new),
+        inline: INLINE_BUDGET,
+        spent: false,
+        last: request,
+    };
+    let remains = match instance.begin(&mut slot, first) {
+        Ok(()) => instance.run(slot).await,
+        Err(()) => Remains::Broken(Some(slot)),
+    };
+    let Instance {
+        lane, live, last, ..
+    } = instance;
+    // The connection's task is before this one in the thread's queue: it writes the answer to the socket
+    // first. With HTTP/2 there are two tasks on the way.
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    retire(&lane, &live, id, last, remains).await;
 }
 
-async fn run(
-    lane: &Lane,
-    mut slot: Box<Slot>,
-    id: SlotId,
-    deadline: Instant,
-    reply: &mut oneshot::Sender<Answer>,
-) -> (Ending, Remains) {
-    let mut inline = INLINE_BUDGET;
-    let mut step = run_here(&mut slot, &mut inline);
-    loop {
-        match step {
-            Step::Answered(response) => {
-                return (Ending::Answered(response), Remains::Answered(slot, id));
+/// An instance with its requests.
+struct Instance {
+    lane: Rc<Lane>,
+    live: Arc<Live>,
+    jobs: Vec<(RequestPlace, Job)>,
+    /// Where others come in.
+    door: Option<Rc<Door<Job>>>,
+    /// What it may still take of this thread.
+    inline: Duration,
+    /// It gets no new requests.
+    spent: bool,
+    /// The request that ended last.
+    last: RequestId,
+}
+
+/// Why a wait of the guest is over.
+enum Woken {
+    /// The guest is to go on.
+    GoOn,
+    /// This job's caller has gone.
+    Gone(usize),
+    /// This job cannot go on, for this reason of its caller's.
+    Refused(usize, Problem),
+}
+
+impl Instance {
+    /// Hands a request over. It ends here if that cannot be; an error if the slot is not to be used any more.
+    fn begin(&mut self, slot: &mut Slot, mut job: Job) -> Result<(), ()> {
+        let call = &job.call;
+        let headers: Vec<(&[u8], &[u8])> = call
+            .head
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+            .collect();
+        let request = Request {
+            method: call.method.as_str(),
+            target: &call.target,
+            headers: &headers,
+            body: &call.body.bytes,
+        };
+        let length = match &call.rest {
+            None => Some(call.body.bytes.len() as u64),
+            Some(rest) => rest.length,
+        };
+        let limits = Limits {
+            deadline: job.deadline,
+            cpu: Duration::from_millis(self.live.limits.cpu_ms),
+            response_body_bytes: self.live.limits.response_body_bytes,
+            streams: true,
+        };
+        match slot.begin_with(&request, length, limits) {
+            Ok(place) => {
+                job.begin();
+                self.jobs.push((place, job));
+                self.inline = INLINE_BUDGET;
+                Ok(())
             }
-            Step::Failed(failure) | Step::Dropped(_, failure) => {
-                return (Ending::Failed(failure), Remains::Broken(Some(slot), id));
+            Err(VmmError::RequestTooLarge(_)) => {
+                job.end(Ending::Refused(Problem::HeadTooLarge));
+                Ok(())
             }
-            Step::Yielded => {
-                let mut handed = lane.shared.workers.run(slot);
-                let mut gone = false;
-                let done = tokio::select! {
-                    biased;
-                    done = &mut handed.done => done,
-                    () = reply.closed() => {
-                        gone = true;
-                        handed.cancel();
-                        handed.done.await
-                    }
-                };
-                let Ok((back, next)) = done else {
-                    let why = "its worker ended".to_owned();
-                    return (Ending::Node(why), Remains::Broken(None, id));
-                };
-                if gone {
-                    let remains = match next {
-                        Step::Answered(_) => Remains::Answered(back, id),
-                        Step::Failed(_) | Step::Dropped(..) => Remains::Broken(Some(back), id),
-                        Step::Yielded | Step::Parked(_) => Remains::Stopped(back, id),
-                    };
-                    return (Ending::Gone, remains);
-                }
-                (slot, step) = (back, next);
-            }
-            Step::Parked(until) => {
-                if Instant::now() >= deadline {
-                    return (
-                        Ending::Failed(Failure::Deadline(Place::default())),
-                        Remains::Broken(Some(slot), id),
-                    );
-                }
-                let gone = tokio::select! {
-                    () = tokio::time::sleep_until(until.min(deadline).into()) => false,
-                    () = woken(slot.wake()) => false,
-                    () = reply.closed() => true,
-                };
-                if gone {
-                    return (Ending::Gone, Remains::Stopped(slot, id));
-                }
-                step = match inline.is_zero() {
-                    true => Step::Yielded,
-                    false => run_here(&mut slot, &mut inline),
-                };
+            Err(error) => {
+                let why = format!("the request cannot be handed over: {error}");
+                job.end(Ending::Node(why));
+                Err(())
             }
         }
+    }
+
+    /// Runs it until nobody is to be answered any more.
+    async fn run(&mut self, mut slot: Box<Slot>) -> Remains {
+        loop {
+            while let Some(job) = self.next(&slot) {
+                if self.begin(&mut slot, job).is_err() {
+                    return self.broken(Some(slot), "the instance takes no request any more");
+                }
+            }
+            if self.jobs.is_empty() {
+                if self.is_joined().await {
+                    continue;
+                }
+                return match (self.spent, slot.can_begin()) {
+                    (true, _) => Remains::Broken(Some(slot)),
+                    // It never got a request.
+                    (false, true) if !slot.is_kept() => Remains::Stopped(slot),
+                    (false, _) => Remains::Answered(slot),
+                };
+            }
+            if let [(_, job)] = &mut self.jobs[..]
+                && job.is_full()
+            {
+                let deadline = job.deadline;
+                tokio::select! {
+                    () = job.room() => {}
+                    () = tokio::time::sleep_until(deadline.into()) => {
+                        if let Some(remains) = self.leave(&mut slot, 0, Ending::Gone) {
+                            return remains.of(slot);
+                        }
+                        continue;
+                    }
+                }
+            }
+            let step = match self.inline.is_zero() {
+                false => run_here(&mut slot, &mut self.inline),
+                true => {
+                    let (back, step, gone) = match self.run_on_worker(slot).await {
+                        Ok(run) => run,
+                        Err(remains) => return remains,
+                    };
+                    slot = back;
+                    if let Some(gone) = gone
+                        && matches!(step, Step::Yielded | Step::Parked(_))
+                    {
+                        if let Some(remains) = self.leave(&mut slot, gone, Ending::Gone) {
+                            return remains.of(slot);
+                        }
+                        continue;
+                    }
+                    step
+                }
+            };
+            self.pass_on(&mut slot);
+            match step {
+                Step::Answered(response) => {
+                    if let Some(job) = self.take(&mut slot, response.place) {
+                        job.end(Ending::Answered(response));
+                    }
+                    if !self.jobs.is_empty() {
+                        log(&self.lane, &self.live, self.last, &mut slot);
+                        // Its connection first.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Step::Dropped(place, failure) => {
+                    self.spent = true;
+                    if let Some(job) = self.take(&mut slot, place) {
+                        end(job, failure, &slot, place);
+                    }
+                }
+                Step::Failed(failure) => {
+                    let failure = Rc::new(failure);
+                    while let Some((place, _)) = self.jobs.first() {
+                        let place = *place;
+                        if let Some(job) = self.take(&mut slot, place) {
+                            end_with(job, &failure, &slot, place);
+                        }
+                    }
+                    return Remains::Broken(Some(slot));
+                }
+                Step::Yielded => self.inline = Duration::ZERO,
+                Step::Parked(until) => {
+                    let left = match self.wait(&mut slot, until).await {
+                        Woken::GoOn => None,
+                        Woken::Gone(at) => self.leave(&mut slot, at, Ending::Gone),
+                        Woken::Refused(at, problem) => {
+                            self.leave(&mut slot, at, Ending::Refused(problem))
+                        }
+                    };
+                    if let Some(remains) = left {
+                        return remains.of(slot);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next request that has joined, if the guest can take it now.
+    fn next(&self, slot: &Slot) -> Option<Job> {
+        let door = self.door.as_ref()?;
+        if !slot.can_begin() || self.spent {
+            return None;
+        }
+        door.next()
+    }
+
+    /// Waits for those that are about to join; whether there are any.
+    async fn is_joined(&mut self) -> bool {
+        let Some(door) = &self.door else {
+            return false;
+        };
+        let joined = std::future::poll_fn(|cx| door.poll_joined(cx)).await;
+        if joined && self.spent {
+            while let Some(job) = door.next() {
+                job.end(Ending::Node(
+                    "the instance that it was for has failed".into(),
+                ));
+            }
+            return false;
+        }
+        joined
+    }
+
+    /// Takes a job out, with what it has cost.
+    fn take(&mut self, slot: &mut Slot, place: RequestPlace) -> Option<Job> {
+        let at = self.jobs.iter().position(|(at, _)| *at == place)?;
+        let (_, mut job) = self.jobs.swap_remove(at);
+        job.cost.taken = slot.stats_of(place);
+        self.last = job.call.id;
+        Some(job)
+    }
+
+    /// Ends a job before its answer is complete; what is to become of the slot, if that is the end of it.
+    fn leave(&mut self, slot: &mut Slot, at: usize, ending: Ending) -> Option<Left> {
+        let (place, _) = self.jobs.get(at)?;
+        let place = *place;
+        let job = self.take(slot, place)?;
+        job.end(ending);
+        if self.live.isolation == Isolation::Request {
+            return Some(Left::Stopped);
+        }
+        slot.abandon(place);
+        None
+    }
+
+    /// The slot is not to be used any more, through no fault of the function's.
+    fn broken(&mut self, slot: Option<Box<Slot>>, why: &str) -> Remains {
+        for (place, mut job) in self.jobs.drain(..) {
+            if let Some(slot) = &slot {
+                job.cost.taken = slot.stats_of(place);
+            }
+            self.last = job.call.id;
+            job.end(Ending::Node(why.to_owned()));
+        }
+        Remains::Broken(slot)
+    }
+
+    /// Sends callers what there is of their answers.
+    fn pass_on(&mut self, slot: &mut Slot) {
+        for part in slot.take_parts() {
+            let job = self.jobs.iter_mut().find(|(place, _)| *place == part.place);
+            let Some((place, job)) = job else {
+                continue;
+            };
+            let place = *place;
+            if let Err(why) = job.pass_on(part)
+                && let Some(job) = self.take(slot, place)
+            {
+                slot.abandon(place);
+                self.spent = true;
+                job.end(Ending::Failed(Rc::new(Failure::BadResponse(why))));
+            }
+        }
+    }
+
+    /// Has a worker run it until it parks, ends something or has a part of an answer, or until a caller goes:
+    /// then says which.
+    async fn run_on_worker(
+        &mut self,
+        slot: Box<Slot>,
+    ) -> Result<(Box<Slot>, Step, Option<usize>), Remains> {
+        let mut handed = self.lane.shared.workers.run(slot);
+        let mut gone = None;
+        let done = tokio::select! {
+            biased;
+            done = &mut handed.done => done,
+            who = std::future::poll_fn(|cx| poll_gone(&mut self.jobs, cx)) => {
+                gone = Some(who);
+                handed.cancel();
+                handed.done.await
+            }
+        };
+        match done {
+            Ok((slot, step)) => Ok((slot, step, gone)),
+            Err(_) => Err(self.broken(None, "its worker ended")),
+        }
+    }
+
+    /// The guest is parked: waits until it can go on, or a caller cannot.
+    async fn wait(&mut self, slot: &mut Slot, until: Instant) -> Woken {
+        let open = match &self.door {
+            Some(door) => {
+                let most = self.live.requests_per_instance as usize;
+                let room = self.jobs.len() + door.expected() < most;
+                let opens =
+                    room && slot.can_begin() && !self.spent && self.lane.serves(self.live.key);
+                opens.then(|| door.clone())
+            }
+            None => None,
+        };
+        if let Some(door) = &open {
+            self.lane.pool.open(self.live.key, door);
+        }
+        let woken = loop {
+            let hungry: Vec<bool> = self
+                .jobs
+                .iter()
+                .map(|(place, _)| slot.body_left(*place) < BODY_WINDOW_BYTES)
+                .collect();
+            let can_begin = slot.can_begin();
+            let come = tokio::select! {
+                biased;
+                come = std::future::poll_fn(|cx| self.poll(&hungry, can_begin, cx)) => come,
+                () = woken(slot.wake()) => break Woken::GoOn,
+                () = tokio::time::sleep_until(until.into()) => break Woken::GoOn,
+            };
+            match come {
+                Come::Joined => break Woken::GoOn,
+                Come::Gone(at) => break Woken::Gone(at),
+                Come::Body(at, Err(Problem::BadBody)) => break Woken::Gone(at),
+                Come::Body(at, Err(problem)) => break Woken::Refused(at, problem),
+                Come::Body(at, Ok((more, end))) => {
+                    if let Some((place, job)) = self.jobs.get_mut(at) {
+                        slot.add_body(*place, &more, end);
+                        if end {
+                            job.call.end_body();
+                        }
+                    }
+                    if slot.has_body_wanted() {
+                        break Woken::GoOn;
+                    }
+                }
+            }
+        };
+        if let Some(door) = &open {
+            self.lane.pool.shut(door);
+        }
+        woken
+    }
+
+    fn poll(&mut self, hungry: &[bool], can_begin: bool, cx: &mut Context<'_>) -> Poll<Come> {
+        if let Some(door) = &self.door
+            && can_begin
+            && door.poll_joined(cx) == Poll::Ready(true)
+        {
+            return Poll::Ready(Come::Joined);
+        }
+        for (at, (_, job)) in self.jobs.iter_mut().enumerate() {
+            if job.poll_gone(cx).is_ready() {
+                return Poll::Ready(Come::Gone(at));
+            }
+            if let Some(rest) = &mut job.call.rest
+                && hungry.get(at) == Some(&true)
+                && let Poll::Ready(more) = rest.poll_more(cx)
+            {
+                return Poll::Ready(Come::Body(at, more));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// What came while a guest was parked.
+enum Come {
+    /// Another request.
+    Joined,
+    /// A caller has gone.
+    Gone(usize),
+    /// More of a body, and whether that was the last.
+    Body(usize, Result<(Vec<u8>, bool), Problem>),
+}
+
+/// What is to become of a slot that a request has left.
+enum Left {
+    Stopped,
+}
+
+impl Left {
+    fn of(self, slot: Box<Slot>) -> Remains {
+        match self {
+            Left::Stopped => Remains::Stopped(slot),
+        }
+    }
+}
+
+fn end(job: Job, failure: Failure, slot: &Slot, place: RequestPlace) {
+    end_with(job, &Rc::new(failure), slot, place);
+}
+
+/// Ends a job whose request will not be answered. A function is not to blame for a caller that was too slow.
+fn end_with(job: Job, failure: &Rc<Failure>, slot: &Slot, place: RequestPlace) {
+    let waited = job.call.rest.is_some() && slot.body_left(place) == 0;
+    job.end(match **failure {
+        Failure::Deadline(_) if waited => Ending::Refused(Problem::BodyTooSlow),
+        _ => Ending::Failed(failure.clone()),
+    });
+}
+
+/// Ready with the first job whose caller has gone.
+fn poll_gone(jobs: &mut [(RequestPlace, Job)], cx: &mut Context<'_>) -> Poll<usize> {
+    let gone = |(_, job): &mut (RequestPlace, Job)| job.poll_gone(cx).is_ready();
+    match jobs.iter_mut().position(gone) {
+        Some(at) => Poll::Ready(at),
+        None => Poll::Pending,
     }
 }
 

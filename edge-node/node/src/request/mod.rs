@@ -3,17 +3,16 @@
 //! ```text
 //!  ingress      a thread accepts the connection and owns it from then on
 //!     │ match   by path or host name ([route]); unknown: 404, not ready: 503
-//!     │ read    the body, bounded ([body])
+//!     │ read    the body, or the start of a long one ([body])
 //!  admission    a permit of the version and a slot of the thread's pool, or a bounded wait for them;
 //!     │         over the bound: 503, deadline reached: 504
 //!  pool         the slot holds the snapshot already, or gets it now
 //!     │
 //!  invoke       this thread runs the vCPU for a first quantum; what takes longer goes on with a
 //!     │         worker while this thread serves others
-//!  meter        one usage record, which outlives the process before the answer leaves
-//!     │
-//!  respond      the answer is handed to the connection
-//!     │
+//!  job          the end: one usage record, which outlives the process before the answer leaves, and the
+//!     │         answer is handed to the connection; one that goes on for longer has begun before
+//!     │         ([parts]), and is completed now
 //!  retire       then the slot is reset (or kept, or given up) and goes back to the pool
 //! ```
 //! From admission on, the request is a task of its own. The connection only waits for its answer, and
@@ -25,33 +24,42 @@ pub(crate) mod answers;
 pub(crate) mod body;
 mod head;
 mod invoke;
+pub(crate) mod job;
+pub(crate) mod parts;
 mod problem;
-mod respond;
+mod retire;
 pub(crate) mod route;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use holm_model::ids::RequestId;
-use http_body_util::Full;
-use hyper::body::{Body as _, Bytes, Incoming};
-use hyper::header::{CONNECTION, HOST, HeaderValue};
+use holm_model::usage::Outcome;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, Version};
 use tokio::sync::oneshot;
 
-use crate::deploy::routes::Found;
+use crate::deploy::routes::{Found, Live};
 use crate::lane::Lane;
+use crate::pool::Way;
+use admission::admit;
+use job::{Ending, Job};
+use parts::Outgoing;
 use problem::Problem;
 use route::Target;
 
 /// What goes back to a caller.
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Outgoing>;
+
+const HOLM_NODE: HeaderName = HeaderName::from_static("x-holm-node");
 
 /// A request that a function is to answer.
 #[derive(Debug)]
-struct Call {
+pub(crate) struct Call {
     id: RequestId,
     accepted: Instant,
     accepted_ms: u64,
@@ -59,7 +67,25 @@ struct Call {
     /// Path and query as the function sees them.
     target: String,
     head: Parts,
+    /// The body, as far as it was there at the start.
     body: body::Held,
+    /// What is to come of it.
+    rest: Option<body::Rest>,
+    /// Bytes of it, when all has come.
+    body_bytes: u64,
+}
+
+impl Call {
+    /// All of the body has come.
+    fn end_body(&mut self) {
+        self.body_bytes = self.received_bytes();
+        self.rest = None;
+    }
+
+    /// Bytes of the body that have come.
+    fn received_bytes(&self) -> u64 {
+        self.rest.as_ref().map_or(self.body_bytes, |rest| rest.come)
+    }
 }
 
 /// Serves one request of a connection that `lane` owns.
@@ -71,7 +97,7 @@ pub(crate) async fn serve(lane: Rc<Lane>, peer: SocketAddr, request: Request<Inc
     match take(&lane, peer, id, request).await {
         Ok(answer) => answer,
         Err(problem) => {
-            let mut answer = respond::refuse(&lane, id, &problem);
+            let mut answer = refuse(&lane, id, &problem);
             if last {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(CONNECTION, close);
@@ -118,10 +144,14 @@ async fn take(
             }
         }
     };
-    let body = body::read(body, live.limits.request_body_bytes, &lane.bodies).await;
-    let body = body
+    let body = body::gather(body, live.limits.request_body_bytes, &lane.bodies).await;
+    let (body, more) = body
         .map_err(|problem| problem.unwrap_or_else(|| Problem::Overloaded(live.function.clone())))?;
-    head::inward(&mut head, peer.ip(), id, body.bytes.len());
+    let length = match &more {
+        None => Some(body.bytes.len() as u64),
+        Some(more) => more.length,
+    };
+    head::inward(&mut head, peer.ip(), id, length);
     if !head::fits(&rest, &head.headers) {
         return Err(Problem::HeadTooLarge);
     }
@@ -134,10 +164,49 @@ async fn take(
         method: head.method.clone(),
         target: rest,
         head,
+        body_bytes: body.bytes.len() as u64,
         body,
+        rest: more,
     };
     let (reply, answer) = oneshot::channel();
-    tokio::task::spawn_local(respond::carry(lane.clone(), live, call, reply));
+    tokio::task::spawn_local(carry(lane.clone(), live, call, reply));
     // Without an answer the task is gone, and with it the thread's runtime: the node is stopping.
     answer.await.map_err(|_| Problem::Node)
+}
+
+/// Carries the request through. The answer goes to `reply`, which closes when the caller goes away.
+async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
+    if !lane.meter.borrow_mut().has_room() {
+        // It does not run, so it needs no record, for which there may be no room either.
+        live.counts.add(Outcome::Shed, 0);
+        // If the caller has gone, there is nobody to tell.
+        let _ = reply.send(refuse(&lane, call.id, &Problem::Unmetered));
+        return;
+    }
+    let mut job = Job::new(&lane, &live, call, reply);
+    match admit(&lane, &live, &mut job).await {
+        Err(refusal) => job.end(Ending::TurnedAway(refusal)),
+        Ok((permit, way)) => {
+            job.admitted(permit);
+            match way {
+                Way::Slot(lease) => invoke::invoke(lane, live, lease, job).await,
+                Way::Join(seat) => seat.join(job),
+            }
+        }
+    }
+}
+
+/// A request that a function does not answer.
+fn refuse(lane: &Lane, id: RequestId, problem: &Problem) -> Answer {
+    let mut answer = problem.response(&lane.shared.name);
+    sign(answer.headers_mut(), lane, id);
+    answer
+}
+
+/// Says in an answer's head which request and which node it is from.
+fn sign(headers: &mut HeaderMap, lane: &Lane, id: RequestId) {
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(head::REQUEST_ID, id);
+    }
+    headers.insert(HOLM_NODE, lane.shared.name_header.clone());
 }

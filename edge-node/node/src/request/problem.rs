@@ -2,11 +2,11 @@
 //! (RFC 9209) so that nobody takes them for the function's.
 
 use holm_model::ids::{FunctionName, Name};
-use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
+use super::Answer;
 use crate::limits::RETRY_AFTER_SECONDS;
 
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -155,7 +155,7 @@ impl Problem {
     }
 
     /// The whole response, from a node called `node`.
-    pub(crate) fn response(&self, node: &Name) -> Response<Full<Bytes>> {
+    pub(crate) fn response(&self, node: &Name) -> Answer {
         let (kind, proxy_error) = self.kind();
         let (title, detail) = self.text();
         let problem = holm_model::api::Problem {
@@ -165,7 +165,7 @@ impl Problem {
             detail,
         };
         let body = serde_json::to_vec(&problem).expect("texts and a number can be JSON");
-        let mut response = Response::new(Full::new(body.into()));
+        let mut response = Response::new(Bytes::from(body).into());
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(

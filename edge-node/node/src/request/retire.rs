@@ -1,0 +1,102 @@
+//! What becomes of a slot when nobody is to be answered from it any more: reset, kept, made anew or given up.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use holm_model::ids::RequestId;
+use holm_model::manifest::Isolation;
+use holm_vmm::{Slot, VmmError};
+
+use crate::deploy::routes::Live;
+use crate::lane::Lane;
+use crate::limits::MAX_LOGGED_BYTES;
+use crate::pool::core::{Holds, SlotId};
+
+/// What is to become of the slot.
+#[derive(Debug)]
+pub(crate) enum Remains {
+    /// It answered: to be reset, or kept.
+    Answered(Box<Slot>),
+    /// It got no request, or was stopped on its way: to be made fresh.
+    Stopped(Box<Slot>),
+    /// Not to be used again. Without the slot when that was lost with its worker.
+    Broken(Option<Box<Slot>>),
+}
+
+/// Brings the slot back to the pool, as fresh as its version's isolation asks for.
+pub(crate) async fn retire(
+    lane: &Rc<Lane>,
+    live: &Arc<Live>,
+    at: SlotId,
+    id: RequestId,
+    remains: Remains,
+) {
+    match remains {
+        Remains::Broken(slot) => {
+            let slot = slot.map(|mut slot| {
+                log(lane, live, id, &mut slot);
+                slot
+            });
+            lane.pool.discard(slot, at);
+        }
+        Remains::Answered(mut slot) if live.isolation == Isolation::Instance => {
+            log(lane, live, id, &mut slot);
+            // It may take a while to get to its next wait, so not on this thread.
+            match lane.shared.workers.again(slot).await {
+                Ok((slot, Ok(()))) if lane.serves(live.key) => {
+                    lane.pool.finish(slot, at, Holds::Kept(live.key));
+                }
+                // Its version was replaced meanwhile.
+                Ok((slot, Ok(()))) => lane.pool.discard(Some(slot), at),
+                Ok((slot, Err(failure))) => {
+                    let (function, version) = (&live.function, live.version.short());
+                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
+                    lane.pool.discard(Some(slot), at);
+                }
+                Err(_) => lane.pool.discard(None, at),
+            }
+        }
+        Remains::Answered(mut slot) => {
+            log(lane, live, id, &mut slot);
+            let fresh = slot.reset();
+            give_back(lane, live, slot, at, fresh);
+        }
+        Remains::Stopped(mut slot) => {
+            log(lane, live, id, &mut slot);
+            // A guest in the middle of something cannot be reset, but can be replaced.
+            let fresh = slot.load(&live.snapshot);
+            give_back(lane, live, slot, at, fresh);
+        }
+    }
+}
+
+fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId, fresh: Result<(), VmmError>) {
+    match fresh {
+        Ok(()) => {
+            // Nobody asks for a version that was replaced meanwhile, and the pool was told so already.
+            let holds = match lane.serves(live.key) {
+                true => Holds::Pristine(live.key),
+                false => Holds::Nothing,
+            };
+            lane.pool.finish(slot, at, holds);
+        }
+        Err(error) => {
+            tracing::error!(function = %live.function, %error, "a slot could not be reset; another takes its place");
+            lane.pool.discard(Some(slot), at);
+        }
+    }
+}
+
+/// Passes on what the program wrote.
+pub(crate) fn log(lane: &Lane, live: &Live, request: RequestId, slot: &mut Slot) {
+    let log = slot.take_log();
+    if log.is_empty() {
+        return;
+    }
+    let (function, version) = (&live.function, live.version.short());
+    let shown = &log[..log.len().min(MAX_LOGGED_BYTES)];
+    let text = String::from_utf8_lossy(shown);
+    let cut_bytes = log.len() - shown.len();
+    tracing::info!(target: "holm::function", %function, version, %request, cut_bytes, text = text.trim_end());
+    lane.shared.logs.add(live, request, false, &text);
+}
