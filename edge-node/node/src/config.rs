@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use holm_model::place::Coordinates;
 
+use crate::outbound::Outside;
+
 /// Settings of a node that has joined.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -20,6 +22,8 @@ pub struct NodeConfig {
     pub coordinates: Coordinates,
     /// The domain under which functions have host names `{function}.{tenant}.{domain}`.
     pub domain: Option<String>,
+    /// Where functions' connections lead.
+    pub outside: Outside,
     /// Host and UDP port of the coordinator; the one it joined if `None`.
     pub coordinator: Option<String>,
     /// Ingress threads; as many as there are cores if 0.
@@ -43,6 +47,7 @@ impl NodeConfig {
             region: region.into(),
             coordinates,
             domain: None,
+            outside: Outside::default(),
             coordinator: None,
             threads: 0,
             slots: 0,

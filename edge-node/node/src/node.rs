@@ -80,6 +80,7 @@ pub enum RunError {
 #[derive(Debug)]
 pub struct Node {
     address: SocketAddr,
+    url: String,
     name: Name,
     stop: watch::Sender<bool>,
     ingress: Vec<JoinHandle<()>>,
@@ -153,6 +154,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let (opened, published) = deploy::open(dir)?;
     let tally = Arc::new(Tally::new(threads));
     let logs = Arc::new(Logs::default());
+    let url = config.public_url.clone().unwrap_or_else(|| url(address));
     let coordinator = config
         .coordinator
         .clone()
@@ -160,7 +162,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let hello = Hello {
         coordinates: config.coordinates,
         region: config.region.clone(),
-        ingress_url: config.public_url.clone().unwrap_or_else(|| url(address)),
+        ingress_url: url.clone(),
         boot_epoch: journal.epoch,
         kvm: hypervisor.kind().as_str().to_owned(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,12 +183,14 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let means = Means {
         hypervisor: hypervisor.clone(),
         tally: tally.clone(),
+        logs: logs.clone(),
         meter: meter(lanes - 1)?,
+        outside: config.outside.clone(),
     };
     let deployer = opened.begin(means, link.clone());
     let reader = journal.reader();
 
-    let (janitor, janitor_thread) = Janitor::start(hypervisor)?;
+    let (janitor, janitor_thread) = Janitor::start(hypervisor, logs.clone())?;
     let (workers, worker_threads) = Workers::start(cores)?;
     let shared = Arc::new(Shared {
         name: identity.name.clone(),
@@ -215,6 +219,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         ingress.push(bound.start(gear)?);
     }
 
+    let last_logs = shared.logs.clone();
     let (control_stop, control_stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -227,7 +232,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 tasks.spawn(session.run());
                 tasks.spawn(deployer.run(desired_receiver));
                 let upload = tokio::spawn(upload::run(reader, link, control_stopped.clone()));
-                until_stopped(control_stopped, upload).await;
+                until_stopped(control_stopped, upload, &last_logs).await;
                 tasks.shutdown().await;
             });
             // A boot under way would otherwise hold up the end of the node.
@@ -236,6 +241,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     tracing::info!(node = %identity.name, %address, threads, slots = slots * threads, "listening");
     Ok(Node {
         address,
+        url,
         name: identity.name,
         stop,
         ingress,
@@ -249,12 +255,17 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     })
 }
 
-async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>) {
+async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>, logs: &Logs) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         // The node was dropped rather than shut down: no time for anything.
         return;
     }
-    if tokio::time::timeout(LAST_UPLOAD, upload).await.is_err() {
+    let (uploaded, _) = tokio::join!(
+        tokio::time::timeout(LAST_UPLOAD, upload),
+        // Logs may be lost; without a link they are.
+        tokio::time::timeout(LAST_UPLOAD, logs.taken()),
+    );
+    if uploaded.is_err() {
         tracing::warn!("the last usage records stay in the journal until the next start");
     }
 }
@@ -263,6 +274,11 @@ impl Node {
     /// Where it takes requests.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where callers reach it, as far as the node knows.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// What it is called.
@@ -288,11 +304,12 @@ impl Node {
         join("ingress", ingress);
         shared.workers.stop();
         join("worker", workers);
+        // Ingress threads held the other handles on the janitor, so it ends now. What instances say at their
+        // end still goes to the coordinator.
+        join("janitor", [janitor]);
         control_stop.send_replace(true);
         join("control", [control]);
         journal.stop();
-        // Ingress threads held the other handles on the janitor, so it ends now.
-        join("janitor", [janitor]);
     }
 }
 

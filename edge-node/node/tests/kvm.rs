@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::coordinator::Coordinator;
@@ -12,13 +14,15 @@ use common::http::{self, Client, get, problem, request, send, text};
 use common::program::{Broken, Version, desired};
 use common::{config, join, node, shutdown, start, until};
 use holm_model::control::VersionState;
+use holm_model::ids::RequestId;
 use holm_model::usage::Outcome;
 use holm_node::Node;
+use holm_node::outbound::{Means, Outside};
 use holm_test_support::require_kvm;
 use hyper::{Method, Request};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// A node that serves `version`.
 async fn serving(version: &Version) -> (Coordinator, TempDir, Node) {
@@ -815,6 +819,117 @@ async fn kvm_a_port_that_is_taken_is_refused() {
     let error = holm_node::start(config).unwrap_err().to_string();
     assert!(error.contains("cannot listen"), "{error}");
     shutdown(node).await;
+}
+
+/// Every address that may be dialled is one of this machine's loopback interface.
+#[derive(Debug)]
+struct Loopback;
+
+impl Means for Loopback {
+    fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+        Ok(Vec::new())
+    }
+
+    fn dial(&self, to: SocketAddr) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, to.port()).into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_function_fetches_from_where_its_manifest_says_and_the_bytes_are_on_record() {
+    if !require_kvm() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = String::new();
+            stream.read_to_string(&mut asked).await.unwrap();
+            stream
+                .write_all(format!("{asked} to you").as_bytes())
+                .await
+                .unwrap();
+        }
+    });
+    let v1 = Version::with("v1", 1, Broken::No, |statement| {
+        let allowed = ["198.51.100.1", "169.254.169.254"];
+        statement.manifest.network.allow = allowed.map(|ip| format!("{ip}:{port}")).into();
+    });
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    join(&coordinator, dir.path()).await;
+    let mut config = config(dir.path());
+    config.outside = Outside::with(Vec::new(), Arc::new(Loopback));
+    let node = start(config).await;
+    coordinator.add_artifact(&v1);
+    coordinator.want(desired(1, &v1, None));
+    routed(&coordinator, &v1).await;
+
+    for (ip, expected) in [
+        ("198.51.100.1", "hello to you"),
+        // Not in the manifest, and in it but the node's own.
+        ("198.51.100.2", "connect: EACCES"),
+        ("169.254.169.254", "connect: EACCES"),
+    ] {
+        let path = format!("/acme/hello/fetch?{ip}:{port}");
+        assert_eq!(text(&get(node.addr(), &path).await), expected, "{ip}");
+    }
+    outcomes(&coordinator, 3).await;
+    let mut rows = coordinator.state().ledger.clone();
+    rows.retain(|row| !row.probe);
+    let bytes: Vec<_> = rows
+        .iter()
+        .map(|row| (row.egress_bytes, row.ingress_bytes))
+        .collect();
+    assert_eq!(bytes, [(5, 12), (0, 0), (0, 0)]);
+    until("the log says what to do", || {
+        let state = coordinator.state();
+        state
+            .logs
+            .iter()
+            .any(|entry| entry.text.contains("[network] allow"))
+    })
+    .await;
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_an_instance_says_at_its_end_is_told() {
+    if !require_kvm() {
+        return;
+    }
+    let (v1, v2) = (Version::instance("v1", 1), Version::instance("v2", 2));
+    let (coordinator, _dir, node) = serving(&v1).await;
+    // One connection, and so one thread with its instance.
+    let mut client = Client::connect(node.addr()).await;
+    let told = |version: &Version| {
+        let state = coordinator.state();
+        state.logs.iter().any(|entry| {
+            let of = (entry.version, entry.request, entry.failed);
+            entry.text == "bye after 1 requests"
+                && of == (version.signed.id(), RequestId::NONE, false)
+        })
+    };
+    assert_eq!(
+        text(&client.get("/acme/hello/until-told").await.unwrap()),
+        "ok"
+    );
+    coordinator.add_artifact(&v2);
+    coordinator.want(desired(2, &v2, Some(&v1)));
+    routed(&coordinator, &v2).await;
+    until("the instance of the old version has said its last", || {
+        told(&v1)
+    })
+    .await;
+    // And when the node stops.
+    assert_eq!(
+        text(&client.get("/acme/hello/until-told").await.unwrap()),
+        "ok"
+    );
+    shutdown(node).await;
+    until("the last instance has said its last", || told(&v2)).await;
 }
 
 /// A node in a process of its own, for tests that kill it. Not a test: it runs until then.

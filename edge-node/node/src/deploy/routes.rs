@@ -50,6 +50,7 @@ impl Live {
         version: VersionId,
         statement: &Statement,
         snapshot: Arc<Snapshot>,
+        allowed: Allowed,
         counts: Arc<Counts>,
     ) -> Self {
         let manifest = &statement.manifest;
@@ -64,7 +65,7 @@ impl Live {
             snapshot,
             limits: manifest.limits.clone(),
             isolation: manifest.scale.isolation,
-            allowed: Allowed::new(&manifest.network),
+            allowed,
             probe_path: manifest.rollout.probe_path.clone(),
             ahead: manifest.scale.min,
             permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),

@@ -41,7 +41,9 @@ pub(crate) enum Ending {
 pub(crate) enum Remains {
     /// It answered: to be reset, or kept.
     Answered(Box<Slot>, SlotId),
-    /// It got no request, or was stopped on its way: to be made fresh.
+    /// It got no request: it is as it was.
+    Untouched(Box<Slot>, SlotId),
+    /// It was stopped on its way: to be made fresh.
     Stopped(Box<Slot>, SlotId),
     /// Not to be used again. Without the slot when that was lost with its worker.
     Broken(Option<Box<Slot>>, SlotId),
@@ -105,7 +107,7 @@ pub(crate) async fn invoke(
     let began = Instant::now();
     if let Err(error) = slot.begin(&request, limits) {
         if matches!(error, VmmError::RequestTooLarge(_)) {
-            return (Ending::HeadTooLarge, Remains::Stopped(slot, id));
+            return (Ending::HeadTooLarge, Remains::Untouched(slot, id));
         }
         let why = format!("the request cannot be handed over: {error}");
         return (Ending::Node(why), Remains::Broken(Some(slot), id));
@@ -220,7 +222,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::outbound::{Allowed, Means};
+    use crate::outbound::{Allowed, Means, Outside};
 
     #[derive(Debug)]
     struct Loopback;
@@ -240,7 +242,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let places = vec![format!("192.0.2.1:{port}").parse().unwrap()];
-        let mut outbound = Allowed::with(places, Arc::new(Loopback))
+        let mut outbound = Allowed::of(places, &Outside::with(Vec::new(), Arc::new(Loopback)))
             .outbound()
             .unwrap();
         let ip = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();

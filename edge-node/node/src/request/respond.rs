@@ -222,6 +222,12 @@ async fn retire(lane: &Rc<Lane>, live: &Arc<Live>, id: RequestId, remains: Remai
             let fresh = slot.reset();
             give_back(lane, live, slot, at, fresh);
         }
+        Remains::Untouched(slot, at) => match (lane.serves(live.key), slot.is_kept()) {
+            (true, true) => lane.pool.finish(slot, at, Holds::Kept(live.key)),
+            (true, false) => lane.pool.finish(slot, at, Holds::Pristine(live.key)),
+            (false, true) => lane.pool.discard(Some(slot), at),
+            (false, false) => lane.pool.finish(slot, at, Holds::Nothing),
+        },
         Remains::Stopped(mut slot, at) => {
             log(lane, live, id, &mut slot);
             // A guest in the middle of something cannot be reset, but can be replaced.
