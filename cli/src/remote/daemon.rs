@@ -16,6 +16,7 @@ use holm_model::ids::Name;
 use holm_model::join::JoinToken;
 use holm_model::manifest::network::{Host, Place};
 use holm_model::place::Coordinates;
+use holm_node::TlsFiles;
 use holm_node::outbound::Outside;
 
 use crate::exit::{Exit, Failure};
@@ -82,7 +83,7 @@ struct RunArgs {
     /// Where it takes requests.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7780")]
     listen: SocketAddr,
-    /// Where callers reach it [default: http:// and the address of --listen].
+    /// Where callers reach it [default: http://, or https://, and the address of --listen].
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// Its region, for example eu-central.
@@ -94,6 +95,13 @@ struct RunArgs {
     /// The domain under which functions have host names FUNCTION.TENANT.DOMAIN.
     #[arg(long, value_name = "DOMAIN")]
     domain: Option<String>,
+    /// The certificate that callers are shown (PEM), followed by those between it and a root that they know. It
+    /// is read again when it changes. Without it the node speaks plain HTTP.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Lets functions whose manifests name it reach an address of the node's own, which they may not otherwise:
     /// of its interfaces, of its link, of the cloud's metadata. ADDRESS:PORT or NETWORK/PREFIX:PORT; may be
     /// given several times.
@@ -242,6 +250,10 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     config.public_url = args.public_url;
     config.domain = args.domain;
     config.coordinator = args.dial;
+    config.tls = args
+        .tls_cert
+        .zip(args.tls_key)
+        .map(|(cert, key)| TlsFiles { cert, key });
     config.outside = Outside::new(args.open_to_functions);
     config.slots = args.slots;
     config.threads = args.threads;
@@ -250,7 +262,9 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
         .map_err(|error| {
             let exit = match error {
                 holm_node::RunError::Kvm(_) => Exit::NoKvm,
-                holm_node::RunError::Identity(_) => Exit::Usage,
+                holm_node::RunError::Identity(_) | holm_node::RunError::Certificate(_) => {
+                    Exit::Usage
+                }
                 _ => Exit::Failure,
             };
             Failure::new(exit, format!("the node cannot start: {error}"))

@@ -26,6 +26,7 @@ use crate::config::NodeConfig;
 use crate::deploy::{self, Means};
 use crate::files::{self, FileError};
 use crate::identity::{Identity, IdentityError};
+use crate::ingress::tls::{Certificates, TlsFileError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
 use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_SLOTS_PER_THREAD};
@@ -56,6 +57,9 @@ pub enum RunError {
     /// No usable KVM.
     #[error(transparent)]
     Kvm(#[from] holm_vmm::VmmError),
+    /// The certificate for callers or its key cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] TlsFileError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {error}; is another server there?")]
     Listen {
@@ -136,6 +140,13 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         0 => DEFAULT_SLOTS_PER_THREAD,
         all => (all / threads).clamp(1, MAX_SLOTS_PER_THREAD),
     };
+    let (certificates, current) = match config.tls.clone() {
+        None => (None, None),
+        Some(files) => {
+            let (certificates, current) = Certificates::open(files)?;
+            (Some(certificates), Some(current))
+        }
+    };
     let listen = config.listen;
     let (address, bound) = ingress::bind(listen, threads).map_err(|error| RunError::Listen {
         address: listen,
@@ -154,7 +165,10 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let (opened, published) = deploy::open(dir)?;
     let tally = Arc::new(Tally::new(threads));
     let logs = Arc::new(Logs::default());
-    let url = config.public_url.clone().unwrap_or_else(|| url(address));
+    let url = config
+        .public_url
+        .clone()
+        .unwrap_or_else(|| url(address, config.tls.is_some()));
     let coordinator = config
         .coordinator
         .clone()
@@ -214,6 +228,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             janitor: janitor.clone(),
             meter: meter(lane)?,
             routes: published.routes.clone(),
+            tls: current.clone(),
             stop: stopped.clone(),
         };
         ingress.push(bound.start(gear)?);
@@ -231,6 +246,9 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(session.run());
                 tasks.spawn(deployer.run(desired_receiver));
+                if let Some(certificates) = certificates {
+                    tasks.spawn(certificates.follow());
+                }
                 let upload = tokio::spawn(upload::run(reader, link, control_stopped.clone()));
                 until_stopped(control_stopped, upload, &last_logs).await;
                 tasks.shutdown().await;
@@ -352,7 +370,7 @@ fn lock(dir: &Path) -> Result<File, RunError> {
 }
 
 /// The URL of a listening address, as far as the node can know it.
-fn url(address: SocketAddr) -> String {
+fn url(address: SocketAddr, tls: bool) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -363,7 +381,8 @@ fn url(address: SocketAddr) -> String {
             "listening on all addresses without a public URL: callers elsewhere are not told a usable one"
         );
     }
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}", SocketAddr::new(ip, address.port()))
 }
 
 #[cfg(test)]
@@ -381,8 +400,13 @@ mod tests {
 
     #[test]
     fn the_url_of_a_node_can_be_dialled() {
-        assert_eq!(url("0.0.0.0:80".parse().unwrap()), "http://127.0.0.1:80");
-        assert_eq!(url("[::]:80".parse().unwrap()), "http://[::1]:80");
-        assert_eq!(url("10.1.2.3:80".parse().unwrap()), "http://10.1.2.3:80");
+        for (address, tls, expected) in [
+            ("0.0.0.0:80", false, "http://127.0.0.1:80"),
+            ("[::]:80", false, "http://[::1]:80"),
+            ("10.1.2.3:80", false, "http://10.1.2.3:80"),
+            ("10.1.2.3:443", true, "https://10.1.2.3:443"),
+        ] {
+            assert_eq!(url(address.parse().unwrap(), tls), expected);
+        }
     }
 }

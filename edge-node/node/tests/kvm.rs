@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use common::coordinator::Coordinator;
 use common::http::{self, Client, get, problem, request, send, text};
 use common::program::{Broken, Version, desired};
+use common::tls;
 use common::{config, join, node, shutdown, start, until};
 use holm_model::control::VersionState;
 use holm_model::ids::RequestId;
 use holm_model::usage::Outcome;
-use holm_node::Node;
 use holm_node::outbound::{Means, Outside};
+use holm_node::{Node, TlsFiles};
 use holm_test_support::require_kvm;
 use hyper::{Method, Request};
 use tempfile::TempDir;
@@ -930,6 +931,50 @@ async fn kvm_what_an_instance_says_at_its_end_is_told() {
     );
     shutdown(node).await;
     until("the last instance has said its last", || told(&v2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_node_with_a_certificate_speaks_both_versions_of_http_over_tls_and_takes_new_files() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    join(&coordinator, dir.path()).await;
+    let files = TlsFiles {
+        cert: dir.path().join("cert.pem"),
+        key: dir.path().join("key.pem"),
+    };
+    let first = tls::certificate(&files);
+    let mut config = config(dir.path());
+    config.tls = Some(files.clone());
+    let node = start(config).await;
+    assert!(node.url().starts_with("https://"), "{}", node.url());
+    let v1 = Version::new("v1", 1);
+    coordinator.add_artifact(&v1);
+    coordinator.want(desired(1, &v1, None));
+    routed(&coordinator, &v1).await;
+
+    let answer = tls::get(node.addr(), &first, b"http/1.1", "/acme/hello/").await;
+    assert_eq!(text(&answer.unwrap()), "v1");
+    let answer = tls::get(node.addr(), &first, b"h2", "/acme/hello/").await;
+    assert_eq!(text(&answer.unwrap()), "v1");
+    let second = tls::certificate(&files);
+    let began = Instant::now();
+    loop {
+        let answer = tls::get(node.addr(), &second, b"h2", "/.holm/health").await;
+        if answer.is_ok_and(|answer| answer.status() == 200) {
+            break;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "the new certificate is not used"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let old = tls::get(node.addr(), &first, b"h2", "/.holm/health").await;
+    assert!(old.is_err(), "the old certificate is gone");
+    shutdown(node).await;
 }
 
 /// A node in a process of its own, for tests that kill it. Not a test: it runs until then.
