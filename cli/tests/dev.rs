@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{Background, get, holm, holm_in, project, write};
-use holm_test_support::require_kvm;
+use common::{Background, get, holm, holm_in, project};
+use holm_test_support::{require_kvm, write};
 
 fn start(dir: &tempfile::TempDir) -> (Background, String) {
     let dir = dir.path().to_str().unwrap();

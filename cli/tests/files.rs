@@ -5,12 +5,11 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use common::{Background, Ran, holm, holm_in, project, write};
-use holm_test_support::{guest, require_kvm};
+use common::{Background, Ran, holm, holm_in, project};
+use holm_test_support::{busybox, busybox_site, guest, require_kvm, write};
 
 const MANIFEST: &str = "schema = 1\n[function]\nname = \"site\"\n";
 const BUILD: &str = "[build]\ncommand = \"cc -static -o x main.c\"\noutput = \"x\"\n";
@@ -173,11 +172,7 @@ fn kvm_busybox_httpd_serves_a_directory() {
     if !require_kvm() {
         return;
     }
-    let busybox = Path::new("/bin/busybox");
-    assert!(
-        busybox.is_file(),
-        "this test serves files with busybox, which is not here; on Debian install busybox-static"
-    );
+    let busybox = busybox();
     let dir = site("");
     let files = format!("/www={}", dir.path().join("public").display());
     let run = |path: &str| {
@@ -193,7 +188,7 @@ fn kvm_busybox_httpd_serves_a_directory() {
         ];
         let arguments = ["--", "httpd", "-i", "-h", "/www"];
         let report = holm(
-            ["run", "/bin/busybox"]
+            ["run", busybox.to_str().unwrap()]
                 .iter()
                 .chain(&options)
                 .chain(&arguments),
@@ -212,10 +207,7 @@ fn kvm_dev_serves_files_and_follows_their_edits() {
     if !require_kvm() {
         return;
     }
-    let manifest = format!(
-        "{MANIFEST}args = [\"httpd\", \"-i\", \"-h\", \"/www\"]\ninetd = true\n[build]\n\
-         command = \"cp -f /bin/busybox site\"\noutput = \"site\"\n[files]\n\"/www\" = \"public\"\n"
-    );
+    let manifest = busybox_site("");
     let dir = project(&[("holm.toml", &manifest), ("public/index.html", "one\n")]);
     let path = dir.path().to_str().unwrap();
     let dev = Background::start(["dev", "--json", "--listen", "127.0.0.1:0", "--dir", path]);

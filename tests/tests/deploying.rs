@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use holm_test_support::{guest, require_kvm};
+use holm_test_support::{busybox_site, guest, require_kvm};
 use holm_tests::{Fleet, eventually, get};
 
 fn compile(source: &str, output: &str, flags: &[&str]) {
@@ -130,25 +130,15 @@ fn kvm_a_site_comes_with_its_artifact_and_outlives_a_node_and_the_coordinator() 
     if !require_kvm() {
         return;
     }
-    let busybox = Path::new("/bin/busybox");
-    assert!(
-        busybox.is_file(),
-        "this test serves files with busybox, which is not here; on Debian install busybox-static"
-    );
     let mut fleet = Fleet::with_nodes(&["a"]);
     let project = fleet.path("site");
     let write = |path: &str, text: &str| {
-        let path = Path::new(&project).join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        holm_test_support::write(&Path::new(&project).join(path), text);
     };
+    let manifest = busybox_site("tenant = \"test\"\n");
     write(
         "holm.toml",
-        "schema = 1\n[function]\nname = \"site\"\ntenant = \"test\"\n\
-         args = [\"httpd\", \"-i\", \"-h\", \"/www\"]\ninetd = true\n\
-         [build]\ncommand = \"cp -f /bin/busybox site\"\noutput = \"site\"\n\
-         [files]\n\"/www\" = \"public\"\n\
-         [rollout]\nwaves = [100]\nbake = \"100ms\"\n",
+        &format!("{manifest}[rollout]\nwaves = [100]\nbake = \"100ms\"\n"),
     );
     write("public/index.html", "the first\n");
     for number in 0..2000 {

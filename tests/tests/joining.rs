@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use holm_tests::Fleet;
+use holm_test_support::require_kvm;
+use holm_tests::{Fleet, Ran};
 
-fn join(fleet: &Fleet, token: &str, name: &str) -> holm_tests::Ran {
+fn join(fleet: &Fleet, token: &str, name: &str) -> Ran {
     fleet.holm(&[
         "node",
         "join",
@@ -73,4 +74,39 @@ fn a_coordinator_that_is_away_is_told_from_one_that_refuses() {
     fleet.kill_coordinator();
     let error = fleet.holm(&["nodes", "list"]).error(6);
     assert!(error.contains("cannot be reached"), "{error}");
+}
+
+/// `holm node run` on the state of `name` with these options.
+fn run(fleet: &Fleet, name: &str, options: &[&str]) -> Ran {
+    let state = fleet.path(name);
+    let usual = ["node", "run", "--state-dir", &state, "--region", "test"];
+    let place = ["--coordinates", "50.11,8.68", "--listen", "127.0.0.1:0"];
+    fleet.holm(&[&usual[..], &place, options].concat())
+}
+
+#[test]
+fn options_of_a_node_that_make_no_sense_are_wrong_usage() {
+    let fleet = Fleet::without_nodes();
+    let error = run(&fleet, "a", &["--tls-cert", "cert.pem"]).error(2);
+    assert!(error.contains("--tls-key"), "{error}");
+    let name = ["--open-to-functions", "db.example.com:5432"];
+    let error = run(&fleet, "a", &name).error(2);
+    assert!(error.contains("not an address"), "{error}");
+}
+
+#[test]
+fn kvm_a_node_does_not_start_without_the_certificate_that_it_is_to_have() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::without_nodes();
+    join(&fleet, &fleet.token(&[]), "a").ok();
+    let (cert, key) = (fleet.path("cert.pem"), fleet.path("key.pem"));
+    let options = ["--tls-cert", &cert, "--tls-key", &key];
+    let error = run(&fleet, "a", &options).error(2);
+    assert!(error.contains("cert.pem cannot be read"), "{error}");
+    std::fs::write(&cert, "nothing of the kind").unwrap();
+    std::fs::write(&key, "").unwrap();
+    let error = run(&fleet, "a", &options).error(2);
+    assert!(error.contains("cert.pem has no certificate"), "{error}");
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holm_node::outbound::Allowed;
+use holm_node::outbound::{Allowed, Outside};
 use holm_vmm::{GuestConfig, Hypervisor};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -178,7 +178,7 @@ impl Builder {
                 events.log(&prepared.log);
                 self.server.switch_to(Version {
                     snapshot: prepared.snapshot,
-                    allowed: Allowed::new(&built.manifest.network),
+                    allowed: Allowed::new(&built.manifest.network, &Outside::default()),
                     manifest: built.manifest.clone(),
                 });
                 events.serving(&build::describe(&built), prepared.ready);

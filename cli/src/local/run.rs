@@ -21,7 +21,7 @@ use holm_model::limits::{
 };
 use holm_model::manifest::network::Place;
 use holm_model::manifest::{check_guest_path, check_variable, units};
-use holm_node::outbound::Allowed;
+use holm_node::outbound::{Allowed, Outside};
 use holm_vmm::{GuestConfig, Limits, Request, Response, Slot, VmmError};
 use serde::Serialize;
 
@@ -286,7 +286,7 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     slot.load(&prepared.snapshot).map_err(host)?;
 
     let mut run = Run {
-        allowed: Allowed::of(args.allow.clone()),
+        allowed: Allowed::of(args.allow.clone(), &Outside::default()),
         args: &args,
         ready: prepared.ready,
         log: Log::default(),

@@ -14,7 +14,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use holm_model::ids::Name;
 use holm_model::join::JoinToken;
+use holm_model::manifest::network::{Host, Place};
 use holm_model::place::Coordinates;
+use holm_node::TlsFiles;
+use holm_node::outbound::Outside;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, logging};
@@ -80,7 +83,7 @@ struct RunArgs {
     /// Where it takes requests.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7780")]
     listen: SocketAddr,
-    /// Where callers reach it [default: http:// and the address of --listen].
+    /// Where callers reach it [default: http://, or https://, and the address of --listen].
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// Its region, for example eu-central.
@@ -92,6 +95,18 @@ struct RunArgs {
     /// The domain under which functions have host names FUNCTION.TENANT.DOMAIN.
     #[arg(long, value_name = "DOMAIN")]
     domain: Option<String>,
+    /// The certificate that callers are shown (PEM), followed by those between it and a root that they know. It
+    /// is read again when it changes. Without it the node speaks plain HTTP.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Lets functions whose manifests name it reach an address of the node's own, which they may not otherwise:
+    /// of its interfaces, of its link, of the cloud's metadata. ADDRESS:PORT or NETWORK/PREFIX:PORT; may be
+    /// given several times.
+    #[arg(long = "open-to-functions", value_name = "PLACE", value_parser = address)]
+    open_to_functions: Vec<Place>,
     /// Host and UDP port of the coordinator [default: the one it joined].
     #[arg(long, value_name = "HOST:PORT")]
     dial: Option<String>,
@@ -235,15 +250,21 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     config.public_url = args.public_url;
     config.domain = args.domain;
     config.coordinator = args.dial;
+    config.tls = args
+        .tls_cert
+        .zip(args.tls_key)
+        .map(|(cert, key)| TlsFiles { cert, key });
+    config.outside = Outside::new(args.open_to_functions);
     config.slots = args.slots;
     config.threads = args.threads;
-    let public_url = config.public_url.clone();
     let node = blocking(move || holm_node::start(config))
         .await?
         .map_err(|error| {
             let exit = match error {
                 holm_node::RunError::Kvm(_) => Exit::NoKvm,
-                holm_node::RunError::Identity(_) => Exit::Usage,
+                holm_node::RunError::Identity(_) | holm_node::RunError::Certificate(_) => {
+                    Exit::Usage
+                }
                 _ => Exit::Failure,
             };
             Failure::new(exit, format!("the node cannot start: {error}"))
@@ -251,13 +272,22 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     let ready = NodeReady {
         node: node.name().clone(),
         listen: node.addr(),
-        url: public_url.unwrap_or_else(|| format!("http://{}", node.addr())),
+        url: node.url().to_owned(),
     };
     output.result(&ready, || {
         format!("node {} takes requests at {}", ready.node, ready.url)
     })?;
     end.wait().await;
     blocking(move || node.shutdown()).await
+}
+
+/// A place that is an address or a network: names are resolved before they are compared.
+fn address(text: &str) -> Result<Place, String> {
+    let place: Place = text.parse().map_err(|error| format!("{error}"))?;
+    match place.host {
+        Host::Network { .. } => Ok(place),
+        Host::Name(_) | Host::Below(_) => Err("not an address and a port".into()),
+    }
 }
 
 /// Does what blocks on a thread that may.

@@ -113,11 +113,15 @@ fn show(page: &LogPage, output: Output) -> Result<(), Failure> {
 
 fn describe(entry: &LogView) -> String {
     let at = i64::try_from(entry.at_ms).unwrap_or(i64::MAX);
+    let request = match entry.request {
+        RequestId::NONE => "-".to_owned(),
+        request => request.to_string()[..8].to_owned(),
+    };
     let head = format!(
         "{} {} {}{}",
         Timestamp::from_millisecond(at).unwrap_or(Timestamp::MAX),
         entry.node,
-        &entry.request.to_string()[..8],
+        request,
         if entry.failed { " failed:" } else { "" }
     );
     let lines: Vec<String> = entry
@@ -158,6 +162,13 @@ mod tests {
             "2023-11-14T22:13:20.123Z n1 abababab failed: a\n\
              2023-11-14T22:13:20.123Z n1 abababab failed: b"
         );
+        let at_its_end = LogView {
+            request: RequestId::NONE,
+            failed: false,
+            text: "bye".into(),
+            ..entry
+        };
+        assert_eq!(describe(&at_its_end), "2023-11-14T22:13:20.123Z n1 - bye");
     }
 
     #[tokio::test]

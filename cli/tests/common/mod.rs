@@ -235,15 +235,7 @@ pub(crate) fn get(url: &str, path: &str) -> (u16, String) {
 pub(crate) fn project(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
     for (path, text) in files {
-        write(&dir.path().join(path), text);
+        holm_test_support::write(&dir.path().join(path), text);
     }
     dir
-}
-
-/// Writes a file, with the directories above it.
-pub(crate) fn write(path: &Path, text: &str) {
-    let parent = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(parent)
-        .and_then(|()| std::fs::write(path, text))
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }

@@ -5,6 +5,17 @@ use std::path::PathBuf;
 
 use holm_model::place::Coordinates;
 
+use crate::outbound::Outside;
+
+/// A certificate and its key, in PEM form. They are read again when they change.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate, and those between it and a root that callers know.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 /// Settings of a node that has joined.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -12,7 +23,7 @@ pub struct NodeConfig {
     pub state_dir: PathBuf,
     /// Where it takes requests; port 0 takes any free one.
     pub listen: SocketAddr,
-    /// Where callers reach it; `http://` and the listening address if `None`.
+    /// Where callers reach it; `http://`, or `https://`, and the listening address if `None`.
     pub public_url: Option<String>,
     /// Its region, for example `eu-central`.
     pub region: String,
@@ -20,6 +31,10 @@ pub struct NodeConfig {
     pub coordinates: Coordinates,
     /// The domain under which functions have host names `{function}.{tenant}.{domain}`.
     pub domain: Option<String>,
+    /// What it speaks TLS with; plain HTTP if `None`.
+    pub tls: Option<TlsFiles>,
+    /// Where functions' connections lead.
+    pub outside: Outside,
     /// Host and UDP port of the coordinator; the one it joined if `None`.
     pub coordinator: Option<String>,
     /// Ingress threads; as many as there are cores if 0.
@@ -43,6 +58,8 @@ impl NodeConfig {
             region: region.into(),
             coordinates,
             domain: None,
+            tls: None,
+            outside: Outside::default(),
             coordinator: None,
             threads: 0,
             slots: 0,

@@ -3,6 +3,7 @@
 //! was accepted.
 
 mod connection;
+pub(crate) mod tls;
 
 use std::cell::Cell;
 use std::io;
@@ -20,7 +21,7 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, MAX_CONNECTIONS_PER_THREAD};
+use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
 use crate::pool::{Janitor, Lease, Pool};
@@ -77,6 +78,7 @@ pub(crate) struct Gear {
     pub(crate) janitor: Janitor,
     pub(crate) meter: Meter,
     pub(crate) routes: watch::Receiver<Arc<Table>>,
+    pub(crate) tls: Option<tls::Current>,
     /// Becomes true when the node stops.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -102,6 +104,7 @@ async fn serve(listener: TcpListener, gear: Gear) {
         janitor,
         meter,
         routes,
+        tls,
         mut stop,
     } = gear;
     let (made, new_slots) = mpsc::unbounded_channel();
@@ -120,9 +123,9 @@ async fn serve(listener: TcpListener, gear: Gear) {
         match accepted {
             Ok((stream, peer)) if open.count.get() < MAX_CONNECTIONS_PER_THREAD => {
                 let opened = Opened::new(open.clone());
-                let (lane, stop) = (lane.clone(), stop.clone());
+                let (lane, tls, stop) = (lane.clone(), tls.clone(), stop.clone());
                 tokio::task::spawn_local(async move {
-                    take(lane, stream, peer, stop).await;
+                    take(lane, stream, peer, tls, stop).await;
                     drop(opened);
                 });
             }
@@ -188,14 +191,26 @@ async fn look_after_slots(
     }
 }
 
-async fn take(lane: Rc<Lane>, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<bool>) {
+async fn take(
+    lane: Rc<Lane>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: Option<tls::Current>,
+    stop: watch::Receiver<bool>,
+) {
     // Answers are written whole; holding back their last segment would only delay them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "no TCP_NODELAY");
     }
-    let answers = lane.answers.clone();
+    let (answers, patience) = (lane.answers.clone(), Patience::default());
     let answer = move |asked| request::serve(lane.clone(), peer, asked);
-    connection::serve(stream, peer, Patience::default(), &answers, stop, answer).await;
+    let Some(current) = tls else {
+        return connection::serve(stream, peer, patience, &answers, stop, answer).await;
+    };
+    match tls::accept(&current, stream, HEAD_TIMEOUT).await {
+        Ok(stream) => connection::serve(stream, peer, patience, &answers, stop, answer).await,
+        Err(error) => tracing::debug!(%peer, %error, "no TLS with this caller"),
+    }
 }
 
 /// Open connections of a thread.

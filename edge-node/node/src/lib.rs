@@ -27,9 +27,10 @@ mod tls;
 mod wire;
 mod worker;
 
-pub use config::NodeConfig;
+pub use config::{NodeConfig, TlsFiles};
 pub use files::FileError;
 pub use identity::{Identity, IdentityError};
+pub use ingress::tls::TlsFileError;
 pub use join::{JoinConfig, JoinError, join};
 pub use meter::journal::JournalError;
 pub use node::{Node, RunError, run, start};

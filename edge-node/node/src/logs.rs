@@ -4,12 +4,13 @@
 //! dropped and counted. No request waits for it.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
 
 use holm_model::control::{LogBatch, LogEntry};
-use holm_model::ids::RequestId;
+use holm_model::ids::{FunctionName, RequestId, VersionId};
 use holm_model::limits::{MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES};
+use holm_vmm::Snapshot;
 
 use crate::deploy::routes::Live;
 use crate::limits::MAX_LOG_QUEUE_BYTES;
@@ -17,28 +18,65 @@ use crate::limits::MAX_LOG_QUEUE_BYTES;
 /// Bytes that an entry counts beside its text.
 const ENTRY_BYTES: usize = 256;
 
+/// Pause between two looks whether all has been taken.
+const TAKEN_LOOK: Duration = Duration::from_millis(10);
+
 /// The queue.
 #[derive(Debug, Default)]
 pub(crate) struct Logs(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
+    /// Whose snapshots are, for instances that say something when there is no request to tell.
+    owners: Vec<(Weak<Snapshot>, FunctionName, VersionId)>,
     entries: VecDeque<LogEntry>,
     bytes: usize,
     dropped: u64,
 }
 
 impl Logs {
+    /// Says whose instances of the snapshot are.
+    pub(crate) fn introduce(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        function: &FunctionName,
+        version: VersionId,
+    ) {
+        let owners = &mut self.lock().owners;
+        owners.retain(|(snapshot, ..)| snapshot.strong_count() > 0);
+        owners.push((Arc::downgrade(snapshot), function.clone(), version));
+    }
+
+    /// Whose instances of the snapshot are.
+    pub(crate) fn owner(&self, snapshot: &Arc<Snapshot>) -> Option<(FunctionName, VersionId)> {
+        let queue = self.lock();
+        let same = |of: &&(Weak<Snapshot>, _, _)| of.0.as_ptr() == Arc::as_ptr(snapshot);
+        let (_, function, version) = queue.owners.iter().find(same)?;
+        Some((function.clone(), *version))
+    }
+
     /// Adds an entry; a text that is too long keeps its end, where the reason of a failure stands.
     pub(crate) fn add(&self, live: &Live, request: RequestId, failed: bool, text: &str) {
+        self.add_of(&live.function, live.version, request, failed, text);
+    }
+
+    /// The same for a version by its name.
+    pub(crate) fn add_of(
+        &self,
+        function: &FunctionName,
+        version: VersionId,
+        request: RequestId,
+        failed: bool,
+        text: &str,
+    ) {
         let text = end_of(text.trim_end(), MAX_LOG_ENTRY_BYTES);
         if text.is_empty() {
             return;
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         self.push(LogEntry {
-            function: live.function.clone(),
-            version: live.version,
+            function: function.clone(),
+            version,
             request,
             at_ms: since.map_or(0, |since| since.as_millis() as u64),
             failed,
@@ -70,6 +108,15 @@ impl Logs {
         }
         let dropped = std::mem::take(&mut queue.dropped);
         (!entries.is_empty()).then_some(LogBatch { entries, dropped })
+    }
+
+    /// Waits until everything has been taken.
+    pub(crate) async fn taken(&self) {
+        while !self.lock().entries.is_empty() {
+            tokio::time::sleep(TAKEN_LOOK).await;
+        }
+        // What was taken is on its way to the socket, by another task.
+        tokio::time::sleep(TAKEN_LOOK).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

@@ -26,6 +26,7 @@ use crate::config::NodeConfig;
 use crate::deploy::{self, Means};
 use crate::files::{self, FileError};
 use crate::identity::{Identity, IdentityError};
+use crate::ingress::tls::{Certificates, TlsFileError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
 use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_SLOTS_PER_THREAD};
@@ -56,6 +57,9 @@ pub enum RunError {
     /// No usable KVM.
     #[error(transparent)]
     Kvm(#[from] holm_vmm::VmmError),
+    /// The certificate for callers or its key cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] TlsFileError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {error}; is another server there?")]
     Listen {
@@ -80,6 +84,7 @@ pub enum RunError {
 #[derive(Debug)]
 pub struct Node {
     address: SocketAddr,
+    url: String,
     name: Name,
     stop: watch::Sender<bool>,
     ingress: Vec<JoinHandle<()>>,
@@ -135,6 +140,13 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         0 => DEFAULT_SLOTS_PER_THREAD,
         all => (all / threads).clamp(1, MAX_SLOTS_PER_THREAD),
     };
+    let (certificates, current) = match config.tls.clone() {
+        None => (None, None),
+        Some(files) => {
+            let (certificates, current) = Certificates::open(files)?;
+            (Some(certificates), Some(current))
+        }
+    };
     let listen = config.listen;
     let (address, bound) = ingress::bind(listen, threads).map_err(|error| RunError::Listen {
         address: listen,
@@ -153,6 +165,10 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let (opened, published) = deploy::open(dir)?;
     let tally = Arc::new(Tally::new(threads));
     let logs = Arc::new(Logs::default());
+    let url = config
+        .public_url
+        .clone()
+        .unwrap_or_else(|| url(address, config.tls.is_some()));
     let coordinator = config
         .coordinator
         .clone()
@@ -160,7 +176,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let hello = Hello {
         coordinates: config.coordinates,
         region: config.region.clone(),
-        ingress_url: config.public_url.clone().unwrap_or_else(|| url(address)),
+        ingress_url: url.clone(),
         boot_epoch: journal.epoch,
         kvm: hypervisor.kind().as_str().to_owned(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,12 +197,14 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     let means = Means {
         hypervisor: hypervisor.clone(),
         tally: tally.clone(),
+        logs: logs.clone(),
         meter: meter(lanes - 1)?,
+        outside: config.outside.clone(),
     };
     let deployer = opened.begin(means, link.clone());
     let reader = journal.reader();
 
-    let (janitor, janitor_thread) = Janitor::start(hypervisor)?;
+    let (janitor, janitor_thread) = Janitor::start(hypervisor, logs.clone())?;
     let (workers, worker_threads) = Workers::start(cores)?;
     let shared = Arc::new(Shared {
         name: identity.name.clone(),
@@ -210,11 +228,13 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             janitor: janitor.clone(),
             meter: meter(lane)?,
             routes: published.routes.clone(),
+            tls: current.clone(),
             stop: stopped.clone(),
         };
         ingress.push(bound.start(gear)?);
     }
 
+    let last_logs = shared.logs.clone();
     let (control_stop, control_stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -226,8 +246,11 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(session.run());
                 tasks.spawn(deployer.run(desired_receiver));
+                if let Some(certificates) = certificates {
+                    tasks.spawn(certificates.follow());
+                }
                 let upload = tokio::spawn(upload::run(reader, link, control_stopped.clone()));
-                until_stopped(control_stopped, upload).await;
+                until_stopped(control_stopped, upload, &last_logs).await;
                 tasks.shutdown().await;
             });
             // A boot under way would otherwise hold up the end of the node.
@@ -236,6 +259,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     tracing::info!(node = %identity.name, %address, threads, slots = slots * threads, "listening");
     Ok(Node {
         address,
+        url,
         name: identity.name,
         stop,
         ingress,
@@ -249,12 +273,17 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     })
 }
 
-async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>) {
+async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>, logs: &Logs) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         // The node was dropped rather than shut down: no time for anything.
         return;
     }
-    if tokio::time::timeout(LAST_UPLOAD, upload).await.is_err() {
+    let (uploaded, _) = tokio::join!(
+        tokio::time::timeout(LAST_UPLOAD, upload),
+        // Logs may be lost; without a link they are.
+        tokio::time::timeout(LAST_UPLOAD, logs.taken()),
+    );
+    if uploaded.is_err() {
         tracing::warn!("the last usage records stay in the journal until the next start");
     }
 }
@@ -263,6 +292,11 @@ impl Node {
     /// Where it takes requests.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where callers reach it, as far as the node knows.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// What it is called.
@@ -288,11 +322,12 @@ impl Node {
         join("ingress", ingress);
         shared.workers.stop();
         join("worker", workers);
+        // Ingress threads held the other handles on the janitor, so it ends now. What instances say at their
+        // end still goes to the coordinator.
+        join("janitor", [janitor]);
         control_stop.send_replace(true);
         join("control", [control]);
         journal.stop();
-        // Ingress threads held the other handles on the janitor, so it ends now.
-        join("janitor", [janitor]);
     }
 }
 
@@ -335,7 +370,7 @@ fn lock(dir: &Path) -> Result<File, RunError> {
 }
 
 /// The URL of a listening address, as far as the node can know it.
-fn url(address: SocketAddr) -> String {
+fn url(address: SocketAddr, tls: bool) -> String {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -346,7 +381,8 @@ fn url(address: SocketAddr) -> String {
             "listening on all addresses without a public URL: callers elsewhere are not told a usable one"
         );
     }
-    format!("http://{}", SocketAddr::new(ip, address.port()))
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}", SocketAddr::new(ip, address.port()))
 }
 
 #[cfg(test)]
@@ -364,8 +400,13 @@ mod tests {
 
     #[test]
     fn the_url_of_a_node_can_be_dialled() {
-        assert_eq!(url("0.0.0.0:80".parse().unwrap()), "http://127.0.0.1:80");
-        assert_eq!(url("[::]:80".parse().unwrap()), "http://[::1]:80");
-        assert_eq!(url("10.1.2.3:80".parse().unwrap()), "http://10.1.2.3:80");
+        for (address, tls, expected) in [
+            ("0.0.0.0:80", false, "http://127.0.0.1:80"),
+            ("[::]:80", false, "http://[::1]:80"),
+            ("10.1.2.3:80", false, "http://10.1.2.3:80"),
+            ("10.1.2.3:443", true, "https://10.1.2.3:443"),
+        ] {
+            assert_eq!(url(address.parse().unwrap(), tls), expected);
+        }
     }
 }

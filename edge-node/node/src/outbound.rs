@@ -7,7 +7,7 @@
 mod resolver;
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,34 +47,64 @@ impl Means for Machine {
     }
 }
 
+/// What is outside of a node, the same for all of its functions.
+#[derive(Clone, Debug)]
+pub struct Outside {
+    resolver: Arc<Resolver>,
+    opened: Arc<[Place]>,
+}
+
+impl Default for Outside {
+    /// The network as it is, with nothing opened.
+    fn default() -> Self {
+        Outside::new(Vec::new())
+    }
+}
+
+impl Outside {
+    /// The network as it is. Of what is the node's own, functions may reach what is `opened` to them, if their
+    /// manifests name it too.
+    pub fn new(opened: Vec<Place>) -> Self {
+        Outside {
+            resolver: Resolver::of_machine(),
+            opened: opened.into(),
+        }
+    }
+
+    /// The same, over means of the caller's.
+    pub fn with(opened: Vec<Place>, means: Arc<dyn Means>) -> Self {
+        Outside {
+            resolver: Arc::new(Resolver::new(means)),
+            opened: opened.into(),
+        }
+    }
+
+    /// Whether some function may reach the address.
+    fn has(&self, to: SocketAddr) -> bool {
+        let opened = |place: &Place| place.port == to.port() && place.has_address(to.ip());
+        self.opened.iter().any(opened) || !(is_nodes_own(to.ip()) || is_this_machine(to))
+    }
+}
+
 /// What a function may reach.
 #[derive(Clone, Debug)]
 pub struct Allowed {
     places: Arc<[Place]>,
-    resolver: Arc<Resolver>,
+    outside: Outside,
 }
 
 impl Allowed {
     /// What a manifest's `[network]` allows.
-    pub fn new(network: &Network) -> Self {
+    pub fn new(network: &Network, outside: &Outside) -> Self {
         // A manifest that was checked has only places that can be read.
-        Allowed::through(network.places().unwrap_or_default(), Resolver::of_machine())
+        Allowed::of(network.places().unwrap_or_default(), outside)
     }
 
     /// These places.
-    pub fn of(places: Vec<Place>) -> Self {
-        Allowed::through(places, Resolver::of_machine())
-    }
-
-    /// The same, over means of the caller's.
-    pub fn with(places: Vec<Place>, means: Arc<dyn Means>) -> Self {
-        Allowed::through(places, Arc::new(Resolver::new(means)))
-    }
-
-    fn through(places: Vec<Place>, resolver: Arc<Resolver>) -> Self {
+    pub fn of(places: Vec<Place>, outside: &Outside) -> Self {
         Allowed {
             places: places.into(),
-            resolver,
+            outside: outside.clone(),
         }
     }
 
@@ -96,8 +126,9 @@ impl Allowed {
     }
 }
 
-/// Whether an address is of the node's loopback interface, of its link, or of nobody in particular. A name
-/// that resolves to one may be an attempt to reach what only the node is to reach.
+/// Whether an address is of the node's loopback interface, of its link, of nobody in particular, or of a service
+/// that a cloud has for the machine itself. A name that resolves to one may be an attempt to reach what only the
+/// node is to reach.
 fn is_nodes_own(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
@@ -107,17 +138,57 @@ fn is_nodes_own(ip: IpAddr) -> bool {
                 || ip.is_multicast()
                 || ip.is_broadcast()
                 || ip.octets()[0] == 0
+                || CLOUD_V4.contains(&ip)
         }
         IpAddr::V6(ip) => {
             ip.is_loopback()
                 || ip.is_unspecified()
                 || ip.is_multicast()
                 || ip.is_unicast_link_local()
-                || ip
-                    .to_ipv4_mapped()
-                    .is_some_and(|ip| is_nodes_own(ip.into()))
+                || CLOUD_V6.contains(&ip)
+                || inner(ip).is_some_and(|ip| is_nodes_own(ip.into()))
         }
     }
+}
+
+/// Metadata and agents of clouds, beside those at link-local addresses: Alibaba Cloud, Azure, Oracle Cloud.
+const CLOUD_V4: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+/// The same: Amazon, Google.
+const CLOUD_V6: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+
+/// The address of version 4 that one of version 6 leads to: mapped and compatible ones (RFC 4291, 2.5.5), those of
+/// translators (RFC 6052, RFC 8215) and 6to4 (RFC 3056).
+fn inner(ip: Ipv6Addr) -> Option<Ipv4Addr> {
+    let pair = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
+    match ip.segments() {
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0 | 1, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => Some(pair(high, low)),
+        _ => None,
+    }
+}
+
+/// Whether an address is one of this machine's interfaces, asked of the kernel each time, for they change: from
+/// there to there, it takes the address itself as the source. Nothing is sent.
+fn is_this_machine(to: SocketAddr) -> bool {
+    let any: SocketAddr = match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(to)?;
+        socket.local_addr()
+    });
+    // Where there is no way to it, there is none for the connection either.
+    source.is_ok_and(|source| source.ip() == to.ip())
 }
 
 #[derive(Debug)]
@@ -186,13 +257,14 @@ impl Connections {
             let mut names = self.resolved.iter().filter(|(ip, _)| *ip == to.ip());
             names.any(|(_, name)| places().any(|place| place.has_name(name)))
         };
-        !is_nodes_own(to.ip()) && (places().any(|place| place.has_address(to.ip())) || by_name())
+        let named = places().any(|place| place.has_address(to.ip())) || by_name();
+        named && self.allowed.outside.has(to)
     }
 
     fn dial(&mut self, to: SocketAddr) -> Result<u64, Errno> {
         let free = self.sockets.iter().position(Option::is_none);
         let place = free.ok_or(Errno::MFILE)?;
-        let to = self.allowed.resolver.means().dial(to);
+        let to = self.allowed.outside.resolver.means().dial(to);
         let family = match to {
             SocketAddr::V4(_) => AddressFamily::INET,
             SocketAddr::V6(_) => AddressFamily::INET6,
@@ -226,7 +298,7 @@ impl Outbound for Connections {
             return Resolution::Unknown;
         };
         let bell = Arc::clone(&events.bell);
-        match self.allowed.resolver.ask(&name, &bell) {
+        match self.allowed.outside.resolver.ask(&name, &bell) {
             Known::Pending => Resolution::Pending,
             Known::Addresses(addresses) => {
                 for ip in addresses.iter().copied() {
@@ -365,5 +437,107 @@ fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A machine where everything that a function may dial is one server.
+    #[derive(Debug)]
+    struct OneServer;
+
+    impl Means for OneServer {
+        fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+            Ok(Vec::new())
+        }
+
+        fn dial(&self, to: SocketAddr) -> SocketAddr {
+            (Ipv4Addr::LOCALHOST, to.port()).into()
+        }
+    }
+
+    /// Connects to `ip`, where the manifest allows every address and the operator has opened `opened`.
+    fn connect(ip: &str, port: u16, opened: &[&str]) -> Result<u64, i32> {
+        let place = |host: &&str| format!("{host}:{port}").parse().unwrap();
+        let places = ["0.0.0.0/0", "[::/0]"].iter().map(place).collect();
+        let opened = opened.iter().map(place).collect();
+        let outside = Outside::with(opened, Arc::new(OneServer));
+        let ip: IpAddr = ip.parse().unwrap();
+        let mut outbound = Allowed::of(places, &outside).outbound().unwrap();
+        outbound.connect(mapped(ip), port)
+    }
+
+    fn server() -> (TcpListener, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    #[test]
+    fn what_is_the_nodes_own_is_refused_however_it_is_written() {
+        let (_listener, port) = server();
+        let refused = Err(number(Errno::ACCESS));
+        for ip in [
+            "127.0.0.1",
+            "127.8.9.10",
+            "0.0.0.0",
+            "0.1.2.3",
+            "169.254.169.254",
+            "255.255.255.255",
+            "224.0.0.1",
+            "168.63.129.16",
+            "100.100.100.200",
+            "::",
+            "::1",
+            "::127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::7f00:1",
+            "2002:7f00:1::1",
+            "fe80::1",
+            "ff02::1",
+            "fd00:ec2::254",
+        ] {
+            assert_eq!(connect(ip, port, &[]), refused, "{ip}");
+        }
+        for ip in ["198.51.100.1", "2001:db8::1", "64:ff9b::198.51.100.1"] {
+            assert!(connect(ip, port, &[]).is_ok(), "{ip}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_nodes_interfaces_are_its_own() {
+        // Whichever address leads away from here. Where none does, there is only the loopback interface.
+        let away = UdpSocket::bind("0.0.0.0:0").unwrap();
+        if away.connect("198.51.100.1:9").is_err() {
+            eprintln!("this machine has no other interface");
+            return;
+        }
+        let own = away.local_addr().unwrap().ip().to_string();
+        let (_listener, port) = server();
+        assert_eq!(connect(&own, port, &[]), Err(number(Errno::ACCESS)));
+        assert!(connect(&own, port, &[&own]).is_ok());
+    }
+
+    #[test]
+    fn the_operator_may_open_an_address_and_a_port_of_the_nodes_own() {
+        let (_listener, port) = server();
+        let refused = Err(number(Errno::ACCESS));
+        assert!(connect("169.254.7.7", port, &["169.254.7.0/24"]).is_ok());
+        assert!(connect("::ffff:169.254.7.7", port, &["169.254.7.0/24"]).is_ok());
+        assert_eq!(connect("169.254.8.7", port, &["169.254.7.0/24"]), refused);
+        // Opened, but not in the manifest.
+        let place = format!("198.51.100.1:{port}").parse().unwrap();
+        let opened = format!("169.254.7.7:{port}").parse().unwrap();
+        let outside = Outside::with(vec![opened], Arc::new(OneServer));
+        let mut outbound = Allowed::of(vec![place], &outside).outbound().unwrap();
+        let ip = Ipv4Addr::new(169, 254, 7, 7).to_ipv6_mapped();
+        assert_eq!(outbound.connect(ip, port), refused);
     }
 }

@@ -24,7 +24,7 @@ fn wrong(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use holm_model::program::Program;
-use holm_node::outbound::{Allowed, Means};
+use holm_node::outbound::{Allowed, Means, Outside};
 use holm_test_support::{guest, musl_guest, patience, require_kvm};
 use holm_vmm::{
     Failure, GuestConfig, Hypervisor, Limits, Prepared, Request, RunStats, Slot, Step, prepare,
@@ -75,7 +75,7 @@ impl Function {
         Function {
             slot,
             prepared,
-            allowed: Allowed::with(places, Arc::new(Loopback)),
+            allowed: Allowed::of(places, &Outside::with(Vec::new(), Arc::new(Loopback))),
             deadline: patience(Duration::from_secs(10)),
             stats: RunStats::default(),
             log: String::new(),

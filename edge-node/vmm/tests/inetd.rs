@@ -7,13 +7,13 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use common::{Function, boot, config, unpack};
 use holm_model::bundle::{Collected, Files};
-use holm_test_support::{guest, musl_guest, require_kvm};
+use holm_test_support::{busybox, guest, musl_guest, require_kvm};
 use holm_vmm::GuestConfig;
 
 /// A configuration for a program with these arguments.
@@ -157,16 +157,6 @@ fn kvm_a_program_that_forks_is_told_of_inetd() {
         "{}",
         outcome.log
     );
-}
-
-/// The web server of Debian's busybox-static, as it is.
-fn busybox() -> PathBuf {
-    let path = PathBuf::from("/bin/busybox");
-    assert!(
-        path.is_file(),
-        "this test serves files with busybox, which is not here; on Debian install busybox-static"
-    );
-    path
 }
 
 /// A small site in /www of a guest.

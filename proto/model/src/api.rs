@@ -77,7 +77,7 @@ pub struct LogView {
     pub node: Name,
     /// The version.
     pub version: VersionId,
-    /// The invocation's request.
+    /// The invocation's request; [`RequestId::NONE`] if the instance had none, at its end.
     pub request: RequestId,
     /// Milliseconds since 1970 UTC by the node's clock.
     pub at_ms: u64,

@@ -136,7 +136,7 @@ pub struct LogEntry {
     pub function: FunctionName,
     /// The version.
     pub version: VersionId,
-    /// The invocation's request.
+    /// The invocation's request; [`RequestId::NONE`] if the instance had none, at its end.
     pub request: RequestId,
     /// Milliseconds since 1970 UTC by the node's clock, when the entry was made.
     pub at_ms: u64,

@@ -190,6 +190,11 @@ pub type VersionId = Digest;
 #[serde(try_from = "String", into = "String")]
 pub struct RequestId(pub [u8; 16]);
 
+impl RequestId {
+    /// No request: an instance wrote it when it had none.
+    pub const NONE: RequestId = RequestId([0; 16]);
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod site;
 
 use std::collections::HashMap;
 use std::fs::OpenOptions;
@@ -16,6 +17,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+
+pub use site::{busybox, busybox_site, write};
 
 /// Directory of programs built beforehand.
 pub const GUESTS_DIR_VARIABLE: &str = "HOLM_TEST_GUESTS_DIR";

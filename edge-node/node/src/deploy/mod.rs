@@ -26,7 +26,9 @@ use self::core::{Action, Event, Reconciler};
 use self::routes::{Live, Table};
 use self::store::DeployStore;
 use crate::files::{self, FileError};
+use crate::logs::Logs;
 use crate::meter::Meter;
+use crate::outbound::{Allowed, Outside};
 use crate::pool::core::Key;
 use crate::session::Link;
 use crate::tally::Tally;
@@ -38,6 +40,8 @@ pub(crate) struct Deployer {
     hypervisor: Hypervisor,
     link: Link,
     tally: Arc<Tally>,
+    logs: Arc<Logs>,
+    outside: Outside,
     meter: Arc<Mutex<Meter>>,
     /// One fetch at a time: two versions may share an artifact, and with it the file being written.
     fetches: Arc<Semaphore>,
@@ -70,7 +74,9 @@ struct Done {
 pub(crate) struct Means {
     pub(crate) hypervisor: Hypervisor,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) meter: Meter,
+    pub(crate) outside: Outside,
 }
 
 /// A deployer that has not begun, because it has no link yet.
@@ -110,7 +116,9 @@ impl Opened {
         let Means {
             hypervisor,
             tally,
+            logs,
             meter,
+            outside,
         } = means;
         let (done, ended) = mpsc::channel(64);
         Deployer {
@@ -119,6 +127,8 @@ impl Opened {
             hypervisor,
             link,
             tally,
+            logs,
+            outside,
             meter: Arc::new(Mutex::new(meter)),
             fetches: Arc::new(Semaphore::new(1)),
             boots: Arc::new(Semaphore::new(1)),
@@ -201,7 +211,10 @@ impl Deployer {
             self.next_key += 1;
             let statement = &verified.statement;
             let counts = self.tally.counts(&statement.function, version);
-            let live = Live::new(Key(self.next_key), version, statement, snapshot, counts);
+            self.logs.introduce(&snapshot, &statement.function, version);
+            let allowed = Allowed::new(&statement.manifest.network, &self.outside);
+            let key = Key(self.next_key);
+            let live = Live::new(key, version, statement, snapshot, allowed, counts);
             self.live.insert(version, Arc::new(live));
         }
 

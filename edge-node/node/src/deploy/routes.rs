@@ -52,6 +52,7 @@ impl Live {
         version: VersionId,
         statement: &Statement,
         snapshot: Arc<Snapshot>,
+        allowed: Allowed,
         counts: Arc<Counts>,
     ) -> Self {
         let manifest = &statement.manifest;
@@ -67,7 +68,7 @@ impl Live {
             limits: manifest.limits.clone(),
             isolation: manifest.scale.isolation,
             requests_per_instance: manifest.scale.requests_per_instance(),
-            allowed: Allowed::new(&manifest.network),
+            allowed,
             probe_path: manifest.rollout.probe_path.clone(),
             ahead: manifest.scale.min,
             permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),

@@ -1,13 +1,15 @@
 //! Makes and drops slots on a thread of its own, because both take milliseconds, and tells kept instances to end.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use holm_model::ids::RequestId;
 use holm_vmm::{Failure, Hypervisor, Slot};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::limits::{MAX_ENDINGS, MAX_LOGGED_BYTES, SLOT_RETRY, TERMINATE_DEADLINE};
+use crate::logs::Logs;
 
 /// Pause between two looks for an ending that is over.
 const ENDING_LOOK: Duration = Duration::from_millis(1);
@@ -25,7 +27,10 @@ struct Chore {
 
 impl Janitor {
     /// Starts the janitor's thread, which ends when every handle is gone.
-    pub(crate) fn start(hypervisor: Hypervisor) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub(crate) fn start(
+        hypervisor: Hypervisor,
+        logs: Arc<Logs>,
+    ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (sender, chores) = mpsc::channel::<Chore>();
         let thread = std::thread::Builder::new()
             .name("holm-janitor".into())
@@ -41,7 +46,7 @@ impl Janitor {
                             .get_or_insert_with(|| Instant::now() + TERMINATE_DEADLINE),
                     };
                     if let Some(slot) = old {
-                        part_with(&mut endings, slot, until);
+                        part_with(&mut endings, slot, until, &logs);
                     }
                     if let Some(to) = to {
                         make(&hypervisor, &to);
@@ -99,7 +104,7 @@ impl Endings {
 
 /// Drops a slot. One with an instance that was kept and waits is told to end first, which may take its time, if
 /// there is room for that until `until`.
-fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant) {
+fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant, logs: &Arc<Logs>) {
     if !slot.is_kept() {
         return;
     }
@@ -109,6 +114,8 @@ fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant) {
         );
         return;
     }
+    let owner = slot.holds().and_then(|snapshot| logs.owner(snapshot));
+    let logs = logs.clone();
     endings.begin(move || {
         match slot.terminate(Instant::now() + TERMINATE_DEADLINE) {
             Ok(Some(Failure::Crash(report))) => tracing::info!(%report, "an instance has ended"),
@@ -122,6 +129,9 @@ fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant) {
         if !log.is_empty() {
             let text = String::from_utf8_lossy(&log[..log.len().min(MAX_LOGGED_BYTES)]);
             tracing::info!(target: "holm::function", text = text.trim_end(), "at its end");
+            if let Some((function, version)) = owner {
+                logs.add_of(&function, version, RequestId::NONE, false, &text);
+            }
         }
     });
 }

@@ -158,9 +158,8 @@ impl Instance {
                 }
                 return match (self.spent, slot.can_begin()) {
                     (true, _) => Remains::Broken(Some(slot)),
-                    // It never got a request.
-                    (false, true) if !slot.is_kept() => Remains::Stopped(slot),
-                    (false, _) => Remains::Answered(slot),
+                    (false, true) => Remains::Waiting(slot),
+                    (false, false) => Remains::Answered(slot),
                 };
             }
             if let [(_, job)] = &mut self.jobs[..]
@@ -492,7 +491,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::outbound::{Allowed, Means};
+    use crate::outbound::{Allowed, Means, Outside};
 
     #[derive(Debug)]
     struct Loopback;
@@ -512,7 +511,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let places = vec![format!("192.0.2.1:{port}").parse().unwrap()];
-        let mut outbound = Allowed::with(places, Arc::new(Loopback))
+        let mut outbound = Allowed::of(places, &Outside::with(Vec::new(), Arc::new(Loopback)))
             .outbound()
             .unwrap();
         let ip = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();

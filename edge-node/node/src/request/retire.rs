@@ -17,7 +17,9 @@ use crate::pool::core::{Holds, SlotId};
 pub(crate) enum Remains {
     /// It answered: to be reset, or kept.
     Answered(Box<Slot>),
-    /// It got no request, or was stopped on its way: to be made fresh.
+    /// It waits for a request: it is as it was.
+    Waiting(Box<Slot>),
+    /// It was stopped on its way: to be made fresh.
     Stopped(Box<Slot>),
     /// Not to be used again. Without the slot when that was lost with its worker.
     Broken(Option<Box<Slot>>),
@@ -61,6 +63,12 @@ pub(crate) async fn retire(
             let fresh = slot.reset();
             give_back(lane, live, slot, at, fresh);
         }
+        Remains::Waiting(slot) => match (lane.serves(live.key), slot.is_kept()) {
+            (true, true) => lane.pool.finish(slot, at, Holds::Kept(live.key)),
+            (true, false) => lane.pool.finish(slot, at, Holds::Pristine(live.key)),
+            (false, true) => lane.pool.discard(Some(slot), at),
+            (false, false) => lane.pool.finish(slot, at, Holds::Nothing),
+        },
         Remains::Stopped(mut slot) => {
             log(lane, live, id, &mut slot);
             // A guest in the middle of something cannot be reset, but can be replaced.

@@ -6,6 +6,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 pub type Answer = Response<Bytes>;
@@ -17,7 +18,10 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect(to).await.unwrap();
+        Client::over(TcpStream::connect(to).await.unwrap()).await
+    }
+
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .unwrap();
@@ -63,9 +67,12 @@ pub struct Http2 {
 
 impl Http2 {
     pub async fn connect(to: SocketAddr) -> Self {
-        let stream = TokioIo::new(TcpStream::connect(to).await.unwrap());
+        Http2::over(TcpStream::connect(to).await.unwrap()).await
+    }
+
+    pub async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
         let (sender, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), stream)
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
                 .await
                 .unwrap();
         tokio::spawn(connection);

@@ -10,6 +10,7 @@
 pub mod coordinator;
 pub mod http;
 pub mod program;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::path::Path;

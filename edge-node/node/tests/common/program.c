@@ -1,6 +1,8 @@
 /* A function for the node's tests: one behaviour per path. LABEL is given by the compiler. */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +32,30 @@ static void answer(int to, const char *status, const char *body, size_t n, int h
     send_all(to, head, (size_t)used);
     if (!head_only)
         send_all(to, body, n);
+}
+
+static void bye(int signal) {
+    dprintf(2, "bye after %d requests\n", count);
+    _exit(0);
+}
+
+/* Sends a word to IP:PORT and puts what comes back into `out`, or what went wrong. */
+static int fetch(const char *place) {
+    char ip[64];
+    int port, used = 0;
+    if (sscanf(place, "%63[^:]:%d", ip, &port) != 2)
+        return snprintf(out, sizeof out, "no place");
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_pton(AF_INET, ip, &at.sin_addr);
+    int peer = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(peer, (struct sockaddr *)&at, sizeof at))
+        return snprintf(out, sizeof out, "connect: %s", errno == EACCES ? "EACCES" : strerror(errno));
+    send_all(peer, "hello", 5);
+    shutdown(peer, SHUT_WR);
+    for (ssize_t got; (got = read(peer, out + used, sizeof out - used)) > 0;)
+        used += (int)got;
+    close(peer);
+    return used;
 }
 
 static void serve(int to) {
@@ -62,6 +88,12 @@ static void serve(int to) {
     } else if (AT("/count")) {
         int n = snprintf(out, sizeof out, "%d", ++count);
         answer(to, "200 OK", out, (size_t)n, 0);
+    } else if (AT("/until-told")) {
+        count++;
+        signal(SIGTERM, bye);
+        answer(to, "200 OK", "ok", 2, 0);
+    } else if (AT("/fetch")) {
+        answer(to, "200 OK", out, fetch(path + 7), 0);
     } else if (AT("/echo")) {
         answer(to, "200 OK", in + head_bytes, body_bytes, 0);
     } else if (AT("/head")) {

@@ -1,0 +1,179 @@
+//! Versions come, fail and go.
+
+use std::time::Duration;
+
+use holm_model::usage::Outcome;
+use holm_test_support::require_kvm;
+
+use crate::common::coordinator::Coordinator;
+use crate::common::http::{Client, get, text};
+use crate::common::program::{Broken, Version, desired};
+use crate::common::{config, node, shutdown, start, until};
+use crate::{routed, serving};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_new_version_takes_over_without_a_failed_request() {
+    if !require_kvm() {
+        return;
+    }
+    let (v1, v2) = (Version::new("v1", 1), Version::new("v2", 2));
+    let (coordinator, _dir, node) = serving(&v1).await;
+    let address = node.addr();
+    let load = tokio::spawn(async move {
+        let mut client = Client::connect(address).await;
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|last: &String| last != "v2") {
+            let answer = client.get("/acme/hello/").await.unwrap();
+            assert_eq!(answer.status(), 200);
+            seen.push(text(&answer).to_owned());
+        }
+        seen
+    });
+    coordinator.add_artifact(&v2);
+    coordinator.want(desired(2, &v2, Some(&v1)));
+    routed(&coordinator, &v2).await;
+    assert_eq!(text(&get(address, "/acme/hello/").await), "v2");
+    let seen = tokio::time::timeout(Duration::from_secs(10), load)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(seen.len() > 1 && seen[..seen.len() - 1].iter().all(|label| label == "v1"));
+    // And back, without preparing anything.
+    coordinator.want(desired(3, &v1, Some(&v2)));
+    routed(&coordinator, &v1).await;
+    assert_eq!(text(&get(address, "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_version_that_does_not_work_never_takes_a_request() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, _dir, node) = serving(&v1).await;
+    let not_a_program = {
+        let mut version = Version::new("v1", 4);
+        version.artifact = b"#!/bin/sh\n".to_vec();
+        version.statement.artifact = holm_model::ids::Digest::of(&version.artifact);
+        version.statement.artifact_bytes = version.artifact.len() as u64;
+        let key = crate::common::program::key();
+        version.signed = holm_model::artifact::SignedVersion::sign(&version.statement, &key);
+        version
+    };
+    let broken = [
+        (Version::broken("v2", 2, Broken::AtStart), "cannot start"),
+        (
+            Version::broken("v3", 3, Broken::AtFirstRequest),
+            "at the probe GET /",
+        ),
+        (not_a_program, "ELF"),
+    ];
+    for (n, (version, why)) in broken.iter().enumerate() {
+        coordinator.add_artifact(version);
+        coordinator.want(desired(n as u64 + 2, version, Some(&v1)));
+        until("the version has failed", || {
+            coordinator.failure(version).is_some()
+        })
+        .await;
+        let reason = coordinator.failure(version).unwrap();
+        assert!(reason.contains(why), "{reason}");
+        assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    }
+    let crashed = |row: &&holm_model::usage::UsageRecord| row.outcome == Outcome::Crash;
+    until("the probe is on record", || {
+        coordinator.state().ledger.iter().any(|r| crashed(&r))
+    })
+    .await;
+    assert!(
+        coordinator
+            .state()
+            .ledger
+            .iter()
+            .filter(crashed)
+            .all(|row| row.probe)
+    );
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_broken_off_fetch_goes_on_where_it_stopped() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let v1 = Version::new("v1", 1);
+    coordinator.add_artifact(&v1);
+    coordinator.state().break_off_after = Some(100_000);
+    coordinator.want(desired(1, &v1, None));
+    let node = node(&coordinator, dir.path()).await;
+    routed(&coordinator, &v1).await;
+    assert_eq!(coordinator.state().fetches, [0, 100_000]);
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_an_artifact_altered_on_the_way_is_never_run() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut v1 = Version::new("v1", 1);
+    *v1.artifact.last_mut().unwrap() ^= 1;
+    coordinator.add_artifact(&v1);
+    coordinator.want(desired(1, &v1, None));
+    let node = node(&coordinator, dir.path()).await;
+    until("the version has failed", || {
+        coordinator.failure(&v1).is_some()
+    })
+    .await;
+    let reason = coordinator.failure(&v1).unwrap();
+    assert!(reason.contains("digest"), "{reason}");
+    assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 503);
+    assert_eq!(dir.path().join("artifacts").read_dir().unwrap().count(), 0);
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_damaged_snapshot_is_made_anew() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, dir, node) = serving(&v1).await;
+    let snapshot = dir
+        .path()
+        .join("snapshots")
+        .join(format!("{}.snap", v1.signed.id().hex()));
+    until("the snapshot is on disk", || snapshot.exists()).await;
+    shutdown(node).await;
+    std::fs::write(&snapshot, b"nonsense").unwrap();
+    coordinator.state().observed = Default::default();
+    let node = start(config(dir.path())).await;
+    routed(&coordinator, &v1).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_version_that_is_not_wanted_any_more_leaves_nothing_behind() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, dir, node) = serving(&v1).await;
+    let files = || {
+        let count = |name| dir.path().join(name).read_dir().unwrap().count();
+        (count("artifacts"), count("snapshots"))
+    };
+    until("the snapshot is on disk", || files() == (1, 1)).await;
+    coordinator.want(holm_model::control::Desired {
+        generation: 2,
+        functions: vec![],
+    });
+    until("the files are gone", || files() == (0, 0)).await;
+    assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 404);
+    shutdown(node).await;
+}
