@@ -15,6 +15,9 @@ pub const SLICE: Duration = Duration::from_millis(2);
 /// How long a kept instance (`isolation = "instance"`) may take from its answer to its next wait.
 pub const AGAIN_DEADLINE: Duration = Duration::from_millis(50);
 
+/// How long a request waits for a kept instance at work to take it, before it looks for another one.
+pub const DOOR_PATIENCE: Duration = Duration::from_millis(10);
+
 /// Most requests of one version that wait for room on this node.
 pub const MAX_QUEUED_PER_VERSION: usize = 256;
 /// What a caller that was turned away for lack of room is told to wait.

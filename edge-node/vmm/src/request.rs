@@ -77,7 +77,8 @@ pub enum Step {
     /// A response is complete. When no other request is open, `reset` (or `again`) the slot, after the
     /// response has left.
     Answered(Response),
-    /// A request will not be answered; others are open, and may be. The instance should get no new ones.
+    /// A request will not be answered; others are open, and may be. After a limit was reached, the instance
+    /// should get no new ones: it may go on with what was to be stopped.
     Dropped(RequestPlace, Failure),
     /// The quantum is over, or there is a part of a response to be taken; call `run` again, from any thread.
     Yielded,

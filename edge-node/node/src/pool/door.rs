@@ -1,7 +1,8 @@
 //! Where further requests come into a kept instance that has some.
 //!
 //! Whoever runs the instance opens its door in the pool while the guest waits for a request. The next that
-//! asks for the version gets a seat, which closes the door again, and joins when its task has its turn.
+//! asks for the version gets a seat, which closes the door again, and joins when its task has its turn. While
+//! the guest is at work, those that ask wait a little, because it may soon wait for them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -12,6 +13,8 @@ use std::task::{Context, Poll, Waker};
 #[derive(Debug)]
 pub(crate) struct Door<T> {
     joined: RefCell<VecDeque<T>>,
+    /// It may open soon.
+    hopeful: Cell<bool>,
     /// Seats that were given and not taken yet.
     given: Cell<usize>,
     waker: RefCell<Option<Waker>>,
@@ -25,6 +28,7 @@ impl<T> Door<T> {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Door {
             joined: RefCell::default(),
+            hopeful: Cell::new(false),
             given: Cell::new(0),
             waker: RefCell::default(),
         })
@@ -34,6 +38,15 @@ impl<T> Door<T> {
     pub(crate) fn seat(self: &Rc<Self>) -> Seat<T> {
         self.given.set(self.given.get() + 1);
         Seat(self.clone())
+    }
+
+    /// Whether it may open soon.
+    pub(crate) fn is_hopeful(&self) -> bool {
+        self.hopeful.get()
+    }
+
+    pub(super) fn set_hopeful(&self, hopeful: bool) {
+        self.hopeful.set(hopeful);
     }
 
     /// The next that has joined.

@@ -8,7 +8,7 @@ pub(crate) mod door;
 mod janitor;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -51,8 +51,12 @@ struct Inner {
     core: Core,
     free: HashMap<SlotId, Box<Slot>>,
     waiting: HashMap<Ticket, oneshot::Sender<Way>>,
-    /// The doors of kept instances that take one request more now.
+    /// The doors of kept instances that are at work.
+    doors: Vec<(Key, Rc<Door<Job>>)>,
+    /// Those of them that take one request more now.
     open: Vec<(Key, Rc<Door<Job>>)>,
+    /// Who waits for one to open.
+    at_doors: VecDeque<(Key, oneshot::Sender<Way>)>,
     next_slot: u32,
     next_ticket: u64,
 }
@@ -147,10 +151,50 @@ impl Pool {
         lease
     }
 
+    /// A kept instance begins to work. Its door is shut.
+    pub(crate) fn add_door(&self, key: Key, door: &Rc<Door<Job>>) {
+        self.inner.borrow_mut().doors.push((key, door.clone()));
+    }
+
+    /// It is at work no more.
+    pub(crate) fn remove_door(&self, door: &Rc<Door<Job>>) {
+        let mut inner = self.inner.borrow_mut();
+        inner.give_up_hope(door);
+        inner.doors.retain(|(_, other)| !Rc::ptr_eq(other, door));
+    }
+
+    /// Whether a door may open soon.
+    pub(crate) fn hope(&self, door: &Rc<Door<Job>>, hopeful: bool) {
+        match hopeful {
+            true => door.set_hopeful(true),
+            false => self.inner.borrow_mut().give_up_hope(door),
+        }
+    }
+
+    /// A way into an instance of the version that has requests, if one opens; ends without one when there is no
+    /// hope of that. `None` if there is none now.
+    pub(crate) fn ask_at_doors(&self, key: Key) -> Option<oneshot::Receiver<Way>> {
+        let mut inner = self.inner.borrow_mut();
+        let hopeful = |(at, door): &(Key, Rc<Door<Job>>)| *at == key && door.is_hopeful();
+        let is_open = inner.open.iter().any(|(open, _)| *open == key);
+        if is_open || !inner.doors.iter().any(hopeful) {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        inner.at_doors.push_back((key, sender));
+        Some(receiver)
+    }
+
     /// A kept instance takes one request more: the first that waits for the version, or the next that asks,
     /// until [`Pool::shut`].
     pub(crate) fn open(&self, key: Key, door: &Rc<Door<Job>>) {
         let mut inner = self.inner.borrow_mut();
+        while let Some(at) = inner.at_doors.iter().position(|(at, _)| *at == key) {
+            let waiting = inner.at_doors.remove(at);
+            if waiting.is_some_and(|(_, waiting)| waiting.send(Way::Join(door.seat())).is_ok()) {
+                return;
+            }
+        }
         while let Some(ticket) = inner.core.next_waiting(key) {
             let waiting = inner.waiting.remove(&ticket);
             if waiting.is_some_and(|waiting| waiting.send(Way::Join(door.seat())).is_ok()) {
@@ -230,6 +274,16 @@ impl Pool {
 }
 
 impl Inner {
+    fn give_up_hope(&mut self, door: &Rc<Door<Job>>) {
+        door.set_hopeful(false);
+        let doors = &self.doors;
+        // Who waits learns it by having nobody to hear from any more.
+        self.at_doors.retain(|(key, _)| {
+            let hopeful = |(at, door): &(Key, Rc<Door<Job>>)| at == key && door.is_hopeful();
+            doors.iter().any(hopeful)
+        });
+    }
+
     fn lease(&mut self, grant: Grant) -> Option<Lease> {
         let slot = self.free.remove(&grant.slot)?;
         Some(Lease {

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::job::Job;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::MAX_QUEUED_PER_VERSION;
+use crate::limits::{DOOR_PATIENCE, MAX_QUEUED_PER_VERSION};
 use crate::pool::{Asked, Way};
 
 /// The way in was not found.
@@ -48,6 +48,14 @@ pub(crate) async fn admit(
                 .map_err(|_| Refusal::Stopping)?
         }
     };
+    if let Some(door) = lane.pool.ask_at_doors(live.key) {
+        let patience = deadline.min(Instant::now() + DOOR_PATIENCE);
+        match within(door, patience, job.gone()).await {
+            Ok(Ok(way)) => return Ok((permit, way)),
+            Ok(Err(_)) | Err(Refusal::Waited) => {}
+            Err(refusal) => return Err(refusal),
+        }
+    }
     let way = match lane.pool.ask(live.key) {
         Asked::Granted(way) => way,
         Asked::Queued(mut waiting) => {

@@ -22,6 +22,7 @@ use holm_vmm::{Failure, Limits, Request, RequestPlace, Slot, Step, VmmError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::enter;
 use super::job::{Ending, Job};
 use super::problem::Problem;
 use super::retire::{Remains, log, retire};
@@ -42,7 +43,7 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
             let why = format!("the snapshot cannot be restored: {error}");
             first.end(Ending::Node(why));
             let remains = Remains::Broken(Some(slot));
-            return retire(&lane, &live, id, request, remains).await;
+            return retire(&lane, &live, id, request, remains);
         }
         (first.cost.restore_ns, first.cost.cold) = (nanos(began.elapsed()), true);
     }
@@ -50,20 +51,27 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
     if !slot.has_outbound() {
         slot.set_outbound(live.outbound());
     }
-    let shared = live.isolation == Isolation::Instance && live.requests_per_instance > 1;
+    let kept = live.isolation == Isolation::Instance;
     let mut instance = Instance {
         lane,
         live,
         jobs: Vec::new(),
-        door: shared.then(Door::new),
+        door: kept.then(Door::new),
         inline: INLINE_BUDGET,
         spent: false,
         last: request,
     };
+    if let Some(door) = &instance.door {
+        instance.lane.pool.add_door(instance.live.key, door);
+    }
     let remains = match instance.begin(&mut slot, first) {
         Ok(()) => instance.run(slot).await,
         Err(()) => Remains::Broken(Some(slot)),
     };
+    if let Some(door) = &instance.door {
+        instance.lane.pool.remove_door(door);
+    }
+    instance.send_away().await;
     let Instance {
         lane, live, last, ..
     } = instance;
@@ -71,7 +79,7 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
     // first. With HTTP/2 there are two tasks on the way.
     tokio::task::yield_now().await;
     tokio::task::yield_now().await;
-    retire(&lane, &live, id, last, remains).await;
+    retire(&lane, &live, id, last, remains);
 }
 
 /// An instance with its requests.
@@ -130,6 +138,9 @@ impl Instance {
                 job.begin();
                 self.jobs.push((place, job));
                 self.inline = INLINE_BUDGET;
+                if let Some(door) = &self.door {
+                    self.lane.pool.hope(door, self.opens());
+                }
                 Ok(())
             }
             Err(VmmError::RequestTooLarge(_)) => {
@@ -153,14 +164,11 @@ impl Instance {
                 }
             }
             if self.jobs.is_empty() {
-                if self.is_joined().await {
-                    continue;
-                }
-                return match (self.spent, slot.can_begin()) {
-                    (true, _) => Remains::Broken(Some(slot)),
-                    (false, true) => Remains::Waiting(slot),
-                    (false, false) => Remains::Answered(slot),
+                slot = match self.go_on(slot).await {
+                    Ok(slot) => slot,
+                    Err(remains) => return remains,
                 };
+                continue;
             }
             if let [(_, job)] = &mut self.jobs[..]
                 && job.is_full()
@@ -208,7 +216,8 @@ impl Instance {
                     }
                 }
                 Step::Dropped(place, failure) => {
-                    self.spent = true;
+                    // What was to come of it may still take time that is not its own.
+                    self.spent |= matches!(failure, Failure::Deadline(_) | Failure::CpuLimit(_));
                     if let Some(job) = self.take(&mut slot, place) {
                         end(job, failure, &slot, place);
                     }
@@ -249,21 +258,68 @@ impl Instance {
         door.next()
     }
 
-    /// Waits for those that are about to join; whether there are any.
-    async fn is_joined(&mut self) -> bool {
-        let Some(door) = &self.door else {
-            return false;
+    /// Nobody is to be answered: an instance that is kept goes on to its next wait for a request. Gives the slot
+    /// if there is another request then.
+    async fn go_on(&mut self, mut slot: Box<Slot>) -> Result<Box<Slot>, Remains> {
+        let Some(door) = self.door.clone() else {
+            return Err(match slot.can_begin() {
+                true => Remains::Waiting(slot),
+                false => Remains::Answered(slot),
+            });
         };
-        let joined = std::future::poll_fn(|cx| door.poll_joined(cx)).await;
-        if joined && self.spent {
-            while let Some(job) = door.next() {
-                job.end(Ending::Node(
-                    "the instance that it was for has failed".into(),
-                ));
+        log(&self.lane, &self.live, self.last, &mut slot);
+        if !self.spent && !slot.can_begin() {
+            // Its connection first.
+            tokio::task::yield_now().await;
+            // It may take a while, so not on this thread. Who comes meanwhile had better wait for it than have an
+            // instance with another state.
+            let open = self
+                .opens()
+                .then(|| self.lane.pool.open(self.live.key, &door));
+            let again = self.lane.shared.workers.again(slot).await;
+            if open.is_some() {
+                self.lane.pool.shut(&door);
             }
-            return false;
+            slot = match again {
+                Ok((slot, Ok(()))) => slot,
+                Ok((slot, Err(failure))) => {
+                    let (function, version) = (&self.live.function, self.live.version.short());
+                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
+                    return Err(Remains::Broken(Some(slot)));
+                }
+                Err(_) => {
+                    return Err(Remains::Broken(None));
+                }
+            };
         }
-        joined
+        if self.spent {
+            return Err(Remains::Broken(Some(slot)));
+        }
+        match std::future::poll_fn(|cx| door.poll_joined(cx)).await {
+            true => Ok(slot),
+            false => Err(Remains::Waiting(slot)),
+        }
+    }
+
+    /// Whether it may get another request.
+    fn opens(&self) -> bool {
+        let expected = self.door.as_ref().map_or(0, |door| door.expected());
+        let room = self.jobs.len() + expected < self.live.requests_per_instance as usize;
+        room && !self.spent && self.lane.serves(self.live.key)
+    }
+
+    /// Has those that joined, or are about to, look for another instance.
+    async fn send_away(&self) {
+        let Some(door) = &self.door else {
+            return;
+        };
+        while std::future::poll_fn(|cx| door.poll_joined(cx)).await {
+            if let Some(mut job) = door.next() {
+                job.leave();
+                let (lane, live) = (self.lane.clone(), self.live.clone());
+                tokio::task::spawn_local(enter(lane, live, job));
+            }
+        }
     }
 
     /// Takes a job out, with what it has cost.
@@ -312,7 +368,6 @@ impl Instance {
                 && let Some(job) = self.take(slot, place)
             {
                 slot.abandon(place);
-                self.spent = true;
                 job.end(Ending::Failed(Rc::new(Failure::BadResponse(why))));
             }
         }
@@ -343,18 +398,15 @@ impl Instance {
 
     /// The guest is parked: waits until it can go on, or a caller cannot.
     async fn wait(&mut self, slot: &mut Slot, until: Instant) -> Woken {
-        let open = match &self.door {
-            Some(door) => {
-                let most = self.live.requests_per_instance as usize;
-                let room = self.jobs.len() + door.expected() < most;
-                let opens =
-                    room && slot.can_begin() && !self.spent && self.lane.serves(self.live.key);
-                opens.then(|| door.clone())
-            }
-            None => None,
-        };
+        let open = self
+            .door
+            .clone()
+            .filter(|_| slot.can_begin() && self.opens());
         if let Some(door) = &open {
             self.lane.pool.open(self.live.key, door);
+        } else if let Some(door) = &self.door {
+            // It waits, but for no request.
+            self.lane.pool.hope(door, false);
         }
         let woken = loop {
             let hungry: Vec<bool> = self
@@ -389,6 +441,9 @@ impl Instance {
         };
         if let Some(door) = &open {
             self.lane.pool.shut(door);
+        }
+        if let Some(door) = &self.door {
+            self.lane.pool.hope(door, self.opens());
         }
         woken
     }

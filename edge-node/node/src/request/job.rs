@@ -106,6 +106,11 @@ impl Job {
         self.cost.queue_ns = nanos(self.call.accepted.elapsed());
     }
 
+    /// Its way in has come to nothing.
+    pub(crate) fn leave(&mut self) {
+        self.permit = None;
+    }
+
     /// The function gets it now.
     pub(crate) fn begin(&mut self) {
         self.began = Some(Instant::now());

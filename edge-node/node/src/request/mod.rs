@@ -183,7 +183,12 @@ async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Send
         let _ = reply.send(refuse(&lane, call.id, &Problem::Unmetered));
         return;
     }
-    let mut job = Job::new(&lane, &live, call, reply);
+    let job = Job::new(&lane, &live, call, reply);
+    enter(lane, live, job).await;
+}
+
+/// Finds a way in for a request, and carries it through.
+async fn enter(lane: Rc<Lane>, live: Arc<Live>, mut job: Job) {
     match admit(&lane, &live, &mut job).await {
         Err(refusal) => job.end(Ending::TurnedAway(refusal)),
         Ok((permit, way)) => {

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use holm_model::ids::RequestId;
-use holm_model::manifest::Isolation;
 use holm_vmm::{Slot, VmmError};
 
 use crate::deploy::routes::Live;
@@ -15,7 +14,7 @@ use crate::pool::core::{Holds, SlotId};
 /// What is to become of the slot.
 #[derive(Debug)]
 pub(crate) enum Remains {
-    /// It answered: to be reset, or kept.
+    /// It answered: to be reset.
     Answered(Box<Slot>),
     /// It waits for a request: it is as it was.
     Waiting(Box<Slot>),
@@ -26,40 +25,23 @@ pub(crate) enum Remains {
 }
 
 /// Brings the slot back to the pool, as fresh as its version's isolation asks for.
-pub(crate) async fn retire(
+pub(crate) fn retire(
     lane: &Rc<Lane>,
     live: &Arc<Live>,
     at: SlotId,
     id: RequestId,
-    remains: Remains,
+    mut remains: Remains,
 ) {
+    if let Remains::Answered(slot)
+    | Remains::Waiting(slot)
+    | Remains::Stopped(slot)
+    | Remains::Broken(Some(slot)) = &mut remains
+    {
+        log(lane, live, id, slot);
+    }
     match remains {
-        Remains::Broken(slot) => {
-            let slot = slot.map(|mut slot| {
-                log(lane, live, id, &mut slot);
-                slot
-            });
-            lane.pool.discard(slot, at);
-        }
-        Remains::Answered(mut slot) if live.isolation == Isolation::Instance => {
-            log(lane, live, id, &mut slot);
-            // It may take a while to get to its next wait, so not on this thread.
-            match lane.shared.workers.again(slot).await {
-                Ok((slot, Ok(()))) if lane.serves(live.key) => {
-                    lane.pool.finish(slot, at, Holds::Kept(live.key));
-                }
-                // Its version was replaced meanwhile.
-                Ok((slot, Ok(()))) => lane.pool.discard(Some(slot), at),
-                Ok((slot, Err(failure))) => {
-                    let (function, version) = (&live.function, live.version.short());
-                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
-                    lane.pool.discard(Some(slot), at);
-                }
-                Err(_) => lane.pool.discard(None, at),
-            }
-        }
+        Remains::Broken(slot) => lane.pool.discard(slot, at),
         Remains::Answered(mut slot) => {
-            log(lane, live, id, &mut slot);
             let fresh = slot.reset();
             give_back(lane, live, slot, at, fresh);
         }
@@ -70,7 +52,6 @@ pub(crate) async fn retire(
             (false, false) => lane.pool.finish(slot, at, Holds::Nothing),
         },
         Remains::Stopped(mut slot) => {
-            log(lane, live, id, &mut slot);
             // A guest in the middle of something cannot be reset, but can be replaced.
             let fresh = slot.load(&live.snapshot);
             give_back(lane, live, slot, at, fresh);

@@ -81,7 +81,20 @@ impl Version {
         broken: Broken,
         change: impl FnOnce(&mut Statement),
     ) -> Self {
-        let artifact = program(label, broken);
+        Self::labelled(program(label, broken), label, counter, change)
+    }
+
+    /// Of another program.
+    pub fn of(artifact: Vec<u8>, change: impl FnOnce(&mut Statement)) -> Self {
+        Self::labelled(artifact, "v1", 1, change)
+    }
+
+    fn labelled(
+        artifact: Vec<u8>,
+        label: &str,
+        counter: u64,
+        change: impl FnOnce(&mut Statement),
+    ) -> Self {
         let mut statement = Statement {
             function: hello(),
             counter,

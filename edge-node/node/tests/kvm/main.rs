@@ -13,6 +13,7 @@ mod kept;
 mod limits;
 mod link;
 mod outbound;
+mod several;
 mod tls;
 mod versions;
 
