@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
 
 use crate::cpu::{self, CpuState};
@@ -104,6 +107,13 @@ impl Machine {
         self.memory
             .as_ref()
             .ok_or(VmmError::Misuse("the VM has no memory"))
+    }
+
+    /// What the vCPU answers to CPUID, with what follows from its system registers.
+    pub(crate) fn cpuid(&self) -> Result<CpuId, VmmError> {
+        self.vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(VmmError::kvm("tell the CPUID of a vCPU"))
     }
 
     /// The guest's TSC, about now.

@@ -205,7 +205,7 @@ stub_protections:
 // for user mode. At CPL 0 nothing is done but to go down to CPL 3; rsp is the only register used.
 //
 // A system call that the host has made a jump (see the VMM's `rewrite`) arrives in call_entry, at CPL 3 on
-// both, with the return address in rcx.
+// both, with the return address in rcx; a CPUID that was made one in cpuid_entry, with it in rdx.
 //
 // A fault arrives in fault_entry at CPL 3, with the program's stack and flags and all registers but
 // rax, by way of the stub; a preemption by way of the host.
@@ -256,6 +256,21 @@ call_entry:
     push 0x202
     popfq
     lea rax, [rip + {syscall}]
+    jmp 3f
+
+    .global cpuid_entry
+cpuid_entry:
+    mov [rip + saved_rsp], rsp
+    mov rsp, [rip + HOLM_ENTRY_STACK]
+    push {user_data}
+    push qword ptr [rip + saved_rsp]
+    pushfq
+    push {user_code}
+    push rdx
+    push rax
+    push 0x202
+    popfq
+    lea rax, [rip + {cpuid}]
     jmp 3f
 
     .global fault_entry
@@ -335,6 +350,7 @@ saved_rsp:
     .skip 8
     "#,
     syscall = sym holm_kernel::syscall::handle,
+    cpuid = sym holm_kernel::cpuid::handle,
     fault_handler = sym holm_kernel::fault::handle,
     start = sym holm_kernel::start,
     stub_stack_top = const holm_hostcall::STUB_STACK_ADDR + holm_hostcall::PAGE_BYTES,
