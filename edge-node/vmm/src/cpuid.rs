@@ -72,19 +72,34 @@ pub(crate) fn digest(cpuid: &CpuId, xcr0: u64) -> [u8; 32] {
 /// The words of the table from the entries that a vCPU answers by: KVM takes the first that fits (its
 /// `kvm_cpuid`), and so does the library OS. What is not there, or has no room, the instruction answers.
 fn table(cpuid: &CpuId) -> Vec<u32> {
+    let entries = cpuid.as_slice().iter().filter(|entry| !is_volatile(entry));
+    let others = entries
+        .clone()
+        .filter(|entry| is_zero_elsewhere(cpuid, entry))
+        .map(|entry| kvm_cpuid_entry2 {
+            function: entry.function,
+            ..Default::default()
+        });
     let mut words = vec![0; 8];
-    for entry in cpuid
-        .as_slice()
-        .iter()
-        .filter(|entry| !is_volatile(entry))
-        .take(MAX_CPUID_ENTRIES)
-    {
+    for entry in entries.copied().chain(others).take(MAX_CPUID_ENTRIES) {
         words[0] += 1;
         let by_subleaf = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
         words.extend_from_slice(&[entry.function, entry.index, by_subleaf, 0]);
         words.extend_from_slice(&[entry.eax, entry.ebx, entry.ecx, entry.edx]);
     }
     words
+}
+
+/// Whether an entry is that of subleaf 0 of a leaf whose subleaves that are not there have zeroes for an
+/// answer: all that have subleaves and are within the range of their class, but for the two of the topology.
+fn is_zero_elsewhere(cpuid: &CpuId, entry: &kvm_cpuid_entry2) -> bool {
+    let class = entry.function & 0x8000_0000;
+    let mut leaves = cpuid.as_slice().iter();
+    let most = leaves.find(|entry| entry.function == class);
+    entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0
+        && entry.index == 0
+        && !matches!(entry.function, 0xB | 0x1F)
+        && most.is_some_and(|most| entry.function <= most.eax)
 }
 
 /// Writes the table into the memory of a guest that has not run.
@@ -114,7 +129,9 @@ mod tests {
         CpuId::from_entries(&[
             entry(0, 0, 0, 0x10),
             entry(1, 0, 0, 0x20),
-            entry(0xD, 1, indexed, 0x30),
+            entry(0xD, 0, indexed, 0x30),
+            entry(0xD, 1, indexed, 0x60),
+            entry(0x12, 0, indexed, 0x70),
             entry(0x15, 0, 0, 0x40),
             entry(0x4000_0001, 0, 0, 0x50),
         ])
@@ -147,9 +164,13 @@ mod tests {
     #[test]
     fn the_table_has_the_answers_that_are_the_same_at_any_moment() {
         let words = table(&some());
-        assert_eq!(words[0], 3);
-        assert_eq!(words.len(), 8 + 3 * 8);
-        assert_eq!(words[8 + 2 * 8..], [0xD, 1, 1, 0, 0x30, 0x31, 0x32, 0x33]);
+        let entries: Vec<&[u32]> = words.chunks_exact(8).collect();
+        assert_eq!(entries[0][0], 6);
+        assert_eq!(entries.len(), 7);
+        assert_eq!(entries[4], [0xD, 1, 1, 0, 0x60, 0x61, 0x62, 0x63]);
+        assert_eq!(entries[5][..3], [0x12, 0, 1]);
+        // All other subleaves of leaf 0xD; leaf 0x12 is out of range.
+        assert_eq!(entries[6], [0xD, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]
