@@ -36,7 +36,8 @@ mod vdso;
 //            NX is refused, and a copy of one is as little writable as the original.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
-//            for good; a jump through a null pointer is the program's.
+//            for good; a jump through a null pointer is the program's, and so are the instructions of it that
+//            were moved to the stubs of its calls.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -78,6 +79,10 @@ forward:
     push offset fault_entry
     iretq
 2:  cmp qword ptr [rsp + 16], {page}
+    jb 1b
+    cmp qword ptr [rsp + 16], {calls}
+    jb for_good
+    cmp qword ptr [rsp + 16], {calls_end}
     jb 1b
 for_good:
     out {exception_port}, al
@@ -191,6 +196,8 @@ stub_protections:
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
     kernel_end = const holm_hostcall::KERNEL_END,
     page = const holm_hostcall::PAGE_BYTES,
+    calls = const holm_hostcall::CALLS_ADDR,
+    calls_end = const holm_hostcall::CALLS_END,
     bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
     fault = const holm_hostcall::FAULT_ADDR,
     fault_rax = const offset_of!(FaultPage, rax),

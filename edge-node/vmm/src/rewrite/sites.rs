@@ -1,5 +1,7 @@
 //! Where a program makes a system call or asks CPUID in one of the ways that compilers and C libraries write it.
 
+use holm_hostcall::rewritten_call::STUB_BYTES;
+
 use super::JUMP_BYTES;
 
 /// Bytes of the instructions that are looked for.
@@ -9,6 +11,8 @@ const MOV_EAX: u8 = 0xB8;
 const NUMBERS: u32 = 1024;
 /// Numbers of CPUID's leaves are below, but for the highest bits, which tell their class.
 const LEAVES: u32 = 256;
+/// Most bytes between `mov eax, NUMBER` and the instruction, by the room in a stub.
+const MOST_ARGUMENT_BYTES: usize = STUB_BYTES - 3 * JUMP_BYTES;
 /// What C libraries and Go do with the result of a system call, right after it.
 pub(super) const BEHIND: [&[u8]; 5] = [
     &[0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF], // cmp rax, -4095
@@ -78,7 +82,7 @@ pub(super) fn find(code: &[u8], most: usize) -> Vec<Site> {
         }
         let (code, rest) = (&code[..at], &code[at + INSTRUCTION_BYTES..]);
         let (before, behind) = match instruction {
-            Instruction::Syscall => (before_syscall(code), behind_syscall(rest)),
+            Instruction::Syscall => (before_syscall(code), behind_syscall(code, rest)),
             Instruction::Cpuid => (before_cpuid(code), behind_cpuid(code, rest)),
         };
         let before = before.filter(|moved| at - moved >= free_from);
@@ -98,39 +102,88 @@ pub(super) fn find(code: &[u8], most: usize) -> Vec<Site> {
     found
 }
 
-fn behind_syscall(rest: &[u8]) -> Option<usize> {
-    let known = BEHIND.iter().find(|known| rest.starts_with(known))?;
-    Some(known.len())
+/// A comparison of the result; or what musl does, `mov rdi, rax; call __syscall_ret`, where a `mov` of an
+/// argument comes before.
+fn behind_syscall(code: &[u8], rest: &[u8]) -> Option<usize> {
+    if let Some(known) = BEHIND.iter().find(|known| rest.starts_with(known)) {
+        return Some(known.len());
+    }
+    match (code, rest) {
+        ([.., 0x48..=0x4F, 0x89, 0xC0..=0xFF], [0x48, 0x89, 0xC7, 0xE8, ..]) => Some(3),
+        _ => None,
+    }
 }
 
 fn before_syscall(code: &[u8]) -> Option<usize> {
     let known = BEFORE.iter().find(|(known, _)| code.ends_with(known));
-    if let Some((_, moved)) = known {
-        return Some(*moved);
+    match known {
+        Some((_, moved)) => Some(*moved),
+        None => number_before(code, |number| number < NUMBERS),
     }
-    moves_to_eax(code, |number| number < NUMBERS).then_some(JUMP_BYTES)
 }
 
-/// Whether `code` ends in `mov eax, NUMBER`, with such a number.
-fn moves_to_eax(code: &[u8], is_fit: impl Fn(u32) -> bool) -> bool {
-    let Some((rest, [MOV_EAX, number @ ..])) = code.split_last_chunk::<JUMP_BYTES>() else {
-        return false;
-    };
-    is_fit(u32::from_le_bytes(*number)) && !ends_in_a_longer_one(rest)
-}
-
-/// `mov eax, LEAF`, and perhaps a `mov` or `xor` of ecx.
+/// A class of leaves, and one of its first.
 fn before_cpuid(code: &[u8]) -> Option<usize> {
-    let leaf = |number: u32| number & 0x0FFF_FFFF < LEAVES;
-    let subleaf = match *code {
-        _ if moves_to_eax(code, leaf) => 0,
-        [.., 0x31, 0xC9] => 2,                          // xor ecx, ecx
-        [.., 0x89, modrm] if modrm & 0xC7 == 0xC1 => 2, // mov ecx, r32
-        [.., 0xB9, _, _, 0, 0] => 5,                    // mov ecx, SUBLEAF
-        _ => return None,
-    };
-    let moved = JUMP_BYTES + subleaf;
-    (subleaf == 0 || moves_to_eax(&code[..code.len() - subleaf], leaf)).then_some(moved)
+    number_before(code, |leaf| leaf & 0x0FFF_FFFF < LEAVES)
+}
+
+/// Bytes from a `mov eax, NUMBER` to the end of `code`, if only arguments are set between.
+fn number_before(code: &[u8], is_fit: impl Fn(u32) -> bool) -> Option<usize> {
+    (0..=MOST_ARGUMENT_BYTES).find_map(|arguments| {
+        let (code, arguments) = code.split_at_checked(code.len().checked_sub(arguments)?)?;
+        let (rest, &[MOV_EAX, ref number @ ..]) = code.split_last_chunk::<JUMP_BYTES>()? else {
+            return None;
+        };
+        let fits = is_fit(u32::from_le_bytes(*number))
+            && only_sets_arguments(arguments)
+            && !ends_in_a_longer_one(rest);
+        fits.then_some(JUMP_BYTES + arguments.len())
+    })
+}
+
+/// Whether `code` is whole instructions that do the same at any place and leave eax alone: of the forms that
+/// compilers choose to set arguments, the commonest (Intel SDM volume 2, 2.1 and 2.2.1).
+fn only_sets_arguments(mut code: &[u8]) -> bool {
+    while !code.is_empty() {
+        let (rex, rest) = match code {
+            [rex @ 0x40..=0x4F, rest @ ..] => (*rex, rest),
+            _ => (0, code),
+        };
+        let wide = rex & 8 != 0;
+        // The register in the middle of a ModRM byte, and the one at its end; where it is to be one.
+        let middle = |modrm: u8| modrm >> 3 & 7 | (rex & 4) << 1;
+        let end = |modrm: u8| modrm & 7 | (rex & 1) << 3;
+        let register = |modrm: u8| modrm & 0xC0 == 0xC0;
+        const EAX: u8 = 0;
+        let bytes = match *rest {
+            // xor r32, r32 of one register with itself
+            [0x31, modrm, ..] if register(modrm) && middle(modrm) == end(modrm) => {
+                (end(modrm) != EAX).then_some(2)
+            }
+            // mov r, r
+            [0x89, modrm, ..] if register(modrm) => (end(modrm) != EAX).then_some(2),
+            // movsxd r64, r32
+            [0x63, modrm, ..] if register(modrm) && wide => (middle(modrm) != EAX).then_some(2),
+            // mov r32, imm32
+            [opcode @ 0xB8..=0xBF, _, _, _, _, ..] if !wide => (end(opcode) != EAX).then_some(5),
+            // mov r64, imm32
+            [0xC7, modrm @ 0xC0..=0xC7, _, _, _, _, ..] => (end(modrm) != EAX).then_some(6),
+            // mov and lea r, [rsp + disp8]
+            [0x8B | 0x8D, modrm, 0x24, _, ..] if modrm & 0xC7 == 0x44 => {
+                (middle(modrm) != EAX && rex & 3 == 0).then_some(4)
+            }
+            // mov and lea r, [rsp + disp32]
+            [0x8B | 0x8D, modrm, 0x24, _, _, _, _, ..] if modrm & 0xC7 == 0x84 => {
+                (middle(modrm) != EAX && rex & 3 == 0).then_some(7)
+            }
+            _ => None,
+        };
+        match bytes {
+            Some(bytes) => code = &rest[bytes..],
+            None => return false,
+        }
+    }
+    true
 }
 
 /// rbx given back by the register in which it was kept, as compilers do where rbx is not the program's to
@@ -253,9 +306,9 @@ mod tests {
             vec![
                 0x90, 0x90, 0x90, 0x90, 0x41, 0xB8, 7, 0, 0, 0, 0x31, 0xC9, 0x0F, 0xA2,
             ],
-            // mov eax, 7; xor edx, edx; cpuid
+            // mov eax, 7; xor eax, eax; cpuid
             vec![
-                0x90, 0x90, 0x90, 0x90, 0x90, 0xB8, 7, 0, 0, 0, 0x31, 0xD2, 0x0F, 0xA2,
+                0x90, 0x90, 0x90, 0x90, 0x90, 0xB8, 7, 0, 0, 0, 0x31, 0xC0, 0x0F, 0xA2,
             ],
             // mov rsi, rbx; cpuid; xchg rdi, rbx
             vec![0x48, 0x89, 0xDE, 0x0F, 0xA2, 0x48, 0x87, 0xDF],
@@ -270,6 +323,79 @@ mod tests {
         for code in cases {
             assert_eq!(find(&code, usize::MAX), [], "{code:x?}");
         }
+    }
+
+    /// The instructions as `as` writes them.
+    const ARGUMENTS: [&[u8]; 12] = [
+        &[0x31, 0xD2],                               // xor edx, edx
+        &[0x45, 0x31, 0xD2],                         // xor r10d, r10d
+        &[0x89, 0xF7],                               // mov edi, esi
+        &[0x4C, 0x89, 0xCE],                         // mov rsi, r9
+        &[0x48, 0x63, 0xFE],                         // movsxd rdi, esi
+        &[0xBE, 0x81, 0, 0, 0],                      // mov esi, 129
+        &[0x41, 0xB8, 4, 0, 0, 0],                   // mov r8d, 4
+        &[0x49, 0xC7, 0xC0, 0xFF, 0xFF, 0xFF, 0xFF], // mov r8, -1
+        &[0x48, 0x8B, 0x74, 0x24, 0x10],             // mov rsi, [rsp + 16]
+        &[0x48, 0x8D, 0x74, 0x24, 0x0C],             // lea rsi, [rsp + 12]
+        &[0x48, 0x8D, 0xB4, 0x24, 0x40, 5, 0, 0],    // lea rsi, [rsp + 1344]
+        &[0x49, 0x89, 0xC0],                         // mov r8, rax
+    ];
+
+    #[test]
+    fn arguments_may_be_set_between_the_number_and_the_call() {
+        for first in ARGUMENTS {
+            for second in ARGUMENTS {
+                let arguments = [first, second].concat();
+                let number = [MOV_EAX, 0x3D, 0, 0, 0];
+                let code = [&[0x90; 5][..], &number, &arguments, &[0x0F, 0x05]].concat();
+                let site = Site {
+                    instruction: Instruction::Syscall,
+                    at: code.len() - 2,
+                    moved: Moved::Before(code.len() - 7),
+                };
+                assert_eq!(find(&code, usize::MAX), [site], "{code:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_may_be_between_the_number_and_the_call() {
+        let cases: [&[u8]; 17] = [
+            &[0x31, 0xC0],                         // xor eax, eax
+            &[0x31, 0xD6],                         // xor esi, edx
+            &[0x89, 0xF0],                         // mov eax, esi
+            &[0x48, 0x63, 0xC6],                   // movsxd rax, esi
+            &[0x48, 0xC7, 0xC0, 1, 0, 0, 0],       // mov rax, 1
+            &[0x48, 0x8B, 0x44, 0x24, 0x10],       // mov rax, [rsp + 16]
+            &[0x48, 0x8D, 0x35, 0, 1, 0, 0],       // lea rsi, [rip + 256]
+            &[0x48, 0x8B, 0x34, 0x24],             // mov rsi, [rsp]
+            &[0x48, 0x8B, 0x77, 0x10],             // mov rsi, [rdi + 16]
+            &[0x49, 0x8B, 0x74, 0x24, 0x10],       // mov rsi, [r12 + 16]
+            &[0x48, 0xBE, 1, 0, 0, 0, 0, 0, 0, 0], // mov rsi, imm64
+            &[0x66, 0xBE, 1, 0],                   // mov si, 1
+            &[0x75, 0x02],                         // jne
+            &[0xEB, 0x00],                         // jmp
+            &[0x50],                               // push rax
+            &[0x4C],                               // a prefix alone
+            &[0xBE, 1, 0, 0],                      // cut short
+        ];
+        for known in ARGUMENTS {
+            for other in cases {
+                let arguments = [known, other].concat();
+                let number = [MOV_EAX, 0x3D, 0, 0, 0];
+                let code = [&[0x90; 5][..], &number, &arguments, &[0x0F, 0x05]].concat();
+                assert_eq!(find(&code, usize::MAX), [], "{code:x?}");
+            }
+        }
+        let many = [0x31, 0xD2].repeat(MOST_ARGUMENT_BYTES / 2 + 1);
+        let code = [
+            &[0x90; 5][..],
+            &[MOV_EAX, 0x3D, 0, 0, 0],
+            &many,
+            &[0x0F, 0x05],
+        ]
+        .concat();
+        assert_eq!(find(&code, usize::MAX), []);
     }
 
     #[test]
