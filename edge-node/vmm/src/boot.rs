@@ -89,7 +89,7 @@ pub fn prepare(
     let (layout, file, memory, start) = lay_out(program, config)?;
 
     let mut runner = Runner::new(hypervisor)?;
-    cpuid::write_table(&memory, &runner.machine.cpuid()?)?;
+    cpuid::write_table(&memory, &hypervisor.inner.answers)?;
     runner.machine.attach(memory, layout.pml4())?;
     runner.layout = layout;
     runner.write_moment()?;

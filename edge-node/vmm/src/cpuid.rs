@@ -43,24 +43,23 @@ fn is_volatile(entry: &kvm_cpuid_entry2) -> bool {
         || entry.flags & !KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0
 }
 
-/// Identifies the CPU as a guest sees it. What follows CR4 and XCR0 does so in every guest.
-pub(crate) fn digest(cpuid: &CpuId, xcr0: u64) -> [u8; 32] {
+/// Identifies the CPU as a guest sees it, from what its vCPU answers: on PVM that is not all from what it was
+/// given.
+pub(crate) fn digest(answers: &CpuId, xcr0: u64) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(xcr0.to_le_bytes());
-    for entry in cpuid.as_slice().iter().filter(|entry| !is_volatile(entry)) {
-        // Leaf 1 ECX bit 27 follows CR4.
-        let ecx = match entry.function {
-            1 => entry.ecx & !(1 << 27),
-            _ => entry.ecx,
-        };
-        let (index, flags) = (entry.index, entry.flags);
+    for entry in answers
+        .as_slice()
+        .iter()
+        .filter(|entry| !is_volatile(entry))
+    {
         for word in [
             entry.function,
-            index,
-            flags,
+            entry.index,
+            entry.flags,
             entry.eax,
             entry.ebx,
-            ecx,
+            entry.ecx,
             entry.edx,
         ] {
             hash.update(word.to_le_bytes());
@@ -71,17 +70,16 @@ pub(crate) fn digest(cpuid: &CpuId, xcr0: u64) -> [u8; 32] {
 
 /// The words of the table from the entries that a vCPU answers by: KVM takes the first that fits (its
 /// `kvm_cpuid`), and so does the library OS. What is not there, or has no room, the instruction answers.
-fn table(cpuid: &CpuId) -> Vec<u32> {
-    let entries = cpuid.as_slice().iter().filter(|entry| !is_volatile(entry));
-    let others = entries
-        .clone()
-        .filter(|entry| is_zero_elsewhere(cpuid, entry))
-        .map(|entry| kvm_cpuid_entry2 {
-            function: entry.function,
-            ..Default::default()
-        });
+fn table(answers: &CpuId) -> Vec<u32> {
+    let entries = answers
+        .as_slice()
+        .iter()
+        .filter(|entry| !is_volatile(entry));
+    let zeroes = [0, 0x8000_0000]
+        .into_iter()
+        .flat_map(|class| zeroes(answers, class));
     let mut words = vec![0; 8];
-    for entry in entries.copied().chain(others).take(MAX_CPUID_ENTRIES) {
+    for entry in entries.copied().chain(zeroes).take(MAX_CPUID_ENTRIES) {
         words[0] += 1;
         let by_subleaf = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
         words.extend_from_slice(&[entry.function, entry.index, by_subleaf, 0]);
@@ -90,21 +88,29 @@ fn table(cpuid: &CpuId) -> Vec<u32> {
     words
 }
 
-/// Whether an entry is that of subleaf 0 of a leaf whose subleaves that are not there have zeroes for an
-/// answer: all that have subleaves and are within the range of their class, but for the two of the topology.
-fn is_zero_elsewhere(cpuid: &CpuId, entry: &kvm_cpuid_entry2) -> bool {
-    let class = entry.function & 0x8000_0000;
-    let mut leaves = cpuid.as_slice().iter();
-    let most = leaves.find(|entry| entry.function == class);
-    entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0
-        && entry.index == 0
-        && !matches!(entry.function, 0xB | 0x1F)
-        && most.is_some_and(|most| entry.function <= most.eax)
+/// What there is no entry for has zeroes for an answer, as long as the leaf is not beyond the highest of its
+/// class. Not so the two leaves of the topology.
+fn zeroes(answers: &CpuId, class: u32) -> impl Iterator<Item = kvm_cpuid_entry2> {
+    let entries = answers.as_slice();
+    let highest = entries.iter().find(|entry| entry.function == class);
+    let leaves = highest.map(|entry| class..=entry.eax.min(class | 0xFF));
+    leaves.into_iter().flatten().filter_map(move |function| {
+        let zero = kvm_cpuid_entry2 {
+            function,
+            ..Default::default()
+        };
+        let whole = |entry: &kvm_cpuid_entry2| {
+            entry.function == function && entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0
+        };
+        let told =
+            is_volatile(&zero) || matches!(function, 0xB | 0x1F) || entries.iter().any(whole);
+        (!told).then_some(zero)
+    })
 }
 
 /// Writes the table into the memory of a guest that has not run.
-pub(crate) fn write_table(memory: &GuestMemory, cpuid: &CpuId) -> Result<(), VmmError> {
-    let words = table(cpuid);
+pub(crate) fn write_table(memory: &GuestMemory, answers: &CpuId) -> Result<(), VmmError> {
+    let words = table(answers);
     debug_assert!(words.len() * 4 <= size_of::<CpuidTable>());
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     memory.write(CPUID_ADDR, &bytes)
@@ -164,13 +170,17 @@ mod tests {
     #[test]
     fn the_table_has_the_answers_that_are_the_same_at_any_moment() {
         let words = table(&some());
-        let entries: Vec<&[u32]> = words.chunks_exact(8).collect();
-        assert_eq!(entries[0][0], 6);
-        assert_eq!(entries.len(), 7);
-        assert_eq!(entries[4], [0xD, 1, 1, 0, 0x60, 0x61, 0x62, 0x63]);
-        assert_eq!(entries[5][..3], [0x12, 0, 1]);
-        // All other subleaves of leaf 0xD; leaf 0x12 is out of range.
-        assert_eq!(entries[6], [0xD, 0, 0, 0, 0, 0, 0, 0]);
+        let (head, entries) = words.split_at(8);
+        let entries: Vec<&[u32]> = entries.chunks_exact(8).collect();
+        assert_eq!(head[0] as usize, entries.len());
+        assert!(entries.contains(&&[0xD, 1, 1, 0, 0x60, 0x61, 0x62, 0x63][..]));
+        assert!(entries.iter().all(|entry| entry[0] <= 0x12));
+        // Zeroes within the range, which ends at leaf 0x10, but for the topology.
+        for leaf in 0..0x20 {
+            let zero = [leaf, 0, 0, 0, 0, 0, 0, 0];
+            let expected = (2..=0x10).contains(&leaf) && leaf != 0xB;
+            assert_eq!(entries.contains(&&zero[..]), expected, "{leaf:#x}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::{VmmError, cpuid};
+use crate::{VmmError, cpuid, machine};
 
 /// Which machinery is behind /dev/kvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +62,12 @@ pub struct Hypervisor {
 pub(crate) struct Inner {
     pub(crate) kvm: Kvm,
     pub(crate) kind: KvmKind,
+    /// What vCPUs are given for CPUID, and what they answer.
     pub(crate) cpuid: CpuId,
+    pub(crate) answers: CpuId,
     /// The extended state that guests may use.
     pub(crate) xcr0: u64,
-    /// SHA-256 over CPUID and XCR0: a snapshot fits only where this is the same.
+    /// SHA-256 over those answers and XCR0: a snapshot fits only where this is the same.
     pub(crate) cpu_digest: [u8; 32],
 }
 
@@ -103,13 +105,15 @@ impl Hypervisor {
             .map_err(VmmError::kvm("tell its supported CPUID"))?;
         cpuid::make_own(&mut cpuid);
         let xcr0 = cpuid::supported_xcr0(&cpuid) & XCR0_WANTED;
-        let cpu_digest = cpuid::digest(&cpuid, xcr0);
+        let answers = machine::cpuid_answers(&kvm, &cpuid, xcr0)?;
+        let cpu_digest = cpuid::digest(&answers, xcr0);
         let kind = KvmKind::detect();
         Ok(Hypervisor {
             inner: Arc::new(Inner {
                 kvm,
                 kind,
                 cpuid,
+                answers,
                 xcr0,
                 cpu_digest,
             }),
