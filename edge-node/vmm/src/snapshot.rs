@@ -86,7 +86,9 @@ pub struct Snapshot {
     pub(crate) wait: Buffer,
     pub(crate) symbols: Symbols,
     /// The pristine pages, read only.
-    pub(crate) pristine: GuestMemory,
+    pristine: GuestMemory,
+    /// Those that are not holes of the file, in rising order: guest addresses. All others are zero.
+    data: Vec<(u64, u64)>,
     /// What the first request that was reset had written: what most will write.
     pub(crate) working_set: OnceLock<Vec<Written>>,
     file: File,
@@ -140,6 +142,14 @@ impl Snapshot {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let pristine =
             GuestMemory::map(&file, file_offset, layout.total_bytes(), Sharing::ReadOnly)?;
+        let extents = memory::data_extents(&file, file_offset, file_offset + layout.total_bytes())
+            .map_err(VmmError::memory("finding the holes of a snapshot"))?;
+        // File systems tell extents in their own blocks, which may be smaller than a page.
+        let page = |at: u64| (at - file_offset) / PAGE_BYTES * PAGE_BYTES;
+        let data = extents
+            .into_iter()
+            .map(|(start, end)| (page(start), page(end + PAGE_BYTES - 1)))
+            .collect();
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let snapshot = Snapshot {
             id,
@@ -148,6 +158,7 @@ impl Snapshot {
             wait,
             symbols,
             pristine,
+            data,
             working_set: OnceLock::new(),
             file,
             file_offset,
@@ -168,6 +179,28 @@ impl Snapshot {
     pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
         let bytes = self.layout.total_bytes();
         GuestMemory::map(&self.file, self.file_offset, bytes, Sharing::CopyOnWrite)
+    }
+
+    /// Makes whole pages of an instance's memory what they were. Holes are not read: that would only fill the
+    /// caches, and the file.
+    pub(crate) fn put_back(
+        &self,
+        memory: &GuestMemory,
+        start: u64,
+        end: u64,
+    ) -> Result<(), VmmError> {
+        let first = self.data.partition_point(|(_, end)| *end <= start);
+        let mut at = start;
+        for &(from, to) in self.data[first..]
+            .iter()
+            .take_while(|(from, _)| *from < end)
+        {
+            let (from, to) = (from.max(at), to.min(end));
+            memory.zero(at, from - at)?;
+            memory.copy_from(&self.pristine, from, to - from)?;
+            at = to;
+        }
+        memory.zero(at, end - at)
     }
 
     /// Bytes of program memory of its guests.
