@@ -59,6 +59,19 @@ __asm__(".text\n"
         "  mov %rdx, %rsp\n"
         "  add %rdi, %rax\n"
         "  ret\n"
+        /* A number that is zero, read: its argument gives way as well. */
+        "zero: mov %rdi, %r9\n"
+        "  mov %rsi, %rdi\n"
+        "  mov $1, %edx\n"
+        "zero_site: xor %eax, %eax\n"
+        "at_zero: mov %r9, %rsi\n"
+        "  syscall\n"
+        "  ret\n"
+        "jump_to_zero: mov %rdi, %rax\n"
+        "  mov $1234, %r9\n"
+        "  call at_zero\n"
+        "  lea (%rsi, %rax), %rax\n"
+        "  ret\n"
         /* As musl has it, with what is a call there. */
         "result_moved: mov %rdi, %rax\n"
         "  mov %rsi, %rdi\n"
@@ -71,9 +84,9 @@ __asm__(".text\n"
         "  ret\n"
         "jump_to_moved: mov %rdi, %rax\n"
         "  jmp at_moved\n");
-extern const unsigned char with_arguments_site[] __asm__("with_arguments"), on_stack[], moved_site[];
+extern const unsigned char with_arguments_site[] __asm__("with_arguments"), on_stack[], zero_site[], moved_site[];
 long with_arguments(long ignored, long argument), jump_to_argument(long number, long argument),
-    argument_on(void *stack), result_moved(long number, long argument), jump_to_moved(long result);
+    argument_on(void *stack), zero(void *byte, long file), jump_to_zero(long number), result_moved(long number, long argument), jump_to_moved(long result);
 long number_before(void), compare_behind(long number, long argument), jump_to_call(long number),
     compare_behind_3(long number, long a, void *b, long c), jump_to_compare(long result),
     red_zone(long value);
@@ -116,6 +129,10 @@ static void handle(const struct request *request) {
     right |= (result_moved(SYS_close, 999) == -EBADF) << 11;
     right |= (jump_to_moved(77) == 77) << 12;
     right |= (with_arguments_site[0] == 0xe9 && on_stack[0] == 0xe9 && moved_site[0] == 0xe9) << 13;
+    char byte = 0;
+    right |= (pipe(ends) == 0 && write(ends[1], "z", 1) == 1 && zero(&byte, ends[0]) == 1 && byte == 'z') << 14;
+    right |= (jump_to_zero(SYS_getpid) == id + 1234) << 15;
+    right |= (zero_site[0] == 0xe9) << 16;
     answer(request, "%#x\n", right);
 }
 

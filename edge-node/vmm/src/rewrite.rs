@@ -16,7 +16,16 @@
 //!                                                  after:  cmp rax, -4095
 //!                                                          jmp back
 //! ```
-//! Before: the `syscall` stays, for who jumps to it. Behind: who jumps to `next` finds, by the choice of
+//! Before: the `syscall` stays, for who jumps to it; and so do instructions that set arguments between number
+//! and call, which the stub has too. A number that is zero takes two bytes, so that one more gives way:
+//!
+//! ```text
+//! zero     xor eax, eax             jmp stub ─────▶ stub:  xor eax, eax; mov rsi, r9; mov ecx, back
+//! next:    mov rsi, r9         ──▶  (rest of jmp)          jmp call_entry      (returns to back)
+//! call:    syscall           call:  syscall         after: mov rsi, r9
+//! back:    …                 back:  …                      jmp call
+//! ```
+//! Behind, and after a zero: who jumps to `next` finds, by the choice of
 //! the stub's address, a byte that is no instruction, and the library OS sends him on to `after`. For `cpuid`,
 //! which is two bytes as well, it is the same with edx in the place of ecx: each is a register that the
 //! instruction changes and does not read.
@@ -35,7 +44,7 @@ use crate::VmmError;
 use crate::image::Image;
 use crate::layout::{Access, Range};
 use crate::memory::GuestMemory;
-use sites::{INSTRUCTION_BYTES, Instruction, Moved, Site};
+use sites::{INSTRUCTION_BYTES, Instruction, Moved, Site, ZERO_BYTES};
 
 /// Most sites of one program that are changed: ordinary ones have some hundreds.
 const MAX_SITES: usize = 2000;
@@ -89,6 +98,7 @@ impl Stubs {
             // A site too far away, or one for which there is no stub left, stays as it is.
             let _ = match site.moved {
                 Moved::Before(bytes) => self.before(code, addr, &site, bytes),
+                Moved::ZeroBefore => self.zero_before(code, addr, &site),
                 Moved::Behind(bytes) => self.behind(code, addr, &site, bytes),
             };
         }
@@ -108,10 +118,27 @@ impl Stubs {
         Some(())
     }
 
+    fn zero_before(&mut self, code: &mut [u8], addr: u64, site: &Site) -> Option<()> {
+        let start = site.at - JUMP_BYTES;
+        let at = addr + start as u64;
+        let back = u32::try_from(addr + (site.at + INSTRUCTION_BYTES) as u64).ok()?;
+        let stub = self.free_with_trap(at)?;
+        let jump = jump(at, stub)?;
+        let (mov_back, entry) = self.way_in(site.instruction);
+        let mut text = code[start..site.at].to_vec();
+        text.push(mov_back);
+        text.extend_from_slice(&back.to_le_bytes());
+        self.put(stub, text, entry)?;
+        self.write(stub + SITE, &(at as u32).to_le_bytes());
+        let text = code[start + ZERO_BYTES..site.at].to_vec();
+        self.put(stub + AFTER, text, addr + site.at as u64)?;
+        code[start..site.at].copy_from_slice(&jump);
+        Some(())
+    }
+
     fn behind(&mut self, code: &mut [u8], addr: u64, site: &Site, moved: usize) -> Option<()> {
         let at = addr + site.at as u64;
-        let trap = |stub| jump(at, stub).is_some_and(|jump| jump[2] == NOT_AN_INSTRUCTION);
-        let stub = self.free(trap)?;
+        let stub = self.free_with_trap(at)?;
         let jump = jump(at, stub)?;
         let next = site.at + INSTRUCTION_BYTES;
         let after = u32::try_from(stub + AFTER).ok()?;
@@ -145,6 +172,11 @@ impl Stubs {
         let index = (0..self.taken.len()).find(|index| !self.taken[*index] && fit(stub(*index)))?;
         self.taken[index] = true;
         Some(stub(index))
+    }
+
+    /// One to which a jump from `at` has no instruction two bytes behind its start.
+    fn free_with_trap(&mut self, at: u64) -> Option<u64> {
+        self.free(|stub| jump(at, stub).is_some_and(|jump| jump[2] == NOT_AN_INSTRUCTION))
     }
 
     /// Writes `text` and a jump to `to`.
@@ -235,6 +267,24 @@ mod tests {
             [&[MOV_ECX][..], &(ADDR as u32 + 12).to_le_bytes()].concat()
         );
         assert_eq!(target(&stub[10..], at + 10), ENTRY);
+    }
+
+    #[test]
+    fn a_zero_before_the_call_gives_way_with_an_argument_and_a_jump_to_that_is_caught() {
+        let code = [0x90, 0x31, 0xC0, 0x4C, 0x89, 0xCE, 0x0F, 0x05, 0xC3];
+        let (changed, stubs) = rewritten(&code);
+        assert_eq!((&changed[..1], &changed[6..]), (&code[..1], &code[6..]));
+        assert_eq!(changed[3], NOT_AN_INSTRUCTION);
+        let at = target(&changed[1..], ADDR + 1);
+        let stub = stub(&stubs, at);
+        assert_eq!(stub[..5], code[1..6]);
+        let back = [&[MOV_ECX][..], &(ADDR as u32 + 8).to_le_bytes()].concat();
+        assert_eq!(stub[5..10], back);
+        assert_eq!(target(&stub[10..], at + 10), ENTRY);
+        let after = AFTER as usize;
+        assert_eq!(stub[after..after + 3], code[3..6]);
+        assert_eq!(target(&stub[after + 3..], at + AFTER + 3), ADDR + 6);
+        assert_eq!(stub[SITE as usize..], (ADDR as u32 + 1).to_le_bytes());
     }
 
     #[test]

@@ -171,7 +171,7 @@ fn kvm_a_system_call_that_was_made_a_jump_is_what_it_was_for_all_who_come_to_it(
     each_libc("rewritten_calls", |path| {
         let mut guest = Function::new(path);
         for _ in 0..2 {
-            assert_eq!(guest.get("/"), "0x3fff\n");
+            assert_eq!(guest.get("/"), "0x1ffff\n");
         }
     });
 }

@@ -7,6 +7,9 @@ use super::JUMP_BYTES;
 /// Bytes of the instructions that are looked for.
 pub(super) const INSTRUCTION_BYTES: usize = 2;
 const MOV_EAX: u8 = 0xB8;
+/// Bytes of `xor eax, eax`, and of an argument that makes as many of it as a jump has.
+pub(super) const ZERO_BYTES: usize = 2;
+const ARGUMENT_BYTES: usize = JUMP_BYTES - ZERO_BYTES;
 /// Numbers of system calls are below.
 const NUMBERS: u32 = 1024;
 /// Numbers of CPUID's leaves are below, but for the highest bits, which tell their class.
@@ -55,8 +58,19 @@ impl Instruction {
 pub(super) enum Moved {
     /// So many bytes before the one that was looked for, which stays.
     Before(usize),
+    /// `xor eax, eax` and one more before it, which stays.
+    ZeroBefore,
     /// So many bytes after it, and itself.
     Behind(usize),
+}
+
+impl Moved {
+    fn bytes(self) -> usize {
+        match self {
+            Moved::Before(bytes) | Moved::Behind(bytes) => bytes,
+            Moved::ZeroBefore => ZERO_BYTES + ARGUMENT_BYTES,
+        }
+    }
 }
 
 /// A place within a segment's bytes.
@@ -85,14 +99,16 @@ pub(super) fn find(code: &[u8], most: usize) -> Vec<Site> {
             Instruction::Syscall => (before_syscall(code), behind_syscall(code, rest)),
             Instruction::Cpuid => (before_cpuid(code), behind_cpuid(code, rest)),
         };
-        let before = before.filter(|moved| at - moved >= free_from);
-        let behind = behind.filter(|_| !ends_in_a_jump(code));
-        let (moved, end) = match (before, behind) {
-            (Some(moved), _) => (Moved::Before(moved), 0),
-            (None, Some(moved)) => (Moved::Behind(moved), moved),
-            (None, None) => continue,
+        let starts_free = |moved: &Moved| at - moved.bytes() >= free_from;
+        let is_alone = |_: &usize| !ends_in_a_jump(code);
+        let behind = behind.filter(is_alone).map(Moved::Behind);
+        let Some(moved) = before.filter(starts_free).or(behind) else {
+            continue;
         };
-        free_from = at + INSTRUCTION_BYTES + end;
+        free_from = at + INSTRUCTION_BYTES;
+        if let Moved::Behind(bytes) = moved {
+            free_from += bytes;
+        }
         found.push(Site {
             instruction,
             at,
@@ -114,21 +130,26 @@ fn behind_syscall(code: &[u8], rest: &[u8]) -> Option<usize> {
     }
 }
 
-fn before_syscall(code: &[u8]) -> Option<usize> {
-    let known = BEFORE.iter().find(|(known, _)| code.ends_with(known));
-    match known {
-        Some((_, moved)) => Some(*moved),
-        None => number_before(code, |number| number < NUMBERS),
+fn before_syscall(code: &[u8]) -> Option<Moved> {
+    if let Some((_, moved)) = BEFORE.iter().find(|(known, _)| code.ends_with(known)) {
+        return Some(Moved::Before(*moved));
     }
+    if let Some((rest, [0x31, 0xC0, argument @ ..])) = code.split_last_chunk::<JUMP_BYTES>()
+        && only_sets_arguments(argument)
+        && !matches!(rest, [] | [.., 0x0F | 0x40..=0x4F | 0x66])
+    {
+        return Some(Moved::ZeroBefore);
+    }
+    number_before(code, |number| number < NUMBERS)
 }
 
 /// A class of leaves, and one of its first.
-fn before_cpuid(code: &[u8]) -> Option<usize> {
+fn before_cpuid(code: &[u8]) -> Option<Moved> {
     number_before(code, |leaf| leaf & 0x0FFF_FFFF < LEAVES)
 }
 
-/// Bytes from a `mov eax, NUMBER` to the end of `code`, if only arguments are set between.
-fn number_before(code: &[u8], is_fit: impl Fn(u32) -> bool) -> Option<usize> {
+/// All from a `mov eax, NUMBER` to the end of `code`, if only arguments are set between.
+fn number_before(code: &[u8], is_fit: impl Fn(u32) -> bool) -> Option<Moved> {
     (0..=MOST_ARGUMENT_BYTES).find_map(|arguments| {
         let (code, arguments) = code.split_at_checked(code.len().checked_sub(arguments)?)?;
         let (rest, &[MOV_EAX, ref number @ ..]) = code.split_last_chunk::<JUMP_BYTES>()? else {
@@ -137,7 +158,7 @@ fn number_before(code: &[u8], is_fit: impl Fn(u32) -> bool) -> Option<usize> {
         let fits = is_fit(u32::from_le_bytes(*number))
             && only_sets_arguments(arguments)
             && !ends_in_a_longer_one(rest);
-        fits.then_some(JUMP_BYTES + arguments.len())
+        fits.then_some(Moved::Before(JUMP_BYTES + arguments.len()))
     })
 }
 
@@ -387,6 +408,10 @@ mod tests {
                 assert_eq!(find(&code, usize::MAX), [], "{code:x?}");
             }
         }
+        for before in [0x0F, 0x41, 0x66] {
+            let code = [0x90, before, 0x31, 0xC0, 0x4C, 0x89, 0xCE, 0x0F, 0x05];
+            assert_eq!(find(&code, usize::MAX), [], "{code:x?}");
+        }
         let many = [0x31, 0xD2].repeat(MOST_ARGUMENT_BYTES / 2 + 1);
         let code = [
             &[0x90; 5][..],
@@ -424,7 +449,7 @@ mod tests {
         for site in found {
             let end = site.at + INSTRUCTION_BYTES;
             let (start, end) = match site.moved {
-                Moved::Before(bytes) => (site.at - bytes, end),
+                Moved::Before(_) | Moved::ZeroBefore => (site.at - site.moved.bytes(), end),
                 Moved::Behind(bytes) => (site.at, end + bytes),
             };
             assert!(start >= until);
