@@ -251,7 +251,8 @@ fn exchanges_rbx_with(code: &[u8; 3]) -> Option<u8> {
 ///     rax, that is a pointer then and no number of a system call or of a leaf, unless an immediate follows:
 ///     then there is no call at all.
 ///
-/// Rather too many are taken for such ones: they are rewritten behind the call, or not at all.
+/// A conditional move between registers (0F 4x and a ModRM byte) is not taken for REX.B and an opcode behind
+/// something that ends in 0F. Rather too many are taken for such ones: they are rewritten behind the call, or not at all.
 fn ends_in_a_longer_one(code: &[u8]) -> bool {
     let [.., fifth, fourth, third, second, first] = *code else {
         return true;
@@ -268,7 +269,8 @@ fn ends_in_a_longer_one(code: &[u8]) -> bool {
         || byte_displacement(second) && second & 7 == 4 && with_immediate(third);
     let table = first & 0xC7 == 0x84;
     // ModRM behind an opcode of one byte, of two (0F) or of three (0F 38, 0F 3A).
-    let from_r8 = is_rex(second) && second & 1 != 0;
+    let conditional_move = third == 0x0F && is_rex(second) && first >= 0xC0;
+    let from_r8 = is_rex(second) && second & 1 != 0 && !conditional_move;
     let long_opcode = second == 0x0F || third == 0x0F && matches!(second, 0x38 | 0x3A);
     let vector = third == 0xC5 || fourth == 0xC4 || fifth == 0x62;
     first == 0x66
@@ -377,6 +379,20 @@ mod tests {
                 assert_eq!(find(&code, usize::MAX), [site], "{code:x?}");
             }
         }
+    }
+
+    #[test]
+    fn a_conditional_move_may_be_before_the_number() {
+        // cmovae rdx, rax; mov eax, 20; syscall
+        let code = [
+            0x90, 0x48, 0x0F, 0x43, 0xD0, MOV_EAX, 20, 0, 0, 0, 0x0F, 0x05,
+        ];
+        let site = Site {
+            instruction: Instruction::Syscall,
+            at: 10,
+            moved: Moved::Before(JUMP_BYTES),
+        };
+        assert_eq!(find(&code, usize::MAX), [site]);
     }
 
     #[test]
