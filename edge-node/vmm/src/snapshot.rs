@@ -87,13 +87,19 @@ pub struct Snapshot {
     pub(crate) symbols: Symbols,
     /// The pristine pages, read only.
     pristine: GuestMemory,
-    /// Those that are not holes of the file, in rising order: guest addresses. All others are zero.
-    data: Vec<(u64, u64)>,
     /// What the first request that was reset had written: what most will write.
     pub(crate) working_set: OnceLock<Vec<Written>>,
-    file: File,
-    file_offset: u64,
+    stored: Stored,
     cpu_digest: [u8; 32],
+}
+
+/// Where the memory is: a part of a file.
+#[derive(Debug)]
+struct Stored {
+    file: File,
+    offset: u64,
+    /// The pages that are not zero.
+    data: Pages,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,12 +133,22 @@ impl Snapshot {
         symbols: Symbols,
     ) -> Result<Arc<Self>, VmmError> {
         let cpu_digest = hypervisor.inner.cpu_digest;
-        Self::assemble(file, 0, layout, state, wait, symbols, cpu_digest)
+        let mut data = Pages::default();
+        for_each_page(&file, 0, &layout, |at, _| {
+            data.push(at);
+            Ok(())
+        })
+        .map_err(VmmError::memory("looking for what is zero in a snapshot"))?;
+        let stored = Stored {
+            file,
+            offset: 0,
+            data,
+        };
+        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
     }
 
     fn assemble(
-        file: File,
-        file_offset: u64,
+        stored: Stored,
         layout: Layout,
         state: CpuState,
         wait: Buffer,
@@ -140,16 +156,8 @@ impl Snapshot {
         cpu_digest: [u8; 32],
     ) -> Result<Arc<Self>, VmmError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let pristine =
-            GuestMemory::map(&file, file_offset, layout.total_bytes(), Sharing::ReadOnly)?;
-        let extents = memory::data_extents(&file, file_offset, file_offset + layout.total_bytes())
-            .map_err(VmmError::memory("finding the holes of a snapshot"))?;
-        // File systems tell extents in their own blocks, which may be smaller than a page.
-        let page = |at: u64| (at - file_offset) / PAGE_BYTES * PAGE_BYTES;
-        let data = extents
-            .into_iter()
-            .map(|(start, end)| (page(start), page(end + PAGE_BYTES - 1)))
-            .collect();
+        let bytes = layout.total_bytes();
+        let pristine = GuestMemory::map(&stored.file, stored.offset, bytes, Sharing::ReadOnly)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let snapshot = Snapshot {
             id,
@@ -158,10 +166,8 @@ impl Snapshot {
             wait,
             symbols,
             pristine,
-            data,
             working_set: OnceLock::new(),
-            file,
-            file_offset,
+            stored,
             cpu_digest,
         };
         Ok(Arc::new(snapshot))
@@ -178,24 +184,24 @@ impl Snapshot {
     /// A mapping of its memory for an instance.
     pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
         let bytes = self.layout.total_bytes();
-        GuestMemory::map(&self.file, self.file_offset, bytes, Sharing::CopyOnWrite)
+        GuestMemory::map(
+            &self.stored.file,
+            self.stored.offset,
+            bytes,
+            Sharing::CopyOnWrite,
+        )
     }
 
-    /// Makes whole pages of an instance's memory what they were. Holes are not read: that would only fill the
-    /// caches, and the file.
+    /// Makes whole pages of an instance's memory what they were. What was zero is not read: that would only
+    /// fill the caches.
     pub(crate) fn put_back(
         &self,
         memory: &GuestMemory,
         start: u64,
         end: u64,
     ) -> Result<(), VmmError> {
-        let first = self.data.partition_point(|(_, end)| *end <= start);
         let mut at = start;
-        for &(from, to) in self.data[first..]
-            .iter()
-            .take_while(|(from, _)| *from < end)
-        {
-            let (from, to) = (from.max(at), to.min(end));
+        for (from, to) in self.stored.data.within(start, end) {
             memory.zero(at, from - at)?;
             memory.copy_from(&self.pristine, from, to - from)?;
             at = to;
@@ -210,8 +216,8 @@ impl Snapshot {
 
     /// Bytes of guest memory that are not zero, as far as the file system knows: what it takes on disk.
     pub fn resident_bytes(&self) -> Result<u64, SnapshotError> {
-        let end = self.file_offset + self.layout.total_bytes();
-        memory::data_extents(&self.file, self.file_offset, end)
+        let end = self.stored.offset + self.layout.total_bytes();
+        memory::data_extents(&self.stored.file, self.stored.offset, end)
             .map(|extents| extents.iter().map(|(start, end)| end - start).sum())
             .map_err(failed("read", Path::new("in memory")))
     }
@@ -265,10 +271,15 @@ impl Snapshot {
             .create_new(true)
             .open(path)?;
         file.set_len(MEMORY_AT + self.layout.total_bytes())?;
-        for_each_page(&self.file, self.file_offset, &self.layout, |at, page| {
-            hash_page(&mut hash, at, page);
-            file.write_all_at(page, MEMORY_AT + at)
-        })?;
+        for_each_page(
+            &self.stored.file,
+            self.stored.offset,
+            &self.layout,
+            |at, page| {
+                hash_page(&mut hash, at, page);
+                file.write_all_at(page, MEMORY_AT + at)
+            },
+        )?;
         hash.update(symbols.as_bytes());
         file.write_all_at(symbols.as_bytes(), MEMORY_AT + self.layout.total_bytes())?;
         let mut start = Vec::with_capacity(HEADER_AT as usize);
@@ -338,8 +349,10 @@ impl Snapshot {
         if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
             return Err(damaged("it has another size than its header says").into());
         }
+        let mut data = Pages::default();
         for_each_page(&file, MEMORY_AT, &layout, |at, page| {
             hash_page(&mut hash, at, page);
+            data.push(at);
             Ok(())
         })
         .map_err(&io)?;
@@ -376,7 +389,35 @@ impl Snapshot {
         let symbols = String::from_utf8_lossy(&symbols).into_owned();
         let symbols = Symbols::from_text(symbols, header.frames);
         let cpu_digest = hypervisor.inner.cpu_digest;
-        Self::assemble(file, MEMORY_AT, layout, state, wait, symbols, cpu_digest)
+        let stored = Stored {
+            file,
+            offset: MEMORY_AT,
+            data,
+        };
+        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
+    }
+}
+
+/// Pages in rising order, by where they begin and end in the guest.
+#[derive(Debug, Default)]
+struct Pages(Vec<(u64, u64)>);
+
+impl Pages {
+    /// Adds the page at an address behind all others.
+    fn push(&mut self, at: u64) {
+        match self.0.last_mut() {
+            Some((_, end)) if *end == at => *end += PAGE_BYTES,
+            _ => self.0.push((at, at + PAGE_BYTES)),
+        }
+    }
+
+    /// The parts of a range that are of them.
+    fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+        let first = self.0.partition_point(|(_, end)| *end <= start);
+        let runs = self.0[first..]
+            .iter()
+            .take_while(move |(from, _)| *from < end);
+        runs.map(move |(from, to)| ((*from).max(start), (*to).min(end)))
     }
 }
 
@@ -508,4 +549,28 @@ fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
             .fold(0, |word, byte| word << 8 | u32::from(*byte));
     }
     Some(xsave)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_told_apart_into_what_is_zero_and_what_is_not() {
+        let mut pages = Pages::default();
+        for page in [1, 2, 3, 7, 9] {
+            pages.push(page * PAGE_BYTES);
+        }
+        let within = |start: u64, end: u64| -> Vec<(u64, u64)> {
+            let parts = pages.within(start * PAGE_BYTES, end * PAGE_BYTES);
+            parts
+                .map(|(from, to)| (from / PAGE_BYTES, to / PAGE_BYTES))
+                .collect()
+        };
+        assert_eq!(within(0, 10), [(1, 4), (7, 8), (9, 10)]);
+        assert_eq!(within(2, 3), [(2, 3)]);
+        assert_eq!(within(3, 8), [(3, 4), (7, 8)]);
+        assert_eq!(within(4, 7), []);
+        assert_eq!(within(10, 20), []);
+    }
 }
