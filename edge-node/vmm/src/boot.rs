@@ -19,10 +19,10 @@ use crate::image::Image;
 use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Sharing, anonymous_file};
-use crate::rewrite::Stubs;
+use crate::rewrite::{Entries, Stubs};
 use crate::slot::{Runner, Stop};
 use crate::symbols::Symbols;
-use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError};
+use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, cpuid};
 
 /// Where a relocatable program is put: where most others are linked to.
 const RELOCATED_ADDR: u64 = 0x40_0000;
@@ -89,6 +89,7 @@ pub fn prepare(
     let (layout, file, memory, start) = lay_out(program, config)?;
 
     let mut runner = Runner::new(hypervisor)?;
+    cpuid::write_table(&memory, &hypervisor.inner.answers)?;
     runner.machine.attach(memory, layout.pml4())?;
     runner.layout = layout;
     runner.write_moment()?;
@@ -233,7 +234,7 @@ fn load(
     let image = Image::get();
     image.load(memory)?;
     let stack_start = layout.program_end() - layout.stack_bytes();
-    let mut stubs = Stubs::new(image.call_entry);
+    let mut stubs = Stubs::new(Entries::of(image));
     let mut ranges = Vec::new();
     let mut brk_start = layout.program_start;
     for segment in &program.segments {

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
-use sha2::{Digest as _, Sha256};
 
-use crate::VmmError;
+use crate::{VmmError, cpuid, machine};
 
 /// Which machinery is behind /dev/kvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +62,12 @@ pub struct Hypervisor {
 pub(crate) struct Inner {
     pub(crate) kvm: Kvm,
     pub(crate) kind: KvmKind,
+    /// What vCPUs are given for CPUID, and what they answer.
     pub(crate) cpuid: CpuId,
+    pub(crate) answers: CpuId,
     /// The extended state that guests may use.
     pub(crate) xcr0: u64,
-    /// SHA-256 over CPUID and XCR0: a snapshot fits only where this is the same.
+    /// SHA-256 over those answers and XCR0: a snapshot fits only where this is the same.
     pub(crate) cpu_digest: [u8; 32],
 }
 
@@ -99,17 +100,20 @@ impl Hypervisor {
                 });
             }
         }
-        let cpuid = kvm
+        let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(VmmError::kvm("tell its supported CPUID"))?;
-        let xcr0 = supported_xcr0(&cpuid) & XCR0_WANTED;
-        let cpu_digest = digest(&cpuid, xcr0);
+        cpuid::make_own(&mut cpuid);
+        let xcr0 = cpuid::supported_xcr0(&cpuid) & XCR0_WANTED;
+        let answers = machine::cpuid_answers(&kvm, &cpuid, xcr0)?;
+        let cpu_digest = cpuid::digest(&answers, xcr0);
         let kind = KvmKind::detect();
         Ok(Hypervisor {
             inner: Arc::new(Inner {
                 kvm,
                 kind,
                 cpuid,
+                answers,
                 xcr0,
                 cpu_digest,
             }),
@@ -151,45 +155,4 @@ fn no_kvm(errno: i32) -> VmmError {
         problem: problem.into(),
         remedy: remedy.into(),
     }
-}
-
-/// CPUID leaf 0xD, subleaf 0: the extended state that this KVM gives (APM volume 3, E.3.8).
-fn supported_xcr0(cpuid: &CpuId) -> u64 {
-    let leaf = cpuid
-        .as_slice()
-        .iter()
-        .find(|entry| entry.function == 0xD && entry.index == 0);
-    // Without the leaf there is no XSAVE, and x87 and SSE alone.
-    leaf.map_or(0b11, |entry| {
-        u64::from(entry.eax) | u64::from(entry.edx) << 32
-    })
-}
-
-/// Identifies the CPU as a guest sees it. Leaves that tell of the moment or of the core it was asked
-/// on (APIC ids, clock frequencies of the host, KVM's own) are left out.
-fn digest(cpuid: &CpuId, xcr0: u64) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(xcr0.to_le_bytes());
-    for entry in cpuid.as_slice() {
-        let volatile = matches!(entry.function, 0xB | 0x15 | 0x16 | 0x1F | 0x8000_001E)
-            || entry.function & 0xF000_0000 == 0x4000_0000;
-        if volatile {
-            continue;
-        }
-        // Leaf 1 EBX has the APIC id of the core; ECX bit 27 follows CR4.
-        let ebx = if entry.function == 1 {
-            entry.ebx & 0x0000_FFFF
-        } else {
-            entry.ebx
-        };
-        let ecx = if entry.function == 1 {
-            entry.ecx & !(1 << 27)
-        } else {
-            entry.ecx
-        };
-        for word in [entry.function, entry.index, entry.eax, ebx, ecx, entry.edx] {
-            hash.update(word.to_le_bytes());
-        }
-    }
-    hash.finalize().into()
 }

@@ -28,6 +28,8 @@ pub(crate) struct Image {
     pub(crate) hostcall_return: u64,
     /// Where a system call arrives that was made a jump.
     pub(crate) call_entry: u64,
+    /// The same for CPUID.
+    pub(crate) cpuid_entry: u64,
     /// Where the program is sent for another thread's turn.
     pub(crate) fault_entry: u64,
     /// SHA-256: a snapshot fits only the image it was made with.
@@ -100,6 +102,7 @@ impl Image {
             vdso: symbol("HOLM_VDSO")?,
             hostcall_return,
             call_entry: symbol("call_entry")?,
+            cpuid_entry: symbol("cpuid_entry")?,
             fault_entry: symbol("fault_entry")?,
             digest: Sha256::digest(KERNEL_IMAGE).into(),
         })

@@ -6,10 +6,11 @@
 //! dirty bits are set from the start, so that running a guest changes no page table by itself.
 
 use holm_hostcall::{
-    BOOT_ADDR, CALL_ADDR, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_END, LOG_ADDR, LOG_CAPACITY_BYTES,
-    LOW_DATA_ADDR, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR, STUB_ENTRY_BYTES,
-    STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLE_REACH_BYTES, TABLES_ADDR,
-    TABLES_ALIAS, TSS_OFFSET, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS, selector,
+    BOOT_ADDR, CALL_ADDR, CPUID_ADDR, CpuidTable, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_END, LOG_ADDR,
+    LOG_CAPACITY_BYTES, LOW_DATA_ADDR, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR,
+    STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLE_REACH_BYTES,
+    TABLES_ADDR, TABLES_ALIAS, TSS_OFFSET, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS,
+    selector,
 };
 
 use crate::VmmError;
@@ -180,6 +181,7 @@ impl Layout {
             end: start + pages * PAGE_BYTES,
             access,
         };
+        let cpuid_bytes = size_of::<CpuidTable>() as u64;
         let log_bytes = size_of::<LogHeader>() as u64 + LOG_CAPACITY_BYTES;
         let mut ranges = vec![
             fixed(TABLES_ADDR, 1, Access::Supervisor),
@@ -189,6 +191,7 @@ impl Layout {
             fixed(STUB_ADDR, 1, Access::SupervisorCode),
             fixed(BOOT_ADDR, 1, Access::Read),
             fixed(CALL_ADDR, 1, Access::Write),
+            fixed(CPUID_ADDR, cpuid_bytes.div_ceil(PAGE_BYTES), Access::Read),
             fixed(LOG_ADDR, log_bytes.div_ceil(PAGE_BYTES), Access::Write),
         ];
         ranges.extend_from_slice(kernel);

@@ -17,6 +17,7 @@
 
 mod boot;
 mod cpu;
+mod cpuid;
 mod crash;
 pub mod floor;
 mod hostcall;

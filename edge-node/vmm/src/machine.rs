@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use kvm_bindings::{Msrs, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
-use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd, VmFd};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, SyncReg, VcpuExit, VcpuFd, VmFd};
 
 use crate::cpu::{self, CpuState};
 use crate::memory::GuestMemory;
@@ -42,18 +45,8 @@ impl Machine {
     /// A VM without memory.
     pub(crate) fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
         let inner = &hypervisor.inner;
-        let vm = inner
-            .kvm
-            .create_vm()
-            .map_err(VmmError::kvm("create a VM"))?;
-        let mut vcpu = vm.create_vcpu(0).map_err(VmmError::kvm("create a vCPU"))?;
-        vcpu.set_cpuid2(&inner.cpuid)
-            .map_err(VmmError::kvm("set the CPUID of a vCPU"))?;
-        let new_sregs = vcpu
-            .get_sregs()
-            .map_err(VmmError::kvm("read the system registers of a vCPU"))?;
+        let (vm, mut vcpu, new_sregs) = make(&inner.kvm, &inner.cpuid, inner.xcr0)?;
         let sregs = cpu::system_registers(&new_sregs, 0);
-        cpu::set_up(&vcpu, inner.xcr0, &sregs)?;
         let tsc_offset = guest_tsc(&vcpu)?.wrapping_sub(host_tsc());
         vcpu.set_kvm_immediate_exit(0);
         Ok(Machine {
@@ -208,6 +201,27 @@ impl Machine {
             }
         })
     }
+}
+
+/// A VM and its vCPU as every guest has it, and the system registers that KVM gave it at first.
+fn make(kvm: &Kvm, cpuid: &CpuId, xcr0: u64) -> Result<(VmFd, VcpuFd, kvm_sregs), VmmError> {
+    let vm = kvm.create_vm().map_err(VmmError::kvm("create a VM"))?;
+    let vcpu = vm.create_vcpu(0).map_err(VmmError::kvm("create a vCPU"))?;
+    vcpu.set_cpuid2(cpuid)
+        .map_err(VmmError::kvm("set the CPUID of a vCPU"))?;
+    let sregs = vcpu
+        .get_sregs()
+        .map_err(VmmError::kvm("read the system registers of a vCPU"))?;
+    cpu::set_up(&vcpu, xcr0, &cpu::system_registers(&sregs, 0))?;
+    Ok((vm, vcpu, sregs))
+}
+
+/// What a vCPU that is given `cpuid` answers to CPUID: some of it follows its system registers and XCR0, and on
+/// PVM some the host's CPU.
+pub(crate) fn cpuid_answers(kvm: &Kvm, cpuid: &CpuId, xcr0: u64) -> Result<CpuId, VmmError> {
+    let (_vm, vcpu, _) = make(kvm, cpuid, xcr0)?;
+    vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(VmmError::kvm("tell the CPUID of a vCPU"))
 }
 
 /// The guest's TSC as KVM tells it.

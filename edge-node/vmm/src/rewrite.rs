@@ -1,6 +1,6 @@
-//! System calls as jumps: what `syscall` costs under PVM is a large part of a request (some 20 µs each,
-//! where a jump into the library OS costs 0.1), so a program's commonest ways of writing one are changed
-//! before it starts.
+//! System calls and CPUID as jumps: what `syscall` costs under PVM is a large part of a request (some 20 µs
+//! each, where a jump into the library OS costs 0.1), and `cpuid` leaves the guest on any KVM. So a program's
+//! commonest ways of writing them are changed before it starts.
 //!
 //! A site is changed only if its bytes can hardly mean anything else, and in such a way that every address
 //! that was the start of an instruction still does what it did:
@@ -16,11 +16,24 @@
 //!                                                  after:  cmp rax, -4095
 //!                                                          jmp back
 //! ```
-//! Before: the `syscall` stays, for who jumps to it. Behind: who jumps to `next` finds, by the choice of
-//! the stub's address, a byte that is no instruction, and the library OS sends him on to `after`.
+//! Before: the `syscall` stays, for who jumps to it; and so do instructions that set arguments between number
+//! and call, which the stub has too. A number that is zero takes two bytes, so that one more gives way:
 //!
-//! The bytes of the program are compared with the patterns below and not taken apart in any other way.
+//! ```text
+//! zero     xor eax, eax             jmp stub ─────▶ stub:  xor eax, eax; mov rsi, r9; mov ecx, back
+//! next:    mov rsi, r9         ──▶  (rest of jmp)          jmp call_entry      (returns to back)
+//! call:    syscall           call:  syscall         after: mov rsi, r9
+//! back:    …                 back:  …                      jmp call
+//! ```
+//! Behind, and after a zero: who jumps to `next` finds, by the choice of
+//! the stub's address, a byte that is no instruction, and the library OS sends him on to `after`. For `cpuid`,
+//! which is two bytes as well, it is the same with edx in the place of ecx: each is a register that the
+//! instruction changes and does not read.
+//!
+//! The bytes of the program are compared with the patterns in `sites` and not taken apart in any other way.
 //! What is not found still works, by the instruction.
+
+mod sites;
 
 use holm_hostcall::rewritten_call::{
     AFTER, JUMP as JMP, NOT_AN_INSTRUCTION, RESTART, SITE, STUB_BYTES,
@@ -28,45 +41,33 @@ use holm_hostcall::rewritten_call::{
 use holm_hostcall::{CALLS_ADDR, CALLS_END, PAGE_BYTES};
 
 use crate::VmmError;
+use crate::image::Image;
 use crate::layout::{Access, Range};
 use crate::memory::GuestMemory;
+use sites::{INSTRUCTION_BYTES, Instruction, Moved, Site, ZERO_BYTES};
 
 /// Most sites of one program that are changed: ordinary ones have some hundreds.
 const MAX_SITES: usize = 2000;
 /// Bytes of a `jmp` with a 32-bit distance.
 const JUMP_BYTES: usize = 5;
-const SYSCALL: [u8; 2] = [0x0F, 0x05];
-const MOV_EAX: u8 = 0xB8;
-const MOV_ECX: u8 = 0xB9;
-/// Numbers of system calls are below.
-const NUMBERS: u32 = 1024;
-/// What C libraries and Go do with the result, right after the instruction.
-const BEHIND: [&[u8]; 5] = [
-    &[0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF], // cmp rax, -4095
-    &[0x48, 0x3D, 0x00, 0xF0, 0xFF, 0xFF], // cmp rax, -4096
-    &[0x3D, 0x01, 0xF0, 0xFF, 0xFF],       // cmp eax, -4095
-    &[0x3D, 0x00, 0xF0, 0xFF, 0xFF],       // cmp eax, -4096
-    &[0x48, 0x83, 0xF8, 0xDA],             // cmp rax, -ENOSYS
-];
-/// Instructions that nothing but musl's functions for cancellable calls has before a `syscall`, and how many
-/// bytes of them give way: they end in whole instructions.
-const BEFORE: [(&[u8], usize); 2] = [
-    // mov r9, [rsp + 16]; mov [rsp + 8], r11
-    (
-        &[0x4C, 0x8B, 0x4C, 0x24, 0x10, 0x4C, 0x89, 0x5C, 0x24, 0x08],
-        5,
-    ),
-    // mov r9, [rsp + 8]; mov rdx, rcx
-    (&[0x4C, 0x8B, 0x4C, 0x24, 0x08, 0x48, 0x89, 0xCA], 8),
-];
 
-/// A place where a program makes a system call, within a segment's bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Site {
-    /// So many bytes before the `syscall` at this offset give way.
-    Before { syscall: usize, moved: usize },
-    /// So many bytes after it.
-    Behind { syscall: usize, moved: usize },
+/// Where the library OS takes over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entries {
+    /// With a system call, the way back in ecx.
+    call: u64,
+    /// With CPUID, the way back in edx.
+    cpuid: u64,
+}
+
+impl Entries {
+    /// Those of a kernel image.
+    pub(crate) fn of(image: &Image) -> Self {
+        Entries {
+            call: image.call_entry,
+            cpuid: image.cpuid_entry,
+        }
+    }
 }
 
 /// The stubs of one program.
@@ -75,65 +76,94 @@ pub(crate) struct Stubs {
     taken: Vec<bool>,
     /// Sites that have been looked at.
     sites: usize,
-    /// Where the library OS takes a call.
-    entry: u64,
+    entries: Entries,
 }
 
 impl Stubs {
     /// None yet.
-    pub(crate) fn new(entry: u64) -> Self {
+    pub(crate) fn new(entries: Entries) -> Self {
         let room = (CALLS_END - CALLS_ADDR) as usize;
         Stubs {
             bytes: vec![0; room],
             taken: vec![false; room / STUB_BYTES],
             sites: 0,
-            entry,
+            entries,
         }
     }
 
     /// Changes the sites in the bytes of an executable segment, which will be at `addr`.
     pub(crate) fn rewrite(&mut self, code: &mut [u8], addr: u64) {
-        for site in sites(code, MAX_SITES - self.sites) {
+        for site in sites::find(code, MAX_SITES - self.sites) {
             self.sites += 1;
             // A site too far away, or one for which there is no stub left, stays as it is.
-            let _ = match site {
-                Site::Before { syscall, moved } => self.before(code, addr, syscall, moved),
-                Site::Behind { syscall, moved } => self.behind(code, addr, syscall, moved),
+            let _ = match site.moved {
+                Moved::Before(bytes) => self.before(code, addr, &site, bytes),
+                Moved::ZeroBefore => self.zero_before(code, addr, &site),
+                Moved::Behind(bytes) => self.behind(code, addr, &site, bytes),
             };
         }
     }
 
-    fn before(&mut self, code: &mut [u8], addr: u64, syscall: usize, moved: usize) -> Option<()> {
-        let start = syscall - moved;
-        let back = u32::try_from(addr + syscall as u64 + SYSCALL.len() as u64).ok()?;
+    fn before(&mut self, code: &mut [u8], addr: u64, site: &Site, moved: usize) -> Option<()> {
+        let start = site.at - moved;
+        let back = u32::try_from(addr + (site.at + INSTRUCTION_BYTES) as u64).ok()?;
         let stub = self.free(|_| true)?;
         let jump = jump(addr + start as u64, stub)?;
-        let mut text = code[start..syscall].to_vec();
-        text.push(MOV_ECX);
+        let (mov_back, entry) = self.way_in(site.instruction);
+        let mut text = code[start..site.at].to_vec();
+        text.push(mov_back);
         text.extend_from_slice(&back.to_le_bytes());
-        self.put(stub, text, self.entry)?;
+        self.put(stub, text, entry)?;
         code[start..start + JUMP_BYTES].copy_from_slice(&jump);
         Some(())
     }
 
-    fn behind(&mut self, code: &mut [u8], addr: u64, syscall: usize, moved: usize) -> Option<()> {
-        let at = addr + syscall as u64;
-        let trap = |stub| jump(at, stub).is_some_and(|jump| jump[2] == NOT_AN_INSTRUCTION);
-        let stub = self.free(trap)?;
+    fn zero_before(&mut self, code: &mut [u8], addr: u64, site: &Site) -> Option<()> {
+        let start = site.at - JUMP_BYTES;
+        let at = addr + start as u64;
+        let back = u32::try_from(addr + (site.at + INSTRUCTION_BYTES) as u64).ok()?;
+        let stub = self.free_with_trap(at)?;
         let jump = jump(at, stub)?;
-        let next = syscall + SYSCALL.len();
+        let (mov_back, entry) = self.way_in(site.instruction);
+        let mut text = code[start..site.at].to_vec();
+        text.push(mov_back);
+        text.extend_from_slice(&back.to_le_bytes());
+        self.put(stub, text, entry)?;
+        self.write(stub + SITE, &(at as u32).to_le_bytes());
+        let text = code[start + ZERO_BYTES..site.at].to_vec();
+        self.put(stub + AFTER, text, addr + site.at as u64)?;
+        code[start..site.at].copy_from_slice(&jump);
+        Some(())
+    }
+
+    fn behind(&mut self, code: &mut [u8], addr: u64, site: &Site, moved: usize) -> Option<()> {
+        let at = addr + site.at as u64;
+        let stub = self.free_with_trap(at)?;
+        let jump = jump(at, stub)?;
+        let next = site.at + INSTRUCTION_BYTES;
         let after = u32::try_from(stub + AFTER).ok()?;
-        let mut text = vec![MOV_ECX];
+        let (mov_back, entry) = self.way_in(site.instruction);
+        let mut text = vec![mov_back];
         text.extend_from_slice(&after.to_le_bytes());
-        self.put(stub, text, self.entry)?;
+        self.put(stub, text, entry)?;
         // The system call that a signal has interrupted is made again two bytes before `after`.
         let restart = stub + RESTART;
         self.write(stub + SITE, &(at as u32).to_le_bytes());
         self.write(restart, &[0xEB, (stub.wrapping_sub(stub + AFTER)) as u8]);
         let text = code[next..next + moved].to_vec();
         self.put(stub + AFTER, text, addr + (next + moved) as u64)?;
-        code[syscall..syscall + JUMP_BYTES].copy_from_slice(&jump);
+        code[site.at..site.at + JUMP_BYTES].copy_from_slice(&jump);
         Some(())
+    }
+
+    /// The opcode that tells the library OS where to go back to, and where it takes over.
+    fn way_in(&self, instruction: Instruction) -> (u8, u64) {
+        const MOV_ECX: u8 = 0xB9;
+        const MOV_EDX: u8 = 0xBA;
+        match instruction {
+            Instruction::Syscall => (MOV_ECX, self.entries.call),
+            Instruction::Cpuid => (MOV_EDX, self.entries.cpuid),
+        }
     }
 
     /// Takes the first free stub that is `fit`.
@@ -142,6 +172,11 @@ impl Stubs {
         let index = (0..self.taken.len()).find(|index| !self.taken[*index] && fit(stub(*index)))?;
         self.taken[index] = true;
         Some(stub(index))
+    }
+
+    /// One to which a jump from `at` has no instruction two bytes behind its start.
+    fn free_with_trap(&mut self, at: u64) -> Option<u64> {
+        self.free(|stub| jump(at, stub).is_some_and(|jump| jump[2] == NOT_AN_INSTRUCTION))
     }
 
     /// Writes `text` and a jump to `to`.
@@ -183,107 +218,25 @@ fn jump(from: u64, to: u64) -> Option<[u8; JUMP_BYTES]> {
     Some([JMP, a, b, c, d])
 }
 
-/// The first sites in a program's code, at most `most`.
-fn sites(code: &[u8], most: usize) -> Vec<Site> {
-    let mut found = Vec::new();
-    let mut free_from = 0;
-    let mut at = 0;
-    while let Some(next) = code[at..].windows(2).position(|two| two == SYSCALL)
-        && found.len() < most
-    {
-        let syscall = at + next;
-        at = syscall + SYSCALL.len();
-        let before = moved_before(&code[..syscall]).filter(|moved| syscall - moved >= free_from);
-        let behind = moved_behind(&code[at..]).filter(|_| !ends_in_a_jump(&code[..syscall]));
-        let site = match (before, behind) {
-            (Some(moved), _) => Site::Before { syscall, moved },
-            (None, Some(moved)) => Site::Behind { syscall, moved },
-            (None, None) => continue,
-        };
-        if let Site::Behind { moved, .. } = site {
-            at += moved;
-        }
-        free_from = at;
-        found.push(site);
-    }
-    found
-}
-
-fn moved_behind(code: &[u8]) -> Option<usize> {
-    let known = BEHIND.iter().find(|known| code.starts_with(known))?;
-    Some(known.len())
-}
-
-fn moved_before(code: &[u8]) -> Option<usize> {
-    let known = BEFORE.iter().find(|(known, _)| code.ends_with(known));
-    if let Some((_, moved)) = known {
-        return Some(*moved);
-    }
-    let (rest, mov) = code.split_last_chunk::<JUMP_BYTES>()?;
-    let [MOV_EAX, number @ ..] = *mov else {
-        return None;
-    };
-    (u32::from_le_bytes(number) < NUMBERS && !ends_in_a_longer_one(rest)).then_some(JUMP_BYTES)
-}
-
-/// Whether what follows `code` may be the end of an instruction that begins in it, and not a
-/// `mov eax, NUMBER` (Intel SDM volume 2, chapter 2). Such an instruction has 0xB8 with four bytes behind it, of
-/// which the highest are zero, as
-///   - the opcode, with a prefix: REX makes another register of it, 0x66 another size;
-///   - an 8-bit displacement with a 32-bit immediate behind it;
-///   - a SIB byte with a 32-bit displacement behind it, loading eax from a table;
-///   - a ModRM byte with a 32-bit displacement from rax, or with REX.B or a VEX or EVEX prefix from r8. From
-///     rax, that is a pointer then and no number of a system call, unless an immediate follows: then there
-///     is no call at all.
-///
-/// Rather too many are taken for such ones: they are rewritten behind the call, or not at all.
-fn ends_in_a_longer_one(code: &[u8]) -> bool {
-    let [.., fifth, fourth, third, second, first] = *code else {
-        return true;
-    };
-    let is_rex = |byte: u8| byte & 0xF0 == 0x40;
-    let with_immediate = |opcode: u8| {
-        matches!(
-            opcode,
-            0x69 | 0x6B | 0x80..=0x83 | 0xC0 | 0xC1 | 0xC6 | 0xC7 | 0xF6 | 0xF7
-        )
-    };
-    let byte_displacement = |modrm: u8| modrm & 0xC0 == 0x40;
-    let displaced = byte_displacement(first) && with_immediate(second)
-        || byte_displacement(second) && second & 7 == 4 && with_immediate(third);
-    let table = first & 0xC7 == 0x84;
-    // ModRM behind an opcode of one byte, of two (0F) or of three (0F 38, 0F 3A).
-    let from_r8 = is_rex(second) && second & 1 != 0;
-    let long_opcode = second == 0x0F || third == 0x0F && matches!(second, 0x38 | 0x3A);
-    let vector = third == 0xC5 || fourth == 0xC4 || fifth == 0x62;
-    first == 0x66
-        || is_rex(first)
-        || with_immediate(first)
-        || displaced
-        || table
-        || from_r8
-        || long_opcode
-        || vector
-}
-
-/// Whether the call after `code` may be the end of the distance of a jump or call (E8, E9, 0F 80 to 0F 8F).
-fn ends_in_a_jump(code: &[u8]) -> bool {
-    matches!(
-        *code,
-        [.., 0x0F, 0x80..=0x8F, _, _] | [.., 0xE8 | 0xE9, _, _]
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use super::sites::BEHIND;
     use super::*;
 
     const ADDR: u64 = 0x40_1000;
     const ENTRY: u64 = 0x10_0040;
+    const CPUID_ENTRY: u64 = 0x10_0080;
+    const SYSCALL: [u8; 2] = [0x0F, 0x05];
+    const CPUID: [u8; 2] = [0x0F, 0xA2];
+    const MOV_ECX: u8 = 0xB9;
+    const MOV_EDX: u8 = 0xBA;
 
     fn rewritten(code: &[u8]) -> (Vec<u8>, Stubs) {
         let mut changed = code.to_vec();
-        let mut stubs = Stubs::new(ENTRY);
+        let mut stubs = Stubs::new(Entries {
+            call: ENTRY,
+            cpuid: CPUID_ENTRY,
+        });
         stubs.rewrite(&mut changed, ADDR);
         (changed, stubs)
     }
@@ -317,6 +270,24 @@ mod tests {
     }
 
     #[test]
+    fn a_zero_before_the_call_gives_way_with_an_argument_and_a_jump_to_that_is_caught() {
+        let code = [0x90, 0x31, 0xC0, 0x4C, 0x89, 0xCE, 0x0F, 0x05, 0xC3];
+        let (changed, stubs) = rewritten(&code);
+        assert_eq!((&changed[..1], &changed[6..]), (&code[..1], &code[6..]));
+        assert_eq!(changed[3], NOT_AN_INSTRUCTION);
+        let at = target(&changed[1..], ADDR + 1);
+        let stub = stub(&stubs, at);
+        assert_eq!(stub[..5], code[1..6]);
+        let back = [&[MOV_ECX][..], &(ADDR as u32 + 8).to_le_bytes()].concat();
+        assert_eq!(stub[5..10], back);
+        assert_eq!(target(&stub[10..], at + 10), ENTRY);
+        let after = AFTER as usize;
+        assert_eq!(stub[after..after + 3], code[3..6]);
+        assert_eq!(target(&stub[after + 3..], at + AFTER + 3), ADDR + 6);
+        assert_eq!(stub[SITE as usize..], (ADDR as u32 + 1).to_le_bytes());
+    }
+
+    #[test]
     fn a_comparison_behind_the_call_gives_way_and_a_jump_to_it_is_caught() {
         for pad in 0..40 {
             let known = BEHIND[pad % BEHIND.len()];
@@ -347,68 +318,63 @@ mod tests {
     }
 
     #[test]
-    fn what_may_mean_something_else_stays_as_it_is() {
-        let call = [0xB8, 0x27, 0, 0, 0, 0x0F, 0x05];
-        let with = |before: &[u8]| [&[0x90; 5], before, &call].concat();
-        let cases = [
-            with(&[0x90, 0x90, 0x41]),                   // mov r8d, 0x27
-            with(&[0xC7, 0x45]),                         // mov [rbp - 0x48], 0x27
-            with(&[0x90, 0xC7, 0x44, 0x24]),             // mov [rsp - 0x48], 0x27
-            with(&[0x90, 0x8B, 0x84]),                   // mov eax, [rax + rdi * 4 + 0x27]
-            call.to_vec(),                               // who knows what is before a segment
-            with(&[0x90, 0x90, 0x90, 0x49, 0x8D]),       // lea rdi, [r8 + 0x27]
-            with(&[0x90, 0x90, 0x90, 0x90, 0x81]),       // cmp dword [rax + 0x27], 0x050F
-            with(&[0x90, 0x90, 0x90, 0x66, 0x81]),       // cmp word [rax + 0x27], 0x050F
-            with(&[0x90, 0x41, 0x0F, 0x10]),             // movups xmm7, [r8 + 0x27]
-            with(&[0x90, 0x90, 0xC4, 0xC1, 0x78, 0x10]), // vmovups xmm7, [r8 + 0x27]
-            with(&[0x90, 0x90, 0x90, 0x90, 0x6B]),       // imul edi, [rax + 0x27], 15; add eax, …
-            // call, a long way off; cmp rax, -4095
-            vec![
-                0x90, 0xE8, 0, 0, 0x0F, 0x05, 0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF,
-            ],
-            vec![
-                0x0F, 0x84, 0, 0, 0x0F, 0x05, 0x48, 0x3D, 0x01, 0xF0, 0xFF, 0xFF,
-            ],
-            vec![0x90, 0x90, 0x90, 0xB8, 0, 4, 0, 0, 0x0F, 0x05],
-            vec![0x90, 0x90, 0x90, 0x0F, 0x05, 0x85, 0xC0, 0x79, 0x01],
-            vec![0x0F, 0x05],
-            vec![0x0F],
-            vec![],
-        ];
-        for code in cases {
-            assert_eq!(rewritten(&code).0, code, "{code:x?}");
+    fn a_leaf_before_cpuid_gives_way_with_its_subleaf_and_cpuid_stays() {
+        for (subleaf, leaf) in [
+            (&[][..], 0x8000_0001u32),
+            (&[0x31, 0xC9], 7),         // xor ecx, ecx
+            (&[0x89, 0xD1], 0xB),       // mov ecx, edx
+            (&[0xB9, 1, 0, 0, 0], 0xD), // mov ecx, 1
+        ] {
+            let text = [&[0xB8][..], &leaf.to_le_bytes(), subleaf].concat();
+            let code = [&[0x90; 5][..], &text, &CPUID, &[0xC3]].concat();
+            let (changed, stubs) = rewritten(&code);
+            assert_eq!(changed[10..], code[10..]);
+            let at = target(&changed[5..], ADDR + 5);
+            let back = ADDR as u32 + 5 + text.len() as u32 + 2;
+            let stub = stub(&stubs, at);
+            let way_in = [&text[..], &[MOV_EDX], &back.to_le_bytes()].concat();
+            assert!(stub.starts_with(&way_in), "{stub:x?}");
+            let jump = way_in.len();
+            assert_eq!(target(&stub[jump..], at + jump as u64), CPUID_ENTRY);
         }
     }
 
     #[test]
-    fn sites_side_by_side_do_not_touch_each_other() {
-        let one = [0xB8, 0x27, 0, 0, 0, 0x0F, 0x05];
-        let compare = [&SYSCALL[..], BEHIND[0]].concat();
-        let nops = [0x90; 5];
-        let code = [
-            &nops[..],
-            &one,
-            &nops,
-            &one,
-            &compare,
-            &compare,
-            &nops,
-            &one,
-        ]
-        .concat();
-        let found = sites(&code, MAX_SITES);
-        assert_eq!(found.len(), 5, "{found:?}");
-        let mut until = 0;
-        for site in found {
-            let (start, end) = match site {
-                Site::Before { syscall, moved } => (syscall - moved, syscall + 2),
-                Site::Behind { syscall, moved } => (syscall, syscall + 2 + moved),
-            };
-            assert!(start >= until);
-            until = end;
+    fn a_register_given_back_behind_cpuid_gives_way_and_a_jump_to_it_is_caught() {
+        for (kept, given_back) in [
+            (&[0x48, 0x89, 0xDE][..], &[0x48, 0x87, 0xF3][..]), // rsi
+            (&[0x48, 0x89, 0xDE], &[0x48, 0x87, 0xDE]),
+            (&[0x48, 0x87, 0xDF], &[0x48, 0x87, 0xDF]), // rdi
+            (&[0x49, 0x89, 0xDA], &[0x4C, 0x87, 0xD3]), // r10
+            (&[0x49, 0x89, 0xDA], &[0x49, 0x87, 0xDA]),
+            // Go: mov ecx, [rsp + 12]; mov [rsp + 16], eax
+            (&[0x8B, 0x4C, 0x24, 12], &[0x89, 0x44, 0x24, 16]),
+        ] {
+            let code = [kept, &CPUID, given_back, &[0x90; 8]].concat();
+            let (changed, stubs) = rewritten(&code);
+            let site = ADDR + kept.len() as u64;
+            let at = target(&changed[kept.len()..], site);
+            assert_eq!(changed[kept.len() + 2], NOT_AN_INSTRUCTION);
+            let end = kept.len() + 2 + given_back.len();
+            assert_eq!(changed[end..], code[end..]);
+            let stub = stub(&stubs, at);
+            let after = AFTER as usize;
+            let way_in = [&[MOV_EDX][..], &((at + AFTER) as u32).to_le_bytes()].concat();
+            assert!(stub.starts_with(&way_in), "{stub:x?}");
+            assert_eq!(target(&stub[5..], at + 5), CPUID_ENTRY);
+            assert!(stub[after..].starts_with(given_back));
+            assert_eq!(stub[SITE as usize..], (site as u32).to_le_bytes());
+            let from = at + (after + given_back.len()) as u64;
+            let jump = &stub[after + given_back.len()..];
+            assert_eq!(target(jump, from), ADDR + end as u64);
         }
-        let many = [&[0x90; 4][..], &compare.repeat(MAX_SITES + 1)].concat();
+    }
+
+    #[test]
+    fn no_more_sites_than_there_is_room_for_are_changed() {
+        let one = [&SYSCALL[..], BEHIND[0]].concat();
+        let many = [&[0x90; 4][..], &one.repeat(MAX_SITES + 1)].concat();
         let (changed, _) = rewritten(&many);
-        assert!(changed.ends_with(&compare) && !changed[4..].starts_with(&compare));
+        assert!(changed.ends_with(&one) && !changed[4..].starts_with(&one));
     }
 }

@@ -300,7 +300,7 @@ impl Slot {
         }
         snapshot.working_set.get_or_init(|| self.written.clone());
         for run in &self.written {
-            memory.copy_from(&snapshot.pristine, run.start, run.end - run.start)?;
+            snapshot.put_back(memory, run.start, run.end)?;
         }
         self.state = State::Ready;
         Ok(())

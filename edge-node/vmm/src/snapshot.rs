@@ -38,7 +38,7 @@ use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Most bytes of function names in a file.
@@ -86,12 +86,20 @@ pub struct Snapshot {
     pub(crate) wait: Buffer,
     pub(crate) symbols: Symbols,
     /// The pristine pages, read only.
-    pub(crate) pristine: GuestMemory,
+    pristine: GuestMemory,
     /// What the first request that was reset had written: what most will write.
     pub(crate) working_set: OnceLock<Vec<Written>>,
-    file: File,
-    file_offset: u64,
+    stored: Stored,
     cpu_digest: [u8; 32],
+}
+
+/// Where the memory is: a part of a file.
+#[derive(Debug)]
+struct Stored {
+    file: File,
+    offset: u64,
+    /// The pages that are not zero.
+    data: Pages,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -125,12 +133,22 @@ impl Snapshot {
         symbols: Symbols,
     ) -> Result<Arc<Self>, VmmError> {
         let cpu_digest = hypervisor.inner.cpu_digest;
-        Self::assemble(file, 0, layout, state, wait, symbols, cpu_digest)
+        let mut data = Pages::default();
+        for_each_page(&file, 0, &layout, |at, _| {
+            data.push(at);
+            Ok(())
+        })
+        .map_err(VmmError::memory("looking for what is zero in a snapshot"))?;
+        let stored = Stored {
+            file,
+            offset: 0,
+            data,
+        };
+        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
     }
 
     fn assemble(
-        file: File,
-        file_offset: u64,
+        stored: Stored,
         layout: Layout,
         state: CpuState,
         wait: Buffer,
@@ -138,8 +156,8 @@ impl Snapshot {
         cpu_digest: [u8; 32],
     ) -> Result<Arc<Self>, VmmError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let pristine =
-            GuestMemory::map(&file, file_offset, layout.total_bytes(), Sharing::ReadOnly)?;
+        let bytes = layout.total_bytes();
+        let pristine = GuestMemory::map(&stored.file, stored.offset, bytes, Sharing::ReadOnly)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let snapshot = Snapshot {
             id,
@@ -149,8 +167,7 @@ impl Snapshot {
             symbols,
             pristine,
             working_set: OnceLock::new(),
-            file,
-            file_offset,
+            stored,
             cpu_digest,
         };
         Ok(Arc::new(snapshot))
@@ -167,7 +184,29 @@ impl Snapshot {
     /// A mapping of its memory for an instance.
     pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
         let bytes = self.layout.total_bytes();
-        GuestMemory::map(&self.file, self.file_offset, bytes, Sharing::CopyOnWrite)
+        GuestMemory::map(
+            &self.stored.file,
+            self.stored.offset,
+            bytes,
+            Sharing::CopyOnWrite,
+        )
+    }
+
+    /// Makes whole pages of an instance's memory what they were. What was zero is not read: that would only
+    /// fill the caches.
+    pub(crate) fn put_back(
+        &self,
+        memory: &GuestMemory,
+        start: u64,
+        end: u64,
+    ) -> Result<(), VmmError> {
+        let mut at = start;
+        for (from, to) in self.stored.data.within(start, end) {
+            memory.zero(at, from - at)?;
+            memory.copy_from(&self.pristine, from, to - from)?;
+            at = to;
+        }
+        memory.zero(at, end - at)
     }
 
     /// Bytes of program memory of its guests.
@@ -177,8 +216,8 @@ impl Snapshot {
 
     /// Bytes of guest memory that are not zero, as far as the file system knows: what it takes on disk.
     pub fn resident_bytes(&self) -> Result<u64, SnapshotError> {
-        let end = self.file_offset + self.layout.total_bytes();
-        memory::data_extents(&self.file, self.file_offset, end)
+        let end = self.stored.offset + self.layout.total_bytes();
+        memory::data_extents(&self.stored.file, self.stored.offset, end)
             .map(|extents| extents.iter().map(|(start, end)| end - start).sum())
             .map_err(failed("read", Path::new("in memory")))
     }
@@ -232,10 +271,15 @@ impl Snapshot {
             .create_new(true)
             .open(path)?;
         file.set_len(MEMORY_AT + self.layout.total_bytes())?;
-        for_each_page(&self.file, self.file_offset, &self.layout, |at, page| {
-            hash_page(&mut hash, at, page);
-            file.write_all_at(page, MEMORY_AT + at)
-        })?;
+        for_each_page(
+            &self.stored.file,
+            self.stored.offset,
+            &self.layout,
+            |at, page| {
+                hash_page(&mut hash, at, page);
+                file.write_all_at(page, MEMORY_AT + at)
+            },
+        )?;
         hash.update(symbols.as_bytes());
         file.write_all_at(symbols.as_bytes(), MEMORY_AT + self.layout.total_bytes())?;
         let mut start = Vec::with_capacity(HEADER_AT as usize);
@@ -305,8 +349,10 @@ impl Snapshot {
         if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
             return Err(damaged("it has another size than its header says").into());
         }
+        let mut data = Pages::default();
         for_each_page(&file, MEMORY_AT, &layout, |at, page| {
             hash_page(&mut hash, at, page);
+            data.push(at);
             Ok(())
         })
         .map_err(&io)?;
@@ -343,7 +389,35 @@ impl Snapshot {
         let symbols = String::from_utf8_lossy(&symbols).into_owned();
         let symbols = Symbols::from_text(symbols, header.frames);
         let cpu_digest = hypervisor.inner.cpu_digest;
-        Self::assemble(file, MEMORY_AT, layout, state, wait, symbols, cpu_digest)
+        let stored = Stored {
+            file,
+            offset: MEMORY_AT,
+            data,
+        };
+        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
+    }
+}
+
+/// Pages in rising order, by where they begin and end in the guest.
+#[derive(Debug, Default)]
+struct Pages(Vec<(u64, u64)>);
+
+impl Pages {
+    /// Adds the page at an address behind all others.
+    fn push(&mut self, at: u64) {
+        match self.0.last_mut() {
+            Some((_, end)) if *end == at => *end += PAGE_BYTES,
+            _ => self.0.push((at, at + PAGE_BYTES)),
+        }
+    }
+
+    /// The parts of a range that are of them.
+    fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+        let first = self.0.partition_point(|(_, end)| *end <= start);
+        let runs = self.0[first..]
+            .iter()
+            .take_while(move |(from, _)| *from < end);
+        runs.map(move |(from, to)| ((*from).max(start), (*to).min(end)))
     }
 }
 
@@ -475,4 +549,28 @@ fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
             .fold(0, |word, byte| word << 8 | u32::from(*byte));
     }
     Some(xsave)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_told_apart_into_what_is_zero_and_what_is_not() {
+        let mut pages = Pages::default();
+        for page in [1, 2, 3, 7, 9] {
+            pages.push(page * PAGE_BYTES);
+        }
+        let within = |start: u64, end: u64| -> Vec<(u64, u64)> {
+            let parts = pages.within(start * PAGE_BYTES, end * PAGE_BYTES);
+            parts
+                .map(|(from, to)| (from / PAGE_BYTES, to / PAGE_BYTES))
+                .collect()
+        };
+        assert_eq!(within(0, 10), [(1, 4), (7, 8), (9, 10)]);
+        assert_eq!(within(2, 3), [(2, 3)]);
+        assert_eq!(within(3, 8), [(3, 4), (7, 8)]);
+        assert_eq!(within(4, 7), []);
+        assert_eq!(within(10, 20), []);
+    }
 }

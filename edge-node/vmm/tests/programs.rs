@@ -4,7 +4,7 @@ mod common;
 
 use common::{Function, boot, config};
 use holm_test_support::{function, guest, musl_guest, patience, require_kvm};
-use holm_vmm::{Hypervisor, Snapshot};
+use holm_vmm::{Hypervisor, Slot, Snapshot};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Both libcs.
@@ -171,9 +171,38 @@ fn kvm_a_system_call_that_was_made_a_jump_is_what_it_was_for_all_who_come_to_it(
     each_libc("rewritten_calls", |path| {
         let mut guest = Function::new(path);
         for _ in 0..2 {
-            assert_eq!(guest.get("/"), "0xff\n");
+            assert_eq!(guest.get("/"), "0x1ffff\n");
         }
     });
+}
+
+#[test]
+fn kvm_cpuid_that_was_made_a_jump_answers_what_the_instruction_answers_and_changes_nothing_else() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("cpuid", |path| {
+        let mut guest = Function::new(path);
+        assert_all_right(&guest.get("/"));
+        // The table is the snapshot's, the vCPU another's.
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("snapshot");
+        guest.prepared.snapshot.save(&file).unwrap();
+        let hypervisor = Hypervisor::open().unwrap();
+        guest.slot = Slot::new(&hypervisor).unwrap();
+        guest
+            .slot
+            .load(&Snapshot::load(&hypervisor, &file).unwrap())
+            .unwrap();
+        assert_all_right(&guest.get("/"));
+    });
+}
+
+/// The guest has written what differs, and then how many of its questions were answered alike.
+fn assert_all_right(text: &str) {
+    let (right, all) = text.trim_end().split_once(" of ").expect(text);
+    assert_eq!(right, all, "{text}");
+    assert!(all.parse().is_ok_and(|all: u32| all > 1000), "{text}");
 }
 
 #[test]

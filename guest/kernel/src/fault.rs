@@ -42,10 +42,10 @@ fn is_backed(fault: &FaultPage) -> bool {
     }
 }
 
-/// Where the program is, as it sees that itself: in the stub of a call that is a jump now, the place of the call,
-/// or if that is over of the instruction after it. It goes on from there as well.
+/// Where the program is, as it sees that itself: in the stub of a call (or CPUID) that is a jump now, the place of
+/// the call, or if that is over of the instruction after it. It goes on from there as well.
 pub fn own_place(rip: u64) -> u64 {
-    const SYSCALL_BYTES: u64 = 2;
+    const CALL_BYTES: u64 = 2;
     if !(CALLS_ADDR..CALLS_END).contains(&rip) {
         return rip;
     }
@@ -55,18 +55,18 @@ pub fn own_place(rip: u64) -> u64 {
     // says by `rt_sigreturn` that it is in another one takes a fault here, which is its own crash.
     let site = u64::from(unsafe { site.read_volatile() });
     match within {
-        AFTER => site + SYSCALL_BYTES,
+        AFTER => site + CALL_BYTES,
         RESTART => site,
         _ => rip,
     }
 }
 
-/// Whether the program has jumped to the instruction after a system call that is a jump now: that
+/// Whether the program has jumped to the instruction after a system call or CPUID that is a jump now: that
 /// instruction is in the stub, and there it goes on.
 fn goes_on_elsewhere(frame: &mut Registers) -> bool {
-    const SYSCALL_BYTES: u64 = 2;
+    const CALL_BYTES: u64 = 2;
     const JUMP_BYTES: u64 = 5;
-    let jump = frame.rip.wrapping_sub(SYSCALL_BYTES);
+    let jump = frame.rip.wrapping_sub(CALL_BYTES);
     let distance = user::read::<i32>(jump.wrapping_add(1));
     let (Ok(JUMP), Ok(distance)) = (user::read::<u8>(jump), distance) else {
         return false;

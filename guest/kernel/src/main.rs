@@ -36,7 +36,8 @@ mod vdso;
 //            NX is refused, and a copy of one is as little writable as the original.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
-//            for good; a jump through a null pointer is the program's.
+//            for good; a jump through a null pointer is the program's, and so are the instructions of it that
+//            were moved to the stubs of its calls.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -78,6 +79,10 @@ forward:
     push offset fault_entry
     iretq
 2:  cmp qword ptr [rsp + 16], {page}
+    jb 1b
+    cmp qword ptr [rsp + 16], {calls}
+    jb for_good
+    cmp qword ptr [rsp + 16], {calls_end}
     jb 1b
 for_good:
     out {exception_port}, al
@@ -191,6 +196,8 @@ stub_protections:
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
     kernel_end = const holm_hostcall::KERNEL_END,
     page = const holm_hostcall::PAGE_BYTES,
+    calls = const holm_hostcall::CALLS_ADDR,
+    calls_end = const holm_hostcall::CALLS_END,
     bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
     fault = const holm_hostcall::FAULT_ADDR,
     fault_rax = const offset_of!(FaultPage, rax),
@@ -205,7 +212,7 @@ stub_protections:
 // for user mode. At CPL 0 nothing is done but to go down to CPL 3; rsp is the only register used.
 //
 // A system call that the host has made a jump (see the VMM's `rewrite`) arrives in call_entry, at CPL 3 on
-// both, with the return address in rcx.
+// both, with the return address in rcx; a CPUID that was made one in cpuid_entry, with it in rdx.
 //
 // A fault arrives in fault_entry at CPL 3, with the program's stack and flags and all registers but
 // rax, by way of the stub; a preemption by way of the host.
@@ -256,6 +263,21 @@ call_entry:
     push 0x202
     popfq
     lea rax, [rip + {syscall}]
+    jmp 3f
+
+    .global cpuid_entry
+cpuid_entry:
+    mov [rip + saved_rsp], rsp
+    mov rsp, [rip + HOLM_ENTRY_STACK]
+    push {user_data}
+    push qword ptr [rip + saved_rsp]
+    pushfq
+    push {user_code}
+    push rdx
+    push rax
+    push 0x202
+    popfq
+    lea rax, [rip + {cpuid}]
     jmp 3f
 
     .global fault_entry
@@ -335,6 +357,7 @@ saved_rsp:
     .skip 8
     "#,
     syscall = sym holm_kernel::syscall::handle,
+    cpuid = sym holm_kernel::cpuid::handle,
     fault_handler = sym holm_kernel::fault::handle,
     start = sym holm_kernel::start,
     stub_stack_top = const holm_hostcall::STUB_STACK_ADDR + holm_hostcall::PAGE_BYTES,

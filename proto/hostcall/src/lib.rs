@@ -15,8 +15,10 @@
 //! 0x0000_8000  stub code        supervisor, execute only: the CPL 0 stub
 //! 0x0001_0000  boot page        user, read only: what the host tells the guest
 //! 0x0001_1000  call page        user, read/write: the arguments of a hostcall
+//! 0x0001_2000  CPUID table      user, read only: what the vCPU answers to CPUID
 //! 0x0002_0000  log ring         user, read/write: stdout and stderr, read by the host at exits
-//! 0x0003_0000  call stubs       user, execute only: system calls of the program that were made jumps
+//! 0x0003_0000  call stubs       user, execute only: system calls and CPUID of the program that were made
+//!              jumps
 //! 0x0005_0000  low data         user, read/write: a part of the library OS's data
 //! 0x0010_0000  kernel image     user: the library OS, W^X by segment
 //! 0x0020_0000  or above: program memory, from the program's lowest page on; user; as many bytes as the
@@ -76,11 +78,15 @@ pub const CALL_ADDR: u64 = 0x1_1000;
 pub const FAULT_ADDR: u64 = CALL_ADDR + 0x800;
 /// [`NewsPage`]: within the call page.
 pub const NEWS_ADDR: u64 = CALL_ADDR + 0x600;
+/// The CPUID table: [`CpuidTable`].
+pub const CPUID_ADDR: u64 = 0x1_2000;
+/// Most entries of the CPUID table.
+pub const MAX_CPUID_ENTRIES: usize = 255;
 /// The log ring: [`LogHeader`], then [`LOG_CAPACITY_BYTES`] bytes.
 pub const LOG_ADDR: u64 = 0x2_0000;
 /// Bytes of log text that fit between two exits; a full ring is flushed by [`Call::LOG_FLUSH`].
 pub const LOG_CAPACITY_BYTES: u64 = 0x1_0000 - 64;
-/// The stubs of system calls that the host has made jumps, from here to [`CALLS_END`].
+/// The stubs of system calls and CPUID that the host has made jumps, from here to [`CALLS_END`].
 pub const CALLS_ADDR: u64 = 0x3_0000;
 /// The end of their room.
 pub const CALLS_END: u64 = LOW_DATA_ADDR;
@@ -266,7 +272,7 @@ pub struct Registers {
     pub ss: u64,
 }
 
-/// A system call that the host has made a jump at the program's start: `jmp` to a stub within
+/// A system call, or a CPUID, that the host has made a jump at the program's start: `jmp` to a stub within
 /// [`CALLS_ADDR`] and [`CALLS_END`], whose bytes reach over the instruction after the call.
 pub mod rewritten_call {
     /// The opcode of that `jmp`, where the call was.
@@ -281,6 +287,36 @@ pub mod rewritten_call {
     pub const SITE: u64 = 28;
     /// Bytes from one stub to the next; each begins at a multiple of them.
     pub const STUB_BYTES: usize = 32;
+}
+
+/// What the vCPU answers to CPUID, where that does not depend on the moment or on the host's core: what is
+/// not here, the instruction has to tell.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuidTable {
+    /// How many of the entries there are.
+    pub count: u32,
+    /// Unused, zero.
+    pub reserved: [u32; 7],
+    /// In no particular order, no two for the same question.
+    pub entries: [CpuidEntry; MAX_CPUID_ENTRIES],
+}
+
+/// The answer to a leaf, or to a subleaf of it.
+#[expect(missing_docs, reason = "the registers' own names")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuidEntry {
+    pub leaf: u32,
+    pub subleaf: u32,
+    /// 0 if the answer is the same for all subleaves.
+    pub by_subleaf: u32,
+    /// Unused, zero.
+    pub reserved: u32,
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
 }
 
 /// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address.
@@ -506,6 +542,8 @@ const _: () = {
     assert!(NEWS_ADDR + size_of::<NewsPage>() as u64 <= FAULT_ADDR);
     assert!(MAX_REQUESTS <= 64);
     assert!(size_of::<LogHeader>() == 64);
+    assert!(size_of::<CpuidEntry>() == 32 && size_of::<CpuidTable>() == 2 * PAGE_BYTES as usize);
+    assert!(CALL_ADDR + PAGE_BYTES == CPUID_ADDR && CPUID_ADDR + 2 * PAGE_BYTES <= LOG_ADDR);
     assert!(size_of::<Door>() == 48);
     assert!(LOG_ADDR + size_of::<LogHeader>() as u64 + LOG_CAPACITY_BYTES <= KERNEL_ADDR);
     assert!(STUB_ADDR + 32 * STUB_ENTRY_BYTES <= STUB_HOSTCALL_ADDR);
