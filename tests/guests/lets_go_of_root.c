@@ -1,11 +1,13 @@
-/* What servers do at their start: find the user that they are to run as and become that, lock memory,
-   mark descriptors, look up a service by its name. `/` says "fine", or what is not as on Linux. */
+/* What servers do at their start: find the user that they are to run as and become that, lock memory
+   and ask how much they use, mark descriptors, look up a service by its name. `/` says "fine", or what is
+   not as on Linux. */
 #include "guest.h"
 #include <grp.h>
 #include <netdb.h>
 #include <pwd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 static const char *problem;
 
@@ -50,6 +52,8 @@ static void lock_memory(void) {
 static void handle(const struct request *request) {
     become_nobody();
     lock_memory();
+    struct rusage usage;
+    check(getrusage(RUSAGE_SELF, &usage) == 0 && usage.ru_maxrss > 0, "ru_maxrss");
     check(ioctl(request->connection, FIOCLEX) == 0, "FIOCLEX");
     check(ioctl(request->connection, FIONCLEX) == 0, "FIONCLEX");
     refused(ioctl(999, FIOCLEX), EBADF, "FIOCLEX of nothing");

@@ -172,6 +172,12 @@ pub fn usage(who: u64, to: u64) -> SysResult {
     room.fill(0);
     room[..8].copy_from_slice(&(used / 1_000_000).to_le_bytes());
     room[8..16].copy_from_slice(&(used % 1_000_000).to_le_bytes());
+    if who as u32 as i32 != CHILDREN {
+        // Nobody keeps the most that there was.
+        let memory = state::memory();
+        let resident = (memory.total_bytes() - memory.free_bytes()) / 1024;
+        room[32..40].copy_from_slice(&resident.to_le_bytes());
+    }
     Ok(0)
 }
 

@@ -297,7 +297,7 @@ fn serve(frame: &Registers) -> SysResult {
         334 | 435 => Err(Errno::ENOSYS),
         // What a sandboxed Linux refuses too, and programs ask for to do without.
         101 | 298 | 310 | 311 => Err(Errno::EPERM),
-        253 | 254 | 294 | 317 | 425..=427 | 449 => Err(Errno::ENOSYS),
+        253 | 254 | 294 | 317 | 425..=427 | 434 | 449 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
 }
