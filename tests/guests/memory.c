@@ -40,6 +40,11 @@ static const char *check(void) {
     if (reserved == MAP_FAILED || mprotect(reserved + PAGE, PAGE, both) != 0)
         return "a reservation cannot be opened";
     reserved[PAGE] = 1;
+    /* As allocators do that have arenas: far more than there is, of which little will be used. */
+    unsigned char *arena = mmap(NULL, 1 << 30, both, flags | MAP_NORESERVE, -1, 0);
+    if (arena == MAP_FAILED || (arena[0] = 1, mmap(NULL, 4 * PAGE, both, flags, -1, 0) == MAP_FAILED))
+        return "a writable reservation leaves nothing to others";
+    munmap(arena, 1 << 30);
     /* By system call: musl's sbrk only tells. */
     char *low = (char *)syscall(SYS_brk, 0);
     if ((char *)syscall(SYS_brk, low + 4 * PAGE) != low + 4 * PAGE)

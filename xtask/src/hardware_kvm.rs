@@ -27,24 +27,75 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const STATIC: &str =
     "target.x86_64-unknown-linux-gnu.rustflags=[\"-C\", \"target-feature=+crt-static\"]";
 
-/// A test program and the name it is shown by.
+/// A test program, the name it is shown by, and its arguments.
 pub(crate) struct TestProgram {
     name: String,
     path: PathBuf,
+    arguments: Vec<String>,
+}
+
+/// A directory that the machine is given, and where it finds it.
+pub(crate) struct Folder {
+    pub(crate) from: PathBuf,
+    pub(crate) to: &'static str,
 }
 
 /// Builds, boots and judges the tests of `packages`. An error if any test fails, if none runs, or if
 /// the machine does not come to its end in `timeout`.
 pub(crate) fn run(packages: &[String], timeout: Duration, test_arguments: &[String]) -> Result<()> {
     require_tools()?;
-    let root = workspace().join("target/hardware-kvm");
-    fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
-    let kernel = kernel::fetch(&root)?;
-    let programs = build_tests(&root, packages)?;
+    let root = root()?;
+    let mut programs = build_tests(&root, packages)?;
+    for program in &mut programs {
+        program.arguments = [&["--test-threads=1".to_owned()], test_arguments].concat();
+    }
     let guests = root.join("guests");
     guests::build_all(&guests)?;
-    let initramfs = initramfs::make(&root, &kernel, &programs, &guests, test_arguments)?;
-    boot::run(&kernel.image, &initramfs, &programs, timeout)
+    let kinds = [
+        ("glibc", "/guests/glibc"),
+        ("musl", "/guests/musl"),
+        ("functions", "/guests/functions"),
+    ];
+    let folders = kinds.map(|(kind, to)| Folder {
+        from: guests.join(kind),
+        to,
+    });
+    boot(&programs, &folders, timeout)
+}
+
+/// The same for one command of this workspace, which prints what it finds as a test program does.
+pub(crate) fn run_command(
+    package: &str,
+    arguments: Vec<String>,
+    folders: &[Folder],
+    timeout: Duration,
+) -> Result<()> {
+    require_tools()?;
+    let built = build(&root()?, "build", &["--package", package, "--bin", package])?;
+    let (_, path) = built
+        .into_iter()
+        .find(|(target, _)| target.name == package)
+        .with_context(|| format!("cargo built no program {package}"))?;
+    let program = TestProgram {
+        name: package.to_owned(),
+        path,
+        arguments,
+    };
+    boot(&[program], folders, timeout)
+}
+
+fn boot(programs: &[TestProgram], folders: &[Folder], timeout: Duration) -> Result<()> {
+    let root = root()?;
+    let kernel = kernel::fetch(&root)?;
+    let initramfs = initramfs::make(&root, &kernel, programs, folders)?;
+    boot::run(&kernel.image, &initramfs, programs, timeout)
+}
+
+/// Where everything is that this makes.
+pub(crate) fn root() -> Result<PathBuf> {
+    let root = workspace().join("target/hardware-kvm");
+    fs::create_dir_all(&root).with_context(|| format!("cannot make {}", root.display()))?;
+    Ok(root)
 }
 
 pub(crate) fn workspace() -> PathBuf {
@@ -101,34 +152,48 @@ struct Profile {
     test: bool,
 }
 
-/// Builds the test programs, statically linked.
+/// Builds the test programs of packages.
 fn build_tests(root: &Path, packages: &[String]) -> Result<Vec<TestProgram>> {
+    let mut arguments = vec!["--no-run"];
+    for package in packages {
+        arguments.extend(["--package", package]);
+    }
+    let programs: Vec<TestProgram> = build(root, "test", &arguments)?
+        .into_iter()
+        .map(|(target, path)| {
+            let kind = target.kind.first().map_or("test", String::as_str);
+            TestProgram {
+                name: format!("{kind}-{}", target.name),
+                path,
+                arguments: Vec::new(),
+            }
+        })
+        .collect();
+    if programs.is_empty() {
+        bail!("cargo built no test program for {}", packages.join(", "));
+    }
+    Ok(programs)
+}
+
+/// Has cargo build programs that are statically linked.
+fn build(root: &Path, verb: &str, arguments: &[&str]) -> Result<Vec<(Target, PathBuf)>> {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(workspace())
         // These would replace the flags given by `--config`.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .args([
-            "test",
-            "--no-run",
-            "--locked",
-            "--message-format=json-render-diagnostics",
-        ])
+        .args([verb, "--locked", "--message-format=json-render-diagnostics"])
         .args(["--target", TARGET, "--config", STATIC, "--target-dir"])
         .arg(root.join("build"))
+        .args(arguments)
         .stderr(Stdio::inherit());
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    let output = command
-        .output()
-        .context("cannot start cargo to build the tests")?;
+    let output = command.output().context("cannot start cargo")?;
     ensure!(
         output.status.success(),
-        "the tests do not build; cargo's messages are above"
+        "what is to run there does not build; cargo's messages are above"
     );
-    let mut programs: Vec<TestProgram> = Vec::new();
+    let mut programs = Vec::new();
     for line in output
         .stdout
         .split(|&byte| byte == b'\n')
@@ -136,21 +201,15 @@ fn build_tests(root: &Path, packages: &[String]) -> Result<Vec<TestProgram>> {
     {
         let message: Message =
             serde_json::from_slice(line).context("cannot read a message of cargo's")?;
-        let (Some(path), Some(target), Some(Profile { test: true })) =
+        let (Some(path), Some(target), Some(profile)) =
             (message.executable, message.target, message.profile)
         else {
             continue;
         };
-        if message.reason == "compiler-artifact" {
-            let kind = target.kind.first().map_or("test", String::as_str);
-            programs.push(TestProgram {
-                name: format!("{kind}-{}", target.name),
-                path,
-            });
+        // Tests come with the commands that they run, which are no tests themselves.
+        if message.reason == "compiler-artifact" && profile.test == (verb == "test") {
+            programs.push((target, path));
         }
-    }
-    if programs.is_empty() {
-        bail!("cargo built no test program for {}", packages.join(", "));
     }
     Ok(programs)
 }

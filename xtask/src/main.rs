@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use programs::Place;
 
 #[derive(Parser)]
 #[command(about = "What people working on Holm do more than once", version)]
@@ -36,8 +37,23 @@ enum Task {
         #[arg(long)]
         only: Vec<String>,
         /// Print JSON instead of a table.
-        #[arg(long)]
+        #[arg(long, group = "where")]
         json: bool,
+        /// Compare alone, without timing.
+        #[arg(long, group = "where")]
+        check: bool,
+        /// Deploy them to a coordinator and a node, and compare what the node's callers are answered.
+        #[arg(long, group = "where")]
+        deployed: bool,
+        /// Compare in guests on emulated hardware KVM.
+        #[arg(long, group = "where")]
+        hardware: bool,
+        /// Seconds after which the emulated machine is stopped and the run fails.
+        #[arg(long, default_value_t = 1800, requires = "hardware")]
+        timeout: u64,
+        /// Compare with answers that lie in a directory, as the emulated machine does.
+        #[arg(long, group = "where", hide = true)]
+        recorded: Option<PathBuf>,
     },
     /// Boot the guest of a static program under QEMU, by the kernel image's PVH entry, as far as its
     /// first hostcall.
@@ -79,8 +95,23 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Stub => stub::run(&hardware_kvm::workspace()),
         Task::Guests { out } => guests::build_all(&out),
-        Task::GuestPrograms { only, json } => {
-            programs::run(&hardware_kvm::workspace(), &only, json)
+        Task::GuestPrograms {
+            only,
+            json,
+            check,
+            deployed,
+            hardware,
+            timeout,
+            recorded,
+        } => {
+            let place = match recorded {
+                Some(directory) => Place::Recorded(directory),
+                None if hardware => Place::Hardware(Duration::from_secs(timeout)),
+                None if deployed => Place::Deployed,
+                None if check => Place::Here,
+                None => Place::Timed { json },
+            };
+            programs::run(&hardware_kvm::workspace(), &only, &place)
         }
         Task::Qemu { program, gdb } => qemu::run(&hardware_kvm::workspace(), &program, gdb),
         Task::HardwareKvm {

@@ -447,6 +447,19 @@ fn kvm_a_snapshot_comes_back_from_disk_and_a_damaged_one_is_named() {
 }
 
 #[test]
+fn kvm_a_server_lets_go_of_root_and_finds_what_it_looks_for_at_its_start() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("lets_go_of_root", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..2 {
+            assert_eq!(guest.get("/"), "fine\n", "and it is root again");
+        }
+    });
+}
+
+#[test]
 fn kvm_threads_share_memory_and_take_turns() {
     if !require_kvm() {
         return;

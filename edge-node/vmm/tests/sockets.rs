@@ -1,4 +1,4 @@
-//! What programs can count on when they talk to themselves: sockets within the guest, and timers. What a
+//! What programs can count on when they talk to themselves: sockets within the guest, timers and waits. What a
 //! guest tells is what the same program tells on the host.
 
 mod common;
@@ -101,6 +101,17 @@ fn kvm_timers_are_read_and_waited_for_as_on_linux() {
             ("/edges", "due again: 1"),
             ("/refused", "too small: EINVAL"),
         ],
+    );
+}
+
+#[test]
+fn kvm_waits_say_what_is_left_of_their_time_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "waits_with_rest",
+        &[("/rest", "left: 99, 1"), ("/epoll", "ready: 1\n7")],
     );
 }
 

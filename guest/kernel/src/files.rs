@@ -907,8 +907,12 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
 pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
     const FIONREAD: u64 = 0x541B;
     const FIONBIO: u64 = 0x5421;
+    const FIONCLEX: u64 = 0x5450;
+    const FIOCLEX: u64 = 0x5451;
     let open = state::files().get_mut(descriptor)?;
     match (request, open.object) {
+        // As with F_SETFD: nothing is ever executed.
+        (FIOCLEX | FIONCLEX, _) => Ok(0),
         (FIONBIO, _) => {
             open.nonblocking = user::read::<i32>(argument)? != 0;
             Ok(0)

@@ -17,6 +17,7 @@ pub mod fault;
 pub mod files;
 pub mod host;
 pub mod http;
+pub mod identity;
 pub mod log;
 pub mod memory;
 pub mod pipes;

@@ -144,8 +144,7 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
-            let keep = flags & MAP_FIXED_NOREPLACE != 0;
-            return self.map_fixed(hint, bytes, protection, keep, machine);
+            return self.map_fixed(hint, bytes, protection, flags, machine);
         }
         let certain = protection == Protection::Write && flags & MAP_NORESERVE == 0;
         let eager = certain && bytes <= MAX_EAGER_BYTES.min(self.free_bytes() / 8);
@@ -161,11 +160,14 @@ impl Memory {
             true => wish,
             false => self.sparse.gap(bytes).ok_or(Errno::ENOMEM)?,
         };
-        self.sparse.insert(start, start + bytes, protection)?;
+        let promised = flags & MAP_NORESERVE == 0;
+        self.sparse
+            .insert(start, start + bytes, protection, promised)?;
         Ok(start)
     }
 
-    /// Whether the program may be given so much writable memory, which it need not have touched.
+    /// Whether the program may be given so much writable memory, which it need not have touched. What it
+    /// says is only reserved is neither asked about nor counted.
     fn may_promise(&self, bytes: u64, flags: u64) -> bool {
         let total = self.total_bytes();
         if flags & MAP_NORESERVE != 0 {
@@ -182,9 +184,10 @@ impl Memory {
         start: u64,
         bytes: u64,
         protection: Protection,
-        keep: bool,
+        flags: u64,
         machine: &mut impl Machine,
     ) -> SysResult {
+        let keep = flags & MAP_FIXED_NOREPLACE != 0;
         let (start, end) = pages(start, bytes)?;
         if !keep {
             self.wiped.remove(start, end)?;
@@ -203,7 +206,8 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         self.sparse.unmap(start, end, &mut self.frames, machine)?;
-        self.sparse.insert(start, end, protection)?;
+        self.sparse
+            .insert(start, end, protection, flags & MAP_NORESERVE == 0)?;
         Ok(start)
     }
 
@@ -300,7 +304,8 @@ impl Memory {
         let marked = self.wiped.covers(start, end);
         let in_place = match is_sparse(start) {
             true if self.sparse.is_free(end, grown - end) => {
-                self.sparse.insert(end, grown, protection)?;
+                let promised = self.sparse.is_promised(start);
+                self.sparse.insert(end, grown, protection, promised)?;
                 true
             }
             true => false,

@@ -1,7 +1,8 @@
-//! The one process, as calls about processes see it: whose it is, how it is scheduled, how much
+//! The one process, as calls about processes see it: how it is scheduled, how much
 //! of everything it may have, and that it has no children.
 
 use crate::errno::{Errno, SysResult};
+use crate::identity::Identity;
 use crate::{files, host, state, time, user};
 
 /// The one process, and its first thread.
@@ -23,6 +24,10 @@ pub struct Process {
     /// Which expedited `membarrier` calls it has registered for.
     barriers: u64,
     no_new_privileges: bool,
+    /// Whose it is.
+    pub user: Identity,
+    /// Of which group.
+    pub group: Identity,
 }
 
 impl Process {
@@ -36,6 +41,8 @@ impl Process {
             dumpable: true,
             barriers: 0,
             no_new_privileges: false,
+            user: Identity::root(),
+            group: Identity::root(),
         }
     }
 }
@@ -165,6 +172,12 @@ pub fn usage(who: u64, to: u64) -> SysResult {
     room.fill(0);
     room[..8].copy_from_slice(&(used / 1_000_000).to_le_bytes());
     room[8..16].copy_from_slice(&(used % 1_000_000).to_le_bytes());
+    if who as u32 as i32 != CHILDREN {
+        // Nobody keeps the most that there was.
+        let memory = state::memory();
+        let resident = (memory.total_bytes() - memory.free_bytes()) / 1024;
+        room[32..40].copy_from_slice(&resident.to_le_bytes());
+    }
     Ok(0)
 }
 
@@ -355,22 +368,6 @@ pub fn capabilities(header: u64, to: u64) -> SysResult {
         user::slice_mut(to, words * 4)?.fill(0);
     }
     Ok(0)
-}
-
-/// `getresuid` and `getresgid`: root, as everything is.
-pub fn identities(to: [u64; 3]) -> SysResult {
-    for to in to {
-        user::write(to, 0u32)?;
-    }
-    Ok(0)
-}
-
-/// `getgroups`: none beside the first.
-pub fn groups(most: u64) -> SysResult {
-    match (most as u32 as i32) < 0 {
-        true => Err(Errno::EINVAL),
-        false => Ok(0),
-    }
 }
 
 /// `membarrier`: with one vCPU a system call is barrier enough for every thread.

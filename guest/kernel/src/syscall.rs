@@ -2,15 +2,15 @@
 //!
 //! A call that is not served is ENOSYS, named once in the function's log.
 
-use holm_hostcall::Registers;
+use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
 use crate::memory::guest;
 use crate::sockets::{options, transfer};
 use crate::{
-    files, host, log, pipes, poll, process, signals, sockets, stat, state, threads, time, timers,
-    user,
+    files, host, identity, log, pipes, poll, process, signals, sockets, stat, state, threads, time,
+    timers, user,
 };
 
 /// Serves one system call; the answer is put into rax.
@@ -87,7 +87,10 @@ fn serve(frame: &Registers) -> SysResult {
         })),
         21 => calls::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
-        23 => poll::select(a, b, c, d, time_value(e)?),
+        23 => {
+            let left = Left::of(e, time_value(e)?, 1000);
+            left.told(poll::select(a, b, c, d, left.given))
+        }
         24 => threads::yield_now(),
         25 => memory().remap(a, b, c, d, &mut guest()),
         26 => memory().synchronise(a, b, c),
@@ -161,14 +164,25 @@ fn serve(frame: &Registers) -> SysResult {
         100 => process::times(a),
         61 => process::wait(a, c),
         247 => process::wait_for(a, b, d),
-        102 | 104 | 107 | 108 => Ok(0),
+        102 => Ok(identity::user().real.into()),
+        104 => Ok(identity::group().real.into()),
+        107 => Ok(identity::user().effective.into()),
+        108 => Ok(identity::group().effective.into()),
+        105 => identity::user().set(a),
+        106 => identity::group().set(a),
+        113 => identity::user().set_two(a, b),
+        114 => identity::group().set_two(a, b),
+        116 => identity::set_groups(a, b),
+        117 => identity::user().set_three(a, b, c),
+        119 => identity::group().set_three(a, b, c),
         111 => process::group(0),
         121 | 124 => process::group(a),
         // The one process leads its group and its session already.
         109 => process::group(a).map(|_| 0),
         112 => Err(Errno::EPERM),
-        115 => process::groups(a),
-        118 | 120 => process::identities([a, b, c]),
+        115 => identity::groups(a),
+        118 => identity::user().get([a, b, c]),
+        120 => identity::group().get([a, b, c]),
         125 => process::capabilities(a, b),
         135 => process::personality(a),
         140 => process::priority(a, b),
@@ -187,6 +201,11 @@ fn serve(frame: &Registers) -> SysResult {
         138 => calls::file_system_of(a, b),
         157 => process::control(a, b, [c, d, e]),
         162 => Ok(0),
+        // Nothing is ever written to a disk.
+        149 | 150 | 325 => memory()
+            .mapped_pages(a & !(PAGE_BYTES - 1), b.saturating_add(a % PAGE_BYTES))
+            .map(|_| 0),
+        151 | 152 => Ok(0),
         158 => architecture(a, b),
         201 => time::time(a),
         186 => Ok(u64::from(state::threads().id())),
@@ -207,6 +226,7 @@ fn serve(frame: &Registers) -> SysResult {
         231 => threads::end(a),
         232 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
         281 => signals::masked(e, || poll::epoll_wait(a, b, c, poll::timeout_ms(d))),
+        441 => signals::masked(e, || poll::epoll_wait(a, b, c, time::timespec(d)?)),
         233 => poll::epoll_control(a, b, c, d),
         234 => signals::kill_thread_of(a, b, c),
         257 => calls::open(a, b, c, d),
@@ -227,9 +247,15 @@ fn serve(frame: &Registers) -> SysResult {
             } else {
                 user::read(frame.r9)?
             };
-            signals::masked(mask, || poll::select(a, b, c, d, time::timespec(e)?))
+            let left = Left::of(e, time::timespec(e)?, 1);
+            left.told(signals::masked(mask, || {
+                poll::select(a, b, c, d, left.given)
+            }))
         }
-        271 => signals::masked(d, || poll::poll(a, b, time::timespec(c)?)),
+        271 => {
+            let left = Left::of(c, time::timespec(c)?, 1);
+            left.told(signals::masked(d, || poll::poll(a, b, left.given)))
+        }
         273 => threads::robust_list(a, b),
         274 => threads::robust_list_of(a, b, c),
         280 => calls::set_times(a, b, c, d),
@@ -271,7 +297,7 @@ fn serve(frame: &Registers) -> SysResult {
         334 | 435 => Err(Errno::ENOSYS),
         // What a sandboxed Linux refuses too, and programs ask for to do without.
         101 | 298 | 310 | 311 => Err(Errno::EPERM),
-        253 | 254 | 294 | 317 | 425..=427 | 449 => Err(Errno::ENOSYS),
+        253 | 254 | 294 | 317 | 425..=427 | 434 | 449 => Err(Errno::ENOSYS),
         number => refuse(number),
     }
 }
@@ -359,6 +385,36 @@ fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
     ))
 }
 
+/// A wait that says afterwards, in the place of its timeout, what is left of it.
+struct Left {
+    place: u64,
+    given: Option<u64>,
+    until: u64,
+    /// Nanoseconds of the unit of its second half.
+    unit_ns: u64,
+}
+
+impl Left {
+    fn of(place: u64, given: Option<u64>, unit_ns: u64) -> Self {
+        Left {
+            place,
+            given,
+            until: time::monotonic_ns().saturating_add(given.unwrap_or(0)),
+            unit_ns,
+        }
+    }
+
+    fn told(&self, result: SysResult) -> SysResult {
+        const SECOND: u64 = 1_000_000_000;
+        if self.given.is_some_and(|given| given > 0) {
+            let left = self.until.saturating_sub(time::monotonic_ns());
+            // As on Linux it is no mistake if it cannot be written.
+            let _ = user::write(self.place, [left / SECOND, left % SECOND / self.unit_ns]);
+        }
+        result
+    }
+}
+
 /// A write to what nobody reads is a signal too.
 fn told(result: SysResult) -> SysResult {
     if result == Err(Errno::EPIPE) {
@@ -436,7 +492,7 @@ fn resident(start: u64, bytes: u64, to: u64) -> SysResult {
     let pages = state::memory().mapped_pages(start, bytes);
     if pages != Err(Errno::EINVAL) {
         user::range(start, bytes).map_err(|_| Errno::ENOMEM)?;
-        user::range(to, bytes.div_ceil(holm_hostcall::PAGE_BYTES))?;
+        user::range(to, bytes.div_ceil(PAGE_BYTES))?;
     }
     let pages = pages?;
     user::slice_mut(to, pages)?.fill(1);

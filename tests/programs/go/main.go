@@ -1,14 +1,21 @@
 // An ordinary Go server: net/http, goroutines, timers, maps and garbage collection, a nil dereference that
-// becomes a panic, and a loop that never yields.
+// becomes a panic, a loop that never yields, signals, a large heap, and an HTTP client and a reverse proxy of
+// what $UPSTREAM names.
 package main
 
 import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
+	"os/signal"
 	"runtime"
+	"runtime/debug"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -80,6 +87,68 @@ func main() {
 		body, _ := io.ReadAll(r.Body)
 		w.Write(body)
 	})
+	http.HandleFunc("/stream", func(w http.ResponseWriter, r *http.Request) {
+		for i := 0; i < 20; i++ {
+			fmt.Fprintf(w, "part %d\n", i)
+			w.(http.Flusher).Flush()
+		}
+	})
+	http.HandleFunc("/signal", func(w http.ResponseWriter, r *http.Request) {
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGUSR1)
+		syscall.Kill(os.Getpid(), syscall.SIGUSR1)
+		fmt.Fprintln(w, <-caught)
+	})
+	http.HandleFunc("/heap", func(w http.ResponseWriter, r *http.Request) {
+		kept := [][]byte{}
+		for i := 0; i < 60; i++ {
+			kept = append(kept, make([]byte, 1<<20))
+			for at := 0; at < len(kept[i]); at += 4096 {
+				kept[i][at] = byte(i)
+			}
+		}
+		sum := 0
+		for _, bytes := range kept {
+			sum += int(bytes[8192])
+		}
+		kept = nil
+		debug.FreeOSMemory()
+		for i := 0; i < 200; i++ {
+			sum += len(make([]byte, 1<<20))
+		}
+		fmt.Fprintln(w, sum)
+	})
+	upstream := "http://" + os.Getenv("UPSTREAM")
+	http.HandleFunc("/upstream", func(w http.ResponseWriter, r *http.Request) {
+		report := func(answer *http.Response, err error) string {
+			if err != nil {
+				return err.Error()
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			return fmt.Sprint(answer.StatusCode, " ", string(body), err)
+		}
+		for i := 0; i < 3; i++ {
+			fmt.Fprintln(w, report(http.Get(upstream+"/kept")))
+		}
+		// Of unknown length, so in parts.
+		parts := io.MultiReader(strings.NewReader(strings.Repeat("abc", 50000)), strings.NewReader("end"))
+		fmt.Fprintln(w, report(http.Post(upstream+"/parts", "text/plain", parts)))
+		var group sync.WaitGroup
+		reports := make([]string, 8)
+		for i := range reports {
+			group.Add(1)
+			go func(i int) {
+				defer group.Done()
+				reports[i] = report(http.Get(fmt.Sprint(upstream, "/", i, "/parts")))
+			}(i)
+		}
+		group.Wait()
+		fmt.Fprintln(w, reports)
+	})
+	if to, err := url.Parse(upstream); err == nil {
+		http.Handle("/proxy/", httputil.NewSingleHostReverseProxy(to))
+	}
 	port := os.Getenv("PORT")
 	if port == "" {
 		port = "8080"

@@ -1,4 +1,4 @@
-//! The root file system of the emulated machine: busybox, KVM's modules, the tests and their guests.
+//! The root file system of the emulated machine: busybox, KVM's modules, the tests and what they need.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::boot::MARKER;
 use super::kernel::Kernel;
-use super::{TestProgram, find_program};
+use super::{Folder, TestProgram, find_program};
 
 /// How many times slower than usual tests must take the emulated machine to be.
 const PATIENCE: u32 = 6;
@@ -20,8 +20,7 @@ pub(crate) fn make(
     root: &Path,
     kernel: &Kernel,
     programs: &[TestProgram],
-    guests: &Path,
-    test_arguments: &[String],
+    folders: &[Folder],
 ) -> Result<PathBuf> {
     let tree = root.join("initramfs");
     let _ = fs::remove_dir_all(&tree);
@@ -41,11 +40,11 @@ pub(crate) fn make(
     for program in programs {
         copy(&program.path, &tree.join("tests").join(&program.name))?;
     }
-    for kind in ["glibc", "musl", "functions"] {
-        copy_files(&guests.join(kind), &tree.join("guests").join(kind))?;
+    for Folder { from, to } in folders {
+        copy_files(from, &tree.join(to.trim_start_matches('/')))?;
     }
     let init = tree.join("init");
-    fs::write(&init, script(kernel, programs, test_arguments))
+    fs::write(&init, script(kernel, programs))
         .with_context(|| format!("cannot write {}", init.display()))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("cannot make {} executable", init.display()))?;
@@ -54,7 +53,7 @@ pub(crate) fn make(
 
 /// What the machine does from its first process on. Every step says so in a line that starts with
 /// [`MARKER`], by which the run is judged.
-fn script(kernel: &Kernel, programs: &[TestProgram], test_arguments: &[String]) -> String {
+fn script(kernel: &Kernel, programs: &[TestProgram]) -> String {
     let mut script = String::from(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
@@ -75,14 +74,15 @@ fn script(kernel: &Kernel, programs: &[TestProgram], test_arguments: &[String]) 
         "export HOLM_TEST_GUESTS_DIR=/guests HOLM_TEST_PATIENCE={PATIENCE} RUST_BACKTRACE=1 HOME=/tmp\n\
          cd /tmp\n"
     );
-    let arguments: String = test_arguments
-        .iter()
-        .map(|argument| format!(" {}", quoted(argument)))
-        .collect();
     for program in programs {
         let name = &program.name;
+        let words = program
+            .arguments
+            .iter()
+            .map(|word| format!(" {}", quoted(word)));
+        let arguments: String = words.collect();
         script += &format!("echo; echo '{MARKER} begin {name}'\n");
-        script += &format!("/tests/{name} --test-threads=1{arguments}\n");
+        script += &format!("/tests/{name}{arguments}\n");
         script += &format!("status=$?; echo; echo \"{MARKER} end {name} $status\"\n");
     }
     script += &format!("echo; echo '{MARKER} done'\npoweroff -f\n");

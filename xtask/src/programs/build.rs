@@ -30,11 +30,16 @@ const STATIC: &str =
 /// The version whose standard library the program is written for.
 const ZIG: &str = "ziglang==0.13.0";
 
-/// Builds a program; gives where it is.
-pub(crate) fn build(workspace: &Path, source: &Source) -> Result<PathBuf> {
+/// Where all of them are.
+pub(crate) fn directory(workspace: &Path) -> Result<PathBuf> {
     let out = workspace.join("target/guest-programs");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let out = out.canonicalize()?;
+    Ok(out.canonicalize()?)
+}
+
+/// Builds a program; gives where it is.
+pub(crate) fn build(workspace: &Path, source: &Source) -> Result<PathBuf> {
+    let out = directory(workspace)?;
     let sources = workspace.join("tests/programs").canonicalize()?;
     match *source {
         Source::Rust(name) => {

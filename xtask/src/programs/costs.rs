@@ -5,7 +5,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use super::{Ask, build, get, guest, native};
+use super::build::{self, Source};
+use super::guest::Guest;
+use super::native::Server;
+use super::subjects::{Ask, get};
+use super::upstream::Upstream;
 
 const ASK: Ask = get("/");
 
@@ -19,9 +23,10 @@ pub(crate) struct Cost {
 
 /// Measures all of them.
 pub(crate) fn measure(workspace: &Path) -> Result<Vec<Cost>> {
-    let program = build::build(workspace, &build::Source::Guest("glibc", "costs"))?;
-    let there = native::Server::start(&program)?.0.ask(&ASK)?;
-    let here = guest::Guest::boot(&program)?.fresh(&ASK)?;
+    let source = Source::Guest("glibc", "costs");
+    let program = build::build(workspace, &source)?;
+    let there = Server::start(&program, |_, _| ())?.client.ask(&ASK)?;
+    let here = Guest::boot(&program, &source, &Upstream::start()?)?.fresh(&ASK)?;
     let (there, here) = (lines(&there.1)?, lines(&here.1)?);
     let both = there.into_iter().zip(here);
     Ok(both

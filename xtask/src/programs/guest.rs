@@ -7,11 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use holm_model::bundle::Files;
 use holm_model::program::Program;
+use holm_node::outbound::Allowed;
+use holm_test_support::patience;
 use holm_vmm::{GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, prepare};
 
-use super::{Ask, median};
+use super::build::Source;
+use super::site::{self, Site};
+use super::subjects::Ask;
+use super::upstream::Upstream;
+use super::{Answer, median};
 
-const MEMORY_BYTES: u64 = 128 << 20;
+/// Program memory.
+pub(crate) const MEMORY_MIB: u64 = 128;
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Requests that are timed, after as many that are not.
 const TIMED: usize = 200;
@@ -20,6 +27,7 @@ pub(crate) struct Guest {
     hypervisor: Hypervisor,
     snapshot: Arc<Snapshot>,
     slot: Slot,
+    allowed: Allowed,
     /// From the vCPU's start to the first wait.
     pub(crate) ready: Duration,
     /// Pages that the requests which were timed have changed.
@@ -28,37 +36,40 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Boots a program.
-    pub(crate) fn boot(path: &Path) -> Result<Self> {
-        Self::boot_as(path, Vec::new(), &Files::default(), false)
-    }
-
-    /// The same with arguments and files, as under inetd.
-    pub(crate) fn boot_inetd(path: &Path, args: Vec<String>, files: &Files) -> Result<Self> {
-        Self::boot_as(path, args, files, true)
-    }
-
-    fn boot_as(path: &Path, args: Vec<String>, files: &Files, inetd: bool) -> Result<Self> {
+    pub(crate) fn boot(path: &Path, source: &Source, upstream: &Upstream) -> Result<Self> {
         let bytes =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let hypervisor = Hypervisor::open()?;
-        let config = GuestConfig {
+        let mut config = GuestConfig {
             name: path.display().to_string(),
-            memory_bytes: MEMORY_BYTES,
-            env: Vec::new(),
-            args,
-            files: files.clone(),
-            inetd,
-            shared: !inetd,
+            memory_bytes: MEMORY_MIB << 20,
+            env: vec![("UPSTREAM".into(), upstream.name())],
+            args: Vec::new(),
+            files: Files::default(),
+            inetd: false,
+            shared: true,
             port: 8080,
         };
-        let prepared = prepare(&hypervisor, &Program::parse(&bytes)?, &config, DEADLINE)
-            .map_err(|error| anyhow!("{error}\n{}", String::from_utf8_lossy(&error.log)))?;
+        if let Source::Busybox = source {
+            config.args = site::IN_GUEST.map(str::to_owned).to_vec();
+            config.files = Site::files()?;
+            config.inetd = true;
+            config.shared = false;
+        }
+        let prepared = prepare(
+            &hypervisor,
+            &Program::parse(&bytes)?,
+            &config,
+            patience(DEADLINE),
+        )
+        .map_err(|error| anyhow!("{error}\n{}", String::from_utf8_lossy(&error.log)))?;
         let mut slot = Slot::new(&hypervisor)?;
         slot.load(&prepared.snapshot)?;
         Ok(Guest {
             hypervisor,
             snapshot: prepared.snapshot,
             slot,
+            allowed: upstream.allowed()?,
             ready: prepared.ready,
             pages: 0,
         })
@@ -68,10 +79,11 @@ impl Guest {
         Ok(self.snapshot.resident_bytes()?)
     }
 
-    fn send(&mut self, ask: &Ask, body: &[u8]) -> Result<(u16, Vec<u8>)> {
+    fn send(&mut self, ask: &Ask, body: &[u8]) -> Result<Answer> {
+        let deadline = Instant::now() + patience(DEADLINE);
         let limits = Limits {
-            deadline: Instant::now() + DEADLINE,
-            cpu: DEADLINE,
+            deadline,
+            cpu: patience(DEADLINE),
             response_body_bytes: 1 << 24,
             streams: false,
         };
@@ -81,6 +93,9 @@ impl Guest {
             headers: &[(b"host", b"localhost")],
             body,
         };
+        if !self.slot.has_outbound() {
+            self.slot.set_outbound(self.allowed.outbound());
+        }
         self.slot.begin(&request, limits)?;
         loop {
             match self.slot.run(Duration::from_millis(50)) {
@@ -92,15 +107,13 @@ impl Guest {
                     bail!("{failure}\n{log}");
                 }
                 Step::Yielded => {}
-                Step::Parked(until) => {
-                    std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                }
+                Step::Parked(until) => self.slot.wait(until.min(deadline)),
             }
         }
     }
 
     /// One request to a pristine instance.
-    pub(crate) fn fresh(&mut self, ask: &Ask) -> Result<(u16, Vec<u8>)> {
+    pub(crate) fn fresh(&mut self, ask: &Ask) -> Result<Answer> {
         let answer = self.send(ask, &ask.body())?;
         self.slot.reset()?;
         Ok(answer)

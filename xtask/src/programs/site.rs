@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use holm_model::bundle::{Collected, Files};
 
-use super::{Ask, get};
+use super::subjects::{Ask, get};
 
 /// What is asked of it.
 pub(crate) const ASKS: &[Ask] = &[
@@ -17,6 +17,8 @@ pub(crate) const ASKS: &[Ask] = &[
     get("/pages/"),
     get("/pages"),
 ];
+/// Its arguments in a guest, as under inetd; the program's name first.
+pub(crate) const IN_GUEST: [&str; 5] = ["busybox", "httpd", "-i", "-h", "/www"];
 /// Small files beside the others.
 const PAGES: usize = 5000;
 
@@ -31,41 +33,48 @@ pub(crate) fn busybox() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The same files in a directory and as those of an artifact.
+/// Every file's path and content.
+fn pages() -> impl Iterator<Item = (String, Vec<u8>)> {
+    let long = (0..300_000u32).map(|n| (n % 251) as u8).collect();
+    let small =
+        (0..PAGES).map(|page| (format!("pages/{page}.txt"), format!("page {page}\n").into()));
+    [
+        ("index.html".to_owned(), b"<p>welcome</p>\n".to_vec()),
+        ("long.bin".to_owned(), long),
+    ]
+    .into_iter()
+    .chain(small)
+}
+
+/// The name of its directory.
+pub(crate) const DIRECTORY: &str = "site";
+
+/// The site as a directory.
 pub(crate) struct Site {
     directory: PathBuf,
-    pub(crate) files: Files,
 }
 
 impl Site {
     /// Writes the directory, below `out`.
     pub(crate) fn make(out: &Path) -> Result<Site> {
-        let directory = out.join("site");
-        let mut collected = Collected::default();
-        let mut put = |path: &str, content: Vec<u8>| -> Result<()> {
+        let directory = out.join(DIRECTORY);
+        fs::create_dir_all(directory.join("pages"))
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        for (path, content) in pages() {
             let there = directory.join(path);
-            let parent = there.parent().context("it lies in a directory")?;
-            fs::create_dir_all(parent)
-                .and_then(|()| fs::write(&there, &content))
+            fs::write(&there, content)
                 .with_context(|| format!("cannot write {}", there.display()))?;
-            collected.file(format!("/www/{path}").as_bytes(), false, content)?;
-            Ok(())
-        };
-        put("index.html", b"<p>welcome</p>\n".to_vec())?;
-        put(
-            "long.bin",
-            (0..300_000u32).map(|n| (n % 251) as u8).collect(),
-        )?;
-        for page in 0..PAGES {
-            put(
-                &format!("pages/{page}.txt"),
-                format!("page {page}\n").into_bytes(),
-            )?;
         }
-        Ok(Site {
-            files: collected.finish()?,
-            directory,
-        })
+        Ok(Site { directory })
+    }
+
+    /// The same files as those of an artifact.
+    pub(crate) fn files() -> Result<Files> {
+        let mut collected = Collected::default();
+        for (path, content) in pages() {
+            collected.file(format!("/www/{path}").as_bytes(), false, content)?;
+        }
+        Ok(collected.finish()?)
     }
 
     /// The arguments with which busybox serves it on the host, forking for each connection.
@@ -81,12 +90,5 @@ impl Site {
         ]
         .map(str::to_owned)
         .to_vec()
-    }
-
-    /// And in a guest, as under inetd; the program's name first.
-    pub(crate) fn in_guest() -> Vec<String> {
-        ["busybox", "httpd", "-i", "-h", "/www"]
-            .map(str::to_owned)
-            .to_vec()
     }
 }

@@ -39,7 +39,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/dev/stdout", Device(Object::Log)),
     ("/dev/urandom", Device(Object::Random)),
     ("/dev/zero", Device(Object::Zero)),
-    ("/etc/group", Made(|to| to.write_str("root:x:0:\n"))),
+    (
+        "/etc/group",
+        Made(|to| to.write_str("root:x:0:\nnogroup:x:65534:\n")),
+    ),
     ("/etc/hostname", Made(|to| to.write_str("holm\n"))),
     (
         "/etc/hosts",
@@ -51,11 +54,17 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ),
     (
         "/etc/passwd",
-        Made(|to| to.write_str("root:x:0:0:root:/:/bin/false\n")),
+        Made(|to| {
+            to.write_str("root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+        }),
     ),
     (
         "/etc/resolv.conf",
         Made(|to| to.write_str("nameserver 127.0.0.53\n")),
+    ),
+    (
+        "/etc/services",
+        Made(|to| to.write_str("domain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n")),
     ),
     ("/proc/cpuinfo", Made(cpuinfo)),
     (

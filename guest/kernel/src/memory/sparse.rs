@@ -38,6 +38,17 @@ struct Region {
     start: u64,
     end: u64,
     protection: Protection,
+    /// Whether it counts as memory that the program was promised, once it may be written.
+    promised: bool,
+}
+
+impl Region {
+    /// Whether nothing lies between it and a next one, and they are alike.
+    fn goes_on_in(&self, next: &Region) -> bool {
+        self.end == next.start
+            && self.protection == next.protection
+            && self.promised == next.promised
+    }
 }
 
 /// Why a page cannot be backed.
@@ -91,6 +102,7 @@ impl Sparse {
             start: 0,
             end: 0,
             protection: Protection::None,
+            promised: false,
         };
         Sparse {
             regions: [NONE; MAX_REGIONS],
@@ -129,9 +141,9 @@ impl Sparse {
         (region.start <= addr).then_some(*region)
     }
 
-    /// Bytes that the program may write, backed or not.
+    /// Bytes that the program was promised and may write, backed or not.
     pub(super) fn committed_bytes(&self) -> u64 {
-        let writable = |region: &&Region| region.protection == Protection::Write;
+        let writable = |region: &&Region| region.promised && region.protection == Protection::Write;
         let bytes = |region: &Region| region.end - region.start;
         self.all().iter().filter(writable).map(bytes).sum()
     }
@@ -180,10 +192,16 @@ impl Sparse {
         start: u64,
         end: u64,
         protection: Protection,
+        promised: bool,
     ) -> Result<(), Errno> {
         let at = self.all().partition_point(|region| region.start < start);
-        let touches = |region: &Region, edge: u64| region.protection == protection && edge == start;
-        if at > 0 && touches(&self.regions[at - 1], self.regions[at - 1].end) {
+        let new = Region {
+            start,
+            end,
+            protection,
+            promised,
+        };
+        if at > 0 && self.regions[at - 1].goes_on_in(&new) {
             self.regions[at - 1].end = end;
             self.join(at - 1);
             return Ok(());
@@ -192,11 +210,7 @@ impl Sparse {
             return Err(Errno::ENOMEM);
         }
         self.regions.copy_within(at..self.count, at + 1);
-        self.regions[at] = Region {
-            start,
-            end,
-            protection,
-        };
+        self.regions[at] = new;
         self.count += 1;
         self.join(at);
         Ok(())
@@ -204,10 +218,7 @@ impl Sparse {
 
     /// Makes a region one with the next, if nothing lies between them and they are alike.
     fn join(&mut self, at: usize) {
-        if at + 1 < self.count
-            && self.regions[at].end == self.regions[at + 1].start
-            && self.regions[at].protection == self.regions[at + 1].protection
-        {
+        if at + 1 < self.count && self.regions[at].goes_on_in(&self.regions[at + 1]) {
             self.regions[at].end = self.regions[at + 1].end;
             self.remove(at + 1);
         }
@@ -574,6 +585,11 @@ impl Sparse {
     pub(super) fn page(&self, addr: u64, machine: &impl Machine) -> Option<u64> {
         let entry = self.entry(addr, machine);
         (entry != 0).then_some(entry & ADDRESS & !(PAGE_BYTES - 1))
+    }
+
+    /// Whether the mapping at `addr` counts as promised.
+    pub(super) fn is_promised(&self, addr: u64) -> bool {
+        self.at(addr).is_some_and(|region| region.promised)
     }
 
     /// The protection of the mapping at `addr`.

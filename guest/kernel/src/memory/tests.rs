@@ -337,6 +337,21 @@ fn reservations_cost_no_memory_and_what_was_used_comes_back() {
 }
 
 #[test]
+fn what_is_only_reserved_is_no_promise_even_where_it_may_be_written() {
+    const WRITABLE: u64 = PROT_READ | PROT_WRITE;
+    let (mut memory, mut machine) = start();
+    let mut map =
+        |bytes, flags| memory.map(0, bytes, WRITABLE, MAP_ANONYMOUS | flags, &mut machine);
+    assert!(map(1 << 30, MAP_PRIVATE | MAP_NORESERVE).is_ok());
+    assert!(
+        map(64 << 10, MAP_PRIVATE).is_ok(),
+        "an allocator's arena takes nothing away"
+    );
+    let promised = (0..100).take_while(|_| map(32 << 20, MAP_PRIVATE).is_ok());
+    assert!(promised.count() < 100, "what is promised counts");
+}
+
+#[test]
 fn a_program_that_touches_its_memory_in_order_takes_few_faults() {
     let (mut memory, mut machine) = start();
     let start = memory

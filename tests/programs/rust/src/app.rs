@@ -1,13 +1,18 @@
 //! The axum application that both tokio programs serve.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use futures_util::StreamExt as _;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 /// Serves for ever.
@@ -22,7 +27,8 @@ pub async fn serve() {
         .route("/stream/{count}", get(stream))
         .route("/echo", post(async |body: Bytes| body))
         .route("/count", post(count))
-        .route("/panic", get(panics));
+        .route("/panic", get(panics))
+        .route("/upstream", post(upstream));
     axum::serve(listener, app)
         .await
         .expect("serving never ends");
@@ -88,4 +94,23 @@ async fn panics() -> String {
         "panicked: {}\n",
         task.await.is_err_and(|error| error.is_panic())
     )
+}
+
+/// Hands a request on to what $UPSTREAM names, body and answer in parts as they come.
+async fn upstream(request: Request) -> Response {
+    match hand_on(request).await {
+        Ok(response) => response,
+        Err(error) => format!("{error}\n").into_response(),
+    }
+}
+
+async fn hand_on(request: Request) -> Result<Response, Box<dyn Error + Send + Sync>> {
+    let stream = TcpStream::connect(std::env::var("UPSTREAM")?).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let parts = request.into_body().into_data_stream();
+    let handed_on = Request::post("/handed-on/parts")
+        .header("host", "upstream")
+        .body(Body::from_stream(parts))?;
+    Ok(sender.send_request(handed_on).await?.map(Body::new))
 }

@@ -1,5 +1,8 @@
-//! Threads, channels and locks of the standard library; a panic that is caught, and one that aborts.
+//! Threads, channels and locks of the standard library; a panic that is caught, and one that aborts; and a
+//! client of what $UPSTREAM names.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
@@ -8,6 +11,7 @@ fn main() {
         "/channel" => channel(),
         "/locks" => locks(),
         "/panic" => caught(),
+        "/upstream" => upstream(),
         "/abort" => std::process::abort(),
         _ => "hello from threads\n".to_owned(),
     });
@@ -71,4 +75,32 @@ fn caught() -> String {
     });
     let thread = std::thread::spawn(|| panic!("on purpose")).join();
     format!("{} {}\n", result.is_err(), thread.is_err())
+}
+
+fn upstream() -> String {
+    let ask = |number: u32| -> std::io::Result<String> {
+        let address = std::env::var("UPSTREAM").unwrap_or_default();
+        let mut connection = TcpStream::connect(address)?;
+        connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let body = vec![b'x'; 100_000];
+        let head = format!(
+            "POST /{number} HTTP/1.1\r\nHost: upstream\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        connection.write_all(head.as_bytes())?;
+        connection.write_all(&body)?;
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let threads: Vec<_> = (0..4)
+        .map(|number| std::thread::spawn(move || ask(number)))
+        .collect();
+    threads
+        .into_iter()
+        .map(|thread| match thread.join().expect("it does not panic") {
+            Ok(answer) => answer,
+            Err(error) => format!("{error}\n"),
+        })
+        .collect()
 }
