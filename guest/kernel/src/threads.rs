@@ -15,7 +15,7 @@ mod futex;
 
 use core::arch::{asm, global_asm};
 
-use holm_hostcall::{PAGE_BYTES, Registers};
+use holm_hostcall::{PAGE_BYTES, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
@@ -606,4 +606,13 @@ pub fn exit(status: u64) -> ! {
 pub fn end(status: u64) -> ! {
     state::server().end();
     host::exit(status & 0xff)
+}
+
+/// Every thread waits for what can never come.
+pub fn wait_for_ever() -> ! {
+    host::abort_with(
+        abort_reason::DEADLOCK,
+        0,
+        format_args!("the program waits for something that can never come"),
+    )
 }
