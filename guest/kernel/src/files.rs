@@ -16,6 +16,7 @@ pub mod map;
 pub mod names;
 pub mod open;
 pub mod paths;
+mod piece;
 pub mod read_write;
 pub mod status;
 pub mod temporary;
@@ -27,8 +28,6 @@ use crate::state;
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Most open objects; several descriptors may share one.
 const MAX_OBJECTS: usize = 512;
-/// Most open directories.
-pub const MAX_DIRECTORIES: usize = 16;
 const O_NONBLOCK: u64 = 0o4000;
 const O_CLOEXEC: u64 = 0o2_000_000;
 const O_APPEND: u64 = 0o2000;
@@ -59,7 +58,7 @@ pub enum Object {
     /// A file that the artifact brought: its number there.
     Brought(u32),
     /// A directory: its number among the open ones.
-    Directory(u8),
+    Directory(u16),
     /// A built-in file: its number among those.
     Made(u8),
     /// A socket: its number among those.

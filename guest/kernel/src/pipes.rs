@@ -3,7 +3,7 @@
 use holm_hostcall::PAGE_BYTES;
 
 use crate::errno::{Errno, SysResult};
-use crate::files::Object;
+use crate::files::{Object, descriptors};
 use crate::memory::guest;
 use crate::sockets::table::State;
 use crate::{state, threads, user};
@@ -197,8 +197,14 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
             to: queue,
         },
     );
-    let first = state::files().open(from, flags)?;
-    let second = state::files().open(into, flags)?;
+    let opened = state::files().open(from, flags);
+    let first = opened.inspect_err(|_| close(queue, queue))?;
+    let opened = state::files().open(into, flags);
+    let second = opened.inspect_err(|_| {
+        close(NONE, queue);
+        // It was opened just now.
+        let _ = descriptors::close(first);
+    })?;
     user::write(to, [first as u32, second as u32])?;
     Ok(0)
 }

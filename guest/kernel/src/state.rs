@@ -5,9 +5,10 @@ use core::cell::UnsafeCell;
 
 use holm_hostcall::tree::Tree;
 
+use crate::files::directory::OpenDirectories;
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
-use crate::files::{Files, MAX_DIRECTORIES, builtin};
+use crate::files::{Files, builtin};
 use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
@@ -76,8 +77,8 @@ parts! {
     []
     /// File descriptors and what they stand for.
     files: Files = Files::new();
-    /// The open directories: whether each is, and its path.
-    open_directories: [(bool, Path); MAX_DIRECTORIES] = [(false, Path::ROOT); MAX_DIRECTORIES];
+    /// The open directories.
+    open_directories: OpenDirectories = OpenDirectories::new();
     /// The files that the artifact brought.
     artifact: Option<Tree<'static>> = None;
     /// The working directory.

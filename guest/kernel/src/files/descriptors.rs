@@ -18,7 +18,7 @@ pub fn close(descriptor: u64) -> SysResult {
             Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
             Object::File(number) => state::temporary().closed(number),
             Object::Directory(number) => {
-                state::open_directories()[usize::from(number)].0 = false;
+                state::open_directories().remove(number);
             }
             _ => {}
         }

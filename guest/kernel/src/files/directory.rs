@@ -3,11 +3,64 @@
 use core::ops::Range;
 
 use super::lookup::{AT_FDCWD, Follow, Found, directory_of, find, is_directory, resolve};
-use super::paths::below;
+use super::paths::{Path, below};
+use super::piece::KeptPath;
 use super::status::kind_of;
-use super::{Object, Open, artifact, builtin, temporary};
+use super::{MAX_OBJECTS, Object, Open, artifact, builtin, temporary};
 use crate::errno::{Errno, SysResult};
 use crate::{stat, state, user};
+
+/// The open directories: the path of each, since a directory may be nothing but its path.
+pub struct OpenDirectories {
+    paths: [KeptPath; MAX_OBJECTS],
+}
+
+impl OpenDirectories {
+    /// None.
+    pub const fn new() -> Self {
+        OpenDirectories {
+            paths: [KeptPath::NONE; MAX_OBJECTS],
+        }
+    }
+
+    /// One more; gives its number.
+    pub(super) fn add(&mut self, path: &Path) -> Result<u16, Errno> {
+        let free = self.paths.iter().position(KeptPath::is_none);
+        let free = free.ok_or(Errno::EMFILE)?;
+        let kept = self.paths[free].set(path.as_bytes());
+        kept.map_err(|_| Errno::ENOMEM)?;
+        Ok(free as u16)
+    }
+
+    /// It was closed. Its memory stays for the next.
+    pub(super) fn remove(&mut self, number: u16) {
+        self.paths[usize::from(number)].clear();
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self, number: u16) -> Path {
+        Path::of_directory(self.paths[usize::from(number)].as_bytes())
+    }
+
+    /// Directories and the working directory are known by their paths: one that has moved, or is gone, has
+    /// another one.
+    pub(super) fn moved(&mut self, from: &Path, to: Option<&Path>) {
+        for kept in self.paths.iter_mut().filter(|kept| !kept.is_none()) {
+            if let Some(new) = Path::of_directory(kept.as_bytes()).moved(from, to) {
+                // There is room: it has a path already.
+                let _ = kept.set(new.as_bytes());
+            }
+        }
+        let working = state::working_directory();
+        *working = working.moved(from, to).unwrap_or(*working);
+    }
+}
+
+impl Default for OpenDirectories {
+    fn default() -> Self {
+        OpenDirectories::new()
+    }
+}
 
 /// `chdir`
 pub fn change_directory(path: u64) -> SysResult {
@@ -51,8 +104,8 @@ pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
 }
 
 /// The position in a directory counts its names.
-fn list_names(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResult {
-    let directory = state::open_directories()[usize::from(number)].1;
+fn list_names(open: &mut Open, number: u16, to: u64, bytes: u64) -> SysResult {
+    let directory = state::open_directories().path(number);
     let path = directory.as_bytes();
     if !is_directory(path) {
         // It was removed while it was open.
@@ -94,11 +147,11 @@ fn list_names(open: &mut Open, number: u8, to: u64, bytes: u64) -> SysResult {
     if path == b"/" {
         listing.enter(&temporary::ROOT[1..], stat::Kind::Directory)?;
     }
-    for (_, node) in state::temporary().all() {
-        if let Some(name) = below(node.path(), path)
+    for (name, _, kind) in state::temporary().all() {
+        if let Some(name) = below(name, path)
             && !name.contains(&b'/')
         {
-            listing.enter(name, kind_of(node.kind))?;
+            listing.enter(name, kind_of(kind))?;
         }
     }
     open.position += listing.entered();

@@ -152,7 +152,7 @@ fn link_at(path: &[u8]) -> Option<&'static [u8]> {
 
 pub(super) fn directory_of(descriptor: u64) -> Result<Path, Errno> {
     match state::files().get(descriptor)?.object {
-        Object::Directory(number) => Ok(state::open_directories()[usize::from(number)].1),
+        Object::Directory(number) => Ok(state::open_directories().path(number)),
         _ => Err(Errno::ENOTDIR),
     }
 }

@@ -1,7 +1,11 @@
 //! Names: made, moved and removed in /tmp; and where links lead.
 
-use super::lookup::{Follow, Found, find, is_directory, is_in_tmp, missing, resolve, room_for};
+use super::Object;
+use super::lookup::{
+    AT_FDCWD, Follow, Found, find, is_directory, is_in_tmp, missing, resolve, room_for,
+};
 use super::paths::{Path, below};
+use super::status::AT_EMPTY_PATH;
 use super::temporary::{self, Kind};
 use crate::errno::{Errno, SysResult};
 use crate::{state, user};
@@ -58,8 +62,55 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
         return Err(Errno::ENOENT);
     }
     let number = state::temporary().make(path.as_bytes(), Kind::Link, 0o777)?;
-    state::temporary().node(number).write(0, target)?;
-    Ok(0)
+    let written = state::temporary().node(number).write(0, target);
+    if written.is_err() {
+        state::temporary().unlink(path.as_bytes());
+    }
+    written.map(|_| 0)
+}
+
+/// `link` and `linkat`: one more name of a file in /tmp.
+pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResult {
+    const AT_SYMLINK_FOLLOW: u64 = 0x400;
+    if flags as u32 as u64 & !(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // With AT_EMPTY_PATH it may be the descriptor of a file.
+    let (number, in_tmp) = match flags & AT_EMPTY_PATH != 0 && user::path(from)?.is_empty() {
+        true => (node_of(from_at)?, true),
+        false => {
+            let follow = Follow::unless(flags & AT_SYMLINK_FOLLOW == 0);
+            let path = resolve(from_at, from, follow)?;
+            match find(&path)? {
+                Found::Node(number) => (Some(number), true),
+                _ => (None, is_in_tmp(&path)),
+            }
+        }
+    };
+    let path = new_path(to_at, to)?;
+    match number {
+        _ if path.is_directory => Err(Errno::ENOENT),
+        // A directory, which has one name.
+        None if in_tmp => Err(Errno::EPERM),
+        None => Err(Errno::EXDEV),
+        // It has lost its last name.
+        Some(number) if state::temporary().node(number).names() == 0 => Err(Errno::ENOENT),
+        Some(number) => {
+            state::temporary().link(number, path.as_bytes())?;
+            Ok(0)
+        }
+    }
+}
+
+/// The file of /tmp that a descriptor stands for, if it is one.
+fn node_of(descriptor: u64) -> Result<Option<u16>, Errno> {
+    match descriptor as u32 {
+        at if at == AT_FDCWD as u32 => Ok(None),
+        _ => match state::files().get(descriptor)?.object {
+            Object::File(number) => Ok(Some(number)),
+            _ => Ok(None),
+        },
+    }
 }
 
 /// `unlink`, `rmdir` and `unlinkat`
@@ -90,33 +141,14 @@ pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
         }
         _ => {}
     }
-    let number = state::temporary().find(path.as_bytes());
-    state::temporary().remove(number.ok_or(Errno::EROFS)?);
+    if state::temporary().find(path.as_bytes()).is_none() {
+        return Err(Errno::EROFS);
+    }
+    state::temporary().unlink(path.as_bytes());
     if is_directory {
-        has_moved(&path, None);
+        state::open_directories().moved(&path, None);
     }
     Ok(0)
-}
-
-/// Open directories and the working directory are known by their paths: one that has moved, or is gone, has
-/// another one.
-fn has_moved(from: &Path, to: Option<&Path>) {
-    let open = state::open_directories()
-        .iter_mut()
-        .filter(|(used, _)| *used)
-        .map(|(_, path)| path);
-    for at in open.chain([state::working_directory()]) {
-        let rest = below(at.as_bytes(), from.as_bytes());
-        if rest.is_none() && at.as_bytes() != from.as_bytes() {
-            continue;
-        }
-        let moved = match (to, rest) {
-            (Some(to), Some(rest)) => to.join(rest).ok(),
-            (Some(to), None) => Some(*to),
-            (None, _) => None,
-        };
-        *at = moved.unwrap_or(Path::GONE);
-    }
 }
 
 /// `rename`, `renameat` and `renameat2`
@@ -165,17 +197,21 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     }
     match (find(&to), moves_directory) {
         (Ok(_), _) if flags & NOREPLACE != 0 => return Err(Errno::EEXIST),
-        _ if from.as_bytes() == to.as_bytes() => return Ok(0),
+        // The same name, or another one of the same file.
+        _ if flags & NOREPLACE == 0
+            && state::temporary().find(from.as_bytes())
+                == state::temporary().find(to.as_bytes()) =>
+        {
+            return Ok(0);
+        }
         (Ok(Found::Directory), false) => return Err(Errno::EISDIR),
         (Ok(Found::Directory), true) if state::temporary().has_children(to.as_bytes()) => {
             return Err(Errno::ENOTEMPTY);
         }
         (Ok(Found::Node(_)), true) => return Err(Errno::ENOTDIR),
         (Ok(_), _) => {
-            if let Some(number) = state::temporary().find(to.as_bytes()) {
-                state::temporary().remove(number);
-                has_moved(&to, None);
-            }
+            state::temporary().unlink(to.as_bytes());
+            state::open_directories().moved(&to, None);
         }
         (Err(Errno::ENOENT), false) if to.is_directory => return Err(Errno::ENOTDIR),
         (Err(Errno::ENOENT), _) => {}
@@ -188,7 +224,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
     }
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
     if moves_directory {
-        has_moved(&from, Some(&to));
+        state::open_directories().moved(&from, Some(&to));
     }
     Ok(0)
 }

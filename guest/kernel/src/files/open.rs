@@ -48,7 +48,7 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     match find(&path) {
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
-        Ok(Found::Directory) => open_directory(path, flags),
+        Ok(Found::Directory) => open_directory(&path, flags),
         Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
         Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
         Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
@@ -113,13 +113,13 @@ fn open_node(number: u16, flags: u64) -> SysResult {
     Ok(descriptor)
 }
 
-fn open_directory(path: Path, flags: u64) -> SysResult {
-    let directories = state::open_directories();
-    let free = directories.iter().position(|(used, _)| !used);
-    let free = free.ok_or(Errno::EMFILE)?;
-    let descriptor = state::files().open(Object::Directory(free as u8), flags)?;
-    directories[free] = (true, path);
-    Ok(descriptor)
+fn open_directory(path: &Path, flags: u64) -> SysResult {
+    let number = state::open_directories().add(path)?;
+    let opened = state::files().open(Object::Directory(number), flags);
+    if opened.is_err() {
+        state::open_directories().remove(number);
+    }
+    opened
 }
 
 /// `memfd_create`: a file of /tmp that never had a path.
@@ -132,10 +132,10 @@ pub fn open_memory(name: u64, flags: u64) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    let number = state::temporary().make(b"", Kind::File, 0o777)?;
+    let number = state::temporary().make_nameless(Kind::File, 0o777)?;
     let descriptor = open_node(number, O_RDWR);
     if descriptor.is_err() {
-        state::temporary().remove(number);
+        state::temporary().free_if_unused(number);
     }
     descriptor
 }

@@ -44,7 +44,7 @@ fn of_node(number: u16) -> Status {
         // Beside those of the built-in entries.
         number: 10_000 + u64::from(number),
         modified_ns: node.modified_ns,
-        is_removed: node.is_removed(),
+        names: node.names(),
     }
 }
 
@@ -148,7 +148,7 @@ pub fn file_system(path: u64, to: u64) -> SysResult {
 /// `fstatfs`
 pub fn file_system_of(descriptor: u64, to: u64) -> SysResult {
     let in_tmp = match state::files().get(descriptor)?.object {
-        Object::Directory(number) => is_in_tmp(&state::open_directories()[usize::from(number)].1),
+        Object::Directory(number) => is_in_tmp(&state::open_directories().path(number)),
         Object::Brought(_) => false,
         _ => true,
     };
@@ -180,7 +180,7 @@ fn of_object(object: Object) -> Status {
         },
         Object::Made(entry) => return of_made(entry),
         Object::Directory(number) => {
-            let path = state::open_directories()[usize::from(number)].1;
+            let path = state::open_directories().path(number);
             return of_directory(path.as_bytes());
         }
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
