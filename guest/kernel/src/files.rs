@@ -83,8 +83,8 @@ pub enum Object {
 pub struct Open {
     /// What it is.
     pub object: Object,
-    /// Descriptors that stand for it.
-    references: u16,
+    /// Descriptors that stand for it, and messages that one travels in.
+    pub references: u16,
     /// O_NONBLOCK.
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).
@@ -216,22 +216,42 @@ impl Files {
 
     fn place(&mut self, index: u16, new: usize) -> SysResult {
         self.descriptors[new] = index;
-        self.objects[usize::from(index)].references += 1;
+        self.hold(index);
         Ok(new as u64)
     }
 
-    /// Frees a descriptor; gives the object if that was its last one.
-    fn release(&mut self, descriptor: u64) -> Result<Option<(u16, Object)>, Errno> {
+    /// A new descriptor for an object that there is.
+    pub fn install(&mut self, index: u16) -> SysResult {
+        let new = self.lowest_free(0)?;
+        self.place(index, new)
+    }
+
+    /// Frees a descriptor; gives the index of its object, which is still held for it.
+    fn free(&mut self, descriptor: u64) -> Result<u16, Errno> {
         let index = self.index(descriptor)?;
         self.descriptors[descriptor as u32 as usize] = UNUSED;
+        Ok(index)
+    }
+
+    /// Something more stands for an object.
+    pub fn hold(&mut self, index: u16) {
+        self.objects[usize::from(index)].references += 1;
+    }
+
+    /// Something less does; gives the object if that was the last.
+    fn let_go(&mut self, index: u16) -> Option<Object> {
         let open = &mut self.objects[usize::from(index)];
         open.references -= 1;
         if open.references > 0 {
-            return Ok(None);
+            return None;
         }
-        let object = open.object;
-        *open = CLOSED;
-        Ok(Some((index, object)))
+        Some(core::mem::replace(open, CLOSED).object)
+    }
+
+    /// The index of a socket's object, if it has been accepted.
+    pub fn index_of_socket(&self, number: u16) -> Option<u16> {
+        let is_it = |open: &Open| open.object == Object::Socket(number);
+        self.objects.iter().position(is_it).map(|at| at as u16)
     }
 }
 

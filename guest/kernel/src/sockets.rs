@@ -14,6 +14,7 @@ pub mod dns;
 pub mod options;
 pub mod outbound;
 pub mod request;
+pub mod rights;
 pub mod table;
 pub mod transfer;
 

@@ -17,6 +17,7 @@ use crate::process::Process;
 use crate::random::Random;
 use crate::signals::Signals;
 use crate::sockets::Server;
+use crate::sockets::rights::Rights;
 use crate::sockets::table::Sockets;
 use crate::threads::Threads;
 use crate::timers::{MAX_TIMERS, Timer};
@@ -87,6 +88,8 @@ parts! {
     file_mask: u32 = 0o022;
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    /// The descriptors that travel through sockets.
+    rights: Rights = Rights::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
     /// The timers that are read like files.

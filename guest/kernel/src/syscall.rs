@@ -120,10 +120,7 @@ fn serve(frame: &Registers) -> SysResult {
         53 => sockets::pair(a, b, c, d),
         54 => options::set_option(a, b, c, d, e),
         55 => options::get_option(a, b, c, d, e),
-        56 => match threads::clone(frame, a, b, c, d, e) {
-            Err(Errno::ENOSYS) => refuse(56),
-            result => result,
-        },
+        56 => served(56, threads::clone(frame, a, b, c, d, e)),
         60 => threads::exit(a),
         62 => signals::kill(a, b),
         200 => signals::kill_thread(a, b),
@@ -181,6 +178,8 @@ fn serve(frame: &Registers) -> SysResult {
         146 | 147 => process::priority_range(a, frame.rax == 146),
         127 => signals::pending(a, b),
         128 => signals::wait_for(a, b, c, d),
+        129 => signals::send_with_info(a, b, c),
+        297 => signals::send_with_info_to(a, b, c, d),
         130 => signals::suspend(a),
         131 => signals::stack(a, b, frame.rsp),
         132 | 235 => change::set_attributes(AT_FDCWD, a, None),
@@ -267,9 +266,9 @@ fn serve(frame: &Registers) -> SysResult {
         326 => copy::copy_range(a, b, c, d, e),
         332 => stat::statx(status::at(a, b, c)?, e),
         436 => descriptors::close_range(a, b),
-        // glibc asks for restartable sequences at every start, and for the newer clone before the
-        // older one; it does without both.
-        334 | 435 => Err(Errno::ENOSYS),
+        435 => served(435, threads::clone_with(frame, a, b)),
+        // glibc asks for restartable sequences at every start, and does without.
+        334 => Err(Errno::ENOSYS),
         // What a sandboxed Linux refuses too, and programs ask for to do without.
         101 | 298 | 310 | 311 => Err(Errno::EPERM),
         253 | 254 | 294 | 317 | 425..=427 | 449 => Err(Errno::ENOSYS),
@@ -280,6 +279,14 @@ fn serve(frame: &Registers) -> SysResult {
 fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {
     user::write(to, value)?;
     Ok(0)
+}
+
+/// A call of which a part is served: what is not, is named.
+fn served(number: u64, result: SysResult) -> SysResult {
+    match result {
+        Err(Errno::ENOSYS) => refuse(number),
+        result => result,
+    }
 }
 
 /// ENOSYS, named once.
@@ -314,6 +321,7 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         ),
         282 | 289 => ("signalfd", "use a handler or sigwait"),
         56 => ("clone", NO_FORK),
+        435 => ("clone3", NO_FORK),
         57 => ("fork", NO_FORK),
         58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),

@@ -3,27 +3,35 @@
 use super::{MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, Object};
 use crate::errno::{Errno, SysResult};
 use crate::poll::Epoll;
+use crate::sockets::rights;
 use crate::{pipes, sockets, state, timers, user};
 
 /// `close`
 pub fn close(descriptor: u64) -> SysResult {
-    if let Some((index, object)) = state::files().release(descriptor)? {
-        for epoll in state::epolls() {
-            epoll.forget(index);
-        }
-        match object {
-            Object::Socket(number) => sockets::close(number),
-            Object::Timer(number) => timers::close(number),
-            Object::Stream { from, to } => pipes::close(from, to),
-            Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
-            Object::File(number) => state::temporary().closed(number),
-            Object::Directory(number) => {
-                state::open_directories().remove(number);
-            }
-            _ => {}
-        }
-    }
+    let index = state::files().free(descriptor)?;
+    let_go(index);
+    // What travelled to a socket that is gone now goes too.
+    rights::free_lost();
     Ok(0)
+}
+
+/// Something less stands for an object; with the last it is gone.
+pub fn let_go(index: u16) {
+    let Some(object) = state::files().let_go(index) else {
+        return;
+    };
+    for epoll in state::epolls() {
+        epoll.forget(index);
+    }
+    match object {
+        Object::Socket(number) => sockets::close(number),
+        Object::Timer(number) => timers::close(number),
+        Object::Stream { from, to } => pipes::close(from, to),
+        Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
+        Object::File(number) => state::temporary().closed(number),
+        Object::Directory(number) => state::open_directories().remove(number),
+        _ => {}
+    }
 }
 
 /// `close_range`
