@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Function, boot, config, each_libc};
-use holm_test_support::{function, guest, musl_guest, patience, require_kvm};
+use holm_test_support::{function, guest, patience, require_kvm};
 use holm_vmm::{Hypervisor, Snapshot};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -55,6 +55,7 @@ const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 const MIN_STACK_BYTES: u64 = 2048;
 const MASK_BYTES: u64 = 8;
+const NON_CANONICAL_FROM: u64 = 1 << 47;
 
 const fn bit(signal: u32) -> u64 {
     1 << (signal - 1)
@@ -328,7 +329,10 @@ fn call_again(registers: &mut Registers, number: u64) {
 }
 
 fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
-    registers.rip = fault::own_place(registers.rip);
+    // Where nothing can be executed there is no stub of a call either.
+    if !cause.fault.is_some_and(|fault| fault::is_fetch(&fault)) {
+        registers.rip = fault::own_place(registers.rip);
+    }
     let (action, before) = state::signals().enter(cause.signal, thread);
     let of = state::signals().threads[thread];
     let alternate =
@@ -347,18 +351,18 @@ fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
         stack_of(&of, registers.rsp),
     );
     match laid {
-        Ok(()) => registers.rip = action.handler,
-        Err(_) => give_up(cause),
+        Ok(()) if action.handler < NON_CANONICAL_FROM => registers.rip = action.handler,
+        _ => give_up(cause),
     }
 }
 
-/// A handler that has no stack to run on.
+/// A handler that has no stack to run on, or is nowhere.
 fn give_up(cause: &Cause) -> ! {
     host::abort_with(
         abort_reason::SIGNAL,
         u64::from(SIGSEGV),
         format_args!(
-            "there is no stack for the handler of signal {}",
+            "there is no handler of signal {} where the program says, or no stack for it",
             cause.signal
         ),
     )

@@ -14,7 +14,7 @@ use core::arch::asm;
 use holm_hostcall::{FaultPage, Registers, abort_reason, selector};
 
 use super::queue::Origin;
-use super::{SIGSEGV, own, set_stack};
+use super::{NON_CANONICAL_FROM, SIGSEGV, own, set_stack};
 use crate::errno::Errno;
 use crate::{host, state, user};
 
@@ -42,7 +42,6 @@ const LEGACY_STATE: u64 = 0b11;
 const FLAGS_KEPT: u64 = 0x4_0CD5;
 const FLAGS_SET: u64 = 0x202;
 const FLAGS_CLEARED: u64 = 0x1_0500;
-const NON_CANONICAL_FROM: u64 = 1 << 47;
 
 /// `struct ucontext` with `struct sigcontext` in it.
 #[repr(C)]
