@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Function, boot, config, each_libc};
@@ -366,6 +367,47 @@ fn kvm_a_program_that_is_never_ready_fails_with_the_reason_and_its_log() {
             "{name}: {error}"
         );
         assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
+
+#[test]
+fn kvm_whatever_ends_a_program_early_its_last_lines_name_the_calls_it_lacked() {
+    if !require_kvm() {
+        return;
+    }
+    for (end, expected) in [
+        ("exit", "exited with status 3 before it was ready"),
+        ("crash", "null pointer"),
+        ("abort", "SIGABRT"),
+        ("spin", "not ready within"),
+        ("sleep", "not ready within"),
+    ] {
+        let check = |path: &Path| {
+            let error = boot(path, &config(&[("HOLM_END", end)])).unwrap_err();
+            let log = String::from_utf8_lossy(&error.log);
+            assert!(error.to_string().contains(expected), "{end}: {error}");
+            // As little as the shortest report of a failure has.
+            let tail = &log[log.len() - 2000..];
+            let last: Vec<&str> = tail.lines().rev().take(20).collect();
+            assert!(
+                last[0].starts_with("holm: system calls that it made and that are not supported"),
+                "{end}: {last:?}"
+            );
+            for name in ["timer_create", "number 461"] {
+                assert!(last[0].contains(name), "{end}: {last:?}");
+            }
+            assert!(
+                last[0].contains("fork") || last[0].contains("clone"),
+                "{end}: {last:?}"
+            );
+            assert!(last.contains(&"the last line"), "{end}: {last:?}");
+            assert!(log.len() < 100_000, "{end}: {} bytes", log.len());
+        };
+        match expected {
+            // This takes a while.
+            "not ready within" => check(&guest("lacks_calls")),
+            _ => each_libc("lacks_calls", check),
+        }
     }
 }
 
