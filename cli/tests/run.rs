@@ -9,7 +9,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use common::{Ran, holm};
-use holm_test_support::{function, require_kvm};
+use holm_test_support::{function, guest, require_kvm};
 use serde_json::Value;
 
 fn run(program: &Path, options: &[&str]) -> Ran {
@@ -243,4 +243,11 @@ fn kvm_a_program_that_is_no_server_ends_with_3() {
     common::holm_in(dir.path(), ["build"]).exits(0);
     let ran = run(&dir.path().join("x"), &[]).exits(3);
     ran.complains_of(&["before it waited for a request", "done already"]);
+    // What it lacks may be far above its last lines.
+    run(&guest("lacks_calls"), &[]).exits(3).complains_of(&[
+        "before it waited for a request",
+        "exited with status 3",
+        "the last line",
+        "system calls that it made and that are not supported: clone, timer_create, number 461",
+    ]);
 }

@@ -26,6 +26,8 @@ use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, 
 
 /// Where a relocatable program is put: where most others are linked to.
 const RELOCATED_ADDR: u64 = 0x40_0000;
+/// How the library OS begins the line in which it names a call that it does not support.
+const UNSUPPORTED_CALL: &str = "holm: system call ";
 
 /// What a guest is given beside its program.
 #[derive(Clone, Debug)]
@@ -119,10 +121,9 @@ pub fn prepare(
             ))),
             Stop::Failed(failure) => failure,
         };
-        return Err(PrepareError {
-            failure,
-            log: runner.log.take(),
-        });
+        let mut log = runner.log.take();
+        log.extend_from_slice(lacking(&log).as_bytes());
+        return Err(PrepareError { failure, log });
     };
     let ready = began.elapsed();
     let log = runner.log.take();
@@ -132,6 +133,26 @@ pub fn prepare(
         ready,
         log,
     })
+}
+
+/// The last line of a log: the system calls that the program made and that are not supported, by what the
+/// library OS has written of each. They are probably why it got no further, and may be far above.
+fn lacking(log: &[u8]) -> String {
+    const MOST: usize = 10;
+    let log = String::from_utf8_lossy(log);
+    let names: Vec<&str> = log
+        .lines()
+        .filter_map(|line| line.strip_prefix(UNSUPPORTED_CALL)?.split_once(": ENOSYS"))
+        .map(|(name, _)| name)
+        .take(MOST)
+        .collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!(
+            "\nholm: system calls that it made and that are not supported: {}\n",
+            names.join(", ")
+        ),
+    }
 }
 
 /// What a program has to do to be ready.

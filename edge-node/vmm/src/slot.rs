@@ -26,8 +26,9 @@ use crate::{
     Snapshot, Step, VmmError, crash,
 };
 
-/// Most text of a program's log kept until it is taken.
+/// Most text of a program's log kept until it is taken: of more, its beginning and its end.
 const MAX_LOG_BYTES: usize = 64 << 10;
+const MAX_BEGINNING_BYTES: usize = MAX_LOG_BYTES / 2;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
 /// also gives their memory back.
 const MAX_COPIED_PAGES: u64 = 8192;
@@ -457,6 +458,7 @@ impl Runner {
         match stop {
             Ok(Stop::Yielded) => match self.exchange.cpu_left() {
                 Some((Duration::ZERO, place)) => {
+                    self.read_last_log();
                     let failure = Failure::CpuLimit(crash::place_of(&self.machine, symbols));
                     self.exchange.fail(place, failure)
                 }
@@ -464,6 +466,13 @@ impl Runner {
             },
             Ok(stop) => stop,
             Err(error) => Stop::Failed(Failure::Host(error)),
+        }
+    }
+
+    /// What a guest that is stopped wrote since its last exit. That it cannot be read is not what it fails of.
+    fn read_last_log(&mut self) {
+        if let Ok(memory) = self.machine.memory() {
+            let _ = self.log.read(memory);
         }
     }
 
@@ -488,6 +497,7 @@ impl Runner {
         loop {
             let now = Instant::now();
             if now >= deadline {
+                self.read_last_log();
                 let failure = Failure::Deadline(crash::place_of(&self.machine, symbols));
                 return Ok(match first {
                     Some((_, place)) => self.exchange.fail(place, failure),
@@ -757,20 +767,30 @@ impl Log {
             return Ok(());
         }
         let before = self.text.len();
-        let taken = (MAX_LOG_BYTES.saturating_sub(before) as u64).min(used);
-        self.text.resize(before + taken as usize, 0);
+        self.text.resize(before + used as usize, 0);
         memory.read(
             LOG_ADDR + size_of::<LogHeader>() as u64,
             &mut self.text[before..],
         )?;
-        self.dropped += used - taken;
+        self.shorten();
         memory.write(LOG_ADDR, &0u64.to_le_bytes())
+    }
+
+    /// Drops what is too much, from the middle.
+    fn shorten(&mut self) {
+        let excess = self.text.len().saturating_sub(MAX_LOG_BYTES);
+        if excess > 0 {
+            self.text
+                .drain(MAX_BEGINNING_BYTES..MAX_BEGINNING_BYTES + excess);
+            self.dropped += excess as u64;
+        }
     }
 
     pub(crate) fn take(&mut self) -> Vec<u8> {
         let mut text = std::mem::take(&mut self.text);
         if self.dropped > 0 {
-            text.extend_from_slice(format!("\nholm: {} bytes dropped\n", self.dropped).as_bytes());
+            let note = format!("\nholm: {} bytes dropped\n", self.dropped);
+            text.splice(MAX_BEGINNING_BYTES..MAX_BEGINNING_BYTES, note.into_bytes());
             self.dropped = 0;
         }
         text

@@ -3,10 +3,11 @@
 
 mod common;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Function, boot, config};
-use holm_test_support::{guest, musl_guest, require_kvm};
+use common::{Function, boot, config, each_libc};
+use holm_test_support::{guest, musl_guest, patience, require_kvm};
 use holm_vmm::Failure;
 
 /// Asserts that each path of a guest fails with a text that contains what is given for it.
@@ -82,6 +83,57 @@ fn kvm_every_exception_is_the_programs_own_crash() {
         Ok(response) => assert_eq!(response.body, b"/alignment did not fault\n"),
         Err(failure) => assert!(failure.to_string().contains("not aligned"), "{failure}"),
     }
+    assert_eq!(function.get("/ok"), "ok\n");
+}
+
+#[test]
+fn kvm_a_jump_to_where_the_library_os_is_comes_to_the_programs_handler() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("jumps", |path| {
+        let mut function = Function::new(path);
+        for _ in 0..2 {
+            let outcome = function.fresh("GET", "/handled", b"");
+            let body = outcome.result.unwrap().body;
+            assert_eq!(body, b"36 of 36\n", "{}", outcome.log);
+            assert_eq!(function.get("/steps"), "20 right, stepped: 1\n");
+        }
+        let failure = function.failure("/handler");
+        assert!(failure.contains("no handler of signal 10"), "{failure}");
+    });
+}
+
+#[test]
+fn kvm_the_library_os_run_from_anywhere_is_the_programs_own_loss() {
+    if !require_kvm() {
+        return;
+    }
+    let mut function = Function::new(&guest("jumps"));
+    function.deadline = patience(Duration::from_millis(300));
+    function.cpu = function.deadline;
+    let mut handled = 0;
+    let places = if patience(Duration::from_secs(1)) > Duration::from_secs(1) {
+        8
+    } else {
+        100
+    };
+    for place in 0..places {
+        // All over the stubs and the library OS's code, at the start of an instruction or not.
+        let at = match place % 4 {
+            0 => 0x3_0000 + place * 37,
+            _ => 0x10_0000 + place * 1117,
+        };
+        let outcome = function.fresh("GET", &format!("/at/{at:x}"), b"");
+        match outcome.result {
+            Ok(_) => handled += 1,
+            Err(Failure::Host(error)) => panic!("{at:#x} is blamed on the host: {error}"),
+            Err(_) => {}
+        }
+    }
+    println!("{handled} of {places} came back");
+    function.deadline = patience(Duration::from_secs(10));
+    function.cpu = function.deadline;
     assert_eq!(function.get("/ok"), "ok\n");
 }
 
@@ -315,6 +367,47 @@ fn kvm_a_program_that_is_never_ready_fails_with_the_reason_and_its_log() {
             "{name}: {error}"
         );
         assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
+
+#[test]
+fn kvm_whatever_ends_a_program_early_its_last_lines_name_the_calls_it_lacked() {
+    if !require_kvm() {
+        return;
+    }
+    for (end, expected) in [
+        ("exit", "exited with status 3 before it was ready"),
+        ("crash", "null pointer"),
+        ("abort", "SIGABRT"),
+        ("spin", "not ready within"),
+        ("sleep", "not ready within"),
+    ] {
+        let check = |path: &Path| {
+            let error = boot(path, &config(&[("HOLM_END", end)])).unwrap_err();
+            let log = String::from_utf8_lossy(&error.log);
+            assert!(error.to_string().contains(expected), "{end}: {error}");
+            // As little as the shortest report of a failure has.
+            let tail = &log[log.len() - 2000..];
+            let last: Vec<&str> = tail.lines().rev().take(20).collect();
+            assert!(
+                last[0].starts_with("holm: system calls that it made and that are not supported"),
+                "{end}: {last:?}"
+            );
+            for name in ["timer_create", "number 461"] {
+                assert!(last[0].contains(name), "{end}: {last:?}");
+            }
+            assert!(
+                last[0].contains("fork") || last[0].contains("clone"),
+                "{end}: {last:?}"
+            );
+            assert!(last.contains(&"the last line"), "{end}: {last:?}");
+            assert!(log.len() < 100_000, "{end}: {} bytes", log.len());
+        };
+        match expected {
+            // This takes a while.
+            "not ready within" => check(&guest("lacks_calls")),
+            _ => each_libc("lacks_calls", check),
+        }
     }
 }
 

@@ -2,18 +2,10 @@
 
 mod common;
 
-use common::{Function, boot, config};
-use holm_test_support::{function, guest, musl_guest, patience, require_kvm};
+use common::{Function, boot, config, each_libc};
+use holm_test_support::{function, guest, patience, require_kvm};
 use holm_vmm::{Hypervisor, Slot, Snapshot};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// Both libcs.
-fn each_libc(name: &str, mut test: impl FnMut(&std::path::Path)) {
-    test(&guest(name));
-    if let Some(path) = musl_guest(name) {
-        test(&path);
-    }
-}
 
 #[test]
 fn kvm_every_way_to_answer_gives_the_same_response() {

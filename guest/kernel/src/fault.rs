@@ -30,8 +30,7 @@ pub extern "C" fn handle(frame: &mut Registers) {
 /// Whether the fault was the touch of a page that the program has, which it now has indeed.
 fn is_backed(fault: &FaultPage) -> bool {
     const WRITE: u64 = 1 << 1;
-    const FETCH: u64 = 1 << 4;
-    if fault.error_code & FETCH != 0 {
+    if is_fetch(fault) {
         return false;
     }
     let write = fault.error_code & WRITE != 0;
@@ -40,6 +39,12 @@ fn is_backed(fault: &FaultPage) -> bool {
         Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
         Err(Refusal::Unmapped | Refusal::Protected) => false,
     }
+}
+
+/// Whether the fault is that the program went where there is nothing to execute.
+pub fn is_fetch(fault: &FaultPage) -> bool {
+    const FETCH: u64 = 1 << 4;
+    fault.vector == PAGE_FAULT && fault.error_code & FETCH != 0
 }
 
 /// Where the program is, as it sees that itself: in the stub of a call (or CPUID) that is a jump now, the place of

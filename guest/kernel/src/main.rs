@@ -20,6 +20,10 @@ use core::mem::offset_of;
 
 use holm_hostcall::FaultPage;
 
+/// So far below its top a stack pointer is taken to be in a kernel stack.
+const OWN_STACK_BYTES: u64 = 128 << 10;
+const TRAP_FLAG: i32 = 0x100;
+
 mod freestanding;
 mod pvh;
 mod vdso;
@@ -36,8 +40,9 @@ mod vdso;
 //            NX is refused, and a copy of one is as little writable as the original.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
-//            for good; a jump through a null pointer is the program's, and so are the instructions of it that
-//            were moved to the stubs of its calls.
+//            for good: one below the program, with a stack pointer into the kernel stack. On another stack
+//            it is a program that has jumped there, or through a null pointer. A single step stops there. What was moved to the stubs of
+//            the program's calls has its stack.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -78,15 +83,20 @@ forward:
     pop qword ptr [{fault} + {fault_rip}]
     push offset fault_entry
     iretq
-2:  cmp qword ptr [rsp + 16], {page}
-    jb 1b
-    cmp qword ptr [rsp + 16], {calls}
-    jb for_good
-    cmp qword ptr [rsp + 16], {calls_end}
-    jb 1b
+2:  cmp dword ptr [rsp], 1
+    je 3f
+    push rax
+    mov rax, [HOLM_ENTRY_STACK]
+    sub rax, [rsp + 48]
+    cmp rax, {own_stack_bytes}
+    pop rax
+    ja 1b
 for_good:
     out {exception_port}, al
     jmp for_good
+3:  and dword ptr [rsp + 32], {no_trap_flag}
+    add rsp, 16
+    iretq
 
 invalid_opcode:
     cmp qword ptr [rsp], offset page_gate
@@ -195,9 +205,8 @@ stub_protections:
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
     hostcall_offset = const holm_hostcall::STUB_HOSTCALL_ADDR - holm_hostcall::STUB_ADDR,
     kernel_end = const holm_hostcall::KERNEL_END,
-    page = const holm_hostcall::PAGE_BYTES,
-    calls = const holm_hostcall::CALLS_ADDR,
-    calls_end = const holm_hostcall::CALLS_END,
+    own_stack_bytes = const OWN_STACK_BYTES,
+    no_trap_flag = const !TRAP_FLAG,
     bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
     fault = const holm_hostcall::FAULT_ADDR,
     fault_rax = const offset_of!(FaultPage, rax),

@@ -3,7 +3,7 @@
 use holm_hostcall::PAGE_BYTES;
 
 use crate::errno::{Errno, SysResult};
-use crate::files::Object;
+use crate::files::{Object, descriptors};
 use crate::memory::guest;
 use crate::sockets::table::State;
 use crate::{state, threads, user};
@@ -26,6 +26,8 @@ pub struct Queue {
     limit: u64,
     start: u64,
     used: u64,
+    /// Bytes that were taken out since it is there.
+    taken: u64,
     has_reader: bool,
     has_writer: bool,
     /// The reader wants nothing more.
@@ -41,6 +43,7 @@ impl Queue {
             limit: 0,
             start: 0,
             used: 0,
+            taken: 0,
             has_reader: false,
             has_writer: false,
             is_deaf: false,
@@ -54,6 +57,11 @@ impl Queue {
     /// Bytes in it.
     pub fn used(&self) -> u64 {
         self.used
+    }
+
+    /// Where its next byte is in all that goes through it, and where the next one written will be.
+    pub fn places(&self) -> (u64, u64) {
+        (self.taken, self.taken + self.used)
     }
 
     /// Whether the other end takes nothing any more.
@@ -99,6 +107,7 @@ impl Queue {
 
     fn skip(&mut self, count: u64) {
         self.used -= count;
+        self.taken += count;
         self.start = match self.used {
             0 => 0,
             _ => (self.start + count) % self.capacity,
@@ -197,8 +206,14 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
             to: queue,
         },
     );
-    let first = state::files().open(from, flags)?;
-    let second = state::files().open(into, flags)?;
+    let opened = state::files().open(from, flags);
+    let first = opened.inspect_err(|_| close(queue, queue))?;
+    let opened = state::files().open(into, flags);
+    let second = opened.inspect_err(|_| {
+        close(NONE, queue);
+        // It was opened just now.
+        let _ = descriptors::close(first);
+    })?;
     user::write(to, [first as u32, second as u32])?;
     Ok(0)
 }
@@ -304,6 +319,7 @@ pub fn refuse(from: u8) {
 pub fn close(from: u8, to: u8) {
     if let Some(queue) = queue(from) {
         queue.has_reader = false;
+        state::rights().lose(from);
     }
     if let Some(queue) = queue(to) {
         queue.has_writer = false;

@@ -9,13 +9,17 @@
 //! What a handler finds on its stack is in `signals/frame.rs`.
 
 mod frame;
+mod queue;
 
 use holm_hostcall::{Call, FIRST_SIGNAL, FaultPage, Registers, abort_reason};
 
-use crate::errno::{Errno, SysResult};
+use crate::errno::{Errno, SysResult, to_rax};
+use crate::process::PROCESS_ID;
 use crate::threads::MAX_THREADS;
 use crate::{fault, host, state, threads, time, user};
 pub use frame::{Cause, go_back};
+use queue::{Origin, Queue, Sent};
+pub use queue::{send_with_info, send_with_info_to};
 
 const SIGILL: u32 = 4;
 const SIGTRAP: u32 = 5;
@@ -34,6 +38,8 @@ const IGNORED: u64 = bit(17) | bit(18) | bit(23) | bit(28);
 /// SIGKILL and SIGSTOP: neither blocked nor handled.
 const ABSOLUTE: u64 = bit(SIGKILL) | bit(SIGSTOP);
 const SIGNALS: u32 = 64;
+/// Those from here on are queued.
+const FIRST_REAL_TIME: u32 = 32;
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
@@ -42,7 +48,6 @@ const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
-const SI_USER: i32 = 0;
 const SI_KERNEL: i32 = 0x80;
 const SI_TKILL: i32 = -6;
 
@@ -50,6 +55,7 @@ const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 const MIN_STACK_BYTES: u64 = 2048;
 const MASK_BYTES: u64 = 8;
+const NON_CANONICAL_FROM: u64 = 1 << 47;
 
 const fn bit(signal: u32) -> u64 {
     1 << (signal - 1)
@@ -103,6 +109,8 @@ pub struct Signals {
     threads: [OfThread; MAX_THREADS],
     /// For any thread.
     pending: u64,
+    /// What is known of pending ones beyond that they are.
+    sent: Queue,
     /// When SIGALRM is due (monotonic nanoseconds, 0 for never), and after how long again.
     alarm_at: u64,
     alarm_every: u64,
@@ -115,6 +123,7 @@ impl Signals {
             actions: [DEFAULT; SIGNALS as usize],
             threads: [NEW; MAX_THREADS],
             pending: 0,
+            sent: Queue::new(),
             alarm_at: 0,
             alarm_every: 0,
         }
@@ -122,6 +131,7 @@ impl Signals {
 
     /// A thread begins with its parent's mask.
     pub fn inherit(&mut self, parent: usize, child: usize) {
+        self.sent.forget(|one| one.thread == Some(child));
         self.threads[child] = OfThread {
             blocked: self.threads[parent].blocked,
             ..NEW
@@ -149,21 +159,44 @@ impl Signals {
         (self.alarm_at != 0).then_some(self.alarm_at)
     }
 
-    /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once.
-    fn post(&mut self, signal: u32, thread: Option<usize>) {
+    /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once; of the
+    /// older ones each is pending once, of the real-time signals as often as it is sent. EAGAIN if that is
+    /// too often for what is told with it.
+    fn post(
+        &mut self,
+        signal: u32,
+        thread: Option<usize>,
+        told: Option<Origin>,
+    ) -> Result<(), Errno> {
         // As on Linux: what is blocked may be waited for.
         let blocked = self.threads[thread.unwrap_or(0)].blocked & bit(signal) != 0;
         if self.is_ignored(signal) && !blocked {
-            return;
+            return Ok(());
         }
-        match thread {
-            Some(thread) => self.threads[thread].pending |= bit(signal),
-            None => self.pending |= bit(signal),
+        let pending = match thread {
+            Some(thread) => &mut self.threads[thread].pending,
+            None => &mut self.pending,
+        };
+        let is_real_time = signal >= FIRST_REAL_TIME;
+        if *pending & bit(signal) != 0 && !is_real_time {
+            return Ok(());
         }
+        if told.is_some() || is_real_time {
+            let kept = self.sent.push(Sent {
+                signal,
+                thread,
+                origin: told.unwrap_or(Origin::usual(signal, thread.is_some())),
+            });
+            if kept.is_err() && told.is_some() && is_real_time {
+                return kept;
+            }
+        }
+        *pending |= bit(signal);
+        Ok(())
     }
 
     /// Takes the lowest deliverable signal of a thread: its number, and how it came about.
-    fn take(&mut self, thread: usize) -> Option<(u32, i32)> {
+    fn take(&mut self, thread: usize) -> Option<(u32, Origin)> {
         let deliverable = self.deliverable(thread);
         if deliverable == 0 {
             return None;
@@ -173,22 +206,19 @@ impl Signals {
 
     /// Takes the lowest of `signals`, one of which is pending: those of the thread come first, as on
     /// Linux.
-    fn take_of(&mut self, signals: u64, thread: usize) -> (u32, i32) {
-        let of = &mut self.threads[thread];
-        let own = of.pending & signals;
-        if own != 0 {
-            let signal = own.trailing_zeros() + 1;
-            of.pending &= !bit(signal);
-            return (signal, SI_TKILL);
-        }
-        let signal = (self.pending & signals).trailing_zeros() + 1;
-        self.pending &= !bit(signal);
-        let code = if signal == SIGALRM {
-            SI_KERNEL
-        } else {
-            SI_USER
+    fn take_of(&mut self, signals: u64, thread: usize) -> (u32, Origin) {
+        let own = self.threads[thread].pending & signals;
+        let (pending, found, thread) = match own {
+            0 => (&mut self.pending, signals, None),
+            own => (&mut self.threads[thread].pending, own, Some(thread)),
         };
-        (signal, code)
+        let signal = (*pending & found).trailing_zeros() + 1;
+        let (origin, is_last) = self.sent.take(signal, thread);
+        if is_last {
+            *pending &= !bit(signal);
+        }
+        let origin = origin.unwrap_or(Origin::usual(signal, thread.is_some()));
+        (signal, origin)
     }
 
     /// Notes what a handler's run changes: masks, and the action itself. Gives the action, and the mask
@@ -225,7 +255,8 @@ impl Signals {
             0 => 0,
             every => now.saturating_add(every),
         };
-        self.post(SIGALRM, None);
+        // It carries nothing that there might be no room for.
+        let _ = self.post(SIGALRM, None, None);
     }
 }
 
@@ -251,9 +282,9 @@ pub fn ring() {
 pub fn deliver(registers: &mut Registers, called: Option<u64>) {
     ring();
     let thread = state::threads().current();
-    let interrupted = called.filter(|_| registers.rax == restart_in_rax());
-    let mut restart = interrupted;
-    while let Some((signal, code)) = state::signals().take(thread) {
+    let always = registers.rax == in_rax(Errno::RESTART_ALWAYS);
+    let mut restart = called.filter(|_| always || registers.rax == in_rax(Errno::RESTART));
+    while let Some((signal, origin)) = state::signals().take(thread) {
         let action = state::signals().actions[signal as usize - 1];
         match action.handler {
             _ if state::signals().is_ignored(signal) => continue,
@@ -265,15 +296,14 @@ pub fn deliver(registers: &mut Registers, called: Option<u64>) {
         }
         if let Some(number) = restart.take() {
             // Before the first handler's frame is laid: what it goes back to.
-            match action.flags & SA_RESTART {
-                0 => registers.rax = (-i64::from(Errno::EINTR.0)) as u64,
-                _ => call_again(registers, number),
+            match always || action.flags & SA_RESTART != 0 {
+                true => call_again(registers, number),
+                false => registers.rax = in_rax(Errno::EINTR),
             }
         }
         let cause = Cause {
             signal,
-            code,
-            addr: 0,
+            origin,
             fault: None,
         };
         run_handler(registers, thread, &cause);
@@ -287,8 +317,8 @@ pub fn deliver(registers: &mut Registers, called: Option<u64>) {
     }
 }
 
-fn restart_in_rax() -> u64 {
-    (-i64::from(Errno::RESTART.0)) as u64
+fn in_rax(error: Errno) -> u64 {
+    to_rax(Err(error))
 }
 
 /// Goes back to the `syscall` instruction.
@@ -299,7 +329,10 @@ fn call_again(registers: &mut Registers, number: u64) {
 }
 
 fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
-    registers.rip = fault::own_place(registers.rip);
+    // Where nothing can be executed there is no stub of a call either.
+    if !cause.fault.is_some_and(|fault| fault::is_fetch(&fault)) {
+        registers.rip = fault::own_place(registers.rip);
+    }
     let (action, before) = state::signals().enter(cause.signal, thread);
     let of = state::signals().threads[thread];
     let alternate =
@@ -318,18 +351,18 @@ fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
         stack_of(&of, registers.rsp),
     );
     match laid {
-        Ok(()) => registers.rip = action.handler,
-        Err(_) => give_up(cause),
+        Ok(()) if action.handler < NON_CANONICAL_FROM => registers.rip = action.handler,
+        _ => give_up(cause),
     }
 }
 
-/// A handler that has no stack to run on.
+/// A handler that has no stack to run on, or is nowhere.
 fn give_up(cause: &Cause) -> ! {
     host::abort_with(
         abort_reason::SIGNAL,
         u64::from(SIGSEGV),
         format_args!(
-            "there is no stack for the handler of signal {}",
+            "there is no handler of signal {} where the program says, or no stack for it",
             cause.signal
         ),
     )
@@ -373,8 +406,7 @@ pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
     };
     let cause = Cause {
         signal,
-        code,
-        addr,
+        origin: Origin::of_fault(code, addr),
         fault: Some(*fault),
     };
     run_handler(registers, thread, &cause);
@@ -384,7 +416,8 @@ pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
 /// A signal of the running thread's own doing.
 pub fn raise(signal: u32) {
     let thread = state::threads().current();
-    state::signals().post(signal, Some(thread));
+    // It carries nothing that there might be no room for.
+    let _ = state::signals().post(signal, Some(thread), None);
 }
 
 fn check(signal: u64) -> Result<u32, Errno> {
@@ -394,12 +427,15 @@ fn check(signal: u64) -> Result<u32, Errno> {
     }
 }
 
+/// Whether a number is the one process's, or one of its threads', which Linux takes too.
+fn is_process(target: u64) -> bool {
+    u64::from(target as u32) == PROCESS_ID || state::threads().index_of(target as u32).is_some()
+}
+
 /// `kill`: the one process is 1.
 pub fn kill(target: u64, signal: u64) -> SysResult {
-    match target as i32 {
-        -1..=1 => {}
-        target if state::threads().index_of(target as u32).is_some() => {}
-        _ => return Err(Errno::ESRCH),
+    if !matches!(target as i32, -1..=0) && !is_process(target) {
+        return Err(Errno::ESRCH);
     }
     if signal as u32 == 0 {
         return Ok(0);
@@ -410,7 +446,8 @@ pub fn kill(target: u64, signal: u64) -> SysResult {
 
 /// A signal for the process.
 pub fn post(signal: u32) {
-    state::signals().post(signal, None);
+    // It carries nothing that there might be no room for.
+    let _ = state::signals().post(signal, None, None);
     threads::interrupt_any();
 }
 
@@ -435,7 +472,7 @@ pub fn kill_thread(target: u64, signal: u64) -> SysResult {
     if signal as u32 == 0 {
         return Ok(0);
     }
-    state::signals().post(check(signal)?, Some(thread));
+    state::signals().post(check(signal)?, Some(thread), None)?;
     threads::interrupt_any();
     Ok(0)
 }
@@ -463,6 +500,7 @@ pub fn action(signal: u64, new: u64, old: u64, mask_bytes: u64) -> SysResult {
         };
         if signals.is_ignored(signal) {
             signals.pending &= !bit(signal);
+            signals.sent.forget(|one| one.signal == signal);
             for thread in &mut signals.threads {
                 thread.pending &= !bit(signal);
             }
@@ -556,9 +594,9 @@ pub fn wait_for(set: u64, info: u64, timeout: u64, mask_bytes: u64) -> SysResult
         let signals = state::signals();
         let found = (signals.threads[thread].pending | signals.pending) & set;
         if found != 0 {
-            let (signal, code) = signals.take_of(found, thread);
+            let (signal, origin) = signals.take_of(found, thread);
             if info != 0 {
-                frame::write_info(info, signal, code, 0)?;
+                frame::write_info(info, signal, &origin)?;
             }
             return Ok(u64::from(signal));
         }
@@ -679,30 +717,54 @@ mod tests {
     fn a_blocked_signal_waits_until_it_is_unblocked() {
         let mut signals = with_handler(10, 0, 0);
         signals.threads[3].blocked = bit(10);
-        signals.post(10, Some(3));
+        signals.post(10, Some(3), None).unwrap();
         assert!(!signals.interrupts(3) && signals.take(3).is_none());
         signals.threads[3].blocked = 0;
-        assert_eq!(signals.take(3), Some((10, SI_TKILL)));
-        assert_eq!(signals.take(3), None);
+        let (signal, origin) = signals.take(3).unwrap();
+        assert_eq!((signal, origin.code), (10, SI_TKILL));
+        assert!(signals.take(3).is_none());
     }
 
     #[test]
     fn a_signal_for_any_thread_is_delivered_once() {
         let mut signals = with_handler(12, 0, 0);
         signals.threads[0].blocked = bit(12);
-        signals.post(12, None);
-        assert_eq!(signals.take(0), None);
-        assert_eq!(signals.take(1), Some((12, SI_USER)));
-        assert_eq!(signals.take(2), None);
+        signals.post(12, None, None).unwrap();
+        assert!(signals.take(0).is_none());
+        assert_eq!(signals.take(1).map(|(signal, _)| signal), Some(12));
+        assert!(signals.take(2).is_none());
+    }
+
+    #[test]
+    fn real_time_signals_are_queued_with_their_values_and_others_are_not() {
+        let told = |value| {
+            Some(Origin {
+                errno: 0,
+                code: -1,
+                words: [1, value, 0, 0],
+            })
+        };
+        for (signal, values) in [(10, vec![1]), (40, vec![1, 2, 3])] {
+            let mut signals = with_handler(signal, 0, 0);
+            for value in 1..4 {
+                signals.post(signal, None, told(value)).unwrap();
+            }
+            let taken = core::iter::from_fn(|| signals.take(0)).map(|(_, origin)| origin.words[1]);
+            assert_eq!(taken.collect::<Vec<_>>(), values, "signal {signal}");
+        }
+        let mut signals = with_handler(40, 0, 0);
+        let posted = (0..1000).take_while(|value| signals.post(40, Some(0), told(*value)).is_ok());
+        let count = posted.count();
+        assert!(count > 30 && count < 1000, "{count} of them");
     }
 
     #[test]
     fn what_is_ignored_is_gone_at_once() {
         let mut signals = with_handler(10, 0, 0);
-        signals.post(23, None);
+        signals.post(23, None, None).unwrap();
         assert!(!signals.interrupts(0), "SIGURG by default");
         signals.actions[9].handler = SIG_IGN;
-        signals.post(10, Some(0));
+        signals.post(10, Some(0), None).unwrap();
         assert!(!signals.interrupts(0));
     }
 

@@ -14,12 +14,12 @@ pub mod dns;
 pub mod options;
 pub mod outbound;
 pub mod request;
+pub mod rights;
 pub mod table;
 pub mod transfer;
 
 use crate::errno::{Errno, SysResult};
-use crate::files::calls;
-use crate::files::{Object, Open};
+use crate::files::{Object, Open, descriptors, open};
 use crate::{host, pipes, state, threads, user};
 use address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
@@ -133,7 +133,7 @@ pub fn pair(domain: u64, kind: u64, protocol: u64, to: u64) -> SysResult {
         Ok(second) => second,
         Err(error) => {
             pipes::close(there, back);
-            crate::files::close(first)?;
+            descriptors::close(first)?;
             return Err(error);
         }
     };
@@ -190,7 +190,7 @@ fn bind_ip(socket: &Socket, ip: Ip, port: u16) -> Result<Address, Errno> {
 
 fn bind_name(name: Name) -> Result<(Address, Option<u16>), Errno> {
     if name.is_path() {
-        let file = calls::make_socket(name.as_bytes())?;
+        let file = open::make_socket(name.as_bytes())?;
         return Ok((Address::Unix(name), Some(file)));
     }
     let has = |name: Name| {
@@ -350,7 +350,7 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
         }
         (Address::Unix(name), AF_UNIX) => {
             let file = match name.is_path() {
-                true => Some(calls::find_socket(name.as_bytes())?),
+                true => Some(open::find_socket(name.as_bytes())?),
                 false => None,
             };
             (Address::Unix(name), file)

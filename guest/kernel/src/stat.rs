@@ -42,8 +42,8 @@ pub struct Status {
     pub number: u64,
     /// Nanoseconds since 1970 UTC.
     pub modified_ns: u64,
-    /// Whether it has lost its path: no link leads to it.
-    pub is_removed: bool,
+    /// Names that lead to it.
+    pub names: u32,
 }
 
 impl Status {
@@ -62,7 +62,7 @@ impl Status {
             size: 0,
             number: 1,
             modified_ns: 0,
-            is_removed: false,
+            names: 1,
         }
     }
 
@@ -136,7 +136,7 @@ pub fn stat(status: Status, to: u64) -> SysResult {
         to,
         Stat {
             ino: status.number,
-            nlink: u64::from(!status.is_removed),
+            nlink: u64::from(status.names),
             mode: status.mode(),
             size: status.size as i64,
             blksize: 4096,
@@ -161,7 +161,7 @@ pub fn statx(status: Status, to: u64) -> SysResult {
         mask: BASIC_STATS,
         blksize: 4096,
         attributes: 0,
-        nlink: u32::from(!status.is_removed),
+        nlink: status.names,
         uid: 0,
         gid: 0,
         mode: status.mode() as u16,

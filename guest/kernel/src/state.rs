@@ -5,9 +5,10 @@ use core::cell::UnsafeCell;
 
 use holm_hostcall::tree::Tree;
 
+use crate::files::directory::OpenDirectories;
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
-use crate::files::{Files, MAX_DIRECTORIES, builtin};
+use crate::files::{Files, builtin};
 use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
@@ -16,6 +17,7 @@ use crate::process::Process;
 use crate::random::Random;
 use crate::signals::Signals;
 use crate::sockets::Server;
+use crate::sockets::rights::Rights;
 use crate::sockets::table::Sockets;
 use crate::threads::Threads;
 use crate::timers::{MAX_TIMERS, Timer};
@@ -76,8 +78,8 @@ parts! {
     []
     /// File descriptors and what they stand for.
     files: Files = Files::new();
-    /// The open directories: whether each is, and its path.
-    open_directories: [(bool, Path); MAX_DIRECTORIES] = [(false, Path::ROOT); MAX_DIRECTORIES];
+    /// The open directories.
+    open_directories: OpenDirectories = OpenDirectories::new();
     /// The files that the artifact brought.
     artifact: Option<Tree<'static>> = None;
     /// The working directory.
@@ -86,6 +88,8 @@ parts! {
     file_mask: u32 = 0o022;
     /// The epoll instances.
     epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    /// The descriptors that travel through sockets.
+    rights: Rights = Rights::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
     /// The timers that are read like files.

@@ -5,11 +5,13 @@
 use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult, to_rax};
-use crate::files::calls::{self, AT_FDCWD, AT_REMOVEDIR};
+use crate::files::lookup::AT_FDCWD;
+use crate::files::names::AT_REMOVEDIR;
+use crate::files::{change, copy, descriptors, directory, map, names, open, read_write, status};
 use crate::memory::guest;
 use crate::sockets::{options, transfer};
 use crate::{
-    files, host, identity, log, pipes, poll, process, signals, sockets, stat, state, threads, time,
+    host, identity, log, pipes, poll, process, signals, sockets, stat, state, threads, time,
     timers, user,
 };
 
@@ -37,55 +39,55 @@ fn serve(frame: &Registers) -> SysResult {
     let memory = state::memory;
     match frame.rax {
         0 => {
-            files::readable(a)?;
+            read_write::readable(a)?;
             user::range(b, c)?;
-            files::is_no_directory(a)?;
-            files::read(a, user::buffer_mut(b, c)?)
+            read_write::is_no_directory(a)?;
+            read_write::read(a, user::buffer_mut(b, c)?)
         }
         1 => {
-            files::writable(a)?;
+            read_write::writable(a)?;
             user::range(b, c)?;
-            told(files::write(a, user::buffer(b, c)?))
+            told(read_write::write(a, user::buffer(b, c)?))
         }
-        2 => calls::open(AT_FDCWD, a, b, c),
-        3 => files::close(a),
-        4 => stat::stat(calls::status_at(AT_FDCWD, a, 0)?, b),
-        5 => stat::stat(files::status(a)?, b),
-        6 => stat::stat(calls::link_status(a)?, b),
+        2 => open::open(AT_FDCWD, a, b, c),
+        3 => descriptors::close(a),
+        4 => stat::stat(status::at(AT_FDCWD, a, 0)?, b),
+        5 => stat::stat(status::of_descriptor(a)?, b),
+        6 => stat::stat(status::of_link(a)?, b),
         7 => poll::poll(a, b, poll::timeout_ms(c)),
-        8 => files::seek(a, b, c),
-        9 if d & MAP_ANONYMOUS == 0 => files::map(a, b, c, d, e, frame.r9),
+        8 => read_write::seek(a, b, c),
+        9 if d & MAP_ANONYMOUS == 0 => map::map(a, b, c, d, e, frame.r9),
         9 => memory().map(a, b, c, d, &mut guest()),
         10 => memory().protect(a, b, c, &mut guest()),
         11 => memory().unmap(a, b, &mut guest()),
         12 => Ok(memory().brk(a, &mut guest())),
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
-        16 => files::ioctl(a, b, c),
+        16 => descriptors::ioctl(a, b, c),
         17 => {
-            files::position(d)?;
-            files::readable(a)?;
+            read_write::position(d)?;
+            read_write::readable(a)?;
             user::range(b, c)?;
-            files::is_no_directory(a)?;
-            files::read_at(a, d, user::buffer_mut(b, c)?)
+            read_write::is_no_directory(a)?;
+            read_write::read_at(a, d, user::buffer_mut(b, c)?)
         }
         18 => {
-            files::position(d)?;
-            files::writable(a)?;
+            read_write::position(d)?;
+            read_write::writable(a)?;
             user::range(b, c)?;
-            files::write_at(a, d, user::buffer(b, c)?)
+            read_write::write_at(a, d, user::buffer(b, c)?)
         }
-        19 => files::readable(a).and_then(|()| {
+        19 => read_write::readable(a).and_then(|()| {
             vectors(b, c, |start, bytes, _| {
-                files::read(a, user::buffer_mut(start, bytes)?)
+                read_write::read(a, user::buffer_mut(start, bytes)?)
             })
         }),
-        20 => told(files::writable(a).and_then(|()| {
+        20 => told(read_write::writable(a).and_then(|()| {
             vectors(b, c, |start, bytes, _| {
-                files::write(a, user::buffer(start, bytes)?)
+                read_write::write(a, user::buffer(start, bytes)?)
             })
         })),
-        21 => calls::access(AT_FDCWD, a, b),
+        21 => status::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
         23 => {
             let left = Left::of(e, time_value(e)?, 1000);
@@ -96,9 +98,9 @@ fn serve(frame: &Registers) -> SysResult {
         26 => memory().synchronise(a, b, c),
         27 => resident(a, b, c),
         28 => memory().advise(a, b, c, &mut guest()),
-        32 => files::duplicate(a),
-        33 => files::duplicate_to(a, b),
-        292 => files::duplicate_to_other(a, b, c),
+        32 => descriptors::duplicate(a),
+        33 => descriptors::duplicate_to(a, b),
+        292 => descriptors::duplicate_to_other(a, b, c),
         34 => signals::suspend(0),
         35 => time::sleep(1, false, a, b),
         36 if b == 0 => Err(Errno::EFAULT),
@@ -106,7 +108,7 @@ fn serve(frame: &Registers) -> SysResult {
         37 => signals::alarm(a),
         38 => signals::set_timer(a, b, c),
         39 | 110 => Ok(process::PROCESS_ID),
-        40 => files::send_file(a, b, c, d),
+        40 => copy::send_file(a, b, c, d),
         41 => sockets::socket(a, b, c),
         42 => sockets::connect(a, b, c),
         43 => sockets::accept(a, b, c, 0),
@@ -122,34 +124,31 @@ fn serve(frame: &Registers) -> SysResult {
         53 => sockets::pair(a, b, c, d),
         54 => options::set_option(a, b, c, d, e),
         55 => options::get_option(a, b, c, d, e),
-        56 => match threads::clone(frame, a, b, c, d, e) {
-            Err(Errno::ENOSYS) => refuse(56),
-            result => result,
-        },
+        56 => served(56, threads::clone(frame, a, b, c, d, e)),
         60 => threads::exit(a),
         62 => signals::kill(a, b),
         200 => signals::kill_thread(a, b),
         63 => uname(a),
-        72 => files::control(a, b, c),
-        73 => files::lock(a, b),
-        74 | 75 => files::synchronise(a),
-        76 => calls::truncate(a, b),
-        77 => files::truncate(a, b),
-        79 => calls::working_directory(a, b),
-        80 => calls::change_directory(a),
-        81 => calls::change_directory_to(a),
-        82 => calls::rename(AT_FDCWD, a, AT_FDCWD, b, 0),
-        83 => calls::make_directory(AT_FDCWD, a, b),
-        84 => calls::remove(AT_FDCWD, a, AT_REMOVEDIR),
-        85 => calls::open(AT_FDCWD, a, O_CREAT_WRONLY_TRUNC, b),
-        86 => Err(Errno::EPERM),
-        87 => calls::remove(AT_FDCWD, a, 0),
-        88 => calls::make_link(a, AT_FDCWD, b),
-        89 => calls::read_link(AT_FDCWD, a, b, c),
-        90 => calls::set_attributes(AT_FDCWD, a, Some(b)),
-        91 => files::set_attributes(a, Some(b)),
-        92 | 94 => calls::set_attributes(AT_FDCWD, a, None),
-        93 => files::set_attributes(a, None),
+        72 => descriptors::control(a, b, c),
+        73 => descriptors::lock(a, b),
+        74 | 75 => read_write::synchronise(a),
+        76 => change::truncate(a, b),
+        77 => change::truncate_open(a, b),
+        79 => directory::working_directory(a, b),
+        80 => directory::change_directory(a),
+        81 => directory::change_directory_to(a),
+        82 => names::rename(AT_FDCWD, a, AT_FDCWD, b, 0),
+        83 => names::make_directory(AT_FDCWD, a, b),
+        84 => names::remove(AT_FDCWD, a, AT_REMOVEDIR),
+        85 => open::open(AT_FDCWD, a, O_CREAT_WRONLY_TRUNC, b),
+        86 => names::link(AT_FDCWD, a, AT_FDCWD, b, 0),
+        87 => names::remove(AT_FDCWD, a, 0),
+        88 => names::make_link(a, AT_FDCWD, b),
+        89 => names::read_link(AT_FDCWD, a, b, c),
+        90 => change::set_attributes(AT_FDCWD, a, Some(b)),
+        91 => change::set_attributes_of(a, Some(b)),
+        92 | 94 => change::set_attributes(AT_FDCWD, a, None),
+        93 => change::set_attributes_of(a, None),
         95 => Ok(u64::from(core::mem::replace(
             state::file_mask(),
             a as u32 & 0o777,
@@ -194,11 +193,13 @@ fn serve(frame: &Registers) -> SysResult {
         146 | 147 => process::priority_range(a, frame.rax == 146),
         127 => signals::pending(a, b),
         128 => signals::wait_for(a, b, c, d),
+        129 => signals::send_with_info(a, b, c),
+        297 => signals::send_with_info_to(a, b, c, d),
         130 => signals::suspend(a),
         131 => signals::stack(a, b, frame.rsp),
-        132 | 235 => calls::set_attributes(AT_FDCWD, a, None),
-        137 => calls::file_system(a, b),
-        138 => calls::file_system_of(a, b),
+        132 | 235 => change::set_attributes(AT_FDCWD, a, None),
+        137 => status::file_system(a, b),
+        138 => status::file_system_of(a, b),
         157 => process::control(a, b, [c, d, e]),
         162 => Ok(0),
         // Nothing is ever written to a disk.
@@ -214,12 +215,12 @@ fn serve(frame: &Registers) -> SysResult {
         204 => process::affinity(a, b, c),
         // The size that the older one is told means nothing.
         213 if (a as i32) <= 0 => Err(Errno::EINVAL),
-        213 => files::open_epoll(0),
-        291 => files::open_epoll(a),
-        217 => files::list(a, b, c),
+        213 => open::open_epoll(0),
+        291 => open::open_epoll(a),
+        217 => directory::list(a, b, c),
         218 => Ok(state::threads().clear_at_end(a)),
-        187 => files::read_ahead(a),
-        221 => files::advise(a, d),
+        187 => read_write::read_ahead(a),
+        221 => read_write::advise(a, d),
         228 => time::clock_gettime(a, b),
         229 => time::clock_getres(a, b),
         230 => time::sleep(a, b & 1 != 0, c, d),
@@ -229,17 +230,17 @@ fn serve(frame: &Registers) -> SysResult {
         441 => signals::masked(e, || poll::epoll_wait(a, b, c, time::timespec(d)?)),
         233 => poll::epoll_control(a, b, c, d),
         234 => signals::kill_thread_of(a, b, c),
-        257 => calls::open(a, b, c, d),
-        258 => calls::make_directory(a, b, c),
-        260 => calls::set_attributes(a, b, None),
-        262 => stat::stat(calls::status_at(a, b, d)?, c),
-        263 => calls::remove(a, b, c),
-        264 => calls::rename(a, b, c, d, 0),
-        265 => Err(Errno::EPERM),
-        266 => calls::make_link(a, b, c),
-        267 => calls::read_link(a, b, c, d),
-        268 => calls::set_attributes(a, b, Some(c)),
-        269 | 439 => calls::access(a, b, c),
+        257 => open::open(a, b, c, d),
+        258 => names::make_directory(a, b, c),
+        260 => change::set_attributes(a, b, None),
+        262 => stat::stat(status::at(a, b, d)?, c),
+        263 => names::remove(a, b, c),
+        264 => names::rename(a, b, c, d, 0),
+        265 => names::link(a, b, c, d, e),
+        266 => names::make_link(a, b, c),
+        267 => names::read_link(a, b, c, d),
+        268 => change::set_attributes(a, b, Some(c)),
+        269 | 439 => status::access(a, b, c),
         270 => {
             // The mask is behind a pointer of its own.
             let mask = if frame.r9 == 0 {
@@ -258,43 +259,43 @@ fn serve(frame: &Registers) -> SysResult {
         }
         273 => threads::robust_list(a, b),
         274 => threads::robust_list_of(a, b, c),
-        280 => calls::set_times(a, b, c, d),
-        285 => files::allocate(a, b, c, d),
+        280 => change::set_times(a, b, c, d),
+        285 => change::allocate(a, b, c, d),
         288 => sockets::accept(a, b, c, d),
         283 => timers::create(a, b),
         286 => timers::set(a, b, c, d),
         287 => timers::get(a, b),
-        284 => files::open_event(a, 0),
-        290 => files::open_event(a, b),
+        284 => open::open_event(a, 0),
+        290 => open::open_event(a, b),
         299 => transfer::receive_messages(a, b, c, d, e),
         307 => told_unless(d, transfer::send_messages(a, b, c, d)),
         293 => pipes::pipe(a, b),
         295 => {
-            files::position(d)?;
-            files::readable(a)?;
+            read_write::position(d)?;
+            read_write::readable(a)?;
             vectors(b, c, |start, bytes, done| {
-                files::read_at(a, d.saturating_add(done), user::buffer_mut(start, bytes)?)
+                read_write::read_at(a, d.saturating_add(done), user::buffer_mut(start, bytes)?)
             })
         }
         296 => {
-            files::position(d)?;
-            files::writable(a)?;
+            read_write::position(d)?;
+            read_write::writable(a)?;
             vectors(b, c, |start, bytes, done| {
-                files::write_at(a, d.saturating_add(done), user::buffer(start, bytes)?)
+                read_write::write_at(a, d.saturating_add(done), user::buffer(start, bytes)?)
             })
         }
         302 => process::limits(a, b, c, d),
         309 => process::cpu(a, b),
-        316 => calls::rename(a, b, c, d, e),
+        316 => names::rename(a, b, c, d, e),
         318 => process::random(a, b, c),
-        319 => calls::open_memory(a, b),
+        319 => open::open_memory(a, b),
         324 => process::barrier(a, b),
-        326 => files::copy_range(a, b, c, d, e),
-        332 => stat::statx(calls::status_at(a, b, c)?, e),
-        436 => files::close_range(a, b),
-        // glibc asks for restartable sequences at every start, and for the newer clone before the
-        // older one; it does without both.
-        334 | 435 => Err(Errno::ENOSYS),
+        326 => copy::copy_range(a, b, c, d, e),
+        332 => stat::statx(status::at(a, b, c)?, e),
+        436 => descriptors::close_range(a, b),
+        435 => served(435, threads::clone_with(frame, a, b)),
+        // glibc asks for restartable sequences at every start, and does without.
+        334 => Err(Errno::ENOSYS),
         // What a sandboxed Linux refuses too, and programs ask for to do without.
         101 | 298 | 310 | 311 => Err(Errno::EPERM),
         253 | 254 | 294 | 317 | 425..=427 | 434 | 449 => Err(Errno::ENOSYS),
@@ -305,6 +306,14 @@ fn serve(frame: &Registers) -> SysResult {
 fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {
     user::write(to, value)?;
     Ok(0)
+}
+
+/// A call of which a part is served: what is not, is named.
+fn served(number: u64, result: SysResult) -> SysResult {
+    match result {
+        Err(Errno::ENOSYS) => refuse(number),
+        result => result,
+    }
 }
 
 /// ENOSYS, named once.
@@ -339,6 +348,7 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         ),
         282 | 289 => ("signalfd", "use a handler or sigwait"),
         56 => ("clone", NO_FORK),
+        435 => ("clone3", NO_FORK),
         57 => ("fork", NO_FORK),
         58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),

@@ -11,15 +11,17 @@
 //! ```
 //! A thread goes on until it waits or yields, or the host sends it here for another one's turn.
 
+mod clone;
 mod futex;
 
 use core::arch::{asm, global_asm};
 
-use holm_hostcall::{PAGE_BYTES, Registers};
+use holm_hostcall::{PAGE_BYTES, abort_reason};
 
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
 use crate::{host, signals, state, time, timers, user};
+pub use clone::{clone, clone_with};
 pub use futex::{futex, robust_list, robust_list_of};
 
 /// Most threads at a time.
@@ -61,6 +63,10 @@ struct Thread {
     clear_at_end: u64,
     /// By a futex call, and not by its deadline.
     woken: bool,
+    /// Its place in the order of those who sleep.
+    slept_at: u64,
+    /// It sleeps for a lock with an owner, which is handed over to it.
+    wants_lock: bool,
     /// The list of locks to be given up for it when it ends.
     robust: u64,
     /// Its system call would go on if there were a request.
@@ -77,6 +83,8 @@ const FREE: Thread = Thread {
     gs_base: 0,
     clear_at_end: 0,
     woken: false,
+    slept_at: 0,
+    wants_lock: false,
     robust: 0,
     awaits_request: false,
 };
@@ -91,6 +99,8 @@ pub struct Threads {
     /// Where a new thread goes to the program: behind the image's system-call entry.
     start_address: u64,
     next_id: u32,
+    /// Counts those who went to sleep.
+    sleeps: u64,
     /// Counts what a waiting thread could be waiting for.
     changes: u64,
     /// A thread that has ended, whose stack is given back by the next one that runs.
@@ -148,6 +158,7 @@ impl Threads {
             end: 1,
             start_address: 0,
             next_id: 2,
+            sleeps: 0,
             changes: 0,
             ended: None,
         }
@@ -241,20 +252,37 @@ impl Threads {
             .filter(|deadline| *deadline != u64::MAX)
     }
 
-    /// Makes up to `most` sleepers on `word` ready; gives their number.
+    /// The thread that has slept longest on `word`, of those that `which` holds for.
+    fn first_sleeper(&self, word: u64, which: impl Fn(&Thread, u32) -> bool) -> Option<usize> {
+        let sleeps = |thread: &Thread| match thread.doing {
+            Doing::Sleeping { word: at, bits, .. } => at == word && which(thread, bits),
+            _ => false,
+        };
+        let all = self.all[..self.end].iter().enumerate();
+        all.filter(|(_, thread)| sleeps(thread))
+            .min_by_key(|(_, thread)| thread.slept_at)
+            .map(|(place, _)| place)
+    }
+
+    /// The next place in the order of those who sleep.
+    fn next_sleep(&mut self) -> u64 {
+        self.sleeps += 1;
+        self.sleeps
+    }
+
+    fn wake_at(&mut self, place: usize) {
+        self.all[place].doing = Doing::Ready;
+        self.all[place].woken = true;
+    }
+
+    /// Makes up to `most` sleepers on `word` ready, in the order in which they came; gives their number.
     fn wake(&mut self, word: u64, most: u64, mask: u32) -> u64 {
         let mut woken = 0;
-        for thread in &mut self.all[..self.end] {
-            match thread.doing {
-                Doing::Sleeping { word: at, bits, .. }
-                    if at == word && bits & mask != 0 && woken < most =>
-                {
-                    thread.doing = Doing::Ready;
-                    thread.woken = true;
-                    woken += 1;
-                }
-                _ => {}
-            }
+        while woken < most
+            && let Some(place) = self.first_sleeper(word, |_, bits| bits & mask != 0)
+        {
+            self.wake_at(place);
+            woken += 1;
         }
         woken
     }
@@ -262,14 +290,16 @@ impl Threads {
     /// Moves up to `most` sleepers from one word to another; gives their number.
     fn requeue(&mut self, from: u64, to: u64, most: u64) -> u64 {
         let mut moved = 0;
-        for thread in &mut self.all[..self.end] {
-            if let Doing::Sleeping { word, .. } = &mut thread.doing
-                && *word == from
-                && moved < most
-            {
+        while moved < most.min(MAX_THREADS as u64)
+            && let Some(place) = self.first_sleeper(from, |_, _| true)
+        {
+            let last = self.next_sleep();
+            let thread = &mut self.all[place];
+            thread.slept_at = last;
+            if let Doing::Sleeping { word, .. } = &mut thread.doing {
                 *word = to;
-                moved += 1;
             }
+            moved += 1;
         }
         moved
     }
@@ -475,110 +505,6 @@ fn restore_wide(area: u64) {
     }
 }
 
-/// `clone`, for a thread of this process.
-pub fn clone(
-    parent: &Registers,
-    flags: u64,
-    stack: u64,
-    parent_id_to: u64,
-    child_id_to: u64,
-    thread_pointer: u64,
-) -> SysResult {
-    const VM: u64 = 0x100;
-    const THREAD: u64 = 0x1_0000;
-    const SETTLS: u64 = 0x8_0000;
-    const PARENT_SETTID: u64 = 0x10_0000;
-    const CHILD_CLEARTID: u64 = 0x20_0000;
-    const CHILD_SETTID: u64 = 0x100_0000;
-    if flags & (VM | THREAD) != VM | THREAD {
-        return Err(Errno::ENOSYS);
-    }
-    if stack == 0 {
-        return Err(Errno::EINVAL);
-    }
-    let threads = state::threads();
-    threads.bury();
-    let free = threads
-        .all
-        .iter()
-        .position(|thread| thread.doing == Doing::Free);
-    let at = free.ok_or(Errno::EAGAIN)?;
-    let mapping = state::memory().map_anonymous(STACK_BYTES + WIDE_BYTES, &mut guest())?;
-    let stack_top = mapping + STACK_BYTES;
-    let id = threads.next_id;
-    threads.next_id += 1;
-    if flags & PARENT_SETTID != 0 {
-        user::write(parent_id_to, id)?;
-    }
-    if flags & CHILD_SETTID != 0 {
-        user::write(child_id_to, id)?;
-    }
-    let fs_base = if flags & SETTLS != 0 {
-        thread_pointer
-    } else {
-        host::fs_base()
-    };
-    if fs_base >= 1 << 47 {
-        return Err(Errno::EPERM);
-    }
-    threads.all[at] = Thread {
-        doing: Doing::Ready,
-        id,
-        stack_pointer: lay_out(stack_top, parent, stack, threads.start_address),
-        stack_top,
-        mapping,
-        fs_base,
-        gs_base: host::gs_base(),
-        clear_at_end: if flags & CHILD_CLEARTID != 0 {
-            child_id_to
-        } else {
-            0
-        },
-        woken: false,
-        robust: 0,
-        awaits_request: false,
-    };
-    threads.end = threads.end.max(at + 1);
-    threads.count += 1;
-    state::signals().inherit(threads.current, at);
-    want_ticks();
-    Ok(u64::from(id))
-}
-
-/// Lays a new thread's kernel stack out as `switch_stacks` and the entry would have left it:
-///
-/// ```text
-/// top   │ frame of the parent's system call, with the new stack
-///             │ x87 and SSE registers, 64-byte aligned
-///       │ return address: where new threads start
-/// here  │ rbp, rbx = address of the frame, r12 to r15
-/// ```
-fn lay_out(stack_top: u64, parent: &Registers, program_stack: u64, start_address: u64) -> u64 {
-    const FX_BYTES: u64 = 512;
-    let frame_addr = stack_top - size_of::<Registers>() as u64;
-    let fx = (frame_addr - FX_BYTES) & !63;
-    let parent_frame = core::ptr::from_ref(parent);
-    let parent_fx = ((parent_frame.addr() as u64 - FX_BYTES) & !63) as usize;
-    // SAFETY: all of it lies in the new thread's stack, which is mapped and nobody else's; the parent's
-    // registers lie below its frame, where the entry put them.
-    unsafe {
-        let frame = core::ptr::with_exposed_provenance_mut::<Registers>(frame_addr as usize);
-        frame.write(Registers {
-            rsp: program_stack,
-            rax: 0,
-            ..*parent
-        });
-        core::ptr::with_exposed_provenance::<u8>(parent_fx).copy_to_nonoverlapping(
-            core::ptr::with_exposed_provenance_mut(fx as usize),
-            FX_BYTES as usize,
-        );
-        let words = [0, 0, 0, 0, frame_addr, 0, start_address];
-        let start = fx - size_of_val(&words) as u64;
-        core::ptr::with_exposed_provenance_mut::<[u64; 7]>(start as usize).write(words);
-        start
-    }
-}
-
 /// `exit`: the end of one thread, and with the last one of the program.
 pub fn exit(status: u64) -> ! {
     let threads = state::threads();
@@ -606,4 +532,13 @@ pub fn exit(status: u64) -> ! {
 pub fn end(status: u64) -> ! {
     state::server().end();
     host::exit(status & 0xff)
+}
+
+/// Every thread waits for what can never come.
+pub fn wait_for_ever() -> ! {
+    host::abort_with(
+        abort_reason::DEADLOCK,
+        0,
+        format_args!("the program waits for something that can never come"),
+    )
 }

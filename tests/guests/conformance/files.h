@@ -1,6 +1,6 @@
 /*
- * Files below /tmp. Left out: hard links, which /tmp does not have; holes, which a file of /tmp does
- * not have either; sizes and link counts of directories, and blocks.
+ * Files below /tmp. Left out: holes, which a file of /tmp does not have; sizes and link counts of
+ * directories, and blocks.
  */
 #include <sys/stat.h>
 #include <sys/sendfile.h>
@@ -106,7 +106,7 @@ static void files_step(void) {
     char one[320], two[320];
     const char *a = any_name(one);
     const char *b = any_name(two);
-    int which_call = (int)below(40);
+    int which_call = (int)below(42);
     /* Which of two bad names is told of first is nobody's promise. */
     if (which_call == 21 || which_call == 22) {
         if (one[0] != '"')
@@ -398,6 +398,19 @@ static void files_step(void) {
         if (at.at == ground)
             say(" \"%s\"", ground);
         CALL(SYS_chdir, "/tmp/w");
+        break;
+    }
+    case 39:
+    case 40: {
+        int flags = (int)PICK(0, 0, 0, AT_SYMLINK_FOLLOW, AT_EMPTY_PATH, 1);
+        int at_descriptor = flags == AT_EMPTY_PATH ? fd : AT_FDCWD;
+        /* Whether a file that has lost its last name may have a new one is the file system's matter. */
+        if (at_descriptor == fd && is_file && before.st_nlink == 0)
+            at_descriptor = AT_FDCWD;
+        say("linkat(%d, %s, %s, %#x)", at_descriptor, one, two, flags);
+        if (recorded(CALL(SYS_linkat, at_descriptor, a, AT_FDCWD, b, flags)) == 0 &&
+            CALL(SYS_newfstatat, AT_FDCWD, b, &status, AT_SYMLINK_NOFOLLOW) == 0)
+            say_status(&status);
         break;
     }
     default: {

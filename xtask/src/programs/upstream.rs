@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
-use holm_node::outbound::{Allowed, Means};
+use holm_model::manifest::network::Place;
+use holm_node::outbound::{Allowed, Means, Outside};
 
 use super::http::Message;
 
@@ -69,8 +70,9 @@ impl Upstream {
 
     /// What guests of this process may reach: only this.
     pub(crate) fn allowed(&self) -> Result<Allowed> {
-        let place = self.name().parse()?;
-        Ok(Allowed::with(vec![place], Arc::new(Loopback)))
+        let place: Place = self.name().parse()?;
+        let outside = Outside::with(vec![place.clone()], Arc::new(Loopback));
+        Ok(Allowed::of(vec![place], &outside))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holm_model::usage::Outcome;
-use holm_test_support::require_kvm;
+use holm_test_support::{guest, require_kvm};
 
 use crate::common::coordinator::Coordinator;
 use crate::common::http::{Client, get, text};
@@ -52,9 +52,9 @@ async fn kvm_a_version_that_does_not_work_never_takes_a_request() {
     }
     let v1 = Version::new("v1", 1);
     let (coordinator, _dir, node) = serving(&v1).await;
-    let not_a_program = {
-        let mut version = Version::new("v1", 4);
-        version.artifact = b"#!/bin/sh\n".to_vec();
+    let of_artifact = |counter, artifact: Vec<u8>| {
+        let mut version = Version::new("v1", counter);
+        version.artifact = artifact;
         version.statement.artifact = holm_model::ids::Digest::of(&version.artifact);
         version.statement.artifact_bytes = version.artifact.len() as u64;
         let key = crate::common::program::key();
@@ -67,7 +67,12 @@ async fn kvm_a_version_that_does_not_work_never_takes_a_request() {
             Version::broken("v3", 3, Broken::AtFirstRequest),
             "at the probe GET /",
         ),
-        (not_a_program, "ELF"),
+        (of_artifact(4, b"#!/bin/sh\n".to_vec()), "ELF"),
+        (
+            of_artifact(5, std::fs::read(guest("lacks_calls")).unwrap()),
+            "the last line\n\nholm: system calls that it made and that are not supported: clone, \
+             timer_create, number 461",
+        ),
     ];
     for (n, (version, why)) in broken.iter().enumerate() {
         coordinator.add_artifact(version);

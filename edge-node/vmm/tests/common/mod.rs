@@ -5,12 +5,13 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use holm_hostcall::tree::Kind;
 use holm_model::bundle::Files;
 use holm_model::program::Program;
-use holm_test_support::patience;
+use holm_test_support::{guest, musl_guest, patience};
 use holm_vmm::{
     Failure, GuestConfig, Hypervisor, Limits, PrepareError, Prepared, Request, Response, Slot,
     Step, prepare,
@@ -197,4 +198,42 @@ impl Function {
         assert_eq!(self.get("/ok"), "ok\n", "the instance after {target}");
         failure
     }
+}
+
+/// Both libcs.
+pub(crate) fn each_libc(name: &str, mut test: impl FnMut(&Path)) {
+    test(&guest(name));
+    if let Some(path) = musl_guest(name) {
+        test(&path);
+    }
+}
+
+/// What the program tells on the host.
+fn native(path: &Path, way: &str) -> String {
+    let output = Command::new(path)
+        .arg(way)
+        .output()
+        .expect("the program runs on the host");
+    assert!(output.status.success(), "{way} on the host: {output:?}");
+    let text = String::from_utf8(output.stdout).expect("guests tell text");
+    let (_, body) = text
+        .split_once("\r\n\r\n")
+        .expect("guests answer with HTTP");
+    body.to_owned()
+}
+
+/// Every way tells in a guest what it tells on the host, and this much.
+pub(crate) fn tells_the_same(name: &str, ways: &[(&str, &str)]) {
+    each_libc(name, |path| {
+        let mut guest = Function::new(path);
+        for (way, expected) in ways {
+            let (there, here) = (native(path, way), guest.get(way));
+            assert!(there.contains(expected), "{way} on the host: {there}");
+            let pairs = there.lines().zip(here.lines());
+            for (there, here) in pairs {
+                assert_eq!(here, there, "{name} {way}: guest, then host");
+            }
+            assert_eq!(here, there, "{name} {way}: guest, then host");
+        }
+    });
 }

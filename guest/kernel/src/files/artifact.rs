@@ -74,7 +74,7 @@ pub fn status(number: u32, entry: &Entry<'_>) -> Status {
         // Beside those of the built-in entries and of /tmp.
         number: (1 << 32) + u64::from(number),
         modified_ns: u64::from(entry.modified_s) * 1_000_000_000,
-        is_removed: false,
+        names: 1,
     }
 }
 

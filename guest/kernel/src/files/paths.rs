@@ -44,6 +44,29 @@ impl Path {
         is_up: false,
     };
 
+    /// An absolute path as `as_bytes` gave it.
+    pub fn of_directory(bytes: &[u8]) -> Path {
+        let mut path = Path::GONE;
+        if let Some(room) = path.bytes.get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+            path.used = bytes.len();
+        }
+        path
+    }
+
+    /// What it is, if it is or lies in `from`, when that has become `to` or is gone.
+    pub fn moved(&self, from: &Path, to: Option<&Path>) -> Option<Path> {
+        let rest = below(self.as_bytes(), from.as_bytes());
+        if rest.is_none() && self.as_bytes() != from.as_bytes() {
+            return None;
+        }
+        let moved = match (to, rest) {
+            (Some(to), Some(rest)) => to.join(rest).ok(),
+            (to, _) => to.copied(),
+        };
+        Some(moved.unwrap_or(Path::GONE))
+    }
+
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.used]

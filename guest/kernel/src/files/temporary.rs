@@ -1,17 +1,18 @@
-//! /tmp: files in the program's own memory, each known by its whole path.
+//! /tmp: files in the program's own memory, each known by its whole paths.
 //!
-//! A file that is removed while it is open lives on, without a path, until it is closed. Contents lie in
-//! one piece of program memory each, which doubles when it is full; the memory limit is the limit of /tmp.
-
-use holm_hostcall::PAGE_BYTES;
+//! Names and files are two tables, as a file may have several names (hard links). One that has lost all of
+//! them lives on while it is open. Contents lie in one piece of program memory each, which doubles when it
+//! is full; the memory limit is the limit of /tmp.
 
 use super::paths::{MAX_PATH_BYTES, below};
+use super::piece::{KeptPath, Piece};
 use crate::errno::Errno;
-use crate::memory::guest;
-use crate::{state, time, user};
+use crate::{state, time};
 
 /// Most files, directories and links.
 const MAX_NODES: usize = 512;
+/// Most names of them.
+const MAX_NAMES: usize = 512;
 /// Where writable files are.
 pub const ROOT: &[u8] = b"/tmp";
 
@@ -28,7 +29,7 @@ pub enum Kind {
     Socket,
 }
 
-/// A file, directory or link. Path and content are pieces of program memory.
+/// A file, directory or symbolic link. The content is a piece of program memory.
 #[derive(Clone, Copy)]
 pub struct Node {
     /// What it is.
@@ -40,43 +41,11 @@ pub struct Node {
     pub size: u64,
     /// Nanoseconds since 1970 UTC.
     pub modified_ns: u64,
+    /// Names that lead to it.
+    names: u16,
     /// Descriptors' objects that stand for it.
     open: u16,
-    path: Piece,
-    path_bytes: u16,
     data: Piece,
-}
-
-/// A piece of program memory: whole pages, or nothing.
-#[derive(Clone, Copy)]
-struct Piece {
-    start: u64,
-    bytes: u64,
-}
-
-const NOTHING: Piece = Piece { start: 0, bytes: 0 };
-
-impl Piece {
-    fn take(bytes: u64) -> Result<Piece, Errno> {
-        let bytes = bytes.next_multiple_of(PAGE_BYTES);
-        match state::memory().map_anonymous(bytes, &mut guest()) {
-            Ok(start) => Ok(Piece { start, bytes }),
-            Err(_) => Err(Errno::ENOSPC),
-        }
-    }
-
-    fn give(&mut self) {
-        if self.bytes > 0 {
-            // It was mapped whole, so it can be unmapped whole.
-            let _ = state::memory().unmap(self.start, self.bytes, &mut guest());
-        }
-        *self = NOTHING;
-    }
-
-    fn bytes(&self, count: u64) -> &'static mut [u8] {
-        // A program may have unmapped what it does not know of; then its files are gone, and no more.
-        user::slice_mut(self.start, count.min(self.bytes)).unwrap_or(&mut [])
-    }
 }
 
 const UNUSED: Node = Node {
@@ -85,45 +54,40 @@ const UNUSED: Node = Node {
     mode: 0,
     size: 0,
     modified_ns: 0,
+    names: 0,
     open: 0,
-    path: NOTHING,
-    path_bytes: 0,
-    data: NOTHING,
+    data: Piece::NOTHING,
+};
+
+/// A path, and the node that it leads to.
+#[derive(Clone, Copy)]
+struct Name {
+    path: KeptPath,
+    node: u16,
+}
+
+const NO_NAME: Name = Name {
+    path: KeptPath::NONE,
+    node: 0,
 };
 
 /// Everything in /tmp.
 pub struct Temporary {
     nodes: [Node; MAX_NODES],
-    /// No node at this place or behind it.
+    names: [Name; MAX_NAMES],
+    /// No name at this place or behind it.
     end: usize,
 }
 
 impl Node {
-    /// Its path; empty if it has been removed.
-    pub fn path(&self) -> &'static [u8] {
-        self.path.bytes(u64::from(self.path_bytes))
-    }
-
-    fn set_path(&mut self, path: &[u8]) -> Result<(), Errno> {
-        if self.path.bytes == 0 {
-            self.path = Piece::take(MAX_PATH_BYTES as u64)?;
-        }
-        let room = self.path.bytes(MAX_PATH_BYTES as u64);
-        room.get_mut(..path.len())
-            .ok_or(Errno::ENAMETOOLONG)?
-            .copy_from_slice(path);
-        self.path_bytes = path.len() as u16;
-        Ok(())
-    }
-
     /// The content.
     pub fn content(&self) -> &'static [u8] {
         self.data.bytes(self.size)
     }
 
-    /// Whether it is there only for those who have it open.
-    pub fn is_removed(&self) -> bool {
-        self.path_bytes == 0
+    /// Names that lead to it: none, if it is there only for those who have it open.
+    pub fn names(&self) -> u32 {
+        u32::from(self.names)
     }
 
     /// Reads from `at` on.
@@ -155,8 +119,8 @@ impl Node {
 
     /// Makes the content longer, with zeroes, or shorter.
     pub fn resize(&mut self, size: u64) -> Result<(), Errno> {
-        if size > self.data.bytes {
-            let wanted = size.max((self.data.bytes * 2).min(state::memory().free_bytes() / 2));
+        if size > self.data.size() {
+            let wanted = size.max((self.data.size() * 2).min(state::memory().free_bytes() / 2));
             let mut bigger = Piece::take(wanted)?;
             let from = self.content();
             match bigger.bytes(self.size).len() == from.len() {
@@ -181,12 +145,6 @@ impl Node {
         self.modified_ns = time::realtime_ns();
         Ok(())
     }
-
-    fn free(&mut self) {
-        self.data.give();
-        self.path.give();
-        *self = UNUSED;
-    }
 }
 
 impl Temporary {
@@ -194,6 +152,7 @@ impl Temporary {
     pub const fn new() -> Self {
         Temporary {
             nodes: [UNUSED; MAX_NODES],
+            names: [NO_NAME; MAX_NAMES],
             end: 0,
         }
     }
@@ -203,19 +162,29 @@ impl Temporary {
         &mut self.nodes[usize::from(number) % MAX_NODES]
     }
 
-    /// All nodes that have a path, with their numbers.
-    pub fn all(&self) -> impl Iterator<Item = (u16, &Node)> {
-        let nodes = self.nodes[..self.end].iter().enumerate();
-        nodes
-            .filter(|(_, node)| node.used && node.path_bytes > 0)
-            .map(|(number, node)| (number as u16, node))
+    /// All names: the path, and the number and kind of what is there.
+    pub fn all(&self) -> impl Iterator<Item = (&'static [u8], u16, Kind)> {
+        self.names().map(|name| {
+            let kind = self.nodes[usize::from(name.node)].kind;
+            (name.path.as_bytes(), name.node, kind)
+        })
+    }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        let names = self.names[..self.end].iter();
+        names.filter(|name| !name.path.is_none())
+    }
+
+    fn name_at(&self, path: &[u8]) -> Option<usize> {
+        self.names[..self.end]
+            .iter()
+            .position(|name| name.path.len() == path.len() && name.path.as_bytes() == path)
+            .filter(|_| !path.is_empty())
     }
 
     /// The node at a path.
     pub fn find(&self, path: &[u8]) -> Option<u16> {
-        self.all()
-            .find(|(_, node)| usize::from(node.path_bytes) == path.len() && node.path() == path)
-            .map(|(number, _)| number)
+        self.name_at(path).map(|place| self.names[place].node)
     }
 
     /// Whether a directory is there: /tmp itself, or one that was made.
@@ -226,8 +195,15 @@ impl Temporary {
                 .is_some_and(|number| self.nodes[usize::from(number)].kind == Kind::Directory)
     }
 
-    /// Makes a node; its directory is there and it is not.
+    /// Makes a node at a path; its directory is there and it is not.
     pub fn make(&mut self, path: &[u8], kind: Kind, mode: u32) -> Result<u16, Errno> {
+        let number = self.make_nameless(kind, mode)?;
+        self.link(number, path).inspect_err(|_| self.free(number))?;
+        Ok(number)
+    }
+
+    /// Makes a node that no path leads to. It is gone when it is closed.
+    pub fn make_nameless(&mut self, kind: Kind, mode: u32) -> Result<u16, Errno> {
         let place = self.nodes.iter().position(|node| !node.used);
         let place = place.ok_or(Errno::ENOSPC)?;
         self.nodes[place] = Node {
@@ -237,40 +213,44 @@ impl Temporary {
             modified_ns: time::realtime_ns(),
             ..UNUSED
         };
-        if let Err(error) = self.nodes[place].set_path(path) {
-            self.nodes[place].free();
-            return Err(error);
-        }
-        self.end = self.end.max(place + 1);
         Ok(place as u16)
     }
 
-    /// Takes the path away; the content goes with the last descriptor.
-    pub fn remove(&mut self, number: u16) {
-        let node = self.node(number);
-        node.path.give();
-        node.path_bytes = 0;
-        if node.open == 0 {
-            node.free();
+    /// Gives a node a name, or one more; nothing is there yet.
+    pub fn link(&mut self, number: u16, path: &[u8]) -> Result<(), Errno> {
+        let place = self.names.iter().position(|name| name.path.is_none());
+        let place = place.ok_or(Errno::ENOSPC)?;
+        self.names[place].node = number;
+        self.names[place]
+            .path
+            .set(path)
+            .inspect_err(|_| self.names[place].path.give())?;
+        self.end = self.end.max(place + 1);
+        self.node(number).names += 1;
+        Ok(())
+    }
+
+    /// Takes a name away; the node goes with its last name and its last descriptor.
+    pub fn unlink(&mut self, path: &[u8]) {
+        if let Some(place) = self.name_at(path) {
+            self.names[place].path.give();
+            let number = self.names[place].node;
+            self.node(number).names -= 1;
+            self.free_if_unused(number);
         }
     }
 
     /// Whether anything lies in a directory.
     pub fn has_children(&self, path: &[u8]) -> bool {
-        self.all()
-            .any(|(_, node)| below(node.path(), path).is_some())
+        self.all().any(|(name, ..)| below(name, path).is_some())
     }
 
-    /// Gives a node, and all that lies in it, another path.
+    /// Gives what is at a path, and all that lies in it, another path.
     pub fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
-        for place in 0..self.end {
-            let node = &mut self.nodes[place];
-            if !node.used || node.path_bytes == 0 {
-                continue;
-            }
-            let path = node.path();
+        for name in self.names[..self.end].iter_mut() {
+            let path = name.path.as_bytes();
             if path == from {
-                node.set_path(to)?;
+                name.path.set(to)?;
             } else if let Some(rest) = below(path, from) {
                 let mut moved = [0; MAX_PATH_BYTES];
                 let bytes = to.len() + 1 + rest.len();
@@ -278,7 +258,7 @@ impl Temporary {
                 room[..to.len()].copy_from_slice(to);
                 room[to.len()] = b'/';
                 room[to.len() + 1..].copy_from_slice(rest);
-                node.set_path(&moved[..bytes])?;
+                name.path.set(&moved[..bytes])?;
             }
         }
         Ok(())
@@ -293,9 +273,21 @@ impl Temporary {
     pub fn closed(&mut self, number: u16) {
         let node = self.node(number);
         node.open = node.open.saturating_sub(1);
-        if node.open == 0 && node.path_bytes == 0 {
-            node.free();
+        self.free_if_unused(number);
+    }
+
+    /// Frees a node that neither a name nor a descriptor leads to.
+    pub fn free_if_unused(&mut self, number: u16) {
+        let node = self.node(number);
+        if node.open == 0 && node.names == 0 {
+            self.free(number);
         }
+    }
+
+    fn free(&mut self, number: u16) {
+        let node = self.node(number);
+        node.data.give();
+        *node = UNUSED;
     }
 }
 

@@ -13,7 +13,8 @@ use core::arch::asm;
 
 use holm_hostcall::{FaultPage, Registers, abort_reason, selector};
 
-use super::{SIGSEGV, own, set_stack};
+use super::queue::Origin;
+use super::{NON_CANONICAL_FROM, SIGSEGV, own, set_stack};
 use crate::errno::Errno;
 use crate::{host, state, user};
 
@@ -22,10 +23,8 @@ use crate::{host, state, user};
 pub struct Cause {
     /// The signal's number.
     pub signal: u32,
-    /// How it came about: Linux's `si_code`.
-    pub code: i32,
-    /// The address that an exception is about.
-    pub addr: u64,
+    /// How it came about.
+    pub origin: Origin,
     /// The exception, if it was one.
     pub fault: Option<FaultPage>,
 }
@@ -43,7 +42,6 @@ const LEGACY_STATE: u64 = 0b11;
 const FLAGS_KEPT: u64 = 0x4_0CD5;
 const FLAGS_SET: u64 = 0x202;
 const FLAGS_CLEARED: u64 = 0x1_0500;
-const NON_CANONICAL_FROM: u64 = 1 << 47;
 
 /// `struct ucontext` with `struct sigcontext` in it.
 #[repr(C)]
@@ -89,33 +87,28 @@ struct Info {
     errno: u32,
     code: i32,
     pad: u32,
-    /// For a signal that was sent, the sender; for an exception, the address.
-    value: u64,
-    rest: [u64; 13],
+    words: [u64; 4],
+    rest: [u64; 10],
 }
 
 user::plain!(Context, Info);
 
 const _: () = assert!(size_of::<Context>() == 304 && size_of::<Info>() == 128);
 
-fn info(signal: u32, code: i32, addr: u64) -> Info {
+fn info(signal: u32, origin: &Origin) -> Info {
     Info {
         signal,
-        errno: 0,
-        code,
+        errno: origin.errno,
+        code: origin.code,
         pad: 0,
-        value: match code <= 0 {
-            // The one process, and no user in particular.
-            true => 1,
-            false => addr,
-        },
-        rest: [0; 13],
+        words: origin.words,
+        rest: [0; 10],
     }
 }
 
 /// Writes a `struct siginfo`.
-pub(super) fn write_info(to: u64, signal: u32, code: i32, addr: u64) -> Result<(), Errno> {
-    user::write(to, info(signal, code, addr))
+pub(super) fn write_info(to: u64, signal: u32, origin: &Origin) -> Result<(), Errno> {
+    user::write(to, info(signal, origin))
 }
 
 /// Bytes of the extended state, and which parts of it there are.
@@ -185,7 +178,7 @@ pub(super) fn lay(
     put(bytes, &MAGIC_2.to_le_bytes())?;
     let present = user::read::<u64>(extended + LEGACY_BYTES)? | LEGACY_STATE;
     put(LEGACY_BYTES, &present.to_le_bytes())?;
-    user::write(info_addr, info(cause.signal, cause.code, cause.addr))?;
+    user::write(info_addr, info(cause.signal, &cause.origin))?;
     user::write(
         context_addr,
         Context {

@@ -23,7 +23,6 @@ use holm_hostcall::{Call, MAX_REQUESTS, WAIT_ENDED, abort_reason, boot_flags, re
 use super::table::State;
 use super::{mark, outbound};
 use crate::errno::{Errno, SysResult};
-use crate::files::wait_for_ever;
 use crate::host::Text;
 use crate::http::{Output, Reply, write_request};
 use crate::memory::guest;
@@ -383,7 +382,7 @@ impl Server {
         } else if deadline.is_some() || events != 0 || self.wanted() != 0 || shared && served > 0 {
             self.leave(0, Call::PARK, [deadline.unwrap_or(u64::MAX), events, 0, 0]);
         } else {
-            wait_for_ever()
+            threads::wait_for_ever()
         }
     }
 

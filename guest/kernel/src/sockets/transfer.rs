@@ -1,6 +1,7 @@
 //! What goes through a socket: send and receive in all their forms.
 
 use super::address::{AF_UNIX, Address, Ip};
+use super::rights::{self, Outgoing};
 use super::table::State;
 use super::{dns, number_of, open_of, outbound, request};
 use crate::errno::{Errno, SysResult};
@@ -24,6 +25,15 @@ pub fn deadline(ns: u64) -> Option<u64> {
 
 /// Receives into `to`. With MSG_TRUNC a stream of TCP throws so many bytes away instead.
 pub fn receive(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> SysResult {
+    let received = receive_bytes(number, to, flags, nonblocking);
+    if let State::Stream { from, .. } = state::sockets().get(number).state {
+        rights::drop_received(from);
+    }
+    received
+}
+
+/// The same, where descriptors that come with the bytes stay until they are asked for.
+fn receive_bytes(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> SysResult {
     let discards = flags & MSG_TRUNC != 0 && state::sockets().get(number).domain != AF_UNIX;
     let wanted = to.len() as u64;
     receive_into(number, wanted, flags, nonblocking, |done| {
@@ -35,9 +45,10 @@ pub fn receive(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> Sys
             State::Request(id) if peek => state::server().peek(id, rest),
             State::Request(id) => state::server().read(id, rest),
             State::Stream { from, .. } => {
+                let room = rights::room(from, rest.len());
                 let read = match discards && !peek {
                     true => pipes::discard(from, rest.len() as u64),
-                    false => pipes::read(from, rest, peek),
+                    false => pipes::read(from, &mut rest[..room], peek),
                 };
                 match read {
                     Err(Errno::EAGAIN) if socket.read_shut => Ok(0),
@@ -256,23 +267,38 @@ pub fn send_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
     if let Some(queries) = queries {
         return ask_parts(queries, header);
     }
-    let [control, control_bytes] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
-    if control != 0 && control_bytes >= 16 {
-        // Descriptors would have to arrive; nothing else changes a stream.
-        let [_, kind] = user::read::<[u64; 2]>(control)?;
-        const SCM_RIGHTS_OF_SOCKET: u64 = 1 << 32 | 1;
-        if kind == SCM_RIGHTS_OF_SOCKET {
-            return Err(Errno::EOPNOTSUPP);
-        }
+    let socket = *state::sockets().get(number);
+    let send_parts = || {
+        parts(header, |start, bytes, _| {
+            let part = user::slice(start, bytes)?;
+            send(number, part, flags, opened.nonblocking)
+        })
+    };
+    if socket.domain != AF_UNIX {
+        return send_parts();
     }
-    parts(header, |start, bytes, _| {
-        send(
-            number,
-            user::slice(start, bytes)?,
-            flags,
-            opened.nonblocking,
-        )
-    })
+    let [control, control_bytes] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
+    let outgoing = Outgoing::read(control, control_bytes)?;
+    match socket.state {
+        State::Stream { to, .. } if !outgoing.is_empty() => {
+            let nonblocking = opened.nonblocking || flags & MSG_DONTWAIT != 0;
+            let deadline = deadline(socket.options.send_ns);
+            // They have the place of the message's first byte, which must not wait for room then.
+            threads::blocking_until(nonblocking, deadline, || {
+                match pipes::queue(to).is_none_or(|queue| queue.is_writable()) {
+                    true => Ok(0),
+                    false => Err(Errno::EAGAIN),
+                }
+            })?;
+            outgoing.send_with(to, total_bytes(header)?, send_parts)
+        }
+        _ => send_parts(),
+    }
+}
+
+/// How many bytes the parts of a message have.
+fn total_bytes(header: u64) -> SysResult {
+    parts(header, |_, bytes, _| Ok(bytes))
 }
 
 /// A query in parts is one query.
@@ -290,21 +316,34 @@ fn ask_parts(queries: u8, header: u64) -> SysResult {
 
 /// `recvmsg`
 pub fn receive_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
+    const MSG_CMSG_CLOEXEC: u32 = 0x4000_0000;
     let (number, opened) = open_of(descriptor)?;
     let all = flags & MSG_WAITALL != 0;
     let received = parts(header, |start, bytes, done| {
+        if done > 0 && flags & MSG_PEEK != 0 {
+            // It would look at the same again.
+            return Ok(0);
+        }
         // Only the first part may wait: what is there is to be given.
         let nonblocking = opened.nonblocking || (done > 0 && !all);
-        receive(number, user::slice_mut(start, bytes)?, flags, nonblocking)
+        receive_bytes(number, user::slice_mut(start, bytes)?, flags, nonblocking)
     })?;
     let address = user::read::<u64>(header)?;
     match address {
         0 => user::write(header.wrapping_add(8), 0u32)?,
         address => put_sender(number, address, header.wrapping_add(8))?,
     }
-    // No control data, no flags.
-    user::write(header.wrapping_add(40), 0u64)?;
-    user::write(header.wrapping_add(48), 0u32)?;
+    let [control, room] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
+    let peeked = if flags & MSG_PEEK != 0 { received } else { 0 };
+    let (used, told) = match state::sockets().get(number).state {
+        State::Stream { from, .. } => rights::receive(from, peeked, control, room)?,
+        _ => (0, 0),
+    };
+    user::write(header.wrapping_add(40), used)?;
+    user::write(
+        header.wrapping_add(48),
+        told | flags as u32 & MSG_CMSG_CLOEXEC,
+    )?;
     Ok(received)
 }
 

@@ -53,8 +53,8 @@ pub fn futex(
     };
     let threads = state::threads();
     match operation {
-        WAIT => wait(word, value as u32, u32::MAX, deadline),
-        WAIT_BITSET => wait(word, value as u32, third as u32, deadline),
+        WAIT => wait(word, value as u32, u32::MAX, deadline, false),
+        WAIT_BITSET => wait(word, value as u32, third as u32, deadline, false),
         WAKE => {
             is_word(word)?;
             Ok(threads.wake(word, value, u32::MAX))
@@ -104,8 +104,8 @@ fn is_word(word: u64) -> Result<(), Errno> {
     }
 }
 
-/// Sleeps on a word while it is `value`.
-fn wait(word: u64, value: u32, bits: u32, deadline: u64) -> SysResult {
+/// Sleeps on a word while it is `value`, for a lock with an owner if `wants_lock`.
+fn wait(word: u64, value: u32, bits: u32, deadline: u64, wants_lock: bool) -> SysResult {
     if bits == 0 {
         return Err(Errno::EINVAL);
     }
@@ -114,7 +114,9 @@ fn wait(word: u64, value: u32, bits: u32, deadline: u64) -> SysResult {
         return Err(Errno::EAGAIN);
     }
     let threads = state::threads();
+    let slept_at = threads.next_sleep();
     let sleeper = &mut threads.all[threads.current];
+    (sleeper.slept_at, sleeper.wants_lock) = (slept_at, wants_lock);
     sleeper.doing = Doing::Sleeping {
         word,
         bits,
@@ -130,6 +132,7 @@ fn wait(word: u64, value: u32, bits: u32, deadline: u64) -> SysResult {
     let woken = state::threads().all[current].woken;
     match state::signals().interrupts(current) {
         _ if woken => Ok(0),
+        true if wants_lock => Err(Errno::RESTART_ALWAYS),
         true if deadline == u64::MAX => Err(Errno::RESTART),
         true => Err(Errno::EINTR),
         false => Err(Errno::ETIMEDOUT),
@@ -170,17 +173,16 @@ fn change(word: u64, encoded: u32) -> Result<bool, Errno> {
     }
 }
 
-/// Takes a lock with an owner, waiting for it if `waits`. Threads have no priorities here, so there is
-/// none to inherit: it is a lock like others.
+/// Takes a lock with an owner, waiting for it if `waits`. Threads have no priorities here, so there is none
+/// to inherit: those who wait get the lock in the order in which they came.
 fn lock(word: u64, waits: bool, deadline: u64) -> SysResult {
     is_word(word)?;
     let own = state::threads().id();
-    let mut waited = 0;
     loop {
         let held = user::read::<u32>(word)?;
         match held & OWNER {
             0 => {
-                user::write(word, own | held & OWNER_DIED | waited)?;
+                user::write(word, own | held & OWNER_DIED | waiters(word))?;
                 return Ok(0);
             }
             owner if owner == own => return Err(Errno::EDEADLK),
@@ -188,14 +190,24 @@ fn lock(word: u64, waits: bool, deadline: u64) -> SysResult {
             _ if !waits => return Err(Errno::EAGAIN),
             _ => {}
         }
-        // From now on the owner comes here to give it up. There may be more who wait.
-        waited = WAITERS;
+        // From now on the owner comes here to give it up.
         user::write(word, held | WAITERS)?;
-        match wait(word, held | WAITERS, u32::MAX, deadline) {
+        match wait(word, held | WAITERS, u32::MAX, deadline, true) {
+            Ok(_) if user::read::<u32>(word)? & OWNER == own => return Ok(0),
             Ok(_) | Err(Errno::EAGAIN) => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Who sleeps longest for the lock at a word.
+fn next_owner(word: u64) -> Option<usize> {
+    state::threads().first_sleeper(word, |thread, _| thread.wants_lock)
+}
+
+/// The bit of a lock's word that says whether somebody sleeps for it.
+fn waiters(word: u64) -> u32 {
+    next_owner(word).map_or(0, |_| WAITERS)
 }
 
 fn unlock(word: u64) -> SysResult {
@@ -203,9 +215,18 @@ fn unlock(word: u64) -> SysResult {
     if user::read::<u32>(word)? & OWNER != state::threads().id() {
         return Err(Errno::EPERM);
     }
-    user::write(word, 0u32)?;
-    state::threads().wake(word, 1, u32::MAX);
+    match next_owner(word) {
+        Some(next) => hand_over(word, next, 0)?,
+        None => user::write(word, 0u32)?,
+    }
     Ok(0)
+}
+
+/// Makes a sleeper the owner of the lock that it sleeps for.
+fn hand_over(word: u64, next: usize, died: u32) -> Result<(), Errno> {
+    let threads = state::threads();
+    threads.wake_at(next);
+    user::write(word, threads.all[next].id | died | waiters(word))
 }
 
 /// `set_robust_list`
@@ -230,9 +251,20 @@ pub fn robust_list_of(id: u64, head: u64, bytes: u64) -> SysResult {
     Ok(0)
 }
 
-/// The running thread ends: those who wait for locks of its list learn that their owner has died. What
-/// is wrong with the list ends it.
+/// The running thread ends: those who wait for its locks learn that their owner has died.
 pub(super) fn give_up_locks() {
+    give_up_list();
+    // Locks with an owner in the kernel need not be in the list.
+    for place in 0..state::threads().end {
+        let thread = state::threads().all[place];
+        if let (Doing::Sleeping { word, .. }, true) = (thread.doing, thread.wants_lock) {
+            give_up(word);
+        }
+    }
+}
+
+/// The locks of the list that the running thread keeps. What is wrong with the list ends it.
+fn give_up_list() {
     let threads = state::threads();
     let head = threads.all[threads.current].robust;
     if head == 0 {
@@ -267,7 +299,10 @@ fn give_up(word: u64) {
     if held & OWNER != state::threads().id() {
         return;
     }
-    if user::write(word, held & WAITERS | OWNER_DIED).is_ok() && held & WAITERS != 0 {
+    if let Some(next) = next_owner(word) {
+        // A word that cannot be written any more is nobody's lock.
+        let _ = hand_over(word, next, OWNER_DIED);
+    } else if user::write(word, held & WAITERS | OWNER_DIED).is_ok() && held & WAITERS != 0 {
         state::threads().wake(word, 1, u32::MAX);
     }
 }

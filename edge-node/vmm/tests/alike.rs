@@ -1,0 +1,65 @@
+//! What programs can count on beyond sockets: threads, their locks, signals, descriptors. What a guest
+//! tells is what the same program tells on the host.
+
+mod common;
+
+use common::tells_the_same;
+use holm_test_support::require_kvm;
+
+#[test]
+fn kvm_descriptors_travel_through_local_sockets_and_none_is_lost() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "descriptors",
+        &[
+            ("/exhausted", "pipes and pairs: 20"),
+            ("/directories", "open at once: 200, good: 1"),
+            ("/rights", "\"abcd\", 1 descriptors, 24 of control, flags 0"),
+            ("/leaks", "good: 1, as before: 1"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_locks_are_handed_over_and_outlive_their_owners_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "mutexes",
+        &[
+            ("/contended", "counted: 3200, broken: 0"),
+            ("/contended/inheriting", "counted: 3200, broken: 0"),
+            ("/contended/robust", "counted: 3200, broken: 0"),
+            ("/contended/inheriting/robust", "counted: 3200, broken: 0"),
+            ("/dead", "learned of it: 1, got it: 7, broken: 0"),
+            ("/dead/inheriting", "try: EOWNERDEAD"),
+            ("/errors", "again: EDEADLK"),
+            ("/errors/inheriting", "again: EDEADLK"),
+            ("/interrupted", "timed: ETIMEDOUT"),
+            ("/interrupted/inheriting", "rung: 1"),
+            ("/words", "1 2 3 4 5 6 7"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_threads_are_started_by_clone3_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("mutexes", &[("/clone3", "longer: 1\nstarted: 1")]);
+}
+
+#[test]
+fn kvm_signals_carry_values_and_are_queued_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "queued_signals",
+        &[("/", "rt0/-1/11 rt0/-1/12 rt0/-1/13 rt1/-1/1")],
+    );
+}

@@ -1,0 +1,167 @@
+//! The calls about a descriptor itself, whatever it stands for: close, dup, fcntl, ioctl, flock.
+
+use super::{MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, Object};
+use crate::errno::{Errno, SysResult};
+use crate::poll::Epoll;
+use crate::sockets::rights;
+use crate::{pipes, sockets, state, timers, user};
+
+/// `close`
+pub fn close(descriptor: u64) -> SysResult {
+    let index = state::files().free(descriptor)?;
+    let_go(index);
+    // What travelled to a socket that is gone now goes too.
+    rights::free_lost();
+    Ok(0)
+}
+
+/// Something less stands for an object; with the last it is gone.
+pub fn let_go(index: u16) {
+    let Some(object) = state::files().let_go(index) else {
+        return;
+    };
+    for epoll in state::epolls() {
+        epoll.forget(index);
+    }
+    match object {
+        Object::Socket(number) => sockets::close(number),
+        Object::Timer(number) => timers::close(number),
+        Object::Stream { from, to } => pipes::close(from, to),
+        Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
+        Object::File(number) => state::temporary().closed(number),
+        Object::Directory(number) => state::open_directories().remove(number),
+        _ => {}
+    }
+}
+
+/// `close_range`
+pub fn close_range(first: u64, last: u64) -> SysResult {
+    for descriptor in first..=last.min(MAX_DESCRIPTORS as u64 - 1) {
+        // One that is not open is as good as closed.
+        let _ = close(descriptor);
+    }
+    Ok(0)
+}
+
+/// `dup`
+pub fn duplicate(descriptor: u64) -> SysResult {
+    state::files().duplicate(descriptor, 0)
+}
+
+/// `dup2` and `dup3`
+pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
+    let index = state::files().index(descriptor)?;
+    let to = u64::from(to as u32);
+    if to as usize >= MAX_DESCRIPTORS {
+        return Err(Errno::EBADF);
+    }
+    if to != u64::from(descriptor as u32) {
+        // Not open before is as good.
+        let _ = close(to);
+        state::files().place(index, to as usize)?;
+    }
+    Ok(to)
+}
+
+/// `dup3`: to another one, with flags that are known.
+pub fn duplicate_to_other(descriptor: u64, to: u64, flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 || descriptor as u32 == to as u32 {
+        return Err(Errno::EINVAL);
+    }
+    duplicate_to(descriptor, to)
+}
+
+/// `fcntl`
+pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
+    const F_DUPFD: u64 = 0;
+    const F_GETFD: u64 = 1;
+    const F_SETFD: u64 = 2;
+    const F_GETFL: u64 = 3;
+    const F_SETFL: u64 = 4;
+    const F_DUPFD_CLOEXEC: u64 = 1030;
+    const F_GETLK: u64 = 5;
+    const F_SETLKW: u64 = 7;
+    const F_OFD_GETLK: u64 = 36;
+    const F_OFD_SETLKW: u64 = 38;
+    const F_UNLCK: i32 = 2;
+    let files = state::files();
+    let open = files.get_mut(descriptor)?;
+    match command {
+        _ if open.is_name()
+            && !matches!(
+                command,
+                F_DUPFD | F_DUPFD_CLOEXEC | F_GETFD | F_SETFD | F_GETFL
+            ) =>
+        {
+            Err(Errno::EBADF)
+        }
+        F_DUPFD | F_DUPFD_CLOEXEC if argument as u32 as usize >= MAX_DESCRIPTORS => {
+            Err(Errno::EINVAL)
+        }
+        F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
+        // Nothing is ever executed, so close-on-exec needs no memory.
+        F_GETFD | F_SETFD => Ok(0),
+        F_GETFL => {
+            let nonblocking = if open.nonblocking { O_NONBLOCK } else { 0 };
+            Ok(u64::from(open.flags) | nonblocking)
+        }
+        F_SETFL => {
+            open.nonblocking = argument & O_NONBLOCK != 0;
+            open.flags = open.flags & O_ACCESS as u32 | (argument & O_APPEND) as u32;
+            Ok(0)
+        }
+        // One process: it never meets a lock of another's.
+        F_GETLK | F_OFD_GETLK => {
+            let kind = user::read::<i32>(argument)? & !0xffff | F_UNLCK;
+            user::write(argument, kind)?;
+            Ok(0)
+        }
+        F_GETLK..=F_SETLKW | F_OFD_GETLK..=F_OFD_SETLKW => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `ioctl`
+pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
+    const FIONREAD: u64 = 0x541B;
+    const FIONBIO: u64 = 0x5421;
+    const FIONCLEX: u64 = 0x5450;
+    const FIOCLEX: u64 = 0x5451;
+    let open = state::files().get_mut(descriptor)?;
+    match (request, open.object) {
+        // As with F_SETFD: nothing is ever executed.
+        (FIOCLEX | FIONCLEX, _) => Ok(0),
+        (FIONBIO, _) => {
+            open.nonblocking = user::read::<i32>(argument)? != 0;
+            Ok(0)
+        }
+        (FIONREAD, Object::Socket(number)) => {
+            let bytes = sockets::readable_bytes(number);
+            user::write(argument, bytes.min(i32::MAX as u64) as i32)?;
+            Ok(0)
+        }
+        (FIONREAD, Object::Stream { from, .. }) => {
+            let bytes = pipes::queue(from).map_or(0, |queue| queue.used());
+            user::write(argument, bytes as i32)?;
+            Ok(0)
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+/// `flock`: one process, which never meets a lock of another's.
+pub fn lock(descriptor: u64, operation: u64) -> SysResult {
+    const WITHOUT_WAITING: u64 = 4;
+    const SHARED: u64 = 1;
+    const EXCLUSIVE: u64 = 2;
+    const UNLOCK: u64 = 8;
+    let operation = operation as u32 as u64 & !WITHOUT_WAITING;
+    if !matches!(operation, SHARED | EXCLUSIVE | UNLOCK) {
+        return Err(Errno::EINVAL);
+    }
+    let open = state::files().get(descriptor)?;
+    match open.is_name() || (open.access() == O_ACCESS && operation != UNLOCK) {
+        true => Err(Errno::EBADF),
+        false => Ok(0),
+    }
+}

@@ -1,0 +1,166 @@
+//! Opening files, and making what is a descriptor only.
+
+use super::builtin::{self, Entry};
+use super::lookup::{
+    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, missing, resolve, resolve_text, room_for,
+};
+use super::paths::Path;
+use super::temporary::Kind;
+use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, Object};
+use crate::errno::{Errno, SysResult};
+use crate::{state, user};
+
+const O_CREAT: u64 = 0o100;
+const O_EXCL: u64 = 0o200;
+const O_TRUNC: u64 = 0o1000;
+const O_DIRECTORY: u64 = 0o200_000;
+const O_NOFOLLOW: u64 = 0o400_000;
+const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
+
+/// `open` and `openat`
+pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    let flags = match flags & O_PATH {
+        0 => u64::from(flags as u32),
+        // Nothing else is heeded.
+        _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW),
+    };
+    if flags & O_TMPFILE == O_TMPFILE {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY {
+        return Err(Errno::EINVAL);
+    }
+    let new = flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL;
+    // A directory is not made by this, whatever the name leads to.
+    let makes_directory = flags & O_CREAT != 0 && user::path(path)?.ends_with(b"/");
+    let follow = match new || makes_directory {
+        true => Follow::Never,
+        false => Follow::unless(flags & O_NOFOLLOW != 0),
+    };
+    let path = resolve(directory, path, follow)?;
+    if flags & O_CREAT != 0 && path.is_directory && !path.is_dots {
+        return Err(match is_directory(path.parent()) {
+            true => Errno::EISDIR,
+            false => missing(&path),
+        });
+    }
+    let writes = flags & O_ACCESS != 0 || flags & O_TRUNC != 0;
+    match find(&path) {
+        Ok(_) if new => Err(Errno::EEXIST),
+        Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
+        Ok(Found::Directory) => open_directory(&path, flags),
+        Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
+        Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
+        Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
+        Ok(Found::Node(number)) if flags & O_PATH != 0 => open_node(number, flags),
+        Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
+        Ok(Found::Link(_)) => Err(Errno::ELOOP),
+        Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
+        Ok(Found::Entry(entry)) => match builtin::ENTRIES[entry].1 {
+            Entry::Device(object) => state::files().open(object, flags),
+            _ if writes => Err(Errno::EACCES),
+            _ => state::files().open(Object::Made(entry as u8), flags),
+        },
+        Ok(Found::Node(number)) => {
+            match state::temporary().node(number).kind {
+                Kind::Link => return Err(Errno::ELOOP),
+                Kind::Socket => return Err(Errno::ENXIO),
+                Kind::File | Kind::Directory => {}
+            }
+            if flags & O_TRUNC != 0 {
+                state::temporary().node(number).resize(0)?;
+            }
+            open_node(number, flags)
+        }
+        Err(Errno::ENOENT) if flags & O_CREAT != 0 => {
+            room_for(&path)?;
+            if path.is_directory {
+                return Err(Errno::EISDIR);
+            }
+            let mode = mode as u32 & 0o7777 & !*state::file_mask();
+            let number = state::temporary().make(path.as_bytes(), Kind::File, mode)?;
+            open_node(number, flags)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the file by which a local socket is found; one object stands for it then.
+pub fn make_socket(text: &[u8]) -> Result<u16, Errno> {
+    let path = resolve_text(AT_FDCWD, text, Follow::Never)?;
+    match find(&path) {
+        Ok(_) => return Err(Errno::EADDRINUSE),
+        Err(Errno::ENOENT) => room_for(&path)?,
+        Err(error) => return Err(error),
+    }
+    let mode = 0o777 & !*state::file_mask();
+    let number = state::temporary().make(path.as_bytes(), Kind::Socket, mode)?;
+    state::temporary().opened(number);
+    Ok(number)
+}
+
+/// The file of a local socket.
+pub fn find_socket(text: &[u8]) -> Result<u16, Errno> {
+    match find(&resolve_text(AT_FDCWD, text, Follow::Always)?)? {
+        Found::Node(number) if state::temporary().node(number).kind == Kind::Socket => Ok(number),
+        _ => Err(Errno::ECONNREFUSED),
+    }
+}
+
+fn open_node(number: u16, flags: u64) -> SysResult {
+    let descriptor = state::files().open(Object::File(number), flags)?;
+    state::temporary().opened(number);
+    Ok(descriptor)
+}
+
+fn open_directory(path: &Path, flags: u64) -> SysResult {
+    let number = state::open_directories().add(path)?;
+    let opened = state::files().open(Object::Directory(number), flags);
+    if opened.is_err() {
+        state::open_directories().remove(number);
+    }
+    opened
+}
+
+/// `memfd_create`: a file of /tmp that never had a path.
+pub fn open_memory(name: u64, flags: u64) -> SysResult {
+    const MAX_NAME_BYTES: u64 = 249;
+    // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC
+    const KNOWN: u64 = 0x1 | 0x2 | 0x8 | 0x10;
+    if flags as u32 as u64 & !KNOWN != 0
+        || user::text(name, MAX_NAME_BYTES + 1)?.len() as u64 > MAX_NAME_BYTES
+    {
+        return Err(Errno::EINVAL);
+    }
+    let number = state::temporary().make_nameless(Kind::File, 0o777)?;
+    let descriptor = open_node(number, O_RDWR);
+    if descriptor.is_err() {
+        state::temporary().free_if_unused(number);
+    }
+    descriptor
+}
+
+/// `epoll_create1`
+pub fn open_epoll(flags: u64) -> SysResult {
+    if flags as u32 as u64 & !O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let epolls = state::epolls();
+    let free = epolls
+        .iter()
+        .position(|epoll| !epoll.used)
+        .ok_or(Errno::EMFILE)?;
+    let descriptor = state::files().open(Object::Epoll(free as u8), 0)?;
+    epolls[free].used = true;
+    Ok(descriptor)
+}
+
+/// `eventfd2`
+pub fn open_event(initial: u64, flags: u64) -> SysResult {
+    const EFD_SEMAPHORE: u64 = 1;
+    if flags as u32 as u64 & !(EFD_SEMAPHORE | O_CLOEXEC | O_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let event = Object::Event(u64::from(initial as u32), flags & EFD_SEMAPHORE != 0);
+    state::files().open(event, flags & O_NONBLOCK | O_RDWR)
+}
