@@ -25,12 +25,12 @@
 //! call:    syscall           call:  syscall         after: mov rsi, r9
 //! back:    …                 back:  …                      jmp call
 //! ```
-//! Behind, and after a zero: who jumps to `next` finds, by the choice of
-//! the stub's address, a byte that is no instruction, and the library OS sends him on to `after`. For `cpuid`,
-//! which is two bytes as well, it is the same with edx in the place of ecx: each is a register that the
-//! instruction changes and does not read.
+//! Behind, and after a zero: who jumps to `next` finds, by the choice of the stub's address, a byte that is no
+//! instruction, and the library OS sends him on to `after`. For `cpuid`, which is two bytes as well, it is the
+//! same with edx in the place of ecx: each is a register that the instruction changes and does not read.
 //!
-//! The bytes of the program are compared with the patterns in `sites` and not taken apart in any other way.
+//! The bytes of the program are compared with the patterns in `sites`, which know some instructions that set
+//! arguments, and not taken apart in any other way.
 //! What is not found still works, by the instruction.
 
 mod sites;
