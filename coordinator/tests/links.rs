@@ -10,7 +10,7 @@ use common::{Coordinator, PATIENCE, Publisher, until};
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, LogBatch, LogEntry, NodeMessage, Observed,
-    Report,
+    PROTOCOL_VERSION, Report,
 };
 use holm_model::ids::{Digest, RequestId};
 use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES};
@@ -83,14 +83,15 @@ async fn a_frame_cut_short_is_refused() {
 async fn a_peer_of_another_protocol_version_is_told_both_versions() {
     let mut frame = codec::encode(&NodeMessage::Hello(hello(1))).unwrap();
     frame[4..6].copy_from_slice(&9u16.to_le_bytes());
-    refused_for(&frame, "the peer speaks protocol version 9, this side 1").await;
+    let says = format!("the peer speaks protocol version 9, this side {PROTOCOL_VERSION}");
+    refused_for(&frame, &says).await;
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_message_are_refused() {
     let mut frame = vec![0xff; 100];
     frame[..4].copy_from_slice(&96u32.to_le_bytes());
-    frame[4..6].copy_from_slice(&1u16.to_le_bytes());
+    frame[4..6].copy_from_slice(&PROTOCOL_VERSION.to_le_bytes());
     refused_for(&frame, "cannot be read").await;
 }
 

@@ -197,7 +197,7 @@ static void hostile(void) {
     while (memcmp(gate, code, sizeof code) != 0)
         gate++;
     /* RESOLVE to SOCKET_ERROR, one that is not there, and PARK. */
-    uint32_t numbers[] = {10, 11, 12, 13, 14, 15, 16, 8};
+    uint32_t numbers[] = {10, 11, 12, 13, 14, 15, 99, 8};
     page->number = numbers[count % 8];
     page->flags = count % 8 == 7 ? 1 : (uint32_t)count;
     for (int i = 0; i < 4; i++)

@@ -35,7 +35,7 @@ use crate::meter::journal::{Journal, JournalError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
-use crate::session::{Session, Told};
+use crate::session::{Link, Session, Told};
 use crate::tally::Tally;
 use crate::tls::{self, TlsError};
 use crate::worker::Workers;
@@ -249,8 +249,9 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 if let Some(certificates) = certificates {
                     tasks.spawn(certificates.follow());
                 }
-                let upload = tokio::spawn(upload::run(reader, link, control_stopped.clone()));
-                until_stopped(control_stopped, upload, &last_logs).await;
+                let stopped = control_stopped.clone();
+                let upload = tokio::spawn(upload::run(reader, link.clone(), stopped));
+                until_stopped(control_stopped, upload, &link, &last_logs).await;
                 tasks.shutdown().await;
             });
             // A boot under way would otherwise hold up the end of the node.
@@ -273,15 +274,25 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     })
 }
 
-async fn until_stopped(mut stopped: watch::Receiver<bool>, upload: JoinHandleOf<()>, logs: &Logs) {
+async fn until_stopped(
+    mut stopped: watch::Receiver<bool>,
+    upload: JoinHandleOf<()>,
+    link: &Link,
+    logs: &Logs,
+) {
     if stopped.wait_for(|stopped| *stopped).await.is_err() {
         // The node was dropped rather than shut down: no time for anything.
         return;
     }
+    // Logs may be lost; without a link they are.
+    let told = async {
+        if link.is_up() {
+            logs.taken().await;
+        }
+    };
     let (uploaded, _) = tokio::join!(
         tokio::time::timeout(LAST_UPLOAD, upload),
-        // Logs may be lost; without a link they are.
-        tokio::time::timeout(LAST_UPLOAD, logs.taken()),
+        tokio::time::timeout(LAST_UPLOAD, told),
     );
     if uploaded.is_err() {
         tracing::warn!("the last usage records stay in the journal until the next start");
