@@ -40,12 +40,14 @@ impl Answers {
     }
 }
 
+type Since = VecDeque<(Instant, Weak<Counted>)>;
+
 /// The answers of one connection.
 #[derive(Debug)]
 pub(crate) struct Untaken {
     answers: Answers,
     /// The oldest first; those in front of it that were taken are removed.
-    since: Rc<RefCell<VecDeque<(Instant, Weak<Counted>)>>>,
+    since: Rc<RefCell<Since>>,
 }
 
 impl Untaken {

@@ -255,11 +255,12 @@ async fn kvm_a_body_streams_in_and_what_comes_too_slowly_is_the_callers_fault() 
             outcomes,
             [Outcome::Answered, Outcome::Answered, Outcome::Cancelled]
         );
-        let state = coordinator.state();
-        let rows = state.ledger.iter().filter(|row| !row.probe);
-        let bytes: Vec<_> = rows.map(|row| row.request_bytes).collect();
+        let bytes: Vec<_> = {
+            let state = coordinator.state();
+            let rows = state.ledger.iter().filter(|row| !row.probe);
+            rows.map(|row| row.request_bytes).collect()
+        };
         assert_eq!(bytes[..2], [3_000_000; 2]);
-        drop(state);
         shutdown(node).await;
     }
 }
