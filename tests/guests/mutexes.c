@@ -159,7 +159,7 @@ static void interrupted(int inherits) {
 
 /* The kernel's own: an owner that ends, and is in no list; and the order in which a lock is handed over. */
 static uint32_t word;
-static volatile int order[THREADS], ordered;
+static volatile int order[THREADS], ordered, unlocked[THREADS];
 
 static void *takes_word(void *argument) {
     int place = (int)(intptr_t)argument;
@@ -173,7 +173,8 @@ static void *takes_word(void *argument) {
     order[ordered++] = got == 0 && (word & 0x3fffffff) == (uint32_t)syscall(SYS_gettid) ? place : -1;
     if (place == 1)
         tell("the first learns of it: %d\n", (word & 0x40000000) != 0);
-    tell_result("unlock", syscall(SYS_futex, &word, 7 /* UNLOCK_PI */, 0, NULL));
+    /* Nothing is told behind it: the next one has the lock then. */
+    unlocked[place] = syscall(SYS_futex, &word, 7 /* UNLOCK_PI */, 0, NULL) == 0;
     return argument;
 }
 
@@ -184,7 +185,7 @@ static void words(void) {
     for (int at = 0; at < THREADS; at++)
         pthread_join(threads[at], NULL);
     for (int at = 0; at < ordered; at++)
-        tell("%d ", order[at]);
+        tell("%d/%d ", order[at], unlocked[order[at] & 7]);
     tell("\nleft: %#x\n", word);
 }
 

@@ -40,7 +40,7 @@ fn kvm_locks_are_handed_over_and_outlive_their_owners_as_on_linux() {
             ("/errors/inheriting", "again: EDEADLK"),
             ("/interrupted", "timed: ETIMEDOUT"),
             ("/interrupted/inheriting", "rung: 1"),
-            ("/words", "1 2 3 4 5 6 7"),
+            ("/words", "1/1 2/1 3/1 4/1 5/1 6/1 7/1"),
         ],
     );
 }
