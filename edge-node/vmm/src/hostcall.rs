@@ -14,7 +14,6 @@ use crate::crash::{self, CrashReport};
 use crate::layout::View;
 use crate::memory::GuestMemory;
 use crate::outbound::{self, Outbound};
-use crate::slot::Stop;
 use crate::{Failure, Limits, Request, RequestPlace, Response, RunStats, VmmError};
 
 /// Longest text of an abort.
@@ -269,12 +268,9 @@ impl Exchange {
             .map(|(left, place)| (left.saturating_mul(together), place))
     }
 
-    /// A request reaches a limit: the end of the instance, unless it serves others.
-    pub(crate) fn fail(&self, place: RequestPlace, failure: Failure) -> Stop {
-        match self.served.len() {
-            0 | 1 => Stop::Failed(failure),
-            _ => Stop::Dropped(place, failure),
-        }
+    /// Whether requests are open beside the one at this place.
+    pub(crate) fn serves_others(&self, place: RequestPlace) -> bool {
+        self.served.iter().any(|served| served.place != place)
     }
 
     /// The caller has gone, or is told that there will be no answer.
@@ -394,8 +390,7 @@ impl Exchange {
                 let text = String::from_utf8_lossy(&text);
                 let printable: String = text.chars().filter(|one| !one.is_control()).collect();
                 let failure = Failure::Crash(crash::of_abort(a, d, &printable));
-                let others = self.served.iter().any(|served| served.place != place);
-                match call.number == Call::FAIL_REQUEST.0 && others {
+                match call.number == Call::FAIL_REQUEST.0 && self.serves_others(place) {
                     true if self.find(place).is_some() => Action::Drop(place, failure),
                     true => Action::Continue,
                     false => Action::Fail(failure),
@@ -441,7 +436,7 @@ impl Exchange {
         place: RequestPlace,
     ) -> Result<Action, VmmError> {
         match action {
-            Action::Fail(failure @ Failure::BadResponse(_)) if self.served.len() > 1 => {
+            Action::Fail(failure @ Failure::BadResponse(_)) if self.serves_others(place) => {
                 set_result(view.memory, -i64::from(libc::EPIPE))?;
                 Ok(Action::Drop(place, failure))
             }

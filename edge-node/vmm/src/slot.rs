@@ -460,7 +460,7 @@ impl Runner {
                 Some((Duration::ZERO, place)) => {
                     self.read_last_log();
                     let failure = Failure::CpuLimit(crash::place_of(&self.machine, symbols));
-                    self.exchange.fail(place, failure)
+                    self.limit_reached(place, failure)
                 }
                 _ => Stop::Yielded,
             },
@@ -473,6 +473,14 @@ impl Runner {
     fn read_last_log(&mut self) {
         if let Ok(memory) = self.machine.memory() {
             let _ = self.log.read(memory);
+        }
+    }
+
+    /// A request reaches a limit: the end of the instance, unless it serves others.
+    fn limit_reached(&self, place: RequestPlace, failure: Failure) -> Stop {
+        match self.exchange.serves_others(place) {
+            true => Stop::Dropped(place, failure),
+            false => Stop::Failed(failure),
         }
     }
 
@@ -500,7 +508,7 @@ impl Runner {
                 self.read_last_log();
                 let failure = Failure::Deadline(crash::place_of(&self.machine, symbols));
                 return Ok(match first {
-                    Some((_, place)) => self.exchange.fail(place, failure),
+                    Some((_, place)) => self.limit_reached(place, failure),
                     None => Stop::Failed(failure),
                 });
             }

@@ -97,16 +97,6 @@ struct Instance {
     last: RequestId,
 }
 
-/// Why a wait of the guest is over.
-enum Woken {
-    /// The guest is to go on.
-    GoOn,
-    /// This job's caller has gone.
-    Gone(usize),
-    /// This job cannot go on, for this reason of its caller's.
-    Refused(usize, Problem),
-}
-
 impl Instance {
     /// Hands a request over. It ends here if that cannot be; an error if the slot is not to be used any more.
     fn begin(&mut self, slot: &mut Slot, mut job: Job) -> Result<(), ()> {
@@ -177,8 +167,8 @@ impl Instance {
                 tokio::select! {
                     () = job.room() => {}
                     () = tokio::time::sleep_until(deadline.into()) => {
-                        if let Some(remains) = self.leave(&mut slot, 0, Ending::Gone) {
-                            return remains.of(slot);
+                        if self.leave(&mut slot, 0, Ending::Gone) {
+                            return Remains::Stopped(slot);
                         }
                         continue;
                     }
@@ -195,8 +185,8 @@ impl Instance {
                     if let Some(gone) = gone
                         && matches!(step, Step::Yielded | Step::Parked(_))
                     {
-                        if let Some(remains) = self.leave(&mut slot, gone, Ending::Gone) {
-                            return remains.of(slot);
+                        if self.leave(&mut slot, gone, Ending::Gone) {
+                            return Remains::Stopped(slot);
                         }
                         continue;
                     }
@@ -206,7 +196,7 @@ impl Instance {
             self.pass_on(&mut slot);
             match step {
                 Step::Answered(response) => {
-                    if let Some(job) = self.take(&mut slot, response.place) {
+                    if let Some(job) = self.take(&slot, response.place) {
                         job.end(Ending::Answered(response));
                     }
                     if !self.jobs.is_empty() {
@@ -218,31 +208,26 @@ impl Instance {
                 Step::Dropped(place, failure) => {
                     // What was to come of it may still take time that is not its own.
                     self.spent |= matches!(failure, Failure::Deadline(_) | Failure::CpuLimit(_));
-                    if let Some(job) = self.take(&mut slot, place) {
-                        end(job, failure, &slot, place);
+                    if let Some(job) = self.take(&slot, place) {
+                        fail(job, &Rc::new(failure), &slot, place);
                     }
                 }
                 Step::Failed(failure) => {
                     let failure = Rc::new(failure);
                     while let Some((place, _)) = self.jobs.first() {
                         let place = *place;
-                        if let Some(job) = self.take(&mut slot, place) {
-                            end_with(job, &failure, &slot, place);
+                        if let Some(job) = self.take(&slot, place) {
+                            fail(job, &failure, &slot, place);
                         }
                     }
                     return Remains::Broken(Some(slot));
                 }
                 Step::Yielded => self.inline = Duration::ZERO,
                 Step::Parked(until) => {
-                    let left = match self.wait(&mut slot, until).await {
-                        Woken::GoOn => None,
-                        Woken::Gone(at) => self.leave(&mut slot, at, Ending::Gone),
-                        Woken::Refused(at, problem) => {
-                            self.leave(&mut slot, at, Ending::Refused(problem))
-                        }
-                    };
-                    if let Some(remains) = left {
-                        return remains.of(slot);
+                    if let Some((at, ending)) = self.wait(&mut slot, until).await
+                        && self.leave(&mut slot, at, ending)
+                    {
+                        return Remains::Stopped(slot);
                     }
                 }
             }
@@ -323,7 +308,7 @@ impl Instance {
     }
 
     /// Takes a job out, with what it has cost.
-    fn take(&mut self, slot: &mut Slot, place: RequestPlace) -> Option<Job> {
+    fn take(&mut self, slot: &Slot, place: RequestPlace) -> Option<Job> {
         let at = self.jobs.iter().position(|(at, _)| *at == place)?;
         let (_, mut job) = self.jobs.swap_remove(at);
         job.cost.taken = slot.stats_of(place);
@@ -331,17 +316,16 @@ impl Instance {
         Some(job)
     }
 
-    /// Ends a job before its answer is complete; what is to become of the slot, if that is the end of it.
-    fn leave(&mut self, slot: &mut Slot, at: usize, ending: Ending) -> Option<Left> {
-        let (place, _) = self.jobs.get(at)?;
-        let place = *place;
-        let job = self.take(slot, place)?;
-        job.end(ending);
-        if self.live.isolation == Isolation::Request {
-            return Some(Left::Stopped);
+    /// Ends a job before its answer is complete; whether that stops the instance.
+    fn leave(&mut self, slot: &mut Slot, at: usize, ending: Ending) -> bool {
+        let place = self.jobs.get(at).map(|(place, _)| *place);
+        if let Some(place) = place
+            && let Some(job) = self.take(slot, place)
+        {
+            job.end(ending);
+            slot.abandon(place);
         }
-        slot.abandon(place);
-        None
+        self.live.isolation == Isolation::Request
     }
 
     /// The slot is not to be used any more, through no fault of the function's.
@@ -396,8 +380,9 @@ impl Instance {
         }
     }
 
-    /// The guest is parked: waits until it can go on, or a caller cannot.
-    async fn wait(&mut self, slot: &mut Slot, until: Instant) -> Woken {
+    /// The guest is parked: waits until it can go on, or until a job cannot, for a reason of its caller's: then
+    /// says which and how it ends.
+    async fn wait(&mut self, slot: &mut Slot, until: Instant) -> Option<(usize, Ending)> {
         let open = self
             .door
             .clone()
@@ -408,7 +393,7 @@ impl Instance {
             // It waits, but for no request.
             self.lane.pool.hope(door, false);
         }
-        let woken = loop {
+        let left = loop {
             let hungry: Vec<bool> = self
                 .jobs
                 .iter()
@@ -418,14 +403,15 @@ impl Instance {
             let come = tokio::select! {
                 biased;
                 come = std::future::poll_fn(|cx| self.poll(&hungry, can_begin, cx)) => come,
-                () = woken(slot.wake()) => break Woken::GoOn,
-                () = tokio::time::sleep_until(until.into()) => break Woken::GoOn,
+                () = woken(slot.wake()) => break None,
+                () = tokio::time::sleep_until(until.into()) => break None,
             };
             match come {
-                Come::Joined => break Woken::GoOn,
-                Come::Gone(at) => break Woken::Gone(at),
-                Come::Body(at, Err(Problem::BadBody)) => break Woken::Gone(at),
-                Come::Body(at, Err(problem)) => break Woken::Refused(at, problem),
+                Come::Joined => break None,
+                Come::Gone(at) | Come::Body(at, Err(Problem::BadBody)) => {
+                    break Some((at, Ending::Gone));
+                }
+                Come::Body(at, Err(problem)) => break Some((at, Ending::Refused(problem))),
                 Come::Body(at, Ok((more, end))) => {
                     if let Some((place, job)) = self.jobs.get_mut(at) {
                         slot.add_body(*place, &more, end);
@@ -434,7 +420,7 @@ impl Instance {
                         }
                     }
                     if slot.has_body_wanted() {
-                        break Woken::GoOn;
+                        break None;
                     }
                 }
             }
@@ -445,7 +431,7 @@ impl Instance {
         if let Some(door) = &self.door {
             self.lane.pool.hope(door, self.opens());
         }
-        woken
+        left
     }
 
     fn poll(&mut self, hungry: &[bool], can_begin: bool, cx: &mut Context<'_>) -> Poll<Come> {
@@ -480,25 +466,8 @@ enum Come {
     Body(usize, Result<(Vec<u8>, bool), Problem>),
 }
 
-/// What is to become of a slot that a request has left.
-enum Left {
-    Stopped,
-}
-
-impl Left {
-    fn of(self, slot: Box<Slot>) -> Remains {
-        match self {
-            Left::Stopped => Remains::Stopped(slot),
-        }
-    }
-}
-
-fn end(job: Job, failure: Failure, slot: &Slot, place: RequestPlace) {
-    end_with(job, &Rc::new(failure), slot, place);
-}
-
 /// Ends a job whose request will not be answered. A function is not to blame for a caller that was too slow.
-fn end_with(job: Job, failure: &Rc<Failure>, slot: &Slot, place: RequestPlace) {
+fn fail(job: Job, failure: &Rc<Failure>, slot: &Slot, place: RequestPlace) {
     let waited = job.call.rest.is_some() && slot.body_left(place) == 0;
     job.end(match **failure {
         Failure::Deadline(_) if waited => Ending::Refused(Problem::BodyTooSlow),

@@ -45,11 +45,10 @@ pub(crate) fn retire(
             let fresh = slot.reset();
             give_back(lane, live, slot, at, fresh);
         }
-        Remains::Waiting(slot) => match (lane.serves(live.key), slot.is_kept()) {
-            (true, true) => lane.pool.finish(slot, at, Holds::Kept(live.key)),
-            (true, false) => lane.pool.finish(slot, at, Holds::Pristine(live.key)),
-            (false, true) => lane.pool.discard(Some(slot), at),
-            (false, false) => lane.pool.finish(slot, at, Holds::Nothing),
+        Remains::Waiting(slot) if !slot.is_kept() => give_back(lane, live, slot, at, Ok(())),
+        Remains::Waiting(slot) => match lane.serves(live.key) {
+            true => lane.pool.finish(slot, at, Holds::Kept(live.key)),
+            false => lane.pool.discard(Some(slot), at),
         },
         Remains::Stopped(mut slot) => {
             // A guest in the middle of something cannot be reset, but can be replaced.
