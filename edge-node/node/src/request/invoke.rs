@@ -211,6 +211,9 @@ impl Instance {
                     if let Some(job) = self.take(&slot, place) {
                         fail(job, &Rc::new(failure), &slot, place);
                     }
+                    if self.spent {
+                        self.send_away().await;
+                    }
                 }
                 Step::Failed(failure) => {
                     let failure = Rc::new(failure);
