@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
-use holm_model::manifest::network::Place;
 use holm_node::outbound::{Allowed, Means, Outside};
 
 use super::http::Message;
@@ -30,7 +29,8 @@ impl Upstream {
         Self::start_at(Ipv4Addr::LOCALHOST.into())
     }
 
-    /// On an address of this machine that a node lets its functions reach.
+    /// On an address of this machine that a node can open to its functions: in a guest, loopback is the
+    /// guest's own.
     pub(crate) fn start_for_nodes() -> Result<Self> {
         // Nothing is sent: this only asks which address would be the sender's.
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
@@ -70,8 +70,8 @@ impl Upstream {
 
     /// What guests of this process may reach: only this.
     pub(crate) fn allowed(&self) -> Result<Allowed> {
-        let place: Place = self.name().parse()?;
-        let outside = Outside::with(vec![place.clone()], Arc::new(Loopback));
+        let place = self.name().parse()?;
+        let outside = Outside::with(Vec::new(), Arc::new(Loopback));
         Ok(Allowed::of(vec![place], &outside))
     }
 }
