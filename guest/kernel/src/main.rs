@@ -259,35 +259,29 @@ syscall_at_cpl3:
     push offset syscall_at_cpl3
     iretq
 
-    .global call_entry
-call_entry:
+    // From an instruction that is a jump now: the register that says where to go on, and who serves it.
+    .macro jumped_entry next, handler
     mov [rip + saved_rsp], rsp
     mov rsp, [rip + HOLM_ENTRY_STACK]
     push {user_data}
     push qword ptr [rip + saved_rsp]
     pushfq
     push {user_code}
-    push rcx
+    push \next
     push rax
     push 0x202
     popfq
-    lea rax, [rip + {syscall}]
+    lea rax, [rip + \handler]
     jmp 3f
+    .endm
+
+    .global call_entry
+call_entry:
+    jumped_entry rcx, {syscall}
 
     .global cpuid_entry
 cpuid_entry:
-    mov [rip + saved_rsp], rsp
-    mov rsp, [rip + HOLM_ENTRY_STACK]
-    push {user_data}
-    push qword ptr [rip + saved_rsp]
-    pushfq
-    push {user_code}
-    push rdx
-    push rax
-    push 0x202
-    popfq
-    lea rax, [rip + {cpuid}]
-    jmp 3f
+    jumped_entry rdx, {cpuid}
 
     .global fault_entry
 fault_entry:
