@@ -33,8 +33,6 @@ pub struct Fleet {
     http: String,
     quic: String,
     nodes: Vec<(String, Option<Daemon>, String)>,
-    /// Options that all nodes are started with, beside the usual ones.
-    node_options: Vec<String>,
 }
 
 /// A daemon; killed when dropped.
@@ -114,7 +112,6 @@ impl Fleet {
             http: "127.0.0.1:0".into(),
             quic: "127.0.0.1:0".into(),
             nodes: Vec::new(),
-            node_options: Vec::new(),
         };
         fleet.start_coordinator();
         fleet
@@ -122,13 +119,7 @@ impl Fleet {
 
     /// A coordinator and connected nodes of these names.
     pub fn with_nodes(names: &[&str]) -> Fleet {
-        Fleet::with_nodes_and(names, &[])
-    }
-
-    /// The same, with options for the nodes.
-    pub fn with_nodes_and(names: &[&str], options: &[&str]) -> Fleet {
         let mut fleet = Fleet::without_nodes();
-        fleet.node_options = options.iter().map(|&option| option.to_owned()).collect();
         for name in names {
             let token = fleet.token(&[]);
             let state = fleet.path(name);
@@ -186,9 +177,8 @@ impl Fleet {
     pub fn start_node(&mut self, name: &str) {
         let state = self.path(name);
         let directory = self.directory.path().to_owned();
-        let options = self.node_options.clone();
         let (_, running, listen) = self.node_mut(name);
-        let mut args = vec![
+        let args = [
             "node",
             "run",
             "--state-dir",
@@ -204,7 +194,6 @@ impl Fleet {
             "--slots",
             "8",
         ];
-        args.extend(options.iter().map(String::as_str));
         let (daemon, ready) = Daemon::start(&directory, name, &args);
         *listen = ready["listen"].as_str().expect("an address").to_owned();
         *running = Some(daemon);

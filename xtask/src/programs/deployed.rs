@@ -1,4 +1,6 @@
-//! The programs as a user has them: deployed to a fleet of one node, and asked through its ingress.
+//! The programs as a user has them: deployed to a fleet of one node, and asked through its ingress. They are not
+//! asked what they would connect to elsewhere for: all there is to connect to here is the node's own machine, to
+//! which no node lets them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -21,16 +23,15 @@ const TENANT: &str = "test";
 
 /// Starts coordinator and node in a directory of their own, deploys all of `subjects` and compares.
 pub(crate) fn run(workspace: &Path, subjects: &[&Subject]) -> Result<Vec<Verdict>> {
-    let upstream = Upstream::start_for_nodes()?;
-    // It is an address of the node's own, which functions reach only where the operator says so.
-    let opened = upstream.address().to_string();
-    let fleet = Fleet::with_nodes_and(&[NODE], &["--open-to-functions", &opened]);
+    let upstream = Upstream::start()?;
+    let fleet = Fleet::with_nodes(&[NODE]);
     fleet.holm(&["tenants", "create", TENANT]).ok();
     let address = fleet.address(NODE).parse()?;
     let (mut verdicts, mut deployed) = (Vec::new(), Vec::new());
     for subject in subjects {
-        let host = OnHost::of(workspace, subject, &upstream)?;
-        let verdict = match deploy(&fleet, workspace, subject, &host.program, &upstream) {
+        let mut host = OnHost::of(workspace, subject, &upstream)?;
+        host.answers.truncate(subject.asked_alone());
+        let verdict = match deploy(&fleet, workspace, subject, &host.program) {
             Err(problem) => Verdict::failed(subject, problem),
             Ok(()) => {
                 let verdict = ask_all(address, subject, &host.answers);
@@ -58,14 +59,8 @@ fn ask_all(node: SocketAddr, subject: &Subject, answers: &[Answer]) -> Verdict {
     compare(subject, answers, |ask| client.ask(ask))
 }
 
-fn deploy(
-    fleet: &Fleet,
-    workspace: &Path,
-    subject: &Subject,
-    program: &Path,
-    upstream: &Upstream,
-) -> Result<()> {
-    let (name, address) = (subject.name, upstream.address());
+fn deploy(fleet: &Fleet, workspace: &Path, subject: &Subject, program: &Path) -> Result<()> {
+    let name = subject.name;
     let (mut function, mut files) = (String::new(), String::new());
     if let Source::Busybox = subject.source {
         function = format!("inetd = true\nargs = {:?}\n", site::IN_GUEST);
@@ -73,7 +68,6 @@ fn deploy(
     }
     let text = format!(
         "schema = 1\n[function]\nname = {name:?}\ntenant = {TENANT:?}\n{function}{files}\
-         [env]\nUPSTREAM = \"{address}\"\n[network]\nallow = [\"{address}\"]\n\
          [limits]\nmemory = \"{MEMORY_MIB}MiB\"\ndeadline = \"20s\"\ncpu = \"20s\"\n\
          [rollout]\nwaves = [100]\nbake = \"100ms\"\nprobe = {:?}\n",
         subject.asks[0].path

@@ -37,7 +37,18 @@ impl Ask {
 pub(crate) struct Subject {
     pub(crate) name: &'static str,
     pub(crate) source: Source,
+    /// Those for which the program connects to elsewhere come last, [`ELSEWHERE`] first.
     pub(crate) asks: &'static [Ask],
+}
+
+const ELSEWHERE: &str = "/upstream";
+
+impl Subject {
+    /// How many of the requests the program can answer alone.
+    pub(crate) fn asked_alone(&self) -> usize {
+        let elsewhere = self.asks.iter().position(|ask| ask.path == ELSEWHERE);
+        elsewhere.unwrap_or(self.asks.len())
+    }
 }
 
 /// All of them; each is expected to work.
@@ -50,7 +61,7 @@ pub(crate) const SUBJECTS: &[Subject] = &[
             get("/channel"),
             get("/locks"),
             get("/panic"),
-            get("/upstream"),
+            get(ELSEWHERE),
         ],
     },
     Subject {
@@ -77,7 +88,7 @@ pub(crate) const SUBJECTS: &[Subject] = &[
             get("/stream"),
             get("/signal"),
             get("/heap"),
-            get("/upstream"),
+            get(ELSEWHERE),
             post("/proxy/x", 100_000),
         ],
     },
@@ -159,5 +170,5 @@ const AXUM: &[Ask] = &[
     post("/echo", 100_000),
     post("/count", 300_000),
     get("/panic"),
-    post("/upstream", 300_000),
+    post(ELSEWHERE, 300_000),
 ];

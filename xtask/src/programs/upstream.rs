@@ -4,11 +4,11 @@
 //! name, which resolves to an address of a network that is nobody's (RFC 5737), which is dialled here.
 
 use std::io::{BufReader, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use holm_node::outbound::{Allowed, Means, Outside};
 
 use super::http::Message;
@@ -26,29 +26,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// On the loopback interface.
     pub(crate) fn start() -> Result<Self> {
-        Self::start_at(Ipv4Addr::LOCALHOST.into())
-    }
-
-    /// On an address of this machine that a node can open to its functions: in a guest, loopback is the
-    /// guest's own.
-    pub(crate) fn start_for_nodes() -> Result<Self> {
-        // Nothing is sent: this only asks which address would be the sender's.
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        let own = socket
-            .connect((NOBODY, 9))
-            .and_then(|()| socket.local_addr());
-        let own = own.context(
-            "this machine has no address beside those of its loopback interface, which functions cannot reach",
-        )?;
-        ensure!(
-            !own.ip().is_loopback(),
-            "this machine has no address that functions can reach"
-        );
-        Self::start_at(own.ip())
-    }
-
-    fn start_at(ip: IpAddr) -> Result<Self> {
-        let listener = TcpListener::bind((ip, 0))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         thread::spawn(move || {
             for connection in listener.incoming().flatten() {
