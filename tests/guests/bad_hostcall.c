@@ -1,9 +1,11 @@
 /* Makes the bad hostcall that the path names, around the library OS. See proto/hostcall. */
 #include "guest.h"
+#include "gates.h"
 
 struct call_page {
     uint32_t number, flags;
     uint64_t args[4];
+    uint64_t request, wanted;
     int64_t result;
     uint64_t tsc;
 };
@@ -15,36 +17,26 @@ enum { WAIT_REQUEST = 1, REQUEST_BODY, RESPOND, RESPONSE_BODY, LOG_FLUSH, EXIT, 
 #define STUB 0x8000UL
 #define TABLES 0x1000UL
 #define BOOT 0x10000UL
-#define KERNEL 0x100000UL
 #define WILD 0xFFFFFFFFFFFFF000UL
 
-/*
- * The library OS's gates into CPL 0: `int3; ret`, and behind it `ud2; ret`. Found by looking for them,
- * as a hostile program would.
- */
-static const unsigned char *gates(void) {
-    static const unsigned char code[] = {0xCC, 0xC3, 0x0F, 0x0B, 0xC3};
-    const unsigned char *at = (const unsigned char *)KERNEL;
-    while (memcmp(at, code, sizeof code) != 0)
-        at++;
-    return at;
-}
-
 static int64_t call(uint32_t number, uint32_t flags, uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
-    const unsigned char *gate = gates();
+    uintptr_t gate = hostcall_gate();
     CALL->number = number;
     CALL->flags = flags;
     CALL->args[0] = a;
     CALL->args[1] = b;
     CALL->args[2] = c;
     CALL->args[3] = d;
+    /* The place of the open request, or another one to wait for. */
+    CALL->request = number == WAIT_REQUEST;
+    CALL->wanted = 0;
     __asm__ volatile("call *%0" : : "r"(gate) : "memory", "cc");
     return CALL->result;
 }
 
 /* Asks the stub to change the protection of pages; -1 when it refuses. */
 static int64_t protect(uint64_t address, uint64_t pages, uint64_t protection) {
-    const unsigned char *gate = gates() + 2;
+    uintptr_t gate = page_gate();
     int64_t result;
     __asm__ volatile("call *%1"
                      : "=a"(result)
@@ -95,6 +87,11 @@ static void handle(const struct request *request) {
         result = call(WAIT_REQUEST, 0, WILD, ~0ul, 0, 0);
     else if (is_path(request, "/wait_tiny"))
         result = call(WAIT_REQUEST, 0, good, 1, 0, 0);
+    else if (is_path(request, "/place_unknown")) {
+        CALL->number = RESPOND;
+        CALL->request = 64;
+        __asm__ volatile("call *%0" : : "r"(hostcall_gate()) : "memory", "cc");
+    }
     else if (is_path(request, "/request_body_into_stub"))
         result = call(REQUEST_BODY, 0, STUB, 4096, 0, 0);
     else if (is_path(request, "/request_body_wild"))
@@ -134,13 +131,26 @@ static void handle(const struct request *request) {
     else if (is_path(request, "/for_ever"))
         for (;;)
             call(LOG_FLUSH, 0, 0, 0, 0, 0);
-    else {
+    else if (strcmp(request->path, "/ok") == 0) {
+        answer(request, "ok\n");
+        return;
+    } else {
         answer(request, "no such hostcall: %s\n", request->path);
         return;
     }
     answer(request, "%s returned %ld\n", request->path, (long)result);
 }
 
+/* Of a request no more is read than its head, so that there is a body to ask for. */
 int main(void) {
-    serve(handle);
+    static char head[4096];
+    int from = listener();
+    for (;;) {
+        struct request request = {.connection = accept(from, NULL, NULL)};
+        ssize_t bytes = read(request.connection, head, sizeof head - 1);
+        head[bytes > 0 ? bytes : 0] = '\0';
+        if (sscanf(head, "%15s %511s", request.method, request.path) == 2)
+            handle(&request);
+        close(request.connection);
+    }
 }

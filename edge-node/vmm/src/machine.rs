@@ -174,6 +174,52 @@ impl Machine {
         })
     }
 
+    /// All that KVM tells of the vCPU, as it will be at the next run, in words that can be compared.
+    #[cfg(test)]
+    pub(crate) fn everything(&mut self, msrs: &[u32]) -> Result<Vec<String>, VmmError> {
+        // What is to be set at a run is set by one that ends before the guest's first instruction.
+        self.vcpu.set_kvm_immediate_exit(1);
+        let exit = self.run_once();
+        self.vcpu.set_kvm_immediate_exit(0);
+        assert_eq!(exit?, Exit::Timer, "it ran");
+        let told = VmmError::kvm;
+        let vcpu = &self.vcpu;
+        let mut sregs = self.sregs()?;
+        // PVM does not set these; the guest does, behind the hostcall gate.
+        for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
+            *segment = kvm_bindings::kvm_segment {
+                base: segment.base,
+                ..Default::default()
+            };
+        }
+        let mut events = vcpu.get_vcpu_events().map_err(told("events"))?;
+        // Which exception was the last, where there is none.
+        if events.exception.injected == 0 && events.exception.pending == 0 {
+            events.exception = Default::default();
+        }
+        let mut found = vec![
+            format!("{:?}", self.regs()?),
+            format!("{sregs:?}"),
+            format!("{:?}", vcpu.get_xsave().map_err(told("xsave"))?.region),
+            format!("{:?}", vcpu.get_xcrs().map_err(told("xcrs"))?),
+            format!("{:?}", vcpu.get_debug_regs().map_err(told("debug"))?),
+            format!("{events:?}"),
+            format!("{:?}", vcpu.get_mp_state().map_err(told("state"))?),
+        ];
+        for index in msrs {
+            let entry = kvm_msr_entry {
+                index: *index,
+                ..Default::default()
+            };
+            let mut one = Msrs::from_entries(&[entry])
+                .map_err(|_| VmmError::Misuse("one MSR does not fit a list of MSRs"))?;
+            if matches!(vcpu.get_msrs(&mut one), Ok(1)) {
+                found.push(format!("MSR {index:#x}: {:#x}", one.as_slice()[0].data));
+            }
+        }
+        Ok(found)
+    }
+
     /// Runs the vCPU until it leaves the guest, at most for `most`.
     pub(crate) fn run(&mut self, most: Duration) -> Result<Exit, VmmError> {
         let flag = &raw mut self.vcpu.get_kvm_run().immediate_exit;

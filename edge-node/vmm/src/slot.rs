@@ -804,3 +804,6 @@ impl Log {
         text
     }
 }
+
+#[cfg(test)]
+mod reset_tests;

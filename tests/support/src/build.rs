@@ -66,9 +66,10 @@ pub(crate) fn compile(name: &str, compiler: &str, output: &Path) {
                 .collect()
         })
         .unwrap_or_default();
-    let shared = sources().join("guest.h");
-    let inputs: Vec<&Path> = [source.as_path(), shared.as_path()]
+    let shared = ["guest.h", "gates.h"].map(|header| sources().join(header));
+    let inputs: Vec<&Path> = [source.as_path()]
         .into_iter()
+        .chain(shared.iter().map(PathBuf::as_path))
         .chain(headers.iter().map(PathBuf::as_path))
         .collect();
     if is_newer(output, &inputs) {
