@@ -193,9 +193,12 @@ impl Machine {
             };
         }
         let mut events = vcpu.get_vcpu_events().map_err(told("events"))?;
-        // Which exception was the last, where there is none.
+        // Which exception or interrupt was the last, where there is none.
         if events.exception.injected == 0 && events.exception.pending == 0 {
             events.exception = Default::default();
+        }
+        if events.interrupt.injected == 0 {
+            (events.interrupt.nr, events.interrupt.soft) = (0, 0);
         }
         let mut found = vec![
             format!("{:?}", self.regs()?),

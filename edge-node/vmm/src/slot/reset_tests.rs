@@ -14,8 +14,9 @@ use crate::{GuestConfig, prepare};
 
 /// Seeds of a usual run.
 const SEEDS: u64 = 12;
-/// MSRs that go on by themselves: the TSC, the two counters of the clock, the TSC's deadline, Hyper-V's clock.
-const MOVING_MSRS: [u32; 5] = [0x10, 0xE7, 0xE8, 0x6E0, 0x4000_0020];
+/// MSRs that go on by themselves: the TSC, the two counters of the clock, the TSC's deadline, and two clocks of
+/// Hyper-V.
+const MOVING_MSRS: [u32; 6] = [0x10, 0xE7, 0xE8, 0x6E0, 0x4000_0010, 0x4000_0020];
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| {
