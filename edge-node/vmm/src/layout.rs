@@ -116,6 +116,12 @@ impl Layout {
         self.files() + self.files_bytes
     }
 
+    /// The tables above the leaf tables, from and up to: what leads to those.
+    pub(crate) fn upper_tables(&self) -> (u64, u64) {
+        let leaves_end = self.tables + self.leaf_tables * PAGE_BYTES;
+        (leaves_end, self.sparse_tables())
+    }
+
     /// The tables that lead to the directories: one for the identity mapping, one for each window, and one
     /// for the alias of the page tables, whose one directory follows it.
     fn pointers(&self) -> u64 {

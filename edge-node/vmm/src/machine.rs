@@ -33,6 +33,8 @@ pub(crate) struct Machine {
     vcpu: VcpuFd,
     vm: VmFd,
     memory: Option<GuestMemory>,
+    /// Whether the vCPU has run in this memory.
+    has_run: bool,
     /// The guest's TSC less the host's.
     tsc_offset: u64,
     /// System registers of a vCPU that KVM just made.
@@ -53,6 +55,7 @@ impl Machine {
             vcpu,
             vm,
             memory: None,
+            has_run: false,
             tsc_offset,
             new_sregs,
             sregs,
@@ -64,7 +67,28 @@ impl Machine {
     pub(crate) fn attach(&mut self, memory: GuestMemory, pml4: u64) -> Result<(), VmmError> {
         self.detach()?;
         self.set_slot(memory.host_addr(), memory.bytes())?;
-        self.memory = Some(memory);
+        (self.memory, self.has_run) = (Some(memory), false);
+        self.sregs = cpu::system_registers(&self.new_sregs, pml4);
+        Ok(())
+    }
+
+    /// Whether it has a memory of that size in which nothing has run yet.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        !self.has_run
+            && self
+                .memory
+                .as_ref()
+                .is_some_and(|memory| memory.bytes() == bytes)
+    }
+
+    /// Has the memory replaced in place, in the same memory slot.
+    pub(crate) fn replace(
+        &mut self,
+        by: impl FnOnce(&mut GuestMemory) -> Result<(), VmmError>,
+        pml4: u64,
+    ) -> Result<(), VmmError> {
+        let memory = self.memory.as_mut();
+        by(memory.ok_or(VmmError::Misuse("the VM has no memory"))?)?;
         self.sregs = cpu::system_registers(&self.new_sregs, pml4);
         Ok(())
     }
@@ -235,6 +259,7 @@ impl Machine {
 
     /// Runs the vCPU until it leaves the guest, however long that takes.
     pub(crate) fn run_once(&mut self) -> Result<Exit, VmmError> {
+        self.has_run = true;
         Ok(match self.vcpu.run() {
             Ok(VcpuExit::IoOut(port, _)) => Exit::Port(port),
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => Exit::Shutdown,

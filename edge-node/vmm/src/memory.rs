@@ -5,8 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _, VolatileSlice};
+use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _, VolatileSlice};
 
 use crate::VmmError;
 
@@ -21,10 +20,29 @@ pub(crate) enum Sharing {
     ReadOnly,
 }
 
+impl Sharing {
+    fn flags(self) -> libc::c_int {
+        let sharing = match self {
+            Sharing::Shared | Sharing::ReadOnly => libc::MAP_SHARED,
+            Sharing::CopyOnWrite => libc::MAP_PRIVATE,
+        };
+        sharing | libc::MAP_NORESERVE
+    }
+
+    fn protection(self) -> libc::c_int {
+        match self {
+            Sharing::Shared | Sharing::CopyOnWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Sharing::ReadOnly => libc::PROT_READ,
+        }
+    }
+}
+
 /// The guest's memory from address 0 on.
 #[derive(Debug)]
 pub(crate) struct GuestMemory {
     region: MmapRegion,
+    /// Whether the addresses are still this mapping's.
+    mapped: bool,
 }
 
 impl GuestMemory {
@@ -35,24 +53,35 @@ impl GuestMemory {
         bytes: u64,
         sharing: Sharing,
     ) -> Result<Self, VmmError> {
-        const OPERATION: &str = "mapping guest memory";
-        let file = file.try_clone().map_err(VmmError::memory(OPERATION))?;
-        let (flags, protection) = match sharing {
-            Sharing::Shared => (libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE),
-            Sharing::CopyOnWrite => (libc::MAP_PRIVATE, libc::PROT_READ | libc::PROT_WRITE),
-            Sharing::ReadOnly => (libc::MAP_SHARED, libc::PROT_READ),
-        };
-        let bytes = usize::try_from(bytes).map_err(|_| too_large(OPERATION))?;
-        let region = MmapRegionBuilder::new(bytes)
-            .with_file_offset(FileOffset::new(file, offset))
-            .with_mmap_flags(flags | libc::MAP_NORESERVE)
-            .with_mmap_prot(protection)
-            .build()
-            .map_err(|error| VmmError::Memory {
-                operation: OPERATION,
-                error: io::Error::other(error.to_string()),
-            })?;
-        Ok(GuestMemory { region })
+        let bytes = usize::try_from(bytes).map_err(|_| too_large(MAPPING))?;
+        let (flags, protection) = (sharing.flags(), sharing.protection());
+        let addr = map_file(std::ptr::null_mut(), file, offset, bytes, sharing)?;
+        // SAFETY: the mapping is there, of that size, and only this value's drop takes it away.
+        let region = unsafe { MmapRegion::build_raw(addr.cast(), bytes, protection, flags) };
+        let region = region.map_err(|error| VmmError::Memory {
+            operation: MAPPING,
+            error: io::Error::other(error.to_string()),
+        })?;
+        Ok(GuestMemory {
+            region,
+            mapped: true,
+        })
+    }
+
+    /// Has another file there, or another part of one, at the same addresses, and nothing of what was. After an
+    /// error nothing is there any more.
+    pub(crate) fn replace(
+        &mut self,
+        file: &File,
+        offset: u64,
+        sharing: Sharing,
+    ) -> Result<(), VmmError> {
+        let at = self.region.as_ptr().cast();
+        // Linux may have taken away what was there when it fails; then the addresses are anybody's.
+        self.mapped = false;
+        map_file(at, file, offset, self.region.size(), sharing)?;
+        self.mapped = true;
+        Ok(())
     }
 
     /// Bytes of the mapping.
@@ -132,6 +161,37 @@ impl GuestMemory {
             .slice(addr, bytes as usize)?
             .copy_to_volatile_slice(to);
         Ok(())
+    }
+}
+
+impl Drop for GuestMemory {
+    fn drop(&mut self) {
+        if self.mapped {
+            // SAFETY: the mapping is this value's own, whose users borrow it.
+            unsafe { libc::munmap(self.region.as_ptr().cast(), self.region.size()) };
+        }
+    }
+}
+
+const MAPPING: &str = "mapping guest memory";
+
+/// Maps a part of a file, at `at` if that is not null, in place of a mapping of the caller's own.
+fn map_file(
+    at: *mut libc::c_void,
+    file: &File,
+    offset: u64,
+    bytes: usize,
+    sharing: Sharing,
+) -> Result<*mut libc::c_void, VmmError> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| too_large(MAPPING))?;
+    let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
+    let (flags, protection) = (sharing.flags() | fixed, sharing.protection());
+    // SAFETY: a new mapping, or one in place of the whole of a `GuestMemory`, which is borrowed for that and
+    // into which there are no references.
+    let addr = unsafe { libc::mmap(at, bytes, protection, flags, file.as_raw_fd(), offset) };
+    match addr == libc::MAP_FAILED {
+        true => Err(VmmError::memory(MAPPING)(io::Error::last_os_error())),
+        false => Ok(addr),
     }
 }
 

@@ -100,6 +100,25 @@ struct Stored {
     offset: u64,
     /// The pages that are not zero.
     data: Pages,
+    /// Digest of the page tables above the leaf tables.
+    upper_tables: [u8; 32],
+}
+
+/// What is found out of a memory, page by page.
+#[derive(Default)]
+struct Contents {
+    data: Pages,
+    upper_tables: Sha256,
+}
+
+impl Contents {
+    fn add(&mut self, layout: &Layout, at: u64, page: &[u8]) {
+        self.data.push(at);
+        let (start, end) = layout.upper_tables();
+        if (start..end).contains(&at) {
+            hash_page(&mut self.upper_tables, at, page);
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,16 +152,17 @@ impl Snapshot {
         symbols: Symbols,
     ) -> Result<Arc<Self>, VmmError> {
         let cpu_digest = hypervisor.inner.cpu_digest;
-        let mut data = Pages::default();
-        for_each_page(&file, 0, &layout, |at, _| {
-            data.push(at);
+        let mut contents = Contents::default();
+        for_each_page(&file, 0, &layout, |at, page| {
+            contents.add(&layout, at, page);
             Ok(())
         })
         .map_err(VmmError::memory("looking for what is zero in a snapshot"))?;
         let stored = Stored {
             file,
             offset: 0,
-            data,
+            data: contents.data,
+            upper_tables: contents.upper_tables.finalize().into(),
         };
         Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
     }
@@ -190,6 +210,16 @@ impl Snapshot {
             bytes,
             Sharing::CopyOnWrite,
         )
+    }
+
+    /// Puts its memory in the place of what an instance has, at the same addresses.
+    pub(crate) fn map_over(&self, memory: &mut GuestMemory) -> Result<(), VmmError> {
+        memory.replace(&self.stored.file, self.stored.offset, Sharing::CopyOnWrite)
+    }
+
+    /// Whether its leaf page tables lie where the other's do, and are reached by the same ones above them.
+    pub(crate) fn has_tables_of(&self, other: &Snapshot) -> bool {
+        self.layout == other.layout && self.stored.upper_tables == other.stored.upper_tables
     }
 
     /// Makes whole pages of an instance's memory what they were. What was zero is not read: that would only
@@ -349,10 +379,10 @@ impl Snapshot {
         if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
             return Err(damaged("it has another size than its header says").into());
         }
-        let mut data = Pages::default();
+        let mut contents = Contents::default();
         for_each_page(&file, MEMORY_AT, &layout, |at, page| {
             hash_page(&mut hash, at, page);
-            data.push(at);
+            contents.add(&layout, at, page);
             Ok(())
         })
         .map_err(&io)?;
@@ -392,7 +422,8 @@ impl Snapshot {
         let stored = Stored {
             file,
             offset: MEMORY_AT,
-            data,
+            data: contents.data,
+            upper_tables: contents.upper_tables.finalize().into(),
         };
         Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
     }

@@ -62,6 +62,11 @@ fn send(slot: &mut Slot, target: &str) -> Response {
     }
 }
 
+/// Whether the machine is an emulated one.
+fn is_slow() -> bool {
+    patience(Duration::from_secs(1)) > Duration::from_secs(1)
+}
+
 /// The first guest address at which two instances differ.
 fn memory_difference(one: &Slot, other: &Slot) -> Option<u64> {
     const PART: u64 = 1 << 20;
@@ -81,29 +86,15 @@ fn memory_difference(one: &Slot, other: &Slot) -> Option<u64> {
     })
 }
 
-#[test]
-fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
-    if !require_kvm() {
-        return;
-    }
-    let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
-    let alone = number("HOLM_RESET_SEED").map(|seed| seed..seed + 1);
-    let new = number("HOLM_RESET_SEEDS").map(|count| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let from = now.as_secs() % 1_000_000 * 1000;
-        from..from + count
-    });
-    let usual = 1..1 + if slow { 4 } else { SEEDS };
-    let seeds = alone.or(new).unwrap_or(usual);
-    println!("seeds {} to {}", seeds.start, seeds.end - 1);
-
-    let hypervisor = Hypervisor::open().unwrap();
-    let path = Guest::Glibc("overwrites_everything".into()).path();
+/// A test guest that is ready.
+fn snapshot(hypervisor: &Hypervisor, guest: &str, env: &[(&str, &str)]) -> Arc<Snapshot> {
+    let path = Guest::Glibc(guest.into()).path();
     let program = Program::parse(&std::fs::read(path).unwrap()).unwrap();
+    let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
     let config = GuestConfig {
-        name: "tests/overwrites_everything".into(),
+        name: format!("tests/{guest}"),
         memory_bytes: 24 << 20,
-        env: Vec::new(),
+        env: env.iter().map(own).collect(),
         args: Vec::new(),
         files: Files::default(),
         inetd: false,
@@ -111,9 +102,27 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
         port: 8080,
     };
     let ready = patience(Duration::from_secs(5));
-    let snapshot = prepare(&hypervisor, &program, &config, ready)
-        .unwrap()
-        .snapshot;
+    let prepared = prepare(hypervisor, &program, &config, ready);
+    prepared.unwrap_or_else(|error| panic!("{error}")).snapshot
+}
+
+#[test]
+fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
+    if !require_kvm() {
+        return;
+    }
+    let alone = number("HOLM_RESET_SEED").map(|seed| seed..seed + 1);
+    let new = number("HOLM_RESET_SEEDS").map(|count| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let from = now.as_secs() % 1_000_000 * 1000;
+        from..from + count
+    });
+    let usual = 1..1 + if is_slow() { 4 } else { SEEDS };
+    let seeds = alone.or(new).unwrap_or(usual);
+    println!("seeds {} to {}", seeds.start, seeds.end - 1);
+
+    let hypervisor = Hypervisor::open().unwrap();
+    let snapshot = snapshot(&hypervisor, "overwrites_everything", &[]);
     let all = hypervisor.inner.kvm.get_msr_index_list().unwrap();
     let msrs: Vec<u32> = all.as_slice().to_vec();
     let msrs: Vec<u32> = msrs
@@ -151,5 +160,50 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
         // That request is not made.
         used.abandon(RequestPlace::FIRST);
         used.load(&snapshot).unwrap();
+    }
+}
+
+#[test]
+fn kvm_in_the_place_of_one_version_another_finds_its_own_pages_and_no_others() {
+    if !require_kvm() {
+        return;
+    }
+    let hypervisor = Hypervisor::open().unwrap();
+    let other = snapshot(&hypervisor, "overwrites_everything", &[]);
+    // One whose tables above the leaf tables are the other's, so that it takes its place, and one where they are not.
+    for (env, in_place) in [(&[][..], true), (&[("RESERVES", "1")], false)] {
+        let snapshot = snapshot(&hypervisor, "protects_before_ready", env);
+        assert_eq!(snapshot.has_tables_of(&other), in_place);
+        takes_the_place(&hypervisor, &other, &snapshot);
+    }
+}
+
+/// Lets a slot be an instance of the one and of the other in turn, with and without requests in between.
+fn takes_the_place(hypervisor: &Hypervisor, other: &Arc<Snapshot>, snapshot: &Arc<Snapshot>) {
+    let mut fresh = Slot::new(hypervisor).unwrap();
+    fresh.load(snapshot).unwrap();
+    let expected = send(&mut fresh, "/").body;
+    let text = String::from_utf8_lossy(&expected);
+    let kinds = |kind: char| text.chars().filter(|found| *found == kind).count();
+    assert_eq!(
+        ['w', 'r', '-', '?'].map(kinds),
+        [128, 128, 128, 0],
+        "{text}"
+    );
+    fresh.reset().unwrap();
+    let mut used = Slot::new(hypervisor).unwrap();
+    for seed in 0..if is_slow() { 4 } else { 40 } {
+        used.load(other).unwrap();
+        if seed % 4 != 3 {
+            assert_eq!(send(&mut used, &format!("/{seed}")).body, b"written\n");
+            used.reset().unwrap();
+        }
+        used.load(snapshot).unwrap();
+        assert_eq!(memory_difference(&used, &fresh), None, "{seed}");
+        for _ in 0..2 {
+            let found = send(&mut used, "/").body;
+            assert_eq!(String::from_utf8_lossy(&found), text, "{seed}");
+            used.reset().unwrap();
+        }
     }
 }
