@@ -111,6 +111,10 @@ static void refusals(void) {
     must_refuse("code made writable", slot_of((uint64_t)&refusals), 0, WRITE, 1);
     for (uint64_t operation = 6; operation != 0; operation <<= 1)
         must_refuse("an operation that is none", last, program, operation, 1);
+    /* With a slot that each of them could change, and numbers that are one of them but for the upper half. */
+    for (uint64_t high = 1UL << 32; high != 0; high <<= 1)
+        for (uint64_t operation = 0; operation < 6; operation++)
+            must_refuse("an operation with more to it", operation < 3 ? program : last, program, high | operation, 1);
     /* A copy of code is no more writable than the code. */
     expect(call(last, slot_of((uint64_t)&refusals), MAP, 1) == 0, "a copy", last);
     must_refuse("a copy of code made writable", last, 0, WRITE, 1);

@@ -111,9 +111,9 @@ invalid_opcode:
     cld
     test edi, 7
     jnz 8f
-    cmp edx, 2
+    cmp rdx, 2
     ja 3f
-    // Protect. Slots of program memory, or of the sparse tables.
+    // Protect. Slots of program memory, or of the sparse tables. All of rdx counts: it is an index.
     mov rax, [{bounds} + 8]
     cmp rdi, [{bounds}]
     jb 8f
@@ -137,7 +137,7 @@ invalid_opcode:
     mov [rdi], rax
     add rdi, 8
     jmp 2b
-3:  cmp edx, 5
+3:  cmp rdx, 5
     je 4f
     // Map and unmap. Slots of the sparse tables.
     mov rax, [{bounds} + 24]
@@ -149,7 +149,7 @@ invalid_opcode:
     cmp rax, rcx
     jb 8f
     xor eax, eax
-    cmp edx, 4
+    cmp rdx, 4
     jne 5f
     rep stosq
     jmp 7f
@@ -167,7 +167,7 @@ invalid_opcode:
     or rsi, 0x27
     mov [rdi], rsi
     jmp 6f
-5:  cmp edx, 3
+5:  cmp rdx, 3
     jne 8f
     mov rax, [{bounds} + 8]
     cmp rsi, [{bounds}]
