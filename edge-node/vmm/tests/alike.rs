@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::tells_the_same;
-use holm_test_support::require_kvm;
+use common::{Function, tells_the_same};
+use holm_test_support::{guest, require_kvm};
 
 #[test]
 fn kvm_descriptors_travel_through_local_sockets_and_none_is_lost() {
@@ -62,4 +62,29 @@ fn kvm_signals_carry_values_and_are_queued_as_on_linux() {
         "queued_signals",
         &[("/", "rt0/-1/11 rt0/-1/12 rt0/-1/13 rt1/-1/1")],
     );
+}
+
+#[test]
+fn kvm_shared_mappings_of_files_are_the_files_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "shared_files",
+        &[
+            ("/both_ways/named", "has: \"wRITTEN\""),
+            ("/both_ways/unnamed", "and writable: \"wRITTEN\""),
+            ("/both_ways/memory", "the other: \"WRITTEN\""),
+            ("/both_ways/shm", "and writable: \"wRITTEN\""),
+            ("/sizes/unnamed", "behind: SIGBUS 2 there"),
+            ("/sizes/memory", "wrong pages: 0"),
+            ("/ring/memory", "wrong: 0, "),
+            ("/ring/shm", "moved: F "),
+            ("/threads/shm", "count: 20000"),
+            ("/errors/named", "to write, of a reader: EACCES"),
+        ],
+    );
+    let mut guest = Function::new(&guest("shared_files"));
+    let failure = guest.failure("/dies");
+    assert!(failure.contains("SIGBUS"), "{failure}");
 }
