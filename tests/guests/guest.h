@@ -171,7 +171,9 @@ static const char *strerrorname(int number) {
         {EINVAL, "EINVAL"},           {EISCONN, "EISCONN"},         {ENOENT, "ENOENT"},
         {ENOTCONN, "ENOTCONN"},       {ENOTSOCK, "ENOTSOCK"},       {EOPNOTSUPP, "EOPNOTSUPP"},
         {EPIPE, "EPIPE"},             {ETIMEDOUT, "ETIMEDOUT"},     {EBADF, "EBADF"},
-        {ENOPROTOOPT, "ENOPROTOOPT"}, {ECANCELED, "ECANCELED"},
+        {ENOPROTOOPT, "ENOPROTOOPT"}, {ECANCELED, "ECANCELED"},     {ENOMEM, "ENOMEM"},
+        {EFAULT, "EFAULT"},           {EEXIST, "EEXIST"},           {EXDEV, "EXDEV"},
+        {ENODEV, "ENODEV"},           {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].number == number)

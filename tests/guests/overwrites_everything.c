@@ -26,7 +26,7 @@
 #define PAGE 4096UL
 #define USER 0x10000UL
 /* Where the page tables can be read. */
-#define ALIAS (254UL << 39)
+#define ALIAS (15UL << 30)
 /* A leaf table's entry of a page that is present and writable at CPL 3. */
 #define WRITABLE 7UL
 /* Which word of the boot page tells where the page tables are. */

@@ -324,6 +324,7 @@ fn load(
     for word in [
         layout.program_start,
         layout.tables,
+        layout.pointers(),
         layout.sparse_directories(),
         layout.sparse_tables(),
         layout.sparse_table_count(),

@@ -2,16 +2,20 @@
 //!
 //! The map is in `holm_hostcall`. Page tables come after program memory: first all the leaf tables of the
 //! identity mapping in order, so that the entry of page `n` is at `tables + 8 * n`, then their
-//! directories, then the directories and the tables of the sparse space, all of them empty. Accessed and
-//! dirty bits are set from the start, so that running a guest changes no page table by itself.
+//! directories, then the pointers to directories for all addresses in order, then the directories and the
+//! tables of the sparse space, all of them empty. Accessed and dirty bits are set from the start, so that
+//! running a guest changes no page table by itself.
 
 use holm_hostcall::{
-    BOOT_ADDR, CALL_ADDR, CPUID_ADDR, CpuidTable, HOSTCALL_VECTOR, IDT_ADDR, KERNEL_END, LOG_ADDR,
-    LOG_CAPACITY_BYTES, LOW_DATA_ADDR, LogHeader, PAGE_BYTES, STUB_ADDR, STUB_BOUNDS_ADDR,
-    STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR, STUB_STACK_ADDR, TABLE_REACH_BYTES,
-    TABLES_ADDR, TABLES_ALIAS, TSS_OFFSET, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS,
-    selector,
+    BOOT_ADDR, CALL_ADDR, CPUID_ADDR, CpuidTable, DIRECTORY_REACH_BYTES, HOSTCALL_VECTOR, IDT_ADDR,
+    KERNEL_END, LOG_ADDR, LOG_CAPACITY_BYTES, LOW_DATA_ADDR, LOWER_HALF_BYTES, LogHeader,
+    OperationBounds, PAGE_BYTES, POINTERS_REACH_BYTES, SPARSE_END, SPARSE_START, STUB_ADDR,
+    STUB_BOUNDS_ADDR, STUB_CR3_ADDR, STUB_ENTRY_BYTES, STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR,
+    STUB_STACK_ADDR, TABLE_REACH_BYTES, TABLES_ADDR, TABLES_ALIAS, TSS_OFFSET,
+    page_operation as operation, selector,
 };
+use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES};
+use holm_model::program::END_ADDR;
 
 use crate::VmmError;
 use crate::memory::GuestMemory;
@@ -28,8 +32,22 @@ const ENTRY_BYTES: u64 = 8;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bytes that AT_RANDOM leads to.
 pub(crate) const RANDOM_BYTES: u64 = 16;
-/// Sparse tables beside those that the frames of program memory need when they lie close together.
+/// What of program memory may lie alone in the reach of a sparse table: one for each frame of the library OS's.
+const BYTES_FOR_A_TABLE: u64 = 64 << 10;
+/// Sparse tables beside those.
 const SPARE_TABLES: u64 = 512;
+/// Sparse tables to a sparse directory, and directories beside those.
+const TABLES_FOR_A_DIRECTORY: u64 = 4;
+const SPARE_DIRECTORIES: u64 = 64;
+/// The tables of pointers, and in bytes.
+const POINTERS: u64 = LOWER_HALF_BYTES / POINTERS_REACH_BYTES;
+
+const _: () = {
+    // Twice what tables and directories of the largest guest take.
+    const TABLES_BYTES: u64 = 2 * (MAX_MEMORY_BYTES / BYTES_FOR_A_TABLE * 5 / 4) * PAGE_BYTES;
+    assert!(TABLES_BYTES <= DIRECTORY_REACH_BYTES);
+    assert!(END_ADDR + MAX_MEMORY_BYTES + TABLES_BYTES + MAX_ARTIFACT_BYTES <= TABLES_ALIAS);
+};
 
 /// What may be done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,30 +140,36 @@ impl Layout {
         (leaves_end, self.sparse_tables())
     }
 
-    /// The tables that lead to the directories: one for the identity mapping, one for each window, and one
-    /// for the alias of the page tables, whose one directory follows it.
-    fn pointers(&self) -> u64 {
+    /// For CR3.
+    pub(crate) fn pml4(&self) -> u64 {
         self.tables + (self.leaf_tables + self.directories) * PAGE_BYTES
     }
 
-    /// For CR3.
-    pub(crate) fn pml4(&self) -> u64 {
-        self.pointers() + (1 + WINDOWS.len() as u64 + 2) * PAGE_BYTES
+    /// The directory of the page tables' alias.
+    fn alias(&self) -> u64 {
+        self.pml4() + PAGE_BYTES
     }
 
-    /// The directories of the sparse space.
+    /// The tables of pointers to directories, for all addresses in order: the first ones are of the identity
+    /// mapping, the others of the sparse space.
+    pub(crate) fn pointers(&self) -> u64 {
+        self.alias() + PAGE_BYTES
+    }
+
+    /// The directories for the sparse space.
     pub(crate) fn sparse_directories(&self) -> u64 {
-        self.pml4() + PAGE_BYTES
+        self.pointers() + POINTERS * PAGE_BYTES
     }
 
     /// The leaf tables for the sparse space.
     pub(crate) fn sparse_tables(&self) -> u64 {
-        self.sparse_directories() + WINDOWS.len() as u64 * WINDOW_DIRECTORIES_BYTES
+        let directories = self.sparse_table_count() / TABLES_FOR_A_DIRECTORY + SPARE_DIRECTORIES;
+        self.sparse_directories() + directories * PAGE_BYTES
     }
 
     /// Number of those.
     pub(crate) fn sparse_table_count(&self) -> u64 {
-        self.program_bytes / TABLE_REACH_BYTES + SPARE_TABLES
+        self.program_bytes / BYTES_FOR_A_TABLE + SPARE_TABLES
     }
 
     fn tables_end(&self) -> u64 {
@@ -239,40 +263,23 @@ impl Layout {
         };
         let directories = self.tables + self.leaf_tables * PAGE_BYTES;
         let tables = self.tables / TABLE_REACH_BYTES..self.files() / TABLE_REACH_BYTES;
-        let pointers = self.pointers();
-        let alias = pointers + (1 + WINDOWS.len() as u64) * PAGE_BYTES;
         for leaf in 0..self.leaf_tables {
             let own = tables.contains(&leaf);
             let to = self.tables + leaf * PAGE_BYTES;
             write(directories, leaf, to, if own { SUPERVISOR } else { ALL })?;
             if own {
-                write(alias + PAGE_BYTES, leaf - tables.start, to, READ)?;
+                write(self.alias(), leaf - tables.start, to, READ)?;
             }
         }
-        write(alias, 0, alias + PAGE_BYTES, READ)?;
-        write(self.pml4(), TABLES_ALIAS / WINDOW_BYTES, alias, READ)?;
         for directory in 0..self.directories {
-            write(
-                pointers,
-                directory,
-                directories + directory * PAGE_BYTES,
-                ALL,
-            )?;
+            let to = directories + directory * PAGE_BYTES;
+            write(self.pointers(), directory, to, ALL)?;
         }
-        write(self.pml4(), 0, pointers, ALL)?;
-        for (window, start) in WINDOWS.iter().enumerate() {
-            let window = window as u64;
-            let pointers = pointers + (1 + window) * PAGE_BYTES;
-            let directories = self.sparse_directories() + window * WINDOW_DIRECTORIES_BYTES;
-            for directory in 0..ENTRIES {
-                write(
-                    pointers,
-                    directory,
-                    directories + directory * PAGE_BYTES,
-                    ALL,
-                )?;
-            }
-            write(self.pml4(), start / WINDOW_BYTES, pointers, ALL)?;
+        let alias = TABLES_ALIAS / DIRECTORY_REACH_BYTES;
+        write(self.pointers(), alias, self.alias(), READ)?;
+        for pointers in 0..POINTERS {
+            let to = self.pointers() + pointers * PAGE_BYTES;
+            write(self.pml4(), pointers, to, ALL)?;
         }
         Ok(())
     }
@@ -306,21 +313,49 @@ impl Layout {
         }
         write_gate(memory, u64::from(HOSTCALL_VECTOR), STUB_HOSTCALL_ADDR, true)?;
 
-        // `StubBounds`
-        let entries = |addr: u64| self.tables + addr / PAGE_BYTES * ENTRY_BYTES;
-        let bounds = [
-            entries(self.program_start),
-            entries(self.program_end()),
-            self.sparse_tables(),
-            self.tables_end(),
-            self.sparse_directories(),
-            self.sparse_tables(),
-            self.pml4(),
-        ];
-        memory.write(
-            STUB_BOUNDS_ADDR,
-            bounds.map(u64::to_le_bytes).as_flattened(),
-        )
+        let bounds = self.operation_bounds().map(|one| {
+            let [[first, end], [from, to]] = [one.slots, one.sources];
+            [first, end, from, to, one.source_mask, one.bits, 0, 0].map(u64::to_le_bytes)
+        });
+        memory.write(STUB_BOUNDS_ADDR, bounds.as_flattened().as_flattened())?;
+        memory.write(STUB_CR3_ADDR, &self.pml4().to_le_bytes())
+    }
+
+    /// What the stub's page gate allows: to change the protection of what is there, and to have the sparse
+    /// space lead to pages of program memory, by pointers, directories and tables that nothing else is in.
+    fn operation_bounds(&self) -> [OperationBounds; operation::COUNT as usize] {
+        const LINK: u64 = PRESENT | WRITE | USER | ACCESSED;
+        const ANYTHING: [u64; 2] = [0, u64::MAX];
+        let program = [self.program_start, self.program_end()]
+            .map(|addr| self.tables + addr / PAGE_BYTES * ENTRY_BYTES);
+        let pointers = self.pointers() + SPARSE_START / DIRECTORY_REACH_BYTES * ENTRY_BYTES;
+        let (directories, tables) = (self.sparse_directories(), self.sparse_tables());
+        let end = self.tables_end();
+        let of = |slots, sources, source_mask, bits| OperationBounds {
+            slots,
+            sources,
+            source_mask,
+            bits,
+            ..OperationBounds::default()
+        };
+        let mut bounds = [OperationBounds::default(); operation::COUNT as usize];
+        for (number, access) in [
+            (operation::CLOSE, Access::None),
+            (operation::READ, Access::Read),
+            (operation::WRITE, Access::Write),
+        ] {
+            bounds[number as usize] = of(program, ANYTHING, 0, access.bits());
+            bounds[(number + operation::SPARSE) as usize] =
+                of([tables, end], ANYTHING, 0, access.bits());
+        }
+        bounds[operation::UNMAP as usize] = of([pointers, end], ANYTHING, 0, 0);
+        bounds[operation::MAP as usize] = of([tables, end], program, ENTRY_BYTES - 1, 0);
+        let page = PAGE_BYTES - 1;
+        bounds[operation::LINK_DIRECTORY as usize] =
+            of([pointers, directories], [directories, tables], page, LINK);
+        bounds[operation::LINK_TABLE as usize] =
+            of([directories, tables], [tables, end], page, LINK);
+        bounds
     }
 }
 
@@ -365,19 +400,23 @@ impl Layout {
         if (self.files()..self.total_bytes()).contains(&addr) {
             return Ok((!write).then_some(addr));
         }
-        let window = WINDOWS
-            .iter()
-            .position(|start| addr >= *start && addr - start < WINDOW_BYTES);
-        let Some(window) = window else {
-            return Ok(None);
-        };
-        let directory = self.sparse_directories()
-            + window as u64 * WINDOW_DIRECTORIES_BYTES
-            + (addr - WINDOWS[window]) / TABLE_REACH_BYTES * ENTRY_BYTES;
-        let table = memory.read_u64(directory)? & ADDRESS;
-        if !(self.sparse_tables()..self.tables_end()).contains(&table) {
+        if !(SPARSE_START..SPARSE_END).contains(&addr) {
             return Ok(None);
         }
+        // Where an entry leads, if it leads to one of the tables from `first` up to `end`.
+        let lead = |slot: u64, first: u64, end: u64| -> Result<Option<u64>, VmmError> {
+            let to = memory.read_u64(slot)? & ADDRESS;
+            Ok((first..end).contains(&to).then_some(to))
+        };
+        let (directories, tables) = (self.sparse_directories(), self.sparse_tables());
+        let slot = self.pointers() + addr / DIRECTORY_REACH_BYTES * ENTRY_BYTES;
+        let Some(directory) = lead(slot, directories, tables)? else {
+            return Ok(None);
+        };
+        let slot = directory + addr % DIRECTORY_REACH_BYTES / TABLE_REACH_BYTES * ENTRY_BYTES;
+        let Some(table) = lead(slot, tables, self.tables_end())? else {
+            return Ok(None);
+        };
         let slot = table + addr % TABLE_REACH_BYTES / PAGE_BYTES * ENTRY_BYTES;
         let entry = memory.read_u64(slot)?;
         Ok(match entry & wanted == wanted {
@@ -492,8 +531,8 @@ mod tests {
             holm_hostcall::KERNEL_ADDR,
             end,
             layout.tables,
-            WINDOWS[0],
-            WINDOWS[1] + WINDOW_BYTES - 1,
+            SPARSE_START,
+            SPARSE_END - 1,
             TABLES_ALIAS,
             u64::MAX,
         ] {
@@ -502,16 +541,24 @@ mod tests {
         assert!(!view.read(end - 1, &mut [0; 2]).unwrap());
         // A table that leads out of program memory, which the stub would never write.
         let (table, slot) = (layout.sparse_tables(), layout.sparse_directories());
+        let pointer = layout.pointers() + SPARSE_START / DIRECTORY_REACH_BYTES * ENTRY_BYTES;
+        memory.write(pointer, &(slot | 0x27).to_le_bytes()).unwrap();
         memory.write(slot, &(table | 0x27).to_le_bytes()).unwrap();
         for (page, found) in [(start, true), (layout.tables, false), (0x1000, false)] {
             memory.write(table, &(page | 0x67).to_le_bytes()).unwrap();
             assert_eq!(
-                view.read(WINDOWS[0], &mut byte).unwrap(),
+                view.read(SPARSE_START, &mut byte).unwrap(),
                 found,
                 "{page:#x}"
             );
         }
+        // One level taken for another.
+        memory
+            .write(pointer, &(table | 0x27).to_le_bytes())
+            .unwrap();
+        assert!(!view.read(SPARSE_START, &mut byte).unwrap());
+        memory.write(pointer, &(slot | 0x27).to_le_bytes()).unwrap();
         memory.write(slot, &(start | 0x27).to_le_bytes()).unwrap();
-        assert!(!view.read(WINDOWS[0], &mut byte).unwrap());
+        assert!(!view.read(SPARSE_START, &mut byte).unwrap());
     }
 }

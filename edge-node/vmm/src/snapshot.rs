@@ -38,7 +38,7 @@ use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Most bytes of function names in a file.

@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::tells_the_same;
-use holm_test_support::require_kvm;
+use common::{Function, tells_the_same};
+use holm_test_support::{guest, patience, require_kvm};
+use std::time::Duration;
 
 #[test]
 fn kvm_descriptors_travel_through_local_sockets_and_none_is_lost() {
@@ -61,5 +62,65 @@ fn kvm_signals_carry_values_and_are_queued_as_on_linux() {
     tells_the_same(
         "queued_signals",
         &[("/", "rt0/-1/11 rt0/-1/12 rt0/-1/13 rt1/-1/1")],
+    );
+}
+
+#[test]
+fn kvm_shared_mappings_of_files_are_the_files_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "shared_files",
+        &[
+            ("/both_ways/named", "has: \"wRITTEN\""),
+            ("/both_ways/unnamed", "and writable: \"wRITTEN\""),
+            ("/both_ways/memory", "the other: \"WRITTEN\""),
+            ("/both_ways/shm", "and writable: \"wRITTEN\""),
+            ("/sizes/unnamed", "behind: SIGBUS 2 there"),
+            ("/sizes/memory", "wrong pages: 0"),
+            ("/ring/memory", "wrong: 0, "),
+            ("/ring/shm", "moved: F "),
+            ("/threads/shm", "count: 20000"),
+            ("/errors/named", "to write, of a reader: EACCES"),
+        ],
+    );
+    let mut guest = Function::new(&guest("shared_files"));
+    let failure = guest.failure("/dies");
+    assert!(failure.contains("SIGBUS"), "{failure}");
+}
+
+#[test]
+fn kvm_reservations_may_be_as_large_as_on_linux_and_cost_nothing() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "reservations",
+        &[
+            ("/1", "reserved: 1 TiB\nwrong: 0"),
+            ("/16", "reserved: 16 TiB\nwrong: 0"),
+            ("/100", "reserved: 100 TiB\nwrong: 0"),
+            ("/wishes", "colours wrong: 0"),
+        ],
+    );
+    let mut guest = Function::new(&guest("reservations"));
+    let written = |guest: &mut Function, target: &str| {
+        let answer = guest.send("GET", target, b"").result.unwrap();
+        let bytes = guest.slot.private_bytes().unwrap();
+        guest.slot.reset().unwrap();
+        (String::from_utf8(answer.body).unwrap(), bytes)
+    };
+    let (_, usual) = written(&mut guest, "/cost/1");
+    let (ns, bytes) = written(&mut guest, "/cost/16384");
+    let ns: u64 = ns.trim().parse().unwrap();
+    println!(
+        "16 TiB reserved, given up and unmapped: {ns} ns, {bytes} bytes written beside {usual}"
+    );
+    // No page table among them, so that the reset is the usual one.
+    assert!(bytes <= usual + 4096, "{bytes} against {usual}");
+    assert!(
+        ns < patience(Duration::from_millis(1)).as_nanos() as u64,
+        "{ns} ns"
     );
 }

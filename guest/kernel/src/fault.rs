@@ -4,13 +4,17 @@
 //! been. Everything else is a signal, and where the program has no handler its end.
 
 use holm_hostcall::rewritten_call::{AFTER, JUMP, RESTART, SITE, STUB_BYTES};
-use holm_hostcall::{CALLS_ADDR, CALLS_END, Call, FaultPage, PREEMPTION_VECTOR, Registers};
+use holm_hostcall::{
+    CALLS_ADDR, CALLS_END, Call, FIRST_SIGNAL, FaultPage, PREEMPTION_VECTOR, Registers,
+};
 
 use crate::memory::{Refusal, guest};
 use crate::{host, signals, state, threads, user};
 
 const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
+/// In a page fault's error code.
+const WRITE: u64 = 1 << 1;
 
 /// Serves the fault that the fault page tells of; the program goes on with `frame`.
 pub extern "C" fn handle(frame: &mut Registers) {
@@ -29,7 +33,6 @@ pub extern "C" fn handle(frame: &mut Registers) {
 
 /// Whether the fault was the touch of a page that the program has, which it now has indeed.
 fn is_backed(fault: &FaultPage) -> bool {
-    const WRITE: u64 = 1 << 1;
     if is_fetch(fault) {
         return false;
     }
@@ -37,7 +40,7 @@ fn is_backed(fault: &FaultPage) -> bool {
     match state::memory().back(fault.cr2, write, &mut guest()) {
         Ok(()) => true,
         Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
-        Err(Refusal::Unmapped | Refusal::Protected) => false,
+        Err(Refusal::Unmapped | Refusal::Protected | Refusal::BehindEnd) => false,
     }
 }
 
@@ -86,13 +89,23 @@ fn goes_on_elsewhere(frame: &mut Registers) -> bool {
     found
 }
 
+/// Whether the program has touched a mapping of a file behind the file's end.
+pub fn is_behind_end(fault: &FaultPage) -> bool {
+    let write = fault.error_code & WRITE != 0;
+    fault.vector == PAGE_FAULT && state::memory().is_behind_end(fault.cr2, write)
+}
+
 /// The end of the program, with a report of its registers.
 fn unhandled(frame: &Registers, fault: &FaultPage) -> ! {
     let registers = core::ptr::from_ref(frame).addr() as u64;
+    let vector = match is_behind_end(fault) {
+        true => FIRST_SIGNAL + u64::from(signals::SIGBUS),
+        false => fault.vector,
+    };
     host::call(
         Call::FAULT,
         0,
-        [fault.vector, fault.error_code, fault.cr2, registers],
+        [vector, fault.error_code, fault.cr2, registers],
     );
     host::halt()
 }

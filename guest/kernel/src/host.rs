@@ -130,8 +130,8 @@ pub fn park(until: u64, events: u64) -> u64 {
 
 /// Asks the stub to change page tables: one of [`holm_hostcall::page_operation`]. `false` if it refuses.
 pub fn change_pages(slot: u64, second: u64, operation: u64, count: u64) -> bool {
-    // SAFETY: the gate changes rax only; the stub checks its arguments. The caller answers for the
-    // program's use of the pages.
+    // SAFETY: the gate changes only registers that a function may; the stub checks its arguments. The
+    // caller answers for the program's use of the pages.
     unsafe { page_gate(slot, second, operation, count) == 0 }
 }
 

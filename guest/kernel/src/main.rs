@@ -18,7 +18,7 @@
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use holm_hostcall::FaultPage;
+use holm_hostcall::{FaultPage, OperationBounds, page_operation};
 
 /// So far below its top a stack pointer is taken to be in a kernel stack.
 const OWN_STACK_BYTES: u64 = 128 << 10;
@@ -34,10 +34,11 @@ mod vdso;
 // Hostcall:  vector 3. One exit; whether it was the library OS's gate, the host checks.
 // Page gate: vector 6 at the library OS's gate: changes page tables, as `page_operation` says. Answers
 //            0 in rax, or -1 and changes nothing beyond the first bad entry. It writes only to slots
-//            within `StubBounds`, and what it writes never leads to a page of the stub's: it changes
-//            the protection of an entry that is there, copies entries of program memory, clears
-//            entries, or links a table that holds none but such. Code stays as it is: an entry without
-//            NX is refused, and a copy of one is as little writable as the original.
+//            within the `OperationBounds` that the host wrote for each operation, and what it writes never
+//            leads to a page of the stub's: it changes the protection of an entry that is there, copies
+//            entries of program memory, clears entries, or links directories and tables that hold none but
+//            such, each kind where it belongs. Code stays as it is: an entry without NX is refused, and a
+//            copy of one is as little writable as the original. All of rdx counts: it is an index.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
 //            for good: one below the program, with a stack pointer into the kernel stack. On another stack
@@ -105,101 +106,67 @@ invalid_opcode:
     push 6
     jmp forward
 1:  add qword ptr [rsp], 2
-    push rdi
-    push rsi
-    push rcx
-    cld
+    cmp rdx, {operations}
+    jae 8f
+    shl edx, {bounds_shift}
     test edi, 7
     jnz 8f
-    cmp edx, 2
-    ja 3f
-    // Protect. Slots of program memory, or of the sparse tables.
-    mov rax, [{bounds} + 8]
-    cmp rdi, [{bounds}]
-    jb 8f
-    cmp rdi, rax
-    jb 1f
-    mov rax, [{bounds} + 24]
-    cmp rdi, [{bounds} + 16]
-    jb 8f
-1:  sub rax, rdi
-    jb 8f
+    test [{bounds} + rdx + {source_mask}], rsi
+    jnz 8f
+    // Both ranges have something, and as many slots as are asked for.
+    mov rax, [{bounds} + rdx + {slots} + 8]
+    sub rax, rdi
+    jbe 8f
     shr rax, 3
     cmp rax, rcx
     jb 8f
-2:  sub rcx, 1
+    cmp rdi, [{bounds} + rdx + {slots}]
+    jb 8f
+    mov rax, [{bounds} + rdx + {sources} + 8]
+    sub rax, rsi
+    jbe 8f
+    shr rax, 3
+    cmp rax, rcx
+    jb 8f
+    cmp rsi, [{bounds} + rdx + {sources}]
+    jb 8f
+    cld
+    xor eax, eax
+    cmp edx, {map} << {bounds_shift}
+    ja 4f
+    jb 2f
+    // Nothing was there before, so the CPU has nothing to forget.
+    rep movsq
+    iretq
+2:  cmp edx, {unmap} << {bounds_shift}
+    jb 3f
+    rep stosq
+    jmp 7f
+    // Protect.
+3:  sub rcx, 1
     jb 7f
     mov rax, [rdi]
     bt rax, 63
     jnc 8f
     and rax, [stub_address_mask]
-    or rax, [stub_protections + rdx * 8]
+    or rax, [{bounds} + rdx + {bits}]
     mov [rdi], rax
     add rdi, 8
-    jmp 2b
-3:  cmp edx, 5
-    je 4f
-    // Map and unmap. Slots of the sparse tables.
-    mov rax, [{bounds} + 24]
-    cmp rdi, [{bounds} + 16]
-    jb 8f
-    sub rax, rdi
-    jb 8f
-    shr rax, 3
-    cmp rax, rcx
-    jb 8f
-    xor eax, eax
-    cmp edx, 4
-    jne 5f
-    rep stosq
-    jmp 7f
-4:  // Link. A slot of the sparse directories, and one of the sparse tables.
-    cmp rdi, [{bounds} + 32]
-    jb 8f
-    cmp rdi, [{bounds} + 40]
-    jae 8f
-    test esi, 0xfff
-    jnz 8f
-    cmp rsi, [{bounds} + 16]
-    jb 8f
-    cmp rsi, [{bounds} + 24]
-    jae 8f
-    or rsi, 0x27
+    jmp 3b
+    // Link.
+4:  or rsi, [{bounds} + rdx + {bits}]
     mov [rdi], rsi
-    jmp 6f
-5:  cmp edx, 3
-    jne 8f
-    mov rax, [{bounds} + 8]
-    cmp rsi, [{bounds}]
-    jb 8f
-    test esi, 7
-    jnz 8f
-    sub rax, rsi
-    jb 8f
-    shr rax, 3
-    cmp rax, rcx
-    jb 8f
-    // Nothing was there before, so the CPU has nothing to forget.
-    rep movsq
-6:  xor eax, eax
-    jmp 9f
+    iretq
 7:  mov rax, cr3
     mov cr3, rax
     xor eax, eax
-    jmp 9f
+    iretq
 8:  mov rax, -1
-9:  pop rcx
-    pop rsi
-    pop rdi
     iretq
 
     .balign 8
 stub_address_mask:
     .quad 0x000ffffffffff000
-stub_protections:
-    .quad 0x8000000000000000
-    .quad 0x8000000000000025
-    .quad 0x8000000000000067
     "#,
     exception_port = const holm_hostcall::EXCEPTION_PORT,
     hostcall_port = const holm_hostcall::HOSTCALL_PORT,
@@ -208,6 +175,14 @@ stub_protections:
     own_stack_bytes = const OWN_STACK_BYTES,
     no_trap_flag = const !TRAP_FLAG,
     bounds = const holm_hostcall::STUB_BOUNDS_ADDR,
+    bounds_shift = const size_of::<OperationBounds>().ilog2(),
+    slots = const offset_of!(OperationBounds, slots),
+    sources = const offset_of!(OperationBounds, sources),
+    source_mask = const offset_of!(OperationBounds, source_mask),
+    bits = const offset_of!(OperationBounds, bits),
+    operations = const page_operation::COUNT,
+    map = const page_operation::MAP,
+    unmap = const page_operation::UNMAP,
     fault = const holm_hostcall::FAULT_ADDR,
     fault_rax = const offset_of!(FaultPage, rax),
     fault_cr2 = const offset_of!(FaultPage, cr2),

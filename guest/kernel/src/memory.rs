@@ -2,28 +2,37 @@
 //!
 //! ```text
 //! program memory (arena)                            the sparse space
-//! segments │ brk → … ← mappings, frames │ stack     reservations, large and closed mappings
-//! mapped from the start, no faults                  backed with frames when it is touched
+//! segments │ brk → … ← mappings, frames │ stack     reservations, large and closed mappings, shared files
+//! mapped from the start, no faults                  backed with frames, or a file's content, when touched
 //! ```
 //! What a program asks for in amounts that it will use lies in program memory itself and costs nothing.
-//! Reservations, and what is so large that it may never be used, get addresses in the sparse space.
+//! Reservations, and what is so large that it may never be used, get addresses in the sparse space. There is
+//! one process, so a shared mapping of a file is nothing but the pages in which the file's content lies.
 
 mod arena;
+mod files;
 mod frames;
 mod machine;
+mod regions;
 mod sparse;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod wiped;
 
-use holm_hostcall::{BootPage, PAGE_BYTES};
+use holm_hostcall::{BootPage, PAGE_BYTES, SPARSE_END, TABLE_REACH_BYTES};
 
 use crate::errno::{Errno, SysResult};
 use arena::Arena;
-use frames::Frames;
+pub use files::MAX_FILES;
+use files::MappedFiles;
+use frames::{FRAME_BYTES, Frames};
 pub use machine::{Guest, Machine, Protection, guest};
+use regions::Region;
+pub use regions::Share;
 pub use sparse::Refusal;
-use sparse::{Backing, Sparse, is_sparse};
+use sparse::{Backing, Sparse};
+use tables::is_sparse;
 use wiped::Wiped;
 
 const PROT_READ: u64 = 1;
@@ -60,6 +69,9 @@ pub struct Memory {
     arena: Arena,
     frames: Frames,
     sparse: Sparse,
+    files: MappedFiles,
+    /// Whether something of a file was mapped that is not there any more.
+    lost_file: bool,
     wiped: Wiped,
 }
 
@@ -86,6 +98,8 @@ impl Memory {
             arena: Arena::new(),
             frames: Frames::new(),
             sparse: Sparse::new(),
+            files: MappedFiles::new(),
+            lost_file: false,
             wiped: Wiped::new(),
         }
     }
@@ -94,11 +108,7 @@ impl Memory {
     pub fn start(&mut self, boot: &BootPage) {
         self.arena.start(boot);
         self.frames.start(boot.program_start);
-        self.sparse.start(
-            boot.sparse_directories,
-            boot.sparse_tables,
-            boot.sparse_table_count,
-        );
+        self.sparse.start(boot);
     }
 
     /// Bytes of program memory.
@@ -144,26 +154,76 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
-            return self.map_fixed(hint, bytes, protection, flags, machine);
+            return self.map_fixed(hint, bytes, protection, flags, None, machine);
         }
         let certain = protection == Protection::Write && flags & MAP_NORESERVE == 0;
         let eager = certain && bytes <= MAX_EAGER_BYTES.min(self.free_bytes() / 8);
-        let wish = hint & !(PAGE_BYTES - 1);
-        let wished = is_sparse(wish) && self.sparse.is_free(wish, bytes);
         if eager
-            && !wished
+            && !self.is_wish(hint, bytes)
             && let Some(start) = self.arena.map(bytes, machine)
         {
             return Ok(start);
         }
-        let start = match wished {
-            true => wish,
-            false => self.sparse.gap(bytes).ok_or(Errno::ENOMEM)?,
-        };
         let promised = flags & MAP_NORESERVE == 0;
-        self.sparse
-            .insert(start, start + bytes, protection, promised)?;
+        self.map_sparse(hint, bytes, protection, promised, None)
+    }
+
+    /// `mmap` of a file so that its content is shared: `bytes` bytes of it, from a page of it on, which need
+    /// not be there yet.
+    pub fn map_file(
+        &mut self,
+        hint: u64,
+        bytes: u64,
+        prot: u64,
+        flags: u64,
+        share: Share,
+        machine: &mut impl Machine,
+    ) -> SysResult {
+        let bytes = page_up(bytes).ok_or(Errno::ENOMEM)?;
+        let protection = protection(prot)?;
+        match flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) {
+            0 => self.map_sparse(hint, bytes, protection, false, Some(share)),
+            _ => self.map_fixed(hint, bytes, protection, flags, Some(share), machine),
+        }
+    }
+
+    /// Whether a hint says where something can be.
+    fn is_wish(&self, hint: u64, bytes: u64) -> bool {
+        let wish = hint & !(PAGE_BYTES - 1);
+        is_sparse(wish) && self.sparse.regions.is_free(wish, bytes)
+    }
+
+    fn map_sparse(
+        &mut self,
+        hint: u64,
+        bytes: u64,
+        protection: Protection,
+        promised: bool,
+        share: Option<Share>,
+    ) -> SysResult {
+        let start = match self.is_wish(hint, bytes) {
+            true => hint & !(PAGE_BYTES - 1),
+            false => self.gap(bytes)?,
+        };
+        self.sparse.regions.insert(Region {
+            start,
+            end: start + bytes,
+            protection,
+            promised,
+            share,
+        })?;
         Ok(start)
+    }
+
+    /// A free range of the sparse space: with frames and page tables of its own, as far as it is worth that.
+    fn gap(&self, bytes: u64) -> SysResult {
+        let align = match bytes >= TABLE_REACH_BYTES {
+            true => TABLE_REACH_BYTES,
+            false => FRAME_BYTES,
+        };
+        let gap = self.sparse.regions.gap(bytes, align);
+        gap.or_else(|| self.sparse.regions.gap(bytes, PAGE_BYTES))
+            .ok_or(Errno::ENOMEM)
     }
 
     /// Whether the program may be given so much writable memory, which it need not have touched. What it
@@ -185,12 +245,17 @@ impl Memory {
         bytes: u64,
         protection: Protection,
         flags: u64,
+        share: Option<Share>,
         machine: &mut impl Machine,
     ) -> SysResult {
         let keep = flags & MAP_FIXED_NOREPLACE != 0;
         let (start, end) = pages(start, bytes)?;
         if !keep {
             self.wiped.remove(start, end)?;
+        }
+        // Program memory shows itself, and nothing of a file.
+        if !is_sparse(start) && share.is_some() {
+            return Err(Errno::ENOMEM);
         }
         if !is_sparse(start) {
             self.arena.map_at(start, end, keep, machine)?;
@@ -199,16 +264,53 @@ impl Memory {
             }
             return Ok(start);
         }
-        if keep && !self.sparse.is_free(start, bytes) {
-            return Err(Errno::EEXIST);
-        }
         if !is_sparse(end - 1) {
             return Err(Errno::ENOMEM);
         }
-        self.sparse.unmap(start, end, &mut self.frames, machine)?;
-        self.sparse
-            .insert(start, end, protection, flags & MAP_NORESERVE == 0)?;
+        if keep && !self.sparse.regions.is_free(start, bytes) {
+            return Err(Errno::EEXIST);
+        }
+        self.unmap_sparse(start, end, machine)?;
+        self.sparse.regions.insert(Region {
+            start,
+            end,
+            protection,
+            promised: flags & MAP_NORESERVE == 0,
+            share,
+        })?;
         Ok(start)
+    }
+
+    fn unmap_sparse(
+        &mut self,
+        start: u64,
+        end: u64,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
+        let shows_file = {
+            let mut parts = self.sparse.regions.parts(start, end);
+            parts.any(|part| part.share.is_some())
+        };
+        self.sparse.unmap(start, end, &mut self.frames, machine)?;
+        self.lost_file |= shows_file;
+        Ok(())
+    }
+
+    /// The content of a file that is mapped, or will be, has so many bytes and lies at `start` now.
+    pub fn set_file(&mut self, file: u16, start: u64, bytes: u64, machine: &mut impl Machine) {
+        self.files.set(file, start, bytes);
+        self.sparse.follow(file, &self.arena, &self.files, machine);
+    }
+
+    /// Whether something of a file was mapped, before the last call of this, that is not there any more.
+    pub fn has_lost_file(&mut self) -> bool {
+        core::mem::take(&mut self.lost_file)
+    }
+
+    /// Whether anything of a file is mapped.
+    pub fn is_file_mapped(&self, file: u16) -> bool {
+        let mut regions = self.sparse.regions.all().iter();
+        regions.any(|region| region.share.is_some_and(|share| share.file == file))
     }
 
     /// Memory for the library OS itself, from the program's: in program memory, so that it can be used
@@ -226,7 +328,7 @@ impl Memory {
         }
         self.wiped.remove(start, end)?;
         if is_sparse(start) {
-            self.sparse.unmap(start, end, &mut self.frames, machine)?;
+            self.unmap_sparse(start, end.min(SPARSE_END), machine)?;
         } else {
             self.arena.unmap(start, end, machine)?;
         }
@@ -248,7 +350,7 @@ impl Memory {
         }
         // As on Linux: what lies before a hole is changed all the same.
         let mapped = match is_sparse(start) {
-            true => self.sparse.mapped_until(start).min(end),
+            true => self.sparse.regions.mapped_until(start).min(end),
             false if self.arena.contains(start, 1) => self.arena.mapped_until(start, end),
             false => start,
         };
@@ -291,25 +393,34 @@ impl Memory {
             return Ok(start);
         }
         let held = match is_sparse(start) {
-            true if self.sparse.mapped_until(start) >= end => self.sparse.protection(start),
+            true if self.sparse.regions.mapped_until(start) >= end => {
+                self.sparse.regions.at(start).map(|one| one.protection)
+            }
             true => None,
             false => self.arena.holds(start, end),
         };
         let protection = held.ok_or(Errno::EFAULT)?;
         let grown = start.checked_add(new_bytes).ok_or(Errno::ENOMEM)?;
-        if protection == Protection::Write && !self.may_promise(new_bytes - old_bytes, 0) {
+        let region = self.sparse.regions.at(start);
+        let share = region.and_then(|region| region.share_at(start));
+        let own = share.is_none() && protection == Protection::Write;
+        if own && !self.may_promise(new_bytes - old_bytes, 0) {
             machine.refused(new_bytes - old_bytes);
             return Err(Errno::ENOMEM);
         }
         let marked = self.wiped.covers(start, end);
-        let in_place = match is_sparse(start) {
-            true if self.sparse.is_free(end, grown - end) => {
-                let promised = self.sparse.is_promised(start);
-                self.sparse.insert(end, grown, protection, promised)?;
+        let in_place = match region {
+            Some(region) if self.sparse.regions.is_free(end, grown - end) => {
+                self.sparse.regions.insert(Region {
+                    start: end,
+                    end: grown,
+                    share: region.share_at(end),
+                    ..region
+                })?;
                 true
             }
-            true => false,
-            false => self.arena.grow(start, end, grown, machine),
+            Some(_) => false,
+            None => self.arena.grow(start, end, grown, machine),
         };
         if in_place {
             if marked {
@@ -319,6 +430,12 @@ impl Memory {
         }
         if flags & MREMAP_MAYMOVE == 0 {
             return Err(Errno::ENOMEM);
+        }
+        if share.is_some() {
+            // What it shows is found again at its new place.
+            let moved = self.map_sparse(0, new_bytes, protection, false, share)?;
+            self.unmap(start, old_bytes, machine)?;
+            return Ok(moved);
         }
         const FLAGS: u64 = MAP_ANONYMOUS | MAP_PRIVATE;
         if protection != Protection::Write {
@@ -382,7 +499,7 @@ impl Memory {
     /// Whether the program has something everywhere in a range of whole pages.
     fn is_mapped_range(&self, start: u64, end: u64) -> bool {
         match is_sparse(start) {
-            true => self.sparse.mapped_until(start) >= end,
+            true => self.sparse.regions.mapped_until(start) >= end,
             false => self.arena.contains(start, end - start) && self.arena.is_mapped(start, end),
         }
     }
@@ -464,6 +581,7 @@ impl Memory {
         let mut backing = Backing {
             frames: &mut self.frames,
             arena: &mut self.arena,
+            files: &self.files,
         };
         self.sparse.back(addr, write, &mut backing, machine)
     }
@@ -474,6 +592,7 @@ impl Memory {
         let mut backing = Backing {
             frames: &mut self.frames,
             arena: &mut self.arena,
+            files: &self.files,
         };
         self.sparse.back_ahead(most, &mut backing, machine);
     }
@@ -481,18 +600,34 @@ impl Memory {
     /// Calls `each` with every mapping: start, end, protection.
     pub fn for_each_mapping(&self, mut each: impl FnMut(u64, u64, Protection)) {
         self.arena.for_each_mapping(&mut each);
-        self.sparse.for_each_mapping(&mut each);
+        for region in self.sparse.regions.all() {
+            each(region.start, region.end, region.protection);
+        }
     }
 
     /// Whether the program has something at `addr`, accessible or not.
     pub fn is_mapped(&self, addr: u64) -> bool {
-        self.arena.contains(addr, 1) || self.sparse.protection(addr).is_some()
+        self.arena.contains(addr, 1) || self.sparse.regions.at(addr).is_some()
+    }
+
+    /// Whether the program may read, or write, a file at `addr`, which ends before.
+    pub fn is_behind_end(&self, addr: u64, write: bool) -> bool {
+        let Some(region) = self.sparse.regions.at(addr) else {
+            return false;
+        };
+        let may = match region.protection {
+            Protection::None => false,
+            Protection::Read => !write,
+            Protection::Write => true,
+        };
+        let is_behind = |shown: Share| u64::from(shown.page) >= self.files.pages(shown.file);
+        may && region.share_at(addr).is_some_and(is_behind)
     }
 
     /// Whether the page at `addr` can be read, or written, without a fault.
     fn is_accessible(&self, addr: u64, write: bool, machine: &impl Machine) -> bool {
         let entry = match is_sparse(addr) {
-            true => self.sparse.entry(addr, machine),
+            true => self.sparse.tables.entry(addr, machine),
             false if self.arena.contains(addr, 1) => machine.entry(self.arena.slot(addr)),
             false => 0,
         };

@@ -109,8 +109,7 @@ pvh_idt:
     tss = const holm_hostcall::selector::TSS,
     tables = const holm_hostcall::TABLES_ADDR,
     idt = const holm_hostcall::IDT_ADDR,
-    cr3 = const holm_hostcall::STUB_BOUNDS_ADDR
-        + core::mem::offset_of!(holm_hostcall::StubBounds, cr3) as u64,
+    cr3 = const holm_hostcall::STUB_CR3_ADDR,
     stack_top = const holm_hostcall::STUB_STACK_ADDR + holm_hostcall::PAGE_BYTES,
     options(att_syntax)
 );

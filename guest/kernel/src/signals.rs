@@ -23,7 +23,8 @@ pub use queue::{send_with_info, send_with_info_to};
 
 const SIGILL: u32 = 4;
 const SIGTRAP: u32 = 5;
-const SIGBUS: u32 = 7;
+/// A file ends before what was touched of it; and misaligned accesses.
+pub const SIGBUS: u32 = 7;
 const SIGFPE: u32 = 8;
 const SIGKILL: u32 = 9;
 const SIGSEGV: u32 = 11;
@@ -380,11 +381,13 @@ fn terminate(signal: u32, registers: &Registers) -> ! {
 pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
     const SEGV_MAPERR: i32 = 1;
     const SEGV_ACCERR: i32 = 2;
+    const BUS_ADRERR: i32 = 2;
     const PRESENT: u64 = 1;
     let (signal, code) = match fault.vector {
         0 => (SIGFPE, 1),
         1 => (SIGTRAP, 2),
         6 => (SIGILL, 2),
+        14 if fault::is_behind_end(fault) => (SIGBUS, BUS_ADRERR),
         14 if fault.error_code & PRESENT != 0 => (SIGSEGV, SEGV_ACCERR),
         14 if state::memory().is_mapped(fault.cr2) => (SIGSEGV, SEGV_ACCERR),
         14 => (SIGSEGV, SEGV_MAPERR),

@@ -31,7 +31,6 @@ pub extern "C" fn handle(frame: &mut Registers) {
 
 /// The release of Linux that programs see.
 pub const RELEASE: &str = "6.1.0-holm";
-const MAP_ANONYMOUS: u64 = 0x20;
 const O_CREAT_WRONLY_TRUNC: u64 = 0o1101;
 
 fn serve(frame: &Registers) -> SysResult {
@@ -56,10 +55,9 @@ fn serve(frame: &Registers) -> SysResult {
         6 => stat::stat(status::of_link(a)?, b),
         7 => poll::poll(a, b, poll::timeout_ms(c)),
         8 => read_write::seek(a, b, c),
-        9 if d & MAP_ANONYMOUS == 0 => map::map(a, b, c, d, e, frame.r9),
-        9 => memory().map(a, b, c, d, &mut guest()),
+        9 => map::map(a, b, c, d, e, frame.r9),
         10 => memory().protect(a, b, c, &mut guest()),
-        11 => memory().unmap(a, b, &mut guest()),
+        11 => map::unmap(a, b),
         12 => Ok(memory().brk(a, &mut guest())),
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
@@ -94,7 +92,7 @@ fn serve(frame: &Registers) -> SysResult {
             left.told(poll::select(a, b, c, d, left.given))
         }
         24 => threads::yield_now(),
-        25 => memory().remap(a, b, c, d, &mut guest()),
+        25 => map::remap(a, b, c, d),
         26 => memory().synchronise(a, b, c),
         27 => resident(a, b, c),
         28 => memory().advise(a, b, c, &mut guest()),

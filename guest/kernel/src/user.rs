@@ -13,7 +13,7 @@ use crate::{host, state};
 fn access(addr: u64, bytes: u64, write: bool, whole: bool) -> Result<u64, Errno> {
     match state::memory().access(addr, bytes, write, whole, &mut guest()) {
         Ok(bytes) => Ok(bytes),
-        Err(Refusal::Unmapped | Refusal::Protected) => Err(Errno::EFAULT),
+        Err(Refusal::Unmapped | Refusal::Protected | Refusal::BehindEnd) => Err(Errno::EFAULT),
         Err(Refusal::NoMemory) => out_of_memory(addr),
     }
 }

@@ -29,9 +29,9 @@
 //!
 //! The page tables can be read by the user at [`TABLES_ALIAS`].
 //!
-//! Beside this there is the *sparse space*: two windows of virtual addresses, far above, in which
-//! nothing is mapped at first. The library OS backs it with frames of program memory when it is
-//! touched, by way of the stub.
+//! Beside this there is the *sparse space*: all virtual addresses from [`SPARSE_START`] on that a process
+//! of Linux can have, in which nothing is mapped at first. The library OS backs it with pages of program
+//! memory when it is touched, by way of the stub.
 //!
 //! A hostcall is: fill in the call page, `int3` at the gate. The stub answers with one `out` to
 //! [`HOSTCALL_PORT`], which is the exit; the host reads the call page once, validates the copy, acts
@@ -66,8 +66,10 @@ pub const STUB_ADDR: u64 = 0x8000;
 pub const STUB_ENTRY_BYTES: u64 = 16;
 /// Where the hostcall gate leads.
 pub const STUB_HOSTCALL_ADDR: u64 = STUB_ADDR + 0x200;
-/// What the stub's page gate checks against, written by the host: see [`StubBounds`].
+/// What the stub's page gate checks against, written by the host: [`OperationBounds`] of each operation.
 pub const STUB_BOUNDS_ADDR: u64 = STUB_SCRATCH_ADDR;
+/// CR3, for the PVH entry, which has no host to set it.
+pub const STUB_CR3_ADDR: u64 = STUB_SCRATCH_ADDR + 0xF00;
 /// All memory below is for the supervisor only.
 pub const USER_START: u64 = 0x1_0000;
 /// The boot page.
@@ -104,18 +106,20 @@ pub const PROGRAM_ADDR: u64 = KERNEL_END;
 /// Bytes below the program's stack that are never mapped and never given out.
 pub const STACK_GUARD_BYTES: u64 = 16 * PAGE_BYTES;
 
-/// First addresses of the windows of the sparse space; each is [`WINDOW_BYTES`] long. The first holds
-/// the addresses at which the Go runtime wants its heap, the second ends where a process's mappings on
-/// Linux begin.
-pub const WINDOWS: [u64; 2] = [1 << 39, 255 << 39];
-/// Where the page tables are seen by CPL 3, read only.
-pub const TABLES_ALIAS: u64 = 254 << 39;
-/// Bytes of one window: what one entry of the highest page table covers.
-pub const WINDOW_BYTES: u64 = 1 << 39;
+/// Where the page tables are seen by CPL 3, read only: within the reach of one directory.
+pub const TABLES_ALIAS: u64 = SPARSE_START - DIRECTORY_REACH_BYTES;
+/// The sparse space, above all of the guest's physical memory.
+pub const SPARSE_START: u64 = 16 << 30;
+/// The end of what a process of Linux can have.
+pub const SPARSE_END: u64 = LOWER_HALF_BYTES - PAGE_BYTES;
 /// Bytes that one leaf page table maps.
 pub const TABLE_REACH_BYTES: u64 = 512 * PAGE_BYTES;
-/// Bytes of one window's directories.
-pub const WINDOW_DIRECTORIES_BYTES: u64 = WINDOW_BYTES / TABLE_REACH_BYTES * 8;
+/// Bytes that one directory of leaf page tables leads to.
+pub const DIRECTORY_REACH_BYTES: u64 = 512 * TABLE_REACH_BYTES;
+/// Bytes that one table of pointers to directories leads to: what one entry of the highest page table covers.
+pub const POINTERS_REACH_BYTES: u64 = 512 * DIRECTORY_REACH_BYTES;
+/// All addresses that the tables of pointers lead to.
+pub const LOWER_HALF_BYTES: u64 = 1 << 47;
 
 /// Exception vector of a hostcall: `int3` at the kernel image's symbol `hostcall_gate`.
 pub const HOSTCALL_VECTOR: u8 = 3;
@@ -180,7 +184,9 @@ pub struct BootPage {
     pub program_start: u64,
     /// The page table entries: that of page `n` of the identity mapping is `8 * n` further.
     pub tables: u64,
-    /// The directories of the sparse space: for each window [`WINDOW_DIRECTORIES_BYTES`] of entries.
+    /// The pointers of the sparse space: an entry for each directory there could be from address 0 on.
+    pub sparse_pointers: u64,
+    /// Directories for the sparse space, all zero at the start. Its tables come right after them.
     pub sparse_directories: u64,
     /// Leaf tables for the sparse space, all zero at the start.
     pub sparse_tables: u64,
@@ -207,19 +213,20 @@ pub mod boot_flags {
     pub const SHARED: u32 = 2;
 }
 
-/// The slots that the stub's page gate may touch, at [`STUB_BOUNDS_ADDR`]: first and one past the last
-/// of each kind, as addresses.
+/// What the stub's page gate allows an operation.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct StubBounds {
-    /// The entries of program memory.
-    pub program: [u64; 2],
-    /// The sparse tables.
-    pub tables: [u64; 2],
-    /// The sparse directories.
-    pub directories: [u64; 2],
-    /// Not the stub's: CR3, for the PVH entry, which has no host to set it.
-    pub cr3: u64,
+pub struct OperationBounds {
+    /// The first slot that may be written, and one past the last, as addresses.
+    pub slots: [u64; 2],
+    /// The same for what rsi says.
+    pub sources: [u64; 2],
+    /// Bits that rsi may not have.
+    pub source_mask: u64,
+    /// What an entry is given beside an address.
+    pub bits: u64,
+    /// Unused, zero.
+    pub reserved: [u64; 2],
 }
 
 /// What the stub (or, for a preemption, the host) says of the program when it sends the vCPU to the
@@ -319,21 +326,27 @@ pub struct CpuidEntry {
     pub edx: u32,
 }
 
-/// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address.
+/// What the stub's page gate does, by the number in rdx. Slots are entries of page tables, by address: the
+/// first is in rdi, their number in rcx. [`OperationBounds`] says which.
 pub mod page_operation {
-    /// rdi = first slot, rcx = count: backed pages become inaccessible.
+    /// Pages of program memory become inaccessible.
     pub const CLOSE: u64 = 0;
-    /// The same: read only.
+    /// They become read only.
     pub const READ: u64 = 1;
-    /// The same: read and write.
+    /// They become readable and writable.
     pub const WRITE: u64 = 2;
-    /// rdi = first slot in the sparse tables, rsi = first slot of program memory, rcx = count: the one
-    /// becomes what the other is.
-    pub const MAP: u64 = 3;
-    /// rdi = first slot in the sparse tables, rcx = count: nothing is there any more.
-    pub const UNMAP: u64 = 4;
-    /// rdi = slot in the sparse directories, rsi = one of the sparse tables: links it.
-    pub const LINK: u64 = 5;
+    /// To be added to these, for backed pages of the sparse space.
+    pub const SPARSE: u64 = 3;
+    /// Slots of the sparse pages tables become empty, those of its directories and pointers included.
+    pub const UNMAP: u64 = 6;
+    /// Slots of the sparse tables become what those of program memory from rsi on are.
+    pub const MAP: u64 = 7;
+    /// A slot of the pointers leads to the directory at rsi.
+    pub const LINK_DIRECTORY: u64 = 8;
+    /// A slot of a directory leads to the table at rsi.
+    pub const LINK_TABLE: u64 = 9;
+    /// How many there are.
+    pub const COUNT: u64 = 10;
 }
 
 /// The arguments and the result of a hostcall, on the call page.
@@ -534,7 +547,9 @@ pub struct Door {
 }
 
 const _: () = {
-    assert!(size_of::<BootPage>() == 184);
+    assert!(size_of::<BootPage>() == 192);
+    assert!(size_of::<OperationBounds>() == 64);
+    assert!(STUB_BOUNDS_ADDR + page_operation::COUNT * 64 <= STUB_CR3_ADDR);
     assert!(size_of::<CallPage>() == 72);
     assert!(size_of::<FaultPage>() == 56 && size_of::<Registers>() == 160);
     assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= NEWS_ADDR);

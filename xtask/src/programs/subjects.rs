@@ -131,7 +131,13 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     Subject {
         name: "sqlite",
         source: Source::C("sqlite", &["-lsqlite3", "-lm", "-lpthread", "-ldl"]),
-        asks: &[get("/"), get("/memory"), get("/tmp")],
+        asks: &[
+            get("/"),
+            get("/memory"),
+            get("/tmp"),
+            get("/wal"),
+            get("/shm"),
+        ],
     },
     Subject {
         name: "lua",

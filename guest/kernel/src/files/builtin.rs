@@ -34,6 +34,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/dev/full", Device(Object::Null)),
     ("/dev/null", Device(Object::Null)),
     ("/dev/random", Device(Object::Random)),
+    ("/dev/shm", Empty),
     ("/dev/stderr", Device(Object::Log)),
     ("/dev/stdin", Device(Object::Stdin)),
     ("/dev/stdout", Device(Object::Log)),
@@ -212,7 +213,7 @@ fn meminfo(to: &mut Content) -> fmt::Result {
 }
 
 fn mounts(to: &mut Content) -> fmt::Result {
-    to.write_str("holm / holm ro 0 0\ntmpfs /tmp tmpfs rw 0 0\nproc /proc proc ro 0 0\n")
+    to.write_str("holm / holm ro 0 0\ntmpfs /tmp tmpfs rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nproc /proc proc ro 0 0\n")
 }
 
 fn limits(to: &mut Content) -> fmt::Result {

@@ -90,7 +90,7 @@ pub fn set_attributes(directory: u64, path: u64, mode: Option<u64>) -> SysResult
     let found = find(&path)?;
     let Some(number) = state::temporary().find(path.as_bytes()) else {
         return match found {
-            Found::Directory if path.as_bytes() == temporary::ROOT => Ok(0),
+            Found::Directory if temporary::is_root(path.as_bytes()) => Ok(0),
             _ => Err(Errno::EROFS),
         };
     };
@@ -144,7 +144,7 @@ pub fn set_times(directory: u64, path: u64, times: u64, flags: u64) -> SysResult
         )?;
         find(&path)?;
         let number = state::temporary().find(path.as_bytes());
-        if number.is_none() && path.as_bytes() != temporary::ROOT {
+        if number.is_none() && !temporary::is_root(path.as_bytes()) {
             return Err(Errno::EROFS);
         }
         number

@@ -1,6 +1,6 @@
 //! From a path to what is there.
 //!
-//! Three places hold files: /tmp (writable, in memory), the artifact (read only) and the built-in entries,
+//! Three places hold files: /tmp and /dev/shm (writable, in memory), the artifact (read only) and the built-in entries,
 //! looked up in this order.
 
 use holm_hostcall::tree;
@@ -205,10 +205,9 @@ pub(super) fn is_directory(path: &[u8]) -> bool {
         || builtin::is_directory(path)
 }
 
-/// Whether a path is that of /tmp, or of something in it.
+/// Whether a path is that of /tmp or /dev/shm, or of something in it.
 pub(super) fn is_in_tmp(path: &Path) -> bool {
-    let bytes = path.as_bytes();
-    bytes == temporary::ROOT || below(bytes, temporary::ROOT).is_some()
+    temporary::root_of(path.as_bytes()).is_some()
 }
 
 /// Why nothing is at a path.
@@ -223,12 +222,13 @@ pub(super) fn missing(path: &Path) -> Errno {
     }
 }
 
-/// Where a new file may be: in a directory of /tmp.
+/// Where a new file may be: in a directory of /tmp or /dev/shm.
 pub(super) fn room_for(path: &Path) -> Result<(), Errno> {
-    let is_there = is_directory(path.parent());
-    match below(path.as_bytes(), temporary::ROOT) {
-        _ if !is_there => Err(missing(path)),
-        None => Err(Errno::EROFS),
-        Some(_) => Ok(()),
+    if !is_directory(path.parent()) {
+        return Err(missing(path));
+    }
+    match is_in_tmp(path) && !temporary::is_root(path.as_bytes()) {
+        true => Ok(()),
+        false => Err(Errno::EROFS),
     }
 }

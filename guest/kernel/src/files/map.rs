@@ -1,29 +1,95 @@
-//! Files as memory.
+//! Files as memory, and the calls that may end a mapping of one.
 
-use super::Object;
+use holm_hostcall::PAGE_BYTES;
+
 use super::read_write::read_at;
+use super::{O_ACCESS, O_RDWR, O_WRONLY, Object};
 use crate::errno::{Errno, SysResult};
-use crate::memory::guest;
+use crate::memory::{Share, guest};
 use crate::{state, user};
 
-/// `mmap` of a file: a copy. What is written to it stays with the program.
+const PROT_READ_WRITE: u64 = 3;
+const PROT_WRITE: u64 = 2;
+const MAP_SHARED: u64 = 1;
+const MAP_SHARED_VALIDATE: u64 = 3;
+const MAP_TYPE: u64 = 15;
+const MAP_ANONYMOUS: u64 = 0x20;
+
+/// `mmap`
 pub fn map(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u64) -> SysResult {
-    const PROT_READ_WRITE: u64 = 3;
-    const PROT_WRITE: u64 = 2;
-    const MAP_SHARED: u64 = 1;
-    const MAP_TYPE: u64 = 15;
-    const MAP_ANONYMOUS: u64 = 0x20;
-    match state::files().get(descriptor)?.object {
-        Object::File(_) | Object::Brought(_) | Object::Made(_) => {}
-        _ => return Err(Errno::ENODEV),
-    }
-    if flags & MAP_TYPE == MAP_SHARED && prot & PROT_WRITE != 0 {
-        // Nobody would see what is written.
-        return Err(Errno::ENODEV);
-    }
-    if !at.is_multiple_of(holm_hostcall::PAGE_BYTES) {
+    if !at.is_multiple_of(PAGE_BYTES) {
         return Err(Errno::EINVAL);
     }
+    let mapped = match flags & MAP_ANONYMOUS {
+        0 => map_file(hint, bytes, prot, flags, descriptor, at),
+        _ => state::memory().map(hint, bytes, prot, flags, &mut guest()),
+    };
+    let_go_of_unmapped();
+    mapped
+}
+
+/// `munmap`
+pub fn unmap(start: u64, bytes: u64) -> SysResult {
+    let unmapped = state::memory().unmap(start, bytes, &mut guest());
+    let_go_of_unmapped();
+    unmapped
+}
+
+/// `mremap`
+pub fn remap(start: u64, old_bytes: u64, new_bytes: u64, flags: u64) -> SysResult {
+    let moved = state::memory().remap(start, old_bytes, new_bytes, flags, &mut guest());
+    let_go_of_unmapped();
+    moved
+}
+
+/// Files of which the last mapping has gone may be gone themselves.
+fn let_go_of_unmapped() {
+    if state::memory().has_lost_file() {
+        state::temporary().unmapped();
+    }
+}
+
+fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u64) -> SysResult {
+    let open = state::files().get(descriptor)?;
+    if open.is_name() {
+        return Err(Errno::EBADF);
+    }
+    if bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let is_shared = matches!(flags & MAP_TYPE, MAP_SHARED | MAP_SHARED_VALIDATE);
+    let refuses = match open.object {
+        Object::File(_) | Object::Brought(_) | Object::Made(_) => {
+            let may_write = open.access() == O_RDWR;
+            matches!(open.access(), O_WRONLY | O_ACCESS)
+                || is_shared && prot & PROT_WRITE != 0 && !may_write
+        }
+        _ => return Err(Errno::ENODEV),
+    };
+    match open.object {
+        _ if refuses => Err(Errno::EACCES),
+        Object::File(file) if is_shared => {
+            let end = at.checked_add(bytes).ok_or(Errno::EOVERFLOW)?;
+            u32::try_from(end / PAGE_BYTES).map_err(|_| Errno::EOVERFLOW)?;
+            let share = Share {
+                file,
+                may_write: open.access() == O_RDWR,
+                page: (at / PAGE_BYTES) as u32,
+            };
+            state::temporary().map(file);
+            let mapped = state::memory().map_file(hint, bytes, prot, flags, share, &mut guest());
+            if mapped.is_err() {
+                state::temporary().unmapped();
+            }
+            mapped
+        }
+        _ => map_copy(hint, bytes, prot, flags, descriptor, at),
+    }
+}
+
+/// A copy: what is written to it stays with the program, and what others write to the file is not seen, which
+/// is as good where nobody can.
+fn map_copy(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u64) -> SysResult {
     let memory = state::memory;
     let start = memory().map(
         hint,

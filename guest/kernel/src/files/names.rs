@@ -76,23 +76,26 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
         return Err(Errno::EINVAL);
     }
     // With AT_EMPTY_PATH it may be the descriptor of a file.
-    let (number, in_tmp) = match flags & AT_EMPTY_PATH != 0 && user::path(from)?.is_empty() {
-        true => (node_of(from_at)?, true),
+    let (number, root) = match flags & AT_EMPTY_PATH != 0 && user::path(from)?.is_empty() {
+        true => (node_of(from_at)?, None),
         false => {
             let follow = Follow::unless(flags & AT_SYMLINK_FOLLOW == 0);
             let path = resolve(from_at, from, follow)?;
-            match find(&path)? {
-                Found::Node(number) => (Some(number), true),
-                _ => (None, is_in_tmp(&path)),
-            }
+            let number = match find(&path)? {
+                Found::Node(number) => Some(number),
+                _ => None,
+            };
+            (number, Some(temporary::root_of(path.as_bytes())))
         }
     };
     let path = new_path(to_at, to)?;
     match number {
         _ if path.is_directory => Err(Errno::ENOENT),
+        _ if root.is_some_and(|root| root != temporary::root_of(path.as_bytes())) => {
+            Err(Errno::EXDEV)
+        }
         // A directory, which has one name.
-        None if in_tmp => Err(Errno::EPERM),
-        None => Err(Errno::EXDEV),
+        None => Err(Errno::EPERM),
         // It has lost its last name.
         Some(number) if state::temporary().node(number).names() == 0 => Err(Errno::ENOENT),
         Some(number) => {
@@ -135,7 +138,7 @@ pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
     match (is_directory, wants_directory) {
         (true, false) => return Err(Errno::EISDIR),
         (false, true) => return Err(Errno::ENOTDIR),
-        _ if path.as_bytes() == temporary::ROOT => return Err(Errno::EBUSY),
+        _ if temporary::is_root(path.as_bytes()) => return Err(Errno::EBUSY),
         (true, true) if state::temporary().has_children(path.as_bytes()) => {
             return Err(Errno::ENOTEMPTY);
         }
@@ -163,7 +166,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         let taken = !from.is_dots && flags & NOREPLACE != 0;
         return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
     }
-    if is_in_tmp(&from) != is_in_tmp(&to) {
+    if temporary::root_of(from.as_bytes()) != temporary::root_of(to.as_bytes()) {
         return Err(Errno::EXDEV);
     }
     let source = find(&from);

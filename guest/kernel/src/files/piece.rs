@@ -35,6 +35,11 @@ impl Piece {
         *self = Piece::NOTHING;
     }
 
+    /// Where it is.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// How much fits.
     pub(super) fn size(&self) -> u64 {
         self.size

@@ -84,7 +84,7 @@ fn of_plain_directory(path: &[u8]) -> Status {
     });
     Status {
         number: number | 1 << 62,
-        mode: if path == temporary::ROOT {
+        mode: if temporary::is_root(path) {
             0o1777
         } else {
             0o555
@@ -128,8 +128,7 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     }
     let path = resolve(directory, path, Follow::Always)?;
     let status = of_path(&path)?;
-    let in_tmp = is_in_tmp(&path) || path.as_bytes() == temporary::ROOT;
-    let writable = in_tmp || status.kind == Kind::Device;
+    let writable = is_in_tmp(&path) || status.kind == Kind::Device;
     let executable = status.kind == Kind::Directory || status.mode & 0o111 != 0;
     match mode {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),

@@ -1,20 +1,24 @@
-//! /tmp: files in the program's own memory, each known by its whole paths.
+//! /tmp and /dev/shm: files in the program's own memory, each known by its whole paths.
 //!
 //! Names and files are two tables, as a file may have several names (hard links). One that has lost all of
-//! them lives on while it is open. Contents lie in one piece of program memory each, which doubles when it
-//! is full; the memory limit is the limit of /tmp.
+//! them lives on while it is open or mapped. Contents lie in one piece of program memory each, which doubles
+//! when it is full; the memory limit is the limit of /tmp. A shared mapping shows the piece itself, and follows
+//! where it goes.
+
+use holm_hostcall::PAGE_BYTES;
 
 use super::paths::{MAX_PATH_BYTES, below};
 use super::piece::{KeptPath, Piece};
 use crate::errno::Errno;
+use crate::memory::{MAX_FILES, guest};
 use crate::{state, time};
 
 /// Most files, directories and links.
-const MAX_NODES: usize = 512;
+const MAX_NODES: usize = MAX_FILES;
 /// Most names of them.
 const MAX_NAMES: usize = 512;
-/// Where writable files are.
-pub const ROOT: &[u8] = b"/tmp";
+/// Where writable files are; a file has all its names in one of them.
+const ROOTS: [&[u8]; 2] = [b"/tmp", b"/dev/shm"];
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub struct Node {
     names: u16,
     /// Descriptors' objects that stand for it.
     open: u16,
+    /// Its number, while a mapping shows its content.
+    mapped: Option<u16>,
     data: Piece,
 }
 
@@ -56,6 +62,7 @@ const UNUSED: Node = Node {
     modified_ns: 0,
     names: 0,
     open: 0,
+    mapped: None,
     data: Piece::NOTHING,
 };
 
@@ -71,7 +78,18 @@ const NO_NAME: Name = Name {
     node: 0,
 };
 
-/// Everything in /tmp.
+/// The one of the two directories that a path is, or lies in.
+pub fn root_of(path: &[u8]) -> Option<&'static [u8]> {
+    let holds = |root: &&[u8]| path == *root || below(path, root).is_some();
+    ROOTS.into_iter().find(holds)
+}
+
+/// Whether a path is one of the two directories.
+pub fn is_root(path: &[u8]) -> bool {
+    ROOTS.contains(&path)
+}
+
+/// Everything in /tmp and /dev/shm.
 pub struct Temporary {
     nodes: [Node; MAX_NODES],
     names: [Name; MAX_NAMES],
@@ -119,31 +137,50 @@ impl Node {
 
     /// Makes the content longer, with zeroes, or shorter.
     pub fn resize(&mut self, size: u64) -> Result<(), Errno> {
+        let before = self.size;
         if size > self.data.size() {
-            let wanted = size.max((self.data.size() * 2).min(state::memory().free_bytes() / 2));
-            let mut bigger = Piece::take(wanted)?;
-            let from = self.content();
-            match bigger.bytes(self.size).len() == from.len() {
-                true => bigger.bytes(self.size).copy_from_slice(from),
-                false => {
-                    bigger.give();
-                    return Err(Errno::EIO);
-                }
-            }
-            self.data.give();
-            self.data = bigger;
-        } else if size < self.size {
-            // What is grown into again is zero.
-            if let Some(gone) = self.data.bytes(self.size).get_mut(size as usize..) {
-                gone.fill(0);
-            }
+            self.move_to_bigger(size)?;
         }
+        // What is grown into is zero, also where a mapping has written behind the end.
+        let page_end = before.next_multiple_of(PAGE_BYTES);
+        let (from, to) = match size < before {
+            true => (size, before),
+            false => (before, page_end.min(size)),
+        };
+        if let Some(gone) = self.data.bytes(to).get_mut(from as usize..) {
+            gone.fill(0);
+        }
+        self.size = size;
+        self.tell_mappings();
         if size == 0 {
             self.data.give();
         }
-        self.size = size;
         self.modified_ns = time::realtime_ns();
         Ok(())
+    }
+
+    fn move_to_bigger(&mut self, size: u64) -> Result<(), Errno> {
+        let wanted = size.max((self.data.size() * 2).min(state::memory().free_bytes() / 2));
+        let mut bigger = Piece::take(wanted)?;
+        let from = self.content();
+        match bigger.bytes(self.size).len() == from.len() {
+            true => bigger.bytes(self.size).copy_from_slice(from),
+            false => {
+                bigger.give();
+                return Err(Errno::EIO);
+            }
+        }
+        let mut old = core::mem::replace(&mut self.data, bigger);
+        self.tell_mappings();
+        old.give();
+        Ok(())
+    }
+
+    /// What shows the content follows it.
+    fn tell_mappings(&self) {
+        if let Some(number) = self.mapped {
+            state::memory().set_file(number, self.data.start(), self.size, &mut guest());
+        }
     }
 }
 
@@ -187,9 +224,9 @@ impl Temporary {
         self.name_at(path).map(|place| self.names[place].node)
     }
 
-    /// Whether a directory is there: /tmp itself, or one that was made.
+    /// Whether a directory is there: one of the two, or one that was made.
     pub fn is_directory(&self, path: &[u8]) -> bool {
-        path == ROOT
+        is_root(path)
             || self
                 .find(path)
                 .is_some_and(|number| self.nodes[usize::from(number)].kind == Kind::Directory)
@@ -276,10 +313,29 @@ impl Temporary {
         self.free_if_unused(number);
     }
 
-    /// Frees a node that neither a name nor a descriptor leads to.
+    /// A mapping is to show the content.
+    pub fn map(&mut self, number: u16) {
+        let node = self.node(number);
+        if node.mapped.is_none() {
+            node.mapped = Some(number);
+            node.tell_mappings();
+        }
+    }
+
+    /// Something that a mapping showed is not there any more: a file of which that was the last is let go.
+    pub fn unmapped(&mut self) {
+        for number in 0..MAX_NODES as u16 {
+            if self.node(number).mapped.is_some() && !state::memory().is_file_mapped(number) {
+                self.node(number).mapped = None;
+                self.free_if_unused(number);
+            }
+        }
+    }
+
+    /// Frees a node that neither a name nor a descriptor nor a mapping leads to.
     pub fn free_if_unused(&mut self, number: u16) {
         let node = self.node(number);
-        if node.open == 0 && node.names == 0 {
+        if node.open == 0 && node.names == 0 && node.mapped.is_none() {
             self.free(number);
         }
     }

@@ -12,9 +12,10 @@ const WORDS: usize = MAX_FRAMES.div_ceil(64);
 /// How much is taken from the arena at a time, if there is as much.
 const PORTION_BYTES: u64 = 16 * FRAME_BYTES;
 
-/// Which frames are free, and which of those are zero.
+/// Which parts of program memory are frames, which of those are free, and which of those are zero.
 pub(super) struct Frames {
     base: u64,
+    all: [u64; WORDS],
     free: [u64; WORDS],
     zero: [u64; WORDS],
     free_count: u64,
@@ -27,6 +28,7 @@ impl Frames {
     pub(super) const fn new() -> Self {
         Frames {
             base: 0,
+            all: [0; WORDS],
             free: [0; WORDS],
             zero: [0; WORDS],
             free_count: 0,
@@ -54,10 +56,19 @@ impl Frames {
             .is_some_and(|word| word >> (index % 64) & 1 != 0)
     }
 
+    /// The frame that an address lies in, if it lies in one.
+    pub(super) fn of(&self, addr: u64) -> Option<u64> {
+        let frame = addr & !(FRAME_BYTES - 1);
+        let index = (frame.checked_sub(self.base)? / FRAME_BYTES) as usize;
+        let is_one = self.all.get(index / 64)? >> (index % 64) & 1 != 0;
+        is_one.then_some(frame)
+    }
+
     /// Frees a frame. `zero`: all of it is zero.
     pub(super) fn give(&mut self, frame: u64, zero: bool) {
         let index = self.index(frame);
         let bit = 1 << (index % 64);
+        self.all[index / 64] |= bit;
         self.free[index / 64] |= bit;
         self.zero[index / 64] &= !bit;
         if zero {

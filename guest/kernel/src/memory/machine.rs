@@ -26,14 +26,18 @@ pub trait Machine {
     fn refused(&mut self, bytes: u64);
     /// The entry in a slot, or in a slot of a directory.
     fn entry(&self, slot: u64) -> u64;
-    /// Changes the protection of `count` entries that lead somewhere; `false` if the stub refuses.
+    /// Changes the protection of `count` pages of program memory; `false` if the stub refuses.
     fn protect(&mut self, slot: u64, count: u64, protection: Protection) -> bool;
+    /// The same for pages of the sparse space, all of which are backed.
+    fn protect_sparse(&mut self, slot: u64, count: u64, protection: Protection) -> bool;
     /// Makes `count` entries of the sparse tables, which are zero, what the ones at `source` are.
     fn map(&mut self, slot: u64, source: u64, count: u64) -> bool;
-    /// Makes `count` entries of the sparse tables zero.
+    /// Makes `count` entries of the sparse tables zero, or one of a directory or a pointer.
     fn unmap(&mut self, slot: u64, count: u64) -> bool;
-    /// Enters a sparse table into a directory.
-    fn link(&mut self, slot: u64, table: u64) -> bool;
+    /// Enters a directory into the pointers.
+    fn link_directory(&mut self, slot: u64, directory: u64) -> bool;
+    /// Enters a table into a directory.
+    fn link_table(&mut self, slot: u64, table: u64) -> bool;
 }
 
 /// The guest itself.
@@ -80,6 +84,10 @@ impl Machine for Guest {
         host::change_pages(slot, 0, protection as u64, count)
     }
 
+    fn protect_sparse(&mut self, slot: u64, count: u64, protection: Protection) -> bool {
+        host::change_pages(slot, 0, operation::SPARSE + protection as u64, count)
+    }
+
     fn map(&mut self, slot: u64, source: u64, count: u64) -> bool {
         host::change_pages(slot, source, operation::MAP, count)
     }
@@ -88,7 +96,11 @@ impl Machine for Guest {
         host::change_pages(slot, 0, operation::UNMAP, count)
     }
 
-    fn link(&mut self, slot: u64, table: u64) -> bool {
-        host::change_pages(slot, table, operation::LINK, 0)
+    fn link_directory(&mut self, slot: u64, directory: u64) -> bool {
+        host::change_pages(slot, directory, operation::LINK_DIRECTORY, 1)
+    }
+
+    fn link_table(&mut self, slot: u64, table: u64) -> bool {
+        host::change_pages(slot, table, operation::LINK_TABLE, 1)
     }
 }

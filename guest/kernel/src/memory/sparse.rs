@@ -1,55 +1,36 @@
 //! The sparse space: addresses far above program memory, which cost nothing until they are touched.
 //!
 //! A reservation is an entry in a list. The first touch of a page is a fault that the stub hands to
-//! the library OS, which backs the aligned [`FRAME_BYTES`] around it with a frame of program memory:
-//! the entries of the frame's own pages are copied into the sparse page tables. A page is in one of
-//! three states, as its entry tells:
+//! the library OS. A page of the program's own is backed with the aligned [`FRAME_BYTES`] around it by a frame
+//! of program memory: the entries of the frame's own pages are copied into the sparse page tables. One of a
+//! file leads to the file's content itself. A page is in one of three states, as its entry tells:
 //!
 //! ```text
 //!   0: never touched, or given up ──fault──▶ backed, accessible ◀──protect──▶ backed, closed (not present)
 //!       ▲──────────────────────unmap, MADV_DONTNEED────┴─────────────────────────────┘
 //! ```
-//! All entries of one aligned stretch lead into the same frame, and the frame is free again when the
-//! last of them is zero.
+//! All entries of one aligned stretch that lead into a frame lead into the same one, and the frame is free
+//! again when the last of them is zero.
 
-use holm_hostcall::{
-    PAGE_BYTES, TABLE_REACH_BYTES, WINDOW_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS,
-};
+use holm_hostcall::{BootPage, PAGE_BYTES, TABLE_REACH_BYTES};
 
 use super::arena::Arena;
+use super::files::MappedFiles;
 use super::frames::{FRAME_BYTES, Frames};
 use super::machine::{Machine, Protection};
+use super::regions::{Region, Regions};
+use super::tables::{ADDRESS, Tables, for_each_run, slots};
 use crate::errno::Errno;
 
-/// Most separate mappings.
-const MAX_REGIONS: usize = 4096;
 /// Most frames that a program which touches its memory in order is given at one fault.
 const MAX_RUN: u64 = 32;
+/// Most pages of a file that are mapped at one fault.
+const MAX_FILE_RUN: u64 = 256;
 /// MADV_DONTNEED of no more than this zeroes what is backed instead of taking it away.
 const MAX_ZEROED_BYTES: u64 = 4 * FRAME_BYTES;
 /// How far a mapping in use is backed beyond what has been touched, before the snapshot.
 const AHEAD_BYTES: u64 = 16 << 20;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PRESENT: u64 = 1;
-const GIB: u64 = 1 << 30;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Region {
-    start: u64,
-    end: u64,
-    protection: Protection,
-    /// Whether it counts as memory that the program was promised, once it may be written.
-    promised: bool,
-}
-
-impl Region {
-    /// Whether nothing lies between it and a next one, and they are alike.
-    fn goes_on_in(&self, next: &Region) -> bool {
-        self.end == next.start
-            && self.protection == next.protection
-            && self.promised == next.promised
-    }
-}
 
 /// Why a page cannot be backed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +39,8 @@ pub enum Refusal {
     Unmapped,
     /// It has, but may not do that.
     Protected,
+    /// It has a file there, which ends before.
+    BehindEnd,
     /// The memory limit is reached.
     NoMemory,
 }
@@ -68,187 +51,39 @@ pub(super) struct Backing<'a> {
     pub(super) frames: &'a mut Frames,
     /// Where more come from.
     pub(super) arena: &'a mut Arena,
+    /// The files that are mapped.
+    pub(super) files: &'a MappedFiles,
 }
 
 /// The sparse space.
 pub(super) struct Sparse {
-    regions: [Region; MAX_REGIONS],
-    count: usize,
-    directories: u64,
-    next_table: u64,
-    tables_end: u64,
-    /// For each GiB of each window whether it has a page table.
-    touched: [[u64; 8]; WINDOWS.len()],
+    pub(super) regions: Regions,
+    pub(super) tables: Tables,
     /// Where the last fault's stretch ended, and how many frames it was given.
     run_end: u64,
     run: u64,
 }
 
-/// Whether an address lies in the sparse space.
-pub(super) fn is_sparse(addr: u64) -> bool {
-    window(addr).is_some()
-}
-
-fn window(addr: u64) -> Option<usize> {
-    WINDOWS
-        .iter()
-        .position(|start| addr >= *start && addr - start < WINDOW_BYTES)
-}
-
 impl Sparse {
     /// Before the start.
     pub(super) const fn new() -> Self {
-        const NONE: Region = Region {
-            start: 0,
-            end: 0,
-            protection: Protection::None,
-            promised: false,
-        };
         Sparse {
-            regions: [NONE; MAX_REGIONS],
-            count: 0,
-            directories: 0,
-            next_table: 0,
-            tables_end: 0,
-            touched: [[0; 8]; WINDOWS.len()],
+            regions: Regions::new(),
+            tables: Tables::new(),
             run_end: 0,
             run: 0,
         }
     }
 
-    /// Takes over the directories and tables that the host made.
-    pub(super) fn start(&mut self, directories: u64, tables: u64, count: u64) {
-        self.directories = directories;
-        self.next_table = tables;
-        self.tables_end = tables + count * PAGE_BYTES;
-    }
-
-    fn all(&self) -> &[Region] {
-        &self.regions[..self.count]
-    }
-
-    /// Calls `each` with every mapping.
-    pub(super) fn for_each_mapping(&self, each: &mut impl FnMut(u64, u64, Protection)) {
-        for region in self.all() {
-            each(region.start, region.end, region.protection);
-        }
-    }
-
-    /// The region that holds `addr`, if any.
-    fn at(&self, addr: u64) -> Option<Region> {
-        let at = self.all().partition_point(|region| region.end <= addr);
-        let region = self.all().get(at)?;
-        (region.start <= addr).then_some(*region)
+    /// Takes over the page tables that the host made.
+    pub(super) fn start(&mut self, boot: &BootPage) {
+        self.tables.start(boot);
     }
 
     /// Bytes that the program was promised and may write, backed or not.
     pub(super) fn committed_bytes(&self) -> u64 {
-        let writable = |region: &&Region| region.promised && region.protection == Protection::Write;
-        let bytes = |region: &Region| region.end - region.start;
-        self.all().iter().filter(writable).map(bytes).sum()
-    }
-
-    /// End of the mapped range that begins at `addr`, whatever its protection; `addr` if there is none.
-    pub(super) fn mapped_until(&self, addr: u64) -> u64 {
-        let mut end = addr;
-        let from = self.all().partition_point(|region| region.end <= addr);
-        for region in &self.all()[from..] {
-            if region.start > end {
-                break;
-            }
-            end = region.end;
-        }
-        end
-    }
-
-    /// Whether nothing is mapped in a range, which lies in one window.
-    pub(super) fn is_free(&self, start: u64, bytes: u64) -> bool {
-        let Some(end) = start.checked_add(bytes) else {
-            return false;
-        };
-        let at = self.all().partition_point(|region| region.end <= start);
-        window(start).is_some_and(|window| end - WINDOWS[window] <= WINDOW_BYTES)
-            && self.all().get(at).is_none_or(|region| region.start >= end)
-    }
-
-    /// The lowest free range of `bytes` bytes in the window for mappings without a wish.
-    pub(super) fn gap(&self, bytes: u64) -> Option<u64> {
-        let window = WINDOWS[1];
-        let mut start = window;
-        for region in self.all().iter().filter(|region| region.end > window) {
-            if region.start.saturating_sub(start) >= bytes {
-                break;
-            }
-            // A frame of its own for each mapping, and with it a gap between most of them.
-            start = (region.end + PAGE_BYTES).next_multiple_of(FRAME_BYTES);
-        }
-        let end = start.checked_add(bytes)?;
-        (end < window + WINDOW_BYTES).then_some(start)
-    }
-
-    /// Enters a mapping; nothing is mapped there.
-    pub(super) fn insert(
-        &mut self,
-        start: u64,
-        end: u64,
-        protection: Protection,
-        promised: bool,
-    ) -> Result<(), Errno> {
-        let at = self.all().partition_point(|region| region.start < start);
-        let new = Region {
-            start,
-            end,
-            protection,
-            promised,
-        };
-        if at > 0 && self.regions[at - 1].goes_on_in(&new) {
-            self.regions[at - 1].end = end;
-            self.join(at - 1);
-            return Ok(());
-        }
-        if self.count == MAX_REGIONS {
-            return Err(Errno::ENOMEM);
-        }
-        self.regions.copy_within(at..self.count, at + 1);
-        self.regions[at] = new;
-        self.count += 1;
-        self.join(at);
-        Ok(())
-    }
-
-    /// Makes a region one with the next, if nothing lies between them and they are alike.
-    fn join(&mut self, at: usize) {
-        if at + 1 < self.count && self.regions[at].goes_on_in(&self.regions[at + 1]) {
-            self.regions[at].end = self.regions[at + 1].end;
-            self.remove(at + 1);
-        }
-    }
-
-    fn remove(&mut self, at: usize) {
-        self.regions.copy_within(at + 1..self.count, at);
-        self.count -= 1;
-    }
-
-    /// Cuts the regions at both ends of a range, so that none reaches over an end.
-    fn cut(&mut self, start: u64, end: u64) -> Result<core::ops::Range<usize>, Errno> {
-        for edge in [start, end] {
-            let at = self.all().partition_point(|region| region.end <= edge);
-            let Some(region) = self.all().get(at).copied() else {
-                continue;
-            };
-            if region.start < edge {
-                if self.count == MAX_REGIONS {
-                    return Err(Errno::ENOMEM);
-                }
-                self.regions.copy_within(at..self.count, at + 1);
-                self.count += 1;
-                self.regions[at].end = edge;
-                self.regions[at + 1].start = edge;
-            }
-        }
-        let first = self.all().partition_point(|region| region.end <= start);
-        let last = self.all().partition_point(|region| region.start < end);
-        Ok(first..last)
+        let committed = self.regions.all().iter().filter(|one| one.is_committed());
+        committed.map(|region| region.end - region.start).sum()
     }
 
     /// `munmap`
@@ -259,13 +94,11 @@ impl Sparse {
         frames: &mut Frames,
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
-        let range = self.cut(start, end)?;
-        let some = !range.is_empty();
-        self.regions.copy_within(range.end..self.count, range.start);
-        self.count -= range.len();
-        if some {
-            self.drop_pages(start, end, frames, machine);
+        if self.regions.parts(start, end).next().is_none() {
+            return Ok(());
         }
+        self.regions.remove(start, end)?;
+        self.drop_pages(start, end, frames, machine);
         Ok(())
     }
 
@@ -277,27 +110,25 @@ impl Sparse {
         protection: Protection,
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
-        let range = self.cut(start, end)?;
-        if self.regions[range.clone()]
-            .iter()
-            .any(|region| region.protection != protection)
-        {
-            self.for_each_table(start, end, machine, |machine, slot, count, _| {
+        let forbids = |part: Region| part.share.is_some_and(|share| !share.may_write);
+        let is_so = |part: Region| part.protection == protection;
+        if protection == Protection::Write && self.regions.parts(start, end).any(forbids) {
+            return Err(Errno::EACCES);
+        }
+        if self.regions.parts(start, end).all(is_so) {
+            return Ok(());
+        }
+        self.regions.protect(start, end, protection)?;
+        self.tables
+            .for_each(start, end, machine, |machine, slot, count, _| {
                 for_each_run(machine, slot, count, |machine, slot, count| {
-                    machine.protect(slot, count, protection);
+                    machine.protect_sparse(slot, count, protection);
                 });
             });
-        }
-        for region in &mut self.regions[range.clone()] {
-            region.protection = protection;
-        }
-        for at in (range.start.saturating_sub(1)..range.end).rev() {
-            self.join(at);
-        }
         Ok(())
     }
 
-    /// MADV_DONTNEED: what is read next is zero.
+    /// MADV_DONTNEED: what is read next is zero, or what the file has.
     pub(super) fn forget(
         &mut self,
         start: u64,
@@ -305,117 +136,83 @@ impl Sparse {
         frames: &mut Frames,
         machine: &mut impl Machine,
     ) {
-        let alike = self
-            .at(start)
-            .is_some_and(|region| region.end >= end && region.protection == Protection::Write);
-        if alike && end - start <= MAX_ZEROED_BYTES {
-            // Page tables that stay as they are make the next reset cheap.
-            self.for_each_table(start, end, machine, |machine, slot, count, _| {
-                for slot in slots(slot, count) {
-                    let entry = machine.entry(slot);
-                    if entry != 0 {
-                        machine.zero(entry & ADDRESS, PAGE_BYTES);
-                    }
-                }
-            });
-        } else {
-            self.drop_pages(start, end, frames, machine);
-        }
-    }
-
-    /// Calls `each` for every page table that maps a part of a range: first slot, number of slots, and
-    /// the address of the first.
-    fn for_each_table<M: Machine>(
-        &self,
-        start: u64,
-        end: u64,
-        machine: &mut M,
-        mut each: impl FnMut(&mut M, u64, u64, u64),
-    ) {
-        let mut at = start;
-        while at < end {
-            let Some(window) = window(at) else { return };
-            let offset = at - WINDOWS[window];
-            let gib = (offset / GIB) as usize;
-            if self.touched[window][gib / 64] >> (gib % 64) & 1 == 0 {
-                at = WINDOWS[window] + (offset / GIB + 1) * GIB;
+        for part in self.regions.parts(start, end) {
+            if part.share.is_some() {
                 continue;
             }
-            let next = (at / TABLE_REACH_BYTES + 1) * TABLE_REACH_BYTES;
-            if let Some(slot) = self.slot(at, machine) {
-                each(machine, slot, (next.min(end) - at) / PAGE_BYTES, at);
+            if part.end - part.start > MAX_ZEROED_BYTES || part.protection != Protection::Write {
+                self.drop_pages(part.start, part.end, frames, machine);
+                continue;
             }
-            at = next;
+            // Page tables that stay as they are make the next reset cheap.
+            self.tables
+                .for_each(part.start, part.end, machine, |machine, slot, count, _| {
+                    for slot in slots(slot, count) {
+                        let entry = machine.entry(slot);
+                        if entry != 0 {
+                            machine.zero(entry & ADDRESS, PAGE_BYTES);
+                        }
+                    }
+                });
         }
-    }
-
-    fn directory_slot(&self, addr: u64) -> Option<u64> {
-        let window = window(addr)?;
-        let entry = (addr - WINDOWS[window]) / TABLE_REACH_BYTES * 8;
-        Some(self.directories + window as u64 * WINDOW_DIRECTORIES_BYTES + entry)
-    }
-
-    /// The slot of a page, if it has a page table.
-    fn slot(&self, addr: u64, machine: &impl Machine) -> Option<u64> {
-        let table = machine.entry(self.directory_slot(addr)?) & ADDRESS;
-        (table != 0).then(|| table + addr % TABLE_REACH_BYTES / PAGE_BYTES * 8)
-    }
-
-    /// The entry of a page; 0 if it is not backed.
-    pub(super) fn entry(&self, addr: u64, machine: &impl Machine) -> u64 {
-        self.slot(addr, machine)
-            .map_or(0, |slot| machine.entry(slot))
-    }
-
-    /// The slot of a page, whose table is made if there is none.
-    fn slot_with_table(&mut self, addr: u64, machine: &mut impl Machine) -> Option<u64> {
-        if let Some(slot) = self.slot(addr, machine) {
-            return Some(slot);
-        }
-        let directory = self.directory_slot(addr)?;
-        if self.next_table == self.tables_end || !machine.link(directory, self.next_table) {
-            return None;
-        }
-        self.next_table += PAGE_BYTES;
-        let window = window(addr)?;
-        let gib = ((addr - WINDOWS[window]) / GIB) as usize;
-        self.touched[window][gib / 64] |= 1 << (gib % 64);
-        self.slot(addr, machine)
     }
 
     /// Takes the backing of a range away.
-    fn drop_pages(
-        &mut self,
-        start: u64,
-        end: u64,
-        frames: &mut Frames,
+    fn drop_pages(&self, start: u64, end: u64, frames: &mut Frames, machine: &mut impl Machine) {
+        self.tables
+            .for_each(start, end, machine, |machine, first, count, addr| {
+                let mut backed = slots(first, count).filter(|slot| machine.entry(*slot) != 0);
+                let Some(low) = backed.next() else { return };
+                let high = backed.last().unwrap_or(low);
+                // Before the entries are gone: which frames will be in use no more.
+                let mut at = addr & !(FRAME_BYTES - 1);
+                let stretch_end = addr + count * PAGE_BYTES;
+                let table = first - (addr % TABLE_REACH_BYTES) / PAGE_BYTES * 8;
+                while at < stretch_end {
+                    let stretch = table + at % TABLE_REACH_BYTES / PAGE_BYTES * 8;
+                    let (mut frame, mut kept) = (None, false);
+                    for slot in slots(stretch, FRAME_BYTES / PAGE_BYTES) {
+                        if let Some(found) = frames.of(machine.entry(slot) & ADDRESS) {
+                            frame = Some(found);
+                            kept |= slot < low || slot > high;
+                        }
+                    }
+                    if let Some(frame) = frame.filter(|_| !kept) {
+                        frames.give(frame, false);
+                    }
+                    at += FRAME_BYTES;
+                }
+                machine.unmap(low, (high - low) / 8 + 1);
+            });
+    }
+
+    /// A file's content lies elsewhere now, or the file is shorter: what is mapped of it follows.
+    pub(super) fn follow(
+        &self,
+        file: u16,
+        arena: &Arena,
+        files: &MappedFiles,
         machine: &mut impl Machine,
     ) {
-        self.for_each_table(start, end, machine, |machine, first, count, addr| {
-            let mut backed = slots(first, count).filter(|slot| machine.entry(*slot) != 0);
-            let Some(low) = backed.next() else { return };
-            let high = backed.last().unwrap_or(low);
-            // Before the entries are gone: which frames will be in use no more.
-            let mut at = addr & !(FRAME_BYTES - 1);
-            let stretch_end = addr + count * PAGE_BYTES;
-            let table = first - (addr % TABLE_REACH_BYTES) / PAGE_BYTES * 8;
-            while at < stretch_end {
-                let stretch = table + at % TABLE_REACH_BYTES / PAGE_BYTES * 8;
-                let (mut frame, mut kept) = (0, false);
-                for slot in slots(stretch, FRAME_BYTES / PAGE_BYTES) {
-                    let entry = machine.entry(slot);
-                    if entry != 0 {
-                        frame = entry & ADDRESS & !(FRAME_BYTES - 1);
-                        kept |= slot < low || slot > high;
-                    }
-                }
-                if frame != 0 && !kept {
-                    frames.give(frame, false);
-                }
-                at += FRAME_BYTES;
-            }
-            machine.unmap(low, (high - low) / 8 + 1);
-        });
+        let of_file = |region: &&Region| region.share.is_some_and(|share| share.file == file);
+        for region in self.regions.all().iter().filter(of_file) {
+            self.tables.for_each(
+                region.start,
+                region.end,
+                machine,
+                |machine, slot, count, at| {
+                    for_each_run(machine, slot, count, |machine, first, count| {
+                        machine.unmap(first, count);
+                        let page = region.page_at(at).unwrap_or(0) + (first - slot) / 8;
+                        let left = files.pages(file).saturating_sub(page).min(count);
+                        if left > 0 {
+                            let to = files.page(file, page);
+                            map(machine, first, arena.slot(to), left, region.protection);
+                        }
+                    });
+                },
+            );
+        }
     }
 
     /// Backs the page at `addr`, which the program wants to read or write, and what lies around it.
@@ -426,11 +223,14 @@ impl Sparse {
         backing: &mut Backing<'_>,
         machine: &mut impl Machine,
     ) -> Result<(), Refusal> {
-        let region = self.at(addr).ok_or(Refusal::Unmapped)?;
+        let region = self.regions.at(addr).ok_or(Refusal::Unmapped)?;
         match region.protection {
             Protection::None => return Err(Refusal::Protected),
             Protection::Read if write => return Err(Refusal::Protected),
             _ => {}
+        }
+        if region.share.is_some() {
+            return self.back_file(addr, region, backing, machine);
         }
         let stretch = addr & !(FRAME_BYTES - 1);
         let want = match stretch == self.run_end {
@@ -455,17 +255,16 @@ impl Sparse {
     ) -> Result<u64, Refusal> {
         let start = stretch.max(region.start);
         let slot = self
+            .tables
             .slot_with_table(start, machine)
             .ok_or(Refusal::NoMemory)?;
         let first = slot - (start - stretch) / PAGE_BYTES * 8;
         let in_use = slots(first, FRAME_BYTES / PAGE_BYTES)
-            .map(|slot| machine.entry(slot))
-            .find(|entry| *entry != 0);
+            .find_map(|slot| backing.frames.of(machine.entry(slot) & ADDRESS));
         let table_end = (stretch / TABLE_REACH_BYTES + 1) * TABLE_REACH_BYTES;
         let limit = region.end.min(table_end);
         let frame = match in_use {
-            Some(entry) => {
-                let frame = entry & ADDRESS & !(FRAME_BYTES - 1);
+            Some(frame) => {
                 let end = limit.min(stretch + FRAME_BYTES);
                 self.fill(
                     slot,
@@ -493,11 +292,39 @@ impl Sparse {
         let end = limit.min(stretch + count * FRAME_BYTES);
         let pages = (end - start) / PAGE_BYTES;
         let source = backing.arena.slot(frame + (start - stretch));
-        machine.map(slot, source, pages);
-        if region.protection == Protection::Read {
-            machine.protect(slot, pages, Protection::Read);
-        }
+        map(machine, slot, source, pages, region.protection);
         Ok(count)
+    }
+
+    /// Backs the page at `addr`, which shows one of a file, and those after it as far as that is easy.
+    fn back_file(
+        &mut self,
+        addr: u64,
+        region: Region,
+        backing: &Backing<'_>,
+        machine: &mut impl Machine,
+    ) -> Result<(), Refusal> {
+        let Some((file, page)) = region.share.zip(region.page_at(addr)) else {
+            return Err(Refusal::Unmapped);
+        };
+        let left = backing.files.pages(file.file).saturating_sub(page);
+        if left == 0 {
+            return Err(Refusal::BehindEnd);
+        }
+        let slot = self
+            .tables
+            .slot_with_table(addr, machine)
+            .ok_or(Refusal::NoMemory)?;
+        let addr = addr & !(PAGE_BYTES - 1);
+        let table_end = (addr / TABLE_REACH_BYTES + 1) * TABLE_REACH_BYTES;
+        let most = ((region.end.min(table_end) - addr) / PAGE_BYTES)
+            .min(left)
+            .min(MAX_FILE_RUN);
+        let bare = slots(slot, most).take_while(|slot| machine.entry(*slot) == 0);
+        let count = bare.count() as u64;
+        let source = backing.arena.slot(backing.files.page(file.file, page));
+        map(machine, slot, source, count, region.protection);
+        Ok(())
     }
 
     /// Backs what is not backed of a range within one stretch that has a frame: from `page` of it on.
@@ -517,10 +344,13 @@ impl Sparse {
             if machine.entry(slot) == 0 {
                 let page = page + number * PAGE_BYTES;
                 machine.zero(page, PAGE_BYTES);
-                machine.map(slot, backing.arena.slot(page), 1);
-                if region.protection == Protection::Read {
-                    machine.protect(slot, 1, Protection::Read);
-                }
+                map(
+                    machine,
+                    slot,
+                    backing.arena.slot(page),
+                    1,
+                    region.protection,
+                );
             }
         }
     }
@@ -533,8 +363,13 @@ impl Sparse {
         backing: &mut Backing<'_>,
         machine: &mut impl Machine,
     ) {
-        for at in 0..self.count {
-            let region = self.regions[at];
+        let mut next = 0;
+        while let Some(region) = self.regions.next(next) {
+            next = region.end;
+            if region.share.is_some() {
+                self.back_file_ahead(region, backing, machine);
+                continue;
+            }
             if region.protection != Protection::Write {
                 continue;
             }
@@ -564,10 +399,27 @@ impl Sparse {
         }
     }
 
+    /// The same for all that a region shows of a file.
+    fn back_file_ahead(
+        &mut self,
+        region: Region,
+        backing: &Backing<'_>,
+        machine: &mut impl Machine,
+    ) {
+        let mut at = region.start;
+        while at < region.end && region.protection != Protection::None {
+            let is_backed = self.tables.entry(at, machine) != 0;
+            if !is_backed && self.back_file(at, region, backing, machine).is_err() {
+                return;
+            }
+            at += PAGE_BYTES;
+        }
+    }
+
     /// The first and the last stretch of a region that is backed.
     fn touched(&self, region: Region, machine: &mut impl Machine) -> Option<(u64, u64)> {
         let mut touched = None;
-        self.for_each_table(
+        self.tables.for_each(
             region.start,
             region.end,
             machine,
@@ -583,18 +435,16 @@ impl Sparse {
 
     /// Where in program memory the page at `addr` is, if it is backed.
     pub(super) fn page(&self, addr: u64, machine: &impl Machine) -> Option<u64> {
-        let entry = self.entry(addr, machine);
-        (entry != 0).then_some(entry & ADDRESS & !(PAGE_BYTES - 1))
+        let entry = self.tables.entry(addr, machine);
+        (entry != 0).then_some(entry & ADDRESS)
     }
+}
 
-    /// Whether the mapping at `addr` counts as promised.
-    pub(super) fn is_promised(&self, addr: u64) -> bool {
-        self.at(addr).is_some_and(|region| region.promised)
-    }
-
-    /// The protection of the mapping at `addr`.
-    pub(super) fn protection(&self, addr: u64) -> Option<Protection> {
-        self.at(addr).map(|region| region.protection)
+/// Maps pages of program memory into slots in which nothing is.
+fn map(machine: &mut impl Machine, slot: u64, source: u64, count: u64, protection: Protection) {
+    machine.map(slot, source, count);
+    if protection != Protection::Write {
+        machine.protect_sparse(slot, count, protection);
     }
 }
 
@@ -608,34 +458,6 @@ pub(super) fn is_readable(entry: u64) -> bool {
 pub(super) fn is_writable(entry: u64) -> bool {
     const WRITE: u64 = 1 << 1;
     is_readable(entry) && entry & WRITE != 0
-}
-
-fn slots(first: u64, count: u64) -> impl Iterator<Item = u64> {
-    (0..count).map(move |number| first + number * 8)
-}
-
-/// Calls `each` for the runs of entries that are not zero.
-fn for_each_run<M: Machine>(
-    machine: &mut M,
-    first: u64,
-    count: u64,
-    mut each: impl FnMut(&mut M, u64, u64),
-) {
-    let mut run = None;
-    for slot in slots(first, count) {
-        let backed = machine.entry(slot) != 0;
-        match (backed, run) {
-            (true, None) => run = Some(slot),
-            (false, Some(start)) => {
-                each(machine, start, (slot - start) / 8);
-                run = None;
-            }
-            _ => {}
-        }
-    }
-    if let Some(start) = run {
-        each(machine, start, first / 8 + count - start / 8);
-    }
 }
 
 impl Default for Sparse {

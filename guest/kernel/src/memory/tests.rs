@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::vec::Vec;
 
 use holm_hostcall::{
-    BootPage, PAGE_BYTES, PROGRAM_ADDR, TABLE_REACH_BYTES, WINDOW_DIRECTORIES_BYTES, WINDOWS,
+    BootPage, DIRECTORY_REACH_BYTES, PAGE_BYTES, PROGRAM_ADDR, SPARSE_START, TABLE_REACH_BYTES,
 };
 
 use super::*;
@@ -17,8 +17,9 @@ const MAP_ANONYMOUS: u64 = super::MAP_ANONYMOUS | super::MAP_PRIVATE;
 const MEMORY_BYTES: u64 = 8 << 20;
 const STACK_BYTES: u64 = 128 << 10;
 const TABLES: u64 = 64 << 20;
-const DIRECTORIES: u64 = 128 << 20;
-const SPARSE_TABLES: u64 = 256 << 20;
+const POINTERS: u64 = 128 << 20;
+const DIRECTORIES: u64 = 192 << 20;
+const SPARSE_TABLES: u64 = DIRECTORIES + 16 * PAGE_BYTES;
 const SPARSE_TABLE_COUNT: u64 = 64;
 /// Present, writable, for the user, and for data.
 const USABLE: u64 = 0x8000_0000_0000_0067;
@@ -33,13 +34,11 @@ struct Pages {
 impl Pages {
     /// Where a page of the program's is; none if it may not be touched.
     fn find(&self, addr: u64) -> Option<u64> {
-        let entry = match sparse::is_sparse(addr) {
+        let entry = match is_sparse(addr) {
             true => {
-                let window = WINDOWS.iter().rposition(|start| *start <= addr)?;
-                let directory = DIRECTORIES
-                    + window as u64 * WINDOW_DIRECTORIES_BYTES
-                    + (addr - WINDOWS[window]) / TABLE_REACH_BYTES * 8;
-                let table = self.entry(directory) & ADDRESS;
+                let directory = self.entry(POINTERS + addr / DIRECTORY_REACH_BYTES * 8) & ADDRESS;
+                let at = addr % DIRECTORY_REACH_BYTES / TABLE_REACH_BYTES;
+                let table = self.entry(directory + at * 8) & ADDRESS;
                 self.entry(table + addr % TABLE_REACH_BYTES / PAGE_BYTES * 8)
             }
             false => self.entry(TABLES + addr / PAGE_BYTES * 8),
@@ -78,6 +77,11 @@ impl Machine for Pages {
         true
     }
 
+    fn protect_sparse(&mut self, slot: u64, count: u64, protection: Protection) -> bool {
+        assert!(slot >= SPARSE_TABLES);
+        self.protect(slot, count, protection)
+    }
+
     fn map(&mut self, slot: u64, source: u64, count: u64) -> bool {
         for number in 0..count {
             assert_eq!(self.entry(slot + number * 8), 0, "nothing was there");
@@ -94,9 +98,29 @@ impl Machine for Pages {
         true
     }
 
-    fn link(&mut self, slot: u64, table: u64) -> bool {
-        assert!((DIRECTORIES..SPARSE_TABLES).contains(&slot) && table >= SPARSE_TABLES);
-        self.entries.insert(slot, table | 0x27);
+    fn link_directory(&mut self, slot: u64, directory: u64) -> bool {
+        let first = POINTERS + SPARSE_START / DIRECTORY_REACH_BYTES * 8;
+        assert!((first..DIRECTORIES).contains(&slot));
+        assert!((DIRECTORIES..SPARSE_TABLES).contains(&directory));
+        self.link(slot, directory)
+    }
+
+    fn link_table(&mut self, slot: u64, table: u64) -> bool {
+        assert!((DIRECTORIES..SPARSE_TABLES).contains(&slot));
+        assert!(table >= SPARSE_TABLES);
+        self.link(slot, table)
+    }
+}
+
+impl Pages {
+    fn link(&mut self, slot: u64, to: u64) -> bool {
+        let mut all = (to..to + PAGE_BYTES).step_by(8);
+        assert!(
+            all.all(|slot| self.entry(slot) == 0),
+            "what is linked is empty"
+        );
+        assert_eq!(self.entry(slot), 0, "nothing is lost");
+        self.entries.insert(slot, to | 0x27);
         true
     }
 }
@@ -110,6 +134,7 @@ fn start() -> (Box<Memory>, Pages) {
         brk_start: PROGRAM_ADDR + 16 * PAGE_BYTES,
         stack_start: end - STACK_BYTES,
         tables: TABLES,
+        sparse_pointers: POINTERS,
         sparse_directories: DIRECTORIES,
         sparse_tables: SPARSE_TABLES,
         sparse_table_count: SPARSE_TABLE_COUNT,
@@ -144,6 +169,7 @@ fn boot() -> BootPage {
         reserved: 0,
         program_start: 0,
         tables: 0,
+        sparse_pointers: 0,
         sparse_directories: 0,
         sparse_tables: 0,
         sparse_table_count: 0,
@@ -182,7 +208,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                 known
             };
             let some = |random: &mut dyn FnMut(u64) -> u64| match known.len() as u64 {
-                0 => WINDOWS[1],
+                0 => SPARSE_START,
                 many => known[random(many) as usize],
             };
             let bytes = (1 + random(90)) * PAGE_BYTES;
@@ -192,7 +218,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                         [random(4) as usize];
                     let fixed = random(4) == 0 && !known.is_empty();
                     let hint = if fixed { some(&mut random) } else { 0 };
-                    if fixed && !sparse::is_sparse(hint) {
+                    if fixed && !is_sparse(hint) {
                         continue;
                     }
                     let flags = MAP_ANONYMOUS | if fixed { MAP_FIXED } else { 0 };
@@ -226,10 +252,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                     let answer = memory.protect(start, bytes, prot, &mut machine);
                     let done = answer.is_ok();
                     // Beyond the mappings is the stack, which can be protected too.
-                    assert!(
-                        all_mapped || !done || !sparse::is_sparse(start),
-                        "seed {seed}"
-                    );
+                    assert!(all_mapped || !done || !is_sparse(start), "seed {seed}");
                     // What lies before a hole is changed all the same.
                     let mut whole = true;
                     let changed = page_range(start, bytes).filter(|page| {
@@ -270,7 +293,9 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                                     assert_ne!(*protection, Protection::Write);
                                     break;
                                 }
-                                Err(Refusal::Unmapped) => panic!("seed {seed}: {page:#x} is lost"),
+                                Err(Refusal::Unmapped | Refusal::BehindEnd) => {
+                                    panic!("seed {seed}: {page:#x} is lost")
+                                }
                             }
                         }
                         let place = machine.find(page).expect("backed");
@@ -373,4 +398,158 @@ fn a_program_that_touches_its_memory_in_order_takes_few_faults() {
         memory.back(start + (6 << 20), true, &mut machine),
         Err(Refusal::Unmapped)
     );
+}
+
+#[test]
+fn a_reservation_may_have_nearly_all_addresses_and_tables_come_back_when_there_are_no_others() {
+    let (mut memory, mut machine) = start();
+    let free = memory.free_bytes();
+    let bytes = 127 << 40;
+    let start = memory
+        .map(0, bytes, 0, MAP_ANONYMOUS, &mut machine)
+        .unwrap();
+    assert_eq!(
+        (memory.free_bytes(), machine.entries.len() as u64),
+        (free, MEMORY_BYTES / PAGE_BYTES)
+    );
+    assert_eq!(
+        memory.map(0, 2 << 40, 0, MAP_ANONYMOUS, &mut machine),
+        Err(Errno::ENOMEM)
+    );
+    // More places, far from each other, than there are tables and directories.
+    for number in 0..SPARSE_TABLE_COUNT * 4 {
+        let at = start + number * (300 << 30);
+        memory
+            .protect(at, PAGE_BYTES, PROT_READ | PROT_WRITE, &mut machine)
+            .unwrap();
+        memory.back(at, true, &mut machine).unwrap();
+        assert!(machine.find(at).is_some());
+        memory
+            .map(at, PAGE_BYTES, 0, MAP_ANONYMOUS | MAP_FIXED, &mut machine)
+            .unwrap();
+        assert!(machine.find(at).is_none());
+    }
+    memory.unmap(start, bytes, &mut machine).unwrap();
+    assert_eq!(memory.free_bytes(), free);
+}
+
+/// A file of `pages` pages, whose content is a mapping in program memory.
+fn file(memory: &mut Memory, machine: &mut Pages, pages: u64) -> u64 {
+    let start = memory.map_anonymous(pages * PAGE_BYTES, machine).unwrap();
+    memory.set_file(7, start, pages * PAGE_BYTES - 100, machine);
+    start
+}
+
+fn share(page: u32, may_write: bool) -> Share {
+    Share {
+        file: 7,
+        may_write,
+        page,
+    }
+}
+
+#[test]
+fn mappings_of_a_file_show_its_pages_wherever_they_are() {
+    let (mut memory, mut machine) = start();
+    let content = file(&mut memory, &mut machine, 8);
+    let bytes = 16 * PAGE_BYTES;
+    let first = memory
+        .map_file(0, bytes, 3, MAP_SHARED, share(0, true), &mut machine)
+        .unwrap();
+    let second = memory
+        .map_file(0, bytes, 1, MAP_SHARED, share(2, false), &mut machine)
+        .unwrap();
+    for page in 0..8 {
+        let at = first + page * PAGE_BYTES;
+        if machine.find(at).is_none() {
+            memory.back(at, true, &mut machine).unwrap();
+        }
+        assert_eq!(machine.find(at), Some(content + page * PAGE_BYTES));
+    }
+    assert_eq!(
+        memory.back(first + 8 * PAGE_BYTES, true, &mut machine),
+        Err(Refusal::BehindEnd)
+    );
+    assert_eq!(
+        memory.back(second, true, &mut machine),
+        Err(Refusal::Protected)
+    );
+    memory.back(second, false, &mut machine).unwrap();
+    assert_eq!(
+        memory.sparse.page(second, &machine),
+        Some(content + 2 * PAGE_BYTES)
+    );
+    assert_eq!(
+        memory.protect(second, PAGE_BYTES, 3, &mut machine),
+        Err(Errno::EACCES)
+    );
+    // The file grows and moves, and then is cut.
+    let content = file(&mut memory, &mut machine, 12);
+    assert_eq!(machine.find(first), Some(content));
+    assert_eq!(
+        memory.sparse.page(second, &machine),
+        Some(content + 2 * PAGE_BYTES)
+    );
+    memory
+        .back(first + 11 * PAGE_BYTES, true, &mut machine)
+        .unwrap();
+    memory.set_file(7, content, PAGE_BYTES, &mut machine);
+    assert_eq!(machine.find(first), Some(content));
+    assert_eq!(memory.sparse.page(second, &machine), None);
+    assert_eq!(
+        memory.back(second, false, &mut machine),
+        Err(Refusal::BehindEnd)
+    );
+    // Nothing of the file is a frame, or is lost with a mapping.
+    let free = memory.free_bytes();
+    memory
+        .advise(first, bytes, MADV_DONTNEED, &mut machine)
+        .unwrap();
+    memory.unmap(first, bytes, &mut machine).unwrap();
+    assert!(memory.has_lost_file() && !memory.has_lost_file() && memory.is_file_mapped(7));
+    memory.unmap(second, bytes, &mut machine).unwrap();
+    assert!(!memory.is_file_mapped(7));
+    assert_eq!(memory.free_bytes(), free);
+}
+
+#[test]
+fn a_file_in_the_middle_of_other_memory_leaves_the_frames_around_it_alone() {
+    let (mut memory, mut machine) = start();
+    let content = file(&mut memory, &mut machine, 2);
+    let start = memory
+        .map(
+            0,
+            64 * PAGE_BYTES,
+            3,
+            MAP_ANONYMOUS | MAP_NORESERVE,
+            &mut machine,
+        )
+        .unwrap();
+    let free = memory.free_bytes();
+    memory.back(start, true, &mut machine).unwrap();
+    let frame = machine.find(start).unwrap();
+    let at = start + 3 * PAGE_BYTES;
+    memory
+        .map_file(
+            at,
+            2 * PAGE_BYTES,
+            3,
+            MAP_SHARED | MAP_FIXED,
+            share(0, true),
+            &mut machine,
+        )
+        .unwrap();
+    memory.back(at, true, &mut machine).unwrap();
+    assert_eq!(machine.find(at), Some(content));
+    // What is left of the stretch goes on in its frame, and the frame is free with it.
+    memory
+        .advise(start, PAGE_BYTES, MADV_DONTNEED, &mut machine)
+        .unwrap();
+    assert_eq!(machine.find(start), Some(frame));
+    memory.unmap(start, 3 * PAGE_BYTES, &mut machine).unwrap();
+    memory
+        .unmap(at + 2 * PAGE_BYTES, 59 * PAGE_BYTES, &mut machine)
+        .unwrap();
+    assert_eq!(memory.free_bytes(), free);
+    assert_eq!(machine.find(at), Some(content));
 }
