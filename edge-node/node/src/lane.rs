@@ -9,11 +9,10 @@ use holm_model::ids::{Name, RequestId};
 use hyper::header::HeaderValue;
 use tokio::sync::watch;
 
-use crate::deploy::routes::Table;
+use crate::deploy::routes::{Found, Live, Table};
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::pool::Pool;
-use crate::pool::core::Key;
 use crate::request::answers::Answers;
 use crate::request::body::Budget;
 use crate::tally::Tally;
@@ -78,8 +77,15 @@ impl Lane {
     }
 
     /// Whether the version still takes requests.
-    pub(crate) fn serves(&self, key: Key) -> bool {
-        self.table().live().any(|live| live.key == key)
+    pub(crate) fn serves(&self, live: &Live) -> bool {
+        let name = &live.function;
+        match self
+            .table()
+            .find(name.tenant.as_str(), name.function.as_str())
+        {
+            Found::Live(serving) => serving.key == live.key,
+            Found::NotReady | Found::Unknown => false,
+        }
     }
 
     /// A new request's id.

@@ -17,6 +17,9 @@ pub const AGAIN_DEADLINE: Duration = Duration::from_millis(50);
 
 /// How long a request waits for a kept instance at work to take it, before it looks for another one.
 pub const DOOR_PATIENCE: Duration = Duration::from_millis(10);
+/// How long one that was let in there waits until the guest takes it, before it looks for another way. Longer
+/// than an instance takes to its next wait.
+pub const SEAT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Most requests of one version that wait for room on this node.
 pub const MAX_QUEUED_PER_VERSION: usize = 256;
@@ -26,6 +29,9 @@ pub const RETRY_AFTER_SECONDS: u32 = 1;
 pub const MAX_CONNECTIONS_PER_THREAD: usize = 4096;
 /// Most concurrent streams of one HTTP/2 connection.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+/// Bytes of an answer that one HTTP/2 stream takes in before they can be sent. Each part of one, however small,
+/// takes room beside its bytes.
+pub const MAX_SEND_BYTES_PER_STREAM: usize = 64 << 10;
 /// Most bytes of request bodies that one ingress thread holds at a time.
 pub const MAX_BODY_BYTES_PER_THREAD: usize = 256 << 20;
 /// Bytes of answers that callers have not taken, over which an ingress thread runs no new request.
@@ -152,6 +158,7 @@ const _: () = {
     assert!(
         LINGER_SILENCE.as_nanos() <= LINGER.as_nanos() && LINGER.as_nanos() <= DRAIN.as_nanos()
     );
+    assert!(AGAIN_DEADLINE.as_nanos() < SEAT_PATIENCE.as_nanos());
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);

@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use holm_vmm::{Failure, Slot, Step};
+use holm_vmm::{Failure, Place, Rest, Slot, Step};
 use tokio::sync::oneshot;
 
-use crate::limits::{AGAIN_DEADLINE, SLICE};
+use crate::limits::SLICE;
 
 #[derive(Debug)]
 enum Work {
@@ -20,9 +20,18 @@ enum Work {
         cancelled: Arc<AtomicBool>,
         done: oneshot::Sender<(Box<Slot>, Step)>,
     },
-    Again {
-        done: oneshot::Sender<(Box<Slot>, Result<(), Failure>)>,
+    GoOn {
+        bounds: Bounds,
+        done: oneshot::Sender<(Box<Slot>, Result<Rest, Failure>)>,
     },
+}
+
+/// What a guest may take to its next wait for a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) deadline: Instant,
+    /// Most CPU time of its instance since that had no request.
+    pub(crate) cpu: Duration,
 }
 
 #[derive(Debug)]
@@ -131,16 +140,15 @@ impl Workers {
         }
     }
 
-    /// Has a kept instance go on from its answer to its next wait for a request.
-    pub(crate) fn again(
+    /// Has a kept instance go on from its answer toward its next wait for a request, until it is there, or parks.
+    pub(crate) fn go_on(
         &self,
         slot: Box<Slot>,
-    ) -> oneshot::Receiver<(Box<Slot>, Result<(), Failure>)> {
+        bounds: Bounds,
+    ) -> oneshot::Receiver<(Box<Slot>, Result<Rest, Failure>)> {
         let (done, receiver) = oneshot::channel();
-        self.queue.push(Job {
-            slot,
-            work: Work::Again { done },
-        });
+        let work = Work::GoOn { bounds, done };
+        self.queue.push(Job { slot, work });
         receiver
     }
 }
@@ -167,9 +175,19 @@ fn work(queue: &Queue, Job { mut slot, work }: Job) {
                 step => drop(done.send((slot, step))),
             }
         }
-        Work::Again { done } => {
-            let result = slot.again(Instant::now() + AGAIN_DEADLINE);
-            drop(done.send((slot, result)));
+        Work::GoOn { bounds, done } => {
+            let rest = match slot.stats().cpu < bounds.cpu {
+                _ if done.is_closed() => return,
+                true => slot.go_on(SLICE, bounds.deadline),
+                false => Err(Failure::CpuLimit(Place::default())),
+            };
+            match rest {
+                Ok(Rest::Yielded) => queue.push(Job {
+                    slot,
+                    work: Work::GoOn { bounds, done },
+                }),
+                rest => drop(done.send((slot, rest))),
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ pub use crash::CrashReport;
 pub use hypervisor::{Hypervisor, KvmKind};
 pub use image::KERNEL_IMAGE;
 pub use outbound::{Outbound, Resolution};
-pub use request::{Failure, Limits, Place, Request, RequestPlace, Response, RunStats, Step};
+pub use request::{Failure, Limits, Place, Request, RequestPlace, Response, Rest, RunStats, Step};
 pub use slot::Slot;
 pub use snapshot::{Snapshot, SnapshotError};
 

@@ -89,6 +89,17 @@ pub enum Step {
     Failed(Failure),
 }
 
+/// How far a guest came that has nobody to answer, on its way to its next wait for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// It waits for one.
+    Waiting,
+    /// The quantum is over; call `go_on` again, from any thread.
+    Yielded,
+    /// As in [`Step::Parked`].
+    Parked(Instant),
+}
+
 /// Why a guest did not answer. Every one but `Host` is the function's own fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -139,7 +150,7 @@ pub struct RunStats {
 
 impl RunStats {
     /// What was added since `before`.
-    pub(crate) fn since(&self, before: &RunStats) -> RunStats {
+    pub fn since(&self, before: &RunStats) -> RunStats {
         RunStats {
             exits: self.exits.saturating_sub(before.exits),
             cpu: self.cpu.saturating_sub(before.cpu),
@@ -162,7 +173,8 @@ impl RunStats {
         }
     }
 
-    pub(crate) fn add(&mut self, other: &RunStats) {
+    /// Adds what `other` took.
+    pub fn add(&mut self, other: &RunStats) {
         self.exits = self.exits.saturating_add(other.exits);
         self.cpu = self.cpu.saturating_add(other.cpu);
         self.wall = self.wall.saturating_add(other.wall);

@@ -22,8 +22,8 @@ use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
 use crate::symbols::Symbols;
 use crate::{
-    CrashReport, Failure, Hypervisor, Limits, Outbound, Request, RequestPlace, Response, RunStats,
-    Snapshot, Step, VmmError, crash,
+    CrashReport, Failure, Hypervisor, Limits, Outbound, Request, RequestPlace, Response, Rest,
+    RunStats, Snapshot, Step, VmmError, crash,
 };
 
 /// Most text of a program's log kept until it is taken: of more, its beginning and its end.
@@ -47,6 +47,8 @@ enum State {
     Running,
     /// It has answered them all; its guest is where it answered the last.
     Answered,
+    /// Its guest goes on from there to its next wait for a request.
+    GoingOn,
     /// Something failed. To be dropped.
     Broken,
 }
@@ -122,7 +124,7 @@ impl Slot {
         match self.state {
             State::Ready | State::Waiting(_) => true,
             State::Running => self.vm.offer().is_some(),
-            State::Empty | State::Answered | State::Broken => false,
+            State::Empty | State::Answered | State::GoingOn | State::Broken => false,
         }
     }
 
@@ -151,7 +153,7 @@ impl Slot {
             State::Ready => Some(snapshot.first_offer()),
             State::Waiting(offer) => Some(offer),
             State::Running => self.vm.offer(),
-            State::Empty | State::Answered | State::Broken => None,
+            State::Empty | State::Answered | State::GoingOn | State::Broken => None,
         };
         let offer = offer.ok_or(VmmError::Misuse("a request for a slot that is not ready"))?;
         let view = View {
@@ -333,17 +335,28 @@ impl Slot {
 
     /// Keeps the state: lets the guest go on, after its answers, to its next wait for a request.
     pub fn again(&mut self, deadline: Instant) -> Result<(), Failure> {
-        let (State::Answered | State::Waiting(_), Some(snapshot)) = (self.state, &self.snapshot)
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.go_on(left, deadline)? {
+                Rest::Waiting => return Ok(()),
+                Rest::Yielded => {}
+                Rest::Parked(until) => self.wait(until),
+            }
+        }
+    }
+
+    /// The same for at most `quantum` on this thread; says how far it came. On error drop the slot.
+    pub fn go_on(&mut self, quantum: Duration, deadline: Instant) -> Result<Rest, Failure> {
+        let (State::Answered | State::Waiting(_) | State::GoingOn, Some(snapshot)) =
+            (self.state, &self.snapshot)
         else {
             return Err(VmmError::Misuse("a guest is to go on that has not answered").into());
         };
         if self.is_kept() {
-            return Ok(());
+            return Ok(Rest::Waiting);
         }
         let snapshot = Arc::clone(snapshot);
-        self.state = State::Broken;
-        self.state = State::Waiting(self.until_wait(&snapshot, deadline)?);
-        Ok(())
+        self.toward_wait(&snapshot, quantum, deadline)
     }
 
     /// Asks a kept instance that waits to end, by SIGTERM, and lets it go on until it has, or waits again,
@@ -358,25 +371,43 @@ impl Slot {
         self.state = State::Broken;
         set_result(self.vm.machine.memory()?, WAIT_ENDED)?;
         self.vm.take_offer();
-        Ok(self.until_wait(&snapshot, deadline).err())
+        let end = loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.toward_wait(&snapshot, left, deadline) {
+                Ok(Rest::Waiting) => break None,
+                Ok(Rest::Yielded) => {}
+                Ok(Rest::Parked(until)) => self.wait(until),
+                Err(failure) => break Some(failure),
+            }
+        };
+        self.state = State::Broken;
+        Ok(end)
     }
 
-    /// Lets the guest go on, without a request, to its next wait for one.
-    fn until_wait(&mut self, snapshot: &Snapshot, deadline: Instant) -> Result<Offer, Failure> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.vm.run(left, Some(deadline), &snapshot.symbols) {
-                Stop::Parked(until) => match self.vm.offer() {
-                    Some(offer) => return Ok(offer),
-                    None => self.wait(until.min(deadline)),
-                },
-                Stop::Yielded => {}
-                Stop::Failed(failure) | Stop::Dropped(_, failure) => return Err(failure),
-                Stop::Answered(_) => {
-                    return Err(VmmError::Misuse("an answer without a request").into());
+    /// Lets the guest go on, without a request, toward its next wait for one.
+    fn toward_wait(
+        &mut self,
+        snapshot: &Snapshot,
+        quantum: Duration,
+        deadline: Instant,
+    ) -> Result<Rest, Failure> {
+        self.state = State::Broken;
+        let rest = match self.vm.run(quantum, Some(deadline), &snapshot.symbols) {
+            Stop::Parked(until) => match self.vm.offer() {
+                Some(offer) => {
+                    self.state = State::Waiting(offer);
+                    return Ok(Rest::Waiting);
                 }
+                None => Rest::Parked(until),
+            },
+            Stop::Yielded => Rest::Yielded,
+            Stop::Failed(failure) | Stop::Dropped(_, failure) => return Err(failure),
+            Stop::Answered(_) => {
+                return Err(VmmError::Misuse("an answer without a request").into());
             }
-        }
+        };
+        self.state = State::GoingOn;
+        Ok(rest)
     }
 
     /// Bytes of memory that are this slot's own, not shared with its snapshot.

@@ -25,7 +25,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::limits::{
-    HEAD_TIMEOUT, LINGER, LINGER_SILENCE, MAX_LINGER_BYTES, MAX_STREAMS_PER_CONNECTION,
+    HEAD_TIMEOUT, LINGER, LINGER_SILENCE, MAX_LINGER_BYTES, MAX_SEND_BYTES_PER_STREAM,
+    MAX_STREAMS_PER_CONNECTION,
 };
 use crate::request::Answer;
 use crate::request::answers::{Answers, Untaken};
@@ -36,6 +37,8 @@ const HEAD_TOO_SLOW: &[u8] =
 /// What HTTP/2 begins with, and no request of HTTP/1.
 const HTTP2_PREFACE: &[u8] = b"PRI";
 const DISCARD_BYTES: usize = 16 << 10;
+/// Looks at a connection within the time that a head may take.
+const LOOKS: u32 = 3;
 
 /// How long a caller may take for what. The bounds of [`crate::limits`], but in tests.
 #[derive(Clone, Copy, Debug)]
@@ -135,14 +138,19 @@ where
     F: Fn(Request<Incoming>) -> A,
     A: Future<Output = Answer> + 'static,
 {
-    let asked = Rc::new(Cell::new(false));
+    let line = handle.0.clone();
+    let asked = Rc::new(Asked::default());
     let untaken = Rc::new(Untaken::new(answers));
     let service = {
         let (asked, untaken) = (asked.clone(), untaken.clone());
         service_fn(move |request| {
-            asked.set(true);
+            let open = Asked::one(&asked);
             let (answer, untaken) = (answer(request), untaken.clone());
-            async move { Ok::<_, Infallible>(answer.await.map(|body| untaken.count(body))) }
+            async move {
+                let answer = answer.await.map(|body| untaken.count(body));
+                drop(open);
+                Ok::<_, Infallible>(answer)
+            }
         })
     };
     let mut server = auto::Builder::new(OnThisThread);
@@ -155,25 +163,45 @@ where
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(patience.head)
+        .max_send_buf_size(MAX_SEND_BYTES_PER_STREAM)
         .max_header_list_size(MAX_HEAD_BYTES as u32)
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION);
     let connection = server.serve_connection(TokioIo::new(handle), service);
     let mut connection = std::pin::pin!(connection);
-    let mut look = tokio::time::interval(patience.head);
+    let began = Instant::now();
+    let mut look = tokio::time::interval(patience.head / LOOKS);
     look.reset();
+    // Since when nobody has asked for anything, and how often they had by then.
+    let mut idle: Option<(Instant, u64)> = None;
     let mut stopping = false;
     let ended = loop {
         tokio::select! {
             ended = connection.as_mut() => break ended,
             _ = look.tick() => {
+                let (now, count) = (Instant::now(), asked.count.get());
                 // Until the first request the protocol is not known, and hyper's own timeouts do
                 // not run.
-                if !asked.get() {
+                if count == 0 && now.duration_since(began) >= patience.head {
                     return End::HeadTooSlow;
                 }
-                if untaken.is_overdue(Instant::now()) {
+                if untaken.is_overdue(now) {
                     tracing::warn!(%peer, "a caller does not take its answer; the connection is closed");
                     return End::Untaken;
+                }
+                // HTTP/1 has hyper's timeout for it.
+                let is_idle = asked.open.get() == 0 && untaken.is_idle();
+                idle = (is_idle && count > 0 && line.borrow().http2 == Some(true))
+                    .then(|| idle.filter(|(_, before)| *before == count).unwrap_or((now, count)));
+                let Some((since, _)) = idle else {
+                    continue;
+                };
+                if now.duration_since(since) >= patience.head {
+                    // It is told, and has until the next look to go.
+                    if stopping {
+                        break Ok(());
+                    }
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
                 }
             }
             _ = stop.wait_for(|stop| *stop), if !stopping => {
@@ -189,6 +217,32 @@ where
     match error.downcast_ref::<hyper::Error>() {
         Some(error) if error.is_timeout() => End::HeadTooSlow,
         _ => End::Spoken,
+    }
+}
+
+/// The requests of a connection.
+#[derive(Debug, Default)]
+struct Asked {
+    count: Cell<u64>,
+    /// Those without an answer.
+    open: Cell<usize>,
+}
+
+impl Asked {
+    /// One more, until it is dropped.
+    fn one(asked: &Rc<Asked>) -> Open {
+        asked.count.set(asked.count.get() + 1);
+        asked.open.set(asked.open.get() + 1);
+        Open(asked.clone())
+    }
+}
+
+/// A request without an answer.
+struct Open(Rc<Asked>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
     }
 }
 
@@ -319,6 +373,26 @@ mod tests {
     async fn read(stream: &mut TcpStream) -> io::Result<String> {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.map(|_| text)
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_nothing_more_over_http2_is_told_to_go() {
+        with_refusals(IMPATIENT, async |stream| {
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(OnThisThread, TokioIo::new(stream))
+                    .await
+                    .unwrap();
+            let connection = tokio::task::spawn_local(connection);
+            for _ in 0..3 {
+                let request = Request::get("http://x/").body(String::new()).unwrap();
+                assert_eq!(sender.send_request(request).await.unwrap().status(), 413);
+                tokio::time::sleep(IMPATIENT.head / 2).await;
+            }
+            assert!(!connection.is_finished());
+            // It would answer pings for ever.
+            connection.await.unwrap().unwrap();
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -42,6 +42,8 @@ pub(crate) struct Grant {
     pub(crate) slot: SlotId,
     /// The version's snapshot has to be loaded into it first.
     pub(crate) load: bool,
+    /// What it has held until now.
+    pub(crate) held: Holds,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -231,21 +233,25 @@ impl Core {
             .filter_map(|(slot, entry)| Some((rank(entry)?, *slot)))
             .max_by_key(|(rank, slot)| (*rank, std::cmp::Reverse(*slot)));
         let ((rank, _), slot) = best?;
-        self.take(slot, key);
+        let held = self.take(slot, key);
         Some(Grant {
             ticket,
             slot,
             load: rank < 2,
+            held,
         })
     }
 
-    fn take(&mut self, slot: SlotId, key: Key) {
+    /// Makes a free slot busy; says what it held.
+    fn take(&mut self, slot: SlotId, key: Key) -> Holds {
         self.uses += 1;
-        if let Some(entry) = self.slots.get_mut(&slot) {
-            *entry = Entry {
-                state: State::Busy(key),
-                used_at: self.uses,
-            };
+        let entry = Entry {
+            state: State::Busy(key),
+            used_at: self.uses,
+        };
+        match self.slots.insert(slot, entry).map(|entry| entry.state) {
+            Some(State::Free(holds)) => holds,
+            Some(State::Busy(_)) | None => Holds::Nothing,
         }
     }
 

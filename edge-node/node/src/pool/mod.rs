@@ -30,6 +30,8 @@ pub(crate) struct Lease {
     pub(crate) id: SlotId,
     /// The version's snapshot has to be loaded before use.
     pub(crate) load: bool,
+    /// What it holds until then.
+    pub(crate) held: Holds,
 }
 
 /// The slots of one thread.
@@ -146,6 +148,7 @@ impl Pool {
             ticket: Ticket(u64::MAX),
             slot,
             load: true,
+            held: Holds::Nothing,
         });
         self.count(&inner);
         lease
@@ -180,6 +183,8 @@ impl Pool {
         if is_open || !inner.doors.iter().any(hopeful) {
             return None;
         }
+        // Those that have lost patience are gone without a word.
+        inner.at_doors.retain(|(_, waiting)| !waiting.is_closed());
         let (sender, receiver) = oneshot::channel();
         inner.at_doors.push_back((key, sender));
         Some(receiver)
@@ -290,6 +295,7 @@ impl Inner {
             slot,
             id: grant.slot,
             load: grant.load,
+            held: grant.held,
         })
     }
 
@@ -303,9 +309,9 @@ impl Inner {
                 Some(sender) => sender.send(Way::Slot(lease)).err(),
                 None => Some(Way::Slot(lease)),
             };
-            if let Some(Way::Slot(Lease { slot, id, .. })) = unwanted {
+            if let Some(Way::Slot(Lease { slot, id, held, .. })) = unwanted {
                 self.free.insert(id, slot);
-                grants.extend(self.core.finished(id, Holds::Nothing));
+                grants.extend(self.core.finished(id, held));
             }
         }
     }
@@ -328,8 +334,8 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.pool.cancel(self.ticket);
-        if let Ok(Way::Slot(Lease { slot, id, .. })) = self.receiver.try_recv() {
-            self.pool.finish(slot, id, Holds::Nothing);
+        if let Ok(Way::Slot(Lease { slot, id, held, .. })) = self.receiver.try_recv() {
+            self.pool.finish(slot, id, held);
         }
     }
 }

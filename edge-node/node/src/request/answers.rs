@@ -40,13 +40,30 @@ impl Answers {
     }
 }
 
-type Since = VecDeque<(Instant, Weak<Counted>)>;
+/// What is on its way, and when that began: the oldest first.
+#[derive(Debug, Default)]
+struct Since {
+    queue: VecDeque<(Instant, Weak<Counted>)>,
+    /// How many were here after the last look at all of them.
+    stayed: usize,
+}
+
+impl Since {
+    fn push(&mut self, one: (Instant, Weak<Counted>)) {
+        // Those behind one that stays would gather. Twice as many as there were: each is looked at twice or so.
+        if self.queue.len() >= 2 * self.stayed.max(MAX_STREAMS_PER_CONNECTION as usize) {
+            self.queue.retain(|(_, counted)| counted.strong_count() > 0);
+            self.stayed = self.queue.len();
+        }
+        self.queue.push_back(one);
+    }
+}
 
 /// The answers of one connection.
 #[derive(Debug)]
 pub(crate) struct Untaken {
     answers: Answers,
-    /// The oldest first; those in front of it that were taken are removed.
+    /// Those in front that were taken are removed. Every body that is here has it too.
     since: Rc<RefCell<Since>>,
 }
 
@@ -83,12 +100,13 @@ impl Untaken {
             answers: self.answers.clone(),
         });
         let mut since = self.since.borrow_mut();
-        // Those behind one that stays would gather; there are no more than a connection has streams.
-        if since.len() >= 2 * MAX_STREAMS_PER_CONNECTION as usize {
-            since.retain(|(_, counted)| counted.strong_count() > 0);
-        }
-        since.push_back((Instant::now(), Arc::downgrade(&counted)));
+        since.push((Instant::now(), Arc::downgrade(&counted)));
         counted
+    }
+
+    /// Whether no answer is on its way, nor has begun.
+    pub(crate) fn is_idle(&self) -> bool {
+        Rc::strong_count(&self.since) == 1 && self.oldest().is_none()
     }
 
     /// Whether the caller has left an answer lying for too long.
@@ -103,7 +121,7 @@ impl Untaken {
 
     /// Since when the oldest answer waits that has not been taken.
     fn oldest(&self) -> Option<Instant> {
-        let mut since = self.since.borrow_mut();
+        let since = &mut self.since.borrow_mut().queue;
         while since.front()?.1.strong_count() == 0 {
             since.pop_front();
         }
@@ -189,7 +207,9 @@ mod tests {
         let answers = Answers::default();
         let connection = Untaken::new(&answers);
         let held = || answers.0.load(Ordering::Relaxed);
+        assert!(connection.is_idle());
         let mut body = connection.count(whole("hello"));
+        assert!(!connection.is_idle());
         assert_eq!(body.size_hint().exact(), Some(5));
         let began = connection.oldest().unwrap();
         let other = connection.count(whole("other"));
@@ -203,6 +223,7 @@ mod tests {
         assert!(connection.oldest().unwrap() > began);
         drop(other);
         assert_eq!((held(), connection.oldest()), (0, None));
+        assert!(connection.is_idle());
     }
 
     #[test]
@@ -213,7 +234,7 @@ mod tests {
         for _ in 0..10 * MAX_STREAMS_PER_CONNECTION {
             drop(connection.count(whole("y")));
         }
-        assert!(connection.since.borrow().len() <= 2 * MAX_STREAMS_PER_CONNECTION as usize);
+        assert!(connection.since.borrow().queue.len() <= 2 * MAX_STREAMS_PER_CONNECTION as usize);
         assert!(connection.oldest().is_some());
         drop(stays);
         assert_eq!(connection.oldest(), None);

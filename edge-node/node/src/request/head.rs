@@ -54,10 +54,11 @@ pub(crate) fn inward(parts: &mut Parts, peer: IpAddr, id: RequestId, body_bytes:
     if let Some(body_bytes) = body_bytes.filter(|bytes| had_length || *bytes > 0) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body_bytes));
     }
-    // HTTP/2 has the host in the URI.
-    if !headers.contains_key(HOST)
-        && let Some(authority) = parts.uri.authority()
-        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    // HTTP/2 has the host in the URI. Where it stands there, that is the one the function was found by,
+    // whatever else is said (RFC 9112, section 3.2.2).
+    if let Some(authority) = parts.uri.authority()
+        && let Some(host) = authority.as_str().rsplit('@').next()
+        && let Ok(host) = HeaderValue::from_str(host)
     {
         headers.insert(HOST, host);
     }
@@ -125,7 +126,8 @@ fn has_no_body(status: StatusCode) -> bool {
 }
 
 fn is_length(value: &HeaderValue) -> bool {
-    value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok())
+    let digits = !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit);
+    digits && value.to_str().is_ok_and(|text| text.parse::<u64>().is_ok())
 }
 
 /// Head and body, without what is about one connection only.
@@ -261,6 +263,27 @@ mod tests {
             let response = outward(answer(200, headers, body), &Method::HEAD).unwrap();
             assert_eq!(response.headers()["content-length"], "7");
             assert!(response.body().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_host_that_led_to_the_function_is_the_one_it_sees() {
+        let mut parts = parts(&[("host", "other.example")]);
+        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), None);
+        assert_eq!(parts.headers["host"], "h.example");
+        parts.uri = "http://me@h.example:80/x".parse().unwrap();
+        inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), None);
+        assert_eq!(parts.headers["host"], "h.example:80");
+    }
+
+    #[test]
+    fn a_length_that_is_none_is_not_passed_on() {
+        for length in ["+7", "-7", "", "7, 7", "0x7", "99999999999999999999"] {
+            let mut answer = answer(200, &[("content-length", length)], "");
+            let response = outward(answer.clone(), &Method::HEAD).unwrap();
+            assert!(response.headers().is_empty(), "{length}");
+            answer.body = b"x".to_vec();
+            assert!(begun(answer).unwrap().0.headers().is_empty(), "{length}");
         }
     }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use holm_model::ids::RequestId;
 use holm_model::manifest::Isolation;
-use holm_vmm::{Failure, Limits, Request, RequestPlace, Slot, Step, VmmError};
+use holm_vmm::{Failure, Limits, Request, RequestPlace, Rest, Slot, Step, VmmError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -29,13 +29,16 @@ use super::retire::{Remains, log, retire};
 use crate::deploy::prepare::nanos;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{BODY_WINDOW_BYTES, FIRST_QUANTUM, INLINE_BUDGET};
+use crate::limits::{AGAIN_DEADLINE, BODY_WINDOW_BYTES, FIRST_QUANTUM, INLINE_BUDGET};
 use crate::pool::Lease;
 use crate::pool::door::Door;
+use crate::worker::Bounds;
 
 /// Runs `first`, and those that join it, in the leased slot, and sees to the slot after that.
 pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut first: Job) {
-    let Lease { mut slot, id, load } = lease;
+    let Lease {
+        mut slot, id, load, ..
+    } = lease;
     let request = first.call.id;
     if load {
         let began = Instant::now();
@@ -56,6 +59,7 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
         lane,
         live,
         jobs: Vec::new(),
+        leaving: None,
         door: kept.then(Door::new),
         inline: INLINE_BUDGET,
         spent: false,
@@ -72,6 +76,9 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
         instance.lane.pool.remove_door(door);
     }
     instance.send_away().await;
+    if let Some(job) = instance.leaving.take() {
+        job.end(Ending::Gone);
+    }
     let Instance {
         lane, live, last, ..
     } = instance;
@@ -87,6 +94,8 @@ struct Instance {
     lane: Rc<Lane>,
     live: Arc<Live>,
     jobs: Vec<(RequestPlace, Job)>,
+    /// The last one, whose caller has gone: what the guest still does is at its cost.
+    leaving: Option<Job>,
     /// Where others come in.
     door: Option<Rc<Door<Job>>>,
     /// What it may still take of this thread.
@@ -160,14 +169,14 @@ impl Instance {
                 };
                 continue;
             }
-            if let [(_, job)] = &mut self.jobs[..]
-                && job.is_full()
+            if let Some(at) = self.full()
+                && let Some((_, job)) = self.jobs.get_mut(at)
             {
                 let deadline = job.deadline;
                 tokio::select! {
                     () = job.room() => {}
                     () = tokio::time::sleep_until(deadline.into()) => {
-                        if self.leave(&mut slot, 0, Ending::Gone) {
+                        if self.leave(&mut slot, at, Ending::Gone) {
                             return Remains::Stopped(slot);
                         }
                         continue;
@@ -237,6 +246,14 @@ impl Instance {
         }
     }
 
+    /// The job whose caller has so much to take that the instance had better wait for it: if there are others,
+    /// only when the thread holds as much as it may.
+    fn full(&self) -> Option<usize> {
+        let waits = self.jobs.len() == 1 || !self.lane.answers.has_room();
+        let full = |(_, job): &(RequestPlace, Job)| waits && job.is_full();
+        self.jobs.iter().position(full)
+    }
+
     /// The next request that has joined, if the guest can take it now.
     fn next(&self, slot: &Slot) -> Option<Job> {
         let door = self.door.as_ref()?;
@@ -264,21 +281,14 @@ impl Instance {
             let open = self
                 .opens()
                 .then(|| self.lane.pool.open(self.live.key, &door));
-            let again = self.lane.shared.workers.again(slot).await;
+            let again = self.until_wait(slot).await;
             if open.is_some() {
                 self.lane.pool.shut(&door);
             }
-            slot = match again {
-                Ok((slot, Ok(()))) => slot,
-                Ok((slot, Err(failure))) => {
-                    let (function, version) = (&self.live.function, self.live.version.short());
-                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
-                    return Err(Remains::Broken(Some(slot)));
-                }
-                Err(_) => {
-                    return Err(Remains::Broken(None));
-                }
-            };
+            slot = again?;
+        }
+        if let Some(job) = self.leaving.take() {
+            job.end(Ending::Gone);
         }
         if self.spent {
             return Err(Remains::Broken(Some(slot)));
@@ -289,11 +299,51 @@ impl Instance {
         }
     }
 
+    /// Has the guest go on to its next wait for a request, for as long as it may.
+    async fn until_wait(&mut self, mut slot: Box<Slot>) -> Result<Box<Slot>, Remains> {
+        let before = slot.stats();
+        let mut bounds = Bounds {
+            deadline: Instant::now() + AGAIN_DEADLINE,
+            cpu: before.cpu + AGAIN_DEADLINE,
+        };
+        if let Some(job) = &self.leaving {
+            let cpu = Duration::from_millis(self.live.limits.cpu_ms);
+            bounds.deadline = bounds.deadline.max(job.deadline);
+            bounds.cpu = before.cpu + cpu.saturating_sub(job.cost.taken.cpu);
+        }
+        let waits = loop {
+            let Ok((back, rest)) = self.lane.shared.workers.go_on(slot, bounds).await else {
+                return Err(Remains::Broken(None));
+            };
+            slot = back;
+            match rest {
+                Ok(Rest::Waiting) => break true,
+                Ok(Rest::Yielded) => {}
+                Ok(Rest::Parked(until)) => tokio::select! {
+                    () = woken(slot.wake()) => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                },
+                Err(failure) => {
+                    let (function, version) = (&self.live.function, self.live.version.short());
+                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
+                    break false;
+                }
+            }
+        };
+        if let Some(job) = &mut self.leaving {
+            job.cost.taken.add(&slot.stats().since(&before));
+        }
+        match waits {
+            true => Ok(slot),
+            false => Err(Remains::Broken(Some(slot))),
+        }
+    }
+
     /// Whether it may get another request.
     fn opens(&self) -> bool {
         let expected = self.door.as_ref().map_or(0, |door| door.expected());
         let room = self.jobs.len() + expected < self.live.requests_per_instance as usize;
-        room && !self.spent && self.lane.serves(self.live.key)
+        room && !self.spent && self.lane.serves(&self.live)
     }
 
     /// Has those that joined, or are about to, look for another instance.
@@ -322,13 +372,17 @@ impl Instance {
     /// Ends a job before its answer is complete; whether that stops the instance.
     fn leave(&mut self, slot: &mut Slot, at: usize, ending: Ending) -> bool {
         let place = self.jobs.get(at).map(|(place, _)| *place);
+        let kept = self.live.isolation == Isolation::Instance;
         if let Some(place) = place
             && let Some(job) = self.take(slot, place)
         {
-            job.end(ending);
             slot.abandon(place);
+            match ending {
+                Ending::Gone if kept && self.jobs.is_empty() => self.leaving = Some(job),
+                ending => job.end(ending),
+            }
         }
-        self.live.isolation == Isolation::Request
+        !kept
     }
 
     /// The slot is not to be used any more, through no fault of the function's.
@@ -411,9 +465,7 @@ impl Instance {
             };
             match come {
                 Come::Joined => break None,
-                Come::Gone(at) | Come::Body(at, Err(Problem::BadBody)) => {
-                    break Some((at, Ending::Gone));
-                }
+                Come::Gone(at) => break Some((at, Ending::Gone)),
                 Come::Body(at, Err(problem)) => break Some((at, Ending::Refused(problem))),
                 Come::Body(at, Ok((more, end))) => {
                     if let Some((place, job)) = self.jobs.get_mut(at) {

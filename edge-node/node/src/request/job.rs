@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{Failure, RunStats};
+use hyper::Method;
 use hyper::body::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -77,6 +78,17 @@ pub(crate) struct Job {
     /// Since when it runs.
     began: Option<Instant>,
     permit: Option<OwnedSemaphorePermit>,
+    ended: bool,
+}
+
+/// One whose task ends before it does, which is so with what is still under way when a stopping node's time is
+/// over, is on record all the same.
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.finish(Ending::Node("the node stopped before it was over".into()));
+        }
+    }
 }
 
 impl Job {
@@ -97,13 +109,13 @@ impl Job {
             sent_bytes: 0,
             began: None,
             permit: None,
+            ended: false,
         }
     }
 
     /// Has a way in.
     pub(crate) fn admitted(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
-        self.cost.queue_ns = nanos(self.call.accepted.elapsed());
     }
 
     /// Its way in has come to nothing.
@@ -114,6 +126,8 @@ impl Job {
     /// The function gets it now.
     pub(crate) fn begin(&mut self) {
         self.began = Some(Instant::now());
+        let waited = nanos(self.call.accepted.elapsed());
+        self.cost.queue_ns = waited.saturating_sub(self.cost.restore_ns);
     }
 
     /// Waits until the caller goes away.
@@ -145,7 +159,8 @@ impl Job {
     }
 
     /// Sends the caller a part of the answer, of which more is to come. The error says why it cannot be.
-    pub(crate) fn pass_on(&mut self, part: holm_vmm::Response) -> Result<(), String> {
+    pub(crate) fn pass_on(&mut self, mut part: holm_vmm::Response) -> Result<(), String> {
+        self.leave_out_body(&mut part);
         self.sent_bytes += part.body.len() as u64;
         if part.continues {
             if let Reply::Begun(writer) = &self.reply {
@@ -167,9 +182,14 @@ impl Job {
 
     /// Puts it on record and answers, or completes or cuts the answer that has begun.
     pub(crate) fn end(mut self, ending: Ending) {
-        self.cost.run_ns = self.began.map_or(0, |began| nanos(began.elapsed()));
-        if self.permit.is_none() {
-            self.cost.queue_ns = nanos(self.call.accepted.elapsed());
+        self.finish(ending);
+    }
+
+    fn finish(&mut self, ending: Ending) {
+        self.ended = true;
+        match self.began {
+            Some(began) => self.cost.run_ns = nanos(began.elapsed()),
+            None => self.cost.queue_ns = nanos(self.call.accepted.elapsed()),
         }
         let (outcome, answer) = match (ending, &self.reply) {
             (Ending::Answered(rest), Reply::Begun(_)) => self.completed(rest),
@@ -213,17 +233,25 @@ impl Job {
     /// The rest of an answer that has begun.
     fn completed(
         &mut self,
-        rest: holm_vmm::Response,
+        mut rest: holm_vmm::Response,
     ) -> (Outcome, Option<Result<Answer, Problem>>) {
         let outcome = match self.status {
             500.. => Outcome::FunctionError,
             _ => Outcome::Answered,
         };
+        self.leave_out_body(&mut rest);
         self.sent_bytes += rest.body.len() as u64;
         if let Reply::Begun(writer) = &self.reply {
             writer.add(Bytes::from(rest.body));
         }
         (outcome, None)
+    }
+
+    /// Whatever a function answers to HEAD, it has no body.
+    fn leave_out_body(&self, part: &mut holm_vmm::Response) {
+        if self.call.method == Method::HEAD {
+            part.body.clear();
+        }
     }
 
     fn concluded(&mut self, ending: Ending) -> (Outcome, Option<Result<Answer, Problem>>) {

@@ -45,8 +45,9 @@ use tokio::sync::oneshot;
 
 use crate::deploy::routes::{Found, Live};
 use crate::lane::Lane;
+use crate::limits::SEAT_PATIENCE;
 use crate::pool::Way;
-use admission::admit;
+use admission::{Refusal, admit};
 use job::{Ending, Job};
 use parts::Outgoing;
 use problem::Problem;
@@ -189,14 +190,36 @@ async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Send
 
 /// Finds a way in for a request, and carries it through.
 async fn enter(lane: Rc<Lane>, live: Arc<Live>, mut job: Job) {
-    match admit(&lane, &live, &mut job).await {
-        Err(refusal) => job.end(Ending::TurnedAway(refusal)),
-        Ok((permit, way)) => {
-            job.admitted(permit);
-            match way {
-                Way::Slot(lease) => invoke::invoke(lane, live, lease, job).await,
-                Way::Join(seat) => seat.join(job),
+    loop {
+        let (permit, way) = match admit(&lane, &live, &mut job).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => return job.end(Ending::TurnedAway(refusal)),
+        };
+        job.admitted(permit);
+        let seat = match way {
+            Way::Slot(lease) => return invoke::invoke(lane, live, lease, job).await,
+            Way::Join(seat) => seat,
+        };
+        // Its guest may have gone on to something long.
+        let until = job.deadline.min(Instant::now() + SEAT_PATIENCE);
+        let joined = seat.join(job);
+        let left = std::future::poll_fn(|cx| joined.poll_left(cx, Job::poll_gone));
+        let refusal = match tokio::time::timeout_at(until.into(), left).await {
+            Ok(false) => return,
+            Ok(true) => Some(Refusal::Gone),
+            Err(_) => None,
+        };
+        let Some(back) = joined.withdraw() else {
+            return;
+        };
+        job = back;
+        job.leave();
+        match refusal {
+            Some(refusal) => return job.end(Ending::TurnedAway(refusal)),
+            None if Instant::now() >= job.deadline => {
+                return job.end(Ending::TurnedAway(Refusal::Waited));
             }
+            None => {}
         }
     }
 }

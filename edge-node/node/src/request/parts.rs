@@ -12,6 +12,9 @@ use hyper::body::{Body, Bytes, Frame, SizeHint};
 use super::answers::Answers;
 use crate::limits::PART_WINDOW_BYTES;
 
+/// A smaller part than this is not kept as one of its own.
+const SMALL_PART_BYTES: usize = 4 << 10;
+
 /// The body of an answer.
 #[derive(Debug)]
 pub(crate) enum Outgoing {
@@ -101,6 +104,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// Small parts that wait become one, which takes less room than they would.
+    fn push(&mut self, part: Bytes) {
+        let small = |bytes: &Bytes| bytes.len() < SMALL_PART_BYTES;
+        match self.queue.pop_back_if(|last| small(last) && small(&part)) {
+            Some(last) => self.queue.push_back([last, part].concat().into()),
+            None => self.queue.push_back(part),
+        }
+    }
+
     fn took(&mut self, bytes: usize) {
         self.bytes -= bytes;
         self.answers.give_back(bytes);
@@ -123,7 +135,7 @@ impl Writer {
         }
         shared.answers.take(part.len());
         shared.bytes += part.len();
-        shared.queue.push_back(part);
+        shared.push(part);
         wake(&mut shared.reader);
     }
 
@@ -213,6 +225,18 @@ mod tests {
         writer.end();
         let body = Outgoing::Parts(reader).collect().await.unwrap();
         assert_eq!(body.to_bytes(), "ab");
+    }
+
+    #[tokio::test]
+    async fn small_parts_that_wait_become_larger_ones() {
+        let (writer, reader) = parts(&Answers::default());
+        for _ in 0..10_000 {
+            writer.add(Bytes::from_static(b"x"));
+        }
+        assert!(writer.0.borrow().queue.len() <= 3);
+        writer.end();
+        let body = Outgoing::Parts(reader).collect().await.unwrap();
+        assert_eq!(body.to_bytes(), vec![b'x'; 10_000]);
     }
 
     #[tokio::test]

@@ -46,7 +46,7 @@ pub(crate) fn retire(
             give_back(lane, live, slot, at, fresh);
         }
         Remains::Waiting(slot) if !slot.is_kept() => give_back(lane, live, slot, at, Ok(())),
-        Remains::Waiting(slot) => match lane.serves(live.key) {
+        Remains::Waiting(slot) => match lane.serves(live) {
             true => lane.pool.finish(slot, at, Holds::Kept(live.key)),
             false => lane.pool.discard(Some(slot), at),
         },
@@ -62,7 +62,7 @@ fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId, fresh: Resul
     match fresh {
         Ok(()) => {
             // Nobody asks for a version that was replaced meanwhile, and the pool was told so already.
-            let holds = match lane.serves(live.key) {
+            let holds = match lane.serves(live) {
                 true => Holds::Pristine(live.key),
                 false => Holds::Nothing,
             };

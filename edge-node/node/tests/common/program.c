@@ -117,6 +117,10 @@ static void serve(int to) {
         struct timespec pause = {0, 30000000};
         nanosleep(&pause, NULL);
         answer(to, "200 OK", "slept", 5, 0);
+    } else if (AT("/doze")) {
+        struct timespec pause = {0, 300000000};
+        nanosleep(&pause, NULL);
+        answer(to, "200 OK", "dozed", 5, 0);
     } else if (AT("/crash")) {
         fprintf(stderr, "about to crash\n");
         *(volatile int *)0 = 1;

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use holm_model::control::VersionState;
+use holm_model::usage::Outcome;
 use holm_test_support::require_kvm;
 
 use crate::common::coordinator::Coordinator;
 use crate::common::http::{Client, get, text};
-use crate::common::program::{Version, desired};
+use crate::common::program::{Broken, Version, desired};
 use crate::common::{config, join, shutdown, start, until};
-use crate::{routed, serving};
+use crate::{outcomes, routed, serving};
 
 /// A node in a process of its own, for tests that kill it. Not a test: it runs until then.
 #[test]
@@ -138,4 +139,28 @@ async fn kvm_a_stopping_node_answers_what_is_under_way_and_hands_in_its_records(
         state.observed.versions[0].state,
         VersionState::Ready
     ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_is_under_way_when_a_stopping_nodes_time_is_over_is_on_record() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::with("v1", 1, Broken::No, |statement| {
+        statement.manifest.limits.deadline_ms = 60_000;
+        statement.manifest.limits.cpu_ms = 60_000;
+    });
+    let (coordinator, _dir, node) = serving(&v1).await;
+    let to = node.addr();
+    let callers: Vec<_> = (0..3)
+        .map(|_| {
+            tokio::spawn(async move { Client::connect(to).await.get("/acme/hello/loop").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    shutdown(node).await;
+    for caller in callers {
+        caller.await.unwrap().unwrap_err();
+    }
+    assert_eq!(outcomes(&coordinator, 3).await, [Outcome::PlatformFault; 3]);
 }

@@ -7,6 +7,7 @@
 mod common;
 
 mod answers;
+mod attacks;
 mod ends;
 mod faults;
 mod kept;

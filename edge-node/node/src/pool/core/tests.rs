@@ -102,7 +102,8 @@ fn a_cancelled_ticket_is_not_served() {
         [Grant {
             ticket: Ticket(2),
             slot: running.slot,
-            load: false
+            load: false,
+            held: Holds::Pristine(A)
         }]
     );
 }
@@ -119,7 +120,8 @@ fn a_lost_slot_is_replaced_by_an_added_one_that_serves_who_waits() {
         [Grant {
             ticket: Ticket(1),
             slot: SlotId(7),
-            load: true
+            load: true,
+            held: Holds::Nothing
         }]
     );
 }
