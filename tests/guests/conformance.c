@@ -15,7 +15,9 @@
 #include "conformance/times.h"
 #include "conformance/futexes.h"
 #include "conformance/process.h"
+#include "conformance/sockets.h"
 
+#include <net/if.h>
 #include <sched.h>
 #include <sys/mount.h>
 
@@ -27,7 +29,7 @@ static const struct {
     {"memory", memory_start, memory_step},    {"files", files_start, files_step},
     {"waits", waits_start, waits_step},       {"signals", signals_start, signals_step},
     {"times", times_start, times_step},       {"futexes", futexes_start, futexes_step},
-    {"process", process_start, process_step},
+    {"process", process_start, process_step}, {"sockets", sockets_start, sockets_step},
 };
 
 static int run_area(const char *name, unsigned long seed, unsigned long steps) {
@@ -55,13 +57,26 @@ static void handle(const struct request *request) {
     answer_bytes(request, transcript, transcript_used);
 }
 
+/* A network of its own, where nothing but loopback is. */
+static void have_own_loopback(void) {
+    struct ifreq loopback = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    loopback.ifr_flags = IFF_UP | IFF_RUNNING;
+    if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &loopback) != 0) {
+        perror("conformance: loopback of its own");
+        exit(85);
+    }
+    close(fd);
+}
+
 /* A /tmp of its own and the descriptors that a guest has, so that paths and numbers agree. */
 static void become_like_a_guest(void) {
-    if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+    if (unshare(CLONE_NEWNS | CLONE_NEWNET) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
         mount("tmpfs", "/tmp", "tmpfs", 0, "mode=1777") != 0) {
         perror("conformance: a /tmp of its own (this needs root)");
         exit(80);
     }
+    have_own_loopback();
     struct rlimit limit = {1024, 1024};
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         exit(81);

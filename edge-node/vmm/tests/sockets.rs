@@ -48,6 +48,21 @@ fn kvm_local_sockets_have_names_as_on_linux() {
 }
 
 #[test]
+fn kvm_messages_keep_their_borders_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "message_borders",
+        &[
+            ("/pairs", "cut: 5"),
+            ("/names", "a stream there: -1 1"),
+            ("/udp", "told: ECONNREFUSED"),
+        ],
+    );
+}
+
+#[test]
 fn kvm_timers_are_read_and_waited_for_as_on_linux() {
     if !require_kvm() {
         return;

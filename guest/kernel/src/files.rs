@@ -28,13 +28,19 @@ use crate::state;
 pub const MAX_DESCRIPTORS: usize = 1024;
 /// Most open objects; several descriptors may share one.
 const MAX_OBJECTS: usize = 512;
-const O_NONBLOCK: u64 = 0o4000;
-const O_CLOEXEC: u64 = 0o2_000_000;
+/// `O_NONBLOCK`
+pub const O_NONBLOCK: u64 = 0o4000;
+/// `O_CLOEXEC`
+pub const O_CLOEXEC: u64 = 0o2_000_000;
 const O_APPEND: u64 = 0o2000;
+/// O_CREAT, O_EXCL, O_NOCTTY and O_TRUNC, which are about the opening alone.
+const O_OPENING: u64 = 0o1700;
 /// The part of the flags that says whether a file is read or written.
 const O_ACCESS: u64 = 3;
-const O_WRONLY: u64 = 1;
-const O_RDWR: u64 = 2;
+/// `O_WRONLY`
+pub const O_WRONLY: u64 = 1;
+/// `O_RDWR`
+pub const O_RDWR: u64 = 2;
 /// Nothing but the name of a file: neither read nor written.
 const O_PATH: u64 = 0o10_000_000;
 
@@ -89,7 +95,7 @@ pub struct Open {
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).
     pub edges: u32,
-    /// O_APPEND, O_PATH and the access mode.
+    /// The flags that it was opened with, but for those that are kept elsewhere or mean the opening alone.
     flags: u32,
     /// Where the next read or write of a file begins.
     pub position: u64,
@@ -97,7 +103,7 @@ pub struct Open {
 
 impl Open {
     /// Whether it is nothing but the name of a file (O_PATH).
-    fn is_name(&self) -> bool {
+    pub fn is_name(&self) -> bool {
         u64::from(self.flags) & O_PATH != 0
     }
 
@@ -122,6 +128,8 @@ const UNUSED: u16 = u16::MAX;
 pub struct Files {
     /// Object of each descriptor, or `UNUSED`.
     descriptors: [u16; MAX_DESCRIPTORS],
+    /// Which of them are FD_CLOEXEC, one bit each. Nothing is ever executed, but programs ask.
+    closed_on_exec: [u64; MAX_DESCRIPTORS / 64],
     objects: [Open; MAX_OBJECTS],
 }
 
@@ -130,6 +138,7 @@ impl Files {
     pub const fn new() -> Self {
         Files {
             descriptors: [UNUSED; MAX_DESCRIPTORS],
+            closed_on_exec: [0; MAX_DESCRIPTORS / 64],
             objects: [CLOSED; MAX_OBJECTS],
         }
     }
@@ -140,7 +149,7 @@ impl Files {
         let _ = match connection {
             Some(number) => self
                 .open(Object::Socket(number), O_RDWR)
-                .and_then(|stdin| self.duplicate(stdin, 0)),
+                .and_then(|stdin| self.duplicate(stdin, 0, false)),
             None => self
                 .open(Object::Stdin, 0)
                 .and_then(|_| self.open(Object::Log, O_WRONLY)),
@@ -148,7 +157,7 @@ impl Files {
         let _ = self.open(Object::Log, O_WRONLY);
     }
 
-    /// A new descriptor for a new object, with O_NONBLOCK from `flags`.
+    /// A new descriptor for a new object, with the flags of `open`.
     pub fn open(&mut self, object: Object, flags: u64) -> SysResult {
         let descriptor = self.lowest_free(0)?;
         let at = self
@@ -162,10 +171,11 @@ impl Files {
             references: 1,
             nonblocking,
             edges: 1,
-            flags: (flags & (O_ACCESS | O_APPEND | O_PATH)) as u32,
+            flags: (flags & !(O_OPENING | O_NONBLOCK | O_CLOEXEC)) as u32,
             position: 0,
         };
         self.descriptors[descriptor] = at as u16;
+        self.set_closed_on_exec(descriptor, flags & O_CLOEXEC != 0);
         Ok(descriptor as u64)
     }
 
@@ -208,22 +218,36 @@ impl Files {
     }
 
     /// `dup` and F_DUPFD: the lowest free descriptor from `from` on.
-    fn duplicate(&mut self, descriptor: u64, from: u64) -> SysResult {
+    fn duplicate(&mut self, descriptor: u64, from: u64, closed_on_exec: bool) -> SysResult {
         let index = self.index(descriptor)?;
         let new = self.lowest_free(usize::try_from(from).map_err(|_| Errno::EINVAL)?)?;
-        self.place(index, new)
+        self.place(index, new, closed_on_exec)
     }
 
-    fn place(&mut self, index: u16, new: usize) -> SysResult {
+    fn place(&mut self, index: u16, new: usize, closed_on_exec: bool) -> SysResult {
         self.descriptors[new] = index;
+        self.set_closed_on_exec(new, closed_on_exec);
         self.hold(index);
         Ok(new as u64)
     }
 
     /// A new descriptor for an object that there is.
-    pub fn install(&mut self, index: u16) -> SysResult {
+    pub fn install(&mut self, index: u16, closed_on_exec: bool) -> SysResult {
         let new = self.lowest_free(0)?;
-        self.place(index, new)
+        self.place(index, new, closed_on_exec)
+    }
+
+    /// FD_CLOEXEC of an open descriptor.
+    fn is_closed_on_exec(&self, descriptor: usize) -> bool {
+        self.closed_on_exec[descriptor / 64] >> (descriptor % 64) & 1 != 0
+    }
+
+    fn set_closed_on_exec(&mut self, descriptor: usize, on: bool) {
+        let (word, bit) = (
+            &mut self.closed_on_exec[descriptor / 64],
+            1 << (descriptor % 64),
+        );
+        *word = if on { *word | bit } else { *word & !bit };
     }
 
     /// Frees a descriptor; gives the index of its object, which is still held for it.

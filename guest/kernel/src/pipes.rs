@@ -3,7 +3,7 @@
 use holm_hostcall::PAGE_BYTES;
 
 use crate::errno::{Errno, SysResult};
-use crate::files::{Object, descriptors};
+use crate::files::{O_WRONLY, Object, descriptors};
 use crate::memory::guest;
 use crate::sockets::table::State;
 use crate::{state, threads, user};
@@ -94,11 +94,11 @@ impl Queue {
         Ok(())
     }
 
-    /// Copies what is next, without taking it.
-    fn look(&self, to: &mut [u8]) -> Result<u64, Errno> {
-        let count = self.used.min(to.len() as u64);
+    /// Copies what is behind the next `skip` bytes, without taking it.
+    pub fn look(&self, skip: u64, to: &mut [u8]) -> Result<u64, Errno> {
+        let count = self.used.saturating_sub(skip).min(to.len() as u64);
         let mut done = 0;
-        self.parts(self.start, count, |part| {
+        self.parts(self.start + skip, count, |part| {
             to[done..done + part.len()].copy_from_slice(part);
             done += part.len();
         })?;
@@ -114,8 +114,8 @@ impl Queue {
         };
     }
 
-    fn put(&mut self, from: &[u8]) -> Result<u64, Errno> {
-        let wanted = from.len() as u64;
+    /// Makes room for `wanted` bytes more, or for as many as there can be; gives for how many there is.
+    pub fn reserve(&mut self, wanted: u64) -> Result<u64, Errno> {
         while self.capacity - self.used < wanted && self.capacity < self.limit {
             if !self.grow() {
                 if self.capacity == 0 {
@@ -124,7 +124,12 @@ impl Queue {
                 self.limit = self.capacity;
             }
         }
-        let count = (self.capacity - self.used).min(wanted);
+        Ok(self.capacity - self.used)
+    }
+
+    /// Puts as much of it at the end as there is room for.
+    pub fn put(&mut self, from: &[u8]) -> Result<u64, Errno> {
+        let count = self.reserve(from.len() as u64)?.min(from.len() as u64);
         let mut done = 0;
         self.parts(self.start + self.used, count, |part| {
             part.copy_from_slice(&from[done..done + part.len()]);
@@ -141,7 +146,7 @@ impl Queue {
             return false;
         };
         let moved = match user::slice_mut(memory, self.used) {
-            Ok(there) => self.look(there),
+            Ok(there) => self.look(0, there),
             Err(_) => Err(Errno::EIO),
         };
         self.give_back();
@@ -208,7 +213,7 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
     );
     let opened = state::files().open(from, flags);
     let first = opened.inspect_err(|_| close(queue, queue))?;
-    let opened = state::files().open(into, flags);
+    let opened = state::files().open(into, flags | O_WRONLY);
     let second = opened.inspect_err(|_| {
         close(NONE, queue);
         // It was opened just now.
@@ -218,17 +223,22 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
     Ok(0)
 }
 
-/// Reads from a queue, or with `peek` only looks; EAGAIN where nothing is there yet.
-pub fn read(from: u8, to: &mut [u8], peek: bool) -> SysResult {
-    let at = queue(from).ok_or(Errno::EBADF)?;
-    let count = at.look(to)?;
-    if count == 0 {
-        return end_of(at, to.is_empty());
-    }
-    if !peek {
+/// Reads from a queue; EAGAIN where nothing is there yet.
+pub fn read(from: u8, to: &mut [u8]) -> SysResult {
+    let count = peek(from, 0, to)?;
+    if count > 0 {
         taken(from, count);
     }
     Ok(count)
+}
+
+/// Looks at what is behind the next `skip` bytes of a queue; EAGAIN where nothing is there yet.
+pub fn peek(from: u8, skip: u64, to: &mut [u8]) -> SysResult {
+    let at = queue(from).ok_or(Errno::EBADF)?;
+    match at.look(skip, to)? {
+        0 => end_of(at, to.is_empty() || skip > 0),
+        count => Ok(count),
+    }
 }
 
 /// Throws up to `most` bytes away; EAGAIN where nothing is there yet.
@@ -249,7 +259,8 @@ fn end_of(queue: &Queue, wants_nothing: bool) -> SysResult {
     }
 }
 
-fn taken(from: u8, count: u64) {
+/// So many bytes were read, and are gone.
+pub fn taken(from: u8, count: u64) {
     if let Some(at) = queue(from) {
         let was_full = !at.is_writable();
         at.skip(count);
@@ -290,9 +301,14 @@ fn put(to: u8, bytes: &[u8]) -> Result<u64, Errno> {
     }
     let count = queue.put(bytes)?;
     if count > 0 {
-        edge(|from, _| from == to);
+        has_come(to);
     }
     Ok(count)
+}
+
+/// There is something new in a queue.
+pub fn has_come(to: u8) {
+    edge(|from, _| from == to);
 }
 
 /// Marks an edge on every end that `which` holds for, by the queues that it reads from and writes to.
@@ -301,6 +317,7 @@ fn edge(which: impl Fn(u8, u8) -> bool) {
         Object::Stream { from, to } => which(from, to),
         Object::Socket(number) => match state::sockets().get(number).state {
             State::Stream { from, to } => which(from, to),
+            State::Datagrams(mailbox) => which(mailbox.inbox, NONE),
             _ => false,
         },
         _ => false,

@@ -45,7 +45,7 @@ fn ready_within(open: Open, depth: u32) -> u32 {
                 | when(writable, POLLOUT)
                 | when(refused, POLLERR)
         }
-        Object::Socket(number) => sockets::ready(number),
+        Object::Socket(number) => sockets::ready::ready(number),
         Object::Timer(number) => when(timers::is_readable(number), POLLIN),
         Object::Event(count, _) => when(count > 0, POLLIN) | when(count < u64::MAX - 1, POLLOUT),
         Object::Log => POLLOUT,

@@ -9,7 +9,7 @@ use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
 use crate::files::{change, copy, descriptors, directory, map, names, open, read_write, status};
 use crate::memory::guest;
-use crate::sockets::{options, transfer};
+use crate::sockets::{bind, connect, messages, options, transfer};
 use crate::{
     host, identity, log, pipes, poll, process, signals, sockets, stat, state, threads, time,
     timers, user,
@@ -46,7 +46,7 @@ fn serve(frame: &Registers) -> SysResult {
         1 => {
             read_write::writable(a)?;
             user::range(b, c)?;
-            told(read_write::write(a, user::buffer(b, c)?))
+            told(a, 0, read_write::write(a, user::buffer(b, c)?))
         }
         2 => open::open(AT_FDCWD, a, b, c),
         3 => descriptors::close(a),
@@ -75,16 +75,8 @@ fn serve(frame: &Registers) -> SysResult {
             user::range(b, c)?;
             read_write::write_at(a, d, user::buffer(b, c)?)
         }
-        19 => read_write::readable(a).and_then(|()| {
-            vectors(b, c, |start, bytes, _| {
-                read_write::read(a, user::buffer_mut(start, bytes)?)
-            })
-        }),
-        20 => told(read_write::writable(a).and_then(|()| {
-            vectors(b, c, |start, bytes, _| {
-                read_write::write(a, user::buffer(start, bytes)?)
-            })
-        })),
+        19 => read_vector(a, b, c),
+        20 => told(a, 0, write_vector(a, b, c)),
         21 => status::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
         23 => {
@@ -108,15 +100,15 @@ fn serve(frame: &Registers) -> SysResult {
         39 | 110 => Ok(process::PROCESS_ID),
         40 => copy::send_file(a, b, c, d),
         41 => sockets::socket(a, b, c),
-        42 => sockets::connect(a, b, c),
-        43 => sockets::accept(a, b, c, 0),
-        44 => told_unless(d, transfer::send_to(a, b, c, d, e, frame.r9)),
+        42 => connect::connect(a, b, c),
+        43 => connect::accept(a, b, c, 0),
+        44 => told(a, d, transfer::send_to(a, b, c, d, e, frame.r9)),
         45 => transfer::receive_from(a, b, c, d, e, frame.r9),
-        46 => told_unless(c, transfer::send_message(a, b, c)),
-        47 => transfer::receive_message(a, b, c),
+        46 => told(a, c, messages::send(a, b, c)),
+        47 => messages::receive(a, b, c),
         48 => sockets::shutdown(a, b),
-        49 => sockets::bind(a, b, c),
-        50 => sockets::listen(a, b),
+        49 => bind::bind(a, b, c),
+        50 => connect::listen(a, b),
         51 => sockets::name(a, b, c, false),
         52 => sockets::name(a, b, c, true),
         53 => sockets::pair(a, b, c, d),
@@ -259,14 +251,14 @@ fn serve(frame: &Registers) -> SysResult {
         274 => threads::robust_list_of(a, b, c),
         280 => change::set_times(a, b, c, d),
         285 => change::allocate(a, b, c, d),
-        288 => sockets::accept(a, b, c, d),
+        288 => connect::accept(a, b, c, d),
         283 => timers::create(a, b),
         286 => timers::set(a, b, c, d),
         287 => timers::get(a, b),
         284 => open::open_event(a, 0),
         290 => open::open_event(a, b),
-        299 => transfer::receive_messages(a, b, c, d, e),
-        307 => told_unless(d, transfer::send_messages(a, b, c, d)),
+        299 => messages::receive_several(a, b, c, d, e),
+        307 => told(a, d, messages::send_several(a, b, c, d)),
         293 => pipes::pipe(a, b),
         295 => {
             read_write::position(d)?;
@@ -290,7 +282,7 @@ fn serve(frame: &Registers) -> SysResult {
         324 => process::barrier(a, b),
         326 => copy::copy_range(a, b, c, d, e),
         332 => stat::statx(status::at(a, b, c)?, e),
-        436 => descriptors::close_range(a, b),
+        436 => descriptors::close_range(a, b, c),
         435 => served(435, threads::clone_with(frame, a, b)),
         // glibc asks for restartable sequences at every start, and does without.
         334 => Err(Errno::ENOSYS),
@@ -358,6 +350,11 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
 /// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
 /// short.
 fn vectors(array: u64, count: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
+    check_vectors(array, count)?;
+    user::for_each_part(array, count, each)
+}
+
+fn check_vectors(array: u64, count: u64) -> Result<(), Errno> {
     const MAX_PARTS: u64 = 1024;
     if count > MAX_PARTS {
         return Err(Errno::EINVAL);
@@ -374,7 +371,7 @@ fn vectors(array: u64, count: u64, each: impl FnMut(u64, u64, u64) -> SysResult)
         let [start, bytes] = part(at)?;
         user::range(start, bytes)?;
     }
-    user::for_each_part(array, count, each)
+    Ok(())
 }
 
 /// A C `struct timeval` in nanoseconds; `None` for a null pointer.
@@ -423,20 +420,40 @@ impl Left {
     }
 }
 
-/// A write to what nobody reads is a signal too.
-fn told(result: SysResult) -> SysResult {
-    if result == Err(Errno::EPIPE) {
+/// A write to what nobody reads is a signal too, unless the flags of a send say otherwise, or it is a message.
+fn told(descriptor: u64, flags: u64, result: SysResult) -> SysResult {
+    const MSG_NOSIGNAL: u64 = 0x4000;
+    if result == Err(Errno::EPIPE)
+        && flags & MSG_NOSIGNAL == 0
+        && !sockets::keeps_borders(descriptor)
+    {
         signals::raise(signals::SIGPIPE);
     }
     result
 }
 
-/// The same, unless the flags of a send say otherwise.
-fn told_unless(flags: u64, result: SysResult) -> SysResult {
-    const MSG_NOSIGNAL: u64 = 0x4000;
-    match flags & MSG_NOSIGNAL {
-        0 => told(result),
-        _ => result,
+fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
+    read_write::readable(descriptor)?;
+    check_vectors(array, count)?;
+    match read_write::read_message(descriptor, array, count)? {
+        Some(read) => Ok(read),
+        None => user::for_each_part(array, count, |start, bytes, _| {
+            read_write::read(descriptor, user::buffer_mut(start, bytes)?)
+        }),
+    }
+}
+
+fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
+    read_write::writable(descriptor)?;
+    check_vectors(array, count)?;
+    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
+        return Ok(0);
+    }
+    match read_write::write_message(descriptor, array, count)? {
+        Some(written) => Ok(written),
+        None => user::for_each_part(array, count, |start, bytes, _| {
+            read_write::write(descriptor, user::buffer(start, bytes)?)
+        }),
     }
 }
 

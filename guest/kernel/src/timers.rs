@@ -1,7 +1,7 @@
 //! timerfd: timers that are read like files.
 
 use crate::errno::{Errno, SysResult};
-use crate::files::Object;
+use crate::files::{O_RDWR, Object};
 use crate::{state, time, user};
 
 /// Most timers.
@@ -98,7 +98,7 @@ pub fn create(clock: u64, flags: u64) -> SysResult {
     let timers = state::timers();
     let free = timers.iter().position(|timer| !timer.used);
     let free = free.ok_or(Errno::EMFILE)?;
-    let descriptor = state::files().open(Object::Timer(free as u8), flags)?;
+    let descriptor = state::files().open(Object::Timer(free as u8), flags | O_RDWR)?;
     timers[free] = Timer {
         used: true,
         by_wall_clock: clock == CLOCK_REALTIME,

@@ -360,11 +360,6 @@ static void files_step(void) {
         if (command == F_SETFL && argument < 0)
             argument = 0;
         long got = CALL(SYS_fcntl, fd, command, argument);
-        /* Nothing is executed, so close-on-exec is not kept; nor are the flags that only open means. */
-        if (got >= 0 && command == F_GETFD)
-            got = 0;
-        if (got >= 0 && command == F_GETFL)
-            got &= O_ACCMODE | O_APPEND | O_NONBLOCK | O_PATH;
         recorded(got);
         if (command == F_DUPFD || command == F_DUPFD_CLOEXEC)
             hold(got);

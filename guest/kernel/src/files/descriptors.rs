@@ -35,32 +35,34 @@ pub fn let_go(index: u16) {
 }
 
 /// `close_range`
-pub fn close_range(first: u64, last: u64) -> SysResult {
-    for descriptor in first..=last.min(MAX_DESCRIPTORS as u64 - 1) {
-        // One that is not open is as good as closed.
-        let _ = close(descriptor);
+pub fn close_range(first: u64, last: u64, flags: u64) -> SysResult {
+    const UNSHARE: u32 = 2;
+    const ON_EXEC: u32 = 4;
+    let (first, last) = (first as u32 as usize, last as u32 as usize);
+    if flags as u32 & !(UNSHARE | ON_EXEC) != 0 || first > last {
+        return Err(Errno::EINVAL);
+    }
+    for descriptor in first..=last.min(MAX_DESCRIPTORS - 1) {
+        match flags as u32 & ON_EXEC {
+            // One that is not open is as good as closed.
+            0 => drop(close(descriptor as u64)),
+            _ => state::files().set_closed_on_exec(descriptor, true),
+        }
     }
     Ok(0)
 }
 
 /// `dup`
 pub fn duplicate(descriptor: u64) -> SysResult {
-    state::files().duplicate(descriptor, 0)
+    state::files().duplicate(descriptor, 0, false)
 }
 
-/// `dup2` and `dup3`
+/// `dup2`
 pub fn duplicate_to(descriptor: u64, to: u64) -> SysResult {
-    let index = state::files().index(descriptor)?;
-    let to = u64::from(to as u32);
-    if to as usize >= MAX_DESCRIPTORS {
-        return Err(Errno::EBADF);
+    match descriptor as u32 == to as u32 {
+        true => state::files().index(descriptor).map(|_| to as u32 as u64),
+        false => duplicate_to_other(descriptor, to, 0),
     }
-    if to != u64::from(descriptor as u32) {
-        // Not open before is as good.
-        let _ = close(to);
-        state::files().place(index, to as usize)?;
-    }
-    Ok(to)
 }
 
 /// `dup3`: to another one, with flags that are known.
@@ -68,7 +70,14 @@ pub fn duplicate_to_other(descriptor: u64, to: u64, flags: u64) -> SysResult {
     if flags as u32 as u64 & !O_CLOEXEC != 0 || descriptor as u32 == to as u32 {
         return Err(Errno::EINVAL);
     }
-    duplicate_to(descriptor, to)
+    let to = to as u32 as usize;
+    if to >= MAX_DESCRIPTORS {
+        return Err(Errno::EBADF);
+    }
+    let index = state::files().index(descriptor)?;
+    // Not open before is as good.
+    let _ = close(to as u64);
+    state::files().place(index, to, flags & O_CLOEXEC != 0)
 }
 
 /// `fcntl`
@@ -84,6 +93,9 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_OFD_GETLK: u64 = 36;
     const F_OFD_SETLKW: u64 = 38;
     const F_UNLCK: i32 = 2;
+    const FD_CLOEXEC: u64 = 1;
+    // Beside O_NONBLOCK: O_DIRECT, O_NOATIME.
+    const O_CHANGEABLE: u64 = O_APPEND | 0o1_040_000;
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
@@ -98,16 +110,24 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
         F_DUPFD | F_DUPFD_CLOEXEC if argument as u32 as usize >= MAX_DESCRIPTORS => {
             Err(Errno::EINVAL)
         }
-        F_DUPFD | F_DUPFD_CLOEXEC => files.duplicate(descriptor, argument),
-        // Nothing is ever executed, so close-on-exec needs no memory.
-        F_GETFD | F_SETFD => Ok(0),
+        F_DUPFD | F_DUPFD_CLOEXEC => {
+            let from = u64::from(argument as u32);
+            files.duplicate(descriptor, from, command == F_DUPFD_CLOEXEC)
+        }
+        F_GETFD => Ok(u64::from(
+            files.is_closed_on_exec(descriptor as u32 as usize),
+        )),
+        F_SETFD => {
+            files.set_closed_on_exec(descriptor as u32 as usize, argument & FD_CLOEXEC != 0);
+            Ok(0)
+        }
         F_GETFL => {
             let nonblocking = if open.nonblocking { O_NONBLOCK } else { 0 };
             Ok(u64::from(open.flags) | nonblocking)
         }
         F_SETFL => {
             open.nonblocking = argument & O_NONBLOCK != 0;
-            open.flags = open.flags & O_ACCESS as u32 | (argument & O_APPEND) as u32;
+            open.flags = open.flags & !O_CHANGEABLE as u32 | (argument & O_CHANGEABLE) as u32;
             Ok(0)
         }
         // One process: it never meets a lock of another's.
@@ -127,16 +147,20 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
     const FIONBIO: u64 = 0x5421;
     const FIONCLEX: u64 = 0x5450;
     const FIOCLEX: u64 = 0x5451;
-    let open = state::files().get_mut(descriptor)?;
+    let files = state::files();
+    files.index(descriptor)?;
+    if matches!(request, FIOCLEX | FIONCLEX) {
+        files.set_closed_on_exec(descriptor as u32 as usize, request == FIOCLEX);
+        return Ok(0);
+    }
+    let open = files.get_mut(descriptor)?;
     match (request, open.object) {
-        // As with F_SETFD: nothing is ever executed.
-        (FIOCLEX | FIONCLEX, _) => Ok(0),
         (FIONBIO, _) => {
             open.nonblocking = user::read::<i32>(argument)? != 0;
             Ok(0)
         }
         (FIONREAD, Object::Socket(number)) => {
-            let bytes = sockets::readable_bytes(number);
+            let bytes = sockets::ready::readable_bytes(number)?;
             user::write(argument, bytes.min(i32::MAX as u64) as i32)?;
             Ok(0)
         }

@@ -13,6 +13,8 @@ use crate::{state, user};
 const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
 const O_TRUNC: u64 = 0o1000;
+/// What every open adds on a 64-bit system.
+const O_LARGEFILE: u64 = 0o100_000;
 const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
@@ -20,9 +22,9 @@ const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
 /// `open` and `openat`
 pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     let flags = match flags & O_PATH {
-        0 => u64::from(flags as u32),
+        0 => u64::from(flags as u32) | O_LARGEFILE,
         // Nothing else is heeded.
-        _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW),
+        _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC),
     };
     if flags & O_TMPFILE == O_TMPFILE {
         return Err(Errno::EOPNOTSUPP);
@@ -55,7 +57,9 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         Ok(Found::Node(number)) if flags & O_PATH != 0 => open_node(number, flags),
         Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
         Ok(Found::Link(_)) => Err(Errno::ELOOP),
-        Ok(Found::Descriptor(number)) => state::files().duplicate(number, 0),
+        Ok(Found::Descriptor(number)) => {
+            state::files().duplicate(number, 0, flags & O_CLOEXEC != 0)
+        }
         Ok(Found::Entry(entry)) => match builtin::ENTRIES[entry].1 {
             Entry::Device(object) => state::files().open(object, flags),
             _ if writes => Err(Errno::EACCES),
@@ -85,14 +89,19 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     }
 }
 
-/// Makes the file by which a local socket is found; one object stands for it then.
-pub fn make_socket(text: &[u8]) -> Result<u16, Errno> {
+/// The path of the file by which a local socket is to be found: nothing is there yet.
+pub fn place_for_socket(text: &[u8]) -> Result<Path, Errno> {
     let path = resolve_text(AT_FDCWD, text, Follow::Never)?;
     match find(&path) {
         Ok(_) => return Err(Errno::EADDRINUSE),
         Err(Errno::ENOENT) => room_for(&path)?,
         Err(error) => return Err(error),
     }
+    Ok(path)
+}
+
+/// Makes the file by which a local socket is found; one object stands for it then.
+pub fn make_socket(path: &Path) -> Result<u16, Errno> {
     let mode = 0o777 & !*state::file_mask();
     let number = state::temporary().make(path.as_bytes(), Kind::Socket, mode)?;
     state::temporary().opened(number);
@@ -133,7 +142,13 @@ pub fn open_memory(name: u64, flags: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let number = state::temporary().make_nameless(Kind::File, 0o777)?;
-    let descriptor = open_node(number, O_RDWR);
+    const MFD_CLOEXEC: u64 = 1;
+    let closed_on_exec = if flags & MFD_CLOEXEC != 0 {
+        O_CLOEXEC
+    } else {
+        0
+    };
+    let descriptor = open_node(number, O_RDWR | O_LARGEFILE | closed_on_exec);
     if descriptor.is_err() {
         state::temporary().free_if_unused(number);
     }
@@ -150,7 +165,7 @@ pub fn open_epoll(flags: u64) -> SysResult {
         .iter()
         .position(|epoll| !epoll.used)
         .ok_or(Errno::EMFILE)?;
-    let descriptor = state::files().open(Object::Epoll(free as u8), 0)?;
+    let descriptor = state::files().open(Object::Epoll(free as u8), O_RDWR | flags & O_CLOEXEC)?;
     epolls[free].used = true;
     Ok(descriptor)
 }
@@ -162,5 +177,5 @@ pub fn open_event(initial: u64, flags: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let event = Object::Event(u64::from(initial as u32), flags & EFD_SEMAPHORE != 0);
-    state::files().open(event, flags & O_NONBLOCK | O_RDWR)
+    state::files().open(event, flags & (O_NONBLOCK | O_CLOEXEC) | O_RDWR)
 }

@@ -2,6 +2,8 @@
 
 use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin};
 use crate::errno::{Errno, SysResult};
+use crate::sockets::buffers::{Source, Target};
+use crate::sockets::rights::Outgoing;
 use crate::sockets::transfer;
 use crate::{log, pipes, state, threads, timers};
 
@@ -50,7 +52,7 @@ pub fn position(at: u64) -> Result<(), Errno> {
 pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     if let Object::Socket(number) = open.object {
-        return transfer::receive(number, to, 0, open.nonblocking);
+        return transfer::read(number, Target::Whole(to), open.nonblocking);
     }
     threads::blocking(open.nonblocking, || try_read(descriptor, to))
 }
@@ -75,9 +77,9 @@ pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
             state::random().fill(to);
             Ok(to.len() as u64)
         }
-        Object::Socket(number) => transfer::receive(number, to, 0, true),
+        Object::Socket(number) => transfer::read(number, Target::Whole(to), true),
         Object::Timer(number) => timers::read(number, to),
-        Object::Stream { from, .. } => pipes::read(from, to, false),
+        Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
             if count == 0 {
@@ -110,7 +112,9 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         Object::Brought(_) | Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
-        Object::Socket(number) => return transfer::send(number, bytes, 0, open.nonblocking),
+        Object::Socket(number) => {
+            return send(number, Source::Whole(bytes), open.nonblocking);
+        }
         Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking, None),
         Object::Event(count, semaphore) => {
             let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
@@ -128,6 +132,35 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         Object::Timer(_) | Object::Epoll(_) | Object::Free => return Err(Errno::EINVAL),
     }
     Ok(bytes.len() as u64)
+}
+
+/// A write to a socket.
+fn send(number: u16, from: Source<'_>, nonblocking: bool) -> SysResult {
+    transfer::send(number, from, 0, nonblocking, None, &Outgoing::NONE)
+}
+
+/// `readv`, where one message goes to all parts of an array; `None` for what is no socket.
+pub fn read_message(descriptor: u64, array: u64, count: u64) -> Result<Option<u64>, Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        Object::Socket(number) => {
+            let to = Target::Parts { array, count };
+            transfer::read(number, to, open.nonblocking).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The same for `writev`.
+pub fn write_message(descriptor: u64, array: u64, count: u64) -> Result<Option<u64>, Errno> {
+    let open = state::files().get(descriptor)?;
+    match open.object {
+        Object::Socket(number) => {
+            let from = Source::Parts { array, count };
+            send(number, from, open.nonblocking).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// `pread64` and its kin

@@ -104,14 +104,34 @@ pub enum Address {
 impl Address {
     /// Reads a `struct sockaddr` of `bytes` bytes.
     pub fn read(address: u64, bytes: u64) -> Result<Address, Errno> {
-        let bytes = u64::from(bytes as u32);
-        if bytes > 128 {
-            return Err(Errno::EINVAL);
-        }
-        Address::decode(user::slice(address, bytes)?)
+        Address::decode(Address::look(address, bytes)?)
     }
 
-    fn decode(bytes: &[u8]) -> Result<Address, Errno> {
+    /// The bytes of a `struct sockaddr`, whatever they say.
+    pub fn look(address: u64, bytes: u64) -> Result<&'static [u8], Errno> {
+        match u64::from(bytes as u32) {
+            bytes @ ..=128 => user::slice(address, bytes),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// What they say to a socket of IP of family `domain`, which looks at their length before it looks at them.
+    pub fn decode_ip(domain: u16, bytes: &[u8]) -> Result<Address, Errno> {
+        let least = if domain == AF_INET { 16 } else { 24 };
+        if bytes.len() < least {
+            return Err(Errno::EINVAL);
+        }
+        match Address::decode(bytes)? {
+            Address::Inet(..) if domain == AF_INET && bytes[0] == AF_INET6 as u8 => {
+                Err(Errno::EAFNOSUPPORT)
+            }
+            Address::Unix(_) => Err(Errno::EAFNOSUPPORT),
+            address => Ok(address),
+        }
+    }
+
+    /// What the bytes of a `struct sockaddr` say.
+    pub fn decode(bytes: &[u8]) -> Result<Address, Errno> {
         let Some((family, rest)) = bytes.split_first_chunk::<2>() else {
             return Err(Errno::EINVAL);
         };
@@ -166,9 +186,6 @@ impl Address {
 
     /// Writes it where a call asks for an address, cut to the room there, and its whole length.
     pub fn write(&self, domain: u16, address: u64, bytes: u64) -> Result<(), Errno> {
-        if address == 0 || bytes == 0 {
-            return Ok(());
-        }
         let (encoded, length) = self.encode(domain);
         let room = user::read::<i32>(bytes)?;
         let room = usize::try_from(room)

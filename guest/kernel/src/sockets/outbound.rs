@@ -222,7 +222,7 @@ fn take_in(there: u64, whole: bool) {
         );
     }
     if there & socket_events::RESOLVED != 0 {
-        mark(|socket| matches!(socket.state, State::Datagrams { .. }));
+        mark(|socket| matches!(socket.state, State::Datagrams(_)));
     }
 }
 
@@ -232,8 +232,8 @@ pub fn awaited() -> u64 {
     for (_, socket) in state::sockets().all() {
         events |= match socket.state {
             State::Outbound(outbound) => outbound.events(outbound.awaited),
-            State::Datagrams { queries }
-                if pipes::queue(queries).is_some_and(|queue| queue.used() > 0) =>
+            State::Datagrams(mailbox)
+                if pipes::queue(mailbox.queries).is_some_and(|queue| queue.used() > 0) =>
             {
                 socket_events::RESOLVED
             }
@@ -268,14 +268,9 @@ impl Outbound {
     }
 }
 
-/// A new socket for queries of names.
-pub fn datagrams(domain: u16) -> Result<Socket, Errno> {
-    Ok(Socket {
-        state: State::Datagrams {
-            queries: pipes::new_queue(QUERIES_BYTES)?,
-        },
-        ..Socket::new(domain)
-    })
+/// A new queue for queries of names.
+pub fn new_queries() -> Result<u8, Errno> {
+    pipes::new_queue(QUERIES_BYTES)
 }
 
 /// Whether an address is the name server's: the one place that datagrams go to.
@@ -298,7 +293,7 @@ pub fn ask(queries: u8, query: &[u8]) -> SysResult {
         return Ok(query.len() as u64);
     }
     pipes::write(queries, framed, true, None)?;
-    mark(|socket| socket.state == State::Datagrams { queries });
+    mark(|socket| matches!(socket.state, State::Datagrams(mailbox) if mailbox.queries == queries));
     Ok(query.len() as u64)
 }
 
@@ -309,7 +304,7 @@ pub fn answer(queries: u8, to: &mut [u8], peek: bool) -> SysResult {
     if pipes::queue(queries).is_none_or(|queue| queue.used() < 2) {
         return Err(Errno::EAGAIN);
     }
-    pipes::read(queries, &mut framed, true)?;
+    pipes::peek(queries, 0, &mut framed)?;
     let bytes = usize::from(u16::from_le_bytes([framed[0], framed[1]]));
     let query = framed.get(2..2 + bytes).ok_or(Errno::EIO)?;
     let mut reply = [0; dns::MAX_QUERY_BYTES];

@@ -560,8 +560,8 @@ impl Server {
         }
     }
 
-    /// The same, without taking it.
-    pub fn peek(&mut self, id: u32, to: &mut [u8]) -> SysResult {
+    /// Looks at what is behind the next `skip` bytes, without taking it.
+    pub fn peek(&mut self, id: u32, mut skip: u64, to: &mut [u8]) -> SysResult {
         if self.is_expected(id) {
             return Err(Errno::EAGAIN);
         }
@@ -574,6 +574,14 @@ impl Server {
             return Err(Errno::EAGAIN);
         }
         let (text_at, body_at) = (connection.text_at, connection.body_at);
+        for at in [
+            (&mut connection.text_at, connection.text_end),
+            (&mut connection.body_at, connection.body_end),
+        ] {
+            let passed = skip.min((at.1 - *at.0) as u64);
+            *at.0 += passed as usize;
+            skip -= passed;
+        }
         let done = connection.take(to);
         (connection.text_at, connection.body_at) = (text_at, body_at);
         Ok(done as u64)

@@ -10,7 +10,6 @@
 //! ```
 //! A socket may travel through itself, so that nobody can ever receive it; `free_lost` finds such ones.
 
-use super::table::State;
 use crate::errno::{Errno, SysResult};
 use crate::files::descriptors;
 use crate::pipes::{self, MAX_QUEUES};
@@ -124,8 +123,9 @@ impl Rights {
     /// Whether the socket that reads a queue has a descriptor, waits to be accepted, or travels through one
     /// of the `reachable` queues.
     fn has_reader(&self, queue: u8, reachable: &[bool; MAX_QUEUES]) -> bool {
-        let reads = |state| matches!(state, State::Stream { from, .. } if from == queue);
-        let reader = state::sockets().all().find(|(_, one)| reads(one.state));
+        let reader = state::sockets()
+            .all()
+            .find(|(_, one)| one.reads() == Some(queue));
         let Some((number, _)) = reader else {
             return false;
         };
@@ -211,6 +211,12 @@ impl Outgoing {
         Ok(())
     }
 
+    /// None.
+    pub const NONE: Outgoing = Outgoing {
+        objects: [0; MAX_IN_MESSAGE],
+        count: 0,
+    };
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
@@ -218,6 +224,9 @@ impl Outgoing {
 
     /// They travel with the next `bytes` bytes that are written to a queue, if `write` writes any.
     pub fn send_with(&self, queue: u8, bytes: u64, write: impl FnOnce() -> SysResult) -> SysResult {
+        if self.is_empty() {
+            return write();
+        }
         let start = pipes::queue(queue).map_or(0, |queue| queue.places().1);
         let mut message = Travelling {
             queue,
@@ -239,13 +248,14 @@ impl Outgoing {
     }
 }
 
-/// How much of `wanted` bytes may be received from a queue in one call.
-pub fn room(queue: u8, wanted: usize) -> usize {
+/// How much of `wanted` bytes may be received from a queue in one call,
+/// behind the next `skip` bytes.
+pub fn room(queue: u8, skip: u64, wanted: usize) -> usize {
     let Some(next) = state::rights().next(queue) else {
         return wanted;
     };
     let taken = pipes::queue(queue).map_or(0, |queue| queue.places().0);
-    wanted.min(next.end.saturating_sub(taken) as usize)
+    wanted.min(next.end.saturating_sub(taken + skip) as usize)
 }
 
 /// The message with descriptors that was received from a queue by now, or will be when the next `peeked` bytes
@@ -272,7 +282,13 @@ pub fn drop_received(queue: u8) {
 
 /// Gives the program the descriptors that have come, in its room for control data; gives how much of that is
 /// used, and the message's flags. With the bytes that are only `peeked` at, they stay.
-pub fn receive(queue: u8, peeked: u64, control: u64, room: u64) -> Result<(u64, u32), Errno> {
+pub fn receive(
+    queue: u8,
+    peeked: u64,
+    control: u64,
+    room: u64,
+    closed_on_exec: bool,
+) -> Result<(u64, u32), Errno> {
     let Some(message) = received(queue, peeked) else {
         return Ok((0, 0));
     };
@@ -286,7 +302,7 @@ pub fn receive(queue: u8, peeked: u64, control: u64, room: u64) -> Result<(u64, 
     let (mut given, mut lost) = (0, None);
     for one in wanted.take(most as usize) {
         // Without a free descriptor it is as good as without room.
-        let Ok(descriptor) = state::files().install(one.object) else {
+        let Ok(descriptor) = state::files().install(one.object, closed_on_exec) else {
             break;
         };
         let place = control.wrapping_add(HEADER_BYTES + given * 4);

@@ -21,7 +21,7 @@ pub enum State {
         /// Most that wait to be accepted.
         backlog: u16,
     },
-    /// Connected within the guest: the queues that it reads from and writes to.
+    /// Connected within the guest, by bytes or by packets: the queues that it reads from and writes to.
     Stream {
         /// Never `pipes::NONE`.
         from: u8,
@@ -32,12 +32,43 @@ pub enum State {
     Request(u32),
     /// Connected, or about to be, out of the guest.
     Outbound(Outbound),
-    /// Datagrams, of which there are those to and from the name server.
-    Datagrams {
-        /// The queue of queries that are not answered yet.
-        queries: u8,
-    },
+    /// Sends and takes datagrams.
+    Datagrams(Mailbox),
 }
+
+/// What a socket for datagrams has of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mailbox {
+    /// The queue of what has come.
+    pub inbox: u8,
+    /// The queue of what the name server has not answered yet; `pipes::NONE` for a local one.
+    pub queries: u8,
+    /// The socket that a local one is connected to, if it is.
+    pub to: Option<u16>,
+}
+
+impl Mailbox {
+    /// The socket that it was connected to is no more.
+    pub const GONE: u16 = u16::MAX;
+}
+
+/// How far a connect that did not wait is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connecting {
+    /// There is none.
+    No,
+    /// It has come about, or failed, and the program has not asked by another.
+    Untold,
+    /// It failed and the socket was shut then: it is good for nothing.
+    Broken,
+}
+
+/// `SOCK_STREAM`
+pub const SOCK_STREAM: u8 = 1;
+/// `SOCK_DGRAM`
+pub const SOCK_DGRAM: u8 = 2;
+/// `SOCK_SEQPACKET`
+pub const SOCK_SEQPACKET: u8 = 5;
 
 /// A connection out of the guest. Its halves are those of `outbound`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +90,22 @@ pub struct Socket {
     pub state: State,
     /// AF_INET, AF_INET6 or AF_UNIX.
     pub domain: u16,
+    /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
+    pub kind: u8,
+    /// The `errno` that the next call is to be told, or 0.
+    pub error: u8,
+    /// How far a connect that did not wait is told.
+    pub connecting: Connecting,
+    /// Its port is not its own any more: it may have another, and so may others have this one.
+    pub lost_port: bool,
+    /// A connection of TCP that is one no more: the other end has broken it off, or was gone when something came.
+    pub reset: bool,
     /// Its own address.
     pub local: Address,
     /// The other end's, if it is connected.
     pub peer: Address,
+    /// The socket that is the other end of its connection within the guest, while that is there.
+    pub other: Option<u16>,
     /// The file that it was bound to, for a local one: its number in /tmp.
     pub file: Option<u16>,
     /// Connected, and not accepted yet: the listener, and when.
@@ -78,8 +121,14 @@ pub struct Socket {
 const FREE: Socket = Socket {
     state: State::Free,
     domain: 0,
+    kind: SOCK_STREAM,
+    error: 0,
+    connecting: Connecting::No,
+    lost_port: false,
+    reset: false,
     local: Address::Unspecified,
     peer: Address::Unspecified,
+    other: None,
     file: None,
     waits_at: None,
     read_shut: false,
@@ -112,6 +161,23 @@ impl Socket {
         }
     }
 
+    /// The other end has not taken what was sent, or broken off; that is told once.
+    pub fn break_off(&mut self, error: Errno) {
+        self.error = error.0 as u8;
+        self.reset = self.domain != AF_UNIX;
+        self.other = None;
+    }
+
+    /// A port that it was given, and did not ask for, may be another's from now on.
+    pub fn lose_port(&mut self) {
+        self.lost_port = matches!(self.local, Address::Inet(_, port) if EPHEMERAL.contains(&port));
+    }
+
+    /// Whether its own address is one of version 4.
+    pub fn is_v4(&self) -> bool {
+        matches!(self.local, Address::Inet(ip, _) if ip.as_v4().is_some())
+    }
+
     /// The port of one that listens for IP connections.
     fn listening_port(&self) -> Option<u16> {
         match (self.state, self.local) {
@@ -120,8 +186,22 @@ impl Socket {
         }
     }
 
-    /// Whether a connection to `ip` comes to a socket bound as this one is.
-    fn takes(&self, ip: Ip) -> bool {
+    /// Whether what was sent at once is received at once.
+    pub fn keeps_borders(&self) -> bool {
+        self.kind != SOCK_STREAM
+    }
+
+    /// The queue that it reads from, if it has one within the guest.
+    pub fn reads(&self) -> Option<u8> {
+        match self.state {
+            State::Stream { from, .. } => Some(from),
+            State::Datagrams(mailbox) => Some(mailbox.inbox),
+            _ => None,
+        }
+    }
+
+    /// Whether what comes to `ip` comes to a socket bound as this one is.
+    pub fn takes(&self, ip: Ip) -> bool {
         match self.local {
             Address::Inet(own, _) if own == ip || own == Ip::ANY_V4 && ip.as_v4().is_some() => true,
             Address::Inet(Ip::ANY_V6, _) => ip.as_v4().is_none() || !self.options.v6_only(),
@@ -198,17 +278,25 @@ impl Sockets {
         ports().find(|one| *one == port).or_else(|| ports().next())
     }
 
+    /// The `errno` that a socket is to be told, which is told once.
+    pub fn take_error(&mut self, number: u16) -> Option<Errno> {
+        match core::mem::take(&mut self.get(number).error) {
+            0 => None,
+            error => Some(Errno(error.into())),
+        }
+    }
+
     /// The listener that a connection to this address comes to.
-    pub fn listener(&self, to: &Address, file: Option<u16>) -> Option<u16> {
+    pub fn listener(&self, to: &Address, file: Option<u16>, kind: u8) -> Option<u16> {
         let is_it = |socket: &Socket| match (to, socket.local) {
             (Address::Inet(ip, port), Address::Inet(_, own)) => own == *port && socket.takes(*ip),
             (Address::Unix(name), Address::Unix(own)) if !name.is_path() => own == *name,
             (Address::Unix(_), Address::Unix(_)) => file.is_some() && socket.file == file,
             _ => false,
         };
-        let mut listeners = self
-            .all()
-            .filter(|(_, socket)| matches!(socket.state, State::Listening { .. }));
+        let mut listeners = self.all().filter(|(_, socket)| {
+            matches!(socket.state, State::Listening { .. }) && socket.kind == kind
+        });
         listeners
             .find(|(_, socket)| is_it(socket))
             .map(|(number, _)| number)
@@ -253,9 +341,9 @@ impl Sockets {
             let shared = socket.options.reuse_port() && other.options.reuse_port();
             let reused = socket.options.reuse_address() && other.options.reuse_address();
             let holds = match other.state {
-                State::Free | State::Request(_) | State::Outbound(_) | State::Datagrams { .. } => {
-                    false
-                }
+                State::Free | State::Request(_) | State::Outbound(_) => false,
+                _ if socket.kind != other.kind || other.lost_port => false,
+                State::Datagrams(_) => !shared && !reused,
                 State::Listening { .. } => !shared,
                 // One that was accepted has its listener's port.
                 State::Fresh | State::Stream { .. } => !shared && !reused,

@@ -1,126 +1,370 @@
-//! What goes through a socket: send and receive in all their forms.
+//! What goes through a socket: bytes in and out, of whichever kind it is.
 
-use super::address::{AF_UNIX, Address, Ip};
+use super::address::{AF_INET6, AF_UNIX, Address};
+use super::buffers::{Place, Source, Target};
 use super::rights::{self, Outgoing};
-use super::table::State;
-use super::{dns, number_of, open_of, outbound, request};
+use super::table::{SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
+use super::{bind, datagrams, open_of, outbound, request};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, time, user};
 
-const MSG_PEEK: u64 = 2;
-const MSG_TRUNC: u64 = 0x20;
-const MSG_DONTWAIT: u64 = 0x40;
-const MSG_WAITALL: u64 = 0x100;
-const MSG_WAITFORONE: u64 = 0x1_0000;
-/// Bytes of a `struct mmsghdr`, and where its length is.
-const MULTIPLE_BYTES: u64 = 64;
-const MULTIPLE_LENGTH: u64 = 56;
-/// Most messages of one call.
-const MAX_MESSAGES: u64 = 1024;
+pub(super) const MSG_PEEK: u64 = 2;
+pub(super) const MSG_TRUNC: u64 = 0x20;
+pub(super) const MSG_DONTWAIT: u64 = 0x40;
+pub(super) const MSG_WAITALL: u64 = 0x100;
+const MSG_OOB: u64 = 1;
+const MSG_ERRQUEUE: u64 = 0x2000;
 
 /// When a wait of `ns` nanoseconds is over; `None` for 0, which is for ever.
 pub fn deadline(ns: u64) -> Option<u64> {
     (ns != 0).then(|| time::monotonic_ns().saturating_add(ns))
 }
 
-/// Receives into `to`. With MSG_TRUNC a stream of TCP throws so many bytes away instead.
-pub fn receive(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> SysResult {
-    let received = receive_bytes(number, to, flags, nonblocking);
-    if let State::Stream { from, .. } = state::sockets().get(number).state {
-        rights::drop_received(from);
-    }
-    received
+/// What was received.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// What the call gives.
+    pub bytes: u64,
+    /// What it takes of its queue, or would, if it was only looked at.
+    pub in_queue: u64,
+    /// MSG_TRUNC, if a message was cut.
+    pub flags: u32,
+    /// Who sent it, where each message may be another's.
+    pub sender: Option<Address>,
 }
 
-/// The same, where descriptors that come with the bytes stay until they are asked for.
-fn receive_bytes(number: u16, to: &mut [u8], flags: u64, nonblocking: bool) -> SysResult {
-    let discards = flags & MSG_TRUNC != 0 && state::sockets().get(number).domain != AF_UNIX;
-    let wanted = to.len() as u64;
-    receive_into(number, wanted, flags, nonblocking, |done| {
-        let rest = &mut to[done as usize..];
-        let socket = *state::sockets().get(number);
-        let peek = flags & MSG_PEEK != 0;
-        match socket.state {
-            State::Request(_) if socket.read_shut => Ok(0),
-            State::Request(id) if peek => state::server().peek(id, rest),
-            State::Request(id) => state::server().read(id, rest),
-            State::Stream { from, .. } => {
-                let room = rights::room(from, rest.len());
-                let read = match discards && !peek {
-                    true => pipes::discard(from, rest.len() as u64),
-                    false => pipes::read(from, &mut rest[..room], peek),
-                };
-                match read {
-                    Err(Errno::EAGAIN) if socket.read_shut => Ok(0),
-                    read => read,
-                }
-            }
-            State::Outbound(_) if socket.read_shut => Ok(0),
-            State::Outbound(at) => outbound::receive(number, at.handle, rest, peek),
-            // What does not fit is cut off.
-            State::Datagrams { queries } => {
-                let room = rest.len() as u64;
-                outbound::answer(queries, rest, peek).map(|bytes| match flags & MSG_TRUNC {
-                    0 => bytes.min(room),
-                    _ => bytes,
-                })
-            }
-            State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => {
-                Err(Errno::EINVAL)
-            }
-            State::Fresh | State::Listening { .. } => Err(Errno::ENOTCONN),
-            State::Free => Err(Errno::EBADF),
-        }
-    })
-}
-
-/// Calls `attempt`, with what was done before, until there is something, or with MSG_WAITALL everything.
-fn receive_into(
+/// Receives; descriptors that come with it stay until they are asked for. With MSG_TRUNC a stream of TCP throws
+/// so many bytes away instead.
+pub fn receive(
     number: u16,
-    wanted: u64,
+    mut to: Target<'_>,
     flags: u64,
     nonblocking: bool,
-    mut attempt: impl FnMut(u64) -> SysResult,
-) -> SysResult {
-    let all = flags & MSG_WAITALL != 0 && flags & MSG_PEEK == 0;
+) -> Result<Received, Errno> {
+    let socket = *state::sockets().get(number);
     let nonblocking = nonblocking || flags & MSG_DONTWAIT != 0;
+    if flags & MSG_OOB != 0 {
+        return Err(match socket.state {
+            State::Stream { .. } | State::Request(_) | State::Outbound(_) => Errno::EINVAL,
+            _ => Errno::EOPNOTSUPP,
+        });
+    }
+    if flags & MSG_ERRQUEUE != 0 && socket.domain != AF_UNIX {
+        return Err(Errno::EAGAIN);
+    }
+    match socket.state {
+        State::Datagrams(_) => receive_message(number, to, flags, nonblocking),
+        State::Stream { .. } if socket.kind == SOCK_SEQPACKET => {
+            receive_message(number, to, flags, nonblocking)
+        }
+        State::Fresh | State::Listening { .. } if socket.kind == SOCK_SEQPACKET => {
+            Err(Errno::ENOTCONN)
+        }
+        _ => receive_bytes(number, &mut to, flags, nonblocking),
+    }
+}
+
+fn receive_bytes(
+    number: u16,
+    to: &mut Target<'_>,
+    flags: u64,
+    nonblocking: bool,
+) -> Result<Received, Errno> {
+    let wanted = to.total()?;
+    let peeks = flags & MSG_PEEK != 0;
+    let all = flags & MSG_WAITALL != 0 && !peeks;
     let deadline = deadline(state::sockets().get(number).options.receive_ns);
-    let mut done = 0;
+    let (mut done, mut found) = (0, 0);
     let result = threads::blocking_until(nonblocking, deadline, || {
+        if wanted == 0 {
+            // Nothing, but not before there is something.
+            found = receive_some(number, Place::Here(&mut [0]), 0, MSG_PEEK)?;
+            return Ok(0);
+        }
         loop {
-            let read = attempt(done)?;
+            let read = to.for_each_from(done, |place, before| {
+                let skip = if peeks { before } else { 0 };
+                receive_some(number, place, skip, flags)
+            });
+            let read = match read {
+                // Whether there is anything for a place that there is not comes first.
+                Err(Errno::EFAULT) => {
+                    let there = receive_some(number, Place::Here(&mut [0]), 0, MSG_PEEK)?;
+                    return if there > 0 {
+                        Err(Errno::EFAULT)
+                    } else {
+                        Ok(done)
+                    };
+                }
+                read => read?,
+            };
             done += read;
             if !all || read == 0 || done >= wanted {
                 return Ok(done);
             }
         }
     });
-    match result {
-        Err(_) if done > 0 => Ok(done),
-        result => result,
+    let bytes = match result {
+        Err(_) if done > 0 => done,
+        result => result?,
+    };
+    let socket = *state::sockets().get(number);
+    Ok(Received {
+        bytes,
+        in_queue: bytes,
+        flags: 0,
+        sender: match socket.state {
+            State::Stream { .. } if bytes + found > 0 => Some(socket.peer),
+            _ => None,
+        },
+    })
+}
+
+/// Receives what is there of a stream; with MSG_PEEK looks at what is behind the next `skip` bytes.
+fn receive_some(number: u16, place: Place<'_>, skip: u64, flags: u64) -> SysResult {
+    let socket = *state::sockets().get(number);
+    let peeks = flags & MSG_PEEK != 0;
+    let to = match (place, socket.state) {
+        (Place::Nowhere(bytes), State::Stream { from, .. }) => {
+            return ended(number, &socket, pipes::discard(from, bytes));
+        }
+        (Place::Nowhere(_), _) => return Err(Errno::EFAULT),
+        (Place::Here(to), _) => to,
+    };
+    match socket.state {
+        State::Request(_) if socket.read_shut => Ok(0),
+        State::Request(id) if peeks => state::server().peek(id, skip, to),
+        State::Request(id) => state::server().read(id, to),
+        State::Stream { from, .. } => {
+            let discards = flags & MSG_TRUNC != 0 && socket.domain != AF_UNIX;
+            let room = rights::room(from, skip, to.len());
+            let read = match (peeks, discards) {
+                (true, _) => pipes::peek(from, skip, &mut to[..room]),
+                (false, true) => pipes::discard(from, to.len() as u64),
+                (false, false) => pipes::read(from, &mut to[..room]),
+            };
+            ended(number, &socket, read)
+        }
+        State::Outbound(_) if socket.read_shut => Ok(0),
+        // The host looks at what is next, and at nothing behind it.
+        State::Outbound(_) if skip > 0 => Ok(0),
+        State::Outbound(at) => outbound::receive(number, at.handle, to, peeks),
+        State::Fresh if socket.error != 0 => Err(told(number)),
+        State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => Err(Errno::EINVAL),
+        State::Fresh if socket.read_shut => Ok(0),
+        State::Fresh | State::Listening { .. } => Err(Errno::ENOTCONN),
+        State::Datagrams(_) | State::Free => Err(Errno::EBADF),
     }
 }
 
-/// Sends `bytes`: all of them, unless `nonblocking`.
-pub fn send(number: u16, bytes: &[u8], flags: u64, nonblocking: bool) -> SysResult {
+/// The error that is to be told, when there is one.
+fn told(number: u16) -> Errno {
+    let error = state::sockets().take_error(number);
+    error.unwrap_or(Errno::EIO)
+}
+
+/// What a read of a stream gives at its end, or where the other end has broken it off.
+fn ended(number: u16, socket: &Socket, read: SysResult) -> SysResult {
+    match read {
+        Ok(0) | Err(Errno::EAGAIN) if socket.error != 0 => Err(told(number)),
+        Err(Errno::EAGAIN) if socket.read_shut || socket.reset => Ok(0),
+        read => read,
+    }
+}
+
+/// Receives one message; what does not fit is lost.
+fn receive_message(
+    number: u16,
+    mut to: Target<'_>,
+    flags: u64,
+    nonblocking: bool,
+) -> Result<Received, Errno> {
+    let room = to.total()?;
+    let peeks = flags & MSG_PEEK != 0;
+    let socket = *state::sockets().get(number);
+    let deadline = deadline(socket.options.receive_ns);
+    let mut message = None;
+    threads::blocking_until(nonblocking, deadline, || {
+        if let Some(error) = state::sockets().take_error(number) {
+            return Err(error);
+        }
+        let socket = *state::sockets().get(number);
+        let taken = match socket.state {
+            State::Datagrams(mailbox) => datagrams::receive(number, mailbox, &mut to, peeks),
+            State::Stream { from, .. } => datagrams::take(from, socket.domain, &mut to, peeks),
+            _ => Err(Errno::ENOTCONN),
+        };
+        let is_over = match socket.state {
+            State::Stream { from, .. } => {
+                socket.read_shut || pipes::queue(from).is_none_or(|queue| queue.is_ended())
+            }
+            // Who may not wait is not told of an end.
+            _ => socket.read_shut && !nonblocking,
+        };
+        match taken {
+            Ok(taken) => message = Some(taken),
+            Err(Errno::EAGAIN) if is_over => {}
+            Err(error) => return Err(error),
+        }
+        Ok(0)
+    })?;
+    let Some(message) = message else {
+        return Ok(Received {
+            bytes: 0,
+            in_queue: 0,
+            flags: 0,
+            sender: None,
+        });
+    };
+    let is_cut = message.bytes > room;
+    Ok(Received {
+        bytes: match flags & MSG_TRUNC {
+            0 => message.bytes.min(room),
+            _ => message.bytes,
+        },
+        in_queue: message.in_queue,
+        flags: if is_cut { MSG_TRUNC as u32 } else { 0 },
+        sender: Some(message.sender),
+    })
+}
+
+/// `read` and its kin: descriptors that come with it are let go.
+pub fn read(number: u16, to: Target<'_>, nonblocking: bool) -> SysResult {
+    if to.total()? == 0 {
+        return Ok(0);
+    }
+    receive_alone(number, to, 0, nonblocking).map(|received| received.bytes)
+}
+
+fn receive_alone(
+    number: u16,
+    to: Target<'_>,
+    flags: u64,
+    nonblocking: bool,
+) -> Result<Received, Errno> {
+    let received = receive(number, to, flags, nonblocking)?;
+    if let (0, Some(queue)) = (flags & MSG_PEEK, state::sockets().get(number).reads()) {
+        rights::drop_received(queue);
+    }
+    Ok(received)
+}
+
+/// Sends it, all unless `nonblocking`, with the descriptors that are to travel along; a message to where it is
+/// said.
+pub fn send(
+    number: u16,
+    from: Source<'_>,
+    flags: u64,
+    nonblocking: bool,
+    to: Option<Address>,
+    rights: &Outgoing,
+) -> SysResult {
     let nonblocking = nonblocking || flags & MSG_DONTWAIT != 0;
     let socket = *state::sockets().get(number);
+    if flags & MSG_OOB != 0 && socket.kind != SOCK_STREAM {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if let State::Datagrams(_) = socket.state {
+        return datagrams::send(number, from, nonblocking, to, rights);
+    }
+    may_have_address(&socket, to)?;
+    if let State::Stream { to, .. } = socket.state
+        && socket.domain == AF_UNIX
+        && socket.kind == SOCK_STREAM
+        && (socket.write_shut || pipes::queue(to).is_none_or(|queue| queue.is_refused()))
+    {
+        return Err(Errno::EPIPE);
+    }
+    let deadline = deadline(socket.options.send_ns);
     match socket.state {
+        State::Stream { to, .. } if socket.kind == SOCK_SEQPACKET => {
+            send_packet(number, to, from, nonblocking, deadline, rights)
+        }
+        State::Fresh | State::Listening { .. } if socket.kind == SOCK_SEQPACKET => {
+            Err(Errno::ENOTCONN)
+        }
+        State::Stream { to, .. } if !rights.is_empty() => {
+            // They have the place of the message's first byte, which must not wait for room then.
+            threads::blocking_until(nonblocking, deadline, || {
+                match pipes::queue(to).is_none_or(|queue| queue.is_writable()) {
+                    true => Ok(0),
+                    false => Err(Errno::EAGAIN),
+                }
+            })?;
+            let send = || from.for_each(|bytes| send_bytes(number, bytes, nonblocking, deadline));
+            rights.send_with(to, from.total()?, send)
+        }
+        _ if from.total()? == 0 => send_bytes(number, &[], nonblocking, deadline),
+        _ => {
+            let sent = from.for_each(|bytes| send_bytes(number, bytes, nonblocking, deadline));
+            match sent {
+                // Whether it could be sent at all comes first.
+                Err(Errno::EFAULT) => {
+                    send_bytes(number, &[], nonblocking, deadline)?;
+                    sent
+                }
+                sent => sent,
+            }
+        }
+    }
+}
+
+fn send_packet(
+    number: u16,
+    to: u8,
+    from: Source<'_>,
+    nonblocking: bool,
+    deadline: Option<u64>,
+    rights: &Outgoing,
+) -> SysResult {
+    const MOST: u64 = 212_960;
+    if from.total()? > MOST {
+        return Err(Errno::EMSGSIZE);
+    }
+    if let Some(error) = state::sockets().take_error(number) {
+        return Err(error);
+    }
+    let write_shut = state::sockets().get(number).write_shut;
+    if write_shut || pipes::queue(to).is_none_or(|queue| queue.is_refused()) {
+        return Err(Errno::EPIPE);
+    }
+    from.check()?;
+    datagrams::put(
+        to,
+        from,
+        &state::sockets().get(number).local.clone(),
+        nonblocking,
+        deadline,
+        rights,
+    )
+}
+
+fn send_bytes(number: u16, bytes: &[u8], nonblocking: bool, deadline: Option<u64>) -> SysResult {
+    let socket = *state::sockets().get(number);
+    let is_local = socket.domain == AF_UNIX;
+    if !is_local && socket.error != 0 {
+        return Err(told(number));
+    }
+    match socket.state {
+        State::Fresh | State::Listening { .. } if is_local => Err(Errno::ENOTCONN),
         _ if socket.write_shut => Err(Errno::EPIPE),
         State::Request(id) => request::write(id, bytes),
-        State::Stream { to, .. } => {
-            let deadline = deadline(socket.options.send_ns);
-            pipes::write(to, bytes, nonblocking, deadline)
-        }
-        State::Outbound(at) => {
-            let deadline = deadline(socket.options.send_ns);
-            send_out(number, at.handle, bytes, nonblocking, deadline)
-        }
-        State::Datagrams { .. } if socket.peer == Address::Unspecified => Err(Errno::EDESTADDRREQ),
-        State::Datagrams { queries } => outbound::ask(queries, bytes),
-        State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => Err(Errno::ENOTCONN),
+        State::Stream { .. } if socket.reset => Err(Errno::EPIPE),
+        State::Stream { .. } if bytes.is_empty() => Ok(0),
+        State::Stream { to, .. } => match pipes::write(to, bytes, nonblocking, deadline) {
+            // That TCP says so takes a way there and back.
+            Err(Errno::EPIPE) if !is_local => {
+                let socket = state::sockets().get(number);
+                socket.break_off(Errno::EPIPE);
+                let state = socket.state;
+                super::mark(|other| other.state == state);
+                Ok(bytes.len() as u64)
+            }
+            written => written,
+        },
+        State::Outbound(at) => send_out(number, at.handle, bytes, nonblocking, deadline),
         State::Fresh | State::Listening { .. } => Err(Errno::EPIPE),
-        State::Free => Err(Errno::EBADF),
+        State::Datagrams(_) | State::Free => Err(Errno::EBADF),
     }
 }
 
@@ -147,19 +391,36 @@ fn send_out(
     }
 }
 
-/// The queue of queries that a message goes to, if it is a datagram with an address.
-fn addressed(number: u16, address: u64, bytes: u64) -> Result<Option<u8>, Errno> {
-    match state::sockets().get(number).state {
-        State::Datagrams { queries } if address != 0 => {
-            match outbound::is_name_server(&Address::read(address, bytes)?) {
-                true => Ok(Some(queries)),
-                false => Err(Errno::EACCES),
-            }
-        }
-        _ => {
-            refuse_address(number, address)?;
-            Ok(None)
-        }
+/// The receiver that a call names, as far as the socket has use for one.
+pub(super) fn receiver(number: u16, given: Option<&[u8]>) -> Result<Option<Address>, Errno> {
+    let socket = *state::sockets().get(number);
+    if let (State::Datagrams(_), true) = (socket.state, socket.domain != AF_UNIX) {
+        // Whether it comes to anything or not.
+        bind::bind_to_any(number)?;
+    }
+    let Some(given) = given else {
+        return Ok(None);
+    };
+    match (socket.domain, socket.state) {
+        (AF_UNIX, _) if socket.kind == SOCK_SEQPACKET => Ok(None),
+        (AF_UNIX, State::Datagrams(_)) => Address::decode(given).map(Some),
+        (AF_UNIX, _) => Ok(Some(Address::Unspecified)),
+        (AF_INET6, State::Datagrams(_)) if given.len() >= 2 => match Address::decode(given)? {
+            Address::Unix(_) => Err(Errno::EINVAL),
+            address => Ok(Some(address)),
+        },
+        (domain, State::Datagrams(_)) => Address::decode_ip(domain, given).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// A connection goes to its other end alone; those of IP and of packets take no notice of an address.
+fn may_have_address(socket: &Socket, to: Option<Address>) -> Result<(), Errno> {
+    match (socket.domain, socket.state) {
+        (AF_UNIX, _) if to.is_none() => Ok(()),
+        (AF_UNIX, State::Stream { .. }) => Err(Errno::EISCONN),
+        (AF_UNIX, _) => Err(Errno::EOPNOTSUPP),
+        _ => Ok(()),
     }
 }
 
@@ -172,26 +433,25 @@ pub fn send_to(
     address: u64,
     address_bytes: u64,
 ) -> SysResult {
+    user::range(bytes, count)?;
     let (number, opened) = open_of(descriptor)?;
-    if let Some(queries) = addressed(number, address, address_bytes)? {
-        return outbound::ask(queries, user::slice(bytes, count)?);
-    }
+    let given = match address {
+        0 => None,
+        address => Some(Address::look(address, address_bytes)?),
+    };
+    let to = receiver(number, given)?;
+    let from = match state::sockets().get(number).state {
+        State::Datagrams(_) => user::slice(bytes, count)?,
+        _ => user::buffer(bytes, count)?,
+    };
     send(
         number,
-        user::buffer(bytes, count)?,
+        Source::Whole(from),
         flags,
         opened.nonblocking,
+        to,
+        &Outgoing::NONE,
     )
-}
-
-/// A local stream goes to its other end alone; TCP takes no notice of an address.
-fn refuse_address(number: u16, address: u64) -> Result<(), Errno> {
-    let socket = state::sockets().get(number);
-    match (socket.domain, socket.state) {
-        (AF_UNIX, State::Stream { .. }) if address != 0 => Err(Errno::EISCONN),
-        (AF_UNIX, _) if address != 0 => Err(Errno::EOPNOTSUPP),
-        _ => Ok(()),
-    }
 }
 
 /// `recvfrom`
@@ -203,195 +463,36 @@ pub fn receive_from(
     address: u64,
     address_bytes: u64,
 ) -> SysResult {
+    user::range(bytes, count)?;
     let (number, opened) = open_of(descriptor)?;
     let socket = *state::sockets().get(number);
     let discards = flags & (MSG_TRUNC | MSG_PEEK) == MSG_TRUNC && socket.domain != AF_UNIX;
-    let received = match socket.state {
+    let to = match socket.state {
         // The buffer is not looked at, and need not be there.
-        State::Stream { from, .. } if discards => {
-            receive_into(number, count, flags, opened.nonblocking, |done| {
-                pipes::discard(from, count - done)
-            })?
-        }
-        _ => receive(
-            number,
-            user::buffer_mut(bytes, count)?,
-            flags,
-            opened.nonblocking,
-        )?,
+        State::Stream { .. } if discards => Target::Nowhere(count),
+        _ => Target::Whole(user::buffer_mut(bytes, count)?),
     };
-    if address != 0 && address_bytes != 0 {
-        put_sender(number, address, address_bytes)?;
+    let received = receive_alone(number, to, flags, opened.nonblocking)?;
+    if address != 0 {
+        put_sender(number, &received, address, address_bytes)?;
     }
-    Ok(received)
+    Ok(received.bytes)
 }
 
-/// The sender's address: a stream says it only where it is a name of its own.
-fn put_sender(number: u16, address: u64, bytes: u64) -> Result<(), Errno> {
+/// The sender's address: a connection says it only where it is a name of its own.
+pub(super) fn put_sender(
+    number: u16,
+    received: &Received,
+    address: u64,
+    bytes: u64,
+) -> Result<(), Errno> {
     let socket = *state::sockets().get(number);
-    match socket.peer {
-        _ if matches!(socket.state, State::Datagrams { .. }) => {
-            let server = Address::Inet(Ip::v4(dns::SERVER), dns::PORT);
-            server.write(socket.domain, address, bytes)
+    match received.sender {
+        Some(Address::Unix(name)) if name.as_bytes().is_empty() => user::write(bytes, 0u32),
+        Some(Address::Inet(..)) if !matches!(socket.state, State::Datagrams(_)) => {
+            user::write(bytes, 0u32)
         }
-        Address::Unix(name) if !name.as_bytes().is_empty() => {
-            socket.peer.write(socket.domain, address, bytes)
-        }
-        _ => user::write(bytes, 0u32),
+        None | Some(Address::Unspecified) => user::write(bytes, 0u32),
+        Some(sender) => sender.write(socket.domain, address, bytes),
     }
-}
-
-/// Calls `each` for the parts of a message, with the bytes that were done before, until one is cut short.
-fn parts(header: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
-    const MAX_PARTS: u64 = 1024;
-    let [array, count] = user::read::<[u64; 2]>(header.wrapping_add(16))?;
-    if count > MAX_PARTS {
-        return Err(Errno::EMSGSIZE);
-    }
-    user::for_each_part(array, count, each)
-}
-
-/// `sendmsg`
-pub fn send_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
-    let (number, opened) = open_of(descriptor)?;
-    let [address, address_bytes] = user::read::<[u64; 2]>(header)?;
-    let queries = match (
-        addressed(number, address, address_bytes)?,
-        state::sockets().get(number).state,
-    ) {
-        (None, State::Datagrams { queries }) if state::sockets().get(number).is_connected() => {
-            Some(queries)
-        }
-        (queries, _) => queries,
-    };
-    if let Some(queries) = queries {
-        return ask_parts(queries, header);
-    }
-    let socket = *state::sockets().get(number);
-    let send_parts = || {
-        parts(header, |start, bytes, _| {
-            let part = user::slice(start, bytes)?;
-            send(number, part, flags, opened.nonblocking)
-        })
-    };
-    if socket.domain != AF_UNIX {
-        return send_parts();
-    }
-    let [control, control_bytes] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
-    let outgoing = Outgoing::read(control, control_bytes)?;
-    match socket.state {
-        State::Stream { to, .. } if !outgoing.is_empty() => {
-            let nonblocking = opened.nonblocking || flags & MSG_DONTWAIT != 0;
-            let deadline = deadline(socket.options.send_ns);
-            // They have the place of the message's first byte, which must not wait for room then.
-            threads::blocking_until(nonblocking, deadline, || {
-                match pipes::queue(to).is_none_or(|queue| queue.is_writable()) {
-                    true => Ok(0),
-                    false => Err(Errno::EAGAIN),
-                }
-            })?;
-            outgoing.send_with(to, total_bytes(header)?, send_parts)
-        }
-        _ => send_parts(),
-    }
-}
-
-/// How many bytes the parts of a message have.
-fn total_bytes(header: u64) -> SysResult {
-    parts(header, |_, bytes, _| Ok(bytes))
-}
-
-/// A query in parts is one query.
-fn ask_parts(queries: u8, header: u64) -> SysResult {
-    let (mut query, mut used) = ([0; dns::MAX_QUERY_BYTES], 0);
-    parts(header, |start, bytes, _| {
-        let part = user::slice(start, bytes)?;
-        let room = query.get_mut(used..used + part.len());
-        room.ok_or(Errno::EMSGSIZE)?.copy_from_slice(part);
-        used += part.len();
-        Ok(bytes)
-    })?;
-    outbound::ask(queries, &query[..used])
-}
-
-/// `recvmsg`
-pub fn receive_message(descriptor: u64, header: u64, flags: u64) -> SysResult {
-    const MSG_CMSG_CLOEXEC: u32 = 0x4000_0000;
-    let (number, opened) = open_of(descriptor)?;
-    let all = flags & MSG_WAITALL != 0;
-    let received = parts(header, |start, bytes, done| {
-        if done > 0 && flags & MSG_PEEK != 0 {
-            // It would look at the same again.
-            return Ok(0);
-        }
-        // Only the first part may wait: what is there is to be given.
-        let nonblocking = opened.nonblocking || (done > 0 && !all);
-        receive_bytes(number, user::slice_mut(start, bytes)?, flags, nonblocking)
-    })?;
-    let address = user::read::<u64>(header)?;
-    match address {
-        0 => user::write(header.wrapping_add(8), 0u32)?,
-        address => put_sender(number, address, header.wrapping_add(8))?,
-    }
-    let [control, room] = user::read::<[u64; 2]>(header.wrapping_add(32))?;
-    let peeked = if flags & MSG_PEEK != 0 { received } else { 0 };
-    let (used, told) = match state::sockets().get(number).state {
-        State::Stream { from, .. } => rights::receive(from, peeked, control, room)?,
-        _ => (0, 0),
-    };
-    user::write(header.wrapping_add(40), used)?;
-    user::write(
-        header.wrapping_add(48),
-        told | flags as u32 & MSG_CMSG_CLOEXEC,
-    )?;
-    Ok(received)
-}
-
-/// Calls `each` for the messages of an array, and notes the length of each.
-fn messages(array: u64, count: u64, mut each: impl FnMut(u64, u64) -> SysResult) -> SysResult {
-    let count = u64::from(count as u32).min(MAX_MESSAGES);
-    for at in 0..count {
-        let header = array.wrapping_add(at * MULTIPLE_BYTES);
-        match each(header, at) {
-            Ok(done) => user::write(header.wrapping_add(MULTIPLE_LENGTH), done as u32)?,
-            Err(error) if at == 0 => return Err(error),
-            Err(_) => return Ok(at),
-        }
-    }
-    Ok(count)
-}
-
-/// `sendmmsg`
-pub fn send_messages(descriptor: u64, array: u64, count: u64, flags: u64) -> SysResult {
-    number_of(descriptor)?;
-    messages(array, count, |header, _| {
-        send_message(descriptor, header, flags)
-    })
-}
-
-/// `recvmmsg`; `timeout` is when no further message is waited for.
-pub fn receive_messages(
-    descriptor: u64,
-    array: u64,
-    count: u64,
-    flags: u64,
-    timeout: u64,
-) -> SysResult {
-    number_of(descriptor)?;
-    let until = time::timespec(timeout)?.map(|ns| time::monotonic_ns().saturating_add(ns));
-    let mut ended = false;
-    messages(array, count, |header, at| {
-        let late = until.is_some_and(|until| time::monotonic_ns() >= until);
-        if at > 0 && (late || ended) {
-            return Err(Errno::EAGAIN);
-        }
-        let more = match flags & MSG_WAITFORONE != 0 && at > 0 {
-            true => MSG_DONTWAIT,
-            false => 0,
-        };
-        let received = receive_message(descriptor, header, flags & !MSG_WAITFORONE | more)?;
-        // The end of a stream is there for ever.
-        ended = received == 0;
-        Ok(received)
-    })
 }
