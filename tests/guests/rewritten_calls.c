@@ -114,9 +114,8 @@ static void handle(const struct request *request) {
     int ends[2];
     struct sigaction action = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
     struct itimerval soon = {.it_value = {.tv_usec = 10000}};
-    if (pipe(ends) == 0 && sigaction(SIGALRM, &action, NULL) == 0 &&
+    if (pipe(ends) == 0 && (full = ends[1]) >= 0 && sigaction(SIGALRM, &action, NULL) == 0 &&
         setitimer(ITIMER_REAL, &soon, NULL) == 0) {
-        full = ends[1];
         char byte = 0;
         long bytes = compare_behind_3(SYS_read, ends[0], &byte, 1);
         right |= (bytes == 1 && byte == 'x' && alarms == 1) << 7;
