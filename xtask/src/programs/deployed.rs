@@ -16,26 +16,77 @@ use super::native::OnHost;
 use super::site;
 use super::subjects::Subject;
 use super::upstream::Upstream;
-use super::{Answer, Verdict, compare};
+use super::{Verdict, compare};
 
 const NODE: &str = "a";
 const TENANT: &str = "test";
 
-/// Starts coordinator and node in a directory of their own, deploys all of `subjects` and compares.
+/// Coordinator and node, in a directory of their own.
+pub(crate) struct Deployments {
+    fleet: Fleet,
+    node: SocketAddr,
+}
+
+impl Deployments {
+    pub(crate) fn start() -> Result<Self> {
+        let fleet = Fleet::with_nodes(&[NODE]);
+        fleet.holm(&["tenants", "create", TENANT]).ok();
+        let node = fleet.address(NODE).parse()?;
+        Ok(Deployments { fleet, node })
+    }
+
+    /// Deploys a program of the host's and gives a client for it.
+    pub(crate) fn deploy(
+        &self,
+        workspace: &Path,
+        subject: &Subject,
+        program: &Path,
+        isolation: &str,
+    ) -> Result<Client> {
+        let name = format!("{}-{isolation}", subject.name);
+        let (mut function, mut files) = (String::new(), String::new());
+        if let Source::Busybox = subject.source {
+            function = format!("inetd = true\nargs = {:?}\n", site::IN_GUEST);
+            files = format!("[files]\n\"/www\" = {:?}\n", site::DIRECTORY);
+        }
+        let text = format!(
+            "schema = 1\n[function]\nname = {name:?}\ntenant = {TENANT:?}\n{function}{files}\
+             [limits]\nmemory = \"{MEMORY_MIB}MiB\"\ndeadline = \"20s\"\ncpu = \"20s\"\n\
+             [scale]\nisolation = {isolation:?}\n\
+             [rollout]\nwaves = [100]\nbake = \"100ms\"\nprobe = {:?}\n",
+            subject.asks[0].path
+        );
+        // Files are taken from beside the manifest.
+        let manifest = build::directory(workspace)?.join(format!("{name}.toml"));
+        fs::write(&manifest, text)
+            .with_context(|| format!("cannot write {}", manifest.display()))?;
+        let (program, manifest) = (program.to_string_lossy(), manifest.to_string_lossy());
+        let arguments = ["deploy", "--program", &program, "--manifest", &manifest];
+        let ran = self.fleet.holm(&arguments);
+        match ran.status {
+            0 => Ok(Client::new(self.node, format!("/{TENANT}/{name}"))),
+            _ => Err(anyhow!(
+                "it cannot be deployed: {}{}",
+                ran.stdout,
+                ran.stderr
+            )),
+        }
+    }
+}
+
+/// Deploys all of `subjects` and compares.
 pub(crate) fn run(workspace: &Path, subjects: &[&Subject]) -> Result<Vec<Verdict>> {
     let upstream = Upstream::start()?;
-    let fleet = Fleet::with_nodes(&[NODE]);
-    fleet.holm(&["tenants", "create", TENANT]).ok();
-    let address = fleet.address(NODE).parse()?;
+    let deployments = Deployments::start()?;
     let (mut verdicts, mut deployed) = (Vec::new(), Vec::new());
     for subject in subjects {
         let mut host = OnHost::of(workspace, subject, &upstream)?;
         host.answers.truncate(subject.asked_alone());
-        let verdict = match deploy(&fleet, workspace, subject, &host.program) {
+        let verdict = match deployments.deploy(workspace, subject, &host.program, "request") {
             Err(problem) => Verdict::failed(subject, problem),
-            Ok(()) => {
-                let verdict = ask_all(address, subject, &host.answers);
-                deployed.push((subject, host.answers));
+            Ok(mut client) => {
+                let verdict = compare(subject, &host.answers, |ask| client.ask(ask));
+                deployed.push((subject, host.answers, client));
                 verdict
             }
         };
@@ -43,8 +94,8 @@ pub(crate) fn run(workspace: &Path, subjects: &[&Subject]) -> Result<Vec<Verdict
         verdicts.push(verdict);
     }
     // Once more, now that they take slots from each other.
-    for (subject, answers) in deployed {
-        let again = ask_all(address, subject, &answers);
+    for (subject, answers, mut client) in deployed {
+        let again = compare(subject, &answers, |ask| client.ask(ask));
         let first = verdicts.iter_mut().find(|one| one.program == subject.name);
         if let Some(first) = first.filter(|first| first.is_good() && !again.is_good()) {
             first.problem = format!("the second time {}", again.problem);
@@ -52,37 +103,4 @@ pub(crate) fn run(workspace: &Path, subjects: &[&Subject]) -> Result<Vec<Verdict
         }
     }
     Ok(verdicts)
-}
-
-fn ask_all(node: SocketAddr, subject: &Subject, answers: &[Answer]) -> Verdict {
-    let mut client = Client::new(node, format!("/{TENANT}/{}", subject.name));
-    compare(subject, answers, |ask| client.ask(ask))
-}
-
-fn deploy(fleet: &Fleet, workspace: &Path, subject: &Subject, program: &Path) -> Result<()> {
-    let name = subject.name;
-    let (mut function, mut files) = (String::new(), String::new());
-    if let Source::Busybox = subject.source {
-        function = format!("inetd = true\nargs = {:?}\n", site::IN_GUEST);
-        files = format!("[files]\n\"/www\" = {:?}\n", site::DIRECTORY);
-    }
-    let text = format!(
-        "schema = 1\n[function]\nname = {name:?}\ntenant = {TENANT:?}\n{function}{files}\
-         [limits]\nmemory = \"{MEMORY_MIB}MiB\"\ndeadline = \"20s\"\ncpu = \"20s\"\n\
-         [rollout]\nwaves = [100]\nbake = \"100ms\"\nprobe = {:?}\n",
-        subject.asks[0].path
-    );
-    // Files are taken from beside the manifest.
-    let manifest = build::directory(workspace)?.join(format!("{name}.toml"));
-    fs::write(&manifest, text).with_context(|| format!("cannot write {}", manifest.display()))?;
-    let (program, manifest) = (program.to_string_lossy(), manifest.to_string_lossy());
-    let ran = fleet.holm(&["deploy", "--program", &program, "--manifest", &manifest]);
-    match ran.status {
-        0 => Ok(()),
-        _ => Err(anyhow!(
-            "it cannot be deployed: {}{}",
-            ran.stdout,
-            ran.stderr
-        )),
-    }
 }

@@ -1,8 +1,8 @@
 //! What the programs cost, beside what they answer.
 //!
 //! In a guest each request goes to a pristine instance and the reset is part of it ("fresh"), or to one
-//! instance that is kept; on the host over one kept connection of the loopback interface. The guest's
-//! figures are the VMM's own, without HTTP before it.
+//! instance that is kept. Those figures are the VMM's own, without HTTP before it; then the same over one kept
+//! connection of the loopback interface, to the program natively and to a node to which it was deployed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::build::Source;
+use super::deployed::Deployments;
 use super::guest::Guest;
 use super::native::OnHost;
 use super::subjects::Subject;
@@ -34,11 +35,10 @@ struct Finding {
     fresh_us: f64,
     /// p50 of an instance that keeps its state; 0 where a program serves one request and ends.
     kept_us: f64,
-    /// p50 on the host, over loopback.
-    host_us: f64,
-    fresh_rps: u64,
-    kept_rps: u64,
-    host_rps: u64,
+    /// Over loopback: natively, and through a node under each isolation; 0 as before.
+    http_host_rps: u64,
+    http_fresh_rps: u64,
+    http_kept_rps: u64,
 }
 
 /// Compares and times `subjects`, and prints the table, or JSON.
@@ -49,10 +49,11 @@ pub(crate) fn run(
     json: bool,
 ) -> Result<Vec<Verdict>> {
     let upstream = Upstream::start()?;
+    let deployments = Deployments::start()?;
     let (mut findings, mut verdicts) = (Vec::new(), Vec::new());
     for subject in subjects {
         eprintln!("{} …", subject.name);
-        let (finding, verdict) = examine(workspace, subject, &upstream)?;
+        let (finding, verdict) = examine(workspace, subject, &upstream, &deployments)?;
         findings.push(finding);
         verdicts.push(verdict);
     }
@@ -70,7 +71,12 @@ pub(crate) fn run(
     Ok(verdicts)
 }
 
-fn examine(workspace: &Path, subject: &Subject, upstream: &Upstream) -> Result<(Finding, Verdict)> {
+fn examine(
+    workspace: &Path,
+    subject: &Subject,
+    upstream: &Upstream,
+    deployments: &Deployments,
+) -> Result<(Finding, Verdict)> {
     let mut host = OnHost::of(workspace, subject, upstream)?;
     let mut finding = Finding {
         program: subject.name,
@@ -91,16 +97,20 @@ fn examine(workspace: &Path, subject: &Subject, upstream: &Upstream) -> Result<(
     let timed = &subject.asks[0];
     finding.fresh_us = micros(guest.time_fresh(timed)?);
     finding.pages_per_request = guest.pages;
+    finding.http_host_rps = rate(host.server.client.time(timed)?);
+    let deploy = |isolation| deployments.deploy(workspace, subject, &host.program, isolation);
+    finding.http_fresh_rps = rate(deploy("request")?.time(timed)?);
     // Under inetd a program ends with its request.
     if !matches!(subject.source, Source::Busybox) {
         finding.kept_us = micros(guest.time_kept(timed)?);
+        finding.http_kept_rps = rate(deploy("instance")?.time(timed)?);
     }
-    finding.host_us = micros(host.server.client.time(timed)?);
-    let rate = |us: f64| if us > 0.0 { (1e6 / us) as u64 } else { 0 };
-    finding.fresh_rps = rate(finding.fresh_us);
-    finding.kept_rps = rate(finding.kept_us);
-    finding.host_rps = rate(finding.host_us);
     Ok((finding, verdict))
+}
+
+/// How many a second, one after the other.
+fn rate(each: Duration) -> u64 {
+    (1.0 / each.as_secs_f64().max(1e-9)) as u64
 }
 
 fn micros(time: Duration) -> f64 {
@@ -110,28 +120,32 @@ fn micros(time: Duration) -> f64 {
 fn print_table(findings: &[Finding]) {
     println!(
         "| program | equal answers | ready: host ms | guest ms | snapshot KiB | pages per request | fresh \
-         µs | per s | kept µs | per s | host µs | per s | fresh / host |"
+         µs | kept µs | HTTP per s: host | fresh | kept | host / fresh |"
     );
-    println!("| --- |{}", " ---: |".repeat(12));
+    println!("| --- |{}", " ---: |".repeat(11));
     for one in findings {
         let equal = match one.problem.is_empty() {
             true => one.equal.to_string(),
             false => format!("{}, then not", one.equal),
         };
+        // Where a program serves one request and ends.
+        let kept = |figure: String| match one.kept_us {
+            0.0 => "–".to_owned(),
+            _ => figure,
+        };
         println!(
-            "| {} | {equal} | {:.1} | {:.1} | {} | {} | {:.0} | {} | {:.0} | {} | {:.0} | {} | {:.1} |",
+            "| {} | {equal} | {:.1} | {:.1} | {} | {} | {:.0} | {} | {} | {} | {} | {:.1} |",
             one.program,
             one.ready_host_us as f64 / 1e3,
             one.ready_guest_us as f64 / 1e3,
             one.snapshot_kib,
             one.pages_per_request,
             one.fresh_us,
-            one.fresh_rps,
-            one.kept_us,
-            one.kept_rps,
-            one.host_us,
-            one.host_rps,
-            one.fresh_us / one.host_us.max(0.001)
+            kept(format!("{:.0}", one.kept_us)),
+            one.http_host_rps,
+            one.http_fresh_rps,
+            kept(one.http_kept_rps.to_string()),
+            one.http_host_rps as f64 / one.http_fresh_rps.max(1) as f64
         );
     }
 }
