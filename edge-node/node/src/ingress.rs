@@ -42,8 +42,10 @@ pub(crate) struct Bound {
 pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<Bound>)> {
     if listen.port() != 0 {
         // Sockets that share a port would share it with another process of the same user as well,
-        // without a word. One that does not share finds that process.
-        drop(std::net::TcpListener::bind(listen)?);
+        // without a word. One that does not share finds that process. It never listens: callers of a
+        // node that starts again would be accepted by it and then cut off.
+        let alone = socket(listen)?;
+        alone.bind(listen)?;
     }
     let mut address = listen;
     let mut bound = Vec::new();
@@ -53,11 +55,7 @@ pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, 
             .build()?;
         let listener = {
             let _inside = runtime.enter();
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                SocketAddr::V6(_) => TcpSocket::new_v6()?,
-            };
-            socket.set_reuseaddr(true)?;
+            let socket = socket(address)?;
             socket.set_reuseport(true)?;
             socket.bind(address)?;
             socket.listen(BACKLOG)?
@@ -66,6 +64,15 @@ pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, 
         bound.push(Bound { runtime, listener });
     }
     Ok((address, bound))
+}
+
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
 }
 
 /// What a thread is given.
