@@ -33,6 +33,24 @@ pub struct Fleet {
     http: String,
     quic: String,
     nodes: Vec<(String, Option<Daemon>, String)>,
+    size: NodeSize,
+}
+
+/// Ingress threads of each node, and their slots in all; 0 is what a node takes by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct NodeSize {
+    /// Ingress threads.
+    pub threads: usize,
+    /// VM shells.
+    pub slots: usize,
+}
+
+impl NodeSize {
+    /// Small, so that several nodes run beside each other.
+    const FOR_TESTS: NodeSize = NodeSize {
+        threads: 1,
+        slots: 8,
+    };
 }
 
 /// A daemon; killed when dropped.
@@ -105,6 +123,10 @@ impl Daemon {
 impl Fleet {
     /// A coordinator without nodes.
     pub fn without_nodes() -> Fleet {
+        Fleet::with_coordinator(NodeSize::FOR_TESTS)
+    }
+
+    fn with_coordinator(size: NodeSize) -> Fleet {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut fleet = Fleet {
             directory,
@@ -112,6 +134,7 @@ impl Fleet {
             http: "127.0.0.1:0".into(),
             quic: "127.0.0.1:0".into(),
             nodes: Vec::new(),
+            size,
         };
         fleet.start_coordinator();
         fleet
@@ -119,7 +142,12 @@ impl Fleet {
 
     /// A coordinator and connected nodes of these names.
     pub fn with_nodes(names: &[&str]) -> Fleet {
-        let mut fleet = Fleet::without_nodes();
+        Fleet::with_nodes_of(NodeSize::FOR_TESTS, names)
+    }
+
+    /// The same with nodes of this size.
+    pub fn with_nodes_of(size: NodeSize, names: &[&str]) -> Fleet {
+        let mut fleet = Fleet::with_coordinator(size);
         for name in names {
             let token = fleet.token(&[]);
             let state = fleet.path(name);
@@ -177,6 +205,7 @@ impl Fleet {
     pub fn start_node(&mut self, name: &str) {
         let state = self.path(name);
         let directory = self.directory.path().to_owned();
+        let (threads, slots) = (self.size.threads.to_string(), self.size.slots.to_string());
         let (_, running, listen) = self.node_mut(name);
         let args = [
             "node",
@@ -190,9 +219,9 @@ impl Fleet {
             "--coordinates",
             "50.11,8.68",
             "--threads",
-            "1",
+            &threads,
             "--slots",
-            "8",
+            &slots,
         ];
         let (daemon, ready) = Daemon::start(&directory, name, &args);
         *listen = ready["listen"].as_str().expect("an address").to_owned();
@@ -206,12 +235,13 @@ impl Fleet {
 
     /// Host and port of a node.
     pub fn address(&self, name: &str) -> String {
-        let node = self
-            .nodes
-            .iter()
-            .find(|node| node.0 == name)
-            .expect("a node of this fleet");
-        node.2.clone()
+        self.node(name).2.clone()
+    }
+
+    /// The process of a node that runs.
+    pub fn node_pid(&self, name: &str) -> u32 {
+        let daemon = self.node(name).1.as_ref();
+        daemon.expect("a node that runs").child.id()
     }
 
     /// A new join token.
@@ -290,6 +320,13 @@ impl Fleet {
     pub fn log(&self, name: &str) -> String {
         let path = self.directory.path().join(format!("{name}.log"));
         std::io::read_to_string(File::open(path).expect("a log")).expect("a readable log")
+    }
+
+    fn node(&self, name: &str) -> &(String, Option<Daemon>, String) {
+        let mut nodes = self.nodes.iter();
+        nodes
+            .find(|node| node.0 == name)
+            .expect("a node of this fleet")
     }
 
     fn node_mut(&mut self, name: &str) -> &mut (String, Option<Daemon>, String) {
