@@ -1,6 +1,7 @@
 //! What people working on Holm do more than once: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod guests;
 mod hardware_kvm;
 mod programs;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use programs::Place;
 
 #[derive(Parser)]
@@ -55,6 +56,18 @@ enum Task {
         #[arg(long, group = "where", hide = true)]
         recorded: Option<PathBuf>,
     },
+    /// Measure what an invocation costs here, as ratios to the floor and beside the goals: `--quick`, `--json`,
+    /// `--record`, `--readme`.
+    #[command(disable_help_flag = true)]
+    Bench(Passed),
+    /// Measure other systems (wasmtime, workerd, nginx, hyper, crun) with the same hello and caller beside a node:
+    /// `--rounds N`, `--json`, `--record`.
+    #[command(disable_help_flag = true)]
+    Peers(Passed),
+    /// Put a node under mixed load with crashes and timeouts; it may not grow, nor lose a request:
+    /// `--seconds N`, `--json`.
+    #[command(disable_help_flag = true)]
+    Soak(Passed),
     /// Boot the guest of a static program under QEMU, by the kernel image's PVH entry, as far as its
     /// first hostcall.
     Qemu {
@@ -81,6 +94,13 @@ enum Task {
     },
 }
 
+/// What is passed on as it is; `--help` too.
+#[derive(Args)]
+struct Passed {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,6 +114,15 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Stub => stub::run(&hardware_kvm::workspace()),
+        Task::Bench(Passed { arguments }) => {
+            bench::run(&hardware_kvm::workspace(), "bench", &arguments)
+        }
+        Task::Peers(Passed { arguments }) => {
+            bench::run(&hardware_kvm::workspace(), "peers", &arguments)
+        }
+        Task::Soak(Passed { arguments }) => {
+            bench::run(&hardware_kvm::workspace(), "soak", &arguments)
+        }
         Task::Guests { out } => guests::build_all(&out),
         Task::GuestPrograms {
             only,

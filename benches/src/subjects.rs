@@ -1,6 +1,6 @@
-//! What is measured. Each subject does one whole cycle and says how long the part that counts took.
+//! What is timed in turn. Each subject does one whole cycle and says how long the part that counts took.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,29 +11,41 @@ use holm_model::program::Program;
 use holm_vmm::{
     GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
 };
+use tokio::runtime::Runtime;
 
+use crate::client::{Connection, GREETING, Target};
 use crate::sample::Samples;
 
 /// Longest time for anything a guest does here.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Memory of the guests, as in the sample functions' manifests.
-const MEMORY_BYTES: u64 = 16 << 20;
-/// What `GET /` of both sample functions answers.
-const GREETING: &[u8] = b"hello from v1\n";
+pub(crate) const MEMORY_BYTES: u64 = 16 << 20;
 
 type Cycle<'a> = Box<dyn FnMut() -> Result<Duration> + 'a>;
 
 /// Something to measure.
 pub(crate) struct Subject<'a> {
     pub(crate) name: &'static str,
-    pub(crate) what: &'static str,
     pub(crate) per_round: u32,
+    /// Cycles before the first that counts.
+    pub(crate) warm_up: u32,
     cycle: Cycle<'a>,
 }
 
-impl Subject<'_> {
-    /// Cycles before the first that counts.
-    pub(crate) const WARM_UP: u32 = 20;
+impl<'a> Subject<'a> {
+    pub(crate) fn new(
+        name: &'static str,
+        per_round: u32,
+        warm_up: u32,
+        cycle: impl FnMut() -> Result<Duration> + 'a,
+    ) -> Self {
+        Subject {
+            name,
+            per_round,
+            warm_up,
+            cycle: Box::new(cycle),
+        }
+    }
 
     /// Runs `cycles` cycles.
     pub(crate) fn take(&mut self, cycles: u32, samples: &mut Samples) -> Result<()> {
@@ -44,58 +56,8 @@ impl Subject<'_> {
     }
 }
 
-/// Every subject, the floor first.
-pub(crate) fn all(hypervisor: &Hypervisor) -> Result<Vec<Subject<'_>>> {
-    let rust = snapshot(hypervisor, "hello")?;
-    let c = snapshot(hypervisor, "hello-c")?;
-    Ok(vec![
-        Subject {
-            name: "floor",
-            what: "exit round trip of a bare guest at CPL 3",
-            per_round: 100,
-            cycle: floor(hypervisor)?,
-        },
-        Subject {
-            name: "sdk-fresh",
-            what: "SDK hello: request, response and reset to the pristine snapshot",
-            per_round: 50,
-            cycle: fresh(hypervisor, &rust, true)?,
-        },
-        Subject {
-            name: "sdk-answer",
-            what: "SDK hello: request to response, the reset not counted",
-            per_round: 50,
-            cycle: fresh(hypervisor, &rust, false)?,
-        },
-        Subject {
-            name: "c-fresh",
-            what: "C server: request, response and reset",
-            per_round: 50,
-            cycle: fresh(hypervisor, &c, true)?,
-        },
-        Subject {
-            name: "sdk-restore",
-            what: "SDK hello: a snapshot from disk that is verified already, into a slot of another version, to \
-                   response",
-            per_round: 5,
-            cycle: restore(hypervisor, &rust, &c)?,
-        },
-        Subject {
-            name: "sdk-cold",
-            what: "SDK hello: snapshot from disk into a slot, request to response",
-            per_round: 5,
-            cycle: cold(hypervisor, &rust)?,
-        },
-        Subject {
-            name: "process",
-            what: "posix_spawn of a static C hello until its output is read and it is waited for",
-            per_round: 20,
-            cycle: process()?,
-        },
-    ])
-}
-
-fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Snapshot>> {
+/// The snapshot of a sample function, as a node makes it.
+pub(crate) fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Snapshot>> {
     let path = holm_test_support::function(function);
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let program = Program::parse(&bytes).with_context(|| format!("cannot use {function}"))?;
@@ -114,9 +76,10 @@ fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Snapshot>> {
     Ok(prepared.snapshot)
 }
 
-fn floor(hypervisor: &Hypervisor) -> Result<Cycle<'_>> {
+/// Exit round trip of a bare guest at CPL 3: nothing that enters a machine for each request can be faster.
+pub(crate) fn floor<'a>(hypervisor: &Hypervisor) -> Result<Subject<'a>> {
     let mut floor = Floor::new(hypervisor).context("cannot make the bare guest")?;
-    Ok(Box::new(move || {
+    Ok(Subject::new("floor", 50, 50, move || {
         floor
             .round_trip()
             .context("the bare guest did not come back")
@@ -124,42 +87,40 @@ fn floor(hypervisor: &Hypervisor) -> Result<Cycle<'_>> {
 }
 
 /// One request through a slot that holds the snapshot, pristine, and the reset after it.
-fn fresh<'a>(
-    hypervisor: &'a Hypervisor,
+pub(crate) fn fresh<'a>(
+    name: &'static str,
+    hypervisor: &Hypervisor,
     snapshot: &Arc<Snapshot>,
-    with_reset: bool,
-) -> Result<Cycle<'a>> {
+) -> Result<Subject<'a>> {
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
     slot.load(snapshot).context("cannot load the snapshot")?;
-    Ok(Box::new(move || {
+    Ok(Subject::new(name, 50, 20, move || {
         let started = Instant::now();
         invoke(&mut slot)?;
-        let answered = started.elapsed();
         slot.reset().context("cannot reset")?;
-        Ok(if with_reset {
-            started.elapsed()
-        } else {
-            answered
-        })
+        Ok(started.elapsed())
     }))
 }
 
-/// What the first request of a version costs where a node has admitted the version and no slot holds it.
-fn restore<'a>(
-    hypervisor: &'a Hypervisor,
+/// The first request of a version on a node: its snapshot was verified and lies in a file, and the slot holds
+/// another version.
+pub(crate) fn cold<'a>(
+    hypervisor: &Hypervisor,
     snapshot: &Arc<Snapshot>,
     other: &Arc<Snapshot>,
-) -> Result<Cycle<'a>> {
+) -> Result<Subject<'a>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let loaded = Snapshot::load(hypervisor, &path).context("cannot load from disk")?;
     let other = Arc::clone(other);
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
-    Ok(Box::new(move || {
+    Ok(Subject::new("cold_start", 10, 10, move || {
         // Moved in, so that the file lives as long as it is mapped.
         let _ = &directory;
         slot.load(&other).context("cannot load the other version")?;
+        invoke(&mut slot)?;
+        slot.reset().context("cannot reset")?;
         let started = Instant::now();
         slot.load(&loaded).context("cannot load into the slot")?;
         invoke(&mut slot)?;
@@ -169,15 +130,16 @@ fn restore<'a>(
     }))
 }
 
-/// The first request of a version whose snapshot is on disk, in the page cache as after a deploy; the
-/// slot was made ahead.
-/// Reading and verifying the snapshot is part of it.
-fn cold<'a>(hypervisor: &'a Hypervisor, snapshot: &Arc<Snapshot>) -> Result<Cycle<'a>> {
+/// The same, and the file is read and verified as well, which a node does once when it starts.
+pub(crate) fn cold_verified<'a>(
+    hypervisor: &'a Hypervisor,
+    snapshot: &Arc<Snapshot>,
+) -> Result<Subject<'a>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
-    Ok(Box::new(move || {
+    Ok(Subject::new("cold_verified", 5, 5, move || {
         // Moved in, so that the file lives as long as it is read.
         let _ = &directory;
         let started = Instant::now();
@@ -189,7 +151,7 @@ fn cold<'a>(hypervisor: &'a Hypervisor, snapshot: &Arc<Snapshot>) -> Result<Cycl
 }
 
 /// Sends `GET /` and checks the answer.
-fn invoke(slot: &mut Slot) -> Result<()> {
+pub(crate) fn invoke(slot: &mut Slot) -> Result<()> {
     let headers: [(&[u8], &[u8]); 2] = [(b"host", b"localhost"), (b"accept", b"*/*")];
     let request = Request {
         method: "GET",
@@ -197,9 +159,8 @@ fn invoke(slot: &mut Slot) -> Result<()> {
         headers: &headers,
         body: &[],
     };
-    let deadline = Instant::now() + PATIENCE;
     let limits = Limits {
-        deadline,
+        deadline: Instant::now() + PATIENCE,
         cpu: PATIENCE,
         response_body_bytes: 1 << 20,
         streams: false,
@@ -217,9 +178,7 @@ fn invoke(slot: &mut Slot) -> Result<()> {
                 return Ok(());
             }
             Step::Yielded => {}
-            Step::Parked(until) => {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()));
-            }
+            Step::Parked(until) => slot.wait(until),
             Step::Failed(failure) | Step::Dropped(_, failure) => {
                 bail!("the function failed: {failure}")
             }
@@ -227,32 +186,54 @@ fn invoke(slot: &mut Slot) -> Result<()> {
     }
 }
 
-/// A fresh process, for comparison.
-fn process<'a>() -> Result<Cycle<'a>> {
+/// A fresh process that writes a line to nowhere, started and waited for.
+pub(crate) fn process<'a>() -> Result<Subject<'a>> {
     let directory = tempfile::tempdir().context("cannot make a directory")?;
     let program = directory.path().join("hello");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/hello.c");
+    compile(
+        concat!(env!("CARGO_MANIFEST_DIR"), "/peers/hello.c"),
+        &program,
+    )?;
+    let null = File::options()
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")?;
+    Ok(Subject::new("posix_spawn", 20, 20, move || {
+        let _ = &directory;
+        let null = null.try_clone().context("cannot duplicate a descriptor")?;
+        let started = Instant::now();
+        // Without a change of directory or user, std uses posix_spawn.
+        let status = Command::new(&program)
+            .stdin(Stdio::null())
+            .stdout(null)
+            .status()
+            .context("cannot start the process")?;
+        let elapsed = started.elapsed();
+        ensure!(status.success(), "the process could not write");
+        Ok(elapsed)
+    }))
+}
+
+/// Compiles a static C program.
+pub(crate) fn compile(source: &str, program: &std::path::Path) -> Result<()> {
     let status = Command::new("cc")
         .args(["-O2", "-static", "-o"])
-        .arg(&program)
+        .arg(program)
         .arg(source)
         .status()
         .context("cannot start cc")?;
     ensure!(status.success(), "cc cannot compile {source}");
-    Ok(Box::new(move || {
-        let _ = &directory;
-        let started = Instant::now();
-        // Without a change of directory or user, std uses posix_spawn.
-        let output = Command::new(&program)
-            .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("cannot start the process")?;
-        let elapsed = started.elapsed();
-        ensure!(
-            output.stdout == b"hello\n",
-            "the process said something else"
-        );
-        Ok(elapsed)
+    Ok(())
+}
+
+/// A request over one connection that stays open.
+pub(crate) fn over_http<'a>(
+    name: &'static str,
+    runtime: &'a Runtime,
+    target: &Target,
+) -> Result<Subject<'a>> {
+    let mut connection = runtime.block_on(Connection::open(target))?;
+    Ok(Subject::new(name, 50, 100, move || {
+        runtime.block_on(connection.greet())
     }))
 }
