@@ -124,3 +124,33 @@ fn kvm_reservations_may_be_as_large_as_on_linux_and_cost_nothing() {
         "{ns} ns"
     );
 }
+
+#[test]
+fn kvm_memory_is_moved_advised_and_locked_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "memory_calls",
+        &[
+            ("/moved/small", "wrong around it: 0"),
+            ("/moved/large", "larger: fine, lost: 0, new: 0"),
+            ("/moved/reserved", "there: 1, lost: 0"),
+            ("/stays", "lost: 0, empty: 1 1\napart: 0"),
+            ("/twice", "two"),
+            ("/advised", "populated: 32"),
+            ("/locked", "mlock: 0"),
+            ("/guarded", "guard: 2, there: 1"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_what_is_to_be_executable_is_refused_with_eacces() {
+    if !require_kvm() {
+        return;
+    }
+    let answer = Function::new(&guest("memory_calls")).get("/executable");
+    let expected = "mmap: EACCES\nmprotect: EACCES\n".repeat(3);
+    assert_eq!(answer, expected);
+}

@@ -9,11 +9,13 @@
 //! Reservations, and what is so large that it may never be used, get addresses in the sparse space. There is
 //! one process, so a shared mapping of a file is nothing but the pages in which the file's content lies.
 
+mod advice;
 mod arena;
 mod files;
 mod frames;
 mod machine;
 mod regions;
+mod remap;
 mod sparse;
 mod tables;
 #[cfg(test)]
@@ -40,16 +42,16 @@ const PROT_WRITE: u64 = 2;
 const PROT_EXEC: u64 = 4;
 const MAP_SHARED: u64 = 1;
 const MAP_PRIVATE: u64 = 2;
-const MAP_SHARED_VALIDATE: u64 = 3;
 const MAP_TYPE: u64 = 15;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
+/// Below 2 GiB.
+const MAP_32BIT: u64 = 0x40;
+const MAP_LOCKED: u64 = 0x2000;
 const MAP_NORESERVE: u64 = 0x4000;
+const MAP_POPULATE: u64 = 0x8000;
+const MAP_HUGETLB: u64 = 0x4_0000;
 const MAP_FIXED_NOREPLACE: u64 = 0x10_0000;
-const MREMAP_MAYMOVE: u64 = 1;
-const MADV_DONTNEED: u64 = 4;
-const MADV_WIPEONFORK: u64 = 18;
-const MADV_KEEPONFORK: u64 = 19;
 
 /// Larger mappings are not given program memory before they touch it.
 const MAX_EAGER_BYTES: u64 = 4 << 20;
@@ -138,7 +140,7 @@ impl Memory {
         if flags & MAP_ANONYMOUS == 0 {
             return Err(Errno::ENODEV);
         }
-        if !matches!(flags & MAP_TYPE, MAP_SHARED..=MAP_SHARED_VALIDATE) {
+        if !matches!(flags & MAP_TYPE, MAP_SHARED | MAP_PRIVATE) {
             return Err(Errno::EINVAL);
         }
         let bytes = page_up(bytes)
@@ -149,20 +151,46 @@ impl Memory {
                 Errno::ENOMEM
             })?;
         let protection = protection(prot)?;
+        if flags & MAP_HUGETLB != 0 {
+            // None are set aside, as on most machines.
+            return Err(Errno::ENOMEM);
+        }
         if protection == Protection::Write && !self.may_promise(bytes, flags) {
             machine.refused(bytes);
             return Err(Errno::ENOMEM);
         }
+        let start = self.place(hint, bytes, protection, flags, machine)?;
+        if flags & (MAP_POPULATE | MAP_LOCKED) != 0 {
+            self.populate_if_may(start, start + bytes, machine);
+        }
+        Ok(start)
+    }
+
+    fn place(
+        &mut self,
+        hint: u64,
+        bytes: u64,
+        protection: Protection,
+        flags: u64,
+        machine: &mut impl Machine,
+    ) -> SysResult {
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
             return self.map_fixed(hint, bytes, protection, flags, None, machine);
         }
+        let low = flags & MAP_32BIT != 0;
         let certain = protection == Protection::Write && flags & MAP_NORESERVE == 0;
         let eager = certain && bytes <= MAX_EAGER_BYTES.min(self.free_bytes() / 8);
-        if eager
-            && !self.is_wish(hint, bytes)
+        if (low || eager && !self.is_wish(hint, bytes))
             && let Some(start) = self.arena.map(bytes, machine)
         {
+            if protection != Protection::Write {
+                self.arena
+                    .protect(start, start + bytes, protection, machine)?;
+            }
             return Ok(start);
+        }
+        if low {
+            return Err(Errno::ENOMEM);
         }
         let promised = flags & MAP_NORESERVE == 0;
         self.map_sparse(hint, bytes, protection, promised, None)
@@ -315,9 +343,14 @@ impl Memory {
 
     /// Memory for the library OS itself, from the program's: in program memory, so that it can be used
     /// without a fault.
-    pub fn map_anonymous(&mut self, bytes: u64, machine: &mut impl Machine) -> SysResult {
+    pub fn take(&mut self, bytes: u64, machine: &mut impl Machine) -> SysResult {
         let bytes = page_up(bytes).ok_or(Errno::ENOMEM)?;
-        self.arena.map(bytes, machine).ok_or(Errno::ENOMEM)
+        self.arena.take(bytes, machine).ok_or(Errno::ENOMEM)
+    }
+
+    /// The library OS gives it back.
+    pub fn give(&mut self, start: u64) {
+        self.arena.give(start);
     }
 
     /// `munmap`
@@ -349,11 +382,7 @@ impl Memory {
             return Ok(0);
         }
         // As on Linux: what lies before a hole is changed all the same.
-        let mapped = match is_sparse(start) {
-            true => self.sparse.regions.mapped_until(start).min(end),
-            false if self.arena.contains(start, 1) => self.arena.mapped_until(start, end),
-            false => start,
-        };
+        let mapped = self.mapped_until(start, end);
         if mapped > start && is_sparse(start) {
             self.sparse.protect(start, mapped, protection, machine)?;
         } else if mapped > start {
@@ -365,135 +394,13 @@ impl Memory {
         }
     }
 
-    /// `mremap`
-    pub fn remap(
-        &mut self,
-        start: u64,
-        old_bytes: u64,
-        new_bytes: u64,
-        flags: u64,
-        machine: &mut impl Machine,
-    ) -> SysResult {
-        let (start, end) = pages(start, old_bytes).map_err(|_| Errno::EINVAL)?;
-        let new_bytes = page_up(new_bytes)
-            .filter(|bytes| *bytes > 0)
-            .ok_or(Errno::EINVAL)?;
-        let old_bytes = end - start;
-        if old_bytes == 0 || flags & !MREMAP_MAYMOVE != 0 {
-            return Err(Errno::EINVAL);
+    /// Up to where, and at most to `end`, the program has something from `start` on.
+    fn mapped_until(&self, start: u64, end: u64) -> u64 {
+        match is_sparse(start) {
+            true => self.sparse.regions.mapped_until(start).min(end),
+            false if self.arena.contains(start, 1) => self.arena.mapped_until(start, end),
+            false => start,
         }
-        if new_bytes <= old_bytes {
-            // As on Linux: only its first page has to be there.
-            if !self.is_mapped_range(start, start + PAGE_BYTES) {
-                return Err(Errno::EFAULT);
-            }
-            if new_bytes < old_bytes {
-                self.unmap(start + new_bytes, old_bytes - new_bytes, machine)?;
-            }
-            return Ok(start);
-        }
-        let held = match is_sparse(start) {
-            true if self.sparse.regions.mapped_until(start) >= end => {
-                self.sparse.regions.at(start).map(|one| one.protection)
-            }
-            true => None,
-            false => self.arena.holds(start, end),
-        };
-        let protection = held.ok_or(Errno::EFAULT)?;
-        let grown = start.checked_add(new_bytes).ok_or(Errno::ENOMEM)?;
-        let region = self.sparse.regions.at(start);
-        let share = region.and_then(|region| region.share_at(start));
-        let own = share.is_none() && protection == Protection::Write;
-        if own && !self.may_promise(new_bytes - old_bytes, 0) {
-            machine.refused(new_bytes - old_bytes);
-            return Err(Errno::ENOMEM);
-        }
-        let marked = self.wiped.covers(start, end);
-        let in_place = match region {
-            Some(region) if self.sparse.regions.is_free(end, grown - end) => {
-                self.sparse.regions.insert(Region {
-                    start: end,
-                    end: grown,
-                    share: region.share_at(end),
-                    ..region
-                })?;
-                true
-            }
-            Some(_) => false,
-            None => self.arena.grow(start, end, grown, machine),
-        };
-        if in_place {
-            if marked {
-                let _ = self.wiped.add(end, grown);
-            }
-            return Ok(start);
-        }
-        if flags & MREMAP_MAYMOVE == 0 {
-            return Err(Errno::ENOMEM);
-        }
-        if share.is_some() {
-            // What it shows is found again at its new place.
-            let moved = self.map_sparse(0, new_bytes, protection, false, share)?;
-            self.unmap(start, old_bytes, machine)?;
-            return Ok(moved);
-        }
-        const FLAGS: u64 = MAP_ANONYMOUS | MAP_PRIVATE;
-        if protection != Protection::Write {
-            // So that it can be read here; the protection moves along.
-            self.protect(start, old_bytes, PROT_READ | PROT_WRITE, machine)?;
-        }
-        let moved = self
-            .map(0, new_bytes, PROT_READ | PROT_WRITE, FLAGS, machine)
-            .and_then(|moved| {
-                self.copy(start, moved, old_bytes, machine)?;
-                Ok(moved)
-            });
-        let prot = match protection {
-            Protection::Write => PROT_READ | PROT_WRITE,
-            Protection::Read => PROT_READ,
-            Protection::None => 0,
-        };
-        let Ok(moved) = moved else {
-            self.protect(start, old_bytes, prot, machine)?;
-            return moved;
-        };
-        self.unmap(start, old_bytes, machine)?;
-        self.protect(moved, new_bytes, prot, machine)?;
-        if marked {
-            // Where there is no room for the mark, the mapping has moved all the same.
-            let _ = self.wiped.add(moved, moved + new_bytes);
-        }
-        Ok(moved)
-    }
-
-    /// Copies pages that hold something between two mappings.
-    fn copy(
-        &mut self,
-        from: u64,
-        to: u64,
-        bytes: u64,
-        machine: &mut impl Machine,
-    ) -> Result<(), Errno> {
-        for offset in (0..bytes).step_by(PAGE_BYTES as usize) {
-            let source = match is_sparse(from) {
-                true => self.sparse.page(from + offset, machine),
-                false => Some(from + offset),
-            };
-            let Some(source) = source else { continue };
-            if !self.is_accessible(to + offset, true, machine) {
-                self.back(to + offset, true, machine)
-                    .map_err(|_| Errno::ENOMEM)?;
-            }
-            let target = match is_sparse(to) {
-                true => self
-                    .sparse
-                    .page(to + offset, machine)
-                    .ok_or(Errno::ENOMEM)?,
-                false => to + offset,
-            };
-            machine.copy(source, target, PAGE_BYTES);
-        }
-        Ok(())
     }
 
     /// Whether the program has something everywhere in a range of whole pages.
@@ -501,65 +408,6 @@ impl Memory {
         match is_sparse(start) {
             true => self.sparse.regions.mapped_until(start) >= end,
             false => self.arena.contains(start, end - start) && self.arena.is_mapped(start, end),
-        }
-    }
-
-    /// `msync`: there is nothing behind memory that would have to be told.
-    pub fn synchronise(&self, start: u64, bytes: u64, flags: u64) -> SysResult {
-        const ASYNC: u64 = 1;
-        const INVALIDATE: u64 = 2;
-        const SYNC: u64 = 4;
-        if flags & !(ASYNC | INVALIDATE | SYNC) != 0 || flags & (ASYNC | SYNC) == ASYNC | SYNC {
-            return Err(Errno::EINVAL);
-        }
-        self.mapped_pages(start, bytes)?;
-        Ok(0)
-    }
-
-    /// How many pages a range has, all of which are mapped.
-    pub fn mapped_pages(&self, start: u64, bytes: u64) -> SysResult {
-        let (start, end) = match start.is_multiple_of(PAGE_BYTES) {
-            true => pages(start, bytes)?,
-            false => return Err(Errno::EINVAL),
-        };
-        match start == end || self.is_mapped_range(start, end) {
-            true => Ok((end - start) / PAGE_BYTES),
-            false => Err(Errno::ENOMEM),
-        }
-    }
-
-    /// `madvise`: these have an effect that a program can see.
-    pub fn advise(
-        &mut self,
-        start: u64,
-        bytes: u64,
-        advice: u64,
-        machine: &mut impl Machine,
-    ) -> SysResult {
-        let (start, end) = pages(start, bytes).map_err(|_| Errno::EINVAL)?;
-        if !matches!(advice as u32, 0..=4 | 8 | 10..=25) {
-            return Err(Errno::EINVAL);
-        }
-        if start >= end {
-            return Ok(0);
-        }
-        match u64::from(advice as u32) {
-            MADV_DONTNEED if is_sparse(start) => {
-                self.sparse.forget(start, end, &mut self.frames, machine);
-            }
-            MADV_DONTNEED => self.arena.forget(start, end, machine),
-            MADV_WIPEONFORK => {
-                self.wiped.add(start, end)?;
-                // So that no restore has to.
-                let _ = self.access(start, end - start, true, false, machine);
-            }
-            MADV_KEEPONFORK => self.wiped.remove(start, end)?,
-            _ => {}
-        }
-        // As on Linux: what is there was advised all the same.
-        match self.is_mapped_range(start, end) {
-            true => Ok(0),
-            false => Err(Errno::ENOMEM),
         }
     }
 
@@ -584,6 +432,17 @@ impl Memory {
             files: &self.files,
         };
         self.sparse.back(addr, write, &mut backing, machine)
+    }
+
+    /// The same, whatever the program may do with it.
+    fn back_anyhow(&mut self, addr: u64, machine: &mut impl Machine) -> Result<(), Refusal> {
+        let region = self.sparse.regions.at(addr).ok_or(Refusal::Unmapped)?;
+        let mut backing = Backing {
+            frames: &mut self.frames,
+            arena: &mut self.arena,
+            files: &self.files,
+        };
+        self.sparse.back_page(addr, region, &mut backing, machine)
     }
 
     /// Backs, before the snapshot is taken, what the first requests will probably touch.

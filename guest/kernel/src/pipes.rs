@@ -86,7 +86,6 @@ impl Queue {
         }
         let from = from % self.capacity;
         let first = count.min(self.capacity - from);
-        // A program may have unmapped what it does not know of; then its queues are gone, and no more.
         let part =
             |at: u64, bytes: u64| user::slice_mut(self.memory + at, bytes).map_err(|_| Errno::EIO);
         each(part(from, first)?);
@@ -142,7 +141,7 @@ impl Queue {
     /// Makes room for twice as much, if there is memory.
     fn grow(&mut self) -> bool {
         let bytes = (self.capacity * 2).clamp(PAGE_BYTES, self.limit);
-        let Ok(memory) = state::memory().map_anonymous(bytes, &mut guest()) else {
+        let Ok(memory) = state::memory().take(bytes, &mut guest()) else {
             return false;
         };
         let moved = match user::slice_mut(memory, self.used) {
@@ -158,8 +157,7 @@ impl Queue {
 
     fn give_back(&mut self) {
         if self.capacity > 0 {
-            // It was mapped whole, so it can be unmapped whole.
-            let _ = state::memory().unmap(self.memory, self.capacity, &mut guest());
+            state::memory().give(self.memory);
         }
         (self.memory, self.capacity) = (0, 0);
     }

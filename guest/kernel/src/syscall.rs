@@ -84,7 +84,7 @@ fn serve(frame: &Registers) -> SysResult {
             left.told(poll::select(a, b, c, d, left.given))
         }
         24 => threads::yield_now(),
-        25 => map::remap(a, b, c, d),
+        25 => map::remap(a, b, c, d, e),
         26 => memory().synchronise(a, b, c),
         27 => resident(a, b, c),
         28 => memory().advise(a, b, c, &mut guest()),
@@ -192,11 +192,11 @@ fn serve(frame: &Registers) -> SysResult {
         138 => status::file_system_of(a, b),
         157 => process::control(a, b, [c, d, e]),
         162 => Ok(0),
-        // Nothing is ever written to a disk.
-        149 | 150 | 325 => memory()
-            .mapped_pages(a & !(PAGE_BYTES - 1), b.saturating_add(a % PAGE_BYTES))
-            .map(|_| 0),
-        151 | 152 => Ok(0),
+        149 => memory().lock(a, b, 0, &mut guest()),
+        150 => memory().unlock(a, b),
+        151 => lock_all(a),
+        152 => Ok(0),
+        325 => memory().lock(a, b, c, &mut guest()),
         158 => architecture(a, b),
         201 => time::time(a),
         186 => Ok(u64::from(state::threads().id())),
@@ -512,14 +512,29 @@ fn architecture(operation: u64, value: u64) -> SysResult {
     }
 }
 
-/// `mincore`: what is mapped is in memory.
+/// `mincore`
 fn resident(start: u64, bytes: u64, to: u64) -> SysResult {
     let pages = state::memory().mapped_pages(start, bytes);
     if pages != Err(Errno::EINVAL) {
         user::range(start, bytes).map_err(|_| Errno::ENOMEM)?;
         user::range(to, bytes.div_ceil(PAGE_BYTES))?;
     }
-    let pages = pages?;
-    user::slice_mut(to, pages)?.fill(1);
+    let room = user::slice_mut(to, pages?)?;
+    for (page, room) in (0..).zip(room) {
+        let addr = start + page * PAGE_BYTES;
+        *room = u8::from(state::memory().is_resident(addr, &guest()));
+    }
     Ok(0)
+}
+
+/// `mlockall`: nothing is ever written to a disk.
+fn lock_all(flags: u64) -> SysResult {
+    const CURRENT: u64 = 1;
+    const FUTURE: u64 = 2;
+    const ONFAULT: u64 = 4;
+    match flags as u32 as u64 {
+        flags if flags & !(CURRENT | FUTURE | ONFAULT) != 0 => Err(Errno::EINVAL),
+        0 | ONFAULT => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
 }

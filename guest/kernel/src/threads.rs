@@ -19,7 +19,6 @@ use core::arch::{asm, global_asm};
 use holm_hostcall::{PAGE_BYTES, abort_reason};
 
 use crate::errno::{Errno, SysResult};
-use crate::memory::guest;
 use crate::{host, signals, state, time, timers, user};
 pub use clone::{clone, clone_with};
 pub use futex::{futex, robust_list, robust_list_of};
@@ -313,8 +312,7 @@ impl Threads {
                 self.end -= 1;
             }
             if mapping != 0 {
-                // The mapping was made whole, so it can be unmapped whole.
-                let _ = state::memory().unmap(mapping, STACK_BYTES + WIDE_BYTES, &mut guest());
+                state::memory().give(mapping);
             }
         }
     }

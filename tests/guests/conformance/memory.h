@@ -1,13 +1,15 @@
 /*
- * Memory: two windows, one of which was made writable and one only reserved. Every call is followed
- * by what each page can be used for and what is in it. Left out: PROT_EXEC, which is refused by
- * design; hints, which decide nothing; and whether memory that was given back can still be touched: in
- * program memory it can.
+ * Memory: three windows, one of which was made writable, one only reserved, and one shows a file. Every call
+ * is followed by what each page can be used for and what is in it. Left out: PROT_EXEC, which is refused by
+ * design; hints, which decide nothing; whether memory that was given back can still be touched: in
+ * program memory it can; files in program memory; MADV_FREE, of which nobody promises what is left; and MADV_POPULATE, whose
+ * errors Linux has changed.
  */
-enum { WINDOW_PAGES = 24 };
-static char *windows[2];
+enum { WINDOW_PAGES = 24, WINDOWS = 3, SHARED = 2 };
+static char *windows[WINDOWS];
 /* Which pages are mapped, by what the calls have said. */
-static char is_mapped[2][WINDOW_PAGES];
+static char is_mapped[WINDOWS][WINDOW_PAGES];
+static int file;
 
 static void note(int which, char *at, size_t bytes, char mapped) {
     long first = (at - windows[which]) / PAGE;
@@ -21,7 +23,9 @@ static void memory_start(void) {
     size_t bytes = (WINDOW_PAGES + 2) * PAGE;
     windows[0] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
     windows[1] = mmap(NULL, bytes, PROT_NONE, flags | MAP_NORESERVE, -1, 0);
-    for (int i = 0; i < 2; i++) {
+    file = (int)CALL(SYS_memfd_create, "window", 0);
+    windows[2] = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    for (int i = 0; i < WINDOWS; i++) {
         if (windows[i] == MAP_FAILED)
             exit(72);
         /* A page on each side that stays as it is, so that nothing grows into it. */
@@ -48,8 +52,43 @@ static void say_window(int which) {
     say("] %08x\n", (unsigned)(hash ^ hash >> 32));
 }
 
+/* To a certain place, or so that the old one stays. A page at a time: what is one mapping is Linux's own matter. */
+static void moves(int which, char *at) {
+    int target = (int)below(WINDOWS), page = (int)below(WINDOW_PAGES - 3);
+    /* The window in program memory takes nothing of a file. */
+    if (which == SHARED && target == 0)
+        target = 1;
+    char *to = windows[target] + page * PAGE, far[32] = "";
+    int is_there = at >= windows[which] && ((at - windows[which]) % PAGE != 0 || is_mapped[which][(at - windows[which]) / PAGE]);
+    size_t before = one_in(8) ? 0 : PAGE, after = before;
+    int flags = (int)PICK(1 | 2, 1 | 2, 1 | 2 | 4, 2, 4, 1 | 4 | 8);
+    if (!(flags & 4) && one_in(2))
+        after = (1 + below(3)) * PAGE;
+    /* Linux has looked at these before and after it looked for a mapping. */
+    if (!is_there)
+        to = windows[which == 1 ? 2 : 1], target = which == 1 ? 2 : 1;
+    else if (one_in(12))
+        to += 1 + below(PAGE - 1);
+    else if (one_in(12)) {
+        to = (char *)PICK(1L << 62, -PAGE);
+        sprintf(far, " %p", (void *)to);
+    }
+    say("mremap(%d:%ld, %zu, %zu, %d, %d:%ld%s)", which, (long)(at - windows[which]), before, after, flags, target,
+        far[0] != 0 ? 0 : (long)(to - windows[target]), far);
+    long got = CALL(SYS_mremap, at, before, after, flags, to);
+    if (got == (long)to && got > 0) {
+        say(" = there");
+        if (!(flags & 4) && before > 0)
+            note(which, at, before, 0);
+        note(target, to, after, 1);
+    } else
+        recorded(got);
+    say_window(target);
+    say("%u ...", step);
+}
+
 static void memory_step(void) {
-    int which = (int)below(2);
+    int which = (int)below(WINDOWS);
     char *window = windows[which];
     int first = (int)below(WINDOW_PAGES), pages = (int)below(6) + 1;
     if (first + pages > WINDOW_PAGES)
@@ -66,7 +105,7 @@ static void memory_step(void) {
     int prot = (int)PICK(0, 1, 3, 3, 3, 2);
     say("%u ", step);
 #define AT which, (long)(at - window), bytes
-    switch (below(11)) {
+    switch (below(14)) {
     case 0:
     case 1: {
         int flags = MAP_FIXED | MAP_ANONYMOUS | (int)PICK(MAP_PRIVATE, MAP_PRIVATE, MAP_PRIVATE, 0);
@@ -76,8 +115,14 @@ static void memory_step(void) {
             flags = MAP_PRIVATE | MAP_ANONYMOUS;
             bytes = (size_t)PICK(-1, -4096, 1L << 62, 1L << 47);
         }
-        say("mmap(%d:%#lx, %zu, %d, %#x)", AT, prot, flags);
-        long got = CALL(SYS_mmap, at, bytes, prot, flags, -1, 0);
+        int from = -1;
+        long page = 0;
+        if (which == SHARED && !is_huge && one_in(2)) {
+            flags = (flags & ~(MAP_PRIVATE | MAP_ANONYMOUS)) | MAP_SHARED;
+            from = file, page = (long)below(20);
+        }
+        say("mmap(%d:%#lx, %zu, %d, %#x, %ld)", AT, prot, flags, page);
+        long got = CALL(SYS_mmap, at, bytes, prot, flags, from, page * PAGE);
         if (got > 0 && got == (long)at)
             say(" = there"), note(which, at, bytes, 1);
         else
@@ -96,7 +141,10 @@ static void memory_step(void) {
         recorded(CALL(SYS_mprotect, at, bytes, prot));
         break;
     case 6: {
-        int advice = (int)PICK(MADV_DONTNEED, MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MADV_RANDOM, 77);
+        int advice = (int)PICK(MADV_DONTNEED, MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MADV_RANDOM, 77, MADV_SEQUENTIAL,
+                               MADV_DONTFORK, MADV_DOFORK, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP,
+                               20 /* COLD */, 21 /* PAGEOUT */,
+                               24 /* DONTNEED_LOCKED */, 5, 26, -1);
         say("madvise(%d:%#lx, %zu, %d)", AT, advice);
         recorded(CALL(SYS_madvise, at, bytes, advice));
         break;
@@ -138,6 +186,23 @@ static void memory_step(void) {
                 say_hash((void *)got, bytes < after ? bytes : after);
             CALL(SYS_munmap, got, after);
         }
+        break;
+    }
+    case 11:
+        moves(which, at);
+        break;
+    case 12: {
+        long size = (long)below(WINDOW_PAGES) * PAGE;
+        say("ftruncate(%ld)", size);
+        recorded(CALL(SYS_ftruncate, file, size));
+        break;
+    }
+    case 13: {
+        /* Whole pages, so that nothing lies between the file's end and a page's. */
+        long page = (long)below(WINDOW_PAGES);
+        fill((char)draw());
+        say("pwrite(%ld)", page);
+        recorded(CALL(SYS_pwrite64, file, ground, 2 * PAGE, page * PAGE));
         break;
     }
     default: {

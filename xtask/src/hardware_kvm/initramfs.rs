@@ -62,6 +62,8 @@ fn script(kernel: &Kernel, programs: &[TestProgram]) -> String {
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs devtmpfs /dev\n\
          mount -t tmpfs tmpfs /tmp\n\
+         mkdir -p /dev/shm\n\
+         mount -t tmpfs tmpfs /dev/shm\n\
          ifconfig lo 127.0.0.1 up\n",
     );
     for module in &kernel.modules {

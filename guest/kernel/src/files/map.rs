@@ -36,8 +36,8 @@ pub fn unmap(start: u64, bytes: u64) -> SysResult {
 }
 
 /// `mremap`
-pub fn remap(start: u64, old_bytes: u64, new_bytes: u64, flags: u64) -> SysResult {
-    let moved = state::memory().remap(start, old_bytes, new_bytes, flags, &mut guest());
+pub fn remap(start: u64, old_bytes: u64, new_bytes: u64, flags: u64, to: u64) -> SysResult {
+    let moved = state::memory().remap(start, old_bytes, new_bytes, flags, to, &mut guest());
     let_go_of_unmapped();
     moved
 }

@@ -20,7 +20,7 @@ impl Piece {
     /// At least `bytes` bytes, all zero.
     pub(super) fn take(bytes: u64) -> Result<Piece, Errno> {
         let size = bytes.next_multiple_of(PAGE_BYTES);
-        match state::memory().map_anonymous(size, &mut guest()) {
+        match state::memory().take(size, &mut guest()) {
             Ok(start) => Ok(Piece { start, size }),
             Err(_) => Err(Errno::ENOSPC),
         }
@@ -29,8 +29,7 @@ impl Piece {
     /// Gives the memory back.
     pub(super) fn give(&mut self) {
         if self.size > 0 {
-            // It was mapped whole, so it can be unmapped whole.
-            let _ = state::memory().unmap(self.start, self.size, &mut guest());
+            state::memory().give(self.start);
         }
         *self = Piece::NOTHING;
     }
@@ -47,7 +46,6 @@ impl Piece {
 
     /// Its first bytes, at most `count`.
     pub(super) fn bytes(&self, count: u64) -> &'static mut [u8] {
-        // A program may have unmapped what it does not know of; then its files are gone, and no more.
         user::slice_mut(self.start, count.min(self.size)).unwrap_or(&mut [])
     }
 }

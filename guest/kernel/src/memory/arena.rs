@@ -18,13 +18,28 @@ use crate::errno::Errno;
 /// Most separate mappings a program may have.
 const MAX_MAPPINGS: usize = 512;
 
+/// Whose a part of program memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Program,
+    /// Frames for the sparse space.
+    Frames,
+    /// What the library OS keeps there. As with frames the program knows nothing of it.
+    Library,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Mapping {
     start: u64,
     end: u64,
     protection: Protection,
-    /// Frames for the sparse space, and no mapping of the program's.
-    frames: bool,
+    owner: Owner,
+}
+
+impl Mapping {
+    fn is_programs(&self) -> bool {
+        self.owner == Owner::Program
+    }
 }
 
 /// The bookkeeping of program memory.
@@ -49,7 +64,7 @@ const NO_MAPPING: Mapping = Mapping {
     start: 0,
     end: 0,
     protection: Protection::Write,
-    frames: false,
+    owner: Owner::Program,
 };
 
 impl Arena {
@@ -113,7 +128,7 @@ impl Arena {
     /// Calls `each` with the heap and every mapping of the program's.
     pub(super) fn for_each_mapping(&self, each: &mut impl FnMut(u64, u64, Protection)) {
         each(self.brk_start, self.brk, Protection::Write);
-        for mapping in self.all().iter().filter(|mapping| !mapping.frames) {
+        for mapping in self.all().iter().filter(|one| one.is_programs()) {
             each(mapping.start, mapping.end, mapping.protection);
         }
     }
@@ -157,8 +172,26 @@ impl Arena {
     /// A writable mapping of `bytes` bytes anywhere; `None` if there is no room.
     pub(super) fn map(&mut self, bytes: u64, machine: &mut impl Machine) -> Option<u64> {
         let start = self.gap(bytes, PAGE_BYTES)?;
-        self.insert(start, start + bytes, machine).ok()?;
+        self.insert(start, start + bytes, Owner::Program, machine)
+            .ok()?;
         Some(start)
+    }
+
+    /// The same for the library OS, to whom it belongs until it gives it back.
+    pub(super) fn take(&mut self, bytes: u64, machine: &mut impl Machine) -> Option<u64> {
+        let start = self.hidden_gap(bytes, PAGE_BYTES)?;
+        self.insert(start, start + bytes, Owner::Library, machine)
+            .ok()?;
+        Some(start)
+    }
+
+    /// The library OS gives back what it has taken.
+    pub(super) fn give(&mut self, start: u64) {
+        let is_it = |one: &Mapping| one.start == start && one.owner == Owner::Library;
+        if let Some(at) = self.all().iter().position(is_it) {
+            self.mappings.copy_within(at + 1..self.count, at);
+            self.count -= 1;
+        }
     }
 
     /// A writable mapping at `start`, in place of what is there.
@@ -173,17 +206,21 @@ impl Arena {
             return Err(Errno::ENOMEM);
         }
         let overlaps = |mapping: &Mapping| mapping.start < end && start < mapping.end;
-        if keep && self.all().iter().any(overlaps) {
+        let mut there = self.all().iter().filter(|one| overlaps(one));
+        if there.clone().any(|mapping| !mapping.is_programs()) {
+            return Err(Errno::ENOMEM);
+        }
+        if keep && there.next().is_some() {
             return Err(Errno::EEXIST);
         }
         self.unmap(start, end, machine)?;
-        self.insert(start, end, machine)
+        self.insert(start, end, Owner::Program, machine)
     }
 
     /// Frames for the sparse space, about `bytes` bytes of them: address, bytes, and whether they are
     /// zero. `None` if there is no room for one.
     pub(super) fn take_frames(&mut self, bytes: u64) -> Option<(u64, u64, bool)> {
-        let found = |bytes| Some((self.gap(bytes, FRAME_BYTES)?, bytes));
+        let found = |bytes| Some((self.hidden_gap(bytes, FRAME_BYTES)?, bytes));
         let (start, bytes) = found(bytes).or_else(|| found(FRAME_BYTES))?;
         if self.count == MAX_MAPPINGS {
             return None;
@@ -194,14 +231,16 @@ impl Arena {
         let at = self.all().partition_point(|mapping| mapping.start < start);
         match self.mappings.get_mut(at) {
             // The usual case: right below the last ones.
-            Some(next) if at < self.count && next.frames && next.start == end => next.start = start,
+            Some(next) if at < self.count && next.owner == Owner::Frames && next.start == end => {
+                next.start = start;
+            }
             _ => self.put(
                 at,
                 Mapping {
                     start,
                     end,
                     protection: Protection::Write,
-                    frames: true,
+                    owner: Owner::Frames,
                 },
             ),
         }
@@ -210,21 +249,47 @@ impl Arena {
 
     /// Highest gap of `bytes` bytes at a multiple of `align`.
     fn gap(&self, bytes: u64, align: u64) -> Option<u64> {
+        self.gap_below(bytes, align, |_| true)
+    }
+
+    /// The same for what the program does not know of: not right below something of the program's, where it may
+    /// have given something up to have it again, unless there is nothing else.
+    fn hidden_gap(&self, bytes: u64, align: u64) -> Option<u64> {
+        let hidden = |above: Option<&Mapping>| above.is_some_and(|one| !one.is_programs());
+        self.gap_below(bytes, align, hidden)
+            .or_else(|| self.gap(bytes, align))
+    }
+
+    /// Highest gap right below a mapping that `is_good` holds for, or below all of them.
+    fn gap_below(
+        &self,
+        bytes: u64,
+        align: u64,
+        is_good: impl Fn(Option<&Mapping>) -> bool,
+    ) -> Option<u64> {
         let fits = |floor: u64, ceiling: u64| {
             let start = ceiling.checked_sub(bytes)? & !(align - 1);
             (start >= floor).then_some(start)
         };
-        let mut ceiling = self.top;
+        let (mut above, mut ceiling) = (None, self.top);
         for mapping in self.all().iter().rev() {
-            if let Some(start) = fits(mapping.end, ceiling) {
+            if is_good(above)
+                && let Some(start) = fits(mapping.end, ceiling)
+            {
                 return Some(start);
             }
-            ceiling = mapping.start;
+            (above, ceiling) = (Some(mapping), mapping.start);
         }
         fits(page_up(self.brk)?, ceiling)
     }
 
-    fn insert(&mut self, start: u64, end: u64, machine: &mut impl Machine) -> Result<(), Errno> {
+    fn insert(
+        &mut self,
+        start: u64,
+        end: u64,
+        owner: Owner,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
         if self.count == MAX_MAPPINGS {
             return Err(Errno::ENOMEM);
         }
@@ -236,6 +301,7 @@ impl Arena {
             Mapping {
                 start,
                 end,
+                owner,
                 ..NO_MAPPING
             },
         );
@@ -248,24 +314,15 @@ impl Arena {
         self.count += 1;
     }
 
-    /// Cuts the mappings at both ends of a range; gives those that lie in it. Frames are not the
-    /// program's to change.
+    /// Cuts the program's mappings at both ends of a range; gives those that lie in it, with what is not the
+    /// program's among them.
     fn cut(&mut self, start: u64, end: u64) -> Result<core::ops::Range<usize>, Errno> {
-        let inside = |mapping: &&Mapping| mapping.start < end && start < mapping.end;
-        if self
-            .all()
-            .iter()
-            .filter(inside)
-            .any(|mapping| mapping.frames)
-        {
-            return Err(Errno::EINVAL);
-        }
         for edge in [start, end] {
             let at = self.all().partition_point(|mapping| mapping.end <= edge);
             let Some(mapping) = self.all().get(at).copied() else {
                 continue;
             };
-            if mapping.start < edge {
+            if mapping.start < edge && mapping.is_programs() {
                 if self.count == MAX_MAPPINGS {
                     return Err(Errno::ENOMEM);
                 }
@@ -287,16 +344,21 @@ impl Arena {
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
         let range = self.cut(start, end)?;
+        let mut kept = range.start;
         for at in range.clone() {
             let mapping = self.mappings[at];
+            if !mapping.is_programs() {
+                self.mappings[kept] = mapping;
+                kept += 1;
+                continue;
+            }
             // Free memory is always read/write, so that it can be zeroed when it is given out.
             if mapping.protection != Protection::Write {
                 self.set_protection(mapping.start, mapping.end, Protection::Write, machine);
             }
         }
-        self.mappings
-            .copy_within(range.end..self.count, range.start);
-        self.count -= range.len();
+        self.mappings.copy_within(range.end..self.count, kept);
+        self.count -= range.end - kept;
         Ok(())
     }
 
@@ -323,7 +385,7 @@ impl Arena {
         if at < floor {
             at = floor.min(end);
         }
-        for mapping in self.all() {
+        for mapping in self.all().iter().filter(|one| one.is_programs()) {
             if mapping.start <= at && at < mapping.end {
                 at = mapping.end.min(end);
             }
@@ -385,14 +447,13 @@ impl Arena {
     pub(super) fn holds(&self, start: u64, end: u64) -> Option<Protection> {
         let at = self.all().partition_point(|mapping| mapping.end <= start);
         let mapping = self.all().get(at)?;
-        let holds = !mapping.frames && mapping.start <= start && end <= mapping.end;
+        let holds = mapping.is_programs() && mapping.start <= start && end <= mapping.end;
         holds.then_some(mapping.protection)
     }
 
     /// MADV_DONTNEED: makes what the program has mapped of a range zero.
     pub(super) fn forget(&mut self, start: u64, end: u64, machine: &mut impl Machine) {
-        let inside =
-            |mapping: &&Mapping| mapping.start < end && start < mapping.end && !mapping.frames;
+        let inside = |one: &&Mapping| one.start < end && start < one.end && one.is_programs();
         for mapping in self.all().iter().filter(inside) {
             let (from, to) = (mapping.start.max(start), mapping.end.min(end));
             let closed = mapping.protection != Protection::Write;

@@ -1,7 +1,7 @@
 //! What memory operations do to the machine, behind a trait, so that the bookkeeping is tested
 //! without one.
 
-use holm_hostcall::{TABLES_ALIAS, page_operation as operation};
+use holm_hostcall::{PAGE_BYTES, TABLES_ALIAS, page_operation as operation};
 
 use crate::{host, log};
 
@@ -20,6 +20,8 @@ pub enum Protection {
 pub trait Machine {
     /// Makes bytes of program memory zero; they are mapped read/write.
     fn zero(&mut self, start: u64, bytes: u64);
+    /// Whether a page of program memory is zero.
+    fn is_zero(&self, page: u64) -> bool;
     /// Copies between two mapped ranges that do not overlap.
     fn copy(&mut self, from: u64, to: u64, bytes: u64);
     /// Notes that the program asked for so much in vain.
@@ -60,6 +62,14 @@ impl Machine for Guest {
         // SAFETY: `Memory` calls this for pages of program memory that belong to no one, or that the
         // program gives up.
         unsafe { start.write_bytes(0, bytes as usize) };
+    }
+
+    fn is_zero(&self, page: u64) -> bool {
+        const WORDS: usize = PAGE_BYTES as usize / size_of::<u64>();
+        let page = core::ptr::with_exposed_provenance::<[u64; WORDS]>(page as usize);
+        // SAFETY: `Memory` asks for whole pages of program memory that back something, and nothing writes to them
+        // meanwhile.
+        unsafe { &*page }.iter().all(|word| *word == 0)
     }
 
     fn copy(&mut self, from: u64, to: u64, bytes: u64) {

@@ -107,7 +107,7 @@ impl Regions {
         let from = self.all().partition_point(|region| region.end <= start);
         let within = self.all()[from..]
             .iter()
-            .take_while(move |region| region.start < end);
+            .take_while(move |region| region.start < end && start < end);
         within.map(move |region| {
             let mut part = *region;
             if part.start < start {

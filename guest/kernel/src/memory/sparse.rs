@@ -157,8 +157,27 @@ impl Sparse {
         }
     }
 
+    /// MADV_FREE: what is read next is zero, or still there.
+    pub(super) fn give_back(
+        &mut self,
+        start: u64,
+        end: u64,
+        frames: &mut Frames,
+        machine: &mut impl Machine,
+    ) {
+        if end - start > MAX_ZEROED_BYTES {
+            self.drop_pages(start, end, frames, machine);
+        }
+    }
+
     /// Takes the backing of a range away.
-    fn drop_pages(&self, start: u64, end: u64, frames: &mut Frames, machine: &mut impl Machine) {
+    pub(super) fn drop_pages(
+        &self,
+        start: u64,
+        end: u64,
+        frames: &mut Frames,
+        machine: &mut impl Machine,
+    ) {
         self.tables
             .for_each(start, end, machine, |machine, first, count, addr| {
                 let mut backed = slots(first, count).filter(|slot| machine.entry(*slot) != 0);
@@ -225,10 +244,20 @@ impl Sparse {
     ) -> Result<(), Refusal> {
         let region = self.regions.at(addr).ok_or(Refusal::Unmapped)?;
         match region.protection {
-            Protection::None => return Err(Refusal::Protected),
-            Protection::Read if write => return Err(Refusal::Protected),
-            _ => {}
+            Protection::None => Err(Refusal::Protected),
+            Protection::Read if write => Err(Refusal::Protected),
+            _ => self.back_page(addr, region, backing, machine),
         }
+    }
+
+    /// The same, whatever the program may do with it.
+    pub(super) fn back_page(
+        &mut self,
+        addr: u64,
+        region: Region,
+        backing: &mut Backing<'_>,
+        machine: &mut impl Machine,
+    ) -> Result<(), Refusal> {
         if region.share.is_some() {
             return self.back_file(addr, region, backing, machine);
         }
@@ -441,7 +470,13 @@ impl Sparse {
 }
 
 /// Maps pages of program memory into slots in which nothing is.
-fn map(machine: &mut impl Machine, slot: u64, source: u64, count: u64, protection: Protection) {
+pub(super) fn map(
+    machine: &mut impl Machine,
+    slot: u64,
+    source: u64,
+    count: u64,
+    protection: Protection,
+) {
     machine.map(slot, source, count);
     if protection != Protection::Write {
         machine.protect_sparse(slot, count, protection);

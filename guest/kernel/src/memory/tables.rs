@@ -168,15 +168,14 @@ impl Tables {
         self.slot(addr, machine)
     }
 
-    /// Calls `each` for every page table that maps a part of a range: first slot, number of slots, and
-    /// the address of the first.
-    pub(super) fn for_each<M: Machine>(
+    /// The first page table that maps a part of a range: first slot, number of slots, and the address of the
+    /// first.
+    pub(super) fn next(
         &self,
         start: u64,
         end: u64,
-        machine: &mut M,
-        mut each: impl FnMut(&mut M, u64, u64, u64),
-    ) {
+        machine: &impl Machine,
+    ) -> Option<(u64, u64, u64)> {
         let mut at = start;
         while at < end {
             let behind = |bytes| (at / bytes + 1) * bytes;
@@ -191,9 +190,25 @@ impl Tables {
             let next = behind(TABLE_REACH_BYTES);
             if let Some(table) = lead(slot, machine) {
                 let first = table + at % TABLE_REACH_BYTES / PAGE_BYTES * 8;
-                each(machine, first, (next.min(end) - at) / PAGE_BYTES, at);
+                return Some((first, (next.min(end) - at) / PAGE_BYTES, at));
             }
             at = next;
+        }
+        None
+    }
+
+    /// Calls `each` for all of those.
+    pub(super) fn for_each<M: Machine>(
+        &self,
+        start: u64,
+        end: u64,
+        machine: &mut M,
+        mut each: impl FnMut(&mut M, u64, u64, u64),
+    ) {
+        let mut next = start;
+        while let Some((slot, count, at)) = self.next(next, end, machine) {
+            next = at + count * PAGE_BYTES;
+            each(machine, slot, count, at);
         }
     }
 

@@ -55,6 +55,10 @@ impl Machine for Pages {
         }
     }
 
+    fn is_zero(&self, page: u64) -> bool {
+        !self.dirty.contains(&page)
+    }
+
     fn copy(&mut self, from: u64, to: u64, _bytes: u64) {
         if self.dirty.contains(&from) {
             self.dirty.insert(to);
@@ -271,7 +275,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                         .all(|page| model.mapped.get(&page) == Some(&Protection::Write));
                     if all {
                         memory
-                            .advise(start, bytes, MADV_DONTNEED, &mut machine)
+                            .advise(start, bytes, advice::DONTNEED, &mut machine)
                             .unwrap();
                         for page in page_range(start, bytes) {
                             model.written.remove(&page);
@@ -435,7 +439,7 @@ fn a_reservation_may_have_nearly_all_addresses_and_tables_come_back_when_there_a
 
 /// A file of `pages` pages, whose content is a mapping in program memory.
 fn file(memory: &mut Memory, machine: &mut Pages, pages: u64) -> u64 {
-    let start = memory.map_anonymous(pages * PAGE_BYTES, machine).unwrap();
+    let start = memory.take(pages * PAGE_BYTES, machine).unwrap();
     memory.set_file(7, start, pages * PAGE_BYTES - 100, machine);
     start
 }
@@ -503,7 +507,7 @@ fn mappings_of_a_file_show_its_pages_wherever_they_are() {
     // Nothing of the file is a frame, or is lost with a mapping.
     let free = memory.free_bytes();
     memory
-        .advise(first, bytes, MADV_DONTNEED, &mut machine)
+        .advise(first, bytes, advice::DONTNEED, &mut machine)
         .unwrap();
     memory.unmap(first, bytes, &mut machine).unwrap();
     assert!(memory.has_lost_file() && !memory.has_lost_file() && memory.is_file_mapped(7));
@@ -543,7 +547,7 @@ fn a_file_in_the_middle_of_other_memory_leaves_the_frames_around_it_alone() {
     assert_eq!(machine.find(at), Some(content));
     // What is left of the stretch goes on in its frame, and the frame is free with it.
     memory
-        .advise(start, PAGE_BYTES, MADV_DONTNEED, &mut machine)
+        .advise(start, PAGE_BYTES, advice::DONTNEED, &mut machine)
         .unwrap();
     assert_eq!(machine.find(start), Some(frame));
     memory.unmap(start, 3 * PAGE_BYTES, &mut machine).unwrap();
@@ -552,4 +556,63 @@ fn a_file_in_the_middle_of_other_memory_leaves_the_frames_around_it_alone() {
         .unwrap();
     assert_eq!(memory.free_bytes(), free);
     assert_eq!(machine.find(at), Some(content));
+}
+
+#[test]
+fn what_moves_takes_its_frames_along() {
+    const FLAGS: u64 = MAP_ANONYMOUS | MAP_NORESERVE;
+    for (bytes, to, from_page) in [
+        (32 << 20, None, 0),
+        (32 << 20, None, 3),
+        (32 << 20, Some(SPARSE_START + (1 << 40)), 0),
+        (32 << 20, Some(SPARSE_START + (1 << 40) + 5 * PAGE_BYTES), 0),
+        (40 * PAGE_BYTES, None, 3),
+        (2 * PAGE_BYTES, None, 3),
+    ] {
+        let (mut memory, mut machine) = start();
+        let all = memory.map(0, 64 << 20, 3, FLAGS, &mut machine).unwrap();
+        let start = all + from_page * PAGE_BYTES;
+        let touched: Vec<u64> = page_range(all, 64 << 20)
+            .step_by(217)
+            .chain([start])
+            .collect();
+        for page in &touched {
+            if machine.find(*page).is_none() {
+                memory.back(*page, true, &mut machine).unwrap();
+            }
+            let place = machine.find(*page).unwrap();
+            machine.dirty.insert(place);
+        }
+        let free = memory.free_bytes();
+        let flags = if to.is_some() { 3 } else { 1 };
+        let to = to.unwrap_or(0);
+        let moved = memory
+            .remap(start, bytes, 2 * bytes, flags, to, &mut machine)
+            .unwrap();
+        assert!(moved == to || to == 0 && moved != start);
+        for page in &touched {
+            let is_moved = (start..start + bytes).contains(page);
+            let now = if is_moved {
+                moved + (page - start)
+            } else {
+                *page
+            };
+            let place = machine.find(now).expect("it is there");
+            assert!(machine.dirty.contains(&place), "{now:#x}");
+            assert!(!is_moved || machine.find(*page).is_none());
+        }
+        assert!(
+            memory.free_bytes() + (128 << 10) >= free,
+            "nothing is there twice"
+        );
+        memory.unmap(moved, 2 * bytes, &mut machine).unwrap();
+        memory.unmap(all, 64 << 20, &mut machine).unwrap();
+        assert_eq!(memory.frames.free_bytes() % 65536, 0);
+        assert!(
+            machine
+                .entries
+                .keys()
+                .all(|slot| *slot < SPARSE_TABLES || machine.entry(*slot) == 0)
+        );
+    }
 }

@@ -147,7 +147,7 @@ impl Connection {
     /// Makes one in memory that is all zero, without a copy on the stack, for which it is too large.
     fn map() -> Option<*mut Connection> {
         let bytes = size_of::<Connection>() as u64;
-        let at = state::memory().map_anonymous(bytes, &mut guest()).ok()?;
+        let at = state::memory().take(bytes, &mut guest()).ok()?;
         let connection = core::ptr::with_exposed_provenance_mut::<Connection>(at as usize);
         // SAFETY: mapped just now, in whole pages, for nobody else. The buffers of bytes are zero; every
         // other field is written here.
@@ -307,7 +307,7 @@ impl Server {
             Some(at) => {
                 let there = core::ptr::with_exposed_provenance_mut::<Connection>(at as usize);
                 // SAFETY: made by `Connection::map`, and only used by way of this function, which borrows
-                // the server. A program that unmaps what it does not know of harms itself alone.
+                // the server. A program that writes to what it does not know of harms itself alone.
                 Some(unsafe { &mut *there })
             }
         }

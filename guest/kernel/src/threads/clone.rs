@@ -175,7 +175,7 @@ fn start(parent: &Registers, wanted: Wanted) -> SysResult {
     if fs_base >= 1 << 47 {
         return Err(Errno::EPERM);
     }
-    let mapping = state::memory().map_anonymous(STACK_BYTES + WIDE_BYTES, &mut guest())?;
+    let mapping = state::memory().take(STACK_BYTES + WIDE_BYTES, &mut guest())?;
     let stack_top = mapping + STACK_BYTES;
     let id = threads.next_id;
     threads.next_id += 1;
