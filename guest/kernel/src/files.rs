@@ -18,6 +18,7 @@ pub mod open;
 pub mod paths;
 mod piece;
 pub mod read_write;
+pub mod splice;
 pub mod status;
 pub mod temporary;
 
@@ -80,6 +81,8 @@ pub enum Object {
         /// Or `pipes::NONE`.
         to: u8,
     },
+    /// A signalfd: the signals that it is for.
+    Signals(u64),
     /// An eventfd: its counter, and whether it is a semaphore.
     Event(u64, bool),
 }

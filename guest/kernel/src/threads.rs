@@ -429,7 +429,7 @@ pub fn preempt_if_missed() {
 
 /// Tells the host whether there is anything to interrupt a running thread for.
 pub fn want_ticks() {
-    let wanted = state::threads().count > 1 || state::signals().alarm().is_some();
+    let wanted = state::threads().count > 1 || state::signal_timers().is_armed();
     // SAFETY: as above.
     unsafe { (&raw mut (*host::fault_page()).wants_ticks).write_volatile(u64::from(wanted)) };
 }
@@ -445,10 +445,13 @@ pub fn yield_now() -> SysResult {
 #[inline(never)]
 fn give_way() {
     loop {
-        signals::ring();
+        signals::timers::ring();
         timers::ring();
         let threads = state::threads();
-        let others = state::signals().alarm().into_iter().chain(timers::first());
+        let others = state::signal_timers()
+            .first()
+            .into_iter()
+            .chain(timers::first());
         let deadline = threads.first_deadline().into_iter().chain(others).min();
         // The usual case needs no clock: one thread, which waits without a deadline.
         let now = if deadline.is_some() {

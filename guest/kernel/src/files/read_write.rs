@@ -2,6 +2,7 @@
 
 use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin};
 use crate::errno::{Errno, SysResult};
+use crate::signals::descriptor;
 use crate::sockets::buffers::{Source, Target};
 use crate::sockets::rights::Outgoing;
 use crate::sockets::transfer;
@@ -79,6 +80,7 @@ pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
         }
         Object::Socket(number) => transfer::read(number, Target::Whole(to), true),
         Object::Timer(number) => timers::read(number, to),
+        Object::Signals(set) => descriptor::read(set, to),
         Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
@@ -129,7 +131,9 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             return Ok(8);
         }
         Object::Stdin => return Err(Errno::EBADF),
-        Object::Timer(_) | Object::Epoll(_) | Object::Free => return Err(Errno::EINVAL),
+        Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) | Object::Free => {
+            return Err(Errno::EINVAL);
+        }
     }
     Ok(bytes.len() as u64)
 }

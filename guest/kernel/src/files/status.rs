@@ -185,6 +185,10 @@ fn of_object(object: Object) -> Status {
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) => Kind::Socket,
-        Object::Timer(_) | Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
+        Object::Timer(_)
+        | Object::Signals(_)
+        | Object::Epoll(_)
+        | Object::Event(..)
+        | Object::Free => Kind::Anonymous,
     })
 }
