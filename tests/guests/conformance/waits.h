@@ -2,7 +2,7 @@
  * What a program waits with: pipes, eventfds, timerfds, socket pairs, poll, select and epoll. Nothing here waits:
  * every end is non-blocking and every timeout is zero.
  * Left out: how much a pipe holds (4 KiB here, 64 KiB there), so that no test fills one; the ends of
- * a socket pair, beyond that they are there; edges of an epoll instance in another; and writes of more
+ * a socket pair, beyond that they are there (sockets.h has them); what splice means for edges; edges of an epoll instance in another; and writes of more
  * than 8 bytes to an eventfd, which newer kernels refuse.
  */
 #include <poll.h>
@@ -63,6 +63,8 @@ static char kind_of(int fd) {
             return ends[i].kind;
     return 0;
 }
+
+static int has_edges, has_spliced;
 
 static int timer_or(int fd) {
     for (int tries = 0; tries < 40 && !one_in(20); tries++) {
@@ -233,8 +235,9 @@ static void waits_step(void) {
         int operation = (int)PICK(EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, 9);
         uint32_t events = (uint32_t)PICK(EPOLLIN, EPOLLOUT, EPOLLIN | EPOLLOUT, 0, EPOLLIN | EPOLLRDHUP);
         events |= (uint32_t)PICK(0, 0, EPOLLET, EPOLLONESHOT, EPOLLET | EPOLLONESHOT);
-        if (kind_of(fd) == 'p')
+        if (kind_of(fd) == 'p' || has_spliced)
             events &= ~(uint32_t)EPOLLET;
+        has_edges |= (events & EPOLLET) != 0;
         struct epoll_event event = {events, {.u64 = (uint64_t)fd}};
         int bad = one_in(16);
         say("epoll_ctl(%d, %d, %d, %#x%s)", epoll, operation, fd, events, bad ? " nowhere" : "");
@@ -352,7 +355,10 @@ static void waits_step(void) {
         int other = any_end(), which = (int)below(2);
         int64_t offset = 0, *place = one_in(8) ? &offset : NULL;
         int flags = (int)PICK(2, 2, 3, 0x100);
-        /* From a pipe to itself, and from what is no pipe to what is none. */
+        /* Whether what is moved so is an edge for who writes is another matter. */
+        if (has_edges)
+            bytes = 0;
+        has_spliced = 1;
         if (fd >= 0 && fd < 2048 && other >= 0 && other < 2048 && written_to[other] + bytes > 3000)
             bytes = 0;
         if (strchr("etp", kind_of(fd)) != NULL || strchr("etp", kind_of(other)) != NULL)
