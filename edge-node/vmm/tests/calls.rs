@@ -54,3 +54,18 @@ fn kvm_timers_send_signals_as_on_linux() {
         ],
     );
 }
+
+#[test]
+fn kvm_proc_tells_of_the_program_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "proc_self",
+        &[
+            ("/descriptors", "anon_inode:[eventpoll]"),
+            ("/threads", "the other one"),
+            ("/process", "stat 52"),
+        ],
+    );
+}

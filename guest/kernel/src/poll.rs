@@ -58,6 +58,8 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         | Object::File(_)
         | Object::Brought(_)
         | Object::Made(_)
+        | Object::Info(_)
+        | Object::Name(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Epoll(number) if depth < MAX_NESTED => {
             let epoll = &state::epolls()[usize::from(number)];

@@ -141,6 +141,23 @@ impl Signals {
         };
     }
 
+    /// What is pending for the first thread and for any, what the first one blocks, and what is ignored and
+    /// handled.
+    pub fn masks(&self) -> [u64; 5] {
+        let which = |holds: fn(u64) -> bool| {
+            let actions = self.actions.iter().zip(1..);
+            let found = actions.filter(|(action, _)| holds(action.handler));
+            found.fold(0, |set, (_, signal)| set | bit(signal))
+        };
+        [
+            self.threads[0].pending,
+            self.pending,
+            self.threads[0].blocked,
+            which(|handler| handler == SIG_IGN),
+            which(|handler| !matches!(handler, SIG_DFL | SIG_IGN)),
+        ]
+    }
+
     fn is_ignored(&self, signal: u32) -> bool {
         let handler = self.actions[signal as usize - 1].handler;
         handler == SIG_IGN || (handler == SIG_DFL && bit(signal) & IGNORED != 0)

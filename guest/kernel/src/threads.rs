@@ -193,6 +193,13 @@ impl Threads {
         })
     }
 
+    /// The ids of all threads.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let all = self.all[..self.end].iter();
+        all.filter(|thread| !matches!(thread.doing, Doing::Free | Doing::Ended))
+            .map(|thread| thread.id)
+    }
+
     /// Something that a thread may wait for has changed.
     pub fn changed(&mut self) {
         self.changes = self.changes.wrapping_add(1);
