@@ -248,6 +248,6 @@ fn kvm_a_program_that_is_no_server_ends_with_3() {
         "before it waited for a request",
         "exited with status 3",
         "the last line",
-        "system calls that it made and that are not supported: clone, timer_create, number 461",
+        "system calls that it made and that are not supported: clone, execve, number 461",
     ]);
 }

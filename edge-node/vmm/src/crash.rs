@@ -261,6 +261,7 @@ fn exception(vector: u8, frame: &Registers, view: View<'_>) -> String {
     match vector {
         0 => "the program divided by zero".into(),
         1 => "the program took a debug exception".into(),
+        HOSTCALL_VECTOR => "the program executed a breakpoint (int3)".into(),
         4 => "the program took an overflow exception".into(),
         6 => format!(
             "the program executed an instruction that does not exist or is not allowed{}",

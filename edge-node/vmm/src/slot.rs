@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_hostcall::{
-    BOOT_ADDR, BootPage, EXCEPTION_PORT, FAULT_ADDR, FaultPage, HOSTCALL_PORT, KERNEL_END,
-    LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, NEWS_ADDR, NewsPage, PREEMPTION_VECTOR, PROGRAM_ADDR,
-    WAIT_ENDED,
+    BOOT_ADDR, BootPage, EXCEPTION_PORT, FAULT_ADDR, FaultPage, HOSTCALL_PORT, HOSTCALL_VECTOR,
+    KERNEL_END, LOG_ADDR, LOG_CAPACITY_BYTES, LogHeader, NEWS_ADDR, NewsPage, PREEMPTION_VECTOR,
+    PROGRAM_ADDR, WAIT_ENDED,
 };
 
 use crate::cpu::{GATE_FRAME_ADDR, InterruptFrame};
@@ -588,6 +588,9 @@ impl Runner {
             match exit {
                 Exit::Port(HOSTCALL_PORT) => {
                     if !self.came_through_gate()? {
+                        if self.hand_over_breakpoint()? {
+                            continue;
+                        }
                         return crash(crash::of_breakpoint(&self.machine, self.view()?, symbols)?);
                     }
                 }
@@ -770,6 +773,28 @@ impl Runner {
         }
         regs.rip = Image::get().fault_entry;
         self.machine.set_regs(&regs)
+    }
+
+    /// Sends a breakpoint of the program's to the library OS, as the stub does with other exceptions: hostcalls
+    /// come by the same one, and are not to pay for the difference. `false` for one that is below the program.
+    fn hand_over_breakpoint(&mut self) -> Result<bool, VmmError> {
+        let memory = self.machine.memory()?;
+        let frame = InterruptFrame::read(memory, GATE_FRAME_ADDR)?;
+        if frame.rip < KERNEL_END {
+            return Ok(false);
+        }
+        for (offset, value) in [
+            (offset_of!(FaultPage, rax), self.machine.regs()?.rax),
+            (offset_of!(FaultPage, vector), u64::from(HOSTCALL_VECTOR)),
+            (offset_of!(FaultPage, error_code), 0),
+            (offset_of!(FaultPage, rip), frame.rip),
+        ] {
+            memory.write(FAULT_ADDR + offset as u64, &value.to_le_bytes())?;
+        }
+        // Where the stub goes back to.
+        let fault_entry = Image::get().fault_entry;
+        memory.write(GATE_FRAME_ADDR, &fault_entry.to_le_bytes())?;
+        Ok(true)
     }
 
     /// Whether the breakpoint that led to this exit was the library OS's gate and not the program's.

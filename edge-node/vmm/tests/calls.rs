@@ -13,3 +13,59 @@ fn kvm_close_on_exec_is_kept_as_on_linux() {
     }
     tells_the_same("close_on_exec", &[("/", "third copy: 1")]);
 }
+
+#[test]
+fn kvm_a_breakpoint_is_a_signal_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("breakpoint", &[("/", "handled: 5 code 128")]);
+}
+
+#[test]
+fn kvm_signals_are_read_like_files_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "signal_descriptor",
+        &[
+            ("/read", "value 77"),
+            ("/poll", "in epoll: 1"),
+            ("/thread", "from a thread: 12"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_timers_send_signals_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "signal_timers",
+        &[
+            ("/signal", "value 42"),
+            ("/missed", "missed some: 1"),
+            ("/thread", "to the thread: 1"),
+            ("/none", "over: 1"),
+            ("/cpu", "rang while it ran: 1"),
+            ("/refused", "settime: EINVAL"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_proc_tells_of_the_program_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "proc_self",
+        &[
+            ("/descriptors", "anon_inode:[eventpoll]"),
+            ("/threads", "the other one"),
+            ("/process", "stat 52"),
+        ],
+    );
+}

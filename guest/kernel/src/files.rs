@@ -18,6 +18,7 @@ pub mod open;
 pub mod paths;
 mod piece;
 pub mod read_write;
+pub mod splice;
 pub mod status;
 pub mod temporary;
 
@@ -67,6 +68,10 @@ pub enum Object {
     Directory(u16),
     /// A built-in file: its number among those.
     Made(u8),
+    /// What /proc/self/fdinfo tells of a descriptor.
+    Info(u16),
+    /// The name of a thread: its id.
+    Name(u32),
     /// A socket: its number among those.
     Socket(u16),
     /// A timerfd: its number among those.
@@ -80,6 +85,8 @@ pub enum Object {
         /// Or `pipes::NONE`.
         to: u8,
     },
+    /// A signalfd: the signals that it is for.
+    Signals(u64),
     /// An eventfd: its counter, and whether it is a semaphore.
     Event(u64, bool),
 }
@@ -196,6 +203,29 @@ impl Files {
     /// What `descriptor` stands for.
     pub fn get(&self, descriptor: u64) -> Result<Open, Errno> {
         Ok(self.objects[usize::from(self.index(descriptor)?)])
+    }
+
+    /// The flags of a descriptor that can be asked for, O_CLOEXEC among them.
+    pub fn shown_flags(&self, descriptor: u64) -> u64 {
+        let Ok(open) = self.get(descriptor) else {
+            return 0;
+        };
+        let when = |holds: bool, flag: u64| if holds { flag } else { 0 };
+        u64::from(open.flags)
+            | when(open.nonblocking, O_NONBLOCK)
+            | when(
+                self.is_closed_on_exec(descriptor as u32 as usize),
+                O_CLOEXEC,
+            )
+    }
+
+    /// The open descriptors.
+    pub fn numbers(&self) -> impl Iterator<Item = u64> {
+        let open = |(_, index): &(u64, &u16)| **index != UNUSED;
+        (0..)
+            .zip(&self.descriptors)
+            .filter(open)
+            .map(|(number, _)| number)
     }
 
     /// The same, to be changed.

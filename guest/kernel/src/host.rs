@@ -3,6 +3,7 @@
 use core::arch::{asm, global_asm};
 use core::fmt::Write as _;
 
+use crate::time;
 use holm_hostcall::{
     BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage, NEWS_ADDR, NewsPage,
 };
@@ -84,9 +85,11 @@ pub fn call_about(place: u8, call: Call, flags: u32, args: [u64; 4]) -> i64 {
 
 /// The same, to wait in: more of the bodies of the requests at the places `wanted` ends it, too.
 pub fn leave(place: u8, call: Call, args: [u64; 4], wanted: u64) -> i64 {
-    make(CallPage {
-        wanted,
-        ..call_page(place, call, args)
+    time::away(|| {
+        make(CallPage {
+            wanted,
+            ..call_page(place, call, args)
+        })
     })
 }
 
@@ -124,7 +127,7 @@ pub fn news() -> NewsPage {
 /// Leaves the guest until the monotonic clock reads `until`, one of `events` is there, or a caller goes. Gives
 /// the events that are there.
 pub fn park(until: u64, events: u64) -> u64 {
-    call(Call::PARK, 0, [until, events, 0, 0]);
+    time::away(|| call(Call::PARK, 0, [until, events, 0, 0]));
     news().events
 }
 

@@ -64,6 +64,11 @@ impl Queue {
         (self.taken, self.taken + self.used)
     }
 
+    /// How much more it may hold.
+    pub fn free_bytes(&self) -> u64 {
+        self.limit.saturating_sub(self.used)
+    }
+
     /// Whether the other end takes nothing any more.
     pub fn is_refused(&self) -> bool {
         !self.has_reader || self.is_deaf
@@ -219,6 +224,27 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
     })?;
     user::write(to, [first as u32, second as u32])?;
     Ok(0)
+}
+
+/// F_GETPIPE_SZ: how much a pipe holds.
+pub fn size(number: u8) -> SysResult {
+    queue(number).map(|queue| queue.limit).ok_or(Errno::EBADF)
+}
+
+/// F_SETPIPE_SZ: in whole pages, a power of two of them.
+pub fn set_size(number: u8, wanted: u64) -> SysResult {
+    const MOST: u64 = 1 << 20;
+    let at = queue(number).ok_or(Errno::EBADF)?;
+    let size = u64::from(wanted as u32).max(PAGE_BYTES).next_power_of_two();
+    match size {
+        size if size > 1 << 31 => Err(Errno::EINVAL),
+        size if size > MOST => Err(Errno::EPERM),
+        size if size < at.used => Err(Errno::EBUSY),
+        size => {
+            at.limit = size.max(at.capacity);
+            Ok(size)
+        }
+    }
 }
 
 /// Reads from a queue; EAGAIN where nothing is there yet.

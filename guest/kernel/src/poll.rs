@@ -2,6 +2,7 @@
 
 use crate::errno::{Errno, SysResult};
 use crate::files::{MAX_DESCRIPTORS, Object, Open};
+use crate::signals::descriptor;
 use crate::{pipes, sockets, state, threads, time, timers, user};
 
 /// There is something to read.
@@ -47,6 +48,7 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         }
         Object::Socket(number) => sockets::ready::ready(number),
         Object::Timer(number) => when(timers::is_readable(number), POLLIN),
+        Object::Signals(set) => when(descriptor::is_readable(set), POLLIN),
         Object::Event(count, _) => when(count > 0, POLLIN) | when(count < u64::MAX - 1, POLLOUT),
         Object::Log => POLLOUT,
         Object::Stdin
@@ -56,6 +58,8 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         | Object::File(_)
         | Object::Brought(_)
         | Object::Made(_)
+        | Object::Info(_)
+        | Object::Name(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Epoll(number) if depth < MAX_NESTED => {
             let epoll = &state::epolls()[usize::from(number)];

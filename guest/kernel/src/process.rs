@@ -3,6 +3,7 @@
 
 use crate::errno::{Errno, SysResult};
 use crate::identity::Identity;
+use crate::threads::MAX_THREADS;
 use crate::{files, host, state, time, user};
 
 /// The one process, and its first thread.
@@ -17,7 +18,8 @@ const NAME_BYTES: usize = 16;
 pub struct Process {
     /// Soft and hard limits that the program set, where it did.
     limits: [Option<[u64; 2]>; LIMITS],
-    name: [u8; NAME_BYTES],
+    /// The name of each thread.
+    names: [[u8; NAME_BYTES]; MAX_THREADS],
     nice: i32,
     keeps_capabilities: bool,
     dumpable: bool,
@@ -35,7 +37,7 @@ impl Process {
     pub const fn new() -> Self {
         Process {
             limits: [None; LIMITS],
-            name: *b"function\0\0\0\0\0\0\0\0",
+            names: [*b"function\0\0\0\0\0\0\0\0"; MAX_THREADS],
             nice: 0,
             keeps_capabilities: false,
             dumpable: true,
@@ -51,6 +53,38 @@ impl Default for Process {
     fn default() -> Self {
         Process::new()
     }
+}
+
+/// The name of a thread, by its place.
+pub fn name(thread: usize) -> &'static [u8] {
+    let name = &state::process().names[thread % MAX_THREADS];
+    let end = name.iter().position(|byte| *byte == 0);
+    &name[..end.unwrap_or(NAME_BYTES)]
+}
+
+/// Gives a thread another name, of which the first 15 bytes are kept.
+pub fn set_name(thread: usize, name: &[u8]) {
+    let mut kept = [0; NAME_BYTES];
+    let end = name.iter().position(|byte| matches!(byte, 0 | b'\n'));
+    let bytes = end.unwrap_or(name.len()).min(NAME_BYTES - 1);
+    kept[..bytes].copy_from_slice(&name[..bytes]);
+    state::process().names[thread % MAX_THREADS] = kept;
+}
+
+/// A thread begins with its parent's name.
+pub fn inherit_name(parent: usize, child: usize) {
+    let names = &mut state::process().names;
+    names[child % MAX_THREADS] = names[parent % MAX_THREADS];
+}
+
+/// The niceness that was set.
+pub fn nice() -> i32 {
+    state::process().nice
+}
+
+/// PR_SET_NO_NEW_PRIVS
+pub fn has_no_new_privileges() -> bool {
+    state::process().no_new_privileges
 }
 
 /// Whether `id` means this process or one of its threads; 0 is the caller.
@@ -106,7 +140,7 @@ pub fn wait_for(kind: u64, id: u64, options: u64) -> SysResult {
 }
 
 /// `getrlimit`: what the program set, or what holds.
-fn limit(resource: u64) -> Result<[u64; 2], Errno> {
+pub fn limit(resource: u64) -> Result<[u64; 2], Errno> {
     const STACK: u64 = 3;
     const OPEN_FILES: u64 = 7;
     const ADDRESS_SPACE: u64 = 9;
@@ -228,12 +262,11 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
         }
         SET_NAME => {
             let given = user::text(argument, NAME_BYTES as u64 - 1)?;
-            process.name = [0; NAME_BYTES];
-            process.name[..given.len()].copy_from_slice(given);
+            set_name(state::threads().current(), given);
             Ok(0)
         }
         GET_NAME => {
-            user::write(argument, process.name)?;
+            user::write(argument, process.names[state::threads().current()])?;
             Ok(0)
         }
         SET_TIMERSLACK | SET_THP_DISABLE => Ok(0),

@@ -1,19 +1,22 @@
 //! Signals, as language runtimes need them: handlers, masks, alternate stacks.
 //!
 //! ```text
-//!  kill, tgkill, alarm ──▶ pending ──▶ deliver: on the way back to the program ──▶ handler
+//!  kill, tgkill, timers ──▶ pending ──▶ deliver: on the way back to the program ──▶ handler
 //!  exception ──▶ force ──────────────────────────────────────────────────────────▶   │
 //!                                        rt_sigreturn: the registers of before ◀─────┘
 //! ```
 //! A signal with a handler wakes the thread it is for; its blocked call gives EINTR, or is made again.
 //! What a handler finds on its stack is in `signals/frame.rs`.
 
+pub mod descriptor;
 mod frame;
 mod queue;
+pub mod timers;
 
 use holm_hostcall::{Call, FIRST_SIGNAL, FaultPage, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult, to_rax};
+use crate::files::Object;
 use crate::process::PROCESS_ID;
 use crate::threads::MAX_THREADS;
 use crate::{fault, host, state, threads, time, user};
@@ -31,6 +34,8 @@ const SIGSEGV: u32 = 11;
 /// A write to what nobody reads.
 pub const SIGPIPE: u32 = 13;
 const SIGALRM: u32 = 14;
+const SIGVTALRM: u32 = 26;
+const SIGPROF: u32 = 27;
 /// The end of an instance that was kept.
 pub const SIGTERM: u32 = 15;
 const SIGSTOP: u32 = 19;
@@ -56,6 +61,8 @@ const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
 const MIN_STACK_BYTES: u64 = 2048;
 const MASK_BYTES: u64 = 8;
+/// Most that one timer has sent and nobody taken.
+const MAX_FORGOTTEN: usize = 4;
 const NON_CANONICAL_FROM: u64 = 1 << 47;
 
 const fn bit(signal: u32) -> u64 {
@@ -112,9 +119,6 @@ pub struct Signals {
     pending: u64,
     /// What is known of pending ones beyond that they are.
     sent: Queue,
-    /// When SIGALRM is due (monotonic nanoseconds, 0 for never), and after how long again.
-    alarm_at: u64,
-    alarm_every: u64,
 }
 
 impl Signals {
@@ -125,8 +129,6 @@ impl Signals {
             threads: [NEW; MAX_THREADS],
             pending: 0,
             sent: Queue::new(),
-            alarm_at: 0,
-            alarm_every: 0,
         }
     }
 
@@ -137,6 +139,23 @@ impl Signals {
             blocked: self.threads[parent].blocked,
             ..NEW
         };
+    }
+
+    /// What is pending for the first thread and for any, what the first one blocks, and what is ignored and
+    /// handled.
+    pub fn masks(&self) -> [u64; 5] {
+        let which = |holds: fn(u64) -> bool| {
+            let actions = self.actions.iter().zip(1..);
+            let found = actions.filter(|(action, _)| holds(action.handler));
+            found.fold(0, |set, (_, signal)| set | bit(signal))
+        };
+        [
+            self.threads[0].pending,
+            self.pending,
+            self.threads[0].blocked,
+            which(|handler| handler == SIG_IGN),
+            which(|handler| !matches!(handler, SIG_DFL | SIG_IGN)),
+        ]
     }
 
     fn is_ignored(&self, signal: u32) -> bool {
@@ -153,11 +172,6 @@ impl Signals {
     /// Whether something waits that a blocked call of this thread has to end for.
     pub fn interrupts(&self, thread: usize) -> bool {
         self.deliverable(thread) != 0
-    }
-
-    /// When SIGALRM is due.
-    pub fn alarm(&self) -> Option<u64> {
-        (self.alarm_at != 0).then_some(self.alarm_at)
     }
 
     /// Makes a signal pending for one thread, or for any. One that is ignored is gone at once; of the
@@ -186,7 +200,7 @@ impl Signals {
             let kept = self.sent.push(Sent {
                 signal,
                 thread,
-                origin: told.unwrap_or(Origin::usual(signal, thread.is_some())),
+                origin: told.unwrap_or(Origin::usual(thread.is_some())),
             });
             if kept.is_err() && told.is_some() && is_real_time {
                 return kept;
@@ -197,12 +211,12 @@ impl Signals {
     }
 
     /// Takes the lowest deliverable signal of a thread: its number, and how it came about.
+    #[cfg(test)]
     fn take(&mut self, thread: usize) -> Option<(u32, Origin)> {
-        let deliverable = self.deliverable(thread);
-        if deliverable == 0 {
-            return None;
+        match self.deliverable(thread) {
+            0 => None,
+            deliverable => Some(self.take_of(deliverable, thread)),
         }
-        Some(self.take_of(deliverable, thread))
     }
 
     /// Takes the lowest of `signals`, one of which is pending: those of the thread come first, as on
@@ -218,7 +232,7 @@ impl Signals {
         if is_last {
             *pending &= !bit(signal);
         }
-        let origin = origin.unwrap_or(Origin::usual(signal, thread.is_some()));
+        let origin = origin.unwrap_or(Origin::usual(thread.is_some()));
         (signal, origin)
     }
 
@@ -239,26 +253,6 @@ impl Signals {
         of.blocked = (of.blocked | action.mask | own) & !ABSOLUTE;
         (action, before)
     }
-
-    /// The time that is left of an alarm begins so much later.
-    pub fn postpone_alarm(&mut self, ns: u64) {
-        if self.alarm_at != 0 {
-            self.alarm_at = self.alarm_at.saturating_add(ns);
-        }
-    }
-
-    /// Posts SIGALRM if it is due.
-    fn ring(&mut self, now: u64) {
-        if self.alarm_at == 0 || self.alarm_at > now {
-            return;
-        }
-        self.alarm_at = match self.alarm_every {
-            0 => 0,
-            every => now.saturating_add(every),
-        };
-        // It carries nothing that there might be no room for.
-        let _ = self.post(SIGALRM, None, None);
-    }
 }
 
 impl Default for Signals {
@@ -267,25 +261,70 @@ impl Default for Signals {
     }
 }
 
-/// SIGALRM, if it is due, and the threads that this concerns.
-pub fn ring() {
-    if let Some(due) = state::signals().alarm() {
-        let now = time::monotonic_ns();
-        if due <= now {
-            state::signals().ring(now);
-            threads::interrupt_any();
+/// Makes a signal pending that carries something, and tells who waits for it. `false` if it is ignored, and gone.
+fn send(signal: u32, thread: Option<usize>, origin: Origin) -> bool {
+    // Where there is no room for what it carries, it is sent without.
+    let _ = state::signals().post(signal, thread, Some(origin));
+    tell(signal);
+    let signals = state::signals();
+    let pending = match thread {
+        Some(thread) => signals.threads[thread].pending,
+        None => signals.pending,
+    };
+    pending & bit(signal) != 0
+}
+
+/// Wakes the threads that a new signal is for, and tells who watches a signalfd.
+fn tell(signal: u32) {
+    threads::interrupt_any();
+    state::files().edge(|object| matches!(object, Object::Signals(set) if set & bit(signal) != 0));
+}
+
+/// Takes the lowest of `signals`, one of which is pending.
+fn take_of(signals: u64, thread: usize) -> (u32, Origin) {
+    let (signal, mut origin) = state::signals().take_of(signals, thread);
+    if origin.code == timers::SI_TIMER {
+        timers::taken(&mut origin);
+    }
+    (signal, origin)
+}
+
+/// Takes back what was sent, of which `which` holds.
+fn forget(which: impl Fn(&Origin) -> bool) {
+    let signals = state::signals();
+    let mut gone: [(u32, Option<usize>); MAX_FORGOTTEN] = [(0, None); MAX_FORGOTTEN];
+    let mut count = 0;
+    signals.sent.forget(|one| {
+        let is_it = which(&one.origin) && count < MAX_FORGOTTEN;
+        if is_it {
+            gone[count] = (one.signal, one.thread);
+            count += 1;
         }
+        is_it
+    });
+    for (signal, thread) in &gone[..count] {
+        if signals.sent.has(*signal, *thread) {
+            continue;
+        }
+        let pending = match thread {
+            Some(thread) => &mut signals.threads[*thread].pending,
+            None => &mut signals.pending,
+        };
+        *pending &= !bit(*signal);
     }
 }
 
 /// On the way back to the program: runs the handlers of what is pending, by laying frames on its stack.
 /// `called` is the number of the system call that is over, if it is one.
 pub fn deliver(registers: &mut Registers, called: Option<u64>) {
-    ring();
+    timers::ring();
     let thread = state::threads().current();
     let always = registers.rax == in_rax(Errno::RESTART_ALWAYS);
     let mut restart = called.filter(|_| always || registers.rax == in_rax(Errno::RESTART));
-    while let Some((signal, origin)) = state::signals().take(thread) {
+    while let deliverable = state::signals().deliverable(thread)
+        && deliverable != 0
+    {
+        let (signal, origin) = take_of(deliverable, thread);
         let action = state::signals().actions[signal as usize - 1];
         match action.handler {
             _ if state::signals().is_ignored(signal) => continue,
@@ -386,6 +425,7 @@ pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
     let (signal, code) = match fault.vector {
         0 => (SIGFPE, 1),
         1 => (SIGTRAP, 2),
+        3 => (SIGTRAP, SI_KERNEL),
         6 => (SIGILL, 2),
         14 if fault::is_behind_end(fault) => (SIGBUS, BUS_ADRERR),
         14 if fault.error_code & PRESENT != 0 => (SIGSEGV, SEGV_ACCERR),
@@ -404,7 +444,8 @@ pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
     }
     let addr = match fault.vector {
         14 => fault.cr2,
-        13 => 0,
+        // A breakpoint is about no address: the program is behind it.
+        3 | 13 => 0,
         _ => registers.rip,
     };
     let cause = Cause {
@@ -419,8 +460,7 @@ pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
 /// A signal of the running thread's own doing.
 pub fn raise(signal: u32) {
     let thread = state::threads().current();
-    // It carries nothing that there might be no room for.
-    let _ = state::signals().post(signal, Some(thread), None);
+    send(signal, Some(thread), Origin::usual(false));
 }
 
 fn check(signal: u64) -> Result<u32, Errno> {
@@ -451,7 +491,7 @@ pub fn kill(target: u64, signal: u64) -> SysResult {
 pub fn post(signal: u32) {
     // It carries nothing that there might be no room for.
     let _ = state::signals().post(signal, None, None);
-    threads::interrupt_any();
+    tell(signal);
 }
 
 /// `tgkill`
@@ -475,8 +515,9 @@ pub fn kill_thread(target: u64, signal: u64) -> SysResult {
     if signal as u32 == 0 {
         return Ok(0);
     }
-    state::signals().post(check(signal)?, Some(thread), None)?;
-    threads::interrupt_any();
+    let signal = check(signal)?;
+    state::signals().post(signal, Some(thread), None)?;
+    tell(signal);
     Ok(0)
 }
 
@@ -545,11 +586,20 @@ pub fn mask(how: u64, set: u64, old: u64, mask_bytes: u64) -> SysResult {
     Ok(0)
 }
 
+/// Whether a mask, if there is one, has the size that masks have.
+pub fn check_mask(set: u64, bytes: u64) -> Result<(), Errno> {
+    match set == 0 || bytes == MASK_BYTES {
+        true => Ok(()),
+        false => Err(Errno::EINVAL),
+    }
+}
+
 /// Runs a call with another mask, as ppoll and its kin do; a null pointer leaves it.
-pub fn masked(set: u64, call: impl FnOnce() -> SysResult) -> SysResult {
+pub fn masked(set: u64, bytes: u64, call: impl FnOnce() -> SysResult) -> SysResult {
     if set == 0 {
         return call();
     }
+    check_mask(set, bytes)?;
     let set = user::read::<u64>(set)? & !ABSOLUTE;
     let of = own();
     of.before = Some(of.blocked);
@@ -564,8 +614,8 @@ pub fn masked(set: u64, call: impl FnOnce() -> SysResult) -> SysResult {
 }
 
 /// `rt_sigsuspend` and, without a mask, `pause`
-pub fn suspend(set: u64) -> SysResult {
-    masked(set, || {
+pub fn suspend(set: u64, bytes: u64) -> SysResult {
+    masked(set, bytes, || {
         loop {
             if threads::wait(None) {
                 return Err(Errno::EINTR);
@@ -597,7 +647,7 @@ pub fn wait_for(set: u64, info: u64, timeout: u64, mask_bytes: u64) -> SysResult
         let signals = state::signals();
         let found = (signals.threads[thread].pending | signals.pending) & set;
         if found != 0 {
-            let (signal, origin) = signals.take_of(found, thread);
+            let (signal, origin) = take_of(found, thread);
             if info != 0 {
                 frame::write_info(info, signal, &origin)?;
             }
@@ -652,52 +702,6 @@ fn set_stack(start: u64, flags: u32, bytes: u64) -> Result<(), Errno> {
     }
     (of.stack, of.stack_bytes) = (start, bytes);
     Ok(())
-}
-
-/// `setitimer`, for the one timer that counts real time; a null pointer leaves it.
-pub fn set_timer(which: u64, new: u64, old: u64) -> SysResult {
-    const REAL: u64 = 0;
-    if which != REAL {
-        return Err(Errno::EINVAL);
-    }
-    let now = time::monotonic_ns();
-    let signals = state::signals();
-    let left = signals.alarm_at.saturating_sub(now) / 1000;
-    let every = signals.alarm_every / 1000;
-    if new != 0 {
-        let [every_s, every_us] = user::read::<[u64; 2]>(new)?;
-        let [first_s, first_us] = user::read::<[u64; 2]>(new.wrapping_add(16))?;
-        if every_us >= 1_000_000 || first_us >= 1_000_000 {
-            return Err(Errno::EINVAL);
-        }
-        arm(first_s, first_us, every_s, every_us);
-    }
-    if old != 0 {
-        user::write(old, [every / 1_000_000, every % 1_000_000])?;
-        user::write(old.wrapping_add(16), [left / 1_000_000, left % 1_000_000])?;
-    }
-    Ok(0)
-}
-
-fn arm(first_s: u64, first_us: u64, every_s: u64, every_us: u64) {
-    let ns = |s: u64, us: u64| s.saturating_mul(1_000_000_000).saturating_add(us * 1000);
-    let first = ns(first_s, first_us);
-    let signals = state::signals();
-    signals.alarm_every = ns(every_s, every_us);
-    signals.alarm_at = match first {
-        0 => 0,
-        first => time::monotonic_ns().saturating_add(first),
-    };
-    threads::want_ticks();
-}
-
-/// `alarm`: seconds that were left of the one before.
-pub fn alarm(seconds: u64) -> SysResult {
-    let left = state::signals()
-        .alarm_at
-        .saturating_sub(time::monotonic_ns());
-    arm(u64::from(seconds as u32), 0, 0, 0);
-    Ok(left.div_ceil(1_000_000_000))
 }
 
 #[cfg(test)]
@@ -782,18 +786,5 @@ mod tests {
         assert_eq!(signals.enter(10, 0).1, bit(1), "the mask before the call");
         assert_eq!(signals.threads[0].blocked, 0);
         assert_eq!(signals.actions[9].handler, SIG_DFL);
-    }
-
-    #[test]
-    fn an_alarm_rings_once_or_again_and_again() {
-        let mut signals = with_handler(SIGALRM, 0, 0);
-        signals.alarm_at = 100;
-        signals.ring(99);
-        assert!(!signals.interrupts(0));
-        signals.ring(100);
-        assert!(signals.interrupts(0) && signals.alarm().is_none());
-        (signals.alarm_at, signals.alarm_every) = (200, 50);
-        signals.ring(201);
-        assert_eq!(signals.alarm(), Some(251));
     }
 }

@@ -16,10 +16,12 @@ use crate::poll::Epoll;
 use crate::process::Process;
 use crate::random::Random;
 use crate::signals::Signals;
+use crate::signals::timers::Timers as SignalTimers;
 use crate::sockets::Server;
 use crate::sockets::rights::Rights;
 use crate::sockets::table::Sockets;
 use crate::threads::Threads;
+use crate::time::CpuTime;
 use crate::timers::{MAX_TIMERS, Timer};
 
 /// Most epoll instances.
@@ -92,6 +94,10 @@ parts! {
     rights: Rights = Rights::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
+    /// The timers that send signals.
+    signal_timers: SignalTimers = SignalTimers::new();
+    /// What of the time the CPU was not used for.
+    cpu_time: CpuTime = CpuTime::new();
     /// The timers that are read like files.
     timers: [Timer; MAX_TIMERS] = [const { Timer::new() }; MAX_TIMERS];
     /// The request being served.

@@ -7,7 +7,9 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
-use crate::files::{change, copy, descriptors, directory, map, names, open, read_write, status};
+use crate::files::{
+    change, copy, descriptors, directory, map, names, open, read_write, splice, status,
+};
 use crate::memory::guest;
 use crate::sockets::{bind, connect, messages, options, transfer};
 use crate::{
@@ -91,12 +93,19 @@ fn serve(frame: &Registers) -> SysResult {
         32 => descriptors::duplicate(a),
         33 => descriptors::duplicate_to(a, b),
         292 => descriptors::duplicate_to_other(a, b, c),
-        34 => signals::suspend(0),
+        34 => signals::suspend(0, 0),
         35 => time::sleep(1, false, a, b),
         36 if b == 0 => Err(Errno::EFAULT),
-        36 => signals::set_timer(a, 0, b),
-        37 => signals::alarm(a),
-        38 => signals::set_timer(a, b, c),
+        36 => signals::timers::set_interval(a, 0, b),
+        37 => signals::timers::alarm(a),
+        38 => signals::timers::set_interval(a, b, c),
+        222 => signals::timers::create(a, b, c),
+        223 => signals::timers::set(a, b, c, d),
+        224 => signals::timers::get(a, b),
+        225 => signals::timers::missed(a),
+        226 => signals::timers::delete(a),
+        282 => signals::descriptor::open(a, b, c, 0),
+        289 => signals::descriptor::open(a, b, c, d),
         39 | 110 => Ok(process::PROCESS_ID),
         40 => copy::send_file(a, b, c, d),
         41 => sockets::socket(a, b, c),
@@ -185,7 +194,8 @@ fn serve(frame: &Registers) -> SysResult {
         128 => signals::wait_for(a, b, c, d),
         129 => signals::send_with_info(a, b, c),
         297 => signals::send_with_info_to(a, b, c, d),
-        130 => signals::suspend(a),
+        130 if b != 8 => Err(Errno::EINVAL),
+        130 => signals::suspend(a, b),
         131 => signals::stack(a, b, frame.rsp),
         132 | 235 => change::set_attributes(AT_FDCWD, a, None),
         137 => status::file_system(a, b),
@@ -216,8 +226,12 @@ fn serve(frame: &Registers) -> SysResult {
         230 => time::sleep(a, b & 1 != 0, c, d),
         231 => threads::end(a),
         232 => poll::epoll_wait(a, b, c, poll::timeout_ms(d)),
-        281 => signals::masked(e, || poll::epoll_wait(a, b, c, poll::timeout_ms(d))),
-        441 => signals::masked(e, || poll::epoll_wait(a, b, c, time::timespec(d)?)),
+        281 => signals::masked(e, frame.r9, || {
+            poll::epoll_wait(a, b, c, poll::timeout_ms(d))
+        }),
+        441 => signals::masked(e, frame.r9, || {
+            poll::epoll_wait(a, b, c, time::timespec(d)?)
+        }),
         233 => poll::epoll_control(a, b, c, d),
         234 => signals::kill_thread_of(a, b, c),
         257 => open::open(a, b, c, d),
@@ -233,22 +247,27 @@ fn serve(frame: &Registers) -> SysResult {
         269 | 439 => status::access(a, b, c),
         270 => {
             // The mask is behind a pointer of its own.
-            let mask = if frame.r9 == 0 {
-                0
-            } else {
-                user::read(frame.r9)?
+            let [mask, bytes] = match frame.r9 {
+                0 => [0, 0],
+                both => user::read(both)?,
             };
             let left = Left::of(e, time::timespec(e)?, 1);
-            left.told(signals::masked(mask, || {
+            signals::check_mask(mask, bytes)?;
+            left.told(signals::masked(mask, bytes, || {
                 poll::select(a, b, c, d, left.given)
             }))
         }
         271 => {
             let left = Left::of(c, time::timespec(c)?, 1);
-            left.told(signals::masked(d, || poll::poll(a, b, left.given)))
+            signals::check_mask(d, e)?;
+            left.told(signals::masked(d, e, || poll::poll(a, b, left.given)))
         }
         273 => threads::robust_list(a, b),
         274 => threads::robust_list_of(a, b, c),
+        275 => told(c, 0, splice::splice(a, b, c, d, e, frame.r9)),
+        276 => told(b, 0, splice::tee(a, b, c, d)),
+        278 if c > 1024 => Err(Errno::EINVAL),
+        278 => told(a, 0, splice::from_memory(a, b, c, d)),
         280 => change::set_times(a, b, c, d),
         285 => change::allocate(a, b, c, d),
         288 => connect::accept(a, b, c, d),
@@ -332,11 +351,6 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const NO_FORK: &str = "a function is one process; a server that forks for each connection can be \
                            run as under inetd, with `inetd = true` in [function]";
     Some(match number {
-        222 => (
-            "timer_create",
-            "use setitimer, alarm or a thread that sleeps",
-        ),
-        282 | 289 => ("signalfd", "use a handler or sigwait"),
         56 => ("clone", NO_FORK),
         435 => ("clone3", NO_FORK),
         57 => ("fork", NO_FORK),

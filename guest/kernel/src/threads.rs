@@ -192,6 +192,13 @@ impl Threads {
         })
     }
 
+    /// The ids of all threads.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let all = self.all[..self.end].iter();
+        all.filter(|thread| !matches!(thread.doing, Doing::Free | Doing::Ended))
+            .map(|thread| thread.id)
+    }
+
     /// Something that a thread may wait for has changed.
     pub fn changed(&mut self) {
         self.changes = self.changes.wrapping_add(1);
@@ -427,7 +434,7 @@ pub fn preempt_if_missed() {
 
 /// Tells the host whether there is anything to interrupt a running thread for.
 pub fn want_ticks() {
-    let wanted = state::threads().count > 1 || state::signals().alarm().is_some();
+    let wanted = state::threads().count > 1 || state::signal_timers().is_armed();
     // SAFETY: as above.
     unsafe { (&raw mut (*host::fault_page()).wants_ticks).write_volatile(u64::from(wanted)) };
 }
@@ -443,10 +450,13 @@ pub fn yield_now() -> SysResult {
 #[inline(never)]
 fn give_way() {
     loop {
-        signals::ring();
+        signals::timers::ring();
         timers::ring();
         let threads = state::threads();
-        let others = state::signals().alarm().into_iter().chain(timers::first());
+        let others = state::signal_timers()
+            .first()
+            .into_iter()
+            .chain(timers::first());
         let deadline = threads.first_deadline().into_iter().chain(others).min();
         // The usual case needs no clock: one thread, which waits without a deadline.
         let now = if deadline.is_some() {

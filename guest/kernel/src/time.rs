@@ -1,7 +1,7 @@
 //! Clocks, from the time-stamp counter and the base that the host set at the last restore.
 
 use crate::errno::{Errno, SysResult};
-use crate::{host, threads, user};
+use crate::{host, state, threads, user};
 
 /// Nanoseconds since the base, and the two bases.
 fn since_base() -> (u64, u64, u64) {
@@ -23,10 +23,63 @@ pub fn monotonic_ns() -> u64 {
     monotonic.wrapping_add(elapsed)
 }
 
-/// What the program is taken to have used of the CPU: the guest does not know when its vCPU was away,
-/// so this is the time since the last restore.
+/// What the program has used of the CPU: the time that did not pass in waits. The guest does not know when its
+/// vCPU was away otherwise.
 pub fn used_ns() -> u64 {
-    since_base().0
+    let cpu = state::cpu_time();
+    let (elapsed, ..) = since_base();
+    cpu.before + elapsed.saturating_sub(cpu.waited)
+}
+
+/// What of the time is the program's.
+pub struct CpuTime {
+    /// Used before the last restore.
+    before: u64,
+    /// Passed in waits since then.
+    waited: u64,
+}
+
+impl CpuTime {
+    /// Nothing yet.
+    pub const fn new() -> Self {
+        CpuTime {
+            before: 0,
+            waited: 0,
+        }
+    }
+}
+
+impl Default for CpuTime {
+    fn default() -> Self {
+        CpuTime::new()
+    }
+}
+
+/// Leaves the guest by `leave` to wait, which is no time of the program's.
+pub fn away(leave: impl FnOnce() -> i64) -> i64 {
+    let (generation, used, left_at) = (host::generation(), used_ns(), since_base().0);
+    let result = leave();
+    let cpu = state::cpu_time();
+    match host::generation() == generation {
+        true => cpu.waited += since_base().0.saturating_sub(left_at),
+        // The clocks count from the restore on.
+        false => {
+            *cpu = CpuTime {
+                before: used,
+                waited: 0,
+            };
+        }
+    }
+    result
+}
+
+/// Whether a clock's number is that of the time which this process or one of its threads has used, as
+/// `pthread_getcpuclockid` makes it.
+pub fn is_cpu_clock(number: i32) -> bool {
+    const SCHED: i32 = 2;
+    let id = !(number >> 3);
+    let is_here = id == 0 || state::threads().index_of(id as u32).is_some();
+    number < 0 && number & 3 <= SCHED && is_here
 }
 
 /// A C `struct timespec` as nanoseconds; `None` for a null pointer.
@@ -53,6 +106,7 @@ fn read_clock(clock: u64) -> Result<u64, Errno> {
         1 | 4 | 6 | 7 => Ok(monotonic_ns()),
         // CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID
         2 | 3 => Ok(used_ns()),
+        number if is_cpu_clock(number as i32) => Ok(used_ns()),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -120,9 +120,14 @@ fn timer(number: u8) -> &'static mut Timer {
 
 /// `timerfd_settime`
 pub fn set(descriptor: u64, flags: u64, new: u64, old: u64) -> SysResult {
-    let number = number_of(descriptor)?;
+    const KNOWN_FLAGS: u64 = 3;
+    user::slice(new, 32)?;
+    if flags as u32 as u64 & !KNOWN_FLAGS != 0 {
+        return Err(Errno::EINVAL);
+    }
     let every = time::timespec(new)?.ok_or(Errno::EFAULT)?;
     let value = time::timespec(new.wrapping_add(16))?.unwrap_or(0);
+    let number = number_of(descriptor)?;
     let timer = timer(number);
     timer.count(timer.now());
     if old != 0 {

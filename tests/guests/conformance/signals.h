@@ -1,10 +1,10 @@
 /*
  * Signals to itself. No signal is sent that would end the program: every one that is used has a
  * handler, or is ignored, or is one that does nothing by default.
- * Left out: real-time signals, which are delivered once here however often they were sent, and the
- * values that come with sigqueue.
+ * Left out: what a timer has left, and signals that come of one while others are looked at.
  */
 #include <signal.h>
+#include <sys/signalfd.h>
 #include <sys/time.h>
 #include <time.h>
 #include <ucontext.h>
@@ -90,6 +90,113 @@ static void ring_in(long us) {
     CALL(SYS_setitimer, ITIMER_REAL, &timer, NULL);
 }
 
+/* What comes with a signal, and how often. */
+static void step_real_time(pid_t self, pid_t thread) {
+    siginfo_t info;
+    int signal = (int)PICK(SIGRTMIN, SIGRTMIN + 1, SIGUSR1, 64, 65, 0, -1);
+    int code = (int)PICK(SI_QUEUE, SI_QUEUE, -77, SI_MESGQ, SI_USER, SI_TKILL);
+    uint64_t only = 1ull << (SIGRTMIN - 1) | 1ull << SIGRTMIN | bit_of(SIGUSR1) | 1ull << 63, before = 0;
+    memset(&info, 0, sizeof info);
+    info.si_code = code;
+    info.si_errno = (int)below(100);
+    info.si_pid = 7;
+    info.si_uid = 8;
+    info.si_value.sival_int = (int)step;
+    CALL(SYS_rt_sigprocmask, SIG_BLOCK, &only, &before, 8);
+    int whom = one_in(6) ? 4000000 : self, times = (int)PICK(1, 1, 2, 3), to_thread = (int)below(2);
+    say("sigqueue(%s, %d, code %d, %d times%s)", whom == self ? "self" : "nobody", signal, code, times,
+        to_thread ? " to the thread" : "");
+    for (int i = 0; i < times; i++)
+        recorded(to_thread ? CALL(SYS_rt_tgsigqueueinfo, whom, thread, signal, &info)
+                           : CALL(SYS_rt_sigqueueinfo, whom, signal, &info));
+    struct timespec none = {0, 0};
+    for (int i = 0; i < 5; i++) {
+        memset(&info, 0, sizeof info);
+        long got = CALL(SYS_rt_sigtimedwait, &only, &info, &none, 8);
+        if (got <= 0)
+            break;
+        say(" <%ld code %d errno %d value %d>", got, info.si_code, info.si_errno, info.si_value.sival_int);
+    }
+    CALL(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8);
+}
+
+static int signal_fd = -1;
+
+static void step_descriptor(uint64_t set, struct pointer at) {
+    struct signalfd_siginfo info[2];
+    uint64_t before = 0, all = ~0ull;
+    CALL(SYS_rt_sigprocmask, SIG_BLOCK, &all, &before, 8);
+    int fd = one_in(3) ? signal_fd : -1, size = (int)PICK(8, 8, 8, 4);
+    int flags = SFD_NONBLOCK | (int)PICK(0, SFD_CLOEXEC, 1);
+    if (one_in(10))
+        fd = (int)PICK(0, 1000);
+    say("signalfd4(%d, %#lx, %d, %#x)", fd, (unsigned long)set, size, flags);
+    long got = recorded(CALL(SYS_signalfd4, fd, &set, size, flags));
+    if (got >= 0) {
+        say(" flags %ld", CALL(SYS_fcntl, got, F_GETFD));
+        if (signal_fd >= 0 && got != signal_fd)
+            CALL(SYS_close, signal_fd);
+        signal_fd = (int)got;
+    }
+    int bytes = (int)PICK(128, 256, 300, 127, 0);
+    memset(info, 0, sizeof info);
+    say(" read(%d)", bytes);
+    got = recorded(CALL(SYS_read, signal_fd, at.at == ground ? (void *)ground : (void *)info, at.at == ground ? 0 : bytes));
+    if (got > 0)
+        say(" <%u code %d uid %u value %d>", info[0].ssi_signo, info[0].ssi_code, info[0].ssi_uid, info[0].ssi_int);
+    CALL(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, 8);
+}
+
+static int timers[4] = {-1, -1, -1, -1};
+
+static void step_timer(void) {
+    struct sigevent event;
+    memset(&event, 0, sizeof event);
+    event.sigev_notify = (int)PICK(SIGEV_SIGNAL, SIGEV_NONE, SIGEV_THREAD, 4, 9);
+    event.sigev_signo = (int)PICK(SIGUSR1, SIGUSR2, 64, 0, 65, -1);
+    int self = (int)CALL(SYS_gettid), other = one_in(4) ? 4000000 : self;
+    memcpy((char *)&event + 16, &other, sizeof other);
+    int place = (int)below(4), id = one_in(10) ? 4000000 : timers[place];
+    int64_t clock = PICK(0, 1, 7, 11, 2, 3, 4, 5, 6, 10, 12, 99, -6, -2);
+    struct itimerspec spec = {{PICK(0, 100), PICK(0, 0, 999999999)}, {PICK(0, 100, 100, -1), PICK(0, 5, 1000000000, -1)}}, got;
+    memset(&got, 0, sizeof got);
+    switch (below(5)) {
+    case 0: {
+        int made = -1, usual = (int)below(4) == 0;
+        say("timer_create(%ld, %s%d, %d, %s)", (long)clock, usual ? "usual " : "", event.sigev_notify,
+            event.sigev_signo, other == self ? "self" : "nobody");
+        if (recorded(CALL(SYS_timer_create, clock, usual ? NULL : &event, &made)) == 0) {
+            if (timers[place] >= 0)
+                CALL(SYS_timer_delete, timers[place]);
+            timers[place] = made;
+        }
+        break;
+    }
+    case 1:
+    case 2:
+        say("timer_settime(%s, {%ld.%ld, %ld.%ld})", id < 0 ? "none" : "one", spec.it_interval.tv_sec,
+            spec.it_interval.tv_nsec, spec.it_value.tv_sec, spec.it_value.tv_nsec);
+        /* One that rings at once is another one's matter. */
+        if (spec.it_value.tv_sec == 0 && spec.it_value.tv_nsec == 5)
+            spec.it_value.tv_nsec = 0;
+        recorded(CALL(SYS_timer_settime, id, 0, one_in(10) ? NULL : &spec, &got));
+        say(" was %ld %s", got.it_interval.tv_sec, got.it_value.tv_sec >= 99 ? "running" : "still");
+        break;
+    case 3:
+        say("timer_gettime(%s)", id < 0 ? "none" : "one");
+        recorded(CALL(SYS_timer_gettime, id, &got));
+        say(" %ld.%ld %s", got.it_interval.tv_sec, got.it_interval.tv_nsec, got.it_value.tv_sec >= 99 ? "running" : "still");
+        say(" missed");
+        recorded(CALL(SYS_timer_getoverrun, id));
+        break;
+    default:
+        say("timer_delete(%s)", id < 0 ? "none" : "one");
+        recorded(CALL(SYS_timer_delete, id));
+        if (id == timers[place])
+            timers[place] = -1;
+    }
+}
+
 static void signals_step(void) {
     int signal = any_signal();
     struct pointer at = any_pointer();
@@ -98,7 +205,7 @@ static void signals_step(void) {
     int size = one_in(16) ? (int)PICK(0, 4, 16) : 8;
     pid_t self = (pid_t)CALL(SYS_getpid), thread = (pid_t)CALL(SYS_gettid);
     say("%u ", step);
-    switch (below(15)) {
+    switch (below(24)) {
     case 0:
     case 1: {
         unsigned long flags = (unsigned long)PICK(0, SA_RESTART, SA_NODEFER, SA_ONSTACK, SA_RESTART | SA_ONSTACK);
@@ -226,17 +333,33 @@ static void signals_step(void) {
         set_mask(mask);
         break;
     }
+    case 14:
+    case 15:
+        step_real_time(self, thread);
+        break;
+    case 16:
+    case 17:
+    case 18:
+        step_descriptor(set, at);
+        break;
+    case 19:
+    case 20:
+    case 21:
+        step_timer();
+        break;
     default: {
         struct itimerval timer = {{0, 0}, {100, PICK(0, 999999, 1000000, -1)}}, before;
         int which = (int)PICK(0, 0, 1, 2, 3, -1);
         memset(&before, 0, sizeof before);
-        if (which == 1 || which == 2)
-            which = 3;
         say("setitimer(%d, %ld)", which, (long)timer.it_value.tv_usec);
         recorded(CALL(SYS_setitimer, which, &timer, &before));
         say(" getitimer");
         recorded(CALL(SYS_getitimer, which, &before));
         say(" %s", before.it_value.tv_sec >= 99 ? "running" : "still");
+        if (which == 1 || which == 2) {
+            timer.it_value.tv_sec = timer.it_value.tv_usec = 0;
+            CALL(SYS_setitimer, which, &timer, NULL);
+        }
         long left = CALL(SYS_alarm, 0);
         say(" alarm %s", left >= 99 ? "left" : "none");
         break;

@@ -71,7 +71,7 @@ async fn kvm_a_version_that_does_not_work_never_takes_a_request() {
         (
             of_artifact(5, std::fs::read(guest("lacks_calls")).unwrap()),
             "the last line\n\nholm: system calls that it made and that are not supported: clone, \
-             timer_create, number 461",
+             execve, number 461",
         ),
     ];
     for (n, (version, why)) in broken.iter().enumerate() {

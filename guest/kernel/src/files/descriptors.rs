@@ -88,6 +88,12 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_GETFL: u64 = 3;
     const F_SETFL: u64 = 4;
     const F_DUPFD_CLOEXEC: u64 = 1030;
+    const F_SETPIPE_SZ: u64 = 1031;
+    const F_GETPIPE_SZ: u64 = 1032;
+    const F_SETOWN: u64 = 8;
+    const F_GETOWN: u64 = 9;
+    const F_SETSIG: u64 = 10;
+    const F_GETSIG: u64 = 11;
     const F_GETLK: u64 = 5;
     const F_SETLKW: u64 = 7;
     const F_OFD_GETLK: u64 = 36;
@@ -130,6 +136,14 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
             open.flags = open.flags & !O_CHANGEABLE as u32 | (argument & O_CHANGEABLE) as u32;
             Ok(0)
         }
+        F_GETPIPE_SZ | F_SETPIPE_SZ => match (open.object, command) {
+            (Object::Stream { from, to }, F_GETPIPE_SZ) => pipes::size(from.min(to)),
+            (Object::Stream { from, to }, _) => pipes::set_size(from.min(to), argument),
+            _ => Err(Errno::EBADF),
+        },
+        // Nobody is told of what comes by a signal.
+        F_GETOWN | F_GETSIG => Ok(0),
+        F_SETOWN | F_SETSIG => Ok(0),
         // One process: it never meets a lock of another's.
         F_GETLK | F_OFD_GETLK => {
             let kind = user::read::<i32>(argument)? & !0xffff | F_UNLCK;

@@ -1,5 +1,6 @@
 //! Directories: what is in one, and which one the program works in.
 
+use core::fmt::Write as _;
 use core::ops::Range;
 
 use super::lookup::{AT_FDCWD, Follow, Found, directory_of, find, is_directory, resolve};
@@ -8,6 +9,7 @@ use super::piece::KeptPath;
 use super::status::kind_of;
 use super::{MAX_OBJECTS, Object, Open, artifact, builtin};
 use crate::errno::{Errno, SysResult};
+use crate::host::Text;
 use crate::{stat, state, user};
 
 /// The open directories: the path of each, since a directory may be nothing but its path.
@@ -62,6 +64,11 @@ impl Default for OpenDirectories {
     }
 }
 
+/// Where an open directory is.
+pub fn path_of(number: u16) -> Path {
+    state::open_directories().path(number)
+}
+
 /// `chdir`
 pub fn change_directory(path: u64) -> SysResult {
     let path = resolve(AT_FDCWD, path, Follow::Always)?;
@@ -95,16 +102,21 @@ pub fn working_directory(to: u64, bytes: u64) -> SysResult {
 
 /// `getdents64`
 pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
-    let open = state::files().get_mut(descriptor)?;
+    let open = state::files().get(descriptor)?;
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
-        Object::Directory(number) => list_names(open, number, to, bytes),
+        Object::Directory(number) => list_names(&open, number, to, bytes).map(|(used, entered)| {
+            if let Ok(open) = state::files().get_mut(descriptor) {
+                open.position += entered;
+            }
+            used
+        }),
         _ => Err(Errno::ENOTDIR),
     }
 }
 
-/// The position in a directory counts its names.
-fn list_names(open: &mut Open, number: u16, to: u64, bytes: u64) -> SysResult {
+/// The position in a directory counts its names. Gives the bytes used, and how many names they are.
+fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64), Errno> {
     let directory = state::open_directories().path(number);
     let path = directory.as_bytes();
     if !is_directory(path) {
@@ -154,11 +166,43 @@ fn list_names(open: &mut Open, number: u16, to: u64, bytes: u64) -> SysResult {
             listing.enter(name, kind_of(kind))?;
         }
     }
-    open.position += listing.entered();
+    list_numbers(path, &mut listing)?;
     match listing.used {
         0 if listing.full => Err(Errno::EINVAL),
-        used => Ok(used),
+        used => Ok((used, listing.entered())),
     }
+}
+
+/// Directories of numbers: descriptors and threads.
+fn list_numbers(path: &[u8], listing: &mut Listing) -> Result<(), Errno> {
+    let mut enter = |number: u64, kind| {
+        let mut text = Text::<20> {
+            bytes: [0; 20],
+            used: 0,
+        };
+        // It has at most 20 digits.
+        let _ = write!(text, "{number}");
+        listing.enter(&text.bytes[..text.used], kind)
+    };
+    match path {
+        b"/proc/self/fd" => {
+            for number in state::files().numbers() {
+                enter(number, stat::Kind::Link)?;
+            }
+        }
+        b"/proc/self/fdinfo" => {
+            for number in state::files().numbers() {
+                enter(number, stat::Kind::File)?;
+            }
+        }
+        b"/proc/self/task" => {
+            for id in state::threads().ids() {
+                enter(id.into(), stat::Kind::Directory)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// A buffer of `struct linux_dirent64` that is being filled.

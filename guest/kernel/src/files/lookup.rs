@@ -33,6 +33,10 @@ pub(super) enum Found {
     Link(&'static [u8]),
     /// Another name of an open descriptor.
     Descriptor(u64),
+    /// What there is to tell of one.
+    Info(u64),
+    /// The name of a thread, by its id.
+    Name(u32),
 }
 
 /// Whether a link at the end of a path is followed.
@@ -70,7 +74,29 @@ pub(super) fn resolve_text(directory: u64, text: &[u8], follow: Follow) -> Resul
         at if at == AT_FDCWD as u32 => *state::working_directory(),
         _ => directory_of(directory)?,
     };
-    walk(base, text, follow)
+    match thread_named(text) {
+        // What leads through a thread's own directory is the process's, but for this.
+        Some(_) => Path::ROOT.join(text),
+        None => walk(base, text, follow),
+    }
+}
+
+/// The number at the end of a path in a directory of numbers.
+fn number_in(path: &[u8], directory: &[u8]) -> Option<u64> {
+    let number = core::str::from_utf8(below(path, directory)?).ok()?;
+    number.parse().ok()
+}
+
+/// The thread whose name is at a path.
+fn thread_named(path: &[u8]) -> Option<u32> {
+    let thread = match path.strip_suffix(b"/comm")? {
+        b"/proc/self" | b"/proc/1" => 1,
+        b"/proc/thread-self" => u64::from(state::threads().id()),
+        directory => number_in(directory, b"/proc/self/task")
+            .or_else(|| number_in(directory, b"/proc/1/task"))?,
+    };
+    let thread = u32::try_from(thread).ok()?;
+    state::threads().index_of(thread).map(|_| thread)
 }
 
 /// Goes from `here` along `text`, name by name, as links and `..` want it.
@@ -143,6 +169,11 @@ fn link_at(path: &[u8]) -> Option<&'static [u8]> {
     if let Some(Entry::Link(to)) = builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
         return Some(to.as_bytes());
     }
+    if path.starts_with(b"/proc/self/")
+        && let Some(to) = own_link(path)
+    {
+        return Some(to);
+    }
     let Some(number) = state::temporary().find(path) else {
         return artifact::link_at(path);
     };
@@ -181,13 +212,10 @@ pub(super) fn find(path: &Path) -> Result<Found, Errno> {
     if bytes == b"/proc/self/exe" {
         return Ok(Found::Link(PROGRAM));
     }
-    if let Some(number) = below(bytes, b"/proc/self/fd") {
-        let number = core::str::from_utf8(number)
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let number = number.ok_or(Errno::ENOENT)?;
-        state::files().get(number).map_err(|_| Errno::ENOENT)?;
-        return Ok(Found::Descriptor(number));
+    if bytes.starts_with(b"/proc/self/")
+        && let Some(found) = find_own(bytes)
+    {
+        return Ok(found);
     }
     match builtin::find(bytes) {
         Some(_) if path.is_directory => Err(Errno::ENOTDIR),
@@ -197,6 +225,28 @@ pub(super) fn find(path: &Path) -> Result<Found, Errno> {
         },
         None => Err(missing(path)),
     }
+}
+
+/// What is in /proc/self by a number.
+fn find_own(path: &[u8]) -> Option<Found> {
+    let is_open = |number: &u64| state::files().get(*number).is_ok();
+    let descriptor = number_in(path, b"/proc/self/fd").filter(is_open);
+    let info = number_in(path, b"/proc/self/fdinfo").filter(is_open);
+    descriptor
+        .map(Found::Descriptor)
+        .or(info.map(Found::Info))
+        .or(thread_named(path).map(Found::Name))
+        .or_else(|| own_link(path).map(Found::Link))
+}
+
+/// Where a link in /proc/self leads.
+fn own_link(path: &[u8]) -> Option<&'static [u8]> {
+    if path == b"/proc/self/cwd" {
+        return Some(state::working_directory().as_bytes());
+    }
+    let thread = u32::try_from(number_in(path, b"/proc/self/task")?).ok()?;
+    let is_there = state::threads().index_of(thread).is_some();
+    is_there.then_some(b"/proc/self")
 }
 
 pub(super) fn is_directory(path: &[u8]) -> bool {

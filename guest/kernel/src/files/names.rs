@@ -1,6 +1,7 @@
 //! Names: made, moved and removed in /tmp; and where links lead.
 
 use super::Object;
+use super::builtin;
 use super::lookup::{
     AT_FDCWD, Follow, Found, find, is_directory, is_in_tmp, missing, resolve, room_for,
 };
@@ -23,7 +24,12 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
         Found::Node(number) if state::temporary().node(number).kind == Kind::Link => {
             state::temporary().node(number).content()
         }
-        Found::Descriptor(_) => b"anon_inode:[holm]",
+        Found::Descriptor(number) => {
+            let content = state::content();
+            content.used = 0;
+            builtin::own::describe(content, number);
+            &content.bytes[..content.used]
+        }
         _ => return Err(Errno::EINVAL),
     };
     let bytes = u64::from(bytes as u32).min(target.len() as u64);

@@ -60,6 +60,9 @@ pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         Ok(Found::Descriptor(number)) => {
             state::files().duplicate(number, 0, flags & O_CLOEXEC != 0)
         }
+        Ok(Found::Info(_)) if writes => Err(Errno::EACCES),
+        Ok(Found::Info(number)) => state::files().open(Object::Info(number as u16), flags),
+        Ok(Found::Name(thread)) => state::files().open(Object::Name(thread), flags),
         Ok(Found::Entry(entry)) => match builtin::ENTRIES[entry].1 {
             Entry::Device(object) => state::files().open(object, flags),
             _ if writes => Err(Errno::EACCES),

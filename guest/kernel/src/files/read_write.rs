@@ -2,10 +2,11 @@
 
 use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin};
 use crate::errno::{Errno, SysResult};
+use crate::signals::descriptor;
 use crate::sockets::buffers::{Source, Target};
 use crate::sockets::rights::Outgoing;
 use crate::sockets::transfer;
-use crate::{log, pipes, state, threads, timers};
+use crate::{log, pipes, process, state, threads, timers};
 
 /// What is looked at before the buffer of a call that reads: that there is a descriptor, and that it
 /// can be read.
@@ -36,7 +37,7 @@ pub fn writable(descriptor: u64) -> Result<(), Errno> {
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
         Object::File(_) if !matches!(open.access(), O_WRONLY | O_RDWR) => Err(Errno::EBADF),
-        Object::Made(_) | Object::Directory(_) => Err(Errno::EBADF),
+        Object::Made(_) | Object::Info(_) | Object::Directory(_) => Err(Errno::EBADF),
         Object::Stream { to, .. } if to == pipes::NONE => Err(Errno::EBADF),
         Object::Epoll(_) => Err(Errno::EINVAL),
         _ => Ok(()),
@@ -62,7 +63,11 @@ pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
 pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
-        Object::File(_) | Object::Brought(_) | Object::Made(_) => {
+        Object::File(_)
+        | Object::Brought(_)
+        | Object::Made(_)
+        | Object::Info(_)
+        | Object::Name(_) => {
             let read = read_at(descriptor, open.position, to)?;
             state::files().get_mut(descriptor)?.position += read;
             Ok(read)
@@ -79,6 +84,7 @@ pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
         }
         Object::Socket(number) => transfer::read(number, Target::Whole(to), true),
         Object::Timer(number) => timers::read(number, to),
+        Object::Signals(set) => descriptor::read(set, to),
         Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
@@ -109,7 +115,13 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             state::files().get_mut(descriptor)?.position = at + written;
             return Ok(written);
         }
-        Object::Brought(_) | Object::Made(_) | Object::Directory(_) => return Err(Errno::EBADF),
+        Object::Brought(_) | Object::Made(_) | Object::Info(_) | Object::Directory(_) => {
+            return Err(Errno::EBADF);
+        }
+        Object::Name(thread) => {
+            let place = state::threads().index_of(thread).ok_or(Errno::ESRCH)?;
+            process::set_name(place, bytes);
+        }
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
         Object::Socket(number) => {
@@ -129,7 +141,9 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             return Ok(8);
         }
         Object::Stdin => return Err(Errno::EBADF),
-        Object::Timer(_) | Object::Epoll(_) | Object::Free => return Err(Errno::EINVAL),
+        Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) | Object::Free => {
+            return Err(Errno::EINVAL);
+        }
     }
     Ok(bytes.len() as u64)
 }
@@ -183,14 +197,8 @@ pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
             to[..bytes].copy_from_slice(&from[..bytes]);
             Ok(bytes as u64)
         }
-        Object::Made(number) => {
-            let content = state::content();
-            content.used = 0;
-            if let builtin::Entry::Made(make) = builtin::ENTRIES[usize::from(number)].1 {
-                // What does not fit is cut.
-                let _ = make(content);
-            }
-            let made = &content.bytes[..content.used];
+        Object::Made(_) | Object::Info(_) | Object::Name(_) => {
+            let made = made(open.object);
             let from = made
                 .get(at.min(made.len() as u64) as usize..)
                 .unwrap_or_default();
@@ -202,6 +210,28 @@ pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
         Object::Null | Object::Zero | Object::Random => try_read(descriptor, to),
         _ => Err(Errno::ESPIPE),
     }
+}
+
+/// The content of a file that is made when it is read.
+fn made(object: Object) -> &'static [u8] {
+    let content = state::content();
+    content.used = 0;
+    match object {
+        Object::Made(number) => match builtin::ENTRIES[usize::from(number)].1 {
+            builtin::Entry::Text(text) => return text.as_bytes(),
+            // What does not fit is cut.
+            builtin::Entry::Made(make) => drop(make(content)),
+            _ => {}
+        },
+        Object::Info(descriptor) => builtin::own::descriptor(content, descriptor.into()),
+        Object::Name(thread) => {
+            if let Some(place) = state::threads().index_of(thread) {
+                builtin::own::name(content, place);
+            }
+        }
+        _ => {}
+    }
+    &content.bytes[..content.used]
 }
 
 /// `pwrite64` and its kin
@@ -237,7 +267,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
         _ if open.is_name() => return Err(Errno::EBADF),
         Object::File(number) => state::temporary().node(number).size,
         Object::Brought(number) => artifact::content_of(number).len() as u64,
-        Object::Made(_) | Object::Directory(_) => 0,
+        Object::Made(_) | Object::Info(_) | Object::Name(_) | Object::Directory(_) => 0,
         Object::Null | Object::Zero | Object::Random => return Ok(0),
         _ => return Err(Errno::ESPIPE),
     };

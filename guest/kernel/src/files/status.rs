@@ -31,6 +31,11 @@ fn of_path(path: &Path) -> Result<Status, Errno> {
             },
         },
         Found::Descriptor(number) => of_descriptor(number)?,
+        Found::Info(_) => Status::of(Kind::File),
+        Found::Name(_) => Status {
+            mode: 0o644,
+            ..Status::of(Kind::File)
+        },
     })
 }
 
@@ -178,6 +183,7 @@ fn of_object(object: Object) -> Status {
             None => Kind::File,
         },
         Object::Made(entry) => return of_made(entry),
+        Object::Info(_) | Object::Name(_) => Kind::File,
         Object::Directory(number) => {
             let path = state::open_directories().path(number);
             return of_directory(path.as_bytes());
@@ -185,6 +191,10 @@ fn of_object(object: Object) -> Status {
         Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) => Kind::Socket,
-        Object::Timer(_) | Object::Epoll(_) | Object::Event(..) | Object::Free => Kind::Anonymous,
+        Object::Timer(_)
+        | Object::Signals(_)
+        | Object::Epoll(_)
+        | Object::Event(..)
+        | Object::Free => Kind::Anonymous,
     })
 }

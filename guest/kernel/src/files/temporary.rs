@@ -219,6 +219,13 @@ impl Temporary {
             .filter(|_| !path.is_empty())
     }
 
+    /// A path that leads to a node, if there is one.
+    pub fn path_of(&self, number: u16) -> Option<&'static [u8]> {
+        let mut names = self.names();
+        let found = names.find(|name| name.node == number);
+        found.map(|name| name.path.as_bytes())
+    }
+
     /// The node at a path.
     pub fn find(&self, path: &[u8]) -> Option<u16> {
         self.name_at(path).map(|place| self.names[place].node)

@@ -1,13 +1,15 @@
 //! What a signal carries, and the queue of signals that carry something.
 
-use super::{SI_KERNEL, SI_TKILL, SIGALRM, check, is_process};
+use super::{SI_KERNEL, SI_TKILL, check, is_process};
 use crate::errno::{Errno, SysResult};
 use crate::process::PROCESS_ID;
-use crate::{state, threads, user};
+use crate::{state, user};
 
 /// Most signals that are queued.
 const MAX_SENT: usize = 128;
 const SI_USER: i32 = 0;
+/// `SI_QUEUE`
+pub(super) const SI_QUEUE: i32 = -1;
 
 /// How a signal came about, as `struct siginfo` tells it: what is common to all, and four words that mean
 /// something else for each kind.
@@ -28,17 +30,17 @@ impl Origin {
         }
     }
 
+    /// Of a signal that nobody in particular sent.
+    pub const fn of_kernel() -> Self {
+        Origin::of_fault(SI_KERNEL, 0)
+    }
+
     /// Of a signal that was sent without more ado, by the one process, which is no user in particular.
-    pub fn usual(signal: u32, to_thread: bool) -> Self {
-        let (code, sender) = match (signal, to_thread) {
-            (_, true) => (SI_TKILL, PROCESS_ID),
-            (SIGALRM, false) => (SI_KERNEL, 0),
-            (_, false) => (SI_USER, PROCESS_ID),
-        };
+    pub fn usual(to_thread: bool) -> Self {
         Origin {
             errno: 0,
-            code,
-            words: [sender, 0, 0, 0],
+            code: if to_thread { SI_TKILL } else { SI_USER },
+            words: [PROCESS_ID, 0, 0, 0],
         }
     }
 }
@@ -91,8 +93,13 @@ impl Queue {
             }
             is_first
         });
-        let more = self.all[..self.count].iter().any(is_it);
-        (found, !more)
+        (found, !self.has(signal, thread))
+    }
+
+    /// Whether there is one.
+    pub(super) fn has(&self, signal: u32, thread: Option<usize>) -> bool {
+        let is_it = |one: &Sent| one.signal == signal && one.thread == thread;
+        self.all[..self.count].iter().any(is_it)
     }
 
     /// Takes those out that `which` holds for; it is asked once for each, in order.
@@ -136,8 +143,9 @@ fn may_say(origin: &Origin, target: u64) -> Result<(), Errno> {
 
 fn send(signal: u64, thread: Option<usize>, origin: Origin) -> SysResult {
     if signal as u32 != 0 {
-        state::signals().post(check(signal)?, thread, Some(origin))?;
-        threads::interrupt_any();
+        let signal = check(signal)?;
+        state::signals().post(signal, thread, Some(origin))?;
+        super::tell(signal);
     }
     Ok(0)
 }

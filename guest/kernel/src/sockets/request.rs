@@ -359,7 +359,7 @@ impl Server {
             self.wait_for_request(0, None, 0);
             // inetd starts a program when its caller is there: what it set its alarm for began then.
             let waited = time::monotonic_ns().saturating_sub(before);
-            state::signals().postpone_alarm(waited);
+            state::signal_timers().postpone(waited);
             return;
         }
         self.send_parts();

@@ -5,7 +5,7 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 use super::{Doing, FREE, STACK_BYTES, Thread, WIDE_BYTES, want_ticks};
 use crate::errno::{Errno, SysResult};
 use crate::memory::guest;
-use crate::{host, state, user};
+use crate::{host, process, state, user};
 
 const CLONE_VM: u64 = 0x100;
 const CLONE_SIGHAND: u64 = 0x800;
@@ -203,6 +203,7 @@ fn start(parent: &Registers, wanted: Wanted) -> SysResult {
     threads.end = threads.end.max(at + 1);
     threads.count += 1;
     state::signals().inherit(threads.current, at);
+    process::inherit_name(threads.current, at);
     want_ticks();
     Ok(u64::from(id))
 }
