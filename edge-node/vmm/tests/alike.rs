@@ -55,6 +55,17 @@ fn kvm_threads_are_started_by_clone3_as_on_linux() {
 }
 
 #[test]
+fn kvm_what_another_thread_asks_an_epoll_instance_for_wakes_the_one_that_waits() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "watch_changes",
+        &[("/", "changed: 1, of its own: 1\nonce: 0")],
+    );
+}
+
+#[test]
 fn kvm_signals_carry_values_and_are_queued_as_on_linux() {
     if !require_kvm() {
         return;

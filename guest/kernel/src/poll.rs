@@ -313,6 +313,8 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
         (MODIFY | DELETE, None) => return Err(Errno::ENOENT),
         _ => return Err(Errno::EINVAL),
     }
+    // What is ready may be news to a thread that waits in this instance.
+    state::threads().changed();
     Ok(0)
 }
 
