@@ -26,7 +26,7 @@ pub struct CrashReport {
     pub address: Option<u64>,
     /// Where the program was.
     pub instruction: Option<u64>,
-    /// The program's function nearest to that place, as `name+0x12`.
+    /// The program's function that holds that place, as `name+0x12`.
     pub symbol: Option<String>,
     /// The general registers, for an exception.
     pub registers: Option<String>,
@@ -49,8 +49,11 @@ impl fmt::Display for CrashReport {
         if let Some(registers) = &self.registers {
             write!(f, "\n{registers}")?;
         }
-        for caller in &self.callers {
-            write!(f, "\n  called by {caller}")?;
+        for same in self.callers.chunk_by(PartialEq::eq) {
+            write!(f, "\n  called by {}", same[0])?;
+            if same.len() > 1 {
+                write!(f, ", {} times", same.len())?;
+            }
         }
         Ok(())
     }
@@ -137,7 +140,7 @@ pub(crate) fn of_fault(
         instruction: Some(fault.registers.rip),
         symbol: place(fault.registers.rip, symbols),
         registers: Some(registers(&fault.registers)),
-        callers: callers(&fault.registers, view, symbols)?,
+        callers: callers(&fault.registers, view, symbols),
     }))
 }
 
@@ -201,28 +204,31 @@ pub(crate) fn of_breakpoint(
         instruction: Some(frame.rip),
         symbol: place(frame.rip, symbols),
         registers: Some(registers(&had)),
-        callers: callers(&had, view, symbols)?,
+        callers: callers(&had, view, symbols),
     }))
 }
 
 /// The functions that had called the one which the program was in.
-fn callers(
-    registers: &Registers,
-    view: View<'_>,
-    symbols: &Symbols,
-) -> Result<Vec<String>, VmmError> {
-    let places = unwind::backtrace(view, registers, symbols.frames())?;
-    let places = places.get(1..).unwrap_or_default();
-    let names = symbols.names(places).into_iter().zip(places);
-    Ok(names
-        .map(|(name, place)| name.unwrap_or_else(|| format!("{place:#x}")))
-        .collect())
+fn callers(registers: &Registers, view: View<'_>, symbols: &Symbols) -> Vec<String> {
+    let active = unwind::backtrace(view, registers, symbols.frames());
+    let active = active.get(1..).unwrap_or_default();
+    let places: Vec<u64> = active.iter().map(|one| one.place).collect();
+    let told = symbols.names(&places).into_iter().zip(active);
+    told.map(|(name, active)| {
+        let name = name.unwrap_or_else(|| format!("{:#x}", active.place));
+        let how = match active.interrupted {
+            true => ", which a signal had interrupted",
+            false => "",
+        };
+        name + how
+    })
+    .collect()
 }
 
 fn place(instruction: u64, symbols: &Symbols) -> Option<String> {
     match instruction {
         CALLS_ADDR..PROGRAM_ADDR => Some("Holm's library OS, serving the program".into()),
-        _ => symbols.nearest(instruction),
+        _ => symbols.holding(instruction),
     }
 }
 

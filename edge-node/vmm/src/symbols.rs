@@ -3,12 +3,14 @@
 //! The names are kept as one text, which is looked through when a program has crashed: a snapshot is loaded far
 //! more often than that, and should not have to take thousands of names apart.
 
+use std::cmp::Reverse;
 use std::ffi::CStr;
 use std::fmt::{self, Write as _};
 
 use object::LittleEndian;
 use object::elf::{
-    FileHeader64, PT_GNU_EH_FRAME, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC, SectionHeader64, Sym64,
+    FileHeader64, PT_GNU_EH_FRAME, ProgramHeader64, SHT_SYMTAB, STT_FUNC, STT_GNU_IFUNC,
+    SectionHeader64, Sym64,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
 
@@ -26,6 +28,10 @@ const MAX_NAME_BYTES: usize = 512;
 const MAX_TEXT_BYTES: usize = 4 << 20;
 /// Longest name told, once it is demangled: a few bytes can stand for many.
 const MAX_SHOWN_BYTES: usize = 4096;
+/// How far a function reaches whose length is not told, as assemblers leave it.
+const UNSIZED_REACH: u64 = 4096;
+/// What a program is called that has no names and is not at its own addresses.
+const WITHOUT_NAMES: &str = "program";
 
 /// What is known of a program's functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +51,12 @@ impl Symbols {
         for (start, ..) in &mut functions {
             *start = start.wrapping_add(base);
         }
-        functions.sort_unstable();
+        if functions.is_empty() && base != 0 {
+            // At least its addresses are told as they are in its file.
+            functions.push((base, file.end, WITHOUT_NAMES));
+        }
+        // Of those that start together the longest, since some are told without a length.
+        functions.sort_unstable_by_key(|(start, bytes, name)| (*start, Reverse(*bytes), *name));
         functions.dedup_by_key(|function| function.0);
         let mut text = String::new();
         for (start, bytes, name) in functions {
@@ -65,8 +76,8 @@ impl Symbols {
         Symbols { text, frames }
     }
 
-    /// The function that holds `addr`, or the nearest one before it, as `name+0x12`.
-    pub(crate) fn nearest(&self, addr: u64) -> Option<String> {
+    /// The function that holds `addr`, as `name+0x12`.
+    pub(crate) fn holding(&self, addr: u64) -> Option<String> {
         self.names(&[addr]).pop().flatten()
     }
 
@@ -75,14 +86,15 @@ impl Symbols {
         let mut best = vec![None; addrs.len()];
         for (start, bytes, name) in self.text.lines().filter_map(parse) {
             for (addr, best) in addrs.iter().zip(&mut best) {
-                if start <= *addr {
-                    *best = Some((start, bytes, name));
+                let reach = if bytes == 0 { UNSIZED_REACH } else { bytes };
+                if start <= *addr && *addr - start < reach {
+                    *best = Some((start, name));
                 }
             }
         }
         let named = addrs.iter().zip(best);
         named
-            .map(|(addr, best)| best.and_then(|best| shown(*addr, best)))
+            .map(|(addr, best)| best.map(|best| shown(*addr, best)))
             .collect()
     }
 
@@ -111,14 +123,20 @@ struct File<'a> {
     section_names: &'a [u8],
     /// Address and bytes of `.eh_frame_hdr`.
     index: Option<(u64, u64)>,
+    /// Where it ends in memory, by its own addresses.
+    end: u64,
 }
 
 impl<'a> File<'a> {
     fn parse(elf: &'a [u8]) -> object::Result<Self> {
         let header = FileHeader64::<LittleEndian>::parse(elf)?;
         let endian = header.endian()?;
-        let mut segments = header.program_headers(endian, elf)?.iter();
-        let index = segments.find(|one| one.p_type(endian) == PT_GNU_EH_FRAME);
+        let segments = header.program_headers(endian, elf)?;
+        let mut indices = segments.iter();
+        let index = indices.find(|one| one.p_type(endian) == PT_GNU_EH_FRAME);
+        let end = |one: &ProgramHeader64<LittleEndian>| {
+            one.p_vaddr(endian).saturating_add(one.p_memsz(endian))
+        };
         let sections = header.section_headers(endian, elf).unwrap_or_default();
         let names = header.shstrndx(endian, elf).ok();
         let names = names.and_then(|names| sections.get(names as usize));
@@ -129,6 +147,7 @@ impl<'a> File<'a> {
                 .unwrap_or_default(),
             sections: &sections[..sections.len().min(MAX_SECTIONS_SEEN)],
             index: index.map(|one| (one.p_vaddr(endian), one.p_memsz(endian))),
+            end: segments.iter().map(end).max().unwrap_or_default(),
         })
     }
 
@@ -196,18 +215,12 @@ impl fmt::Write for Shown {
     }
 }
 
-fn shown(addr: u64, (start, bytes, name): (u64, u64, &str)) -> Option<String> {
-    let offset = addr - start;
-    // Far behind the last function there is no code of the program any more.
-    const REACH: u64 = 1 << 20;
-    if offset >= bytes.max(REACH) {
-        return None;
-    }
+fn shown(addr: u64, (start, name): (u64, &str)) -> String {
     // A name that was escaped may hold anything once it is demangled.
     let mut shown = Shown::default();
     let _ = write!(shown, "{:#}", rustc_demangle::demangle(name));
     let Shown(shown) = shown;
-    Some(format!("{shown}+{offset:#x}"))
+    format!("{shown}+{:#x}", addr - start)
 }
 
 fn parse(line: &str) -> Option<(u64, u64, &str)> {
@@ -222,15 +235,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_function_before_an_address_is_found() {
+    fn an_address_is_told_by_the_function_that_holds_it_and_by_no_other() {
         let symbols = Symbols::from_text(
-            "1000 20 main\n2000 0 _ZN1a1bE\n".into(),
+            "1000 20 main\n1008 4 inner\n2000 0 _ZN1a1bE\n".into(),
             FrameTables::default(),
         );
-        assert_eq!(symbols.nearest(0x1004).as_deref(), Some("main+0x4"));
-        assert_eq!(symbols.nearest(0x2001).as_deref(), Some("a::b+0x1"));
-        assert_eq!(symbols.nearest(0xfff), None);
-        assert_eq!(symbols.nearest(0x2000_0000), None);
+        assert_eq!(symbols.holding(0x1009).as_deref(), Some("inner+0x1"));
+        assert_eq!(symbols.holding(0x100c).as_deref(), Some("main+0xc"));
+        assert_eq!(symbols.holding(0x1020), None);
+        assert_eq!(symbols.holding(0x1004).as_deref(), Some("main+0x4"));
+        assert_eq!(symbols.holding(0x2001).as_deref(), Some("a::b+0x1"));
+        assert_eq!(symbols.holding(0xfff), None);
+        assert_eq!(symbols.holding(0x3000), None);
     }
 
     #[test]
@@ -243,7 +259,7 @@ mod tests {
             .find(|line| line.ends_with(" main"))
             .unwrap();
         let (start, ..) = parse(line).unwrap();
-        assert_eq!(symbols.nearest(start + 1).as_deref(), Some("main+0x1"));
+        assert_eq!(symbols.holding(start + 1).as_deref(), Some("main+0x1"));
     }
 
     /// An ELF file with a symbol table of functions that share `names`, each at the offset that `offset` says.
@@ -278,6 +294,25 @@ mod tests {
         }
         elf.extend(names);
         elf
+    }
+
+    #[test]
+    fn a_program_without_names_that_is_moved_is_told_by_the_addresses_in_its_file() {
+        let mut elf = hostile_program(0, b"\0", |_| 0);
+        // One segment: to be loaded, 0x1000 bytes at 0x4000.
+        let (count, at) = (56, elf.len() as u64);
+        elf[32..40].copy_from_slice(&at.to_le_bytes());
+        elf[count..count + 2].copy_from_slice(&1u16.to_le_bytes());
+        elf.extend([1u32, 5].map(u32::to_le_bytes).as_flattened());
+        let words = [0, 0x4000u64, 0x4000, 0x1000, 0x1000, 0x1000];
+        elf.extend(words.map(u64::to_le_bytes).as_flattened());
+        let symbols = Symbols::of_program(&elf, 0x40_0000);
+        assert_eq!(
+            symbols.holding(0x40_4321).as_deref(),
+            Some("program+0x4321")
+        );
+        assert_eq!(symbols.holding(0x40_5000), None);
+        assert_eq!(Symbols::of_program(&elf, 0).as_text(), "");
     }
 
     #[test]
@@ -330,7 +365,7 @@ mod tests {
         name.push('E');
         assert!(name.len() <= MAX_NAME_BYTES);
         let symbols = Symbols::from_text(format!("1000 10 {name}\n"), FrameTables::default());
-        let shown = symbols.nearest(0x1004).unwrap();
+        let shown = symbols.holding(0x1004).unwrap();
         assert!(shown.starts_with("a::b::<(), "), "{shown}");
         assert!((MAX_SHOWN_BYTES..MAX_SHOWN_BYTES + 8).contains(&shown.len()));
     }

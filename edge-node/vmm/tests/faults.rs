@@ -546,6 +546,23 @@ fn kvm_a_crash_tells_who_called_whom() {
                 path.display()
             );
         }
+        let report = guest.failure("/signal");
+        let places = [
+            "by handler+",
+            "by innermost+",
+            ", which a signal had interrupted\n",
+            "by middle+",
+            "by outermost+",
+        ];
+        let places = places.map(|name| report.find(name));
+        assert!(
+            places[0].is_some() && places.is_sorted(),
+            "{}: {report}",
+            path.display()
+        );
+        let report = guest.failure("/deep");
+        assert_eq!(report.matches("called by deeper+").count(), 1, "{report}");
+        assert!(report.ends_with(", 23 times"), "{report}");
         let report = guest.failure("/smashed");
         assert!(!report.contains("called by"), "{report}");
     }
