@@ -118,15 +118,17 @@ pub(crate) fn backtrace(view: View<'_>, registers: &Registers, tables: FrameTabl
         let by_table = tables
             .as_ref()
             .and_then(|tables| tables.caller(&view, &frame, looked_up, &mut budget));
+        let candidates = [by_table, by_frame_pointer(&view, &frame)];
+        let mut candidates = candidates.iter().flatten().copied();
         let called = |next: &Frame| next.rsp > frame.rsp && follows_a_call(view, next.rip);
-        let next = by_table
-            .filter(called)
-            .or_else(|| by_frame_pointer(&view, &frame).filter(called));
-        let interrupted = match next {
-            None => by_table.and_then(|restorer| interrupted(&view, restorer.rsp)),
+        let caller = candidates.clone().find(called);
+        // Behind a handler's return address, which is no caller's.
+        let interrupted = match caller {
+            None => candidates.find_map(|restorer| interrupted(&view, restorer.rsp)),
             Some(_) => None,
         };
-        let Some(next) = interrupted.or(next).or_else(|| by_search(view, &frame)) else {
+        let next = caller.or(interrupted).or_else(|| by_search(view, &frame));
+        let Some(next) = next else {
             break;
         };
         looked_up = next.rip - u64::from(interrupted.is_none() && next.rip > 0);
