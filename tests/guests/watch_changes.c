@@ -33,7 +33,39 @@ static void waits_for(const char *what, int changed_by) {
     tell_result("once", epoll_wait(epoll, &event, 1, 0));
 }
 
+/* More instances, and more that they watch, than there could be once. */
+static void watches_many(void) {
+    enum { INSTANCES = 12, EACH = 40, MANY = 200 };
+    int all[INSTANCES], events[MANY], added = 0, found = 0;
+    struct epoll_event event = {.events = EPOLLIN}, ready[MANY];
+    for (int i = 0; i < MANY; i++)
+        events[i] = eventfd(i % 2, 0);
+    for (int i = 0; i < INSTANCES; i++) {
+        all[i] = epoll_create1(0);
+        int count = i == 0 ? MANY : EACH;
+        for (int j = 0; j < count; j++)
+            added += epoll_ctl(all[i], EPOLL_CTL_ADD, events[j], &event) == 0;
+        found += epoll_wait(all[i], ready, MANY, 0);
+    }
+    tell("added: %d, found: %d\n", added, found);
+    close(events[1]);
+    close(all[1]);
+    tell("then: %d %d\n", epoll_wait(all[0], ready, MANY, 0), epoll_wait(all[2], ready, MANY, 0));
+    for (int i = 0; i < MANY; i++)
+        if (i != 1)
+            close(events[i]);
+    tell("at last: %d\n", epoll_wait(all[0], ready, MANY, 0));
+    for (int i = 0; i < INSTANCES; i++)
+        if (i != 1)
+            close(all[i]);
+}
+
 static void handle(const struct request *request) {
+    if (is_path(request, "/many")) {
+        watches_many();
+        answer(request, "%s", told);
+        return;
+    }
     epoll = epoll_create1(0);
     readable = eventfd(1, 0);
     waits_for("added", EPOLL_CTL_ADD);

@@ -8,8 +8,10 @@ use crate::exit::{Exit, Failure};
 
 /// The `$PORT` of programs that run here.
 pub(crate) const PORT: u16 = 8080;
-/// As many of the last lines of a log as an error carries.
-const LOG_LINES: usize = 20;
+/// As many lines of a log as an error carries.
+const LOG_LINES: usize = 24;
+/// As many of them are the first ones, if there are more.
+const FIRST_LINES: usize = 6;
 /// As much of the log as is kept for a report.
 const MAX_LOG_BYTES: usize = 64 << 10;
 
@@ -55,20 +57,25 @@ pub(crate) fn failure(when: &str, failure: &GuestFailure, log: &[u8]) -> Failure
         GuestFailure::Host(_) => (Exit::Failure, "this machine failed"),
         _ => (Exit::Program, "the program failed"),
     };
-    let text = last_lines(log);
+    let text = told_lines(log);
     let failed = Failure::new(exit, format!("{blame} {when}: {failure}"));
     match text.is_empty() {
         true => failed,
-        false => failed.hint(format!("Its last log lines:\n{text}")),
+        false => failed.hint(format!("Its log:\n{text}")),
     }
 }
 
-/// The last lines of a log, as text that cannot harm a terminal.
-pub(crate) fn last_lines(log: &[u8]) -> String {
+/// The last lines of a log and the first ones, where a long dump says what it is of, as text that cannot harm a
+/// terminal.
+pub(crate) fn told_lines(log: &[u8]) -> String {
     let text = printable(log);
-    let lines: Vec<&str> = text.lines().collect();
-    let from = lines.len().saturating_sub(LOG_LINES);
-    lines.get(from..).unwrap_or_default().join("\n")
+    let mut lines: Vec<&str> = text.lines().collect();
+    let more = lines.len().saturating_sub(LOG_LINES);
+    let cut = format!("[{} lines left out]", more + 1);
+    if more > 0 {
+        lines.splice(FIRST_LINES..=FIRST_LINES + more, [&*cut]);
+    }
+    lines.join("\n")
 }
 
 /// A program's bytes as text, without control characters other than line breaks and tabs.
@@ -144,12 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn of_a_long_log_the_last_lines_are_shown() {
-        let log: String = (1..=50).map(|line| format!("line {line}\n")).collect();
-        let text = last_lines(log.as_bytes());
+    fn of_a_long_log_the_first_and_the_last_lines_are_shown() {
+        let log = |lines: u32| (1..=lines).map(|n| format!("{n}\n")).collect::<String>();
+        assert_eq!(told_lines(log(24).as_bytes()), log(24).trim_end());
+        let cut = told_lines(log(100).as_bytes());
         assert!(
-            text.starts_with("line 31\n") && text.ends_with("line 50"),
-            "{text}"
+            cut.starts_with("1\n2\n3\n4\n5\n6\n[77 lines left out]\n84\n"),
+            "{cut}"
         );
+        assert!(cut.ends_with("\n100"), "{cut}");
+        assert_eq!(cut.lines().count(), LOG_LINES);
     }
 }

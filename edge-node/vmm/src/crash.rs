@@ -144,6 +144,22 @@ pub(crate) fn of_fault(
     }))
 }
 
+/// What happened to a program that had these registers then.
+pub(crate) fn with_place(
+    report: CrashReport,
+    had: &Registers,
+    view: View<'_>,
+    symbols: &Symbols,
+) -> Box<CrashReport> {
+    Box::new(CrashReport {
+        instruction: Some(had.rip),
+        symbol: place(had.rip, symbols),
+        registers: Some(registers(had)),
+        callers: callers(had, view, symbols),
+        ..report
+    })
+}
+
 /// An exception with which the guest has just left for good: the library OS's own, or one that a program
 /// brings about which jumps there.
 pub(crate) fn of_exception(

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use holm_hostcall::message::{self, Sink};
-use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, respond_flags};
+use holm_hostcall::{CALL_ADDR, Call, CallPage, FIRST_SIGNAL, abort_reason, respond_flags};
 use holm_model::limits::{MAX_HEAD_BYTES, MAX_HEADERS};
 
 use crate::crash::{self, CrashReport};
@@ -49,6 +49,8 @@ pub(crate) enum Action {
     },
     /// It will not answer.
     Fail(Failure),
+    /// The same, and where the registers are that it had then.
+    GiveUp(Box<CrashReport>, u64),
 }
 
 /// A range of guest memory, by the guest's addresses.
@@ -375,7 +377,9 @@ impl Exchange {
                 let when = match (self.is_idle(), self.answered) {
                     (false, _) => "before it answered",
                     (true, true) => "after it had answered",
-                    (true, false) => "before it was ready",
+                    (true, false) => {
+                        "before it was ready: it has to listen on $PORT, wait for a connection and go on"
+                    }
                 };
                 Action::Fail(Failure::Crash(CrashReport::of(format!(
                     "the program exited with status {} {when}",
@@ -389,11 +393,19 @@ impl Exchange {
                 }
                 let text = String::from_utf8_lossy(&text);
                 let printable: String = text.chars().filter(|one| !one.is_control()).collect();
-                let failure = Failure::Crash(crash::of_abort(a, d, &printable));
-                match call.number == Call::FAIL_REQUEST.0 && self.serves_others(place) {
-                    true if self.find(place).is_some() => Action::Drop(place, failure),
-                    true => Action::Continue,
-                    false => Action::Fail(failure),
+                let report = crash::of_abort(a, d, &printable);
+                let failure = || Failure::Crash(report.clone());
+                let one_of_several =
+                    call.number == Call::FAIL_REQUEST.0 && self.serves_others(place);
+                match a {
+                    _ if one_of_several && self.find(place).is_some() => {
+                        Action::Drop(place, failure())
+                    }
+                    _ if one_of_several => Action::Continue,
+                    abort_reason::DEADLOCK | abort_reason::OUT_OF_MEMORY => {
+                        Action::GiveUp(report, d)
+                    }
+                    _ => Action::Fail(failure()),
                 }
             }
             Call::PARK => Action::Park(Parked {

@@ -651,6 +651,10 @@ impl Runner {
                     return crash(report);
                 }
                 Action::Fail(failure) => return Ok(Stop::Failed(failure)),
+                Action::GiveUp(report, registers) => {
+                    let registers = crash::read_registers(view, registers)?;
+                    return crash(crash::with_place(*report, &registers, view, symbols));
+                }
             }
         }
     }

@@ -66,6 +66,17 @@ fn kvm_what_another_thread_asks_an_epoll_instance_for_wakes_the_one_that_waits()
 }
 
 #[test]
+fn kvm_epoll_instances_watch_as_much_as_a_program_has() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "watch_changes",
+        &[("/many", "added: 640, found: 320\nthen: 99 19\nat last: 0")],
+    );
+}
+
+#[test]
 fn kvm_signals_carry_values_and_are_queued_as_on_linux() {
     if !require_kvm() {
         return;

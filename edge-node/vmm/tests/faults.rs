@@ -208,6 +208,13 @@ fn kvm_memory_ends_at_the_limit_and_the_report_says_so() {
         .find_map(|w| w.parse().ok())
         .unwrap();
     assert!((30..64).contains(&mib), "{text}");
+    let report = Function::new(&guest("uses_promised_memory")).failure("/");
+    assert!(
+        report.contains("uses more memory than [limits] memory allows"),
+        "{report}"
+    );
+    assert!(report.contains(" in touch_all+"), "{report}");
+    assert!(report.contains("called by main+"), "{report}");
 }
 
 #[test]
@@ -437,6 +444,11 @@ fn kvm_a_program_that_is_never_ready_fails_with_the_reason_and_its_log() {
         ),
         ("crashes_before_ready", "null pointer"),
         ("never_listens", "not ready within"),
+        (
+            "waits_for_nothing",
+            "can never come, and does not listen on $PORT (8080), at instruction ",
+        ),
+        ("waits_for_nothing", "called by wait_for_settings+"),
         ("sleeps_before_ready", ""),
     ] {
         let error = boot(&guest(name), &config(&[])).unwrap_err();
@@ -446,6 +458,25 @@ fn kvm_a_program_that_is_never_ready_fails_with_the_reason_and_its_log() {
         );
         assert!(error.to_string().contains(expected), "{name}: {error}");
     }
+}
+
+#[test]
+fn kvm_of_a_program_that_ends_early_the_file_is_told_that_it_did_not_find() {
+    if !require_kvm() {
+        return;
+    }
+    let path = guest("lacks_a_file");
+    let error = boot(&path, &config(&[])).unwrap_err();
+    let log = String::from_utf8_lossy(&error.log).into_owned();
+    assert!(
+        log.contains("did not find: /etc/greeter/settings.toml (an artifact brings files"),
+        "{log}"
+    );
+    // Later it may be as it should.
+    let mut function = Function::with(&path, &config(&[("LATER", "1")]));
+    let outcome = function.send("GET", "/", b"");
+    assert!(outcome.result.is_err());
+    assert!(!outcome.log.contains("did not find"), "{}", outcome.log);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn is_backed(fault: &FaultPage) -> bool {
     let write = fault.error_code & WRITE != 0;
     match state::memory().back(fault.cr2, write, &mut guest()) {
         Ok(()) => true,
-        Err(Refusal::NoMemory) => user::out_of_memory(fault.cr2),
+        Err(Refusal::NoMemory) => user::out_of_memory(),
         Err(Refusal::Unmapped | Refusal::Protected | Refusal::BehindEnd) => false,
     }
 }

@@ -199,10 +199,7 @@ pub fn fail_request(place: u8, reason: u64, text: core::fmt::Arguments<'_>) {
 }
 
 fn say(place: u8, verdict: Call, reason: u64, detail: u64, text: core::fmt::Arguments<'_>) {
-    let mut buffer = Text::<1024> {
-        bytes: [0; 1024],
-        used: 0,
-    };
+    let mut buffer = Text::<1024>::new();
     // Cutting a text that is too long is right here.
     let _ = buffer.write_fmt(text);
     let (bytes, used) = (buffer.bytes.as_ptr() as u64, buffer.used as u64);
@@ -228,6 +225,22 @@ pub struct Text<const N: usize> {
     pub bytes: [u8; N],
     /// Bytes in use.
     pub used: usize,
+}
+
+impl<const N: usize> Text<N> {
+    /// No text.
+    pub const fn new() -> Self {
+        Text {
+            bytes: [0; N],
+            used: 0,
+        }
+    }
+}
+
+impl<const N: usize> Default for Text<N> {
+    fn default() -> Self {
+        Text::new()
+    }
 }
 
 impl<const N: usize> core::fmt::Write for Text<N> {

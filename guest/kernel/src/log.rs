@@ -35,10 +35,7 @@ pub fn write(mut bytes: &[u8]) {
 
 /// A line of the library OS's own.
 pub fn note(text: core::fmt::Arguments<'_>) {
-    let mut buffer = Text::<256> {
-        bytes: [0; 256],
-        used: 0,
-    };
+    let mut buffer = Text::<256>::new();
     // Cutting a line that is too long is right here.
     let _ = buffer.write_fmt(format_args!("holm: {text}\n"));
     write(&buffer.bytes[..buffer.used]);

@@ -20,8 +20,10 @@ const EPOLLONESHOT: u32 = 1 << 30;
 const EPOLLET: u32 = 1 << 31;
 /// Events that are reported whether asked for or not: POLLERR and POLLHUP.
 const ALWAYS: u32 = 0x018;
-/// Most descriptors that one epoll instance watches.
-const MAX_WATCHED: usize = 64;
+/// Most epoll instances.
+const MAX_EPOLLS: usize = 32;
+/// Most descriptors that they watch, all together.
+const MAX_WATCHED: usize = 768;
 /// Most epoll instances that watch one another in a row.
 const MAX_NESTED: u32 = 5;
 
@@ -62,11 +64,9 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         | Object::Name(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
         Object::Epoll(number) if depth < MAX_NESTED => {
-            let epoll = &state::epolls()[usize::from(number)];
-            let any = epoll
-                .watched
-                .iter()
-                .any(|watched| watched.object != u16::MAX && watched.found(depth + 1).is_some());
+            let any = state::epolls()
+                .of(number)
+                .any(|watched| watched.found(depth + 1).is_some());
             if any { POLLIN } else { 0 }
         }
         Object::Epoll(_) | Object::Free => 0,
@@ -167,6 +167,8 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
 
 #[derive(Clone, Copy)]
 struct Watched {
+    /// The instance that watches it.
+    epoll: u8,
     /// Index of the object; `u16::MAX` when the entry is unused.
     object: u16,
     descriptor: u32,
@@ -192,22 +194,19 @@ impl Watched {
 
 /// Whether an epoll instance watches another, itself or through others.
 fn watches(epoll: u8, other: u8, depth: u32) -> bool {
-    let inner = |watched: &Watched| match watched.object {
-        u16::MAX => None,
-        object => match state::files().object(object).object {
-            Object::Epoll(number) => Some(number),
-            _ => None,
-        },
+    let inner = |watched: &Watched| match state::files().object(watched.object).object {
+        Object::Epoll(number) => Some(number),
+        _ => None,
     };
     depth >= MAX_NESTED
-        || state::epolls()[usize::from(epoll)]
-            .watched
-            .iter()
+        || state::epolls()
+            .of(epoll)
             .filter_map(inner)
             .any(|inner| inner == other || watches(inner, other, depth + 1))
 }
 
 const UNWATCHED: Watched = Watched {
+    epoll: 0,
     object: u16::MAX,
     descriptor: 0,
     events: 0,
@@ -215,43 +214,82 @@ const UNWATCHED: Watched = Watched {
     reported: None,
 };
 
-/// An epoll instance.
-pub struct Epoll {
+/// The epoll instances.
+pub struct Epolls {
     /// Whether a descriptor stands for it.
-    pub used: bool,
+    used: [bool; MAX_EPOLLS],
     watched: [Watched; MAX_WATCHED],
+    /// Nothing is watched at this place or behind it.
+    end: usize,
 }
 
-impl Epoll {
-    /// Watches nothing.
+impl Epolls {
+    /// None.
     pub const fn new() -> Self {
-        Epoll {
-            used: false,
+        Epolls {
+            used: [false; MAX_EPOLLS],
             watched: [UNWATCHED; MAX_WATCHED],
+            end: 0,
         }
+    }
+
+    /// A new one, if there is room for it.
+    pub fn make(&mut self) -> Option<u8> {
+        let free = self.used.iter().position(|used| !used)?;
+        self.used[free] = true;
+        Some(free as u8)
+    }
+
+    /// One that no descriptor stands for any more.
+    pub fn close(&mut self, epoll: u8) {
+        self.used[usize::from(epoll)] = false;
+        self.remove(|watched| watched.epoll == epoll);
     }
 
     /// The object is gone.
     pub fn forget(&mut self, object: u16) {
-        for watched in self
-            .watched
-            .iter_mut()
-            .filter(|watched| watched.object == object)
-        {
+        self.remove(|watched| watched.object == object);
+    }
+
+    fn remove(&mut self, which: impl Fn(&Watched) -> bool) {
+        for watched in self.watched[..self.end].iter_mut().filter(|it| which(it)) {
             *watched = UNWATCHED;
         }
+        let is_used = |watched: &Watched| watched.object != u16::MAX;
+        let last = self.watched[..self.end].iter().rposition(is_used);
+        self.end = last.map_or(0, |last| last + 1);
+    }
+
+    fn add(&mut self, watched: Watched) -> Result<(), Errno> {
+        let is_free = |watched: &Watched| watched.object == u16::MAX;
+        let free = self.watched.iter().position(is_free).ok_or(Errno::ENOMEM)?;
+        self.watched[free] = watched;
+        self.end = self.end.max(free + 1);
+        Ok(())
+    }
+
+    /// What one of them watches.
+    fn of(&self, epoll: u8) -> impl Iterator<Item = &Watched> {
+        let all = self.watched[..self.end].iter();
+        all.filter(move |it| it.epoll == epoll && it.object != u16::MAX)
+    }
+
+    /// The same, to be changed.
+    fn of_mut(&mut self, epoll: u8) -> impl Iterator<Item = &mut Watched> {
+        let all = self.watched[..self.end].iter_mut();
+        all.filter(move |it| it.epoll == epoll && it.object != u16::MAX)
     }
 }
 
-impl Default for Epoll {
+impl Default for Epolls {
     fn default() -> Self {
-        Epoll::new()
+        Epolls::new()
     }
 }
 
-fn instance(descriptor: u64) -> Result<&'static mut Epoll, Errno> {
+fn instance(descriptor: u64) -> Result<u8, Errno> {
     match state::files().get(descriptor)?.object {
-        Object::Epoll(number) => Ok(&mut state::epolls()[usize::from(number)]),
+        Object::Epoll(number) => Ok(number),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -286,12 +324,11 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     {
         return Err(Errno::ELOOP);
     }
-    let epoll = instance(epoll)?;
     let known =
         |watched: &Watched| watched.object == object && watched.descriptor == descriptor as u32;
-    let at = epoll.watched.iter().position(known);
     let wanted = |event| -> Result<Watched, Errno> {
         Ok(Watched {
+            epoll: number,
             object,
             descriptor: descriptor as u32,
             events: user::read::<u32>(event)? | ALWAYS,
@@ -299,17 +336,13 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
             reported: None,
         })
     };
-    match (operation, at) {
+    let epolls = state::epolls();
+    let watched = epolls.of_mut(number).find(|watched| known(watched));
+    match (operation, watched) {
         (ADD, Some(_)) => return Err(Errno::EEXIST),
-        (ADD, None) => {
-            let free = epoll
-                .watched
-                .iter()
-                .position(|watched| watched.object == u16::MAX);
-            epoll.watched[free.ok_or(Errno::ENOMEM)?] = wanted(event)?;
-        }
-        (MODIFY, Some(at)) => epoll.watched[at] = wanted(event)?,
-        (DELETE, Some(at)) => epoll.watched[at] = UNWATCHED,
+        (ADD, None) => epolls.add(wanted(event)?)?,
+        (MODIFY, Some(watched)) => *watched = wanted(event)?,
+        (DELETE, Some(_)) => epolls.remove(|it| it.epoll == number && known(it)),
         (MODIFY | DELETE, None) => return Err(Errno::ENOENT),
         _ => return Err(Errno::EINVAL),
     }
@@ -328,10 +361,10 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
     instance(epoll)?;
     wait_until(timeout, || {
         let mut found = 0u64;
-        for watched in &mut instance(epoll)?.watched {
-            // `instance` borrows the epoll table alone, so the other parts are free to be asked.
-            if watched.object == u16::MAX || found >= most as u64 {
-                continue;
+        // The epoll table alone is borrowed, so the other parts are free to be asked.
+        for watched in state::epolls().of_mut(instance(epoll)?) {
+            if found >= most as u64 {
+                break;
             }
             let Some((now, edges)) = watched.found(1) else {
                 continue;

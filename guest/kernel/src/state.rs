@@ -6,13 +6,14 @@ use core::cell::UnsafeCell;
 use holm_hostcall::tree::Tree;
 
 use crate::files::directory::OpenDirectories;
+use crate::files::open::NotFound;
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
 use crate::files::{Files, builtin};
 use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
-use crate::poll::Epoll;
+use crate::poll::Epolls;
 use crate::process::Process;
 use crate::random::Random;
 use crate::signals::Signals;
@@ -23,9 +24,6 @@ use crate::sockets::table::Sockets;
 use crate::threads::Threads;
 use crate::time::CpuTime;
 use crate::timers::{MAX_TIMERS, Timer};
-
-/// Most epoll instances.
-pub const MAX_EPOLLS: usize = 8;
 
 struct Part<T>(UnsafeCell<T>);
 
@@ -69,7 +67,7 @@ parts! {
     /// /tmp.
     temporary: Temporary = Temporary::new();
     /// What a built-in file holds, while it is read.
-    content: builtin::Content = Text { bytes: [0; builtin::MAX_CONTENT_BYTES], used: 0 };
+    content: builtin::Content = Text::new();
     /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// Signals.
@@ -89,7 +87,7 @@ parts! {
     /// `umask`: the permissions that new files do not get.
     file_mask: u32 = 0o022;
     /// The epoll instances.
-    epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    epolls: Epolls = Epolls::new();
     /// The descriptors that travel through sockets.
     rights: Rights = Rights::new();
     /// The sockets.
@@ -110,6 +108,8 @@ parts! {
     extended_state: (u64, u64) = (0, 0);
     /// What the process has said of itself.
     process: Process = Process::new();
+    /// The last file that a program looked for and did not find before it was ready.
+    not_found: NotFound = NotFound::new();
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

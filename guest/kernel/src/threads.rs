@@ -16,10 +16,11 @@ mod futex;
 
 use core::arch::{asm, global_asm};
 
-use holm_hostcall::{PAGE_BYTES, abort_reason};
+use holm_hostcall::{PAGE_BYTES, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult};
-use crate::{host, signals, state, time, timers, user};
+use crate::memory::guest;
+use crate::{fault, files, host, signals, state, time, timers, user};
 pub use clone::{clone, clone_with};
 pub use futex::{futex, robust_list, robust_list_of};
 
@@ -538,15 +539,39 @@ pub fn exit(status: u64) -> ! {
 
 /// `exit_group`: the end of the program.
 pub fn end(status: u64) -> ! {
+    if status & 0xff != 0 {
+        files::open::tell_not_found();
+    }
     state::server().end();
     host::exit(status & 0xff)
 }
 
+/// Where the running thread's registers lie, of a program that does not go on.
+pub fn last_registers() -> u64 {
+    let threads = state::threads();
+    let addr = threads.all[threads.current].stack_top - size_of::<Registers>() as u64;
+    let registers = core::ptr::with_exposed_provenance_mut::<Registers>(addr as usize);
+    // SAFETY: both entries lay them down there, at the top of the running thread's kernel stack. Whoever serves it
+    // holds a reference to them, but does not come to use that again.
+    unsafe { (*registers).rip = fault::own_place((*registers).rip) };
+    addr
+}
+
 /// Every thread waits for what can never come.
 pub fn wait_for_ever() -> ! {
-    host::abort_with(
-        abort_reason::DEADLOCK,
-        0,
-        format_args!("the program waits for something that can never come"),
-    )
+    const WAITS: &str = "the program waits for something that can never come";
+    let port = host::boot().port;
+    let listens = state::sockets().serving_port(port as u16).is_some();
+    match listens {
+        true => host::abort_with(
+            abort_reason::DEADLOCK,
+            last_registers(),
+            format_args!("{WAITS}"),
+        ),
+        false => host::abort_with(
+            abort_reason::DEADLOCK,
+            last_registers(),
+            format_args!("{WAITS}, and does not listen on $PORT ({port})"),
+        ),
+    }
 }

@@ -5,7 +5,7 @@ use holm_hostcall::abort_reason;
 
 use crate::errno::{Errno, SysResult};
 use crate::memory::{Refusal, guest};
-use crate::{host, state};
+use crate::{host, state, threads};
 
 /// How much of a range can be used: all of it, or EFAULT, if `whole`.
 // Not inlined: the image has 1 MiB, and this is called from everywhere.
@@ -14,15 +14,15 @@ fn access(addr: u64, bytes: u64, write: bool, whole: bool) -> Result<u64, Errno>
     match state::memory().access(addr, bytes, write, whole, &mut guest()) {
         Ok(bytes) => Ok(bytes),
         Err(Refusal::Unmapped | Refusal::Protected | Refusal::BehindEnd) => Err(Errno::EFAULT),
-        Err(Refusal::NoMemory) => out_of_memory(addr),
+        Err(Refusal::NoMemory) => out_of_memory(),
     }
 }
 
-/// The program touches memory that was promised, and there is none left.
-pub fn out_of_memory(addr: u64) -> ! {
+/// The running thread touches memory that was promised, and there is none left.
+pub fn out_of_memory() -> ! {
     host::abort_with(
         abort_reason::OUT_OF_MEMORY,
-        addr,
+        threads::last_registers(),
         format_args!(
             "the program uses more memory than [limits] memory allows ({} bytes)",
             state::memory().total_bytes()

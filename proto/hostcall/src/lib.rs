@@ -411,8 +411,8 @@ impl Call {
     pub const LOG_FLUSH: Call = Call(5);
     /// The program ended: `args = [status, 0, 0, 0]`. Does not return.
     pub const EXIT: Call = Call(6);
-    /// The library OS gives up on the program: `args = [reason, text, text_bytes, address]`, reason
-    /// one of [`abort_reason`]. Does not return.
+    /// The library OS gives up on the program: `args = [reason, text, text_bytes, detail]`, reason
+    /// one of [`abort_reason`], which tells what the detail is. Does not return.
     pub const ABORT: Call = Call(7);
     /// Nothing to do before: `args = [monotonic_ns, events, 0, 0]`. Returns at that time or later, when one
     /// of the events is there, and when a caller has gone, which [`NewsPage`] tells. Result is 0.
@@ -493,13 +493,14 @@ pub mod abort_reason {
     pub const KERNEL_PANIC: u64 = 1;
     /// The program answered something that is not HTTP.
     pub const MALFORMED_RESPONSE: u64 = 2;
-    /// The program killed itself with a signal, whose number is `address`.
+    /// The program killed itself with a signal, whose number is the detail.
     pub const SIGNAL: u64 = 3;
-    /// Every thread waits for something that can never come.
+    /// Every thread waits for something that can never come. The detail is the address of the [`Registers`] of one.
     pub const DEADLOCK: u64 = 4;
     /// The program closed the connection without answering.
     pub const NO_RESPONSE: u64 = 5;
-    /// The program touched memory that it has, but the memory limit is reached.
+    /// The program touched memory that it has, but the memory limit is reached. The detail is the address of its
+    /// [`Registers`].
     pub const OUT_OF_MEMORY: u64 = 6;
 }
 

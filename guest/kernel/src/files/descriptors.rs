@@ -2,7 +2,6 @@
 
 use super::{MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, Object};
 use crate::errno::{Errno, SysResult};
-use crate::poll::Epoll;
 use crate::sockets::rights;
 use crate::{pipes, sockets, state, timers, user};
 
@@ -20,14 +19,12 @@ pub fn let_go(index: u16) {
     let Some(object) = state::files().let_go(index) else {
         return;
     };
-    for epoll in state::epolls() {
-        epoll.forget(index);
-    }
+    state::epolls().forget(index);
     match object {
         Object::Socket(number) => sockets::close(number),
         Object::Timer(number) => timers::close(number),
         Object::Stream { from, to } => pipes::close(from, to),
-        Object::Epoll(number) => state::epolls()[usize::from(number)] = Epoll::new(),
+        Object::Epoll(number) => state::epolls().close(number),
         Object::File(number) => state::temporary().closed(number),
         Object::Directory(number) => state::open_directories().remove(number),
         _ => {}

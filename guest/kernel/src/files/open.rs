@@ -1,5 +1,7 @@
 //! Opening files, and making what is a descriptor only.
 
+use core::fmt::Write as _;
+
 use super::builtin::{self, Entry};
 use super::lookup::{
     AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, missing, resolve, resolve_text, room_for,
@@ -8,7 +10,8 @@ use super::paths::Path;
 use super::temporary::Kind;
 use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, Object};
 use crate::errno::{Errno, SysResult};
-use crate::{state, user};
+use crate::host::Text;
+use crate::{log, state, user};
 
 const O_CREAT: u64 = 0o100;
 const O_EXCL: u64 = 0o200;
@@ -19,8 +22,34 @@ const O_DIRECTORY: u64 = 0o200_000;
 const O_NOFOLLOW: u64 = 0o400_000;
 const O_TMPFILE: u64 = 0o20_000_000 | O_DIRECTORY;
 
+/// The path of a file that is not there, as the program wrote it.
+pub type NotFound = Text<160>;
+
 /// `open` and `openat`
 pub fn open(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    let result = open_at(directory, path, flags, mode);
+    if result == Err(Errno::ENOENT) && !*state::ready() {
+        let path = user::path(path)?;
+        let told = state::not_found();
+        told.used = 0;
+        // Cutting what is too long is right here.
+        let _ = told.write_str(core::str::from_utf8(path).unwrap_or_default());
+    }
+    result
+}
+
+/// Of a program that ends before it is ready: what it may lack.
+pub fn tell_not_found() {
+    let NotFound { bytes, used } = state::not_found();
+    match core::str::from_utf8(&bytes[..*used]) {
+        Ok(path) if *used > 0 && !*state::ready() => log::note(format_args!(
+            "the last file that it looked for and did not find: {path} (an artifact brings files by [files])"
+        )),
+        _ => {}
+    }
+}
+
+fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     let flags = match flags & O_PATH {
         0 => u64::from(flags as u32) | O_LARGEFILE,
         // Nothing else is heeded.
@@ -163,14 +192,12 @@ pub fn open_epoll(flags: u64) -> SysResult {
     if flags as u32 as u64 & !O_CLOEXEC != 0 {
         return Err(Errno::EINVAL);
     }
-    let epolls = state::epolls();
-    let free = epolls
-        .iter()
-        .position(|epoll| !epoll.used)
-        .ok_or(Errno::EMFILE)?;
-    let descriptor = state::files().open(Object::Epoll(free as u8), O_RDWR | flags & O_CLOEXEC)?;
-    epolls[free].used = true;
-    Ok(descriptor)
+    let epoll = state::epolls().make().ok_or(Errno::EMFILE)?;
+    let descriptor = state::files().open(Object::Epoll(epoll), O_RDWR | flags & O_CLOEXEC);
+    if descriptor.is_err() {
+        state::epolls().close(epoll);
+    }
+    descriptor
 }
 
 /// `eventfd2`

@@ -274,10 +274,7 @@ impl Connection {
 
 /// The line before a chunk of so many bytes.
 fn chunk_line(bytes: usize) -> Text<CHUNK_LINE_BYTES> {
-    let mut line = Text {
-        bytes: [0; CHUNK_LINE_BYTES],
-        used: 0,
-    };
+    let mut line = Text::new();
     // At most five digits and two characters.
     let _ = write!(line, "{bytes:x}\r\n");
     line
