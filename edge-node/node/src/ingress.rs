@@ -21,11 +21,13 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD};
+use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, WARM_LOOK};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
+use crate::pool::home::Place;
 use crate::pool::{Janitor, Lease, Pool};
 use crate::request;
+use crate::request::handover::{self, Handed};
 use connection::Patience;
 
 /// Pause after an accept that failed for want of resources.
@@ -83,6 +85,8 @@ pub(crate) struct Gear {
     pub(crate) slots: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) janitor: Janitor,
+    /// What other threads hand over.
+    pub(crate) handed: mpsc::Receiver<Handed>,
     pub(crate) meter: Meter,
     pub(crate) routes: watch::Receiver<Arc<Table>>,
     pub(crate) tls: Option<tls::Current>,
@@ -109,16 +113,20 @@ async fn serve(listener: TcpListener, gear: Gear) {
         slots,
         shared,
         janitor,
+        handed,
         meter,
         routes,
         tls,
         mut stop,
     } = gear;
     let (made, new_slots) = mpsc::unbounded_channel();
-    let pool = Pool::new(index, janitor, made, shared.tally.clone());
+    let place = Place { index, of: lanes };
+    let pool = Pool::new(place, janitor, made, shared.tally.clone());
     pool.grow(slots);
     let lane = Lane::new(shared, pool.clone(), meter, routes.clone());
-    tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes, lanes));
+    tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes));
+    tokio::task::spawn_local(handover::take_over(lane.clone(), handed));
+    let serving = lane.shared.serving.clone();
 
     let open = Rc::new(Open::default());
     loop {
@@ -152,6 +160,9 @@ async fn serve(listener: TcpListener, gear: Gear) {
         while open.count.get() > 0 {
             open.closed.notified().await;
         }
+        // Others may have requests here.
+        serving.send_modify(|serving| *serving = serving.saturating_sub(1));
+        let _ = serving.subscribe().wait_for(|serving| *serving == 0).await;
     };
     if tokio::time::timeout(DRAIN, drained).await.is_err() {
         tracing::warn!(left = open.count.get(), "stopping with requests under way");
@@ -160,20 +171,21 @@ async fn serve(listener: TcpListener, gear: Gear) {
     pool.close().await;
 }
 
-/// Takes in slots that the janitor made, and fills an empty one with each version that is new, so
-/// that its first request need not wait for that.
+/// Takes in slots that the janitor made, and fills empty ones with each version as its requests may need them, so
+/// that they need not wait for that; gives back those that are not needed any more.
 async fn look_after_slots(
     pool: Rc<Pool>,
     mut new_slots: mpsc::UnboundedReceiver<Box<Slot>>,
     mut routes: watch::Receiver<Arc<Table>>,
-    lanes: usize,
 ) {
+    let mut look = tokio::time::interval(WARM_LOOK);
     let mut known: Vec<Key> = Vec::new();
     routes.mark_changed();
     loop {
         tokio::select! {
             Some(slot) = new_slots.recv() => pool.add(slot),
             changed = routes.changed() => if changed.is_err() { return },
+            _ = look.tick() => pool.look(),
         }
         let table = routes.borrow_and_update().clone();
         let now: Vec<Key> = table.live().map(|live| live.key).collect();
@@ -182,9 +194,10 @@ async fn look_after_slots(
             .filter(|key| !now.contains(key))
             .for_each(|key| pool.forget(*key));
         known = now;
+        pool.follow(table.live());
         for live in table.live() {
-            let here = (live.ahead as usize).div_ceil(lanes).max(1);
-            while let Some(Lease { mut slot, id, .. }) = pool.spare(live.key, here) {
+            let target = pool.target(live.key);
+            while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
                 if let Err(error) = slot.load(&live.snapshot) {
                     tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
                     pool.discard(Some(slot), id);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use holm_model::control::Observed;
 use holm_model::ids::{Name, RequestId};
 use hyper::header::HeaderValue;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::deploy::routes::{Found, Live, Table};
 use crate::logs::Logs;
@@ -15,6 +15,7 @@ use crate::meter::Meter;
 use crate::pool::Pool;
 use crate::request::answers::Answers;
 use crate::request::body::Budget;
+use crate::request::handover::Handed;
 use crate::tally::Tally;
 use crate::worker::Workers;
 
@@ -32,6 +33,10 @@ pub(crate) struct Shared {
     pub(crate) logs: Arc<Logs>,
     pub(crate) observed: watch::Receiver<Observed>,
     pub(crate) slots: usize,
+    /// To each ingress thread, what others hand to it.
+    pub(crate) lanes: Vec<mpsc::Sender<Handed>>,
+    /// Ingress threads that have requests of their own connections.
+    pub(crate) serving: watch::Sender<usize>,
 }
 
 /// One ingress thread's own.

@@ -23,6 +23,13 @@ pub const SEAT_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Most requests of one version that wait for room on this node.
 pub const MAX_QUEUED_PER_VERSION: usize = 256;
+/// Most requests of all of a tenant's versions that do.
+pub const MAX_QUEUED_PER_TENANT: usize = 1024;
+/// Most requests that other ingress threads hand to one, for a version whose instances are there, and that it
+/// has not taken yet.
+pub const MAX_HANDED_OVER: usize = 1024;
+/// How often the slots that hold a version are compared with its requests.
+pub const WARM_LOOK: Duration = Duration::from_secs(1);
 /// What a caller that was turned away for lack of room is told to wait.
 pub const RETRY_AFTER_SECONDS: u32 = 1;
 /// Most connections of one ingress thread; more are closed at once.
@@ -159,6 +166,7 @@ const _: () = {
         LINGER_SILENCE.as_nanos() <= LINGER.as_nanos() && LINGER.as_nanos() <= DRAIN.as_nanos()
     );
     assert!(AGAIN_DEADLINE.as_nanos() < SEAT_PATIENCE.as_nanos());
+    assert!(MAX_QUEUED_PER_VERSION <= MAX_QUEUED_PER_TENANT);
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);

@@ -19,7 +19,7 @@ use holm_model::ids::Name;
 use holm_vmm::Hypervisor;
 use hyper::header::HeaderValue;
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle as JoinHandleOf, JoinSet};
 
 use crate::config::NodeConfig;
@@ -29,7 +29,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::ingress::tls::{Certificates, TlsFileError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
-use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_SLOTS_PER_THREAD};
+use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_HANDED_OVER, MAX_SLOTS_PER_THREAD};
 use crate::logs::Logs;
 use crate::meter::journal::{Journal, JournalError};
 use crate::meter::spill::SpillWriter;
@@ -206,6 +206,8 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
 
     let (janitor, janitor_thread) = Janitor::start(hypervisor, logs.clone())?;
     let (workers, worker_threads) = Workers::start(cores)?;
+    let (lanes_to, handed): (Vec<_>, Vec<_>) =
+        (0..threads).map(|_| mpsc::channel(MAX_HANDED_OVER)).unzip();
     let shared = Arc::new(Shared {
         name: identity.name.clone(),
         name_header: HeaderValue::from_str(identity.name.as_str())
@@ -216,16 +218,19 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         logs,
         observed: published.observed,
         slots: slots * threads,
+        lanes: lanes_to,
+        serving: watch::Sender::new(threads),
     });
     let (stop, stopped) = watch::channel(false);
     let mut ingress = Vec::new();
-    for (index, (bound, lane)) in bound.into_iter().zip(0..).enumerate() {
+    for (index, ((bound, handed), lane)) in bound.into_iter().zip(handed).zip(0..).enumerate() {
         let gear = Gear {
             index,
             lanes: threads,
             slots,
             shared: shared.clone(),
             janitor: janitor.clone(),
+            handed,
             meter: meter(lane)?,
             routes: published.routes.clone(),
             tls: current.clone(),

@@ -40,6 +40,12 @@ pub const DEFAULT_REQUESTS_PER_INSTANCE: u32 = 16;
 
 /// Most slots a manifest may ask to keep holding its snapshot on every node.
 pub const MAX_SCALE_MIN: u32 = 256;
+/// Most instances at a time on one node that a manifest may allow.
+pub const MAX_SCALE_MAX: u32 = 1024;
+/// Shortest time after which a manifest may have slots that are not needed given back.
+pub const MIN_COOLDOWN_MS: u64 = 1000;
+/// Longest such time.
+pub const MAX_COOLDOWN_MS: u64 = 24 * 60 * 60 * 1000;
 /// Most environment variables of a function.
 pub const MAX_ENV_VARIABLES: usize = 128;
 /// Most bytes of all names and values of a function's environment together.
@@ -80,6 +86,8 @@ pub const MAX_ERROR_PPM: u32 = 1_000_000;
 /// Most program headers of a program's ELF file.
 pub const MAX_PROGRAM_HEADERS: usize = 64;
 
+/// Most other nodes that one is told of, for its callers.
+pub const MAX_OTHER_NODES: usize = 3;
 /// Largest control message on the wire.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 4 << 20;
 /// Most usage records in a batch.

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::Name;
 use crate::limits::{
     DEFAULT_REQUESTS_PER_INSTANCE, MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY,
-    MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM, MAX_MANIFEST_BYTES,
-    MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS,
-    MAX_REQUEST_BODY_BYTES, MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MIN,
-    MAX_WAVES, MIN_MEMORY_BYTES,
+    MAX_COOLDOWN_MS, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
+    MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES,
+    MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES, MAX_REQUESTS_PER_INSTANCE,
+    MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN, MAX_WAVES, MIN_COOLDOWN_MS,
+    MIN_MEMORY_BYTES,
 };
 pub use network::Network;
 use units::{format_bytes, format_millis};
@@ -131,6 +132,12 @@ pub struct Scale {
     /// Slots to keep holding the snapshot on every node.
     #[serde(default)]
     pub min: u32,
+    /// Most instances at a time on one node, if the manifest says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// After how long without need for them slots above `min` are given back, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooldown_ms: Option<u64>,
     /// Most requests at a time in one instance that is kept, if the manifest says so.
     #[serde(default)]
     pub concurrency: Option<u32>,
@@ -143,6 +150,47 @@ impl Scale {
             (Isolation::Request, _) => 1,
             (Isolation::Instance, said) => said.unwrap_or(DEFAULT_REQUESTS_PER_INSTANCE),
         }
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let min = self.min <= MAX_SCALE_MIN;
+        require(min, "scale.min", self.min, || {
+            format!("0 to {MAX_SCALE_MIN}")
+        })?;
+        if let Some(max) = self.max {
+            let fits = (1..=MAX_SCALE_MAX).contains(&max);
+            require(fits, "scale.max", max, || format!("1 to {MAX_SCALE_MAX}"))?;
+            require(self.min <= max, "scale.min", self.min, || {
+                format!("at most `scale.max`, which is {max}")
+            })?;
+        }
+        if let Some(cooldown_ms) = self.cooldown_ms {
+            let fits = (MIN_COOLDOWN_MS..=MAX_COOLDOWN_MS).contains(&cooldown_ms);
+            require(fits, "scale.cooldown", cooldown_ms, || {
+                format!("{MIN_COOLDOWN_MS} to {MAX_COOLDOWN_MS} ms: one second to a day")
+            })?;
+        }
+        let most = match self.isolation {
+            Isolation::Request => 1,
+            Isolation::Instance => MAX_REQUESTS_PER_INSTANCE,
+        };
+        let concurrency = self.concurrency.unwrap_or(1);
+        let key = "scale.concurrency";
+        require(
+            (1..=most).contains(&concurrency),
+            key,
+            concurrency,
+            || {
+                match self.isolation {
+                Isolation::Request => {
+                    "1 with `isolation = \"request\"`: each request has an instance of its own; how \
+                     many there may be on a node says `limits.concurrency`"
+                        .to_owned()
+                }
+                Isolation::Instance => format!("1 to {MAX_REQUESTS_PER_INSTANCE}"),
+            }
+            },
+        )
     }
 }
 
@@ -277,31 +325,7 @@ impl Manifest {
              second one"
                 .to_owned()
         })?;
-        let scale = self.scale.min <= MAX_SCALE_MIN;
-        require(scale, "scale.min", self.scale.min, || {
-            format!("0 to {MAX_SCALE_MIN}")
-        })?;
-        let most = match self.scale.isolation {
-            Isolation::Request => 1,
-            Isolation::Instance => MAX_REQUESTS_PER_INSTANCE,
-        };
-        let concurrency = self.scale.concurrency.unwrap_or(1);
-        let key = "scale.concurrency";
-        require(
-            (1..=most).contains(&concurrency),
-            key,
-            concurrency,
-            || {
-                match self.scale.isolation {
-                Isolation::Request => {
-                    "1 with `isolation = \"request\"`: each request has an instance of its own; how \
-                     many there may be on a node says `limits.concurrency`"
-                        .to_owned()
-                }
-                Isolation::Instance => format!("1 to {MAX_REQUESTS_PER_INSTANCE}"),
-            }
-            },
-        )?;
+        self.scale.check()?;
         check_env(&self.env)?;
         files::check(&self.files)?;
         self.placement.check()?;

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
 use self::core::{Action, Event, Reconciler};
-use self::routes::{Live, Table};
+use self::routes::{Live, Table, Tenants};
 use self::store::DeployStore;
 use crate::files::{self, FileError};
 use crate::logs::Logs;
@@ -51,6 +51,7 @@ pub(crate) struct Deployer {
     live: HashMap<VersionId, Arc<Live>>,
     under_way: HashMap<VersionId, AbortHandle>,
     next_key: u64,
+    tenants: Tenants,
     routes: watch::Sender<Arc<Table>>,
     observed: watch::Sender<Observed>,
     done: mpsc::Sender<Done>,
@@ -136,6 +137,7 @@ impl Opened {
             live: HashMap::new(),
             under_way: HashMap::new(),
             next_key: 0,
+            tenants: Tenants::default(),
             routes,
             observed,
             done,
@@ -214,7 +216,8 @@ impl Deployer {
             self.logs.introduce(&snapshot, &statement.function, version);
             let allowed = Allowed::new(&statement.manifest.network, &self.outside);
             let key = Key(self.next_key);
-            let live = Live::new(key, version, statement, snapshot, allowed, counts);
+            let tenant = self.tenants.named(&statement.function.tenant);
+            let live = Live::new(key, version, statement, snapshot, allowed, counts, tenant);
             self.live.insert(version, Arc::new(live));
         }
 

@@ -5,19 +5,19 @@
 //! lock.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use holm_model::artifact::Statement;
-use holm_model::ids::{FunctionName, VersionId};
+use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::manifest::{Isolation, Limits};
 use holm_vmm::{Outbound, Snapshot};
 use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 
 use crate::outbound::Allowed;
-use crate::pool::core::Key;
+use crate::pool::core::{Key, TenantId};
 use crate::tally::Counts;
 
 /// A version that is prepared on this node.
@@ -35,8 +35,13 @@ pub(crate) struct Live {
     /// Where it may connect to.
     pub(crate) allowed: Allowed,
     pub(crate) probe_path: String,
+    pub(crate) tenant: Arc<Tenant>,
     /// Slots to be filled ahead on this node, if there are empty ones.
     pub(crate) ahead: u32,
+    /// Most instances that are kept on this node.
+    pub(crate) max_instances: Option<u32>,
+    /// When slots that are not needed are given back.
+    pub(crate) cooldown: Option<Duration>,
     /// One permit for each invocation that may run on this node at a time.
     pub(crate) permits: Arc<Semaphore>,
     /// Requests that wait for a permit or a slot.
@@ -54,8 +59,15 @@ impl Live {
         snapshot: Arc<Snapshot>,
         allowed: Allowed,
         counts: Arc<Counts>,
+        tenant: Arc<Tenant>,
     ) -> Self {
         let manifest = &statement.manifest;
+        let (scale, at_a_time) = (&manifest.scale, manifest.limits.concurrency);
+        // Where each request has an instance, there are no more of those than of these.
+        let (max_instances, at_a_time) = match scale.isolation {
+            Isolation::Request => (None, scale.max.unwrap_or(u32::MAX).min(at_a_time)),
+            Isolation::Instance => (scale.max, at_a_time),
+        };
         Live {
             key,
             function: statement.function.clone(),
@@ -70,8 +82,11 @@ impl Live {
             requests_per_instance: manifest.scale.requests_per_instance(),
             allowed,
             probe_path: manifest.rollout.probe_path.clone(),
-            ahead: manifest.scale.min,
-            permits: Arc::new(Semaphore::new(manifest.limits.concurrency as usize)),
+            tenant,
+            ahead: scale.min,
+            max_instances,
+            cooldown: scale.cooldown_ms.map(Duration::from_millis),
+            permits: Arc::new(Semaphore::new(at_a_time as usize)),
             waiting: Arc::default(),
             counts,
             dropped: AtomicBool::new(false),
@@ -86,6 +101,38 @@ impl Live {
     /// The wall deadline of one invocation.
     pub(crate) fn deadline(&self) -> Duration {
         Duration::from_millis(self.limits.deadline_ms)
+    }
+}
+
+/// Whose functions they are.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    pub(crate) id: TenantId,
+    /// Requests of all its functions that wait for a permit or a slot.
+    pub(crate) waiting: Arc<AtomicUsize>,
+}
+
+/// The tenants of the versions that are here.
+#[derive(Debug, Default)]
+pub(crate) struct Tenants {
+    known: HashMap<Name, Weak<Tenant>>,
+    last: u64,
+}
+
+impl Tenants {
+    /// The tenant of this name; the same as before as long as one of its versions is here.
+    pub(crate) fn named(&mut self, name: &Name) -> Arc<Tenant> {
+        if let Some(tenant) = self.known.get(name).and_then(Weak::upgrade) {
+            return tenant;
+        }
+        self.known.retain(|_, tenant| tenant.strong_count() > 0);
+        self.last += 1;
+        let tenant = Arc::new(Tenant {
+            id: TenantId(self.last),
+            waiting: Arc::default(),
+        });
+        self.known.insert(name.clone(), Arc::downgrade(&tenant));
+        tenant
     }
 }
 
@@ -147,6 +194,18 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tenant_is_the_same_for_all_its_versions_and_forgotten_with_the_last() {
+        let mut tenants = Tenants::default();
+        let (acme, other) = ("acme".parse().unwrap(), "other".parse().unwrap());
+        let first = tenants.named(&acme);
+        assert_eq!(tenants.named(&acme).id, first.id);
+        assert_ne!(tenants.named(&other).id, first.id);
+        drop(first);
+        tenants.named(&other);
+        assert_eq!(tenants.known.len(), 1);
+    }
 
     #[test]
     fn a_node_that_knows_nothing_is_not_ready_rather_than_without_the_function() {

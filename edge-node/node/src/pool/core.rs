@@ -7,8 +7,9 @@
 //! ```
 //! In order of preference a version gets: a kept instance of its own, a pristine one, an empty slot,
 //! the one that was not used for the longest time. One version may not hold more than a share of the
-//! slots, so that one function's overload leaves room for others. Queues are first come, first
-//! served within a version; versions take turns. The queue's bound is kept by `admission`.
+//! slots, nor may one tenant where there are others, so that nobody's overload takes all the room. Of those who
+//! wait the tenant that has the fewest slots is next, however many functions and callers it has; its versions
+//! take turns, and within a version the first is first. The queue's bounds are kept by `admission`.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +20,19 @@ pub(crate) struct SlotId(pub(crate) u32);
 /// A prepared version on this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key(pub(crate) u64);
+
+/// A tenant of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct TenantId(pub(crate) u64);
+
+/// What a slot is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) key: Key,
+    pub(crate) tenant: TenantId,
+    /// Most instances of the version in this pool, those that wait for a request included.
+    pub(crate) most: usize,
+}
 
 /// Somebody who wants a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +53,7 @@ pub(crate) enum Holds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) ticket: Ticket,
+    pub(crate) key: Key,
     pub(crate) slot: SlotId,
     /// The version's snapshot has to be loaded into it first.
     pub(crate) load: bool,
@@ -46,10 +61,13 @@ pub(crate) struct Grant {
     pub(crate) held: Holds,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// Whose a slot is on its way out.
+const NOBODY: TenantId = TenantId(u64::MAX);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free(Holds),
-    Busy(Key),
+    Busy(Key, TenantId),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +80,10 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Core {
     slots: BTreeMap<SlotId, Entry>,
-    queues: VecDeque<(Key, VecDeque<Ticket>)>,
+    queues: VecDeque<(Claim, VecDeque<Ticket>)>,
     uses: u64,
+    /// How many tenants have functions here.
+    tenants: usize,
 }
 
 impl Core {
@@ -97,22 +117,30 @@ impl Core {
         self.serve()
     }
 
-    /// A slot for `key` at once, or the ticket is queued.
-    pub(crate) fn want(&mut self, ticket: Ticket, key: Key) -> Option<Grant> {
-        let before = self.queues.iter().any(|(queued, _)| *queued == key);
-        if !before && let Some(grant) = self.grant(ticket, key) {
-            return Some(grant);
+    /// Says how many tenants there are.
+    pub(crate) fn set_tenants(&mut self, tenants: usize) -> Vec<Grant> {
+        self.tenants = tenants;
+        self.serve()
+    }
+
+    /// A slot at once, or the ticket is queued.
+    pub(crate) fn want(&mut self, ticket: Ticket, claim: Claim) -> Option<Grant> {
+        let queued = |(queued, _): &&mut (Claim, _)| queued.key == claim.key;
+        if let Some((_, tickets)) = self.queues.iter_mut().find(queued) {
+            tickets.push_back(ticket);
+            return None;
         }
-        match self.queues.iter_mut().find(|(queued, _)| *queued == key) {
-            Some((_, tickets)) => tickets.push_back(ticket),
-            None => self.queues.push_back((key, VecDeque::from([ticket]))),
+        let grant = self.grant(ticket, claim);
+        if grant.is_none() {
+            self.queues.push_back((claim, VecDeque::from([ticket])));
         }
-        None
+        grant
     }
 
     /// Takes the first ticket out of the version's queue, which needs no slot.
     pub(crate) fn next_waiting(&mut self, key: Key) -> Option<Ticket> {
-        let (_, tickets) = self.queues.iter_mut().find(|(queued, _)| *queued == key)?;
+        let queued = |(queued, _): &&mut (Claim, _)| queued.key == key;
+        let (_, tickets) = self.queues.iter_mut().find(queued)?;
         let ticket = tickets.pop_front();
         self.queues.retain(|(_, tickets)| !tickets.is_empty());
         ticket
@@ -126,16 +154,10 @@ impl Core {
         self.queues.retain(|(_, tickets)| !tickets.is_empty());
     }
 
-    /// An empty slot to be filled with `key` ahead of requests, if fewer than `count` hold it and
+    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it and
     /// there is an empty one.
-    pub(crate) fn spare(&mut self, key: Key, count: usize) -> Option<SlotId> {
-        let holds = |entry: &&Entry| match entry.state {
-            State::Free(Holds::Pristine(held) | Holds::Kept(held)) | State::Busy(held) => {
-                held == key
-            }
-            State::Free(Holds::Nothing) => false,
-        };
-        if self.slots.values().filter(holds).count() >= count {
+    pub(crate) fn spare(&mut self, claim: Claim, count: usize) -> Option<SlotId> {
+        if self.holding(claim.key) >= count.min(claim.most) {
             return None;
         }
         let empty = |entry: &Entry| matches!(entry.state, State::Free(Holds::Nothing));
@@ -144,8 +166,44 @@ impl Core {
             .iter()
             .find(|(_, entry)| empty(entry))
             .map(|(slot, _)| *slot)?;
-        self.take(slot, key);
+        self.take(slot, claim);
         Some(slot)
+    }
+
+    /// Slots that hold the version, in use or not.
+    pub(crate) fn holding(&self, key: Key) -> usize {
+        let holds = |entry: &&Entry| match entry.state {
+            State::Free(Holds::Pristine(held) | Holds::Kept(held)) | State::Busy(held, _) => {
+                held == key
+            }
+            State::Free(Holds::Nothing) => false,
+        };
+        self.slots.values().filter(holds).count()
+    }
+
+    /// Gives out slots that hold the version and that nobody uses, to be [`lost`](Core::lost), until `keep` are
+    /// left or all are in use: those unused for longest first.
+    pub(crate) fn release(&mut self, key: Key, keep: usize) -> Vec<SlotId> {
+        let holding = self.holding(key);
+        let idle = self
+            .slots
+            .iter()
+            .filter_map(|(slot, entry)| match entry.state {
+                State::Free(Holds::Pristine(held) | Holds::Kept(held)) if held == key => {
+                    Some((entry.used_at, *slot))
+                }
+                _ => None,
+            });
+        let mut idle: Vec<_> = idle.collect();
+        idle.sort_unstable();
+        idle.truncate(holding.saturating_sub(keep));
+        let released: Vec<_> = idle.into_iter().map(|(_, slot)| slot).collect();
+        for slot in &released {
+            if let Some(entry) = self.slots.get_mut(slot) {
+                entry.state = State::Busy(key, NOBODY);
+            }
+        }
+        released
     }
 
     /// The version is gone: what holds a fresh instance of it is as good as empty. Slots with instances that
@@ -158,10 +216,10 @@ impl Core {
                     entry.state = State::Free(Holds::Nothing);
                 }
                 State::Free(Holds::Kept(held)) if held == key => {
-                    entry.state = State::Busy(held);
+                    entry.state = State::Busy(held, NOBODY);
                     kept.push(*slot);
                 }
-                State::Free(_) | State::Busy(_) => {}
+                State::Free(_) | State::Busy(..) => {}
             }
         }
         kept
@@ -171,7 +229,7 @@ impl Core {
     pub(crate) fn kept(&self) -> Vec<Key> {
         let kept = self.slots.values().filter_map(|entry| match entry.state {
             State::Free(Holds::Kept(key)) => Some(key),
-            State::Free(_) | State::Busy(_) => None,
+            State::Free(_) | State::Busy(..) => None,
         });
         kept.collect()
     }
@@ -189,39 +247,55 @@ impl Core {
         self.slots.len() - self.free()
     }
 
-    /// Serves those who wait, versions in turn, as long as there are slots for them.
+    /// Serves those who wait as long as there are slots for them.
     fn serve(&mut self) -> Vec<Grant> {
         let mut grants = Vec::new();
-        let mut passed = 0;
-        while passed < self.queues.len() {
-            let Some((key, mut tickets)) = self.queues.pop_front() else {
-                break;
-            };
-            let granted = tickets.front().and_then(|ticket| self.grant(*ticket, key));
-            match granted {
-                Some(grant) => {
-                    tickets.pop_front();
-                    grants.push(grant);
-                    passed = 0;
+        while let Some((at, grant)) = self.next_grant() {
+            grants.push(grant);
+            if let Some((claim, mut tickets)) = self.queues.remove(at) {
+                tickets.pop_front();
+                if !tickets.is_empty() {
+                    self.queues.push_back((claim, tickets));
                 }
-                None => passed += 1,
-            }
-            if !tickets.is_empty() {
-                self.queues.push_back((key, tickets));
             }
         }
         grants
     }
 
-    fn grant(&mut self, ticket: Ticket, key: Key) -> Option<Grant> {
-        let busy = |entry: &&Entry| matches!(entry.state, State::Busy(held) if held == key);
-        if self.slots.values().filter(busy).count() >= self.share() {
+    /// The next of those who wait for whom there is a slot, and where it stands.
+    fn next_grant(&mut self) -> Option<(usize, Grant)> {
+        let with_busy = self.queues.iter().enumerate();
+        let with_busy = with_busy.filter_map(|(at, (claim, tickets))| {
+            let ticket = *tickets.front()?;
+            Some((self.busy_of(claim.tenant), at, ticket, *claim))
+        });
+        let mut order: Vec<_> = with_busy.collect();
+        order.sort_by_key(|(busy, at, ..)| (*busy, *at));
+        order
+            .into_iter()
+            .find_map(|(_, at, ticket, claim)| Some((at, self.grant(ticket, claim)?)))
+    }
+
+    fn busy_of(&self, tenant: TenantId) -> usize {
+        let busy = |entry: &&Entry| matches!(entry.state, State::Busy(_, held) if held == tenant);
+        self.slots.values().filter(busy).count()
+    }
+
+    fn grant(&mut self, ticket: Ticket, claim: Claim) -> Option<Grant> {
+        let key = claim.key;
+        let busy = |entry: &&Entry| matches!(entry.state, State::Busy(held, _) if held == key);
+        let busy = self.slots.values().filter(busy).count();
+        let share = self.share();
+        if busy >= share || self.tenants > 1 && self.busy_of(claim.tenant) >= share {
             return None;
         }
+        let kept = |entry: &&Entry| entry.state == State::Free(Holds::Kept(key));
+        let instances = busy + self.slots.values().filter(kept).count();
+        let lowest = if instances >= claim.most { 3 } else { 0 };
         // The highest rank wins; among equals the one used last, whose memory is still in the cache,
         // except where another version's instance has to go.
         let rank = |entry: &Entry| match entry.state {
-            State::Busy(_) => None,
+            State::Busy(..) => None,
             State::Free(Holds::Kept(held)) if held == key => Some((3, entry.used_at)),
             State::Free(Holds::Pristine(held)) if held == key => Some((2, entry.used_at)),
             State::Free(Holds::Nothing) => Some((1, entry.used_at)),
@@ -231,11 +305,13 @@ impl Core {
             .slots
             .iter()
             .filter_map(|(slot, entry)| Some((rank(entry)?, *slot)))
+            .filter(|((rank, _), _)| *rank >= lowest)
             .max_by_key(|(rank, slot)| (*rank, std::cmp::Reverse(*slot)));
         let ((rank, _), slot) = best?;
-        let held = self.take(slot, key);
+        let held = self.take(slot, claim);
         Some(Grant {
             ticket,
+            key,
             slot,
             load: rank < 2,
             held,
@@ -243,19 +319,19 @@ impl Core {
     }
 
     /// Makes a free slot busy; says what it held.
-    fn take(&mut self, slot: SlotId, key: Key) -> Holds {
+    fn take(&mut self, slot: SlotId, claim: Claim) -> Holds {
         self.uses += 1;
         let entry = Entry {
-            state: State::Busy(key),
+            state: State::Busy(claim.key, claim.tenant),
             used_at: self.uses,
         };
         match self.slots.insert(slot, entry).map(|entry| entry.state) {
             Some(State::Free(holds)) => holds,
-            Some(State::Busy(_)) | None => Holds::Nothing,
+            Some(State::Busy(..)) | None => Holds::Nothing,
         }
     }
 
-    /// Most slots that one version may use at a time: all but a quarter, at least one.
+    /// Most slots that one version, or one of several tenants, may use at a time: all but a quarter, at least one.
     fn share(&self) -> usize {
         let all = self.slots.len();
         match all {

@@ -5,20 +5,26 @@
 
 pub(crate) mod core;
 pub(crate) mod door;
+pub(crate) mod home;
 mod janitor;
+mod warm;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use holm_vmm::Slot;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Notify, oneshot};
 
-use self::core::{Core, Grant, Holds, Key, SlotId, Ticket};
+use self::core::{Claim, Core, Grant, Holds, Key, SlotId, Ticket};
 use self::door::{Door, Seat};
+use self::home::Place;
 pub(crate) use self::janitor::Janitor;
+use self::warm::{Bounds, Warm};
+use crate::deploy::routes::Live;
 use crate::limits::LAST_RETURN;
 use crate::request::job::Job;
 use crate::tally::Tally;
@@ -37,7 +43,7 @@ pub(crate) struct Lease {
 /// The slots of one thread.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    lane: usize,
+    place: Place,
     inner: RefCell<Inner>,
     janitor: Janitor,
     made: UnboundedSender<Box<Slot>>,
@@ -51,6 +57,11 @@ pub(crate) struct Pool {
 #[derive(Debug, Default)]
 struct Inner {
     core: Core,
+    warm: Warm,
+    /// Slots that are out, since when and for which version.
+    out: HashMap<SlotId, (Key, Instant)>,
+    /// Requests that were handed to other threads.
+    handed: usize,
     free: HashMap<SlotId, Box<Slot>>,
     waiting: HashMap<Ticket, oneshot::Sender<Way>>,
     /// The doors of kept instances that are at work.
@@ -84,13 +95,13 @@ impl Pool {
     /// An empty pool. `made` is where the janitor sends slots for this thread, to be given to
     /// [`Pool::add`].
     pub(crate) fn new(
-        lane: usize,
+        place: Place,
         janitor: Janitor,
         made: UnboundedSender<Box<Slot>>,
         tally: Arc<Tally>,
     ) -> Rc<Self> {
         Rc::new(Pool {
-            lane,
+            place,
             inner: RefCell::default(),
             janitor,
             made,
@@ -116,16 +127,34 @@ impl Pool {
         self.count(&inner);
     }
 
+    /// The thread that is to serve a request of the version, if it is another than this one.
+    pub(crate) fn home(&self, live: &Live) -> Option<usize> {
+        let handed = &mut self.inner.borrow_mut().handed;
+        let home = self.place.home(live.key, live.max_instances, *handed)?;
+        *handed = handed.wrapping_add(1);
+        Some(home)
+    }
+
+    fn claim(&self, live: &Live) -> Claim {
+        Claim {
+            key: live.key,
+            tenant: live.tenant.id,
+            most: self.place.quota(live.key, live.max_instances),
+        }
+    }
+
     /// Asks for a way to an instance of the version.
-    pub(crate) fn ask(self: &Rc<Self>, key: Key) -> Asked {
+    pub(crate) fn ask(self: &Rc<Self>, live: &Live) -> Asked {
+        let (key, claim) = (live.key, self.claim(live));
         let mut inner = self.inner.borrow_mut();
+        inner.warm.came(key);
         if let Some(at) = inner.open.iter().position(|(open, _)| *open == key) {
             let (_, door) = inner.open.swap_remove(at);
             return Asked::Granted(Way::Join(door.seat()));
         }
         let ticket = Ticket(inner.next_ticket);
         inner.next_ticket += 1;
-        if let Some(grant) = inner.core.want(ticket, key)
+        if let Some(grant) = inner.core.want(ticket, claim)
             && let Some(lease) = inner.lease(grant)
         {
             self.count(&inner);
@@ -140,12 +169,53 @@ impl Pool {
         })
     }
 
-    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it.
-    pub(crate) fn spare(&self, key: Key, count: usize) -> Option<Lease> {
+    /// The versions that take requests, and of how many tenants they are.
+    pub(crate) fn follow<'a>(&self, versions: impl Iterator<Item = &'a Arc<Live>>) {
+        let now = Instant::now();
         let mut inner = self.inner.borrow_mut();
-        let slot = inner.core.spare(key, count)?;
+        let mut tenants = BTreeSet::new();
+        for live in versions {
+            tenants.insert(live.tenant.id);
+            let homes = self.place.homes(live.max_instances);
+            let bounds = Bounds {
+                min: (live.ahead as usize).div_ceil(homes),
+                most: self.place.quota(live.key, live.max_instances),
+                cooldown: live.cooldown,
+            };
+            inner.warm.add(live.key, bounds, now);
+        }
+        let grants = inner.core.set_tenants(tenants.len());
+        inner.hand_out(grants);
+    }
+
+    /// How many slots are to hold the version ahead of its requests.
+    pub(crate) fn target(&self, key: Key) -> usize {
+        self.inner.borrow().warm.target(key)
+    }
+
+    /// Looks at what came since the last time, and gives back what is not needed any more.
+    pub(crate) fn look(&self) {
+        let given_back = {
+            let Inner { warm, core, .. } = &mut *self.inner.borrow_mut();
+            let given_back = warm.look(Instant::now(), |key| core.holding(key));
+            let given_back = given_back.into_iter();
+            given_back
+                .flat_map(|(key, keep)| core.release(key, keep))
+                .collect::<Vec<_>>()
+        };
+        for id in given_back {
+            let slot = self.inner.borrow_mut().free.remove(&id);
+            self.discard(slot, id);
+        }
+    }
+
+    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it.
+    pub(crate) fn spare(&self, live: &Live, count: usize) -> Option<Lease> {
+        let mut inner = self.inner.borrow_mut();
+        let slot = inner.core.spare(self.claim(live), count)?;
         let lease = inner.lease(Grant {
             ticket: Ticket(u64::MAX),
+            key: live.key,
             slot,
             load: true,
             held: Holds::Nothing,
@@ -219,6 +289,7 @@ impl Pool {
     pub(crate) fn finish(&self, slot: Box<Slot>, id: SlotId, holds: Holds) {
         let mut inner = self.inner.borrow_mut();
         inner.free.insert(id, slot);
+        inner.back(id);
         let grants = inner.core.finished(id, holds);
         inner.hand_out(grants);
         self.count(&inner);
@@ -229,6 +300,7 @@ impl Pool {
     /// the slot itself when that is lost already.
     pub(crate) fn discard(&self, slot: Option<Box<Slot>>, id: SlotId) {
         let mut inner = self.inner.borrow_mut();
+        inner.back(id);
         let grants = inner.core.lost(id);
         inner.hand_out(grants);
         self.count(&inner);
@@ -243,7 +315,11 @@ impl Pool {
 
     /// The version will not be asked for any more: its kept instances are told to end.
     pub(crate) fn forget(&self, key: Key) {
-        let kept = self.inner.borrow_mut().core.forget(key);
+        let kept = {
+            let mut inner = self.inner.borrow_mut();
+            inner.warm.forget(key);
+            inner.core.forget(key)
+        };
         for id in kept {
             let slot = self.inner.borrow_mut().free.remove(&id);
             self.discard(slot, id);
@@ -268,7 +344,8 @@ impl Pool {
     }
 
     fn count(&self, inner: &Inner) {
-        self.tally.set_free_slots(self.lane, inner.core.free());
+        self.tally
+            .set_free_slots(self.place.index, inner.core.free());
     }
 
     fn cancel(&self, ticket: Ticket) {
@@ -289,8 +366,16 @@ impl Inner {
         });
     }
 
+    /// A slot is out no more.
+    fn back(&mut self, id: SlotId) {
+        if let Some((key, since)) = self.out.remove(&id) {
+            self.warm.ended(key, since.elapsed());
+        }
+    }
+
     fn lease(&mut self, grant: Grant) -> Option<Lease> {
         let slot = self.free.remove(&grant.slot)?;
+        self.out.insert(grant.slot, (grant.key, Instant::now()));
         Some(Lease {
             slot,
             id: grant.slot,
@@ -311,6 +396,7 @@ impl Inner {
             };
             if let Some(Way::Slot(Lease { slot, id, held, .. })) = unwanted {
                 self.free.insert(id, slot);
+                self.out.remove(&id);
                 grants.extend(self.core.finished(id, held));
             }
         }

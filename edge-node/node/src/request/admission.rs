@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::job::Job;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{DOOR_PATIENCE, MAX_QUEUED_PER_VERSION};
+use crate::limits::{DOOR_PATIENCE, MAX_QUEUED_PER_TENANT, MAX_QUEUED_PER_VERSION};
 use crate::pool::{Asked, Way};
 
 /// The way in was not found.
@@ -41,7 +41,7 @@ pub(crate) async fn admit(
     let permit = match live.permits.clone().try_acquire_owned() {
         Ok(permit) => permit,
         Err(_) => {
-            place = Some(Place::take(&live.waiting)?);
+            place = Some(Place::take(live)?);
             let permit = live.permits.clone().acquire_owned();
             within(permit, deadline, job.gone())
                 .await?
@@ -56,11 +56,11 @@ pub(crate) async fn admit(
             Err(refusal) => return Err(refusal),
         }
     }
-    let way = match lane.pool.ask(live.key) {
+    let way = match lane.pool.ask(live) {
         Asked::Granted(way) => way,
         Asked::Queued(mut waiting) => {
             if place.is_none() {
-                place = Some(Place::take(&live.waiting)?);
+                place = Some(Place::take(live)?);
             }
             within(waiting.granted(), deadline, job.gone())
                 .await?
@@ -85,22 +85,37 @@ async fn within<T>(
     }
 }
 
-/// A place in a version's queue.
+/// A place in a version's queue, which is one among its tenant's.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Place {
+    _of_version: Counted,
+    _of_tenant: Counted,
+}
 
 impl Place {
-    fn take(waiting: &Arc<AtomicUsize>) -> Result<Self, Refusal> {
-        let place = Place(waiting.clone());
+    fn take(live: &Live) -> Result<Self, Refusal> {
+        Ok(Place {
+            _of_version: Counted::take(&live.waiting, MAX_QUEUED_PER_VERSION)?,
+            _of_tenant: Counted::take(&live.tenant.waiting, MAX_QUEUED_PER_TENANT)?,
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn take(waiting: &Arc<AtomicUsize>, most: usize) -> Result<Self, Refusal> {
+        let place = Counted(waiting.clone());
         // Taken before it is looked at, so that two who come together cannot both have the last one.
-        match waiting.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED_PER_VERSION {
+        match waiting.fetch_add(1, Ordering::Relaxed) < most {
             true => Ok(place),
             false => Err(Refusal::Full),
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -115,11 +130,12 @@ mod tests {
     fn a_queue_takes_its_bound_and_not_one_more() {
         let waiting = Arc::new(AtomicUsize::new(0));
         let mut places: Vec<_> = (0..MAX_QUEUED_PER_VERSION)
-            .map(|_| Place::take(&waiting).unwrap())
+            .map(|_| Counted::take(&waiting, MAX_QUEUED_PER_VERSION).unwrap())
             .collect();
-        assert_eq!(Place::take(&waiting).unwrap_err(), Refusal::Full);
+        let more = Counted::take(&waiting, MAX_QUEUED_PER_VERSION);
+        assert_eq!(more.unwrap_err(), Refusal::Full);
         places.pop();
-        let _again = Place::take(&waiting).unwrap();
+        let _again = Counted::take(&waiting, MAX_QUEUED_PER_VERSION).unwrap();
         drop(places);
         assert_eq!(waiting.load(Ordering::Relaxed), 1);
     }

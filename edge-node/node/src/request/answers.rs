@@ -80,7 +80,7 @@ impl Untaken {
     pub(crate) fn count(&self, body: Outgoing) -> CountedBody {
         let counted = match &body {
             Outgoing::Whole(_) => Some(self.counted(body.whole_bytes() as usize)),
-            Outgoing::Parts(_) => None,
+            Outgoing::Parts(_) | Outgoing::Distant(_) => None,
         };
         let untaken = Untaken {
             answers: self.answers.clone(),

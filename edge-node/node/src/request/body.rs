@@ -35,7 +35,24 @@ impl Drop for Held {
     }
 }
 
+impl Held {
+    /// The bytes, for another thread to count.
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
 impl Budget {
+    /// Counts what another thread has let in.
+    pub(crate) fn hold(&self, bytes: Bytes) -> Held {
+        self.0.set(self.0.get() + bytes.len());
+        Held {
+            counted: bytes.len(),
+            bytes,
+            budget: self.clone(),
+        }
+    }
+
     fn take(&self, held: &mut Held, bytes: usize) -> bool {
         let used = self.0.get() + bytes;
         if used > MAX_BODY_BYTES_PER_THREAD {

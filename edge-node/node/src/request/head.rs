@@ -43,6 +43,18 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the caller wants to go on with WebSocket (RFC 6455, section 4.1). Any other protocol that it would
+/// rather speak it can do without.
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
+    let wanted = headers.get_all(UPGRADE).iter();
+    let mut wanted = wanted.filter_map(|value| value.to_str().ok());
+    wanted.any(|value| {
+        value
+            .split(',')
+            .any(|one| one.trim().eq_ignore_ascii_case("websocket"))
+    })
+}
+
 /// Makes a caller's headers those that the function sees.
 /// The body's length is that of `body_bytes`, if it is known.
 pub(crate) fn inward(parts: &mut Parts, peer: IpAddr, id: RequestId, body_bytes: Option<u64>) {
@@ -274,6 +286,23 @@ mod tests {
         parts.uri = "http://me@h.example:80/x".parse().unwrap();
         inward(&mut parts, [127, 0, 0, 1].into(), RequestId([1; 16]), None);
         assert_eq!(parts.headers["host"], "h.example:80");
+    }
+
+    #[test]
+    fn only_websocket_is_an_upgrade_that_cannot_be_left_out() {
+        for (upgrade, is) in [
+            ("websocket", true),
+            ("h2c, WebSocket", true),
+            ("h2c", false),
+            ("websockets", false),
+        ] {
+            assert_eq!(
+                is_websocket(&parts(&[("upgrade", upgrade)]).headers),
+                is,
+                "{upgrade}"
+            );
+        }
+        assert!(!is_websocket(&HeaderMap::new()));
     }
 
     #[test]

@@ -274,10 +274,10 @@ impl Instance {
         };
         log(&self.lane, &self.live, self.last, &mut slot);
         if !self.spent && !slot.can_begin() {
-            // Its connection first.
+            // Its connection first, of which HTTP/2 makes two tasks.
             tokio::task::yield_now().await;
-            // It may take a while, so not on this thread. Who comes meanwhile had better wait for it than have an
-            // instance with another state.
+            tokio::task::yield_now().await;
+            // Who comes meanwhile had better wait for it than have an instance with another state.
             let open = self
                 .opens()
                 .then(|| self.lane.pool.open(self.live.key, &door));
@@ -311,11 +311,9 @@ impl Instance {
             bounds.deadline = bounds.deadline.max(job.deadline);
             bounds.cpu = before.cpu + cpu.saturating_sub(job.cost.taken.cpu);
         }
+        // Most are there at once. What takes longer is not for this thread.
+        let mut rest = slot.go_on(FIRST_QUANTUM, bounds.deadline);
         let waits = loop {
-            let Ok((back, rest)) = self.lane.shared.workers.go_on(slot, bounds).await else {
-                return Err(Remains::Broken(None));
-            };
-            slot = back;
             match rest {
                 Ok(Rest::Waiting) => break true,
                 Ok(Rest::Yielded) => {}
@@ -328,6 +326,10 @@ impl Instance {
                     tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
                     break false;
                 }
+            }
+            match self.lane.shared.workers.go_on(slot, bounds).await {
+                Ok(came) => (slot, rest) = came,
+                Err(_) => return Err(Remains::Broken(None)),
             }
         };
         if let Some(job) = &mut self.leaving {

@@ -22,6 +22,7 @@
 mod admission;
 pub(crate) mod answers;
 pub(crate) mod body;
+pub(crate) mod handover;
 mod head;
 mod invoke;
 pub(crate) mod job;
@@ -58,9 +59,9 @@ pub(crate) type Answer = Response<Outgoing>;
 
 const HOLM_NODE: HeaderName = HeaderName::from_static("x-holm-node");
 
-/// A request that a function is to answer.
+/// A request that a function is to answer, with its body as one thread has it, or as it goes to another.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct Call<B = body::Held> {
     id: RequestId,
     accepted: Instant,
     accepted_ms: u64,
@@ -69,11 +70,28 @@ pub(crate) struct Call {
     target: String,
     head: Parts,
     /// The body, as far as it was there at the start.
-    body: body::Held,
+    body: B,
     /// What is to come of it.
     rest: Option<body::Rest>,
     /// Bytes of it, when all has come.
     body_bytes: u64,
+}
+
+impl<B> Call<B> {
+    /// The same with another form of the body.
+    fn with<C>(self, form: impl FnOnce(B) -> C) -> Call<C> {
+        Call {
+            id: self.id,
+            accepted: self.accepted,
+            accepted_ms: self.accepted_ms,
+            method: self.method,
+            target: self.target,
+            head: self.head,
+            body: form(self.body),
+            rest: self.rest,
+            body_bytes: self.body_bytes,
+        }
+    }
 }
 
 impl Call {
@@ -145,6 +163,9 @@ async fn take(
             }
         }
     };
+    if head::is_websocket(&head.headers) {
+        return Err(Problem::NoWebSocket);
+    }
     let body = body::gather(body, live.limits.request_body_bytes, &lane.bodies).await;
     let (body, more) = body
         .map_err(|problem| problem.unwrap_or_else(|| Problem::Overloaded(live.function.clone())))?;
@@ -175,8 +196,16 @@ async fn take(
     answer.await.map_err(|_| Problem::Node)
 }
 
-/// Carries the request through. The answer goes to `reply`, which closes when the caller goes away.
+/// Carries the request through, here or where its version is at home. The answer goes to `reply`, which closes
+/// when the caller goes away.
 async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
+    match lane.pool.home(&live) {
+        None => carry_here(lane, live, call, reply).await,
+        Some(home) => handover::hand_over(&lane, live, call, home, reply).await,
+    }
+}
+
+async fn carry_here(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
     if !lane.meter.borrow_mut().has_room() {
         // It does not run, so it needs no record, for which there may be no room either.
         live.counts.add(Outcome::Shed, 0);

@@ -10,6 +10,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
 use super::answers::Answers;
+use super::handover::Distant;
 use crate::limits::PART_WINDOW_BYTES;
 
 /// A smaller part than this is not kept as one of its own.
@@ -22,6 +23,8 @@ pub(crate) enum Outgoing {
     Whole(Full<Bytes>),
     /// As it comes.
     Parts(Reader),
+    /// As it comes from another thread.
+    Distant(Distant),
 }
 
 impl Outgoing {
@@ -29,7 +32,7 @@ impl Outgoing {
     pub(crate) fn whole_bytes(&self) -> u64 {
         match self {
             Outgoing::Whole(body) => body.size_hint().exact().unwrap_or(0),
-            Outgoing::Parts(_) => 0,
+            Outgoing::Parts(_) | Outgoing::Distant(_) => 0,
         }
     }
 }
@@ -60,20 +63,21 @@ impl Body for Outgoing {
             Outgoing::Parts(reader) => reader
                 .poll_next(cx)
                 .map(|next| next.map(|part| part.map(Frame::data))),
+            Outgoing::Distant(body) => body.poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Outgoing::Whole(body) => body.is_end_stream(),
-            Outgoing::Parts(_) => false,
+            Outgoing::Parts(_) | Outgoing::Distant(_) => false,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Outgoing::Whole(body) => body.size_hint(),
-            Outgoing::Parts(_) => SizeHint::default(),
+            Outgoing::Parts(_) | Outgoing::Distant(_) => SizeHint::default(),
         }
     }
 }
@@ -174,7 +178,8 @@ impl Drop for Writer {
 pub(crate) struct Reader(Rc<RefCell<Shared>>);
 
 impl Reader {
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+    /// The next part, or the end.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         let mut shared = self.0.borrow_mut();
         if let Some(part) = shared.queue.pop_front() {
             shared.took(part.len());

@@ -36,6 +36,8 @@ pub(crate) enum Problem {
     BadHost,
     /// This cannot be done with a function.
     BadMethod,
+    /// Nor this.
+    NoWebSocket,
     /// The program crashed, broke a rule or ended without an answer.
     Crashed(FunctionName),
     /// The program did not answer within its limits; says which.
@@ -60,6 +62,7 @@ impl Problem {
             Problem::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
             Problem::BadBody | Problem::BadHost => StatusCode::BAD_REQUEST,
             Problem::BadMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Problem::NoWebSocket => StatusCode::NOT_IMPLEMENTED,
             Problem::Crashed(_) | Problem::BadAnswer(..) => StatusCode::BAD_GATEWAY,
             Problem::Node => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -79,6 +82,7 @@ impl Problem {
             Problem::BadBody => ("bad-body", "http_request_error"),
             Problem::BadHost => ("bad-host", "http_request_error"),
             Problem::BadMethod => ("bad-method", "http_request_denied"),
+            Problem::NoWebSocket => ("no-websocket", "http_upgrade_failed"),
             Problem::Crashed(_) => ("function-crashed", "http_response_incomplete"),
             Problem::TimedOut(..) => ("function-timed-out", "http_response_timeout"),
             Problem::BadAnswer(..) => ("bad-answer", "http_protocol_error"),
@@ -134,6 +138,12 @@ impl Problem {
             Problem::BadMethod => {
                 ("Not for functions", "CONNECT cannot be passed on to a function.".into())
             }
+            Problem::NoWebSocket => (
+                "No WebSocket",
+                "Functions answer requests; a connection cannot go on as a WebSocket. Bodies may stream in \
+                 both directions, and text/event-stream takes messages to a caller."
+                    .into(),
+            ),
             Problem::Crashed(function) => (
                 "The function crashed",
                 format!("{function} crashed or ended without an answer. Its author finds the report in its log, by the request's id."),

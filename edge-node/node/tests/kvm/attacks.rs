@@ -159,11 +159,15 @@ async fn kvm_a_caller_that_goes_does_not_cost_a_kept_instance_its_state() {
         let body = answer.ok()?.unwrap().into_body().collect().await.unwrap();
         Some(String::from_utf8(body.to_bytes().to_vec()).unwrap())
     };
+    let rest = || tokio::time::sleep(Duration::from_millis(100));
     assert_eq!(ask("/count", 5000).await.as_deref(), Some("1"));
+    rest().await;
     // What it does when its caller has gone takes longer than an instance may take to its next wait.
     assert_eq!(ask("/doze", 50).await, None);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(ask("/count", 5000).await.as_deref(), Some("2"));
+    let two = ask("/count", 5000).await;
+    assert_eq!(two.as_deref(), Some("2"));
+    rest().await;
     // But no more than the request might have.
     assert_eq!(ask("/loop", 50).await, None);
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -184,6 +188,27 @@ async fn kvm_a_caller_that_goes_does_not_cost_a_kept_instance_its_state() {
         (250_000_000..1_000_000_000).contains(&gone[1].1),
         "{gone:?}"
     );
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_who_wants_a_websocket_is_told_that_there_is_none() {
+    if !require_kvm() {
+        return;
+    }
+    let (_coordinator, _dir, node) = serving(&Version::instance("v1", 1)).await;
+    let asked = |upgrade: &str| {
+        format!(
+            "GET /acme/hello/ HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: {upgrade}\r\n\
+             sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+    };
+    let answer = exchange(node.addr(), &[&asked("websocket")]).await;
+    assert!(answer.starts_with("HTTP/1.1 501 "), "{answer}");
+    assert!(answer.contains("/problems/no-websocket"), "{answer}");
+    // Others it can do without.
+    let answer = exchange(node.addr(), &[&asked("h2c")]).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     shutdown(node).await;
 }
 

@@ -40,7 +40,10 @@ const SECTIONS: [(&str, &[&str]); 10] = [
             "concurrency",
         ],
     ),
-    ("scale", &["isolation", "min", "concurrency"]),
+    (
+        "scale",
+        &["isolation", "min", "max", "cooldown", "concurrency"],
+    ),
     ("env", &[]),
     ("files", &[]),
     ("placement", &["regions"]),
@@ -184,6 +187,8 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     let scale = Scale {
         isolation,
         min: scale.count("min")?.unwrap_or(0),
+        max: scale.count("max")?,
+        cooldown_ms: scale.millis("cooldown")?,
         concurrency: scale.count("concurrency")?,
     };
 

@@ -63,6 +63,8 @@ fn every_key_of_the_file_is_read() {
         isolation = "instance"
         concurrency = 8
         min = 2
+        max = 6
+        cooldown = "90s"
         [env]
         GREETING = "hi"
         [files]
@@ -106,6 +108,8 @@ fn every_key_of_the_file_is_read() {
             isolation: Isolation::Instance,
             concurrency: Some(8),
             min: 2,
+            max: Some(6),
+            cooldown_ms: Some(90_000),
         },
         env: BTreeMap::from([("GREETING".into(), "hi".into())]),
         files: BTreeMap::from([
@@ -151,7 +155,10 @@ fn an_unknown_key_is_refused_with_its_line_and_the_nearest_known_key() {
     );
     assert_names(
         &refusal("[scale]\nxyzzy = 1"),
-        &["`scale.xyzzy`", "known here: isolation, min, concurrency"],
+        &[
+            "`scale.xyzzy`",
+            "known here: isolation, min, max, cooldown, concurrency",
+        ],
     );
 }
 
@@ -242,6 +249,18 @@ fn a_limit_out_of_bounds_is_refused_with_the_bounds() {
         &["0B to 64MiB"],
     );
     assert_names(&refusal("[scale]\nmin = 257"), &["`scale.min`", "0 to 256"]);
+    assert_names(
+        &refusal("[scale]\nmax = 0"),
+        &["`scale.max` = 0", "1 to 1024"],
+    );
+    assert_names(
+        &refusal("[scale]\nmin = 3\nmax = 2"),
+        &["`scale.min` = 3", "at most `scale.max`"],
+    );
+    assert_names(
+        &refusal("[scale]\ncooldown = \"10ms\""),
+        &["`scale.cooldown`", "one second to a day"],
+    );
 }
 
 #[test]

@@ -6,6 +6,15 @@ use proptest::prelude::*;
 const A: Key = Key(1);
 const B: Key = Key(2);
 
+/// A claim of a tenant with one version, as many instances of which there may be as there is room for.
+fn of(key: Key) -> Claim {
+    Claim {
+        key,
+        tenant: TenantId(key.0),
+        most: usize::MAX,
+    }
+}
+
 fn pool(slots: u32) -> Core {
     let mut core = Core::default();
     (0..slots).for_each(|n| assert_eq!(core.added(SlotId(n)), []));
@@ -15,47 +24,47 @@ fn pool(slots: u32) -> Core {
 #[test]
 fn a_version_gets_the_slot_that_holds_it() {
     let mut pool = pool(3);
-    let first = pool.want(Ticket(1), A).unwrap();
+    let first = pool.want(Ticket(1), of(A)).unwrap();
     assert!(first.load);
-    let other = pool.want(Ticket(2), B).unwrap();
+    let other = pool.want(Ticket(2), of(B)).unwrap();
     pool.finished(first.slot, Holds::Pristine(A));
     pool.finished(other.slot, Holds::Pristine(B));
-    let again = pool.want(Ticket(3), A).unwrap();
+    let again = pool.want(Ticket(3), of(A)).unwrap();
     assert_eq!((again.slot, again.load), (first.slot, false));
 }
 
 #[test]
 fn an_empty_slot_is_taken_before_another_versions() {
     let mut pool = pool(3);
-    let first = pool.want(Ticket(1), A).unwrap();
+    let first = pool.want(Ticket(1), of(A)).unwrap();
     pool.finished(first.slot, Holds::Pristine(A));
-    let other = pool.want(Ticket(2), B).unwrap();
+    let other = pool.want(Ticket(2), of(B)).unwrap();
     assert!(other.slot != first.slot && other.load);
 }
 
 #[test]
 fn of_other_versions_the_longest_unused_goes() {
     let mut pool = pool(2);
-    let a = pool.want(Ticket(1), A).unwrap();
-    let b = pool.want(Ticket(2), B).unwrap();
+    let a = pool.want(Ticket(1), of(A)).unwrap();
+    let b = pool.want(Ticket(2), of(B)).unwrap();
     pool.finished(a.slot, Holds::Pristine(A));
     pool.finished(b.slot, Holds::Pristine(B));
-    let third = pool.want(Ticket(3), Key(3)).unwrap();
+    let third = pool.want(Ticket(3), of(Key(3))).unwrap();
     assert_eq!((third.slot, third.load), (a.slot, true));
 }
 
 #[test]
 fn a_kept_instance_is_preferred_and_given_to_its_own_version_only() {
     let mut pool = pool(3);
-    let kept = pool.want(Ticket(1), A).unwrap();
-    let fresh = pool.want(Ticket(2), A).unwrap();
+    let kept = pool.want(Ticket(1), of(A)).unwrap();
+    let fresh = pool.want(Ticket(2), of(A)).unwrap();
     pool.finished(kept.slot, Holds::Kept(A));
     pool.finished(fresh.slot, Holds::Pristine(A));
-    let grant = pool.want(Ticket(3), A).unwrap();
+    let grant = pool.want(Ticket(3), of(A)).unwrap();
     assert_eq!((grant.slot, grant.load), (kept.slot, false));
     pool.finished(grant.slot, Holds::Kept(A));
     for ticket in 4..6 {
-        let grant = pool.want(Ticket(ticket), B).unwrap();
+        let grant = pool.want(Ticket(ticket), of(B)).unwrap();
         assert!(
             grant.load,
             "another version's instance must not be used as it is"
@@ -67,18 +76,18 @@ fn a_kept_instance_is_preferred_and_given_to_its_own_version_only() {
 fn one_version_cannot_take_all_slots() {
     let mut pool = pool(4);
     for ticket in 0..3 {
-        assert!(pool.want(Ticket(ticket), A).is_some());
+        assert!(pool.want(Ticket(ticket), of(A)).is_some());
     }
-    assert_eq!(pool.want(Ticket(3), A), None);
-    assert!(pool.want(Ticket(4), B).is_some());
+    assert_eq!(pool.want(Ticket(3), of(A)), None);
+    assert!(pool.want(Ticket(4), of(B)).is_some());
 }
 
 #[test]
 fn who_waits_is_served_in_order_and_versions_take_turns() {
     let mut pool = pool(1);
-    let running = pool.want(Ticket(0), A).unwrap();
+    let running = pool.want(Ticket(0), of(A)).unwrap();
     for (ticket, key) in [(1, A), (2, A), (3, B)] {
-        assert_eq!(pool.want(Ticket(ticket), key), None);
+        assert_eq!(pool.want(Ticket(ticket), of(key)), None);
     }
     let mut served = Vec::new();
     for _ in 0..3 {
@@ -92,15 +101,16 @@ fn who_waits_is_served_in_order_and_versions_take_turns() {
 #[test]
 fn a_cancelled_ticket_is_not_served() {
     let mut pool = pool(1);
-    let running = pool.want(Ticket(0), A).unwrap();
-    pool.want(Ticket(1), A);
-    pool.want(Ticket(2), A);
+    let running = pool.want(Ticket(0), of(A)).unwrap();
+    pool.want(Ticket(1), of(A));
+    pool.want(Ticket(2), of(A));
     pool.cancel(Ticket(1));
     let grants = pool.finished(running.slot, Holds::Pristine(A));
     assert_eq!(
         grants,
         [Grant {
             ticket: Ticket(2),
+            key: A,
             slot: running.slot,
             load: false,
             held: Holds::Pristine(A)
@@ -111,14 +121,15 @@ fn a_cancelled_ticket_is_not_served() {
 #[test]
 fn a_lost_slot_is_replaced_by_an_added_one_that_serves_who_waits() {
     let mut pool = pool(1);
-    let running = pool.want(Ticket(0), A).unwrap();
-    pool.want(Ticket(1), A);
+    let running = pool.want(Ticket(0), of(A)).unwrap();
+    pool.want(Ticket(1), of(A));
     assert_eq!(pool.lost(running.slot), []);
     let grants = pool.added(SlotId(7));
     assert_eq!(
         grants,
         [Grant {
             ticket: Ticket(1),
+            key: A,
             slot: SlotId(7),
             load: true,
             held: Holds::Nothing
@@ -129,20 +140,20 @@ fn a_lost_slot_is_replaced_by_an_added_one_that_serves_who_waits() {
 #[test]
 fn what_held_a_dropped_version_counts_as_empty() {
     let mut pool = pool(2);
-    let a = pool.want(Ticket(1), A).unwrap();
-    let b = pool.want(Ticket(2), B).unwrap();
+    let a = pool.want(Ticket(1), of(A)).unwrap();
+    let b = pool.want(Ticket(2), of(B)).unwrap();
     pool.finished(b.slot, Holds::Pristine(B));
     pool.finished(a.slot, Holds::Pristine(A));
     assert!(pool.forget(A).is_empty());
-    let grant = pool.want(Ticket(3), Key(3)).unwrap();
+    let grant = pool.want(Ticket(3), of(Key(3))).unwrap();
     assert_eq!(grant.slot, a.slot);
 }
 
 #[test]
 fn kept_instances_of_a_dropped_version_are_given_out_to_be_ended_once() {
     let mut pool = pool(3);
-    let a = pool.want(Ticket(1), A).unwrap();
-    let b = pool.want(Ticket(2), B).unwrap();
+    let a = pool.want(Ticket(1), of(A)).unwrap();
+    let b = pool.want(Ticket(2), of(B)).unwrap();
     pool.finished(a.slot, Holds::Kept(A));
     pool.finished(b.slot, Holds::Kept(B));
     assert_eq!(pool.kept().len(), 2);
@@ -156,8 +167,8 @@ fn kept_instances_of_a_dropped_version_are_given_out_to_be_ended_once() {
 fn a_slot_is_out_until_it_is_back_or_given_up() {
     let mut pool = pool(3);
     let (kept, lost) = (
-        pool.want(Ticket(1), A).unwrap(),
-        pool.want(Ticket(2), B).unwrap(),
+        pool.want(Ticket(1), of(A)).unwrap(),
+        pool.want(Ticket(2), of(B)).unwrap(),
     );
     assert_eq!((pool.busy(), pool.free()), (2, 1));
     pool.finished(kept.slot, Holds::Kept(A));
@@ -169,23 +180,117 @@ fn a_slot_is_out_until_it_is_back_or_given_up() {
 #[test]
 fn a_slot_that_comes_back_without_its_version_is_filled_ahead_for_another() {
     let mut pool = pool(1);
-    let out = pool.want(Ticket(1), A).unwrap();
+    let out = pool.want(Ticket(1), of(A)).unwrap();
     pool.forget(A);
     pool.finished(out.slot, Holds::Nothing);
-    assert_eq!(pool.spare(B, 1), Some(out.slot));
+    assert_eq!(pool.spare(of(B), 1), Some(out.slot));
 }
 
 #[test]
 fn only_empty_slots_are_filled_ahead_and_only_as_many_as_asked_for() {
     let mut pool = pool(3);
     for _ in 0..2 {
-        let slot = pool.spare(A, 2).unwrap();
+        let slot = pool.spare(of(A), 2).unwrap();
         pool.finished(slot, Holds::Pristine(A));
     }
-    assert_eq!(pool.spare(A, 2), None);
-    let slot = pool.spare(B, 1).unwrap();
+    assert_eq!(pool.spare(of(A), 2), None);
+    let slot = pool.spare(of(B), 1).unwrap();
     pool.finished(slot, Holds::Pristine(B));
-    assert_eq!(pool.spare(Key(3), 1), None);
+    assert_eq!(pool.spare(of(Key(3)), 1), None);
+}
+
+#[test]
+fn a_version_has_no_more_instances_than_it_may_and_those_who_wait_get_the_one_that_is_kept() {
+    let mut pool = pool(4);
+    let one = Claim { most: 1, ..of(A) };
+    let only = pool.want(Ticket(1), one).unwrap();
+    assert_eq!(pool.want(Ticket(2), one), None);
+    assert_eq!(pool.spare(one, 3), None);
+    let grants = pool.finished(only.slot, Holds::Kept(A));
+    assert_eq!((grants[0].ticket, grants[0].load), (Ticket(2), false));
+    pool.finished(only.slot, Holds::Kept(A));
+    let again = pool.want(Ticket(3), one).unwrap();
+    assert_eq!((again.slot, again.load), (only.slot, false));
+    // One that is gone makes room for another.
+    assert_eq!(pool.want(Ticket(4), one), None);
+    let grants = pool.lost(only.slot);
+    assert_eq!((grants[0].ticket, grants[0].load), (Ticket(4), true));
+}
+
+#[test]
+fn what_is_given_back_is_what_was_not_used_for_longest() {
+    let mut pool = pool(4);
+    let slots = [1, 2, 3].map(|n| pool.want(Ticket(n), of(A)).unwrap().slot);
+    pool.finished(slots[1], Holds::Kept(A));
+    pool.finished(slots[0], Holds::Pristine(A));
+    assert_eq!(pool.holding(A), 3);
+    assert_eq!(pool.release(A, 3), []);
+    assert_eq!(pool.release(A, 2), [slots[1]]);
+    // What is in use stays.
+    pool.lost(slots[1]);
+    assert_eq!(pool.release(A, 0), [slots[0]]);
+    pool.lost(slots[0]);
+    assert_eq!(pool.holding(A), 1);
+}
+
+#[test]
+fn a_tenant_with_many_functions_and_callers_leaves_another_its_part() {
+    for seed in 0..200u64 {
+        let mut random = seed;
+        let mut below = |n: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 33) % n
+        };
+        let mut pool = pool(8);
+        pool.set_tenants(2);
+        let greedy = |function: u64| Claim {
+            key: Key(10 + function),
+            tenant: TenantId(1),
+            most: usize::MAX,
+        };
+        let modest = Claim {
+            key: Key(1),
+            tenant: TenantId(2),
+            most: usize::MAX,
+        };
+        let (mut busy, mut next) = (Vec::new(), 0);
+        let (mut waits, mut longest) = (None::<(u64, u64)>, 0);
+        for turn in 0..2000 {
+            let mut grants = Vec::new();
+            // As many as may wait, of any of its functions.
+            for _ in 0..3 {
+                next += 1;
+                grants.extend(pool.want(Ticket(next), greedy(below(10))));
+            }
+            // One at a time.
+            let runs = busy.iter().any(|(_, tenant)| *tenant == modest.tenant);
+            if waits.is_none() && !runs {
+                next += 1;
+                waits = Some((next, turn));
+                grants.extend(pool.want(Ticket(next), modest));
+            }
+            if !busy.is_empty() && below(2) == 0 {
+                let (slot, _) = busy.swap_remove(below(busy.len() as u64) as usize);
+                grants.extend(pool.finished(slot, Holds::Nothing));
+            }
+            for grant in grants {
+                let is_modest = waits.is_some_and(|(ticket, _)| grant.ticket == Ticket(ticket));
+                if let Some((_, since)) = waits.filter(|_| is_modest) {
+                    longest = longest.max(turn - since);
+                    waits = None;
+                }
+                let tenant = if is_modest {
+                    modest.tenant
+                } else {
+                    TenantId(1)
+                };
+                busy.push((grant.slot, tenant));
+            }
+        }
+        assert_eq!((longest, waits), (0, None), "seed {seed}");
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -213,6 +318,13 @@ proptest! {
         slots in 1..6u32, steps in proptest::collection::vec(step(), 0..200)
     ) {
         let mut pool = pool(slots);
+        // Of two tenants, each with two versions; of one of them there may be no more than two instances.
+        pool.set_tenants(2);
+        let claim = |key: u64| Claim {
+            key: Key(key),
+            tenant: TenantId(key % 2),
+            most: if key == 0 { 2 } else { usize::MAX },
+        };
         let mut next_slot = slots;
         let mut users: BTreeMap<SlotId, (Ticket, Key)> = BTreeMap::new();
         let mut waiting: BTreeMap<Ticket, Key> = BTreeMap::new();
@@ -224,7 +336,7 @@ proptest! {
                 Step::Want(key) => {
                     let ticket = Ticket(n as u64);
                     waiting.insert(ticket, Key(key));
-                    pool.want(ticket, Key(key)).into_iter().collect()
+                    pool.want(ticket, claim(key)).into_iter().collect()
                 }
                 Step::Finish(n, kept) => match nth(n, &users) {
                     None => continue,
@@ -262,7 +374,15 @@ proptest! {
             let share = pool.share();
             for key in waiting.values() {
                 let held = users.values().filter(|(_, held)| held == key).count();
-                prop_assert!(held >= share || pool.free() == 0, "{:?} waits for nothing", key);
+                let tenant = |key: &Key| key.0 % 2;
+                let all = users.values().filter(|(_, held)| tenant(held) == tenant(key)).count();
+                let kept = pool.kept().iter().filter(|kept| *kept == key).count();
+                let most = claim(key.0).most;
+                prop_assert!(
+                    held.max(all) >= share || pool.free() == 0 || kept == 0 && held >= most,
+                    "{:?} waits for nothing", key
+                );
+                prop_assert!(held + kept <= most);
             }
         }
     }
