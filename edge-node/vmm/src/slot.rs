@@ -18,7 +18,7 @@ use crate::hostcall::{Action, Exchange, Offer, Parked, instant_of, set_result};
 use crate::image::Image;
 use crate::layout::{Layout, RANDOM_BYTES, View};
 use crate::machine::{Exit, Machine, tsc_khz};
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory, Sharing};
 use crate::pagemap::{self, Written};
 use crate::symbols::Symbols;
 use crate::{
@@ -71,6 +71,18 @@ impl Slot {
             state: State::Empty,
             written: Vec::new(),
         })
+    }
+
+    /// Gives an empty shell a memory slot for snapshots of the size of `like`, so that the first that is loaded
+    /// need not wait for one.
+    pub fn make_room(&mut self, like: &Snapshot) -> Result<(), VmmError> {
+        if self.state != State::Empty {
+            return Err(VmmError::Misuse("room in a slot that is not empty"));
+        }
+        let bytes = like.layout.total_bytes();
+        let nothing = memory::anonymous_file(bytes)?;
+        let memory = GuestMemory::map(&nothing, 0, bytes, Sharing::CopyOnWrite)?;
+        self.vm.machine.attach(memory, like.layout.pml4())
     }
 
     /// Whether it holds an instance that has answered requests and waits for another.

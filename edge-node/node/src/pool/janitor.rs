@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use holm_model::ids::RequestId;
-use holm_vmm::{Failure, Hypervisor, Slot};
+use holm_vmm::{Failure, Hypervisor, Slot, Snapshot, VmmError};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::limits::{MAX_ENDINGS, MAX_LOGGED_BYTES, SLOT_RETRY, TERMINATE_DEADLINE};
@@ -45,11 +45,12 @@ impl Janitor {
                         None => *patient_until
                             .get_or_insert_with(|| Instant::now() + TERMINATE_DEADLINE),
                     };
+                    let held = old.as_ref().and_then(|slot| slot.holds().cloned());
                     if let Some(slot) = old {
                         part_with(&mut endings, slot, until, &logs);
                     }
                     if let Some(to) = to {
-                        make(&hypervisor, &to);
+                        make(&hypervisor, &to, held.as_deref());
                     }
                 }
                 endings.join();
@@ -136,10 +137,18 @@ fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant, logs: &
     });
 }
 
-/// Makes one slot, however often it must be tried, unless nobody wants it any more.
-fn make(hypervisor: &Hypervisor, to: &UnboundedSender<Box<Slot>>) {
+/// Makes one slot, with room for what the one before it held, however often it must be tried, unless nobody wants
+/// it any more.
+fn make(hypervisor: &Hypervisor, to: &UnboundedSender<Box<Slot>>, held: Option<&Snapshot>) {
+    let with_room = || {
+        let mut slot = Slot::new(hypervisor)?;
+        if let Some(held) = held {
+            slot.make_room(held)?;
+        }
+        Ok::<_, VmmError>(slot)
+    };
     while !to.is_closed() {
-        match Slot::new(hypervisor) {
+        match with_room() {
             // If the pool has gone in the meantime the slot goes with it.
             Ok(slot) => return drop(to.send(Box::new(slot))),
             Err(error) => {

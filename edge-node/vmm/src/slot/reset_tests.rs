@@ -192,6 +192,7 @@ fn takes_the_place(hypervisor: &Hypervisor, other: &Arc<Snapshot>, snapshot: &Ar
     );
     fresh.reset().unwrap();
     let mut used = Slot::new(hypervisor).unwrap();
+    used.make_room(snapshot).unwrap();
     for seed in 0..if is_slow() { 4 } else { 40 } {
         used.load(other).unwrap();
         if seed % 4 != 3 {
