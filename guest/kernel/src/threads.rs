@@ -19,7 +19,6 @@ use core::arch::{asm, global_asm};
 use holm_hostcall::{PAGE_BYTES, Registers, abort_reason};
 
 use crate::errno::{Errno, SysResult};
-use crate::memory::guest;
 use crate::{fault, files, host, signals, state, time, timers, user};
 pub use clone::{clone, clone_with};
 pub use futex::{futex, robust_list, robust_list_of};
