@@ -19,6 +19,10 @@ pub(crate) struct RouteNode {
     pub(crate) coordinates: Coordinates,
     pub(crate) ingress_url: String,
     pub(crate) connected: bool,
+    /// An operator says that it takes no requests.
+    pub(crate) drained: bool,
+    /// It takes none because it is about to stop.
+    pub(crate) stopping: bool,
     /// The function's versions on it, and whether they take requests.
     pub(crate) versions: Vec<(VersionState, bool)>,
 }
@@ -59,6 +63,12 @@ pub(crate) fn nearest(
 fn unfit(node: &RouteNode) -> Option<String> {
     if !node.connected {
         return Some("its link to the coordinator is down".into());
+    }
+    if node.drained {
+        return Some("it is drained; `holm nodes undrain` lets it take requests".into());
+    }
+    if node.stopping {
+        return Some("it is stopping".into());
     }
     if node
         .versions
@@ -124,6 +134,8 @@ mod tests {
             coordinates: coordinates.parse().unwrap(),
             ingress_url: format!("http://{name}:8080/"),
             connected: true,
+            drained: false,
+            stopping: false,
             versions: vec![(VersionState::Ready, true)],
         }
     }
@@ -145,6 +157,20 @@ mod tests {
             .iter()
             .map(|candidate| candidate.node.as_str())
             .collect()
+    }
+
+    #[test]
+    fn a_node_that_is_drained_or_stops_is_left_out() {
+        let mut nodes = fleet();
+        nodes[0].drained = true;
+        nodes[1].stopping = true;
+        let view = route(nodes, &Caller::default());
+        assert_eq!(order(&view), ["virginia"]);
+        let why: Vec<_> = view.excluded.iter().map(|one| one.why.as_str()).collect();
+        assert!(
+            why[0].contains("drained") && why[1].contains("stopping"),
+            "{why:?}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use common::http::Client;
 use common::node::TestNode;
 use common::{Coordinator, Publisher, until};
-use holm_model::api::{FunctionView, Health, LogPage, RouteView, TenantView};
+use holm_model::api::{FunctionView, Health, LogPage, NodeView, RouteView, TenantView};
 use holm_model::control::LogEntry;
 use holm_model::ids::RequestId;
 use serde_json::json;
@@ -28,6 +28,7 @@ async fn health_needs_no_token_and_everything_else_does() {
     assert!(nobody.get("/v1/health").await.expect::<Health>(200).now_ms > 1_600_000_000_000);
     for (method, path) in [
         ("GET", "/v1/nodes"),
+        ("POST", "/v1/nodes/n1/drain"),
         ("POST", "/v1/join-tokens"),
         ("PUT", "/v1/tenants/acme"),
         ("PUT", "/v1/artifacts/x"),
@@ -323,6 +324,61 @@ async fn the_nearest_node_is_told_with_its_url_and_why() {
                 .contains("link to the coordinator is down")
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_drained_node_is_no_way_to_a_function_until_it_is_undrained_whoever_restarts() {
+    let mut coordinator = Coordinator::start().await;
+    let n1 = TestNode::start(&coordinator, "n1", 1).await;
+    let _n2 = TestNode::start(&coordinator, "n2", 2).await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    let version = publisher.publish(&coordinator, "").await.version;
+    let rollout = publisher.roll_out(&coordinator, version, &[100], 0).await;
+    coordinator
+        .rollout_when(rollout.id, |view| view.ended_ms.is_some())
+        .await;
+    let post =
+        |client: Client, path: &'static str| async move { client.send("POST", path, b"").await };
+    let view: NodeView = post(coordinator.client.clone(), "/v1/nodes/n1/drain")
+        .await
+        .expect(200);
+    assert!(view.drained && view.name == n1.identity.name);
+    let candidates = |view: &RouteView| -> Vec<String> {
+        let nodes = view.candidates.iter();
+        nodes.map(|one| one.node.to_string()).collect()
+    };
+    let view: RouteView = coordinator
+        .client
+        .get("/v1/route/acme/hello")
+        .await
+        .expect(200);
+    assert_eq!(candidates(&view), ["n2"]);
+    assert!(view.excluded[0].why.contains("holm nodes undrain"));
+
+    coordinator.restart().await;
+    until("both nodes are back", || async {
+        let nodes = coordinator.nodes().await;
+        nodes.iter().all(|node| node.connected)
+    })
+    .await;
+    let drained: Vec<_> = coordinator
+        .nodes()
+        .await
+        .iter()
+        .map(|node| node.drained)
+        .collect();
+    assert_eq!(drained, [true, false]);
+    let view: NodeView = post(coordinator.client.clone(), "/v1/nodes/n1/undrain")
+        .await
+        .expect(200);
+    assert!(!view.drained);
+    until("the way leads there again", || async {
+        let route = coordinator.client.get("/v1/route/acme/hello").await;
+        candidates(&route.expect(200)).len() == 2
+    })
+    .await;
+    let unknown = post(coordinator.client.clone(), "/v1/nodes/absent/drain").await;
+    assert!(unknown.problem(404).detail.contains("`absent`"));
 }
 
 #[tokio::test]

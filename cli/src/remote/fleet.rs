@@ -30,6 +30,17 @@ pub(crate) struct NodesArgs {
 enum NodesAction {
     /// List the nodes.
     List,
+    /// Have a node finish what it has and take no new requests, also after a restart.
+    Drain {
+        /// Its name.
+        node: Name,
+    },
+    /// Let it take requests again.
+    #[command(alias = "uncordon")]
+    Undrain {
+        /// Its name.
+        node: Name,
+    },
     /// Make a token with which one machine may join as a node, once.
     Token {
         /// How long it may be used, for example 10m.
@@ -75,6 +86,20 @@ pub(crate) async fn nodes(args: NodesArgs, output: Output) -> Result<(), Failure
         NodesAction::List => {
             let nodes: Vec<NodeView> = client.get("/v1/nodes").await?;
             output.result(&nodes, || list(&nodes))
+        }
+        NodesAction::Drain { node } => {
+            let view: NodeView = client
+                .post_empty(&format!("/v1/nodes/{node}/drain"))
+                .await?;
+            output.result(&view, || {
+                format!("{node} takes no new requests; what it has goes on")
+            })
+        }
+        NodesAction::Undrain { node } => {
+            let view: NodeView = client
+                .post_empty(&format!("/v1/nodes/{node}/undrain"))
+                .await?;
+            output.result(&view, || format!("{node} takes requests"))
         }
         NodesAction::Token { ttl, node } => {
             let answer = join_token(&client, ttl, node).await?;
@@ -183,7 +208,11 @@ fn list(nodes: &[NodeView]) -> String {
                 node.coordinates.to_string(),
                 node.ingress_url.clone(),
                 match node.connected {
+                    true if node.drained => "connected, drained".into(),
                     true => "connected".into(),
+                    false if node.drained => {
+                        format!("drained, away since {}", moment(node.last_seen_ms))
+                    }
                     false => format!("away since {}", moment(node.last_seen_ms)),
                 },
                 rtt.unwrap_or_else(|| "-".into()),

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::catalogue::no_function;
-use super::input::{JsonBody, OfFunction, QueryOf};
+use super::input::{Id, JsonBody, OfFunction, QueryOf};
 use super::problem::ApiError;
 use crate::limits::MAX_PROBES;
 use crate::route::{Caller, nearest};
@@ -43,6 +43,32 @@ pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>
         seen.label = labels.get(&seen.version).cloned().unwrap_or_default();
     }
     Ok(Json(views))
+}
+
+pub(super) async fn drain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
+    set_drained(api, node, true).await
+}
+
+pub(super) async fn undrain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
+    set_drained(api, node, false).await
+}
+
+async fn set_drained(
+    api: Shared,
+    Id(node): Id<Name>,
+    drained: bool,
+) -> Result<Json<NodeView>, ApiError> {
+    let unknown = || {
+        ApiError::not_found(format!(
+            "there is no node `{node}` that has been connected; `holm nodes list` shows those that have"
+        ))
+    };
+    if !api.rollouts.drain(&node, drained).await? {
+        return Err(unknown());
+    }
+    let Json(views) = list_nodes(api).await?;
+    let view = views.into_iter().find(|view| view.name == node);
+    view.map(Json).ok_or_else(unknown)
 }
 
 /// The query of a route request.

@@ -65,6 +65,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
     let guarded = Router::new()
         .route("/v1/join-tokens", post(fleet::make_join_token))
         .route("/v1/nodes", get(fleet::list_nodes))
+        .route("/v1/nodes/{node}/drain", post(fleet::drain))
+        .route("/v1/nodes/{node}/undrain", post(fleet::undrain))
         .route("/v1/route/{tenant}/{function}", get(fleet::route))
         .route("/v1/tenants/{tenant}", put(catalogue::put_tenant))
         .route(

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holm_model::api::{NodeVersionView, NodeView};
-use holm_model::control::{Hello, Observed, Report, VersionState};
+use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
 use holm_model::ids::{FunctionName, Name, VersionId};
+use holm_model::limits::MAX_OTHER_NODES;
 use holm_model::usage::Outcome;
 use quinn::Connection;
 use tokio::sync::Notify;
@@ -45,6 +46,10 @@ struct Entry {
     session: Option<Session>,
     /// What it said last; kept when the link goes, for people.
     observed: Observed,
+    /// An operator says that it takes no requests.
+    drained: bool,
+    /// It says so itself: it is stopping.
+    stopping: bool,
 }
 
 struct Session {
@@ -66,6 +71,8 @@ impl Fleet {
                 since_ms: now_ms,
                 session: None,
                 observed: Observed::default(),
+                drained: row.drained,
+                stopping: false,
             };
             (row.name, entry)
         };
@@ -117,6 +124,7 @@ impl Fleet {
                 entry.hello = hello;
                 entry.last_seen_ms = now_ms;
                 entry.since_ms = now_ms;
+                entry.stopping = false;
                 std::mem::replace(&mut entry.session, session)
             }
             None => {
@@ -127,6 +135,8 @@ impl Fleet {
                     since_ms: now_ms,
                     session,
                     observed,
+                    drained: false,
+                    stopping: false,
                 };
                 inner.nodes.insert(name.clone(), entry);
                 None
@@ -175,6 +185,7 @@ impl Fleet {
             return;
         };
         entry.last_seen_ms = now_ms;
+        entry.stopping = report.stopping;
         for version in &report.versions {
             let key = (version.function.clone(), version.version);
             if inner.watched.contains(&key) {
@@ -245,6 +256,8 @@ impl Fleet {
             coordinates: entry.hello.coordinates,
             ingress_url: entry.hello.ingress_url.clone(),
             connected: entry.session.is_some(),
+            drained: entry.drained,
+            stopping: entry.stopping,
             versions: entry
                 .versions_of(function)
                 .into_values()
@@ -263,6 +276,7 @@ impl Fleet {
             coordinates: entry.hello.coordinates,
             ingress_url: entry.hello.ingress_url.clone(),
             connected: entry.session.is_some(),
+            drained: entry.drained,
             last_seen_ms: entry.last_seen_ms,
             rtt_us: entry.session.as_ref().map(|session| {
                 u64::try_from(session.connection.rtt().as_micros()).unwrap_or(u64::MAX)
@@ -271,6 +285,40 @@ impl Fleet {
             versions: entry.observed.versions.iter().map(version_view).collect(),
         };
         inner.nodes.iter().map(view).collect()
+    }
+
+    /// Says whether a node is to take requests; whether it is known.
+    pub(crate) fn set_drained(&self, name: &Name, drained: bool) -> bool {
+        let mut inner = self.lock();
+        let Some(entry) = inner.nodes.get_mut(name) else {
+            return false;
+        };
+        entry.drained = drained;
+        true
+    }
+
+    /// What a node is to know of its own draining, and where else callers may go: the nearest that serve.
+    pub(crate) fn draining(&self, name: &Name) -> Draining {
+        let inner = self.lock();
+        let own = inner.nodes.get(name);
+        let others = inner.nodes.iter().filter(|(other, entry)| {
+            let serves = entry.observed.versions.iter().any(|version| version.routed);
+            *other != name && entry.session.is_some() && serves && !entry.drained && !entry.stopping
+        });
+        let distance = |entry: &Entry| {
+            own.map_or(0.0, |own| {
+                own.hello.coordinates.distance_km(entry.hello.coordinates)
+            })
+        };
+        let mut others: Vec<_> = others.map(|(_, entry)| (distance(entry), entry)).collect();
+        others.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let urls = others.into_iter().take(MAX_OTHER_NODES);
+        Draining {
+            drained: own.is_some_and(|own| own.drained),
+            others: urls
+                .map(|(_, entry)| entry.hello.ingress_url.clone())
+                .collect(),
+        }
     }
 
     /// The node's region.

@@ -301,7 +301,10 @@ impl Link<'_> {
 
     /// The node's desired state as it is now, noted as what the node may write logs of.
     fn desired(&self, target: &mut watch::Receiver<Arc<Target>>, region: &str) -> Desired {
-        let desired = target.borrow_and_update().desired(self.name, region);
+        let draining = self.services.fleet.draining(self.name);
+        let desired = target
+            .borrow_and_update()
+            .desired(self.name, region, draining);
         let functions = desired.functions.iter();
         *self.functions() = functions.map(|f| f.function.clone()).collect();
         desired

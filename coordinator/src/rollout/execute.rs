@@ -368,6 +368,19 @@ impl Rollouts {
         Ok(())
     }
 
+    /// Says whether a node is to take requests; whether there is such a node.
+    pub(crate) async fn drain(&self, node: &Name, drained: bool) -> Result<bool, StoreError> {
+        let mut state = self.state.lock().await;
+        let generation = state.generation + 1;
+        if !self.store.set_drained(node, drained, generation).await? {
+            return Ok(false);
+        }
+        state.generation = generation;
+        let known = self.fleet.set_drained(node, drained);
+        self.show(&state);
+        Ok(known)
+    }
+
     /// One look at every open rollout; whether any is still open.
     async fn step(&self) -> bool {
         let mut state = self.state.lock().await;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
-use holm_model::control::{Desired, DesiredFunction};
+use holm_model::control::{Desired, DesiredFunction, Draining};
 use holm_model::ids::{FunctionName, Name, VersionId};
 
 /// A version that the registry has accepted.
@@ -54,7 +54,7 @@ pub(crate) struct Target {
 
 impl Target {
     /// The whole desired state of one node.
-    pub(crate) fn desired(&self, node: &Name, region: &str) -> Desired {
+    pub(crate) fn desired(&self, node: &Name, region: &str, draining: Draining) -> Desired {
         let functions = self
             .functions
             .iter()
@@ -63,6 +63,7 @@ impl Target {
         Desired {
             generation: self.generation,
             functions,
+            draining,
         }
     }
 

@@ -12,6 +12,7 @@ pub(crate) struct NodeRow {
     pub(crate) name: Name,
     pub(crate) hello: Hello,
     pub(crate) last_seen_ms: u64,
+    pub(crate) drained: bool,
 }
 
 /// Prescribed name, expiry, when it was used and by whom.
@@ -205,20 +206,50 @@ impl Store {
         tx.commit().await.during("store when nodes were last seen")
     }
 
+    /// Says whether a node is to take requests, with the generation of desired state that says so; both or
+    /// neither. Whether there is such a node.
+    pub(crate) async fn set_drained(
+        &self,
+        node: &Name,
+        drained: bool,
+        generation: u64,
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "store that a node is drained";
+        let mut tx = self.write().await?;
+        let changed =
+            sqlx::query("UPDATE nodes SET drained = ? WHERE name = ? AND hello IS NOT NULL")
+                .bind(drained)
+                .bind(node.as_str().to_owned())
+                .execute(&mut *tx)
+                .await
+                .during(DOING)?;
+        if changed.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
+            .bind(int(generation))
+            .execute(&mut *tx)
+            .await
+            .during(DOING)?;
+        tx.commit().await.during(DOING)?;
+        Ok(true)
+    }
+
     /// Every node that has been connected.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
-        let rows: Vec<(String, String, i64)> = sqlx::query_as(
-            "SELECT name, hello, last_seen_ms FROM nodes WHERE hello IS NOT NULL ORDER BY name",
+        let rows: Vec<(String, String, i64, bool)> = sqlx::query_as(
+            "SELECT name, hello, last_seen_ms, drained FROM nodes WHERE hello IS NOT NULL ORDER BY name",
         )
         .fetch_all(&self.reader)
         .await
         .during("list nodes")?;
-        let read = |(name, hello, last_seen_ms): (String, String, i64)| {
+        let read = |(name, hello, last_seen_ms, drained): (String, String, i64, bool)| {
             Ok(NodeRow {
                 name: text("a node's name", &name)?,
                 hello: serde_json::from_str(&hello)
                     .map_err(|error| StoreError::corrupt("a node's hello", error))?,
                 last_seen_ms: uint(last_seen_ms),
+                drained,
             })
         };
         rows.into_iter().map(read).collect()

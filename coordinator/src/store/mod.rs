@@ -126,12 +126,13 @@ impl Store {
 }
 
 /// In the order in which they are made. One that a coordinator may have made is never changed.
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     ("first", include_str!("../../migrations/0001_first.sql")),
     (
         "outbound bytes",
         include_str!("../../migrations/0002_outbound_bytes.sql"),
     ),
+    ("drained", include_str!("../../migrations/0003_drained.sql")),
 ];
 
 fn migrator(migrations: &[(&'static str, &'static str)]) -> Migrator {

@@ -246,6 +246,7 @@ impl TestNode {
         let report = Report {
             versions,
             free_slots: 1,
+            stopping: false,
         };
         self.says.send(NodeMessage::Report(report)).unwrap();
     }

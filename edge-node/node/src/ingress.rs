@@ -129,13 +129,45 @@ async fn serve(listener: TcpListener, gear: Gear) {
     let serving = lane.shared.serving.clone();
 
     let open = Rc::new(Open::default());
+    let ended = stop.clone();
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = accept(&listener, &lane, &tls, &ended, &open) => {}
+    }
+    lane.stop();
+    let drained = async {
+        while open.count.get() > 0 {
+            open.closed.notified().await;
+        }
+        // Others may have requests here.
+        serving.send_modify(|serving| *serving = serving.saturating_sub(1));
+        let _ = serving.subscribe().wait_for(|serving| *serving == 0).await;
+    };
+    // Who comes meanwhile is told to go elsewhere, and holds nothing up.
+    let (_go_on, never) = watch::channel(false);
+    let late = Rc::new(Open::default());
+    tokio::select! {
+        drained = tokio::time::timeout(DRAIN, drained) => if drained.is_err() {
+            tracing::warn!(left = open.count.get(), "stopping with requests under way");
+        },
+        () = accept(&listener, &lane, &tls, &never, &late) => {}
+    }
+    drop(listener);
+    // What follows an answer is the return of its slot, for which this waits.
+    pool.close().await;
+}
+
+/// Takes connections, as long as it is polled.
+async fn accept(
+    listener: &TcpListener,
+    lane: &Rc<Lane>,
+    tls: &Option<tls::Current>,
+    stop: &watch::Receiver<bool>,
+    open: &Rc<Open>,
+) {
     loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = stop.wait_for(|stop| *stop) => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
+        match listener.accept().await {
             Ok((stream, peer)) if open.count.get() < MAX_CONNECTIONS_PER_THREAD => {
                 let opened = Opened::new(open.clone());
                 let (lane, tls, stop) = (lane.clone(), tls.clone(), stop.clone());
@@ -155,20 +187,6 @@ async fn serve(listener: TcpListener, gear: Gear) {
             }
         }
     }
-    drop(listener);
-    let drained = async {
-        while open.count.get() > 0 {
-            open.closed.notified().await;
-        }
-        // Others may have requests here.
-        serving.send_modify(|serving| *serving = serving.saturating_sub(1));
-        let _ = serving.subscribe().wait_for(|serving| *serving == 0).await;
-    };
-    if tokio::time::timeout(DRAIN, drained).await.is_err() {
-        tracing::warn!(left = open.count.get(), "stopping with requests under way");
-    }
-    // What follows an answer is the return of its slot, for which this waits.
-    pool.close().await;
 }
 
 /// Takes in slots that the janitor made, and fills empty ones with each version as its requests may need them, so

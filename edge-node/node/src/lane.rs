@@ -1,6 +1,6 @@
 //! A lane: one ingress thread and everything that belongs to it alone. Nothing here is locked.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -50,6 +50,7 @@ pub(crate) struct Lane {
     routes: RefCell<watch::Receiver<Arc<Table>>>,
     table: RefCell<Arc<Table>>,
     ids: RefCell<Ids>,
+    stopping: Cell<bool>,
 }
 
 impl Lane {
@@ -69,6 +70,7 @@ impl Lane {
             routes: RefCell::new(routes),
             table: RefCell::new(table),
             ids: RefCell::default(),
+            stopping: Cell::new(false),
         })
     }
 
@@ -91,6 +93,16 @@ impl Lane {
             Found::Live(serving) => serving.key == live.key,
             Found::NotReady | Found::Unknown => false,
         }
+    }
+
+    /// No new requests are taken from now on.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Whether the node is about to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.get()
     }
 
     /// A new request's id.

@@ -334,6 +334,7 @@ impl Node {
             journal,
             ..
         } = self;
+        shared.tally.stop();
         stop.send_replace(true);
         join("ingress", ingress);
         shared.workers.stop();

@@ -1,7 +1,7 @@
 //! Counts of how invocations went, for the coordinator's gates. Not for billing: that is `meter`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holm_model::control::{Report, VersionReport};
@@ -40,6 +40,7 @@ impl Counts {
 pub(crate) struct Tally {
     versions: Mutex<BTreeMap<(FunctionName, VersionId), Arc<Counts>>>,
     free_slots: Vec<AtomicU32>,
+    stopping: AtomicBool,
 }
 
 impl Tally {
@@ -47,6 +48,7 @@ impl Tally {
         Tally {
             versions: Mutex::default(),
             free_slots: (0..lanes).map(|_| AtomicU32::new(0)).collect(),
+            stopping: AtomicBool::new(false),
         }
     }
 
@@ -61,6 +63,11 @@ impl Tally {
             .entry((function.clone(), version))
             .or_default()
             .clone()
+    }
+
+    /// The node takes no new requests from now on.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn set_free_slots(&self, lane: usize, free: usize) {
@@ -97,6 +104,7 @@ impl Tally {
         Report {
             versions,
             free_slots: self.free_slots(),
+            stopping: self.stopping.load(Ordering::Relaxed),
         }
     }
 }

@@ -8,6 +8,8 @@
 //! | `GET /v1/health` (no token) | | 200 `Health` |
 //! | `POST /v1/join-tokens` | `JoinTokenRequest` | 201 `JoinTokenAnswer` |
 //! | `GET /v1/nodes` | | 200 `Vec<NodeView>` |
+//! | `POST /v1/nodes/{node}/drain` | | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/undrain` | | 200 `NodeView` |
 //! | `PUT /v1/tenants/{tenant}` | `TenantRequest` | 200 `TenantView` |
 //! | `HEAD /v1/artifacts/{digest}` | | 200 or 404 |
 //! | `PUT /v1/artifacts/{digest}` | raw bytes | 201, or 200 if it was there |
@@ -119,6 +121,9 @@ pub struct NodeView {
     pub ingress_url: String,
     /// Whether its link is up.
     pub connected: bool,
+    /// Whether an operator has said that it takes no requests.
+    #[serde(default)]
+    pub drained: bool,
     /// When it was last heard, milliseconds since 1970 UTC.
     pub last_seen_ms: u64,
     /// Round-trip time of the link in microseconds, while it is up.

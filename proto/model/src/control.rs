@@ -1,4 +1,4 @@
-//! The messages between a node and the coordinator, protocol version 2.
+//! The messages between a node and the coordinator, protocol version 3.
 //!
 //! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
 //! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
@@ -20,7 +20,7 @@ use crate::place::Coordinates;
 use crate::usage::{Outcome, UsageRecord};
 
 /// The version of these messages, in every frame's header.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// ALPN of the control link.
 pub const ALPN: &[u8] = b"holm/1";
 /// ALPN for joining.
@@ -105,6 +105,8 @@ pub struct Report {
     pub versions: Vec<VersionReport>,
     /// Free slots for new work.
     pub free_slots: u32,
+    /// It takes no new requests, because it is about to stop.
+    pub stopping: bool,
 }
 
 /// Invocations of one version since the last report; probes excluded.
@@ -172,6 +174,17 @@ pub struct Desired {
     pub generation: u64,
     /// One for each function.
     pub functions: Vec<DesiredFunction>,
+    /// Whether it is to take requests.
+    pub draining: Draining,
+}
+
+/// Whether a node takes requests, and where its callers can go instead.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// It finishes what it has and refuses what is new. It goes on preparing versions.
+    pub drained: bool,
+    /// Ingress URLs of others, the nearest first; at most [`crate::limits::MAX_OTHER_NODES`].
+    pub others: Vec<String>,
 }
 
 /// One function on a node.

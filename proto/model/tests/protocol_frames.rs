@@ -1,4 +1,4 @@
-//! The bytes of protocol version 2, message by message.
+//! The bytes of protocol version 3, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
@@ -99,6 +99,7 @@ fn node_messages() -> Vec<NodeMessage> {
                 run_ns: 70_000,
             }],
             free_slots: 12,
+            stopping: true,
         }),
         NodeMessage::Logs(LogBatch {
             entries: vec![LogEntry {
@@ -129,6 +130,10 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::Desired(Desired {
             generation: 2,
             functions: vec![desired],
+            draining: Draining {
+                drained: true,
+                others: vec!["http://n2:8080".into()],
+            },
         }),
         CoordinatorMessage::Refuse {
             reason: "no".into(),
@@ -194,17 +199,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_2() {
+fn node_messages_have_the_bytes_of_version_3() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_2() {
+fn coordinator_messages_have_the_bytes_of_version_3() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_2() {
+fn bulk_messages_have_the_bytes_of_version_3() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -213,7 +218,7 @@ fn bulk_messages_have_the_bytes_of_version_2() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_2() {
+fn join_messages_have_the_bytes_of_version_3() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -278,7 +283,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 2"),
+            error.to_string().contains("version 1, this side 3"),
             "{error}"
         );
     }
@@ -384,7 +389,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 2, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 3, 0]);
 }
 
 proptest::proptest! {

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holm_model::artifact::{PublisherKey, SignedVersion, VerifiedVersion};
 use holm_model::control::{Desired, Observed, ObservedVersion, VersionState};
 use holm_model::ids::{Digest, FunctionName, VersionId};
+use holm_model::limits::MAX_OTHER_NODES;
 
 use crate::limits::{MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES};
 
@@ -89,6 +90,7 @@ impl Reconciler {
             return None;
         }
         desired.functions.truncate(MAX_FUNCTIONS);
+        desired.draining.others.truncate(MAX_OTHER_NODES);
         let mut seen = BTreeSet::new();
         desired
             .functions

@@ -258,7 +258,7 @@ impl Deployer {
                 let live = version.and_then(|version| self.live.get(version)).cloned();
                 (function.function.clone(), live)
             });
-            let table = Arc::new(Table::new(functions));
+            let table = Arc::new(Table::new(functions, desired.draining.clone()));
             self.routes.send_replace(table);
         }
         let observed = self.core.observed();

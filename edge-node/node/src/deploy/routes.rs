@@ -10,6 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use holm_model::artifact::Statement;
+use holm_model::control::Draining;
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::manifest::{Isolation, Limits};
 use holm_vmm::{Outbound, Snapshot};
@@ -142,6 +143,8 @@ pub(crate) struct Table {
     functions: HashMap<String, HashMap<String, Option<Arc<Live>>>>,
     /// Whether there is a desired state at all.
     informed: bool,
+    /// Whether the node takes requests, and where else callers may go.
+    draining: Draining,
 }
 
 /// What a table has for a function.
@@ -157,10 +160,14 @@ pub(crate) enum Found<'a> {
 
 impl Table {
     /// A table of functions and the versions that serve them, if any does.
-    pub(crate) fn new(functions: impl Iterator<Item = (FunctionName, Option<Arc<Live>>)>) -> Self {
+    pub(crate) fn new(
+        functions: impl Iterator<Item = (FunctionName, Option<Arc<Live>>)>,
+        draining: Draining,
+    ) -> Self {
         let mut table = Table {
             functions: HashMap::new(),
             informed: true,
+            draining,
         };
         for (name, live) in functions {
             let tenant = table.functions.entry(name.tenant.into()).or_default();
@@ -181,6 +188,11 @@ impl Table {
             None if self.informed => Found::Unknown,
             None => Found::NotReady,
         }
+    }
+
+    /// Whether the node takes requests, and where else callers may go.
+    pub(crate) fn draining(&self) -> &Draining {
+        &self.draining
     }
 
     /// Every version that takes requests.
@@ -213,7 +225,8 @@ mod tests {
             Table::default().find("acme", "hello"),
             Found::NotReady
         ));
-        let table = Table::new([("acme/hello".parse().unwrap(), None)].into_iter());
+        let functions = [("acme/hello".parse().unwrap(), None)];
+        let table = Table::new(functions.into_iter(), Draining::default());
         assert!(matches!(table.find("acme", "hello"), Found::NotReady));
         assert!(matches!(table.find("acme", "other"), Found::Unknown));
         assert!(matches!(table.find("hello", "acme"), Found::Unknown));

@@ -164,6 +164,7 @@ mod tests {
         let desired = Desired {
             generation: 7,
             functions: vec![],
+            draining: Default::default(),
         };
         store.keep_desired(&desired).unwrap();
         assert_eq!(store.desired().unwrap(), Some(desired));

@@ -5,6 +5,9 @@
 //!   free ◀── finished ────── busy          finished also hands the slot to the next in the queue
 //!   gone ◀── lost ────────── busy
 //! ```
+//! One that is gone counts as its user's until another takes its place, so that who breaks slots waits for them
+//! himself.
+//!
 //! In order of preference a version gets: a kept instance of its own, a pristine one, an empty slot,
 //! the one that was not used for the longest time. One version may not hold more than a share of the
 //! slots, nor may one tenant where there are others, so that nobody's overload takes all the room. Of those who
@@ -80,6 +83,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Core {
     slots: BTreeMap<SlotId, Entry>,
+    /// Whose those were that are gone, in the order in which others take their places.
+    missing: VecDeque<(Key, TenantId)>,
     queues: VecDeque<(Claim, VecDeque<Ticket>)>,
     uses: u64,
     /// How many tenants have functions here.
@@ -89,6 +94,7 @@ pub(crate) struct Core {
 impl Core {
     /// A new, empty slot; may serve one who waits.
     pub(crate) fn added(&mut self, slot: SlotId) -> Vec<Grant> {
+        self.missing.pop_front();
         self.slots.insert(
             slot,
             Entry {
@@ -99,9 +105,15 @@ impl Core {
         self.serve()
     }
 
-    /// A busy slot is gone for good. The version's share is free again.
+    /// A busy slot is gone for good; another is to be added in its place.
     pub(crate) fn lost(&mut self, slot: SlotId) -> Vec<Grant> {
-        self.slots.remove(&slot);
+        if let Some(Entry {
+            state: State::Busy(key, tenant),
+            ..
+        }) = self.slots.remove(&slot)
+        {
+            self.missing.push_back((key, tenant));
+        }
         self.serve()
     }
 
@@ -278,15 +290,19 @@ impl Core {
 
     fn busy_of(&self, tenant: TenantId) -> usize {
         let busy = |entry: &&Entry| matches!(entry.state, State::Busy(_, held) if held == tenant);
-        self.slots.values().filter(busy).count()
+        let missing = self.missing.iter().filter(|(_, held)| *held == tenant);
+        self.slots.values().filter(busy).count() + missing.count()
     }
 
     fn grant(&mut self, ticket: Ticket, claim: Claim) -> Option<Grant> {
         let key = claim.key;
         let busy = |entry: &&Entry| matches!(entry.state, State::Busy(held, _) if held == key);
         let busy = self.slots.values().filter(busy).count();
+        let missing = self.missing.iter().filter(|(held, _)| *held == key);
         let share = self.share();
-        if busy >= share || self.tenants > 1 && self.busy_of(claim.tenant) >= share {
+        if busy + missing.count() >= share
+            || self.tenants > 1 && self.busy_of(claim.tenant) >= share
+        {
             return None;
         }
         let kept = |entry: &&Entry| entry.state == State::Free(Holds::Kept(key));
@@ -333,7 +349,7 @@ impl Core {
 
     /// Most slots that one version, or one of several tenants, may use at a time: all but a quarter, at least one.
     fn share(&self) -> usize {
-        let all = self.slots.len();
+        let all = self.slots.len() + self.missing.len();
         match all {
             0 | 1 => 1,
             _ => all - (all / 4).max(1),

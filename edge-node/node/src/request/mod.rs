@@ -112,12 +112,13 @@ pub(crate) async fn serve(lane: Rc<Lane>, peer: SocketAddr, request: Request<Inc
     let id = lane.next_id();
     // What is refused may not have been read, and then there is no next request on the connection. In
     // HTTP/2 the end of a stream says so.
-    let last = request.version() <= Version::HTTP_11 && !request.body().is_end_stream();
+    let http1 = request.version() <= Version::HTTP_11;
+    let last = http1 && !request.body().is_end_stream();
     match take(&lane, peer, id, request).await {
         Ok(answer) => answer,
         Err(problem) => {
             let mut answer = refuse(&lane, id, &problem);
-            if last {
+            if last || http1 && lane.is_stopping() {
                 let close = HeaderValue::from_static("close");
                 answer.headers_mut().insert(CONNECTION, close);
             }
@@ -155,6 +156,13 @@ async fn take(
             rest,
         } => {
             table = lane.table();
+            let draining = table.draining();
+            if draining.drained || lane.is_stopping() {
+                let there = |url: &String| {
+                    format!("{}/{tenant}/{function}{rest}", url.trim_end_matches('/'))
+                };
+                return Err(Problem::Draining(draining.others.first().map(there)));
+            }
             target = table.find(tenant, function);
             match target {
                 Found::Live(live) => (live.clone(), rest),

@@ -9,6 +9,7 @@ use hyper::{Response, StatusCode};
 use super::Answer;
 use crate::limits::RETRY_AFTER_SECONDS;
 
+const HOLM_TRY: HeaderName = HeaderName::from_static("x-holm-try");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// Why the node answers in the function's place.
@@ -18,6 +19,8 @@ pub(crate) enum Problem {
     UnknownFunction,
     /// The function is to be here but no version is ready.
     NotReady,
+    /// The node takes no requests any more; says where else this one may go, if that is known.
+    Draining(Option<String>),
     /// The node has no room.
     Overloaded(FunctionName),
     /// The node cannot put usage on record.
@@ -53,9 +56,10 @@ impl Problem {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Problem::UnknownFunction => StatusCode::NOT_FOUND,
-            Problem::NotReady | Problem::Overloaded(_) | Problem::Unmetered => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Problem::NotReady
+            | Problem::Draining(_)
+            | Problem::Overloaded(_)
+            | Problem::Unmetered => StatusCode::SERVICE_UNAVAILABLE,
             Problem::QueuedTooLong(_) | Problem::TimedOut(..) => StatusCode::GATEWAY_TIMEOUT,
             Problem::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Problem::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -73,6 +77,7 @@ impl Problem {
         match self {
             Problem::UnknownFunction => ("unknown-function", "destination_not_found"),
             Problem::NotReady => ("not-ready", "destination_unavailable"),
+            Problem::Draining(_) => ("draining", "destination_unavailable"),
             Problem::Overloaded(_) => ("overloaded", "connection_limit_reached"),
             Problem::Unmetered => ("unmetered", "destination_unavailable"),
             Problem::QueuedTooLong(_) => ("queued-too-long", "connection_limit_reached"),
@@ -101,6 +106,12 @@ impl Problem {
             Problem::NotReady => (
                 "Not ready yet",
                 "The node is still preparing this function; try again, or another node.".into(),
+            ),
+            Problem::Draining(_) => (
+                "No requests any more",
+                "The node finishes what it has and takes nothing new; try another node, the one in \
+                 x-holm-try if there is one."
+                    .into(),
             ),
             Problem::Overloaded(function) => (
                 "No room",
@@ -190,6 +201,12 @@ impl Problem {
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }
+        // A target that is no header value is left out with the hint.
+        if let Problem::Draining(Some(there)) = self
+            && let Ok(there) = HeaderValue::from_str(there)
+        {
+            headers.insert(HOLM_TRY, there);
+        }
         response
     }
 }
@@ -222,6 +239,7 @@ mod tests {
         let name: Name = "n1".parse().unwrap();
         for problem in [
             Problem::NotReady,
+            Problem::Draining(None),
             Problem::Overloaded("a/b".parse().unwrap()),
             Problem::Unmetered,
         ] {

@@ -132,6 +132,7 @@ pub fn desired(generation: u64, version: &Version, previous: Option<&Version>) -
     Desired {
         generation,
         functions: vec![function],
+        draining: Default::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use holm_model::usage::Outcome;
 use holm_test_support::require_kvm;
 
 use crate::common::coordinator::Coordinator;
-use crate::common::http::{Client, get, text};
+use crate::common::http::{Client, get, problem, text};
 use crate::common::program::{Broken, Version, desired};
 use crate::common::{config, join, shutdown, start, until};
 use crate::{outcomes, routed, serving};
@@ -163,4 +163,48 @@ async fn kvm_what_is_under_way_when_a_stopping_nodes_time_is_over_is_on_record()
         caller.await.unwrap().unwrap_err();
     }
     assert_eq!(outcomes(&coordinator, 3).await, [Outcome::PlatformFault; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_stopping_node_finishes_what_it_has_and_tells_others_to_go_elsewhere() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, _dir, node) = serving(&v1).await;
+    let mut elsewhere = desired(2, &v1, None);
+    elsewhere.draining.others = vec!["http://n2.example:8080/".into()];
+    coordinator.want(elsewhere);
+    until("the node knows", || {
+        coordinator.state().observed.generation == 2
+    })
+    .await;
+    let to = node.addr();
+    let mut busy = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let mut client = Client::connect(to).await;
+        busy.spawn(async move { client.get("/acme/hello/doze").await.unwrap().status() });
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let stopped = tokio::spawn(shutdown(node));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Either thread may have nothing any more, and be gone.
+    for _ in 0..6 {
+        let Ok(stream) = tokio::net::TcpStream::connect(to).await else {
+            continue;
+        };
+        let mut late = Client::over(stream).await;
+        let Ok(answer) = late.get("/acme/hello/x?y").await else {
+            continue;
+        };
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        assert_eq!(answer.headers()["connection"], "close");
+        let there = "http://n2.example:8080/acme/hello/x?y";
+        assert_eq!(answer.headers()["x-holm-try"], there);
+        assert_eq!(problem(&answer).kind, "/problems/draining");
+    }
+    assert_eq!(busy.join_all().await, [200; 4]);
+    stopped.await.unwrap();
+    assert_eq!(outcomes(&coordinator, 4).await, [Outcome::Answered; 4]);
 }

@@ -15,6 +15,7 @@ mod limits;
 mod link;
 mod outbound;
 mod several;
+mod tenants;
 mod tls;
 mod versions;
 

@@ -177,6 +177,7 @@ async fn kvm_a_version_that_is_not_wanted_any_more_leaves_nothing_behind() {
     coordinator.want(holm_model::control::Desired {
         generation: 2,
         functions: vec![],
+        draining: Default::default(),
     });
     until("the files are gone", || files() == (0, 0)).await;
     assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 404);

@@ -22,6 +22,7 @@ fn desired(generation: u64, version: &SignedVersion, previous: Option<&SignedVer
     };
     Desired {
         generation,
+        draining: Default::default(),
         functions: vec![function],
     }
 }
@@ -165,6 +166,7 @@ fn a_function_that_is_not_desired_any_more_goes_at_once() {
         .want(Desired {
             generation: 2,
             functions: vec![],
+            draining: Default::default(),
         })
         .unwrap();
     assert!(matches!(
@@ -215,6 +217,7 @@ fn the_late_end_of_an_attempt_given_up_is_ignored() {
     core.want(Desired {
         generation: 2,
         functions: vec![],
+        draining: Default::default(),
     })
     .unwrap();
     let again = attempt(&core.want(desired(3, &v1, None)).unwrap());

@@ -218,6 +218,20 @@ fn a_version_has_no_more_instances_than_it_may_and_those_who_wait_get_the_one_th
 }
 
 #[test]
+fn who_breaks_slots_waits_for_others_in_their_places_and_leaves_the_rest() {
+    let mut pool = pool(4);
+    pool.set_tenants(2);
+    for ticket in 0..3 {
+        let slot = pool.want(Ticket(ticket), of(A)).unwrap().slot;
+        assert_eq!(pool.lost(slot), []);
+    }
+    assert_eq!(pool.want(Ticket(3), of(A)), None);
+    assert!(pool.want(Ticket(4), of(B)).is_some());
+    let grants = pool.added(SlotId(10));
+    assert_eq!((grants.len(), grants[0].ticket), (1, Ticket(3)));
+}
+
+#[test]
 fn what_is_given_back_is_what_was_not_used_for_longest() {
     let mut pool = pool(4);
     let slots = [1, 2, 3].map(|n| pool.want(Ticket(n), of(A)).unwrap().slot);
