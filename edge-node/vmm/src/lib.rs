@@ -16,6 +16,7 @@
 //! what it says is copied once, the copy is checked, and every amount has a bound.
 
 mod boot;
+mod chunks;
 mod cpu;
 mod cpuid;
 mod crash;

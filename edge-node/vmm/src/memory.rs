@@ -54,8 +54,13 @@ impl GuestMemory {
         sharing: Sharing,
     ) -> Result<Self, VmmError> {
         let bytes = usize::try_from(bytes).map_err(|_| too_large(MAPPING))?;
-        let (flags, protection) = (sharing.flags(), sharing.protection());
         let addr = map_file(std::ptr::null_mut(), file, offset, bytes, sharing)?;
+        GuestMemory::own(addr, bytes, sharing)
+    }
+
+    /// Takes over a mapping that was just made.
+    fn own(addr: *mut libc::c_void, bytes: usize, sharing: Sharing) -> Result<Self, VmmError> {
+        let (flags, protection) = (sharing.flags(), sharing.protection());
         // SAFETY: the mapping is there, of that size, and only this value's drop takes it away.
         let region = unsafe { MmapRegion::build_raw(addr.cast(), bytes, protection, flags) };
         let region = region.map_err(|error| VmmError::Memory {
@@ -68,19 +73,48 @@ impl GuestMemory {
         })
     }
 
-    /// Has another file there, or another part of one, at the same addresses, and nothing of what was. After an
-    /// error nothing is there any more.
+    /// Maps an instance's memory: what of `file` from `offset` on lies in `parts` copy-on-write, and zeroes
+    /// elsewhere, which no file is behind, so that they can be large pages.
+    pub(crate) fn map_parts(
+        file: &File,
+        offset: u64,
+        bytes: u64,
+        parts: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<Self, VmmError> {
+        let bytes = usize::try_from(bytes).map_err(|_| too_large(MAPPING))?;
+        let addr = map_zeroes(std::ptr::null_mut(), bytes)?;
+        let memory = GuestMemory::own(addr, bytes, Sharing::CopyOnWrite)?;
+        memory.lay(file, offset, parts)?;
+        Ok(memory)
+    }
+
+    /// Has that there in place of what was, at the same addresses. After an error nothing is there any more.
     pub(crate) fn replace(
         &mut self,
         file: &File,
         offset: u64,
-        sharing: Sharing,
+        parts: impl Iterator<Item = (u64, u64)>,
     ) -> Result<(), VmmError> {
         let at = self.region.as_ptr().cast();
         // Linux may have taken away what was there when it fails; then the addresses are anybody's.
         self.mapped = false;
-        map_file(at, file, offset, self.region.size(), sharing)?;
+        map_zeroes(at, self.region.size())?;
         self.mapped = true;
+        self.lay(file, offset, parts)
+    }
+
+    /// Maps parts of a file where they belong.
+    fn lay(
+        &self,
+        file: &File,
+        offset: u64,
+        parts: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<(), VmmError> {
+        for (start, end) in parts {
+            let place = self.slice(start, (end - start) as usize)?;
+            let at = place.ptr_guard_mut().as_ptr().cast();
+            map_file(at, file, offset + start, place.len(), Sharing::CopyOnWrite)?;
+        }
         Ok(())
     }
 
@@ -135,6 +169,32 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Whether a range is all zero.
+    pub(crate) fn is_zero(&self, addr: u64, bytes: u64) -> Result<bool, VmmError> {
+        const ZEROES: [u8; 4096] = [0; 4096];
+        let mut part = [0; ZEROES.len()];
+        let mut at = addr;
+        while at < addr + bytes {
+            let part = &mut part[..((addr + bytes - at) as usize).min(ZEROES.len())];
+            self.read(at, part)?;
+            if part != &ZEROES[..part.len()] {
+                return Ok(false);
+            }
+            at += part.len() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Has a range, which nothing has touched, backed by large pages when it is. Where that cannot be, it is backed
+    /// by small ones.
+    pub(crate) fn prefer_large(&self, addr: u64, bytes: u64) -> Result<(), VmmError> {
+        let slice = self.slice(addr, bytes as usize)?;
+        let start = slice.ptr_guard_mut().as_ptr().cast();
+        // SAFETY: the range lies in this mapping, as `slice` checked; the advice changes no content.
+        unsafe { libc::madvise(start, bytes as usize, libc::MADV_HUGEPAGE) };
+        Ok(())
+    }
+
     /// Gives the range pages of its own now, all at once, which is cheaper than one by one when the
     /// guest writes to them. A kernel older than 5.14 leaves that to the guest.
     pub(crate) fn populate(&self, addr: u64, bytes: u64) -> Result<(), VmmError> {
@@ -186,9 +246,25 @@ fn map_file(
     let offset = libc::off_t::try_from(offset).map_err(|_| too_large(MAPPING))?;
     let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
     let (flags, protection) = (sharing.flags() | fixed, sharing.protection());
-    // SAFETY: a new mapping, or one in place of the whole of a `GuestMemory`, which is borrowed for that and
+    // SAFETY: a new mapping, or one in place of a part of a `GuestMemory`, which is borrowed for that and
     // into which there are no references.
-    let addr = unsafe { libc::mmap(at, bytes, protection, flags, file.as_raw_fd(), offset) };
+    mapped(unsafe { libc::mmap(at, bytes, protection, flags, file.as_raw_fd(), offset) })
+}
+
+/// Maps zeroes, at `at` if that is not null, in place of a mapping of the caller's own.
+fn map_zeroes(at: *mut libc::c_void, bytes: usize) -> Result<*mut libc::c_void, VmmError> {
+    let fixed = if at.is_null() { 0 } else { libc::MAP_FIXED };
+    let sharing = Sharing::CopyOnWrite;
+    let (flags, protection) = (
+        sharing.flags() | libc::MAP_ANONYMOUS | fixed,
+        sharing.protection(),
+    );
+    // SAFETY: as in `map_file`.
+    mapped(unsafe { libc::mmap(at, bytes, protection, flags, -1, 0) })
+}
+
+/// What `mmap` has answered.
+fn mapped(addr: *mut libc::c_void) -> Result<*mut libc::c_void, VmmError> {
     match addr == libc::MAP_FAILED {
         true => Err(VmmError::memory(MAPPING)(io::Error::last_os_error())),
         false => Ok(addr),

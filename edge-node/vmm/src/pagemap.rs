@@ -53,6 +53,8 @@ struct PageRegion {
 const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// The page that is all there is of what was read and never written.
+const PAGE_IS_ZERO: u64 = 1 << 5;
 /// _IOWR('f', 16, struct pm_scan_arg)
 const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
 
@@ -99,8 +101,8 @@ fn scan(file: &File, memory: &GuestMemory, to: &mut Vec<Written>) -> io::Result<
             end,
             vec: regions.as_mut_ptr() as u64,
             vec_len: REGIONS as u64,
-            category_inverted: PAGE_IS_FILE,
-            category_mask: PAGE_IS_FILE,
+            category_inverted: PAGE_IS_FILE | PAGE_IS_ZERO,
+            category_mask: PAGE_IS_FILE | PAGE_IS_ZERO,
             category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
             return_mask: PAGE_IS_PRESENT,
             ..ScanArg::default()
@@ -156,6 +158,21 @@ fn read_all(file: &File, memory: &GuestMemory, to: &mut Vec<Written>) -> io::Res
         }
     }
     Ok(())
+}
+
+/// Pages in rising order as runs.
+pub(crate) fn runs(pages: impl Iterator<Item = u64>) -> Vec<Written> {
+    let mut runs = Vec::new();
+    for start in pages {
+        push(
+            &mut runs,
+            Written {
+                start,
+                end: start + PAGE,
+            },
+        );
+    }
+    runs
 }
 
 fn push(to: &mut Vec<Written>, next: Written) {

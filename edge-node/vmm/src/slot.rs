@@ -120,10 +120,6 @@ impl Slot {
             true => machine.replace(|memory| snapshot.map_over(memory), pml4)?,
             false => machine.attach(snapshot.map()?, pml4)?,
         }
-        let memory = machine.memory()?;
-        for run in snapshot.working_set.get().into_iter().flatten() {
-            memory.populate(run.start, run.end - run.start)?;
-        }
         self.vm.renew();
         self.snapshot = Some(Arc::clone(snapshot));
         self.vm.layout = snapshot.layout;
@@ -321,17 +317,19 @@ impl Slot {
         self.vm.renew();
         let memory = self.vm.machine.memory()?;
         pagemap::written_pages(memory, &mut self.written)?;
-        let pages: u64 = self
-            .written
-            .iter()
-            .map(|run| (run.end - run.start) / 4096)
-            .sum();
         // A page table that was written: copying it back does not make KVM forget what it derived.
         let tables = self
             .written
             .last()
             .is_some_and(|run| run.end > snapshot.layout.tables);
-        if tables || pages > MAX_COPIED_PAGES {
+        let anew = |pages| tables || pages > MAX_COPIED_PAGES;
+        let is_new = snapshot.chunks.are_new_in(&self.written);
+        if is_new {
+            let used = snapshot.chunks.decide(memory, &self.written, anew)?;
+            snapshot.working_set.get_or_init(|| used);
+        }
+        let pages = self.written.iter().map(|run| (run.end - run.start) / 4096);
+        if is_new || anew(pages.sum()) {
             let (upper, leaves) = snapshot.layout.upper_tables();
             let is_upper = |run: &Written| run.start < leaves && run.end > upper;
             let in_place = !self.written.iter().any(is_upper);

@@ -14,18 +14,20 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holm_hostcall::{ABI_VERSION, PAGE_BYTES};
+use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, boot_flags};
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use holm_model::program::{END_ADDR, LOWEST_ADDR};
 use kvm_bindings::{kvm_regs, kvm_xsave};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::chunks::Chunks;
 use crate::cpu::{self, CpuState};
 use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
@@ -41,6 +43,8 @@ const MAGIC: &[u8; 8] = b"HOLMSNAP";
 const VERSION: u32 = 5;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
+/// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
+const MAX_GAP_BYTES: u64 = 64 << 10;
 /// Most bytes of function names in a file.
 const MAX_SYMBOL_BYTES: u64 = 64 << 20;
 
@@ -89,6 +93,8 @@ pub struct Snapshot {
     pristine: GuestMemory,
     /// What the first request that was reset had written: what most will write.
     pub(crate) working_set: OnceLock<Vec<Written>>,
+    /// Which of its memory is backed by large pages.
+    pub(crate) chunks: Chunks,
     stored: Stored,
     cpu_digest: [u8; 32],
 }
@@ -179,6 +185,11 @@ impl Snapshot {
         let bytes = layout.total_bytes();
         let pristine = GuestMemory::map(&stored.file, stored.offset, bytes, Sharing::ReadOnly)?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let program = layout.program_start..layout.program_end();
+        let mut flags = [0; 4];
+        pristine.read(BOOT_ADDR + offset_of!(BootPage, flags) as u64, &mut flags)?;
+        let kept = u32::from_le_bytes(flags) & boot_flags::SHARED != 0;
+        let chunks = Chunks::new(program, stored.data.joined(MAX_GAP_BYTES), kept);
         let snapshot = Snapshot {
             id,
             layout,
@@ -187,6 +198,7 @@ impl Snapshot {
             symbols,
             pristine,
             working_set: OnceLock::new(),
+            chunks,
             stored,
             cpu_digest,
         };
@@ -204,17 +216,28 @@ impl Snapshot {
     /// A mapping of its memory for an instance.
     pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
         let bytes = self.layout.total_bytes();
-        GuestMemory::map(
-            &self.stored.file,
-            self.stored.offset,
-            bytes,
-            Sharing::CopyOnWrite,
-        )
+        let parts = self.stored.data.joined(MAX_GAP_BYTES);
+        let memory = GuestMemory::map_parts(&self.stored.file, self.stored.offset, bytes, parts)?;
+        self.back(&memory)?;
+        Ok(memory)
+    }
+
+    /// Has what most requests write there at once, and the rest as it is best.
+    fn back(&self, memory: &GuestMemory) -> Result<(), VmmError> {
+        for (start, end) in self.chunks.large() {
+            memory.prefer_large(start, end - start)?;
+        }
+        for run in self.working_set.get().into_iter().flatten() {
+            memory.populate(run.start, run.end - run.start)?;
+        }
+        Ok(())
     }
 
     /// Puts its memory in the place of what an instance has, at the same addresses.
     pub(crate) fn map_over(&self, memory: &mut GuestMemory) -> Result<(), VmmError> {
-        memory.replace(&self.stored.file, self.stored.offset, Sharing::CopyOnWrite)
+        let parts = self.stored.data.joined(MAX_GAP_BYTES);
+        memory.replace(&self.stored.file, self.stored.offset, parts)?;
+        self.back(memory)
     }
 
     /// Whether its leaf page tables lie where the other's do, and are reached by the same ones above them.
@@ -440,6 +463,18 @@ impl Pages {
             Some((_, end)) if *end == at => *end += PAGE_BYTES,
             _ => self.0.push((at, at + PAGE_BYTES)),
         }
+    }
+
+    /// The same with gaps of up to `gap` bytes.
+    fn joined(&self, gap: u64) -> impl Iterator<Item = (u64, u64)> {
+        let mut runs = self.0.iter().copied().peekable();
+        std::iter::from_fn(move || {
+            let (start, mut end) = runs.next()?;
+            while let Some((_, next)) = runs.next_if(|(from, _)| from - end <= gap) {
+                end = next;
+            }
+            Some((start, end))
+        })
     }
 
     /// The parts of a range that are of them.

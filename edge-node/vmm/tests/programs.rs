@@ -552,3 +552,27 @@ fn kvm_files_behave_as_on_linux_and_are_gone_with_the_instance() {
         assert_eq!(guest.get("/fill"), "1 1\n", "ENOSPC, and room again");
     });
 }
+
+#[test]
+fn kvm_memory_that_requests_use_much_or_little_of_is_zero_again_for_the_next() {
+    if !require_kvm() {
+        return;
+    }
+    let mut slots = Vec::new();
+    let mut config = config(&[]);
+    config.memory_bytes = 128 << 20;
+    let mut guest = Function::with(&guest("uses_memory"), &config);
+    let hypervisor = Hypervisor::open().unwrap();
+    // What the first ones use decides how the memory of later instances is backed, in other slots too.
+    for mib in [40, 1, 40, 80, 1, 4, 80, 40] {
+        let answer = format!("{mib} MiB, 0 words were not zero\n");
+        for _ in 0..2 {
+            assert_eq!(guest.get(&format!("/{mib}")), answer);
+        }
+        let mut other = Slot::new(&hypervisor).unwrap();
+        other.load(&guest.prepared.snapshot).unwrap();
+        slots.push(std::mem::replace(&mut guest.slot, other));
+        assert_eq!(guest.get(&format!("/{mib}")), answer);
+        std::mem::swap(&mut guest.slot, &mut slots[0]);
+    }
+}

@@ -60,7 +60,7 @@ impl Memory {
             .filter(|bytes| *bytes > 0)
             .ok_or(Errno::EINVAL)?;
         // As on Linux: only its first page has to be there.
-        if !self.is_mapped_range(start, start + PAGE_BYTES) {
+        if !self.is_mapped_range(start, start.saturating_add(PAGE_BYTES)) {
             return Err(Errno::EFAULT);
         }
         if is_fixed || stays {
@@ -81,6 +81,10 @@ impl Memory {
         if start == end && held.share.is_none() {
             // Another view of the same memory, which only what is shared has.
             return Err(Errno::EINVAL);
+        }
+        if let Some(share) = held.share {
+            let last = u64::from(share.page) + new_bytes / PAGE_BYTES;
+            u32::try_from(last).map_err(|_| Errno::EINVAL)?;
         }
         let more = if stays {
             new_bytes

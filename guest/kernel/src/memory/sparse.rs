@@ -165,8 +165,10 @@ impl Sparse {
         frames: &mut Frames,
         machine: &mut impl Machine,
     ) {
-        if end - start > MAX_ZEROED_BYTES {
-            self.drop_pages(start, end, frames, machine);
+        for part in self.regions.parts(start, end) {
+            if part.end - part.start > MAX_ZEROED_BYTES {
+                self.drop_pages(part.start, part.end, frames, machine);
+            }
         }
     }
 

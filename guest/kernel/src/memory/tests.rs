@@ -433,6 +433,10 @@ fn a_reservation_may_have_nearly_all_addresses_and_tables_come_back_when_there_a
             .unwrap();
         assert!(machine.find(at).is_none());
     }
+    // What reaches far beyond all addresses is told so.
+    for advice in 0..26 {
+        assert!(memory.advise(start, 1 << 50, advice, &mut machine).is_err());
+    }
     memory.unmap(start, bytes, &mut machine).unwrap();
     assert_eq!(memory.free_bytes(), free);
 }
