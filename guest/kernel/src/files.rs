@@ -6,6 +6,7 @@
 //! (`builtin`); `lookup` knows them all.
 
 pub mod artifact;
+pub mod attributes;
 pub mod builtin;
 pub mod change;
 pub mod copy;

@@ -26,6 +26,11 @@ pub struct Process {
     /// Which expedited `membarrier` calls it has registered for.
     barriers: u64,
     no_new_privileges: bool,
+    no_huge_pages: bool,
+    is_reaper: bool,
+    death_signal: u8,
+    /// Nanoseconds; 0 for the usual.
+    timer_slack: u64,
     /// Whose it is.
     pub user: Identity,
     /// Of which group.
@@ -43,6 +48,10 @@ impl Process {
             dumpable: true,
             barriers: 0,
             no_new_privileges: false,
+            no_huge_pages: false,
+            is_reaper: false,
+            death_signal: 0,
+            timer_slack: 0,
             user: Identity::root(),
             group: Identity::root(),
         }
@@ -233,21 +242,36 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
     const SET_DUMPABLE: u64 = 4;
     const GET_KEEPCAPS: u64 = 7;
     const SET_KEEPCAPS: u64 = 8;
+    const GET_TIMING: u64 = 13;
+    const SET_TIMING: u64 = 14;
     const SET_NAME: u64 = 15;
     const GET_NAME: u64 = 16;
+    const CAPBSET_READ: u64 = 23;
+    const GET_TSC: u64 = 25;
+    const SET_TSC: u64 = 26;
+    const GET_SECUREBITS: u64 = 27;
     const SET_TIMERSLACK: u64 = 29;
     const GET_TIMERSLACK: u64 = 30;
+    const MCE_KILL_GET: u64 = 34;
+    const SET_CHILD_SUBREAPER: u64 = 36;
+    const GET_CHILD_SUBREAPER: u64 = 37;
     const SET_NO_NEW_PRIVS: u64 = 38;
     const GET_NO_NEW_PRIVS: u64 = 39;
     const SET_THP_DISABLE: u64 = 41;
-    const SET_VMA: u64 = 0x5356_4d41;
+    const GET_THP_DISABLE: u64 = 42;
+    const CAP_AMBIENT: u64 = 47;
     const TIMER_SLACK_NS: u64 = 50_000;
+    const LAST_CAPABILITY: u64 = 40;
+    const TSC_ENABLE: u64 = 1;
     let process = state::process();
     match operation as u32 as u64 {
-        // The parent never dies.
-        SET_PDEATHSIG if argument <= 64 => Ok(0),
+        SET_PDEATHSIG if argument <= 64 => {
+            // The parent never dies.
+            process.death_signal = argument as u8;
+            Ok(0)
+        }
         GET_PDEATHSIG => {
-            user::write(argument, 0u32)?;
+            user::write(argument, u32::from(process.death_signal))?;
             Ok(0)
         }
         GET_DUMPABLE => Ok(u64::from(process.dumpable)),
@@ -260,6 +284,9 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
             process.keeps_capabilities = argument == 1;
             Ok(0)
         }
+        GET_TIMING => Ok(0),
+        GET_SECUREBITS => Ok(u64::from(process.keeps_capabilities) << 4),
+        SET_TIMING if argument == 0 => Ok(0),
         SET_NAME => {
             let given = user::text(argument, NAME_BYTES as u64 - 1)?;
             set_name(state::threads().current(), given);
@@ -269,8 +296,33 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
             user::write(argument, process.names[state::threads().current()])?;
             Ok(0)
         }
-        SET_TIMERSLACK | SET_THP_DISABLE => Ok(0),
-        GET_TIMERSLACK => Ok(TIMER_SLACK_NS),
+        CAPBSET_READ if argument <= LAST_CAPABILITY => Ok(0),
+        GET_TSC => {
+            user::write(argument, TSC_ENABLE as u32)?;
+            Ok(0)
+        }
+        SET_TSC if argument == TSC_ENABLE => Ok(0),
+        // As long as the usual one: nothing here is ever late for it.
+        SET_TIMERSLACK => {
+            process.timer_slack = match argument {
+                0 | 0x8000_0000_0000_0000.. => TIMER_SLACK_NS,
+                ns => ns,
+            };
+            Ok(0)
+        }
+        GET_TIMERSLACK => Ok(match process.timer_slack {
+            0 => TIMER_SLACK_NS,
+            ns => ns,
+        }),
+        MCE_KILL_GET if argument == 0 && rest == [0; 3] => Ok(2),
+        SET_CHILD_SUBREAPER => {
+            process.is_reaper = argument != 0;
+            Ok(0)
+        }
+        GET_CHILD_SUBREAPER => {
+            user::write(argument, u32::from(process.is_reaper))?;
+            Ok(0)
+        }
         SET_NO_NEW_PRIVS if argument == 1 && rest == [0; 3] => {
             process.no_new_privileges = true;
             Ok(0)
@@ -278,8 +330,15 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
         GET_NO_NEW_PRIVS if argument == 0 && rest == [0; 3] => {
             Ok(u64::from(process.no_new_privileges))
         }
-        // Names of mappings, which nothing here shows: as from a kernel without them.
-        SET_VMA => Err(Errno::EINVAL),
+        SET_THP_DISABLE if rest == [0; 3] => {
+            process.no_huge_pages = argument != 0;
+            Ok(0)
+        }
+        GET_THP_DISABLE if argument == 0 && rest == [0; 3] => Ok(u64::from(process.no_huge_pages)),
+        // None is ever set.
+        CAP_AMBIENT if argument == 1 && rest[0] <= LAST_CAPABILITY && rest[1..] == [0; 2] => Ok(0),
+        CAP_AMBIENT if argument == 4 && rest == [0; 3] => Ok(0),
+        // Names of mappings among others, which nothing here shows: as from a kernel without them.
         _ => Err(Errno::EINVAL),
     }
 }
@@ -401,6 +460,92 @@ pub fn capabilities(header: u64, to: u64) -> SysResult {
         user::slice_mut(to, words * 4)?.fill(0);
     }
     Ok(0)
+}
+
+/// `capset`: there is none that could be had; to have none is granted.
+pub fn set_capabilities(header: u64, from: u64) -> SysResult {
+    const VERSION_1: u32 = 0x1998_0330;
+    const VERSION_2: u32 = 0x2007_1026;
+    const VERSION_3: u32 = 0x2008_0522;
+    let [version, id] = user::read::<[u32; 2]>(header)?;
+    let words = match version {
+        VERSION_1 => 3,
+        VERSION_2 | VERSION_3 => 6,
+        _ => {
+            user::write(header, VERSION_3)?;
+            return Err(Errno::EINVAL);
+        }
+    };
+    if id != 0 && state::threads().id() != id {
+        return Err(Errno::EPERM);
+    }
+    match user::slice(from, words * 4)?.iter().all(|byte| *byte == 0) {
+        true => Ok(0),
+        false => Err(Errno::EPERM),
+    }
+}
+
+/// `sched_rr_get_interval`: the turn of a thread.
+pub fn interval(id: u64, to: u64) -> SysResult {
+    const TURN_NS: u64 = 5_000_000;
+    is_scheduled(id)?;
+    user::write(to, [0, TURN_NS])?;
+    Ok(0)
+}
+
+/// `sched_getattr`: the usual policy, and the niceness.
+pub fn scheduling_attributes(id: u64, to: u64, bytes: u64, flags: u64) -> SysResult {
+    const KNOWN_BYTES: u64 = 48;
+    let bytes = u64::from(bytes as u32);
+    if to == 0 || flags as u32 != 0 || !(KNOWN_BYTES..=4096).contains(&bytes) {
+        return Err(Errno::EINVAL);
+    }
+    is_scheduled(id)?;
+    let room = user::slice_mut(to, bytes)?;
+    room.fill(0);
+    room[..4].copy_from_slice(&(KNOWN_BYTES as u32).to_le_bytes());
+    room[16..20].copy_from_slice(&state::process().nice.to_le_bytes());
+    Ok(0)
+}
+
+/// What `ioprio_get` says: none was set.
+pub const IO_PRIORITY: u64 = 4;
+
+/// `ioprio_get` and `ioprio_set`, of which nothing comes.
+pub fn check_io_priority(which: u64, who: u64) -> Result<(), Errno> {
+    const PROCESS: u64 = 1;
+    match which {
+        PROCESS => is_here(who),
+        2 | 3 => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `get_mempolicy`: the usual one, on the one node.
+pub fn memory_policy(mode_to: u64, mask_to: u64, most: u64) -> SysResult {
+    if mode_to != 0 {
+        user::write(mode_to, 0u32)?;
+    }
+    if mask_to != 0 {
+        if most < 1 {
+            return Err(Errno::EINVAL);
+        }
+        user::slice_mut(mask_to, most.div_ceil(64).min(64) * 8)?.fill(0);
+    }
+    Ok(0)
+}
+
+/// `unshare`: what the one process shares with nobody anyhow, and no namespaces.
+pub fn unshare(flags: u64) -> SysResult {
+    // CLONE_FS, CLONE_FILES, CLONE_SYSVSEM
+    const OWN: u64 = 0x4_0600;
+    // CLONE_VM, CLONE_SIGHAND, CLONE_THREAD, and all namespaces.
+    const KNOWN: u64 = OWN | 0x1_0900 | 0x7e02_0080;
+    match flags {
+        flags if flags & !KNOWN != 0 => Err(Errno::EINVAL),
+        flags if flags & !OWN == 0 => Ok(0),
+        _ => Err(Errno::EPERM),
+    }
 }
 
 /// `membarrier`: with one vCPU a system call is barrier enough for every thread.

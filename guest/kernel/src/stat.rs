@@ -40,7 +40,13 @@ pub struct Status {
     pub size: u64,
     /// The same for the same file.
     pub number: u64,
-    /// Nanoseconds since 1970 UTC.
+    /// Whose it is.
+    pub user: u32,
+    /// Of which group.
+    pub group: u32,
+    /// When it was read, in nanoseconds since 1970 UTC.
+    pub accessed_ns: u64,
+    /// When it was changed.
     pub modified_ns: u64,
     /// Names that lead to it.
     pub names: u32,
@@ -61,6 +67,9 @@ impl Status {
             mode,
             size: 0,
             number: 1,
+            user: 0,
+            group: 0,
+            accessed_ns: 0,
             modified_ns: 0,
             names: 1,
         }
@@ -79,11 +88,9 @@ impl Status {
         kind | self.mode
     }
 
-    fn time(&self) -> [u64; 2] {
-        [
-            self.modified_ns / 1_000_000_000,
-            self.modified_ns % 1_000_000_000,
-        ]
+    /// When it was read and when it was changed, in seconds and nanoseconds.
+    fn times(&self) -> [[u64; 2]; 2] {
+        [self.accessed_ns, self.modified_ns].map(|ns| [ns / 1_000_000_000, ns % 1_000_000_000])
     }
 }
 
@@ -131,17 +138,19 @@ const _: () = assert!(size_of::<Stat>() == 144 && size_of::<Statx>() == 256);
 
 /// Fills in a `struct stat`.
 pub fn stat(status: Status, to: u64) -> SysResult {
-    let [s, ns] = status.time();
+    let [[accessed, accessed_ns], [s, ns]] = status.times();
     user::write(
         to,
         Stat {
+            uid: status.user,
+            gid: status.group,
             ino: status.number,
             nlink: u64::from(status.names),
             mode: status.mode(),
             size: status.size as i64,
             blksize: 4096,
             blocks: status.size.div_ceil(512) as i64,
-            times: [s, ns, s, ns, s, ns],
+            times: [accessed, accessed_ns, s, ns, s, ns],
             ..Stat::default()
         },
     )?;
@@ -151,19 +160,22 @@ pub fn stat(status: Status, to: u64) -> SysResult {
 /// Fills in a `struct statx`.
 pub fn statx(status: Status, to: u64) -> SysResult {
     const BASIC_STATS: u32 = 0x7ff;
-    let [s, ns] = status.time();
+    let [accessed, changed] = status.times();
     let mut rest = [0; 24];
     // atime, btime, ctime, mtime
-    for time in rest.chunks_exact_mut(2).take(4) {
-        time.copy_from_slice(&[s, ns]);
+    for (time, known) in rest
+        .chunks_exact_mut(2)
+        .zip([accessed, changed, changed, changed])
+    {
+        time.copy_from_slice(&known);
     }
     let statx = Statx {
         mask: BASIC_STATS,
         blksize: 4096,
         attributes: 0,
         nlink: status.names,
-        uid: 0,
-        gid: 0,
+        uid: status.user,
+        gid: status.group,
         mode: status.mode() as u16,
         pad: 0,
         ino: status.number,

@@ -60,6 +60,10 @@ parts! {
     [unsafe(link_section = ".data.low")]
     /// Program memory.
     memory: Memory = Memory::new();
+    /// The epoll instances.
+    epolls: [Epoll; MAX_EPOLLS] = [const { Epoll::new() }; MAX_EPOLLS];
+    /// The descriptors that travel through sockets.
+    rights: Rights = Rights::new();
 }
 
 parts! {
@@ -70,6 +74,8 @@ parts! {
     content: builtin::Content = Text::new();
     /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
+    /// The open directories.
+    open_directories: OpenDirectories = OpenDirectories::new();
     /// Signals.
     signals: Signals = Signals::new();
 }
@@ -78,18 +84,12 @@ parts! {
     []
     /// File descriptors and what they stand for.
     files: Files = Files::new();
-    /// The open directories.
-    open_directories: OpenDirectories = OpenDirectories::new();
     /// The files that the artifact brought.
     artifact: Option<Tree<'static>> = None;
     /// The working directory.
     working_directory: Path = Path::ROOT;
     /// `umask`: the permissions that new files do not get.
     file_mask: u32 = 0o022;
-    /// The epoll instances.
-    epolls: Epolls = Epolls::new();
-    /// The descriptors that travel through sockets.
-    rights: Rights = Rights::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
     /// The timers that send signals.

@@ -5,10 +5,11 @@
 use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::errno::{Errno, SysResult, to_rax};
+use crate::files::Object;
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
 use crate::files::{
-    change, copy, descriptors, directory, map, names, open, read_write, splice, status,
+    attributes, change, copy, descriptors, directory, map, names, open, read_write, splice, status,
 };
 use crate::memory::guest;
 use crate::sockets::{bind, connect, messages, options, transfer};
@@ -144,10 +145,11 @@ fn serve(frame: &Registers) -> SysResult {
         87 => names::remove(AT_FDCWD, a, 0),
         88 => names::make_link(a, AT_FDCWD, b),
         89 => names::read_link(AT_FDCWD, a, b, c),
-        90 => change::set_attributes(AT_FDCWD, a, Some(b)),
-        91 => change::set_attributes_of(a, Some(b)),
-        92 | 94 => change::set_attributes(AT_FDCWD, a, None),
-        93 => change::set_attributes_of(a, None),
+        90 => attributes::change_mode(AT_FDCWD, a, b, 0),
+        91 => attributes::change_mode_of(a, b),
+        92 => attributes::change_owner(AT_FDCWD, a, b, c, 0),
+        94 => attributes::change_owner(AT_FDCWD, a, b, c, status::AT_SYMLINK_NOFOLLOW),
+        93 => attributes::change_owner_of(a, b, c),
         95 => Ok(u64::from(core::mem::replace(
             state::file_mask(),
             a as u32 & 0o777,
@@ -197,7 +199,9 @@ fn serve(frame: &Registers) -> SysResult {
         130 if b != 8 => Err(Errno::EINVAL),
         130 => signals::suspend(a, b),
         131 => signals::stack(a, b, frame.rsp),
-        132 | 235 => change::set_attributes(AT_FDCWD, a, None),
+        132 => attributes::set_times_s(a, b),
+        235 => attributes::set_times_us(AT_FDCWD, a, b),
+        261 => attributes::set_times_us(a, b, c),
         137 => status::file_system(a, b),
         138 => status::file_system_of(a, b),
         157 => process::control(a, b, [c, d, e]),
@@ -236,14 +240,15 @@ fn serve(frame: &Registers) -> SysResult {
         234 => signals::kill_thread_of(a, b, c),
         257 => open::open(a, b, c, d),
         258 => names::make_directory(a, b, c),
-        260 => change::set_attributes(a, b, None),
+        260 => attributes::change_owner(a, b, c, d, e),
         262 => stat::stat(status::at(a, b, d)?, c),
         263 => names::remove(a, b, c),
         264 => names::rename(a, b, c, d, 0),
         265 => names::link(a, b, c, d, e),
         266 => names::make_link(a, b, c),
         267 => names::read_link(a, b, c, d),
-        268 => change::set_attributes(a, b, Some(c)),
+        268 => attributes::change_mode(a, b, c, 0),
+        452 => attributes::change_mode(a, b, c, d),
         269 | 439 => status::access(a, b, c),
         270 => {
             // The mask is behind a pointer of its own.
@@ -268,7 +273,7 @@ fn serve(frame: &Registers) -> SysResult {
         276 => told(b, 0, splice::tee(a, b, c, d)),
         278 if c > 1024 => Err(Errno::EINVAL),
         278 => told(a, 0, splice::from_memory(a, b, c, d)),
-        280 => change::set_times(a, b, c, d),
+        280 => attributes::set_times(a, b, c, d),
         285 => change::allocate(a, b, c, d),
         288 => connect::accept(a, b, c, d),
         283 => timers::create(a, b),
@@ -279,20 +284,8 @@ fn serve(frame: &Registers) -> SysResult {
         299 => messages::receive_several(a, b, c, d, e),
         307 => told(a, d, messages::send_several(a, b, c, d)),
         293 => pipes::pipe(a, b),
-        295 => {
-            read_write::position(d)?;
-            read_write::readable(a)?;
-            vectors(b, c, |start, bytes, done| {
-                read_write::read_at(a, d.saturating_add(done), user::buffer_mut(start, bytes)?)
-            })
-        }
-        296 => {
-            read_write::position(d)?;
-            read_write::writable(a)?;
-            vectors(b, c, |start, bytes, done| {
-                read_write::write_at(a, d.saturating_add(done), user::buffer(start, bytes)?)
-            })
-        }
+        295 => read_vector_at(a, b, c, d),
+        296 => write_vector_at(a, b, c, d),
         302 => process::limits(a, b, c, d),
         309 => process::cpu(a, b),
         316 => names::rename(a, b, c, d, e),
@@ -300,16 +293,113 @@ fn serve(frame: &Registers) -> SysResult {
         319 => open::open_memory(a, b),
         324 => process::barrier(a, b),
         326 => copy::copy_range(a, b, c, d, e),
-        332 => stat::statx(status::at(a, b, c)?, e),
+        332 => status::check_statx(c, d).and_then(|()| stat::statx(status::at(a, b, c)?, e)),
         436 => descriptors::close_range(a, b, c),
         435 => served(435, threads::clone_with(frame, a, b)),
         // glibc asks for restartable sequences at every start, and does without.
         334 => Err(Errno::ENOSYS),
-        // What a sandboxed Linux refuses too, and programs ask for to do without.
-        101 | 298 | 310 | 311 => Err(Errno::EPERM),
-        253 | 254 | 294 | 317 | 425..=427 | 434 | 449 => Err(Errno::ENOSYS),
+        327 | 328 => positioned_vector(a, b, c, d, frame.r9, frame.rax == 328),
+        133 => names::make_node(AT_FDCWD, a, b),
+        259 => names::make_node(a, b, c),
+        437 => open::open_how(a, b, c, d),
+        188..=199 => status::extended(frame.rax, a),
+        277 => read_write::synchronise_range(a, b, c, d),
+        306 => state::files().get(a).map(|_| 0),
+        122 => Ok(identity::user().effective.into()),
+        123 => Ok(identity::group().effective.into()),
+        126 => process::set_capabilities(a, b),
+        148 => process::interval(a, b),
+        251 => process::check_io_priority(a, b).map(|()| 0),
+        252 => process::check_io_priority(a, b).map(|()| process::IO_PRIORITY),
+        315 => process::scheduling_attributes(a, b, c, d),
+        237 | 238 => Ok(0),
+        239 => process::memory_policy(a, b, c),
+        272 => process::unshare(a),
+        303 => Err(Errno::EOPNOTSUPP),
+        number if REFUSED.contains(&number) => Err(Errno::EPERM),
+        number if MISSING.contains(&number) => Err(Errno::ENOSYS),
         number => refuse(number),
     }
+}
+
+/// What a sandboxed Linux refuses too, and programs ask for to do without: to trace, mount, set clocks and names,
+/// load modules and filters.
+const REFUSED: [u64; 31] = [
+    101, 103, 153, 155, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 175, 176, 179,
+    227, 246, 298, 304, 308, 310, 311, 312, 313, 320, 321, 323,
+];
+
+/// What a kernel may be built without, and programs that know it do without: asynchronous I/O, inotify, fanotify,
+/// queues and keys of the system's, filters, descriptors of processes, and what is newer than this.
+const MISSING: [u64; 47] = [
+    206, 207, 208, 209, 210, 240, 241, 242, 243, 244, 245, 248, 249, 250, 253, 254, 255, 294, 300,
+    301, 317, 333, 424, 425, 426, 427, 434, 438, 440, 444, 445, 446, 447, 448, 449, 450, 451, 453,
+    454, 455, 456, 457, 458, 459, 460, 329, 330,
+];
+
+/// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
+/// last one ended.
+fn positioned_vector(
+    descriptor: u64,
+    array: u64,
+    count: u64,
+    at: u64,
+    flags: u64,
+    writes: bool,
+) -> SysResult {
+    // HIPRI, DSYNC, SYNC, NOWAIT, APPEND
+    const KNOWN: u64 = 0x1f;
+    const NOWAIT: u64 = 0x8;
+    const APPEND: u64 = 0x10;
+    const LAST: u64 = u64::MAX;
+    if at != LAST {
+        read_write::position(at)?;
+    }
+    match writes {
+        true => read_write::writable(descriptor)?,
+        false => read_write::readable(descriptor)?,
+    }
+    check_vectors(array, count)?;
+    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
+        return Ok(0);
+    }
+    // Not to wait is more than a file of /tmp's promises, as on Linux.
+    let is_file = matches!(state::files().get(descriptor)?.object, Object::File(_));
+    if flags as u32 as u64 & !KNOWN != 0 || flags & NOWAIT != 0 && is_file {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match (at, writes) {
+        (at, true) if flags & APPEND != 0 => {
+            let end = status::of_descriptor(descriptor)?.size;
+            let written = write_vector_at(descriptor, array, count, end)?;
+            if at == LAST {
+                read_write::seek(descriptor, end + written, 0)?;
+            }
+            Ok(written)
+        }
+        (LAST, false) => read_vector(descriptor, array, count),
+        (LAST, true) => told(descriptor, 0, write_vector(descriptor, array, count)),
+        (at, false) => read_vector_at(descriptor, array, count, at),
+        (at, true) => write_vector_at(descriptor, array, count, at),
+    }
+}
+
+fn read_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
+    read_write::position(at)?;
+    read_write::readable(descriptor)?;
+    vectors(array, count, |start, bytes, done| {
+        let at = at.saturating_add(done);
+        read_write::read_at(descriptor, at, user::buffer_mut(start, bytes)?)
+    })
+}
+
+fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
+    read_write::position(at)?;
+    read_write::writable(descriptor)?;
+    vectors(array, count, |start, bytes, done| {
+        let at = at.saturating_add(done);
+        read_write::write_at(descriptor, at, user::buffer(start, bytes)?)
+    })
 }
 
 fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {

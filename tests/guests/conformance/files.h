@@ -1,10 +1,11 @@
 /*
- * Files below /tmp. Left out: holes, which a file of /tmp does not have; sizes and link counts of
+ * Files below /tmp. Left out: times before 1970; holes, which a file of /tmp does not have; sizes and link counts of
  * directories, and blocks.
  */
 #include <sys/stat.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
+#include <time.h>
 
 static const char *const names[] = {
     "a", "b", "c", "d", "d/a", "d/b", "d/e", "d/e/f", "l", "l/a", "m", "a/", "d/", "a/x", "",
@@ -106,7 +107,7 @@ static void files_step(void) {
     char one[320], two[320];
     const char *a = any_name(one);
     const char *b = any_name(two);
-    int which_call = (int)below(42);
+    int which_call = (int)below(48);
     /* Which of two bad names is told of first is nobody's promise. */
     if (which_call == 21 || which_call == 22) {
         if (one[0] != '"')
@@ -406,6 +407,87 @@ static void files_step(void) {
         if (recorded(CALL(SYS_linkat, at_descriptor, a, AT_FDCWD, b, flags)) == 0 &&
             CALL(SYS_newfstatat, AT_FDCWD, b, &status, AT_SYMLINK_NOFOLLOW) == 0)
             say_status(&status);
+        break;
+    }
+    case 42: {
+        int flags = (int)PICK(0, 0, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, 1);
+        int user = (int)PICK(0, 7, 1000, -1), group = (int)PICK(0, 8, -1);
+        if (one_in(3)) {
+            say("fchown(%d, %d, %d)", fd, user, group);
+            recorded(CALL(SYS_fchown, fd, user, group));
+            if (CALL(SYS_fstat, fd, &status) == 0)
+                say_status(&status);
+            break;
+        }
+        /* /tmp itself has no owner that could be set. */
+        if (a != NULL && strcmp(one, "\"..\"") == 0)
+            a = ".";
+        int at_descriptor = flags & AT_EMPTY_PATH ? fd : AT_FDCWD;
+        say("fchownat(%d, %s, %d, %d, %#x)", at_descriptor, one, user, group, flags);
+        if (recorded(CALL(SYS_fchownat, at_descriptor, a, user, group, flags)) == 0 &&
+            CALL(SYS_newfstatat, at_descriptor, a, &status, flags) == 0)
+            say_status(&status);
+        break;
+    }
+    case 43: {
+        /* As much of struct statx as is looked at; not every libc has it. */
+        struct {
+            uint32_t mask, block_bytes;
+            uint64_t attributes;
+            uint32_t links, user, group;
+            uint16_t mode, rest[113];
+        } more;
+        unsigned flags = (unsigned)PICK(0, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, 0x2000, 0x6000, 1), mask = (unsigned)PICK(0x7ff, 0xfff, 0x80000000);
+        if (a == NULL)
+            a = "a";
+        memset(&more, 0, sizeof more);
+        say("statx(%s, %#x, %#x)", one, flags, mask);
+        if (recorded(CALL(SYS_statx, one_in(2) ? fd : AT_FDCWD, a, flags, mask, &more)) == 0)
+            say(" mode=%o ids=%u,%u block=%u mask %d", S_ISDIR(more.mode) ? S_IFDIR : more.mode, more.user,
+                more.group, more.block_bytes, (more.mask & 0x7ff) == 0x7ff);
+        break;
+    }
+    case 44: {
+        int mode = (int)PICK(0644, 04755, 02755, 02644), flags = (int)PICK(0, 0, 1);
+        say("fchmodat(%s, %o)", one, mode);
+        recorded(CALL(SYS_fchmodat, AT_FDCWD, a, mode, flags));
+        break;
+    }
+    case 45: {
+        long pair[4] = {PICK(0, 5, 1600000000), PICK(0, 5, 999999, 1000000), PICK(0, 7), PICK(0, 5, 1000000)};
+        int which = (int)below(3), none = one_in(6);
+        say("%s(%s, {%ld, %ld, %ld, %ld}%s)", which == 0 ? "utime" : which == 1 ? "utimes" : "futimesat", one, pair[0],
+            pair[1], pair[2], pair[3], none ? " now" : "");
+        if (a != NULL && strcmp(one, "\"..\"") == 0)
+            a = ".";
+        long got = recorded(which == 0   ? CALL(SYS_utime, a, none ? NULL : pair)
+                            : which == 1 ? CALL(SYS_utimes, a, none ? NULL : pair)
+                                         : CALL(SYS_futimesat, AT_FDCWD, a, none ? NULL : pair));
+        if (got == 0 && !none && CALL(SYS_stat, a, &status) == 0)
+            say(" atime=%ld.%ld mtime=%ld.%ld", (long)status.st_atim.tv_sec, status.st_atim.tv_nsec,
+                (long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
+        break;
+    }
+    case 46: {
+        int kind = (int)PICK(0, S_IFREG, S_IFREG | 04000, 0150000);
+        say("mknod(%s, %#o)", one, kind | 0644);
+        recorded(CALL(SYS_mknod, a, kind | 0644, 0));
+        break;
+    }
+    case 47: {
+        struct iovec parts[2] = {{ground, (size_t)PICK(0, 1, 100)}, {ground + 5000, (size_t)PICK(0, 10)}};
+        int flags = (int)PICK(0, 0, 8, 2, 0x10, 0x1000), reads = (int)below(2);
+        int64_t from = PICK(0, 10, -1, -2);
+        /* What cannot wait for a write is another file system's matter, and so is a pipe's place. */
+        if (!is_file || !reads)
+            flags &= ~8;
+        if (!is_file)
+            fd = -1;
+        if (reads)
+            memset(ground, 0, BUFFER_BYTES);
+        say("p%sv2(%d, %zu+%zu, %ld, %#x)", reads ? "read" : "write", fd, parts[0].iov_len, parts[1].iov_len, (long)from, flags);
+        recorded(CALL(reads ? SYS_preadv2 : SYS_pwritev2, fd, parts, 2, from, 0, flags));
+        say_hash(ground, BUFFER_BYTES);
         break;
     }
     default: {

@@ -12,7 +12,7 @@ static void process_step(void) {
     struct pointer at = any_pointer();
     int64_t whom = PICK(0, 0, 0, -1, 4000000);
     say("%u ", step);
-    switch (below(30)) {
+    switch (below(36)) {
     case 0: {
         int64_t resource = PICK(0, 1, 2, 4, 5, 6, 8, 10, 15, 16, -1);
         struct rlimit limit;
@@ -58,13 +58,22 @@ static void process_step(void) {
         recorded(CALL(SYS_prctl, PR_GET_NAME, at.at));
         break;
     case 6: {
-        int64_t option = PICK(PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_PDEATHSIG,
+        int64_t option = PICK(PR_GET_TIMING, PR_SET_TIMING, PR_GET_TSC, PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER,
+                              PR_GET_PDEATHSIG, PR_SET_THP_DISABLE, PR_GET_THP_DISABLE, PR_GET_TIMERSLACK,
+                              PR_GET_SECUREBITS, PR_MCE_KILL_GET, PR_SET_KEEPCAPS, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_GET_KEEPCAPS, PR_SET_PDEATHSIG,
                               PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS, PR_SET_TIMERSLACK, 9999);
         int64_t argument = PICK(0, 1, 1, 77);
         if (option == PR_SET_PDEATHSIG)
             argument = PICK(0, 77, -1);
         if (option == PR_SET_TIMERSLACK)
             argument = 50000;
+        if (option == PR_GET_TSC || option == PR_GET_CHILD_SUBREAPER || option == PR_GET_PDEATHSIG) {
+            int value = -1;
+            say("prctl(%ld, %s)", (long)option, at.name);
+            recorded(CALL(SYS_prctl, option, at.at == ground ? (char *)&value : at.at, 0, 0, 0));
+            say(" %d", value);
+            break;
+        }
         say("prctl(%ld, %ld)", (long)option, (long)argument);
         recorded(CALL(SYS_prctl, option, argument, 0, 0, 0));
         break;
@@ -221,8 +230,63 @@ static void process_step(void) {
         }
         break;
     }
+    case 29: {
+        int64_t bytes = PICK(48, 48, 100, 47, 0, 5000), flags = PICK(0, 0, 1);
+        memset(ground, 1, 200);
+        say("sched_getattr(%ld, %ld, %ld)", (long)whom, (long)bytes, (long)flags);
+        if (recorded(CALL(SYS_sched_getattr, whom, ground, bytes, flags)) == 0)
+            say(" policy %u nice %s priority %u", *(uint32_t *)(ground + 4),
+                *(int32_t *)(ground + 16) == 20 - CALL(SYS_getpriority, 0, 0) ? "as set" : "another",
+                *(uint32_t *)(ground + 20));
+        break;
+    }
+    case 30: {
+        int64_t which = PICK(1, 1, 2, 9, 0);
+        say("ioprio_get(%ld, %ld)", (long)which, (long)whom);
+        if (which == 2)
+            whom = 0;
+        tell_success(CALL(SYS_ioprio_get, which, whom));
+        break;
+    }
+    case 31: {
+        int mode = -1;
+        say("get_mempolicy");
+        recorded(CALL(SYS_get_mempolicy, &mode, NULL, 0, NULL, 0));
+        say(" %d unshare", mode);
+        recorded(CALL(SYS_unshare, PICK(0, 0x400, 0x200, 1)));
+        break;
+    }
+    case 32: {
+        static const char *const files[] = {"/tmp", "/tmp/none", "/tmp/x/y"};
+        int which = (int)below(3), file = (int)below(3);
+        say("xattr %d \"%s\"", which, files[file]);
+        long got = which == 0   ? CALL(SYS_getxattr, files[file], "user.none", ground, 10)
+                   : which == 1 ? CALL(SYS_listxattr, files[file], ground, 10)
+                                : CALL(SYS_fgetxattr, PICK(-1, 1000), "user.none", ground, 10);
+        recorded(got);
+        break;
+    }
+    case 33: {
+        int number = (int)PICK(SYS_ptrace, SYS_process_vm_readv, SYS_setns, SYS_syncfs, SYS_sync_file_range, SYS_sync);
+        say("call %d of what is not here", number);
+        if (number == SYS_syncfs || number == SYS_sync_file_range)
+            recorded(CALL(number, PICK(-1, 1000), 0, 0, 0));
+        else
+            say(" left out");
+        break;
+    }
+    case 34: {
+        int64_t flags = PICK(O_RDONLY, O_RDWR | O_CREAT, 1L << 40), mode = PICK(0, 0600, 010000), size = PICK(24, 24, 20, 32, 5000);
+        uint64_t how[4] = {(uint64_t)flags, (uint64_t)mode, 0, (uint64_t)PICK(0, 0, 1)};
+        say("openat2(%#lx, %#lo, %ld, %d)", (unsigned long)flags, (unsigned long)mode, (long)size, (int)how[3]);
+        long fd = recorded(CALL(SYS_openat2, AT_FDCWD, "/tmp/how", size > 32 ? how : how, size));
+        if (fd >= 0)
+            CALL(SYS_close, fd);
+        break;
+    }
     case 28:
         say("sched_rr_get_interval(%ld)", (long)whom);
+        tell_success(CALL(SYS_sched_rr_get_interval, whom, ground));
         recorded(CALL(SYS_sched_yield));
         say(" getresuid");
         recorded(CALL(SYS_getresuid, ground, ground + 4, at.at));

@@ -73,6 +73,9 @@ pub fn status(number: u32, entry: &Entry<'_>) -> Status {
         size: content(entry).len() as u64,
         // Beside those of the built-in entries and of /tmp.
         number: (1 << 32) + u64::from(number),
+        user: 0,
+        group: 0,
+        accessed_ns: u64::from(entry.modified_s) * 1_000_000_000,
         modified_ns: u64::from(entry.modified_s) * 1_000_000_000,
         names: 1,
     }

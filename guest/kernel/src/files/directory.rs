@@ -12,6 +12,9 @@ use crate::errno::{Errno, SysResult};
 use crate::host::Text;
 use crate::{stat, state, user};
 
+/// The position behind all names.
+const END: u64 = i64::MAX as u64;
+
 /// The open directories: the path of each, since a directory may be nothing but its path.
 pub struct OpenDirectories {
     paths: [KeptPath; MAX_OBJECTS],
@@ -105,17 +108,20 @@ pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
     let open = state::files().get(descriptor)?;
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
-        Object::Directory(number) => list_names(&open, number, to, bytes).map(|(used, entered)| {
+        // What is new since the end was reached is not listed before it is begun anew.
+        Object::Directory(_) if open.position == END => Ok(0),
+        Object::Directory(number) => {
+            let (used, position) = list_names(&open, number, to, bytes)?;
             if let Ok(open) = state::files().get_mut(descriptor) {
-                open.position += entered;
+                open.position = position;
             }
-            used
-        }),
+            Ok(used)
+        }
         _ => Err(Errno::ENOTDIR),
     }
 }
 
-/// The position in a directory counts its names. Gives the bytes used, and how many names they are.
+/// The position in a directory counts its names. Gives the bytes used, and the new position.
 fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64), Errno> {
     let directory = state::open_directories().path(number);
     let path = directory.as_bytes();
@@ -169,7 +175,8 @@ fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64
     list_numbers(path, &mut listing)?;
     match listing.used {
         0 if listing.full => Err(Errno::EINVAL),
-        used => Ok((used, listing.entered())),
+        used if listing.full => Ok((used, open.position + listing.entered())),
+        used => Ok((used, END)),
     }
 }
 

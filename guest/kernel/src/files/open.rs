@@ -121,6 +121,30 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     }
 }
 
+/// `openat2`, without rules for the way to the file, which older kernels do not know either.
+pub fn open_how(directory: u64, path: u64, how: u64, bytes: u64) -> SysResult {
+    const KNOWN_BYTES: u64 = 24;
+    const MOST_BYTES: u64 = 4096;
+    match bytes {
+        ..KNOWN_BYTES => return Err(Errno::EINVAL),
+        KNOWN_BYTES..=MOST_BYTES => {}
+        _ => return Err(Errno::E2BIG),
+    }
+    let unknown = user::slice(how, bytes)?.iter().skip(KNOWN_BYTES as usize);
+    if unknown.into_iter().any(|byte| *byte != 0) {
+        return Err(Errno::E2BIG);
+    }
+    let [flags, mode, rules] = user::read::<[u64; 3]>(how)?;
+    match rules {
+        0 if flags > u64::from(u32::MAX) || mode > 0o7777 => Err(Errno::EINVAL),
+        0 if mode != 0 && flags & O_CREAT == 0 && flags & O_TMPFILE != O_TMPFILE => {
+            Err(Errno::EINVAL)
+        }
+        0 => open(directory, path, flags, mode),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
 /// The path of the file by which a local socket is to be found: nothing is there yet.
 pub fn place_for_socket(text: &[u8]) -> Result<Path, Errno> {
     let path = resolve_text(AT_FDCWD, text, Follow::Never)?;

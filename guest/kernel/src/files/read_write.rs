@@ -311,6 +311,23 @@ pub fn read_ahead(descriptor: u64) -> SysResult {
     }
 }
 
+/// `sync_file_range`
+pub fn synchronise_range(descriptor: u64, at: u64, bytes: u64, flags: u64) -> SysResult {
+    const KNOWN: u64 = 7;
+    let open = state::files().get(descriptor)?;
+    if flags as u32 as u64 & !KNOWN != 0
+        || (at as i64) < 0
+        || (at.wrapping_add(bytes) as i64) < at as i64
+    {
+        return Err(Errno::EINVAL);
+    }
+    match open.object {
+        _ if open.is_name() => Err(Errno::EBADF),
+        Object::File(_) | Object::Brought(_) | Object::Directory(_) => Ok(0),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
 /// `fsync` and its kin: memory is as durable as it gets.
 pub fn synchronise(descriptor: u64) -> SysResult {
     let open = state::files().get(descriptor)?;

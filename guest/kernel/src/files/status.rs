@@ -8,7 +8,8 @@ use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Kind, Status};
 use crate::{state, user};
 
-pub(super) const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
+/// It is about a link itself.
+pub const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 pub(super) const AT_EMPTY_PATH: u64 = 0x1000;
 
 fn of_path(path: &Path) -> Result<Status, Errno> {
@@ -48,6 +49,9 @@ fn of_node(number: u16) -> Status {
         size: node.size,
         // Beside those of the built-in entries.
         number: 10_000 + u64::from(number),
+        user: node.user,
+        group: node.group,
+        accessed_ns: node.accessed_ns,
         modified_ns: node.modified_ns,
         names: node.names(),
     }
@@ -119,6 +123,17 @@ pub fn at(directory: u64, path: u64, flags: u64) -> Result<Status, Errno> {
     )?)
 }
 
+/// What `statx` may not be asked.
+pub fn check_statx(flags: u64, mask: u64) -> Result<(), Errno> {
+    // AT_STATX_FORCE_SYNC with AT_STATX_DONT_SYNC
+    const BOTH: u64 = 0x6000;
+    const RESERVED: u64 = 0x8000_0000;
+    match flags & BOTH == BOTH || mask & RESERVED != 0 {
+        true => Err(Errno::EINVAL),
+        false => Ok(()),
+    }
+}
+
 /// `lstat`
 pub fn of_link(path: u64) -> Result<Status, Errno> {
     at(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW)
@@ -139,6 +154,29 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
         mode if mode & X_OK != 0 && !executable => Err(Errno::EACCES),
         _ => Ok(0),
+    }
+}
+
+/// Extended attributes, of which no file has any and none takes one; `number` is the call's.
+pub fn extended(number: u64, file: u64) -> SysResult {
+    // For each way to say which file: set, get, list and remove come three times over.
+    match number % 3 {
+        // By descriptor: fsetxattr, fgetxattr, flistxattr, fremovexattr.
+        1 => {
+            of_descriptor(file)?;
+        }
+        // Of a link itself.
+        0 => {
+            of_link(file)?;
+        }
+        _ => {
+            at(AT_FDCWD, file, 0)?;
+        }
+    }
+    match number {
+        188..=190 => Err(Errno::EOPNOTSUPP),
+        194..=196 => Ok(0),
+        _ => Err(Errno::ENODATA),
     }
 }
 

@@ -11,7 +11,7 @@ use super::paths::{MAX_PATH_BYTES, below};
 use super::piece::{KeptPath, Piece};
 use crate::errno::Errno;
 use crate::memory::{MAX_FILES, guest};
-use crate::{state, time};
+use crate::{identity, state, time};
 
 /// Most files, directories and links.
 const MAX_NODES: usize = MAX_FILES;
@@ -43,8 +43,14 @@ pub struct Node {
     pub mode: u32,
     /// Bytes of the content.
     pub size: u64,
-    /// Nanoseconds since 1970 UTC.
+    /// Whose it is.
+    pub user: u32,
+    /// Of which group.
+    pub group: u32,
+    /// When it was changed, in nanoseconds since 1970 UTC.
     pub modified_ns: u64,
+    /// When it was read, as far as somebody has said so.
+    pub accessed_ns: u64,
     /// Names that lead to it.
     names: u16,
     /// Descriptors' objects that stand for it.
@@ -59,7 +65,10 @@ const UNUSED: Node = Node {
     used: false,
     mode: 0,
     size: 0,
+    user: 0,
+    group: 0,
     modified_ns: 0,
+    accessed_ns: 0,
     names: 0,
     open: 0,
     mapped: None,
@@ -254,7 +263,10 @@ impl Temporary {
             kind,
             used: true,
             mode,
+            user: identity::user().effective,
+            group: identity::group().effective,
             modified_ns: time::realtime_ns(),
+            accessed_ns: time::realtime_ns(),
             ..UNUSED
         };
         Ok(place as u16)
