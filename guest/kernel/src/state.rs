@@ -9,6 +9,7 @@ use crate::files::directory::OpenDirectories;
 use crate::files::open::NotFound;
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
+use crate::files::watch::Watches;
 use crate::files::{Files, builtin};
 use crate::host::Text;
 use crate::memory::Memory;
@@ -102,6 +103,8 @@ parts! {
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
+    /// Who is told what happens to files.
+    watches: Watches = Watches::new();
     /// Whether the program has waited for a request.
     ready: bool = false;
     /// Bytes and parts of the CPU's extended state, once they are known.
