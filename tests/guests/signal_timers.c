@@ -13,7 +13,7 @@ static void on_timer(int signal, siginfo_t *info, void *context) {
     rang++;
     value = info->si_value.sival_int;
     code = info->si_code;
-    missed = info->si_overrun;
+    missed = info->si_overrun > missed ? info->si_overrun : missed;
     tid = (int)syscall(SYS_gettid);
 }
 
