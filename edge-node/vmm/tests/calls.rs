@@ -69,3 +69,11 @@ fn kvm_proc_tells_of_the_program_as_on_linux() {
         ],
     );
 }
+
+#[test]
+fn kvm_who_watches_files_is_told_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("watches", &[("/", "renamed: [1 0x40 a cookie \"a\"]")]);
+}

@@ -29,7 +29,7 @@ const SHOWN_BEFORE: usize = 5;
 
 /// Calls whose answer is another one on purpose: how the line goes on after its number, what Linux
 /// answers, what the guest answers, and why.
-const DELIBERATE: [(&str, &str, &str, &str); 14] = [
+const DELIBERATE: [(&str, &str, &str, &str); 21] = [
     ("readv(", "= EINVAL", "= EBADF", COUNT_FIRST),
     ("preadv(", "= EINVAL", "= EBADF", COUNT_FIRST),
     ("writev(", "= EINVAL", "= EBADF", COUNT_FIRST),
@@ -44,7 +44,17 @@ const DELIBERATE: [(&str, &str, &str, &str); 14] = [
     ("read(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
     ("write(", "= EINVAL", "= EFAULT", BUFFER_FIRST),
     ("write(", "= EPIPE", "= EFAULT", BUFFER_FIRST),
+    ("sendto(", "= ENOTCONN", "= EPIPE", RECEIVER_FIRST),
+    ("sendmsg(", "= ENOTCONN", "= EPIPE", RECEIVER_FIRST),
+    ("sendmsg(", "= ENOTCONN", "= EFAULT", RECEIVER_FIRST),
+    ("writev(", "= ENOTCONN", "= EPIPE", RECEIVER_FIRST),
+    ("writev(", "= ENOTCONN", "= EFAULT", RECEIVER_FIRST),
+    ("xattr ", "= EOPNOTSUPP", "= ENODATA", NO_ATTRIBUTES),
+    ("xattr ", "= EOPNOTSUPP", "= 0", NO_ATTRIBUTES),
 ];
+const RECEIVER_FIRST: &str =
+    "older kernels look whether a datagram has a receiver before they look at the rest";
+const NO_ATTRIBUTES: &str = "not every /tmp could have extended attributes";
 const COUNT_FIRST: &str =
     "older kernels look at the number of buffers before they look at the descriptor's mode";
 const BUFFER_FIRST: &str =

@@ -22,6 +22,7 @@ pub mod read_write;
 pub mod splice;
 pub mod status;
 pub mod temporary;
+pub mod watch;
 
 use crate::errno::{Errno, SysResult};
 use crate::state;
@@ -86,6 +87,8 @@ pub enum Object {
         /// Or `pipes::NONE`.
         to: u8,
     },
+    /// An inotify instance: its number among those.
+    Watcher(u8),
     /// A signalfd: the signals that it is for.
     Signals(u64),
     /// An eventfd: its counter, and whether it is a semaphore.

@@ -1,6 +1,7 @@
 //! Waiting for descriptors: poll, select and epoll, with the one rule of when to leave the guest.
 
 use crate::errno::{Errno, SysResult};
+use crate::files::watch;
 use crate::files::{MAX_DESCRIPTORS, Object, Open};
 use crate::signals::descriptor;
 use crate::{pipes, sockets, state, threads, time, timers, user};
@@ -50,6 +51,7 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         }
         Object::Socket(number) => sockets::ready::ready(number),
         Object::Timer(number) => when(timers::is_readable(number), POLLIN),
+        Object::Watcher(number) => when(watch::readable_bytes(number) > 0, POLLIN),
         Object::Signals(set) => when(descriptor::is_readable(set), POLLIN),
         Object::Event(count, _) => when(count > 0, POLLIN) | when(count < u64::MAX - 1, POLLOUT),
         Object::Log => POLLOUT,

@@ -193,12 +193,10 @@ pub fn limits(id: u64, resource: u64, new: u64, old: u64) -> SysResult {
     Ok(0)
 }
 
-/// The limit that libcs take as the size of a thread's stack. Address space is memory here, so it is
-/// far below the first thread's own stack: a 64th of the memory.
+/// The limit that libcs take as the size of a thread's stack: that of the first one, which is 8 MiB as on Linux where
+/// there is memory for it. What a thread does not touch of its stack costs nothing.
 fn thread_stack_bytes() -> u64 {
-    const LEAST: u64 = 128 << 10;
-    let memory = state::memory().total_bytes();
-    (memory / 64).clamp(LEAST, host::boot().stack_bytes().max(LEAST))
+    host::boot().stack_bytes()
 }
 
 /// `getrusage`: the time since the last restore as time of the program's; nothing else is counted.

@@ -9,6 +9,7 @@ use crate::files::directory::OpenDirectories;
 use crate::files::open::NotFound;
 use crate::files::paths::Path;
 use crate::files::temporary::Temporary;
+use crate::files::watch::Watches;
 use crate::files::{Files, builtin};
 use crate::host::Text;
 use crate::memory::Memory;
@@ -60,6 +61,8 @@ parts! {
     [unsafe(link_section = ".data.low")]
     /// Program memory.
     memory: Memory = Memory::new();
+    /// The descriptors that travel through sockets.
+    rights: Rights = Rights::new();
 }
 
 parts! {
@@ -88,8 +91,6 @@ parts! {
     file_mask: u32 = 0o022;
     /// The epoll instances.
     epolls: Epolls = Epolls::new();
-    /// The descriptors that travel through sockets.
-    rights: Rights = Rights::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
     /// The timers that send signals.
@@ -102,6 +103,8 @@ parts! {
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
+    /// Who is told what happens to files.
+    watches: Watches = Watches::new();
     /// Whether the program has waited for a request.
     ready: bool = false;
     /// Bytes and parts of the CPU's extended state, once they are known.

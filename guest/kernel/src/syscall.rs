@@ -10,6 +10,7 @@ use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
 use crate::files::{
     attributes, change, copy, descriptors, directory, map, names, open, read_write, splice, status,
+    watch,
 };
 use crate::memory::guest;
 use crate::sockets::{bind, connect, messages, options, transfer};
@@ -303,6 +304,10 @@ fn serve(frame: &Registers) -> SysResult {
         259 => names::make_node(a, b, c),
         437 => open::open_how(a, b, c, d),
         188..=199 => status::extended(frame.rax, a),
+        253 => watch::open(0),
+        254 => watch::add(a, b, c),
+        255 => watch::remove(a, b),
+        294 => watch::open(a),
         277 => read_write::synchronise_range(a, b, c, d),
         306 => state::files().get(a).map(|_| 0),
         122 => Ok(identity::user().effective.into()),
@@ -329,12 +334,12 @@ const REFUSED: [u64; 31] = [
     227, 246, 298, 304, 308, 310, 311, 312, 313, 320, 321, 323,
 ];
 
-/// What a kernel may be built without, and programs that know it do without: asynchronous I/O, inotify, fanotify,
+/// What a kernel may be built without, and programs that know it do without: asynchronous I/O, fanotify,
 /// queues and keys of the system's, filters, descriptors of processes, and what is newer than this.
-const MISSING: [u64; 47] = [
-    206, 207, 208, 209, 210, 240, 241, 242, 243, 244, 245, 248, 249, 250, 253, 254, 255, 294, 300,
-    301, 317, 333, 424, 425, 426, 427, 434, 438, 440, 444, 445, 446, 447, 448, 449, 450, 451, 453,
-    454, 455, 456, 457, 458, 459, 460, 329, 330,
+const MISSING: [u64; 43] = [
+    206, 207, 208, 209, 210, 240, 241, 242, 243, 244, 245, 248, 249, 250, 300, 301, 317, 333, 424,
+    425, 426, 427, 434, 438, 440, 444, 445, 446, 447, 448, 449, 450, 451, 453, 454, 455, 456, 457,
+    458, 459, 460, 329, 330,
 ];
 
 /// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the

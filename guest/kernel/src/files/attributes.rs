@@ -4,7 +4,7 @@ use super::directory::path_of;
 use super::lookup::{AT_FDCWD, Follow, find, resolve};
 use super::paths::Path;
 use super::status::{AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
-use super::{Object, temporary};
+use super::{Object, temporary, watch};
 use crate::errno::{Errno, SysResult};
 use crate::{state, time, user};
 
@@ -60,6 +60,7 @@ fn node_of_open(descriptor: u64) -> Result<Option<u16>, Errno> {
 fn set_mode(node: Option<u16>, mode: u64) {
     if let Some(number) = node {
         state::temporary().node(number).mode = mode as u32 & 0o7777;
+        watch::tell_attributes(number);
     }
 }
 
@@ -100,6 +101,7 @@ fn set_owner(node: Option<u16>, user: u64, group: u64) {
             node.mode &= !SET_GROUP;
         }
     }
+    watch::tell_attributes(number);
 }
 
 /// `chown`, `lchown` and `fchownat`
@@ -171,6 +173,7 @@ impl Times {
                 ns => s.saturating_mul(SECOND).saturating_add(ns),
             };
         }
+        watch::tell_attributes(number);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Changes to the size of files that are there.
 
 use super::lookup::{AT_FDCWD, Follow, Found, find, resolve};
-use super::{O_RDWR, O_WRONLY, Object};
+use super::{O_RDWR, O_WRONLY, Object, watch};
 use crate::errno::{Errno, SysResult};
 use crate::state;
 
@@ -20,9 +20,9 @@ pub fn truncate_open(descriptor: u64, size: u64) -> SysResult {
     if size > i64::MAX as u64 {
         return Err(Errno::EINVAL);
     }
-    state::temporary()
-        .node(file_to_write(descriptor, Errno::EINVAL)?)
-        .resize(size)?;
+    let number = file_to_write(descriptor, Errno::EINVAL)?;
+    state::temporary().node(number).resize(size)?;
+    watch::tell_node(number, watch::MODIFY);
     Ok(0)
 }
 
@@ -63,7 +63,11 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     match find(&resolve(AT_FDCWD, path, Follow::Always)?)? {
-        Found::Node(number) => state::temporary().node(number).resize(size).map(|()| 0),
+        Found::Node(number) => {
+            state::temporary().node(number).resize(size)?;
+            watch::tell_node(number, watch::MODIFY);
+            Ok(0)
+        }
         Found::Directory => Err(Errno::EISDIR),
         _ => Err(Errno::EROFS),
     }

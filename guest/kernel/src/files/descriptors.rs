@@ -1,6 +1,9 @@
 //! The calls about a descriptor itself, whatever it stands for: close, dup, fcntl, ioctl, flock.
 
-use super::{MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, Object};
+use super::{
+    MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object,
+    watch,
+};
 use crate::errno::{Errno, SysResult};
 use crate::sockets::rights;
 use crate::{pipes, sockets, state, timers, user};
@@ -16,6 +19,7 @@ pub fn close(descriptor: u64) -> SysResult {
 
 /// Something less stands for an object; with the last it is gone.
 pub fn let_go(index: u16) {
+    let flags = u64::from(state::files().object(index).flags);
     let Some(object) = state::files().let_go(index) else {
         return;
     };
@@ -25,7 +29,14 @@ pub fn let_go(index: u16) {
         Object::Timer(number) => timers::close(number),
         Object::Stream { from, to } => pipes::close(from, to),
         Object::Epoll(number) => state::epolls().close(number),
-        Object::File(number) => state::temporary().closed(number),
+        Object::Watcher(number) => watch::close(number),
+        Object::File(number) => {
+            let was_written = matches!(flags & O_ACCESS, O_WRONLY | O_RDWR);
+            if flags & O_PATH == 0 {
+                watch::tell_closed(number, was_written);
+            }
+            state::temporary().closed(number);
+        }
         Object::Directory(number) => state::open_directories().remove(number),
         _ => {}
     }
@@ -173,6 +184,10 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
         (FIONREAD, Object::Socket(number)) => {
             let bytes = sockets::ready::readable_bytes(number)?;
             user::write(argument, bytes.min(i32::MAX as u64) as i32)?;
+            Ok(0)
+        }
+        (FIONREAD, Object::Watcher(number)) => {
+            user::write(argument, watch::readable_bytes(number) as i32)?;
             Ok(0)
         }
         (FIONREAD, Object::Stream { from, .. }) => {

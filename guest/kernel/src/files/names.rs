@@ -1,6 +1,5 @@
 //! Names: made, moved and removed in /tmp; and where links lead.
 
-use super::Object;
 use super::builtin;
 use super::lookup::{
     AT_FDCWD, Follow, Found, find, is_directory, is_in_tmp, missing, resolve, room_for,
@@ -8,6 +7,7 @@ use super::lookup::{
 use super::paths::{Path, below};
 use super::status::AT_EMPTY_PATH;
 use super::temporary::{self, Kind};
+use super::{Object, watch};
 use crate::errno::{Errno, SysResult};
 use crate::{state, user};
 
@@ -54,6 +54,7 @@ pub fn make_directory(directory: u64, path: u64, mode: u64) -> SysResult {
     let path = new_path(directory, path)?;
     let mode = mode as u32 & 0o1777 & !*state::file_mask();
     state::temporary().make(path.as_bytes(), Kind::Directory, mode)?;
+    watch::tell(path.as_bytes(), watch::CREATE | watch::DIRECTORY);
     Ok(0)
 }
 
@@ -72,6 +73,7 @@ pub fn make_node(directory: u64, path: u64, mode: u64) -> SysResult {
         0 | FILE => {
             let mode = mode & 0o7777 & !*state::file_mask();
             state::temporary().make(path.as_bytes(), Kind::File, mode)?;
+            watch::tell(path.as_bytes(), watch::CREATE);
             Ok(0)
         }
         _ => Err(Errno::EPERM),
@@ -93,6 +95,7 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
     if written.is_err() {
         state::temporary().unlink(path.as_bytes());
     }
+    watch::tell(path.as_bytes(), watch::CREATE);
     written.map(|_| 0)
 }
 
@@ -127,6 +130,8 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
         Some(number) if state::temporary().node(number).names() == 0 => Err(Errno::ENOENT),
         Some(number) => {
             state::temporary().link(number, path.as_bytes())?;
+            watch::tell_node_itself(number, watch::ATTRIBUTES);
+            watch::tell(path.as_bytes(), watch::CREATE);
             Ok(0)
         }
     }
@@ -171,10 +176,12 @@ pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
         }
         _ => {}
     }
-    if state::temporary().find(path.as_bytes()).is_none() {
+    let Some(number) = state::temporary().find(path.as_bytes()) else {
         return Err(Errno::EROFS);
-    }
+    };
+    let is_last = state::temporary().node(number).names() == 1;
     state::temporary().unlink(path.as_bytes());
+    watch::tell_removed(path.as_bytes(), number, is_directory, is_last);
     if is_directory {
         state::open_directories().moved(&path, None);
     }
@@ -253,6 +260,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         (Err(error), _) => return Err(error),
     }
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
+    watch::tell_renamed(&from, &to, moves_directory);
     if moves_directory {
         state::open_directories().moved(&from, Some(&to));
     }

@@ -8,7 +8,7 @@ use super::lookup::{
 };
 use super::paths::Path;
 use super::temporary::Kind;
-use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, Object};
+use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, Object, watch};
 use crate::errno::{Errno, SysResult};
 use crate::host::Text;
 use crate::{log, state, user};
@@ -105,6 +105,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             }
             if flags & O_TRUNC != 0 {
                 state::temporary().node(number).resize(0)?;
+                watch::tell_node(number, watch::MODIFY);
             }
             open_node(number, flags)
         }
@@ -115,6 +116,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             }
             let mode = mode as u32 & 0o7777 & !*state::file_mask();
             let number = state::temporary().make(path.as_bytes(), Kind::File, mode)?;
+            watch::tell(path.as_bytes(), watch::CREATE);
             open_node(number, flags)
         }
         Err(error) => Err(error),
@@ -175,6 +177,9 @@ pub fn find_socket(text: &[u8]) -> Result<u16, Errno> {
 fn open_node(number: u16, flags: u64) -> SysResult {
     let descriptor = state::files().open(Object::File(number), flags)?;
     state::temporary().opened(number);
+    if flags & O_PATH == 0 {
+        watch::tell_node(number, watch::OPEN);
+    }
     Ok(descriptor)
 }
 

@@ -1,6 +1,6 @@
 //! Reading and writing what a descriptor stands for.
 
-use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin};
+use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin, watch};
 use crate::errno::{Errno, SysResult};
 use crate::signals::descriptor;
 use crate::sockets::buffers::{Source, Target};
@@ -85,6 +85,7 @@ pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
         Object::Socket(number) => transfer::read(number, Target::Whole(to), true),
         Object::Timer(number) => timers::read(number, to),
         Object::Signals(set) => descriptor::read(set, to),
+        Object::Watcher(number) => watch::read(number, to),
         Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
             let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
@@ -141,6 +142,7 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
             return Ok(8);
         }
         Object::Stdin => return Err(Errno::EBADF),
+        Object::Watcher(_) => return Err(Errno::EBADF),
         Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) | Object::Free => {
             return Err(Errno::EINVAL);
         }
@@ -187,7 +189,13 @@ pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     match open.object {
-        Object::File(number) => Ok(state::temporary().node(number).read(at, to)),
+        Object::File(number) => {
+            let read = state::temporary().node(number).read(at, to);
+            if !to.is_empty() {
+                watch::tell_node(number, watch::ACCESS);
+            }
+            Ok(read)
+        }
         Object::Brought(number) => {
             let content = artifact::content_of(number);
             let from = content
@@ -245,11 +253,18 @@ pub fn write_at(descriptor: u64, at: u64, bytes: &[u8]) -> SysResult {
     }
     match open.object {
         // As on Linux: who appends does so wherever the call says.
-        Object::File(number) if u64::from(open.flags) & O_APPEND != 0 => {
+        Object::File(number) => {
             let node = state::temporary().node(number);
-            node.write(node.size, bytes)
+            let at = match u64::from(open.flags) & O_APPEND {
+                0 => at,
+                _ => node.size,
+            };
+            let written = node.write(at, bytes)?;
+            if written > 0 {
+                watch::tell_node(number, watch::MODIFY);
+            }
+            Ok(written)
         }
-        Object::File(number) => state::temporary().node(number).write(at, bytes),
         Object::Null | Object::Zero | Object::Random => Ok(bytes.len() as u64),
         _ => Err(Errno::ESPIPE),
     }

@@ -231,6 +231,7 @@ fn of_object(object: Object) -> Status {
         Object::Socket(_) => Kind::Socket,
         Object::Timer(_)
         | Object::Signals(_)
+        | Object::Watcher(_)
         | Object::Epoll(_)
         | Object::Event(..)
         | Object::Free => Kind::Anonymous,

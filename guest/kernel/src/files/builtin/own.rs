@@ -278,6 +278,7 @@ pub fn describe(to: &mut Content, descriptor: u64) {
         Object::Random => to.write_str("/dev/urandom"),
         Object::Epoll(_) => to.write_str("anon_inode:[eventpoll]"),
         Object::Timer(_) => to.write_str("anon_inode:[timerfd]"),
+        Object::Watcher(_) => to.write_str("anon_inode:inotify"),
         Object::Signals(_) => to.write_str("anon_inode:[signalfd]"),
         Object::Event(..) => to.write_str("anon_inode:[eventfd]"),
         Object::Info(_) => to.write_str("/proc/self/fdinfo"),
