@@ -351,7 +351,7 @@ fn kvm_what_is_not_supported_is_an_errno_and_is_named_once() {
         return;
     }
     let mut unknown = Function::new(&guest("unknown_syscall"));
-    let outcome = unknown.fresh("GET", "/syscall/321", b"");
+    let outcome = unknown.fresh("GET", "/syscall/400", b"");
     assert!(
         String::from_utf8(outcome.result.unwrap().body)
             .unwrap()
@@ -360,7 +360,7 @@ fn kvm_what_is_not_supported_is_an_errno_and_is_named_once() {
     assert_eq!(
         outcome
             .log
-            .matches("system call number 321: ENOSYS")
+            .matches("system call number 400: ENOSYS")
             .count(),
         1,
         "{}",
