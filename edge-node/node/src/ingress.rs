@@ -21,7 +21,7 @@ use tokio::task::LocalSet;
 
 use crate::deploy::routes::Table;
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, WARM_LOOK};
+use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, RESTORE_PATIENCE, WARM_LOOK};
 use crate::meter::Meter;
 use crate::pool::core::{Holds, Key};
 use crate::pool::home::Place;
@@ -34,10 +34,11 @@ use connection::Patience;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 const BACKLOG: u32 = 1024;
 
-/// A thread's runtime and socket before the thread exists, so that a bad address is found at start.
+/// A thread's runtime and socket before the thread exists, so that a bad address is found at start. It does not
+/// listen yet: nobody is accepted before there is somebody to serve him.
 pub(crate) struct Bound {
     runtime: Runtime,
-    listener: TcpListener,
+    socket: TcpSocket,
 }
 
 /// Binds `count` sockets to one port.
@@ -55,15 +56,11 @@ pub(crate) fn bind(listen: SocketAddr, count: usize) -> io::Result<(SocketAddr, 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let listener = {
-            let _inside = runtime.enter();
-            let socket = socket(address)?;
-            socket.set_reuseport(true)?;
-            socket.bind(address)?;
-            socket.listen(BACKLOG)?
-        };
-        address = listener.local_addr()?;
-        bound.push(Bound { runtime, listener });
+        let socket = socket(address)?;
+        socket.set_reuseport(true)?;
+        socket.bind(address)?;
+        address = socket.local_addr()?;
+        bound.push(Bound { runtime, socket });
     }
     Ok((address, bound))
 }
@@ -89,6 +86,10 @@ pub(crate) struct Gear {
     pub(crate) handed: mpsc::Receiver<Handed>,
     pub(crate) meter: Meter,
     pub(crate) routes: watch::Receiver<Arc<Table>>,
+    /// Becomes true when what the disk says has been brought up.
+    pub(crate) restored: watch::Receiver<bool>,
+    /// Is told when the thread listens, or why it does not.
+    pub(crate) listening: std::sync::mpsc::Sender<io::Result<()>>,
     pub(crate) tls: Option<tls::Current>,
     /// Becomes true when the node stops.
     pub(crate) stop: watch::Receiver<bool>,
@@ -99,14 +100,14 @@ impl Bound {
     pub(crate) fn start(self, gear: Gear) -> io::Result<JoinHandle<()>> {
         let thread = std::thread::Builder::new().name(format!("holm-ingress-{}", gear.index));
         thread.spawn(move || {
-            let Bound { runtime, listener } = self;
+            let Bound { runtime, socket } = self;
             let local = LocalSet::new();
-            local.block_on(&runtime, serve(listener, gear));
+            local.block_on(&runtime, serve(socket, gear));
         })
     }
 }
 
-async fn serve(listener: TcpListener, gear: Gear) {
+async fn serve(socket: TcpSocket, gear: Gear) {
     let Gear {
         index,
         lanes,
@@ -116,6 +117,8 @@ async fn serve(listener: TcpListener, gear: Gear) {
         handed,
         meter,
         routes,
+        mut restored,
+        listening,
         tls,
         mut stop,
     } = gear;
@@ -127,6 +130,27 @@ async fn serve(listener: TcpListener, gear: Gear) {
     tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes));
     tokio::task::spawn_local(handover::take_over(lane.clone(), handed));
     let serving = lane.shared.serving.clone();
+
+    let ready = async {
+        let _ = restored.wait_for(|restored| *restored).await;
+        pool.filled(slots).await;
+    };
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        late = tokio::time::timeout(RESTORE_PATIENCE, ready) => if late.is_err() {
+            tracing::warn!("listening before all that the disk says is there");
+        },
+    }
+    let listener = match socket.listen(BACKLOG) {
+        Ok(listener) => listener,
+        Err(error) => {
+            // The node does not start then.
+            let _ = listening.send(Err(error));
+            return pool.close().await;
+        }
+    };
+    let _ = listening.send(Ok(()));
+    drop(listening);
 
     let open = Rc::new(Open::default());
     let ended = stop.clone();

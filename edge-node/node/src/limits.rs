@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use holm_model::limits::{MAX_REQUEST_BODY_BYTES, MAX_USAGE_BATCH};
 
+/// How long a node that starts waits, before it listens, until it has brought up what its disk says.
+pub(crate) const RESTORE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the thread that owns a connection runs a vCPU before a worker takes over. Long enough
 /// for most requests, short enough that the thread's other connections do not feel it.
 pub const FIRST_QUANTUM: Duration = Duration::from_micros(500);

@@ -223,6 +223,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     });
     let (stop, stopped) = watch::channel(false);
     let mut ingress = Vec::new();
+    let (listening, listens) = std::sync::mpsc::channel();
     for (index, ((bound, handed), lane)) in bound.into_iter().zip(handed).zip(0..).enumerate() {
         let gear = Gear {
             index,
@@ -233,6 +234,8 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             handed,
             meter: meter(lane)?,
             routes: published.routes.clone(),
+            restored: published.restored.clone(),
+            listening: listening.clone(),
             tls: current.clone(),
             stop: stopped.clone(),
         };
@@ -262,6 +265,14 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             // A boot under way would otherwise hold up the end of the node.
             runtime.shutdown_background();
         })?;
+    // A thread that has died tells nothing.
+    drop(listening);
+    for listens in listens {
+        listens.map_err(|error| RunError::Listen {
+            address: listen,
+            error,
+        })?;
+    }
     tracing::info!(node = %identity.name, %address, threads, slots = slots * threads, "listening");
     Ok(Node {
         address,

@@ -25,6 +25,8 @@ use crate::pagemap::Written;
 const PAGE_BYTES: u64 = holm_hostcall::PAGE_BYTES;
 /// What a large page holds.
 const CHUNK_BYTES: u64 = 2 << 20;
+/// Most ranges that are backed by large pages: each may be a mapping of its own, of which a process has so many.
+const MAX_RANGES: usize = 32;
 /// Of a chunk of which fewer pages were used, small ones are cheaper.
 const WORTH_PAGES: u64 = 8;
 
@@ -72,9 +74,11 @@ impl Chunks {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for chunk in 0..self.0.len() as u64 {
             let (start, end) = (chunk * CHUNK_BYTES, (chunk + 1) * CHUNK_BYTES);
+            let full = ranges.len() == MAX_RANGES;
             match ranges.last_mut() {
                 _ if matches!(self.state(chunk), SMALL | FRESH) => {}
                 Some(last) if last.1 == start => last.1 = end,
+                _ if full => break,
                 _ => ranges.push((start, end)),
             }
         }

@@ -44,7 +44,10 @@ const VERSION: u32 = 5;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
-const MAX_GAP_BYTES: u64 = 64 << 10;
+const MIN_GAP_BYTES: u64 = 64 << 10;
+/// Most such parts. The mappings of a process are limited (vm.max_map_count), and what a program leaves in its
+/// memory is the program's choice.
+const MAX_PARTS: usize = 32;
 /// Most bytes of function names in a file.
 const MAX_SYMBOL_BYTES: u64 = 64 << 20;
 
@@ -95,6 +98,8 @@ pub struct Snapshot {
     pub(crate) working_set: OnceLock<Vec<Written>>,
     /// Which of its memory is backed by large pages.
     pub(crate) chunks: Chunks,
+    /// What of it is mapped from the file; the rest is zero.
+    parts: Vec<(u64, u64)>,
     stored: Stored,
     cpu_digest: [u8; 32],
 }
@@ -189,7 +194,8 @@ impl Snapshot {
         let mut flags = [0; 4];
         pristine.read(BOOT_ADDR + offset_of!(BootPage, flags) as u64, &mut flags)?;
         let kept = u32::from_le_bytes(flags) & boot_flags::SHARED != 0;
-        let chunks = Chunks::new(program, stored.data.joined(MAX_GAP_BYTES), kept);
+        let parts = stored.data.parts();
+        let chunks = Chunks::new(program, parts.iter().copied(), kept);
         let snapshot = Snapshot {
             id,
             layout,
@@ -198,6 +204,7 @@ impl Snapshot {
             symbols,
             pristine,
             working_set: OnceLock::new(),
+            parts,
             chunks,
             stored,
             cpu_digest,
@@ -216,7 +223,7 @@ impl Snapshot {
     /// A mapping of its memory for an instance.
     pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
         let bytes = self.layout.total_bytes();
-        let parts = self.stored.data.joined(MAX_GAP_BYTES);
+        let parts = self.parts.iter().copied();
         let memory = GuestMemory::map_parts(&self.stored.file, self.stored.offset, bytes, parts)?;
         self.back(&memory)?;
         Ok(memory)
@@ -235,7 +242,7 @@ impl Snapshot {
 
     /// Puts its memory in the place of what an instance has, at the same addresses.
     pub(crate) fn map_over(&self, memory: &mut GuestMemory) -> Result<(), VmmError> {
-        let parts = self.stored.data.joined(MAX_GAP_BYTES);
+        let parts = self.parts.iter().copied();
         memory.replace(&self.stored.file, self.stored.offset, parts)?;
         self.back(memory)
     }
@@ -465,6 +472,18 @@ impl Pages {
         }
     }
 
+    /// They and what lies between them, in [`MAX_PARTS`] at most.
+    fn parts(&self) -> Vec<(u64, u64)> {
+        let mut gap = MIN_GAP_BYTES;
+        loop {
+            let parts: Vec<_> = self.joined(gap).take(MAX_PARTS + 1).collect();
+            if parts.len() <= MAX_PARTS {
+                return parts;
+            }
+            gap *= 2;
+        }
+    }
+
     /// The same with gaps of up to `gap` bytes.
     fn joined(&self, gap: u64) -> impl Iterator<Item = (u64, u64)> {
         let mut runs = self.0.iter().copied().peekable();
@@ -638,5 +657,23 @@ mod tests {
         assert_eq!(within(3, 8), [(3, 4), (7, 8)]);
         assert_eq!(within(4, 7), []);
         assert_eq!(within(10, 20), []);
+    }
+
+    #[test]
+    fn however_a_programs_pages_lie_they_are_few_mappings() {
+        for stride in [2, 17, 18, 64, 1000] {
+            let mut pages = Pages::default();
+            for page in (0..1 << 20).step_by(stride) {
+                pages.push(page * PAGE_BYTES);
+            }
+            let parts = pages.parts();
+            assert!((1..=MAX_PARTS).contains(&parts.len()), "{stride}");
+            let held = |page: &(u64, u64)| {
+                parts
+                    .iter()
+                    .any(|(start, end)| *start <= page.0 && page.1 <= *end)
+            };
+            assert!(pages.0.iter().all(held), "{stride}");
+        }
     }
 }

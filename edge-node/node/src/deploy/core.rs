@@ -162,6 +162,12 @@ impl Reconciler {
         self.desired.as_ref()
     }
 
+    /// Whether nothing is under way.
+    pub(crate) fn is_settled(&self) -> bool {
+        let is_settled = |held: &Held| matches!(held.stage, Stage::Ready | Stage::Failed(_));
+        self.held.values().all(is_settled)
+    }
+
     /// Whether the version is one that this node is to have.
     pub(crate) fn holds(&self, version: VersionId) -> bool {
         self.held.contains_key(&version)

@@ -54,6 +54,7 @@ pub(crate) struct Deployer {
     tenants: Tenants,
     routes: watch::Sender<Arc<Table>>,
     observed: watch::Sender<Observed>,
+    restored: watch::Sender<bool>,
     done: mpsc::Sender<Done>,
     ended: mpsc::Receiver<Done>,
 }
@@ -62,6 +63,8 @@ pub(crate) struct Deployer {
 pub(crate) struct Published {
     pub(crate) routes: watch::Receiver<Arc<Table>>,
     pub(crate) observed: watch::Receiver<Observed>,
+    /// Whether all that the disk says should be here has been brought up, or has failed.
+    pub(crate) restored: watch::Receiver<bool>,
 }
 
 struct Done {
@@ -85,6 +88,7 @@ pub(crate) struct Opened {
     store: DeployStore,
     routes: watch::Sender<Arc<Table>>,
     observed: watch::Sender<Observed>,
+    restored: watch::Sender<bool>,
 }
 
 /// Opens the deployment files under `dir`.
@@ -92,15 +96,18 @@ pub(crate) fn open(dir: &Path) -> Result<(Opened, Published), FileError> {
     let store = DeployStore::open(dir)?;
     let (routes, routes_receiver) = watch::channel(Arc::default());
     let (observed, observed_receiver) = watch::channel(Observed::default());
+    let (restored, restored_receiver) = watch::channel(false);
     let published = Published {
         routes: routes_receiver,
         observed: observed_receiver,
+        restored: restored_receiver,
     };
     Ok((
         Opened {
             store,
             routes,
             observed,
+            restored,
         },
         published,
     ))
@@ -113,6 +120,7 @@ impl Opened {
             store,
             routes,
             observed,
+            restored,
         } = self;
         let Means {
             hypervisor,
@@ -140,6 +148,7 @@ impl Opened {
             tenants: Tenants::default(),
             routes,
             observed,
+            restored,
             done,
             ended,
         }
@@ -151,7 +160,7 @@ impl Deployer {
     pub(crate) async fn run(mut self, mut desired: watch::Receiver<Option<Desired>>) {
         match self.store.desired() {
             Ok(Some(last)) => {
-                self.want(last);
+                self.want(last, false);
                 let held = |hex: &str| {
                     let mut id = [0; 32];
                     hex::decode_to_slice(hex, &mut id).is_ok()
@@ -164,6 +173,8 @@ impl Deployer {
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "the last desired state cannot be read"),
         }
+        // What the disk says may be nothing.
+        self.publish();
         loop {
             tokio::select! {
                 changed = desired.changed() => {
@@ -171,14 +182,14 @@ impl Deployer {
                         return;
                     }
                     let Some(state) = desired.borrow_and_update().clone() else { continue };
-                    self.want(state);
+                    self.want(state, true);
                 }
                 Some(done) = self.ended.recv() => self.done(done),
             }
         }
     }
 
-    fn want(&mut self, desired: Desired) {
+    fn want(&mut self, desired: Desired, keep: bool) {
         let known = self.core.desired() == Some(&desired);
         let generation = desired.generation;
         let Some(actions) = self.core.want(desired) else {
@@ -195,7 +206,7 @@ impl Deployer {
                 "new desired state"
             );
             // Not being able to keep it is no reason not to follow it.
-            if let Err(error) = self.store.keep_desired(desired) {
+            if keep && let Err(error) = self.store.keep_desired(desired) {
                 tracing::error!(%error, "a restart without coordinator would serve an older state");
             }
         }
@@ -267,6 +278,9 @@ impl Deployer {
             *last = observed;
             changed
         });
+        let settled = self.core.is_settled();
+        self.restored
+            .send_if_modified(|restored| settled && !std::mem::replace(restored, true));
     }
 
     fn begin(&mut self, version: VersionId, task: impl Future<Output = Done> + Send + 'static) {

@@ -48,7 +48,7 @@ pub(crate) struct Pool {
     janitor: Janitor,
     made: UnboundedSender<Box<Slot>>,
     tally: Arc<Tally>,
-    /// A slot came back, or was given up.
+    /// A slot came, came back, or was given up.
     returned: Notify,
     /// No slot is made any more.
     closed: Cell<bool>,
@@ -125,6 +125,15 @@ impl Pool {
         let grants = inner.core.added(id);
         inner.hand_out(grants);
         self.count(&inner);
+        self.returned.notify_one();
+    }
+
+    /// Ready when there are `count` slots.
+    pub(crate) async fn filled(&self, count: usize) {
+        let all = |inner: &Inner| inner.core.free() + inner.core.busy();
+        while all(&self.inner.borrow()) < count {
+            self.returned.notified().await;
+        }
     }
 
     /// The thread that is to serve a request of the version, if it is another than this one.
