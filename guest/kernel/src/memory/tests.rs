@@ -637,7 +637,14 @@ fn what_has_moved_when_page_tables_run_out_is_in_one_place_alone() {
     let second = machine.find(all + half);
     let to = SPARSE_START + (1 << 40) + half;
     assert_eq!(
-        memory.remap(all, TABLE_REACH_BYTES, TABLE_REACH_BYTES, 3, to, &mut machine),
+        memory.remap(
+            all,
+            TABLE_REACH_BYTES,
+            TABLE_REACH_BYTES,
+            3,
+            to,
+            &mut machine
+        ),
         Err(Errno::ENOMEM)
     );
     assert_eq!(machine.find(all), None);
