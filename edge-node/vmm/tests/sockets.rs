@@ -63,6 +63,19 @@ fn kvm_messages_keep_their_borders_as_on_linux() {
 }
 
 #[test]
+fn kvm_what_a_thread_waits_with_may_be_taken_away_by_another() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("races", |path| {
+        let mut guest = Function::new(path);
+        assert_eq!(guest.get("/splice"), "4096 4096, spliced 1, then 4 4\n");
+        assert_eq!(guest.get("/rights"), "1 1: 8 this one, closed 0 0\n");
+        assert_eq!(guest.get("/message"), "1, then 4 4\n");
+    });
+}
+
+#[test]
 fn kvm_timers_are_read_and_waited_for_as_on_linux() {
     if !require_kvm() {
         return;

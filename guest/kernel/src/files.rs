@@ -100,8 +100,8 @@ pub enum Object {
 pub struct Open {
     /// What it is.
     pub object: Object,
-    /// Descriptors that stand for it, and messages that one travels in.
-    pub references: u16,
+    /// Descriptors that stand for it, and messages that one travels in, or is about to.
+    pub references: u32,
     /// O_NONBLOCK.
     pub nonblocking: bool,
     /// Counts the moments at which it became ready for something new (edges, for epoll).

@@ -283,11 +283,11 @@ fn end_of(queue: &Queue, wants_nothing: bool) -> SysResult {
     }
 }
 
-/// So many bytes were read, and are gone.
+/// So many bytes were read, and are gone; fewer, if others have read some of them since they were looked at.
 pub fn taken(from: u8, count: u64) {
     if let Some(at) = queue(from) {
         let was_full = !at.is_writable();
-        at.skip(count);
+        at.skip(count.min(at.used));
         match was_full {
             true => edge(|_, to| to == from),
             // Who waits with more than fits still has to try again.

@@ -112,7 +112,7 @@ pub fn for_each_part(
     count: u64,
     mut each: impl FnMut(u64, u64, u64) -> SysResult,
 ) -> SysResult {
-    let mut total = 0;
+    let mut total = 0u64;
     for at in 0..count {
         let [start, bytes] = read::<[u64; 2]>(array.wrapping_add(at * 16))?;
         if bytes == 0 {
@@ -120,7 +120,8 @@ pub fn for_each_part(
         }
         match each(start, bytes, total) {
             Ok(done) => {
-                total += done;
+                // Parts that another thread changes may be of any length.
+                total = done.saturating_add(total);
                 if done < bytes {
                     break;
                 }

@@ -36,13 +36,18 @@ impl Drop for Held {
 }
 
 impl Held {
-    /// The bytes, for another thread to count.
-    pub(crate) fn into_bytes(mut self) -> Bytes {
+    /// The bytes, for another thread; they are counted here as long as what is left is here.
+    pub(crate) fn give(&mut self) -> Bytes {
         std::mem::take(&mut self.bytes)
     }
 }
 
 impl Budget {
+    /// Whether so many bytes more can be held.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        bytes == 0 || self.0.get().saturating_add(bytes) <= MAX_BODY_BYTES_PER_THREAD
+    }
+
     /// Counts what another thread has let in.
     pub(crate) fn hold(&self, bytes: Bytes) -> Held {
         self.0.set(self.0.get() + bytes.len());
@@ -54,11 +59,10 @@ impl Budget {
     }
 
     fn take(&self, held: &mut Held, bytes: usize) -> bool {
-        let used = self.0.get() + bytes;
-        if used > MAX_BODY_BYTES_PER_THREAD {
+        if !self.has_room(bytes) {
             return false;
         }
-        self.0.set(used);
+        self.0.set(self.0.get() + bytes);
         held.counted += bytes;
         true
     }
@@ -177,5 +181,29 @@ impl Rest {
             }
         }
         Poll::Ready(Ok((more, false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_on_its_way_to_another_thread_is_counted_all_the_time() {
+        const BYTES: usize = 1 << 20;
+        let (here, there) = (Budget::default(), Budget::default());
+        let mut held = here.hold(Bytes::from(vec![0; BYTES]));
+        let bytes = held.give();
+        assert_eq!((bytes.len(), here.0.get()), (BYTES, BYTES));
+        let taken = there.hold(bytes);
+        drop(held);
+        assert_eq!((here.0.get(), there.0.get()), (0, BYTES));
+        assert!(there.has_room(MAX_BODY_BYTES_PER_THREAD - BYTES));
+        assert!(!there.has_room(MAX_BODY_BYTES_PER_THREAD - BYTES + 1));
+        there.0.set(MAX_BODY_BYTES_PER_THREAD);
+        assert!(there.has_room(0) && !there.has_room(1));
+        there.0.set(BYTES);
+        drop(taken);
+        assert_eq!(there.0.get(), 0);
     }
 }

@@ -74,7 +74,13 @@ pub(super) async fn hand_over(
         return Job::new(lane, &live, call, reply).end(Ending::TurnedAway(Refusal::Full));
     };
     let (back, answer) = oneshot::channel();
-    let call = call.with(Held::into_bytes);
+    // Counted here until there is an answer: on its way nobody else does.
+    let mut counted: Option<Held> = None;
+    let call = call.with(|mut held| {
+        let bytes = held.give();
+        counted = Some(held);
+        bytes
+    });
     way.send(Handed { live, call, back });
     tokio::select! {
         answer = answer => if let Ok(answer) = answer {
@@ -88,6 +94,7 @@ pub(super) async fn hand_over(
         // The other end of `answer` learns it.
         () = reply.closed() => {}
     }
+    drop(counted);
 }
 
 /// Serves what other threads hand over.
@@ -103,9 +110,16 @@ async fn serve(lane: Rc<Lane>, handed: Handed) {
         call,
         mut back,
     } = handed;
+    let fits = lane.bodies.has_room(call.body.len());
     let call = call.with(|bytes| lane.bodies.hold(bytes));
     let (reply, answer) = oneshot::channel();
-    tokio::task::spawn_local(carry_here(lane, live, call, reply));
+    match fits {
+        true => drop(tokio::task::spawn_local(carry_here(
+            lane, live, call, reply,
+        ))),
+        // As where a thread's own callers send too much.
+        false => Job::new(&lane, &live, call, reply).end(Ending::TurnedAway(Refusal::Full)),
+    }
     let answer = tokio::select! {
         answer = answer => answer,
         () = back.closed() => return,

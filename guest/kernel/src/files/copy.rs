@@ -81,6 +81,12 @@ fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
     if let Object::Brought(number) = state::files().get(from)?.object {
         return copy_brought(from, number, from_at, to, to_at, bytes);
     }
+    // What is written may be mapped where the places are said.
+    let begins = |place| match place {
+        0 => Ok(0),
+        place => user::read::<u64>(place),
+    };
+    let (first, second) = (begins(from_at)?, begins(to_at)?);
     let mut buffer = [0u8; 4096];
     let mut done = 0;
     while done < bytes {
@@ -88,18 +94,20 @@ fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
         let part = &mut buffer[..part];
         let read = match from_at {
             0 => try_read(from, part)?,
-            place => read_at(from, user::read::<u64>(place)? + done, part)?,
+            _ => read_at(from, first.saturating_add(done), part)?,
         } as usize;
         if read == 0 {
             break;
         }
         done += match to_at {
             0 => write(to, &part[..read])?,
-            place => write_at(to, user::read::<u64>(place)? + done, &part[..read])?,
+            _ => write_at(to, second.saturating_add(done), &part[..read])?,
         };
     }
-    for place in [from_at, to_at].into_iter().filter(|place| *place != 0) {
-        user::write(place, user::read::<u64>(place)? + done)?;
+    for (place, at) in [(from_at, first), (to_at, second)] {
+        if place != 0 {
+            user::write(place, at.saturating_add(done))?;
+        }
     }
     Ok(done)
 }
@@ -129,17 +137,21 @@ fn copy_brought(
         .get(start.min(content.len() as u64) as usize..)
         .unwrap_or_default();
     let part = &rest[..bytes.min(rest.len() as u64) as usize];
+    let second = match to_at {
+        0 => 0,
+        place => user::read::<u64>(place)?,
+    };
     let done = match to_at {
         _ if part.is_empty() => 0,
         0 => write(to, part)?,
-        place => write_at(to, user::read::<u64>(place)?, part)?,
+        _ => write_at(to, second, part)?,
     };
     match from_at {
         0 => state::files().get_mut(from)?.position = start + done,
         place => user::write(place, start + done)?,
     }
     if to_at != 0 {
-        user::write(to_at, user::read::<u64>(to_at)? + done)?;
+        user::write(to_at, second.saturating_add(done))?;
     }
     Ok(done)
 }

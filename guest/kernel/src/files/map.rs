@@ -69,12 +69,10 @@ fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
     match open.object {
         _ if refuses => Err(Errno::EACCES),
         Object::File(file) if is_shared => {
-            let end = at.checked_add(bytes).ok_or(Errno::EOVERFLOW)?;
-            u32::try_from(end / PAGE_BYTES).map_err(|_| Errno::EOVERFLOW)?;
             let share = Share {
                 file,
                 may_write: open.access() == O_RDWR,
-                page: (at / PAGE_BYTES) as u32,
+                page: first_page(at, bytes)?,
             };
             state::temporary().map(file);
             let mapped = state::memory().map_file(hint, bytes, prot, flags, share, &mut guest());
@@ -85,6 +83,13 @@ fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
         }
         _ => map_copy(hint, bytes, prot, flags, descriptor, at),
     }
+}
+
+/// The page of a file at which a mapping begins, if that which follows its last one has a number too.
+fn first_page(at: u64, bytes: u64) -> Result<u32, Errno> {
+    let end = at.checked_add(bytes).ok_or(Errno::EOVERFLOW)?;
+    u32::try_from(end.div_ceil(PAGE_BYTES)).map_err(|_| Errno::EOVERFLOW)?;
+    Ok((at / PAGE_BYTES) as u32)
 }
 
 /// A copy: what is written to it stays with the program, and what others write to the file is not seen, which
@@ -120,4 +125,20 @@ fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_mapping_reaches_behind_the_last_page_that_has_a_number() {
+        const MOST: u64 = u32::MAX as u64 * PAGE_BYTES;
+        assert_eq!(first_page(PAGE_BYTES, MOST - PAGE_BYTES), Ok(1));
+        assert_eq!(
+            first_page(PAGE_BYTES, MOST - PAGE_BYTES + 1),
+            Err(Errno::EOVERFLOW)
+        );
+        assert_eq!(first_page(1 << 63, 1 << 63), Err(Errno::EOVERFLOW));
+    }
 }

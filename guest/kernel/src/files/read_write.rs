@@ -4,7 +4,7 @@ use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin, wat
 use crate::errno::{Errno, SysResult};
 use crate::signals::descriptor;
 use crate::sockets::buffers::{Source, Target};
-use crate::sockets::rights::Outgoing;
+use crate::sockets::rights;
 use crate::sockets::transfer;
 use crate::{log, pipes, process, state, threads, timers};
 
@@ -152,7 +152,7 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
 
 /// A write to a socket.
 fn send(number: u16, from: Source<'_>, nonblocking: bool) -> SysResult {
-    transfer::send(number, from, 0, nonblocking, None, &Outgoing::NONE)
+    transfer::send(number, from, 0, nonblocking, None, &rights::NONE)
 }
 
 /// `readv`, where one message goes to all parts of an array; `None` for what is no socket.

@@ -137,9 +137,14 @@ fn out_of(input: u8, to: u64, to_at: u64, bytes: u64) -> SysResult {
             (there, _) => there?,
         };
         let part = &part[..there as usize];
+        // What is written may be mapped where its place is said.
+        let at = match to_at {
+            0 => 0,
+            place => user::read::<u64>(place)?,
+        };
         let put = match to_at {
             0 => super::read_write::write(to, part),
-            place => user::read::<u64>(place).and_then(|at| write_at(to, at, part)),
+            _ => write_at(to, at, part),
         };
         let put = match (put, done) {
             (Err(_), 1..) => break,
@@ -148,7 +153,7 @@ fn out_of(input: u8, to: u64, to_at: u64, bytes: u64) -> SysResult {
         pipes::taken(input, put);
         done += put;
         if to_at != 0 {
-            user::write(to_at, user::read::<u64>(to_at)? + put)?;
+            user::write(to_at, at.saturating_add(put))?;
         }
     }
     Ok(done)

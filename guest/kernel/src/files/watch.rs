@@ -179,10 +179,12 @@ pub fn add(descriptor: u64, path: u64, mask: u64) -> SysResult {
     let free = watches.watches.iter().position(|watch| watch.id == 0);
     let free = free.ok_or(Errno::ENOSPC)?;
     let id = watches.watchers[usize::from(watcher)].next_id;
+    // As on Linux no number is used again.
+    let next_id = id.checked_add(1).ok_or(Errno::ENOSPC)?;
     let watch = &mut watches.watches[free];
     watch.path.set(path.as_bytes())?;
     (watch.id, watch.watcher, watch.mask) = (id, watcher, kept);
-    watches.watchers[usize::from(watcher)].next_id += 1;
+    watches.watchers[usize::from(watcher)].next_id = next_id;
     watches.count += 1;
     Ok(id as u64)
 }

@@ -276,9 +276,11 @@ impl Memory {
                 });
                 let run = in_row.count() as u64;
                 let tables = &mut self.sparse.tables;
-                let to_slot = tables
-                    .slot_with_table(target, machine)
-                    .ok_or(Errno::ENOMEM)?;
+                let Some(to_slot) = tables.slot_with_table(target, machine) else {
+                    // What has moved is not here any more: its frames go with the place where it is.
+                    machine.unmap(slot, number);
+                    return Err(Errno::ENOMEM);
+                };
                 let source = self.arena.slot(page);
                 sparse::map(machine, to_slot, source, run, protection);
                 number += run;

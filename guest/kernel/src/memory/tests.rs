@@ -620,3 +620,36 @@ fn what_moves_takes_its_frames_along() {
         );
     }
 }
+
+#[test]
+fn what_has_moved_when_page_tables_run_out_is_in_one_place_alone() {
+    let (mut memory, mut machine) = start();
+    let free = memory.free_bytes();
+    let bytes = SPARSE_TABLE_COUNT * TABLE_REACH_BYTES;
+    let flags = MAP_ANONYMOUS | MAP_NORESERVE;
+    let all = memory.map(0, bytes, 3, flags, &mut machine).unwrap();
+    // All tables but one are in use, and what is to move goes half into that and half into another one.
+    for page in page_range(all, bytes - TABLE_REACH_BYTES).step_by(512) {
+        memory.back(page, true, &mut machine).unwrap();
+    }
+    let half = TABLE_REACH_BYTES / 2;
+    memory.back(all + half, true, &mut machine).unwrap();
+    let second = machine.find(all + half);
+    let to = SPARSE_START + (1 << 40) + half;
+    assert_eq!(
+        memory.remap(
+            all,
+            TABLE_REACH_BYTES,
+            TABLE_REACH_BYTES,
+            3,
+            to,
+            &mut machine
+        ),
+        Err(Errno::ENOMEM)
+    );
+    assert_eq!(machine.find(all), None);
+    assert_eq!(machine.find(to), None);
+    assert_eq!(machine.find(all + half), second);
+    memory.unmap(all, bytes, &mut machine).unwrap();
+    assert_eq!(memory.free_bytes(), free);
+}

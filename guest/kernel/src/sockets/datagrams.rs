@@ -387,6 +387,11 @@ pub fn put(
     })?;
     rights.send_with(queue, whole, || {
         let at = pipes::queue(queue).ok_or(Errno::EPIPE)?;
+        // While it waited, other threads may have changed what is to be sent. Behind a head there is always all of it.
+        from.check()?;
+        if from.total()? != bytes {
+            return Err(Errno::EFAULT);
+        }
         at.put(&head[..head_bytes])?;
         from.for_each(|part| at.put(part))?;
         Ok(whole)

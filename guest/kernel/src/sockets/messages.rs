@@ -90,7 +90,7 @@ pub fn send(descriptor: u64, header: u64, flags: u64) -> SysResult {
     let to = transfer::receiver(number, given)?;
     let rights = match state::sockets().get(number).domain {
         AF_UNIX => Outgoing::read(header.control, header.control_bytes)?,
-        _ => Outgoing::NONE,
+        _ => Outgoing::none(),
     };
     transfer::send(
         number,

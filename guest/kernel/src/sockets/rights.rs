@@ -133,7 +133,7 @@ impl Rights {
             return true;
         };
         let own = self.all().iter().filter(|one| one.object == object);
-        let references = usize::from(state::files().object(object).references);
+        let references = state::files().object(object).references as usize;
         references > own.clone().count()
             || own.into_iter().any(|one| reachable[usize::from(one.queue)])
     }
@@ -162,7 +162,11 @@ pub fn free_lost() {
     }
 }
 
-/// The descriptors of a message that is to be sent, by the objects that they stand for.
+/// Of what carries no descriptors.
+pub static NONE: Outgoing = Outgoing::none();
+
+/// The descriptors of a message that is to be sent, by the objects that they stand for: held from the start, since
+/// other threads may close them while the message waits for room.
 pub struct Outgoing {
     objects: [u16; MAX_IN_MESSAGE],
     count: usize,
@@ -171,10 +175,7 @@ pub struct Outgoing {
 impl Outgoing {
     /// Reads control data.
     pub fn read(control: u64, bytes: u64) -> Result<Outgoing, Errno> {
-        let mut found = Outgoing {
-            objects: [0; MAX_IN_MESSAGE],
-            count: 0,
-        };
+        let mut found = Outgoing::none();
         if bytes > MAX_CONTROL_BYTES {
             return Err(Errno::ENOBUFS);
         }
@@ -207,15 +208,18 @@ impl Outgoing {
     fn add(&mut self, descriptor: u32) -> Result<(), Errno> {
         let room = self.objects.get_mut(self.count).ok_or(Errno::EINVAL)?;
         *room = state::files().index(u64::from(descriptor))?;
+        state::files().hold(*room);
         self.count += 1;
         Ok(())
     }
 
     /// None.
-    pub const NONE: Outgoing = Outgoing {
-        objects: [0; MAX_IN_MESSAGE],
-        count: 0,
-    };
+    pub const fn none() -> Self {
+        Outgoing {
+            objects: [0; MAX_IN_MESSAGE],
+            count: 0,
+        }
+    }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
@@ -245,6 +249,17 @@ impl Outgoing {
             drop_message(&message);
         }
         written
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        for object in &self.objects[..self.count] {
+            descriptors::let_go(*object);
+        }
+        if !self.is_empty() {
+            free_lost();
+        }
     }
 }
 

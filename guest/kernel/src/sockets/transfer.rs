@@ -450,7 +450,7 @@ pub fn send_to(
         flags,
         opened.nonblocking,
         to,
-        &Outgoing::NONE,
+        &rights::NONE,
     )
 }
 

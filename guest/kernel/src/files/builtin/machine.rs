@@ -77,7 +77,7 @@ pub(super) fn stat(to: &mut Content) -> fmt::Result {
         time::monotonic_ns() / 10_000_000,
     );
     let idle = all.saturating_sub(used);
-    let boot = (time::realtime_ns() - time::monotonic_ns()) / 1_000_000_000;
+    let boot = time::realtime_ns().saturating_sub(time::monotonic_ns()) / 1_000_000_000;
     writeln!(
         to,
         "cpu  {used} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {used} 0 0 {idle} 0 0 0 0 0 0\nintr 0\nctxt 0\nbtime {boot}\n\

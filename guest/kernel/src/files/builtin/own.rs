@@ -36,6 +36,10 @@ fn first_stack() -> Option<(u64, u64, u64)> {
 fn texts(to: &mut Content, from: u64) {
     let words = (0..).map(|n| from + 8 * n);
     for text in words.map_while(text_at) {
+        // Where a program has written over the end of the list, all of its stack would follow.
+        if to.used == to.bytes.len() {
+            break;
+        }
         push(to, text);
         push(to, &[0]);
     }
