@@ -9,9 +9,9 @@
 //!        int3, ud2    │  └─┐  └──fault_entry────┐   │ any other exception
 //!   CPL 0 stub ◀──────┘    └▶ one `out`        stub ◀┘
 //! ```
-//! At CPL 0 runs only what is in this file's first block of assembly. Under PVM each of its
-//! instructions is emulated at about half a microsecond, and the emulator knows no SSE: keep it short
-//! and plain.
+//! At CPL 0 run only the stub, which is this file's first block of assembly, the first instructions of the
+//! `syscall` entry on hardware, and the PVH entry, which Holm never uses. Under PVM each of the stub's
+//! instructions is emulated at about half a microsecond, and the emulator knows no SSE: keep it short and plain.
 #![no_std]
 #![no_main]
 

@@ -208,8 +208,11 @@ async fn take(
 /// when the caller goes away.
 async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
     match lane.pool.home(&live) {
-        None => carry_here(lane, live, call, reply).await,
-        Some(home) => handover::hand_over(&lane, live, call, home, reply).await,
+        // The answer is held by this thread; one that has no room for more turns the request away itself.
+        Some(home) if lane.answers.has_room() => {
+            handover::hand_over(&lane, live, call, home, reply).await;
+        }
+        _ => carry_here(lane, live, call, reply).await,
     }
 }
 

@@ -19,7 +19,7 @@ const DONTNEED_LOCKED: u64 = 24;
 
 impl Memory {
     /// `madvise`: what has an effect that a program can see. Most has none, as there is nothing to swap to,
-    /// no child to inherit and nobody to dump for; large pages are not to be had (ARCHITECTURE.md).
+    /// no child to inherit and nobody to dump for; about large pages the host decides (ARCHITECTURE.md).
     pub fn advise(
         &mut self,
         start: u64,
