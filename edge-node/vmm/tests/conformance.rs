@@ -14,8 +14,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::Function;
-use holm_test_support::{musl_guest, patience, require_kvm};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use holm_test_support::{is_slow, musl_guest, require_kvm, seeds};
 
 const AREAS: [&str; 8] = [
     "memory", "files", "waits", "signals", "times", "futexes", "process", "sockets",
@@ -108,13 +107,6 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}"))
-    })
-}
-
 #[test]
 fn kvm_random_system_calls_are_answered_as_on_linux() {
     if !require_kvm() {
@@ -128,16 +120,7 @@ fn kvm_random_system_calls_are_answered_as_on_linux() {
         return;
     };
     // An emulated machine does a few only.
-    let slow = patience(Duration::from_secs(1)) > Duration::from_secs(1);
-    let usual = if slow { 3 } else { SEEDS };
-    let alone = number("HOLM_CONFORMANCE_SEED").map(|seed| seed..seed + 1);
-    let new = number("HOLM_CONFORMANCE_SEEDS").map(|count| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let from = now.as_secs() % 1_000_000 * 1000;
-        from..from + count
-    });
-    let seeds = alone.or(new).unwrap_or(1..1 + usual);
-    println!("seeds {} to {}", seeds.start, seeds.end - 1);
+    let seeds = seeds("HOLM_CONFORMANCE_SEED", if is_slow() { 3 } else { SEEDS });
     let only = std::env::var("HOLM_CONFORMANCE_AREA").ok();
     let mut guest = Function::new(&program);
     let mut found = Vec::new();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Function, boot, config, each_libc};
-use holm_test_support::{guest, musl_guest, patience, require_kvm};
+use holm_test_support::{guest, is_slow, musl_guest, patience, require_kvm};
 use holm_vmm::Failure;
 
 /// Asserts that each path of a guest fails with a text that contains what is given for it.
@@ -113,11 +113,7 @@ fn kvm_the_library_os_run_from_anywhere_is_the_programs_own_loss() {
     function.deadline = patience(Duration::from_millis(300));
     function.cpu = function.deadline;
     let mut handled = 0;
-    let places = if patience(Duration::from_secs(1)) > Duration::from_secs(1) {
-        8
-    } else {
-        100
-    };
+    let places = if is_slow() { 8 } else { 100 };
     for place in 0..places {
         // All over the stubs and the library OS's code, at the start of an instruction or not.
         let at = match place % 4 {

@@ -14,9 +14,10 @@ mod site;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use site::{busybox, busybox_site, write};
 
@@ -157,6 +158,42 @@ pub fn patience(usual: Duration) -> Duration {
         .ok()
         .and_then(|text| text.parse::<u32>().ok());
     usual * factor.unwrap_or(1).clamp(1, 100)
+}
+
+/// Whether this is such a machine, on which a test does only a few of many.
+pub fn is_slow() -> bool {
+    let usual = Duration::from_secs(1);
+    patience(usual) > usual
+}
+
+/// The seeds that a test is to try, which it prints: always the same `usual` ones, or as many new ones as
+/// `VARIABLES` says, or the one that `VARIABLE` says.
+pub fn seeds(variable: &str, usual: u64) -> Range<u64> {
+    let number = |variable: String| -> Option<u64> {
+        let text = std::env::var(&variable).ok()?;
+        let number = text.parse();
+        Some(number.unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+    };
+    let seeds = if let Some(seed) = number(variable.to_owned()) {
+        seed..seed + 1
+    } else if let Some(count) = number(format!("{variable}S")) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let from = now.map_or(0, |now| now.as_secs() % 1_000_000 * 1000);
+        from..from + count
+    } else {
+        1..1 + usual
+    };
+    println!("seeds {} to {}", seeds.start, seeds.end - 1);
+    seeds
+}
+
+/// Random numbers, always the same from a seed: each call gives one below what it is given.
+pub fn random_below(mut seed: u64) -> impl FnMut(u64) -> u64 {
+    move |below| {
+        // Knuth's generator, of which the upper bits are good.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % below
+    }
 }
 
 /// Says that the running test is skipped. Straight to standard error, since the test harness keeps

@@ -133,6 +133,7 @@ impl Warm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holm_test_support::random_below;
 
     const A: Key = Key(1);
 
@@ -214,13 +215,7 @@ mod tests {
     #[test]
     fn whatever_comes_the_bounds_hold() {
         for seed in 0..300u64 {
-            let mut random = seed;
-            let mut below = |n: u64| {
-                random = random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (random >> 33) % n
-            };
+            let mut below = random_below(seed);
             let most = 1 + below(20) as usize;
             let min = below(1 + most as u64) as usize;
             let mut node = Simulation::new(bounds(min, most, 1 + below(10)));

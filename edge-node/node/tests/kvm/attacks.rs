@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holm_model::manifest::Isolation;
 use holm_model::usage::Outcome;
-use holm_test_support::{guest, require_kvm};
+use holm_test_support::{guest, random_below, require_kvm};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
@@ -282,11 +282,8 @@ fn descriptors() -> usize {
 
 /// Many streams of one connection after the other, most of which are reset at some time. Gives the ids of the
 /// answers that came.
-async fn storm(to: SocketAddr, mut seed: u64) -> Vec<String> {
-    let mut next = move |below: u64| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (seed >> 33) % below
-    };
+async fn storm(to: SocketAddr, seed: u64) -> Vec<String> {
+    let mut next = random_below(seed);
     let paths = [
         "/ok",
         "/ok",

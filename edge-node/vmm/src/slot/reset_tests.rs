@@ -7,7 +7,7 @@
 
 use holm_model::bundle::Files;
 use holm_model::program::Program;
-use holm_test_support::{Guest, patience, require_kvm};
+use holm_test_support::{Guest, is_slow, patience, require_kvm, seeds};
 
 use super::*;
 use crate::{GuestConfig, prepare};
@@ -17,13 +17,6 @@ const SEEDS: u64 = 12;
 /// MSRs that go on by themselves: the TSC, the two counters of the clock, the TSC's deadline, and two clocks of
 /// Hyper-V.
 const MOVING_MSRS: [u32; 6] = [0x10, 0xE7, 0xE8, 0x6E0, 0x4000_0010, 0x4000_0020];
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}"))
-    })
-}
 
 fn request(target: &str) -> Request<'_> {
     Request {
@@ -60,11 +53,6 @@ fn send(slot: &mut Slot, target: &str) -> Response {
             }
         }
     }
-}
-
-/// Whether the machine is an emulated one.
-fn is_slow() -> bool {
-    patience(Duration::from_secs(1)) > Duration::from_secs(1)
 }
 
 /// The first guest address at which two instances differ.
@@ -111,24 +99,12 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
     if !require_kvm() {
         return;
     }
-    let alone = number("HOLM_RESET_SEED").map(|seed| seed..seed + 1);
-    let new = number("HOLM_RESET_SEEDS").map(|count| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let from = now.as_secs() % 1_000_000 * 1000;
-        from..from + count
-    });
-    let usual = 1..1 + if is_slow() { 4 } else { SEEDS };
-    let seeds = alone.or(new).unwrap_or(usual);
-    println!("seeds {} to {}", seeds.start, seeds.end - 1);
-
+    let seeds = seeds("HOLM_RESET_SEED", if is_slow() { 4 } else { SEEDS });
     let hypervisor = Hypervisor::open().unwrap();
     let snapshot = snapshot(&hypervisor, "overwrites_everything", &[]);
     let all = hypervisor.inner.kvm.get_msr_index_list().unwrap();
-    let msrs: Vec<u32> = all.as_slice().to_vec();
-    let msrs: Vec<u32> = msrs
-        .into_iter()
-        .filter(|index| !MOVING_MSRS.contains(index))
-        .collect();
+    let stays = |index: &&u32| !MOVING_MSRS.contains(index);
+    let msrs: Vec<u32> = all.as_slice().iter().filter(stays).copied().collect();
     let mut used = Slot::new(&hypervisor).unwrap();
     used.load(&snapshot).unwrap();
 

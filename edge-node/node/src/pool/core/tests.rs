@@ -1,6 +1,7 @@
 //! Who gets which slot.
 
 use super::*;
+use holm_test_support::random_below;
 use proptest::prelude::*;
 
 const A: Key = Key(1);
@@ -250,13 +251,7 @@ fn what_is_given_back_is_what_was_not_used_for_longest() {
 #[test]
 fn a_tenant_with_many_functions_and_callers_leaves_another_its_part() {
     for seed in 0..200u64 {
-        let mut random = seed;
-        let mut below = |n: u64| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (random >> 33) % n
-        };
+        let mut below = random_below(seed);
         let mut pool = pool(8);
         pool.set_tenants(2);
         let greedy = |function: u64| Claim {
