@@ -20,7 +20,7 @@ use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Sharing, anonymous_file};
 use crate::rewrite::{Entries, Stubs};
-use crate::slot::{Runner, Stop};
+use crate::runner::{Runner, Stop};
 use crate::symbols::Symbols;
 use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, cpuid};
 
