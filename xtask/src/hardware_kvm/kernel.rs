@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use holm_tests::debian::{checked, unpack};
 
 /// Modules that make /dev/kvm, in the order in which they are loaded.
 const MODULES: [&str; 4] = ["irqbypass", "ccp", "kvm", "kvm-amd"];
@@ -21,30 +22,7 @@ pub(crate) struct Kernel {
 pub(crate) fn fetch(root: &Path) -> Result<Kernel> {
     let package = package()?;
     let unpacked = root.join(&package);
-    if !unpacked.is_dir() {
-        let download = root.join(format!("{package}.download"));
-        // What a run before left half done is made again.
-        let _ = fs::remove_dir_all(&download);
-        let tree = download.join("tree");
-        fs::create_dir_all(&tree).with_context(|| format!("cannot make {}", tree.display()))?;
-        println!("downloading {package}");
-        checked(
-            Command::new("apt-get")
-                .current_dir(&download)
-                .args(["download", "--quiet", &package]),
-            "run `apt-get update` if its lists are old",
-        )?;
-        let archive = find(&download, &|name| name.ends_with(".deb"))
-            .with_context(|| format!("apt-get left no package in {}", download.display()))?;
-        checked(
-            Command::new("dpkg").arg("-x").arg(&archive).arg(&tree),
-            "the package is damaged",
-        )?;
-        fs::rename(&tree, &unpacked)
-            .with_context(|| format!("cannot make {}", unpacked.display()))?;
-        fs::remove_dir_all(&download)
-            .with_context(|| format!("cannot remove {}", download.display()))?;
-    }
+    unpack(&[&package], &unpacked)?;
     let image = find(&unpacked.join("boot"), &|name| name.starts_with("vmlinuz-"))
         .with_context(|| format!("{package} holds no kernel image"))?;
     let modules = MODULES
@@ -107,18 +85,4 @@ fn find(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
         }
     }
     None
-}
-
-/// Runs a command to its end; the error names it and says what may help.
-fn checked(command: &mut Command, help: &str) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {program}; {help}"))?;
-    ensure!(
-        output.status.success(),
-        "{program} failed; {help}:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
 }
