@@ -1,6 +1,6 @@
 /*
- * Threads that take away what another one is at work with while it waits. `/splice` reads from a pipe what is being
- * spliced out of it, `/rights` closes a descriptor that is to travel, `/message` changes the parts of a message that
+ * Threads that take away what another one is at work with while it waits. `/splice` reads from a pipe what is to be
+ * spliced out of it, and every byte comes once, `/rights` closes a descriptor that is to travel, `/message` changes the parts of a message that
  * waits for room.
  */
 #include "guest.h"
@@ -75,10 +75,13 @@ static void splice_race(const struct request *request) {
     pause_a_little();
     long read_first = read(pipe_ends[0], taken, sizeof taken);
     drain(filled);
-    pthread_join(thread, NULL);
     long more = write(pipe_ends[1], "more", 4);
-    long read_then = read(pipe_ends[0], taken, sizeof taken);
-    answer(request, "%ld %ld, spliced %d, then %ld %ld\n", written, read_first, spliced > 0, more, read_then);
+    pthread_join(thread, NULL);
+    long there = recv(ends[1], taken, sizeof taken, MSG_DONTWAIT);
+    fcntl(pipe_ends[0], F_SETFL, O_NONBLOCK);
+    long left = read(pipe_ends[0], taken, sizeof taken);
+    answer(request, "%ld %ld, then %ld: spliced %ld, received %ld, left %ld\n", written, read_first, more, spliced, there,
+           left);
 }
 
 static void rights_race(const struct request *request) {

@@ -69,9 +69,78 @@ fn kvm_what_a_thread_waits_with_may_be_taken_away_by_another() {
     }
     each_libc("races", |path| {
         let mut guest = Function::new(path);
-        assert_eq!(guest.get("/splice"), "4096 4096, spliced 1, then 4 4\n");
+        assert_eq!(
+            guest.get("/splice"),
+            "4096 4096, then 4: spliced 4, received 4, left -1\n"
+        );
         assert_eq!(guest.get("/rights"), "1 1: 8 this one, closed 0 0\n");
         assert_eq!(guest.get("/message"), "1, then 4 4\n");
+    });
+}
+
+#[test]
+fn kvm_a_call_that_waits_says_efault_when_its_memory_is_unmapped_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "unmapped_waits",
+        &[
+            ("/read", "read of a pipe: EFAULT"),
+            ("/write", "write to a socket: EFAULT"),
+            ("/wait", "epoll_wait: EFAULT"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_a_call_that_waits_goes_on_with_what_was_closed_meanwhile_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "closed_waits",
+        &[
+            ("/read", "epoll_wait: 1\ngot event 77"),
+            ("/write", "a message to who is gone: ECONNREFUSED"),
+            ("/whole", "no room for a whole one: EAGAIN"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_epoll_instances_watch_one_another_as_far_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("nested_epolls", |path| {
+        let mut guest = Function::new(path);
+        // What Linux says since 6.17; older ones allow longer rows from the start.
+        let (ok, last) = ("ok\n", "ELOOP\n");
+        let from = |end: &str| format!("from the {end}: ");
+        let mut expected = String::new();
+        for end in [from("end"), from("start")] {
+            expected += &[ok, ok, ok, ok, last]
+                .map(|outcome| end.clone() + outcome)
+                .concat();
+        }
+        expected += "a loop: ELOOP\nitself: EINVAL\nwatched at the end: ok\nbefore: 0\nthen: 1 1\n";
+        assert_eq!(guest.get("/row"), expected);
+        // Some hundred millions of ways.
+        assert_eq!(guest.get("/ways"), "0 0, watched 0, then 1, ELOOP\n");
+    });
+}
+
+#[test]
+fn kvm_a_queue_that_found_no_memory_grows_when_there_is_some_again() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("short_queues", |path| {
+        assert_eq!(
+            Function::new(path).get("/"),
+            "little 1, ready 0, drained 1, as much again 1, then all 1\n"
+        );
     });
 }
 

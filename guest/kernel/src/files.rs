@@ -12,6 +12,7 @@ pub mod change;
 pub mod copy;
 pub mod descriptors;
 pub mod directory;
+pub mod held;
 pub mod lookup;
 pub mod map;
 pub mod names;
@@ -100,7 +101,8 @@ pub enum Object {
 pub struct Open {
     /// What it is.
     pub object: Object,
-    /// Descriptors that stand for it, and messages that one travels in, or is about to.
+    /// Descriptors that stand for it, messages that one travels in, or is about to, and calls that are at work
+    /// with it.
     pub references: u32,
     /// O_NONBLOCK.
     pub nonblocking: bool,
@@ -235,12 +237,17 @@ impl Files {
     /// The same, to be changed.
     pub fn get_mut(&mut self, descriptor: u64) -> Result<&mut Open, Errno> {
         let index = self.index(descriptor)?;
-        Ok(&mut self.objects[usize::from(index)])
+        Ok(self.object_mut(index))
     }
 
     /// The object at `index`.
     pub fn object(&self, index: u16) -> Open {
         self.objects[usize::from(index)]
+    }
+
+    /// The same, to be changed.
+    fn object_mut(&mut self, index: u16) -> &mut Open {
+        &mut self.objects[usize::from(index)]
     }
 
     /// Marks an edge on every object that `which` holds for.

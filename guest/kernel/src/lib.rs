@@ -10,6 +10,7 @@
 //! development machine; the image itself is `src/main.rs`.
 #![cfg_attr(not(test), no_std)]
 
+pub mod buffers;
 pub mod cpuid;
 pub mod door;
 pub mod errno;

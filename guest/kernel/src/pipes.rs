@@ -2,6 +2,7 @@
 
 use holm_hostcall::PAGE_BYTES;
 
+use crate::buffers::{Place, Source};
 use crate::errno::{Errno, SysResult};
 use crate::files::{O_WRONLY, Object, descriptors};
 use crate::memory::guest;
@@ -10,6 +11,8 @@ use crate::{state, threads, user};
 
 /// Most bytes that the queue of a pipe holds.
 const PIPE_BYTES: u64 = 64 << 10;
+/// A write to a pipe of at most so many bytes is made whole (PIPE_BUF); room for fewer counts as none.
+const PIPE_UNIT_BYTES: u64 = 4096;
 /// Most bytes that each queue of a stream socket holds.
 pub const STREAM_BYTES: u64 = 256 << 10;
 /// Most queues at a time: one for a pipe, two for a connection.
@@ -24,6 +27,10 @@ pub struct Queue {
     capacity: u64,
     /// Most bytes that it may hold.
     limit: u64,
+    /// A write of at most so many bytes is made whole; 0 where none is.
+    unit: u64,
+    /// There was no memory for more room when it was last needed, and nothing was taken out since.
+    is_short: bool,
     start: u64,
     used: u64,
     /// Bytes that were taken out since it is there.
@@ -41,6 +48,8 @@ impl Queue {
             memory: 0,
             capacity: 0,
             limit: 0,
+            unit: 0,
+            is_short: false,
             start: 0,
             used: 0,
             taken: 0,
@@ -64,9 +73,13 @@ impl Queue {
         (self.taken, self.taken + self.used)
     }
 
-    /// How much more it may hold.
+    /// How much more it may hold, as far as is known.
     pub fn free_bytes(&self) -> u64 {
-        self.limit.saturating_sub(self.used)
+        let most = match self.is_short {
+            true => self.capacity.min(self.limit),
+            false => self.limit,
+        };
+        most.saturating_sub(self.used)
     }
 
     /// Whether the other end takes nothing any more.
@@ -76,7 +89,7 @@ impl Queue {
 
     /// Whether a write would not wait.
     pub fn is_writable(&self) -> bool {
-        self.used < self.limit || self.is_refused()
+        self.free_bytes() >= self.unit.max(1) || self.is_refused()
     }
 
     /// Whether the other end writes nothing any more.
@@ -110,6 +123,7 @@ impl Queue {
     }
 
     fn skip(&mut self, count: u64) {
+        self.is_short = false;
         self.used -= count;
         self.taken += count;
         self.start = match self.used {
@@ -120,15 +134,14 @@ impl Queue {
 
     /// Makes room for `wanted` bytes more, or for as many as there can be; gives for how many there is.
     pub fn reserve(&mut self, wanted: u64) -> Result<u64, Errno> {
-        while self.capacity - self.used < wanted && self.capacity < self.limit {
-            if !self.grow() {
-                if self.capacity == 0 {
-                    return Err(Errno::ENOMEM);
-                }
-                self.limit = self.capacity;
-            }
+        self.is_short = false;
+        while self.capacity - self.used < wanted && self.capacity < self.limit && !self.is_short {
+            self.is_short = !self.grow();
         }
-        Ok(self.capacity - self.used)
+        if self.capacity == 0 && wanted > 0 {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(self.capacity.min(self.limit).saturating_sub(self.used))
     }
 
     /// Puts as much of it at the end as there is room for.
@@ -204,6 +217,7 @@ pub fn pipe(to: u64, flags: u64) -> SysResult {
     }
     user::slice_mut(to, 8)?;
     let queue = new_queue(PIPE_BYTES)?;
+    state::queues()[usize::from(queue)].unit = PIPE_UNIT_BYTES;
     let (from, into) = (
         Object::Stream {
             from: queue,
@@ -241,14 +255,16 @@ pub fn set_size(number: u8, wanted: u64) -> SysResult {
         size if size > MOST => Err(Errno::EPERM),
         size if size < at.used => Err(Errno::EBUSY),
         size => {
-            at.limit = size.max(at.capacity);
+            at.limit = size;
+            // Who waits for room may have some.
+            edge(|_, to| to == number);
             Ok(size)
         }
     }
 }
 
-/// Reads from a queue; EAGAIN where nothing is there yet.
-pub fn read(from: u8, to: &mut [u8]) -> SysResult {
+/// Reads from a queue; EAGAIN where nothing is there yet, which is looked at before the place.
+pub fn read(from: u8, to: Place<'_>) -> SysResult {
     let count = peek(from, 0, to)?;
     if count > 0 {
         taken(from, count);
@@ -257,11 +273,12 @@ pub fn read(from: u8, to: &mut [u8]) -> SysResult {
 }
 
 /// Looks at what is behind the next `skip` bytes of a queue; EAGAIN where nothing is there yet.
-pub fn peek(from: u8, skip: u64, to: &mut [u8]) -> SysResult {
+pub fn peek(from: u8, skip: u64, to: Place<'_>) -> SysResult {
     let at = queue(from).ok_or(Errno::EBADF)?;
-    match at.look(skip, to)? {
-        0 => end_of(at, to.is_empty() || skip > 0),
-        count => Ok(count),
+    let there = at.used.saturating_sub(skip);
+    match there == 0 || to.is_empty() {
+        true => end_of(at, to.is_empty() || skip > 0),
+        false => at.look(skip, to.limit(there).writable()?),
     }
 }
 
@@ -296,38 +313,44 @@ pub fn taken(from: u8, count: u64) {
     }
 }
 
-/// Writes to a queue: all of it, unless `nonblocking` or the deadline comes.
-pub fn write(to: u8, bytes: &[u8], nonblocking: bool, deadline: Option<u64>) -> SysResult {
-    // Nothing fits everywhere.
-    if bytes.is_empty() {
-        return Ok(0);
-    }
+/// Writes to the queue of a pipe, whose end the caller holds: all of it, unless `nonblocking`.
+pub fn write(to: u8, from: Source<'_>, nonblocking: bool) -> SysResult {
+    let total = from.total()?;
     let mut done = 0;
-    let result = threads::blocking_until(nonblocking, deadline, || {
-        done += put(to, &bytes[done..])? as usize;
-        let enough = done == bytes.len() || (nonblocking && done > 0);
-        if enough {
-            Ok(done as u64)
-        } else {
-            Err(Errno::EAGAIN)
+    let result = threads::blocking(nonblocking, || {
+        let queue = queue(to).ok_or(Errno::EPIPE)?;
+        let is_whole = total <= queue.unit && !queue.is_refused();
+        if is_whole && queue.reserve(total)? < total {
+            return Err(Errno::EAGAIN);
         }
+        while done < total {
+            match from.for_each_from(done, |bytes| put(to, bytes))? {
+                // Another thread has made it shorter.
+                0 => break,
+                put => done += put,
+            }
+        }
+        Ok(done)
     });
     match result {
-        Err(_) if done > 0 => Ok(done as u64),
+        Err(_) if done > 0 => Ok(done),
         result => result,
     }
 }
 
-fn put(to: u8, bytes: &[u8]) -> Result<u64, Errno> {
+/// Puts into a queue what it has room for: EAGAIN for none, EPIPE if nobody reads it.
+pub fn put(to: u8, bytes: &[u8]) -> SysResult {
     let queue = queue(to).ok_or(Errno::EPIPE)?;
     if queue.is_refused() {
         return Err(Errno::EPIPE);
     }
-    let count = queue.put(bytes)?;
-    if count > 0 {
-        has_come(to);
+    match queue.put(bytes)? {
+        0 if !bytes.is_empty() => Err(Errno::EAGAIN),
+        count => {
+            has_come(to);
+            Ok(count)
+        }
     }
-    Ok(count)
 }
 
 /// There is something new in a queue.

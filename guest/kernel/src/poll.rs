@@ -1,6 +1,7 @@
 //! Waiting for descriptors: poll, select and epoll, with the one rule of when to leave the guest.
 
 use crate::errno::{Errno, SysResult};
+use crate::files::held::Held;
 use crate::files::watch;
 use crate::files::{MAX_DESCRIPTORS, Object, Open};
 use crate::signals::descriptor;
@@ -21,20 +22,43 @@ const EPOLLONESHOT: u32 = 1 << 30;
 const EPOLLET: u32 = 1 << 31;
 /// Events that are reported whether asked for or not: POLLERR and POLLHUP.
 const ALWAYS: u32 = 0x018;
-/// Most epoll instances.
+/// Most epoll instances: each is a bit of a word.
 const MAX_EPOLLS: usize = 32;
 /// Most descriptors that they watch, all together.
 const MAX_WATCHED: usize = 768;
-/// Most epoll instances that watch one another in a row.
-const MAX_NESTED: u32 = 5;
+/// Most steps from an epoll instance to one that it watches, itself or through others, as on Linux.
+const MAX_NESTS: usize = 4;
 
-/// What an object is ready for.
-fn ready(open: Open) -> u32 {
-    ready_within(open, 0)
+/// The epoll instances that have something to report, one bit each, once they were asked for.
+struct Reporting(Option<u32>);
+
+impl Reporting {
+    /// Whether one has.
+    fn has(&mut self, epoll: u8) -> bool {
+        *self.0.get_or_insert_with(reporting) >> epoll & 1 != 0
+    }
 }
 
-/// The same for what is watched by `depth` epoll instances, one in the other.
-fn ready_within(open: Open, depth: u32) -> u32 {
+/// Asks all instances. One may wait for another: each round finds those that wait for what the rounds before have
+/// found, so that nobody is asked once for every way that leads there.
+fn reporting() -> u32 {
+    let mut found = 0;
+    loop {
+        let before = found;
+        for watched in state::epolls().all() {
+            let is_known = found >> watched.epoll & 1 != 0;
+            if !is_known && watched.found(&mut Reporting(Some(found))).is_some() {
+                found |= 1 << watched.epoll;
+            }
+        }
+        if found == before {
+            return found;
+        }
+    }
+}
+
+/// What an object is ready for.
+fn ready(open: Open, reporting: &mut Reporting) -> u32 {
     let when = |holds: bool, events: u32| if holds { events } else { 0 };
     match open.object {
         Object::Stream { from, to } => {
@@ -65,13 +89,8 @@ fn ready_within(open: Open, depth: u32) -> u32 {
         | Object::Info(_)
         | Object::Name(_)
         | Object::Directory(_) => POLLIN | POLLOUT,
-        Object::Epoll(number) if depth < MAX_NESTED => {
-            let any = state::epolls()
-                .of(number)
-                .any(|watched| watched.found(depth + 1).is_some());
-            if any { POLLIN } else { 0 }
-        }
-        Object::Epoll(_) | Object::Free => 0,
+        Object::Epoll(number) => when(reporting.has(number), POLLIN),
+        Object::Free => 0,
     }
 }
 
@@ -108,14 +127,14 @@ pub fn poll(array: u64, count: u64, timeout: Option<u64>) -> SysResult {
         return Err(Errno::EINVAL);
     }
     wait_until(timeout, || {
-        let mut found = 0;
+        let (mut found, mut reporting) = (0, Reporting(None));
         for at in 0..count {
             let entry = array.wrapping_add(at * 8);
             let descriptor = user::read::<i32>(entry)?;
             let wanted = u32::from(user::read::<u16>(entry.wrapping_add(4))?);
             let events = match state::files().get(descriptor as u64) {
                 _ if descriptor < 0 => 0,
-                Ok(open) => ready(open) & (wanted | ALWAYS),
+                Ok(open) => ready(open, &mut reporting) & (wanted | ALWAYS),
                 Err(_) => POLLNVAL,
             };
             user::write(entry.wrapping_add(6), events as u16)?;
@@ -140,15 +159,22 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
         Ok(set)
     };
     let (wanted_read, wanted_write, wanted_except) = (load(read)?, load(write)?, load(except)?);
-    wait_until(timeout, || {
-        let (mut can_read, mut can_write, mut found): (Set, Set, u64) = ([0; 16], [0; 16], 0);
+    let (mut can_read, mut can_write): (Set, Set) = ([0; 16], [0; 16]);
+    let mut has_waited = false;
+    let found = wait_until(timeout, || {
+        let (mut found, mut reporting) = (0, Reporting(None));
         for descriptor in 0..count {
             let (word, bit) = ((descriptor / 64) as usize, 1 << (descriptor % 64));
             let asked = (wanted_read[word] | wanted_write[word] | wanted_except[word]) & bit != 0;
             if !asked {
                 continue;
             }
-            let events = ready(state::files().get(descriptor)?);
+            let events = match state::files().get(descriptor) {
+                Ok(open) => ready(open, &mut reporting),
+                // One that was closed during the wait would not wait.
+                Err(_) if has_waited => POLLIN | POLLOUT,
+                Err(error) => return Err(error),
+            };
             if wanted_read[word] & bit != 0 && events & (POLLIN | ALWAYS) != 0 {
                 can_read[word] |= bit;
                 found += 1;
@@ -158,13 +184,16 @@ pub fn select(count: u64, read: u64, write: u64, except: u64, timeout: Option<u6
                 found += 1;
             }
         }
-        for (addr, set) in [(read, can_read), (write, can_write), (except, [0; 16])] {
-            for word in 0..if addr == 0 { 0 } else { words } {
-                user::write(addr.wrapping_add(word * 8), set[word as usize])?;
-            }
-        }
+        has_waited = true;
         Ok(found)
-    })
+    })?;
+    // Not before it is over: a call that a signal ends leaves the sets as they were.
+    for (addr, set) in [(read, can_read), (write, can_write), (except, [0; 16])] {
+        for word in 0..if addr == 0 { 0 } else { words } {
+            user::write(addr.wrapping_add(word * 8), set[word as usize])?;
+        }
+    }
+    Ok(found)
 }
 
 #[derive(Clone, Copy)]
@@ -181,10 +210,18 @@ struct Watched {
 }
 
 impl Watched {
+    /// The epoll instance that it is, if it is one.
+    fn inner(&self) -> Option<u8> {
+        match state::files().object(self.object).object {
+            Object::Epoll(number) => Some(number),
+            _ => None,
+        }
+    }
+
     /// What is to be reported of it now, and the edges that this is about.
-    fn found(&self, depth: u32) -> Option<(u32, u32)> {
+    fn found(&self, reporting: &mut Reporting) -> Option<(u32, u32)> {
         let open = state::files().object(self.object);
-        let now = ready_within(open, depth) & (self.events | ALWAYS);
+        let now = ready(open, reporting) & (self.events | ALWAYS);
         // One-shot, and shot.
         let silent = self.events & !(EPOLLONESHOT | EPOLLET) == 0;
         // Instances in instances have no edges of their own.
@@ -194,17 +231,39 @@ impl Watched {
     }
 }
 
-/// Whether an epoll instance watches another, itself or through others.
-fn watches(epoll: u8, other: u8, depth: u32) -> bool {
-    let inner = |watched: &Watched| match state::files().object(watched.object).object {
-        Object::Epoll(number) => Some(number),
-        _ => None,
-    };
-    depth >= MAX_NESTED
-        || state::epolls()
-            .of(epoll)
-            .filter_map(inner)
-            .any(|inner| inner == other || watches(inner, other, depth + 1))
+/// The instances that those of a set watch.
+fn watched_by(set: u32) -> u32 {
+    let inner = |watched: &Watched| watched.inner().filter(|_| set >> watched.epoll & 1 != 0);
+    let found = state::epolls().all().filter_map(inner);
+    found.fold(0, |found, inner| found | 1 << inner)
+}
+
+/// The instances that watch one of a set.
+fn watchers_of(set: u32) -> u32 {
+    let watches = |watched: &&Watched| watched.inner().is_some_and(|inner| set >> inner & 1 != 0);
+    let found = state::epolls().all().filter(watches);
+    found.fold(0, |found, watched| found | 1 << watched.epoll)
+}
+
+/// What can be reached from an instance, and the most steps that this takes; no further than is allowed.
+fn reach(from: u8, step: impl Fn(u32) -> u32) -> (u32, usize) {
+    let (mut reached, mut last, mut steps) = (0, 1 << from, 0);
+    while steps <= MAX_NESTS {
+        last = step(last);
+        if last == 0 {
+            break;
+        }
+        reached |= last;
+        steps += 1;
+    }
+    (reached, steps)
+}
+
+/// Whether an instance may not watch another: they would wait for each other, or too many in a row.
+fn is_loop(epoll: u8, inner: u8) -> bool {
+    let (below, steps_down) = reach(inner, watched_by);
+    let (_, steps_up) = reach(epoll, watchers_of);
+    below >> epoll & 1 != 0 || steps_up + 1 + steps_down > MAX_NESTS
 }
 
 const UNWATCHED: Watched = Watched {
@@ -270,13 +329,13 @@ impl Epolls {
         Ok(())
     }
 
-    /// What one of them watches.
-    fn of(&self, epoll: u8) -> impl Iterator<Item = &Watched> {
+    /// All that is watched.
+    fn all(&self) -> impl Iterator<Item = &Watched> {
         let all = self.watched[..self.end].iter();
-        all.filter(move |it| it.epoll == epoll && it.object != u16::MAX)
+        all.filter(|it| it.object != u16::MAX)
     }
 
-    /// The same, to be changed.
+    /// What one of them watches, to be changed.
     fn of_mut(&mut self, epoll: u8) -> impl Iterator<Item = &mut Watched> {
         let all = self.watched[..self.end].iter_mut();
         all.filter(move |it| it.epoll == epoll && it.object != u16::MAX)
@@ -286,13 +345,6 @@ impl Epolls {
 impl Default for Epolls {
     fn default() -> Self {
         Epolls::new()
-    }
-}
-
-fn instance(descriptor: u64) -> Result<u8, Errno> {
-    match state::files().get(descriptor)?.object {
-        Object::Epoll(number) => Ok(number),
-        _ => Err(Errno::EINVAL),
     }
 }
 
@@ -322,7 +374,7 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     }
     if operation == ADD
         && let Object::Epoll(inner) = state::files().object(object).object
-        && watches(inner, number, 0)
+        && is_loop(number, inner)
     {
         return Err(Errno::ELOOP);
     }
@@ -356,19 +408,23 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
 /// `epoll_wait` and `epoll_pwait`
 pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> SysResult {
     let most = most as u32 as i32;
-    state::files().get(epoll)?;
+    let held = Held::of(epoll)?;
     if most <= 0 {
         return Err(Errno::EINVAL);
     }
-    instance(epoll)?;
+    let Object::Epoll(number) = held.open().object else {
+        return Err(Errno::EINVAL);
+    };
     wait_until(timeout, || {
         let mut found = 0u64;
-        // The epoll table alone is borrowed, so the other parts are free to be asked.
-        for watched in state::epolls().of_mut(instance(epoll)?) {
+        // The epoll table alone is borrowed further down, so the other parts are free to be asked.
+        let is_nested = watched_by(1 << number) != 0;
+        let mut reporting = Reporting(Some(if is_nested { reporting() } else { 0 }));
+        for watched in state::epolls().of_mut(number) {
             if found >= most as u64 {
                 break;
             }
-            let Some((now, edges)) = watched.found(1) else {
+            let Some((now, edges)) = watched.found(&mut reporting) else {
                 continue;
             };
             // struct epoll_event is packed on x86-64: 12 bytes. Nothing is taken to be reported that

@@ -11,7 +11,6 @@
 
 pub mod address;
 pub mod bind;
-pub mod buffers;
 pub mod connect;
 pub mod datagrams;
 pub mod dns;
@@ -25,7 +24,8 @@ pub mod table;
 pub mod transfer;
 
 use crate::errno::{Errno, SysResult};
-use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, Open, descriptors};
+use crate::files::held::Held;
+use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
 use crate::{host, pipes, state, user};
 use address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
@@ -34,19 +34,20 @@ use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Socket
 const SOCK_RAW: u8 = 3;
 const KIND_MASK: u64 = 0xf;
 
-/// The number of the socket that a descriptor stands for.
+/// The number of the socket that a descriptor stands for. A call that may wait asks `hold` for it.
 fn number_of(descriptor: u64) -> Result<u16, Errno> {
-    Ok(open_of(descriptor)?.0)
-}
-
-/// The same, with what is common to all objects.
-fn open_of(descriptor: u64) -> Result<(u16, Open), Errno> {
     let open = state::files().get(descriptor)?;
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
-        Object::Socket(number) => Ok((number, open)),
+        Object::Socket(number) => Ok(number),
         _ => Err(Errno::ENOTSOCK),
     }
+}
+
+/// The same, with what keeps the number that socket's although the descriptor may be closed.
+fn hold(descriptor: u64) -> Result<(u16, Held), Errno> {
+    let number = number_of(descriptor)?;
+    Ok((number, Held::of(descriptor)?))
 }
 
 /// Whether what is sent at once by a socket is received at once.

@@ -4,6 +4,7 @@
 
 use holm_hostcall::{PAGE_BYTES, Registers};
 
+use crate::buffers::{Source, Target};
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::Object;
 use crate::files::lookup::AT_FDCWD;
@@ -41,17 +42,8 @@ fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
-        0 => {
-            read_write::readable(a)?;
-            user::range(b, c)?;
-            read_write::is_no_directory(a)?;
-            read_write::read(a, user::buffer_mut(b, c)?)
-        }
-        1 => {
-            read_write::writable(a)?;
-            user::range(b, c)?;
-            told(a, 0, read_write::write(a, user::buffer(b, c)?))
-        }
+        0 => read_write::read(a, b, c),
+        1 => told(a, 0, || read_write::write(a, b, c)),
         2 => open::open(AT_FDCWD, a, b, c),
         3 => descriptors::close(a),
         4 => stat::stat(status::at(AT_FDCWD, a, 0)?, b),
@@ -66,21 +58,10 @@ fn serve(frame: &Registers) -> SysResult {
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
         16 => descriptors::ioctl(a, b, c),
-        17 => {
-            read_write::position(d)?;
-            read_write::readable(a)?;
-            user::range(b, c)?;
-            read_write::is_no_directory(a)?;
-            read_write::read_at(a, d, user::buffer_mut(b, c)?)
-        }
-        18 => {
-            read_write::position(d)?;
-            read_write::writable(a)?;
-            user::range(b, c)?;
-            read_write::write_at(a, d, user::buffer(b, c)?)
-        }
+        17 => read_write::read_placed(a, b, c, d),
+        18 => read_write::write_placed(a, b, c, d),
         19 => read_vector(a, b, c),
-        20 => told(a, 0, write_vector(a, b, c)),
+        20 => told(a, 0, || write_vector(a, b, c)),
         21 => status::access(AT_FDCWD, a, b),
         22 => pipes::pipe(a, 0),
         23 => {
@@ -113,9 +94,9 @@ fn serve(frame: &Registers) -> SysResult {
         41 => sockets::socket(a, b, c),
         42 => connect::connect(a, b, c),
         43 => connect::accept(a, b, c, 0),
-        44 => told(a, d, transfer::send_to(a, b, c, d, e, frame.r9)),
+        44 => told(a, d, || transfer::send_to(a, b, c, d, e, frame.r9)),
         45 => transfer::receive_from(a, b, c, d, e, frame.r9),
-        46 => told(a, c, messages::send(a, b, c)),
+        46 => told(a, c, || messages::send(a, b, c)),
         47 => messages::receive(a, b, c),
         48 => sockets::shutdown(a, b),
         49 => bind::bind(a, b, c),
@@ -270,10 +251,10 @@ fn serve(frame: &Registers) -> SysResult {
         }
         273 => threads::robust_list(a, b),
         274 => threads::robust_list_of(a, b, c),
-        275 => told(c, 0, splice::splice(a, b, c, d, e, frame.r9)),
-        276 => told(b, 0, splice::tee(a, b, c, d)),
+        275 => told(c, 0, || splice::splice(a, b, c, d, e, frame.r9)),
+        276 => told(b, 0, || splice::tee(a, b, c, d)),
         278 if c > 1024 => Err(Errno::EINVAL),
-        278 => told(a, 0, splice::from_memory(a, b, c, d)),
+        278 => told(a, 0, || splice::from_memory(a, b, c, d)),
         280 => attributes::set_times(a, b, c, d),
         285 => change::allocate(a, b, c, d),
         288 => connect::accept(a, b, c, d),
@@ -283,7 +264,7 @@ fn serve(frame: &Registers) -> SysResult {
         284 => open::open_event(a, 0),
         290 => open::open_event(a, b),
         299 => messages::receive_several(a, b, c, d, e),
-        307 => told(a, d, messages::send_several(a, b, c, d)),
+        307 => told(a, d, || messages::send_several(a, b, c, d)),
         293 => pipes::pipe(a, b),
         295 => read_vector_at(a, b, c, d),
         296 => write_vector_at(a, b, c, d),
@@ -361,8 +342,8 @@ fn positioned_vector(
         read_write::position(at)?;
     }
     match writes {
-        true => read_write::writable(descriptor)?,
-        false => read_write::readable(descriptor)?,
+        true => drop(read_write::writable(descriptor)?),
+        false => drop(read_write::readable(descriptor)?),
     }
     check_vectors(array, count)?;
     if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
@@ -383,7 +364,7 @@ fn positioned_vector(
             Ok(written)
         }
         (LAST, false) => read_vector(descriptor, array, count),
-        (LAST, true) => told(descriptor, 0, write_vector(descriptor, array, count)),
+        (LAST, true) => told(descriptor, 0, || write_vector(descriptor, array, count)),
         (at, false) => read_vector_at(descriptor, array, count, at),
         (at, true) => write_vector_at(descriptor, array, count, at),
     }
@@ -391,20 +372,16 @@ fn positioned_vector(
 
 fn read_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
     read_write::position(at)?;
-    read_write::readable(descriptor)?;
-    vectors(array, count, |start, bytes, done| {
-        let at = at.saturating_add(done);
-        read_write::read_at(descriptor, at, user::buffer_mut(start, bytes)?)
-    })
+    let held = read_write::readable(descriptor)?;
+    check_vectors(array, count)?;
+    read_write::read_into_at(&held, at, Target::Parts { array, count })
 }
 
 fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
     read_write::position(at)?;
-    read_write::writable(descriptor)?;
-    vectors(array, count, |start, bytes, done| {
-        let at = at.saturating_add(done);
-        read_write::write_at(descriptor, at, user::buffer(start, bytes)?)
-    })
+    let held = read_write::writable(descriptor)?;
+    check_vectors(array, count)?;
+    read_write::write_from_at(&held, at, Source::Parts { array, count })
 }
 
 fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {
@@ -454,13 +431,6 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         322 => ("execveat", ONE_PROCESS),
         _ => return None,
     })
-}
-
-/// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
-/// short.
-fn vectors(array: u64, count: u64, each: impl FnMut(u64, u64, u64) -> SysResult) -> SysResult {
-    check_vectors(array, count)?;
-    user::for_each_part(array, count, each)
 }
 
 fn check_vectors(array: u64, count: u64) -> Result<(), Errno> {
@@ -530,39 +500,30 @@ impl Left {
 }
 
 /// A write to what nobody reads is a signal too, unless the flags of a send say otherwise, or it is a message.
-fn told(descriptor: u64, flags: u64, result: SysResult) -> SysResult {
+fn told(descriptor: u64, flags: u64, call: impl FnOnce() -> SysResult) -> SysResult {
     const MSG_NOSIGNAL: u64 = 0x4000;
-    if result == Err(Errno::EPIPE)
-        && flags & MSG_NOSIGNAL == 0
-        && !sockets::keeps_borders(descriptor)
-    {
+    // While the call waits the descriptor may become another one.
+    let is_silent = flags & MSG_NOSIGNAL != 0 || sockets::keeps_borders(descriptor);
+    let result = call();
+    if result == Err(Errno::EPIPE) && !is_silent {
         signals::raise(signals::SIGPIPE);
     }
     result
 }
 
 fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
-    read_write::readable(descriptor)?;
+    let held = read_write::readable(descriptor)?;
     check_vectors(array, count)?;
-    match read_write::read_message(descriptor, array, count)? {
-        Some(read) => Ok(read),
-        None => user::for_each_part(array, count, |start, bytes, _| {
-            read_write::read(descriptor, user::buffer_mut(start, bytes)?)
-        }),
-    }
+    read_write::read_into(&held, Target::Parts { array, count })
 }
 
 fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
-    read_write::writable(descriptor)?;
+    let held = read_write::writable(descriptor)?;
     check_vectors(array, count)?;
-    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
-        return Ok(0);
-    }
-    match read_write::write_message(descriptor, array, count)? {
-        Some(written) => Ok(written),
-        None => user::for_each_part(array, count, |start, bytes, _| {
-            read_write::write(descriptor, user::buffer(start, bytes)?)
-        }),
+    let from = Source::Parts { array, count };
+    match from.total()? {
+        0 => Ok(0),
+        _ => read_write::write_from(&held, from),
     }
 }
 

@@ -1,5 +1,6 @@
 //! timerfd: timers that are read like files.
 
+use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::files::{O_RDWR, Object};
 use crate::{state, time, user};
@@ -156,14 +157,16 @@ pub fn get(descriptor: u64, to: u64) -> SysResult {
 }
 
 /// How often it was due; EAGAIN for not at all.
-pub fn read(number: u8, to: &mut [u8]) -> SysResult {
-    let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
+pub fn read(number: u8, to: Place<'_>) -> SysResult {
+    if to.len() < 8 {
+        return Err(Errno::EINVAL);
+    }
     let timer = timer(number);
     timer.count(timer.now());
     match core::mem::take(&mut timer.expirations) {
         0 => Err(Errno::EAGAIN),
         count => {
-            *to = count.to_le_bytes();
+            to.limit(8).whole()?.copy_from_slice(&count.to_le_bytes());
             Ok(8)
         }
     }

@@ -31,43 +31,49 @@ pub fn out_of_memory() -> ! {
 }
 
 /// The `bytes` bytes of the program at `addr`.
+///
+/// Like all slices of the program's memory they are there until the running thread waits: then another one may
+/// unmap them. So who may wait keeps the address, and asks again afterwards.
 pub fn slice(addr: u64, bytes: u64) -> Result<&'static [u8], Errno> {
-    if bytes == 0 {
-        return Ok(&[]);
-    }
-    access(addr, bytes, false, true)?;
-    let start = core::ptr::with_exposed_provenance::<u8>(addr as usize);
-    // SAFETY: the range is mapped, and the program's thread waits in this system call.
-    Ok(unsafe { core::slice::from_raw_parts(start, bytes as usize) })
+    view(addr, bytes, true)
 }
 
 /// The same, to be written.
 pub fn slice_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
-    if bytes == 0 {
-        return Ok(&mut []);
-    }
-    access(addr, bytes, true, true)?;
-    let start = core::ptr::with_exposed_provenance_mut::<u8>(addr as usize);
-    // SAFETY: as in `slice`; the library OS holds no other reference to program memory meanwhile
-    // (each system call makes at most one of these at a time from one argument).
-    Ok(unsafe { core::slice::from_raw_parts_mut(start, bytes as usize) })
+    view_mut(addr, bytes, true)
 }
 
 /// The buffer of a call that reads or writes up to `bytes` bytes; Linux takes any size there. May be
 /// shorter than asked for.
 pub fn buffer(addr: u64, bytes: u64) -> Result<&'static [u8], Errno> {
-    if bytes == 0 {
-        return Ok(&[]);
-    }
-    slice(addr, access(addr, bytes, false, false)?)
+    view(addr, bytes, false)
 }
 
 /// The same, to be written.
 pub fn buffer_mut(addr: u64, bytes: u64) -> Result<&'static mut [u8], Errno> {
+    view_mut(addr, bytes, false)
+}
+
+fn view(addr: u64, bytes: u64, whole: bool) -> Result<&'static [u8], Errno> {
+    if bytes == 0 {
+        return Ok(&[]);
+    }
+    let bytes = access(addr, bytes, false, whole)?;
+    let start = core::ptr::with_exposed_provenance::<u8>(addr as usize);
+    // SAFETY: the range is mapped, and stays so until the thread waits, for which nobody keeps the slice (see
+    // `slice`).
+    Ok(unsafe { core::slice::from_raw_parts(start, bytes as usize) })
+}
+
+fn view_mut(addr: u64, bytes: u64, whole: bool) -> Result<&'static mut [u8], Errno> {
     if bytes == 0 {
         return Ok(&mut []);
     }
-    slice_mut(addr, access(addr, bytes, true, false)?)
+    let bytes = access(addr, bytes, true, whole)?;
+    let start = core::ptr::with_exposed_provenance_mut::<u8>(addr as usize);
+    // SAFETY: as in `view`; the library OS holds no other reference to program memory meanwhile
+    // (each system call makes at most one of these at a time from one argument).
+    Ok(unsafe { core::slice::from_raw_parts_mut(start, bytes as usize) })
 }
 
 /// Reads a plain value.

@@ -1,7 +1,9 @@
 //! Copies from one descriptor to another.
 
-use super::read_write::{position, read_at, readable, try_read, writable, write, write_at};
+use super::held::Held;
+use super::read_write::{position, read_at, readable, writable, write_at, write_from};
 use super::{O_ACCESS, O_APPEND, O_WRONLY, Object, Open, artifact};
+use crate::buffers::{Place, Source};
 use crate::errno::{Errno, SysResult};
 use crate::{state, user};
 
@@ -19,21 +21,21 @@ pub fn send_file(to: u64, from: u64, from_at: u64, bytes: u64) -> SysResult {
     if !is_placed {
         return Err(Errno::EFAULT);
     }
-    readable(from)?;
+    let from = readable(from)?;
     place_of(from_at)?;
-    let source = state::files().get(from)?.object;
+    let source = from.open().object;
     if from_at != 0 && matches!(source, Object::Stream { .. } | Object::Event(..)) {
         return Err(Errno::ESPIPE);
     }
-    writable(to)?;
+    let to = writable(to)?;
     if bytes == 0 {
         return Ok(0);
     }
-    let appends = u64::from(state::files().get(to)?.flags) & O_APPEND != 0;
+    let appends = u64::from(to.open().flags) & O_APPEND != 0;
     if appends || matches!(source, Object::Directory(_)) {
         return Err(Errno::EINVAL);
     }
-    copy(from, from_at, to, 0, bytes)
+    copy(&from, from_at, &to, 0, bytes)
 }
 
 /// `copy_file_range`
@@ -49,8 +51,7 @@ pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> S
             _ => return Err(Errno::EINVAL),
         }
     }
-    readable(from)?;
-    writable(to)?;
+    let (from, to) = (readable(from)?, writable(to)?);
     if u64::from(target.flags) & O_APPEND != 0 {
         return Err(Errno::EBADF);
     }
@@ -73,55 +74,73 @@ pub fn copy_range(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> S
     if source.object == target.object && bytes > first.abs_diff(second) {
         return Err(Errno::EINVAL);
     }
-    copy(from, from_at, to, to_at, bytes)
+    copy(&from, from_at, &to, to_at, bytes)
 }
 
-/// From one descriptor to another, by way of a short buffer.
-fn copy(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64) -> SysResult {
-    if let Object::Brought(number) = state::files().get(from)?.object {
+/// From one object to another, by way of a short buffer.
+fn copy(from: &Held, from_at: u64, to: &Held, to_at: u64, bytes: u64) -> SysResult {
+    if let Object::Brought(number) = from.open().object {
         return copy_brought(from, number, from_at, to, to_at, bytes);
     }
     // What is written may be mapped where the places are said.
-    let begins = |place| match place {
-        0 => Ok(0),
+    let begins = |held: &Held, place| match place {
+        0 => Ok(held.open().position),
         place => user::read::<u64>(place),
     };
-    let (first, second) = (begins(from_at)?, begins(to_at)?);
+    let (first, second) = (begins(from, from_at)?, begins(to, to_at)?);
     let mut buffer = [0u8; 4096];
     let mut done = 0;
     while done < bytes {
-        let part = (bytes - done).min(buffer.len() as u64) as usize;
-        let part = &mut buffer[..part];
-        let read = match from_at {
-            0 => try_read(from, part)?,
-            _ => read_at(from, first.saturating_add(done), part)?,
-        } as usize;
-        if read == 0 {
-            break;
-        }
-        done += match to_at {
-            0 => write(to, &part[..read])?,
-            _ => write_at(to, second.saturating_add(done), &part[..read])?,
+        let most = (bytes - done).min(buffer.len() as u64) as usize;
+        let part = Place::Own(&mut buffer[..most]);
+        let read = match read_at(from, first.saturating_add(done), part) {
+            // What has no places cannot be read again where the write falls short.
+            Err(Errno::ESPIPE) => Err(Errno::EINVAL),
+            read => read,
         };
-    }
-    for (place, at) in [(from_at, first), (to_at, second)] {
-        if place != 0 {
-            user::write(place, at.saturating_add(done))?;
+        let put = read.and_then(|read| {
+            let part = &buffer[..read as usize];
+            match to_at {
+                _ if part.is_empty() => Ok(0),
+                0 => write_from(to, Source::Own(part)),
+                _ => write_at(to, second.saturating_add(done), part),
+            }
+        });
+        match put {
+            Ok(0) => break,
+            Ok(put) => done += put,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
         }
+    }
+    came_to(from, from_at, first.saturating_add(done))?;
+    if to_at != 0 {
+        user::write(to_at, second.saturating_add(done))?;
     }
     Ok(done)
 }
 
+/// Notes how far the copy came in what it was made from.
+fn came_to(from: &Held, from_at: u64, end: u64) -> Result<(), Errno> {
+    match from_at {
+        0 => {
+            from.open_mut().position = end;
+            Ok(())
+        }
+        place => user::write(place, end),
+    }
+}
+
 /// The same from a file of the artifact's, which lies in memory and cannot change: at once.
 fn copy_brought(
-    from: u64,
+    from: &Held,
     number: u32,
     from_at: u64,
-    to: u64,
+    to: &Held,
     to_at: u64,
     bytes: u64,
 ) -> SysResult {
-    let open = state::files().get(from)?;
+    let open = from.open();
     if u64::from(open.flags) & O_ACCESS == O_WRONLY {
         return Err(Errno::EBADF);
     }
@@ -143,13 +162,10 @@ fn copy_brought(
     };
     let done = match to_at {
         _ if part.is_empty() => 0,
-        0 => write(to, part)?,
+        0 => write_from(to, Source::Own(part))?,
         _ => write_at(to, second, part)?,
     };
-    match from_at {
-        0 => state::files().get_mut(from)?.position = start + done,
-        place => user::write(place, start + done)?,
-    }
+    came_to(from, from_at, start + done)?;
     if to_at != 0 {
         user::write(to_at, second.saturating_add(done))?;
     }

@@ -11,10 +11,14 @@ use crate::{pipes, sockets, state, timers, user};
 /// `close`
 pub fn close(descriptor: u64) -> SysResult {
     let index = state::files().free(descriptor)?;
-    let_go(index);
-    // What travelled to a socket that is gone now goes too.
-    rights::free_lost();
+    release(index);
     Ok(0)
+}
+
+/// Something less stands for an object, and what travelled to a socket that is gone with it goes too.
+pub fn release(index: u16) {
+    let_go(index);
+    rights::free_lost();
 }
 
 /// Something less stands for an object; with the last it is gone.

@@ -2,11 +2,13 @@
 
 use holm_hostcall::PAGE_BYTES;
 
+use super::held::Held;
 use super::read_write::read_at;
 use super::{O_ACCESS, O_RDWR, O_WRONLY, Object};
+use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::memory::{Share, guest};
-use crate::{state, user};
+use crate::state;
 
 const PROT_READ_WRITE: u64 = 3;
 const PROT_WRITE: u64 = 2;
@@ -116,10 +118,14 @@ fn map_copy(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
 }
 
 fn copy_in(descriptor: u64, at: u64, start: u64, bytes: u64) -> Result<(), Errno> {
+    let held = Held::of(descriptor)?;
     let mut done = 0;
     while done < bytes {
-        let to = user::buffer_mut(start + done, bytes - done)?;
-        match read_at(descriptor, at + done, to)? {
+        let to = Place::Program {
+            start: start + done,
+            bytes: bytes - done,
+        };
+        match read_at(&held, at + done, to)? {
             0 => break,
             read => done += read,
         }

@@ -1,17 +1,18 @@
 //! Reading and writing what a descriptor stands for.
 
+use super::held::Held;
 use super::{O_ACCESS, O_APPEND, O_RDWR, O_WRONLY, Object, artifact, builtin, watch};
+use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::signals::descriptor;
-use crate::sockets::buffers::{Source, Target};
 use crate::sockets::rights;
 use crate::sockets::transfer;
-use crate::{log, pipes, process, state, threads, timers};
+use crate::{log, pipes, process, state, threads, timers, user};
 
-/// What is looked at before the buffer of a call that reads: that there is a descriptor, and that it
-/// can be read.
-pub fn readable(descriptor: u64) -> Result<(), Errno> {
-    let open = state::files().get(descriptor)?;
+/// The object of a call that reads, if there is one that can be read. That is looked at before the buffer.
+pub fn readable(descriptor: u64) -> Result<Held, Errno> {
+    let held = Held::of(descriptor)?;
+    let open = held.open();
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
         Object::File(_) | Object::Made(_) if !matches!(open.access(), 0 | O_RDWR) => {
@@ -19,27 +20,28 @@ pub fn readable(descriptor: u64) -> Result<(), Errno> {
         }
         Object::Stream { from, .. } if from == pipes::NONE => Err(Errno::EBADF),
         Object::Epoll(_) => Err(Errno::EINVAL),
-        _ => Ok(()),
+        _ => Ok(held),
     }
 }
 
-/// Whether a call may read what is no directory: the buffer is looked at after this.
-pub fn is_no_directory(descriptor: u64) -> Result<(), Errno> {
-    match state::files().get(descriptor)?.object {
-        Object::Directory(_) => Err(Errno::EISDIR),
-        _ => Ok(()),
-    }
-}
-
-/// The same as `readable` for a call that writes.
-pub fn writable(descriptor: u64) -> Result<(), Errno> {
-    let open = state::files().get(descriptor)?;
+/// The same for a call that writes.
+pub fn writable(descriptor: u64) -> Result<Held, Errno> {
+    let held = Held::of(descriptor)?;
+    let open = held.open();
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
         Object::File(_) if !matches!(open.access(), O_WRONLY | O_RDWR) => Err(Errno::EBADF),
         Object::Made(_) | Object::Info(_) | Object::Directory(_) => Err(Errno::EBADF),
         Object::Stream { to, .. } if to == pipes::NONE => Err(Errno::EBADF),
         Object::Epoll(_) => Err(Errno::EINVAL),
+        _ => Ok(held),
+    }
+}
+
+/// Whether a call may read what is no directory: the buffer is looked at after this.
+fn is_no_directory(held: &Held) -> Result<(), Errno> {
+    match held.open().object {
+        Object::Directory(_) => Err(Errno::EISDIR),
         _ => Ok(()),
     }
 }
@@ -50,51 +52,67 @@ pub fn position(at: u64) -> Result<(), Errno> {
 }
 
 /// `read`
-pub fn read(descriptor: u64, to: &mut [u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
+pub fn read(descriptor: u64, to: u64, bytes: u64) -> SysResult {
+    let held = readable(descriptor)?;
+    user::range(to, bytes)?;
+    is_no_directory(&held)?;
+    read_into(&held, Target::piece(to, bytes))
+}
+
+/// Reads where the last one ended, and waits where there is nothing yet.
+pub fn read_into(held: &Held, mut to: Target<'_>) -> SysResult {
+    let open = held.open();
     if let Object::Socket(number) = open.object {
-        return transfer::read(number, Target::Whole(to), open.nonblocking);
+        return transfer::read(number, to, open.nonblocking);
     }
-    threads::blocking(open.nonblocking, || try_read(descriptor, to))
+    threads::blocking(open.nonblocking, || {
+        to.for_each_from(0, |place, _| try_read(held, place))
+    })
 }
 
 /// EAGAIN where a read would wait.
 #[inline(never)]
-pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
+pub(super) fn try_read(held: &Held, to: Place<'_>) -> SysResult {
+    let open = held.open_mut();
     match open.object {
         Object::File(_)
         | Object::Brought(_)
         | Object::Made(_)
         | Object::Info(_)
         | Object::Name(_) => {
-            let read = read_at(descriptor, open.position, to)?;
-            state::files().get_mut(descriptor)?.position += read;
+            let read = read_at(held, open.position, to)?;
+            held.open_mut().position += read;
             Ok(read)
         }
         Object::Directory(_) => Err(Errno::EISDIR),
         Object::Stdin | Object::Null => Ok(0),
         Object::Zero => {
+            let to = to.writable()?;
             to.fill(0);
             Ok(to.len() as u64)
         }
         Object::Random => {
+            let to = to.writable()?;
             state::random().fill(to);
             Ok(to.len() as u64)
         }
-        Object::Socket(number) => transfer::read(number, Target::Whole(to), true),
+        Object::Socket(number) => transfer::read(number, Target::Own(to.writable()?), true),
         Object::Timer(number) => timers::read(number, to),
         Object::Signals(set) => descriptor::read(set, to),
         Object::Watcher(number) => watch::read(number, to),
         Object::Stream { from, .. } => pipes::read(from, to),
         Object::Event(count, semaphore) => {
-            let to = to.first_chunk_mut::<8>().ok_or(Errno::EINVAL)?;
+            if to.len() < 8 {
+                return Err(Errno::EINVAL);
+            }
             if count == 0 {
                 return Err(Errno::EAGAIN);
             }
             let taken = if semaphore { 1 } else { count };
-            to.copy_from_slice(&taken.to_le_bytes());
-            state::files().get_mut(descriptor)?.object = Object::Event(count - taken, semaphore);
+            to.limit(8).whole()?.copy_from_slice(&taken.to_le_bytes());
+            open.object = Object::Event(count - taken, semaphore);
+            // Who waits to add to it may now.
+            state::threads().changed();
             Ok(8)
         }
         Object::Log => Err(Errno::EBADF),
@@ -103,21 +121,48 @@ pub(super) fn try_read(descriptor: u64, to: &mut [u8]) -> SysResult {
 }
 
 /// `write`
-pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
+pub fn write(descriptor: u64, from: u64, bytes: u64) -> SysResult {
+    let held = writable(descriptor)?;
+    user::range(from, bytes)?;
+    write_from(&held, Source::piece(from, bytes))
+}
+
+/// Writes where the last one ended, all of it unless the object does not wait for room.
+pub fn write_from(held: &Held, from: Source<'_>) -> SysResult {
+    let open = held.open();
     match open.object {
+        Object::Socket(number) => {
+            transfer::send(number, from, 0, open.nonblocking, None, &rights::NONE)
+        }
+        Object::Stream { to, .. } => pipes::write(to, from, open.nonblocking),
+        Object::Event(..) => from.for_each(|bytes| {
+            let value = u64::from_le_bytes(*bytes.first_chunk().ok_or(Errno::EINVAL)?);
+            threads::blocking(open.nonblocking, || add(held, value))
+        }),
+        _ => from.for_each(|bytes| try_write(held, bytes)),
+    }
+}
+
+/// EAGAIN where a write would wait.
+pub(super) fn try_write(held: &Held, bytes: &[u8]) -> SysResult {
+    let open = held.open();
+    match open.object {
+        Object::Socket(number) => {
+            return transfer::send(number, Source::Own(bytes), 0, true, None, &rights::NONE);
+        }
+        Object::Event(..) => {
+            let value = bytes.first_chunk().ok_or(Errno::EINVAL)?;
+            return add(held, u64::from_le_bytes(*value));
+        }
         Object::File(_) if bytes.is_empty() => return Ok(0),
         Object::File(number) => {
             let at = match u64::from(open.flags) & O_APPEND {
                 0 => open.position,
                 _ => state::temporary().node(number).size,
             };
-            let written = write_at(descriptor, at, bytes)?;
-            state::files().get_mut(descriptor)?.position = at + written;
+            let written = write_at(held, at, bytes)?;
+            held.open_mut().position = at + written;
             return Ok(written);
-        }
-        Object::Brought(_) | Object::Made(_) | Object::Info(_) | Object::Directory(_) => {
-            return Err(Errno::EBADF);
         }
         Object::Name(thread) => {
             let place = state::threads().index_of(thread).ok_or(Errno::ESRCH)?;
@@ -125,63 +170,70 @@ pub fn write(descriptor: u64, bytes: &[u8]) -> SysResult {
         }
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
-        Object::Socket(number) => {
-            return send(number, Source::Whole(bytes), open.nonblocking);
-        }
-        Object::Stream { to, .. } => return pipes::write(to, bytes, open.nonblocking, None),
-        Object::Event(count, semaphore) => {
-            let value = u64::from_le_bytes(*bytes.first_chunk::<8>().ok_or(Errno::EINVAL)?);
-            if value == u64::MAX {
-                return Err(Errno::EINVAL);
-            }
-            let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
-            let open = state::files().get_mut(descriptor)?;
-            open.object = Object::Event(sum.ok_or(Errno::EAGAIN)?, semaphore);
-            open.edges = open.edges.wrapping_add(1);
-            state::threads().changed();
-            return Ok(8);
-        }
-        Object::Stdin => return Err(Errno::EBADF),
-        Object::Watcher(_) => return Err(Errno::EBADF),
-        Object::Timer(_) | Object::Signals(_) | Object::Epoll(_) | Object::Free => {
-            return Err(Errno::EINVAL);
-        }
+        Object::Brought(_)
+        | Object::Made(_)
+        | Object::Info(_)
+        | Object::Directory(_)
+        | Object::Stdin
+        | Object::Watcher(_) => return Err(Errno::EBADF),
+        _ => return Err(Errno::EINVAL),
     }
     Ok(bytes.len() as u64)
 }
 
-/// A write to a socket.
-fn send(number: u16, from: Source<'_>, nonblocking: bool) -> SysResult {
-    transfer::send(number, from, 0, nonblocking, None, &rights::NONE)
-}
-
-/// `readv`, where one message goes to all parts of an array; `None` for what is no socket.
-pub fn read_message(descriptor: u64, array: u64, count: u64) -> Result<Option<u64>, Errno> {
-    let open = state::files().get(descriptor)?;
-    match open.object {
-        Object::Socket(number) => {
-            let to = Target::Parts { array, count };
-            transfer::read(number, to, open.nonblocking).map(Some)
-        }
-        _ => Ok(None),
+/// Adds to an eventfd: EAGAIN where the sum is too large.
+fn add(held: &Held, value: u64) -> SysResult {
+    let open = held.open_mut();
+    let Object::Event(count, semaphore) = open.object else {
+        return Err(Errno::EINVAL);
+    };
+    if value == u64::MAX {
+        return Err(Errno::EINVAL);
     }
+    let sum = count.checked_add(value).filter(|sum| *sum < u64::MAX);
+    open.object = Object::Event(sum.ok_or(Errno::EAGAIN)?, semaphore);
+    open.edges = open.edges.wrapping_add(1);
+    state::threads().changed();
+    Ok(8)
 }
 
-/// The same for `writev`.
-pub fn write_message(descriptor: u64, array: u64, count: u64) -> Result<Option<u64>, Errno> {
-    let open = state::files().get(descriptor)?;
-    match open.object {
-        Object::Socket(number) => {
-            let from = Source::Parts { array, count };
-            send(number, from, open.nonblocking).map(Some)
-        }
-        _ => Ok(None),
-    }
+/// `pread64`
+pub fn read_placed(descriptor: u64, to: u64, bytes: u64, at: u64) -> SysResult {
+    position(at)?;
+    let held = readable(descriptor)?;
+    user::range(to, bytes)?;
+    is_no_directory(&held)?;
+    read_into_at(&held, at, Target::piece(to, bytes))
 }
 
-/// `pread64` and its kin
-pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
+/// `pwrite64`
+pub fn write_placed(descriptor: u64, from: u64, bytes: u64, at: u64) -> SysResult {
+    position(at)?;
+    let held = writable(descriptor)?;
+    user::range(from, bytes)?;
+    write_from_at(&held, at, Source::piece(from, bytes))
+}
+
+/// Reads from a place on.
+pub fn read_into_at(held: &Held, at: u64, mut to: Target<'_>) -> SysResult {
+    to.for_each_from(0, |place, done| {
+        read_at(held, at.saturating_add(done), place)
+    })
+}
+
+/// Writes from a place on.
+pub fn write_from_at(held: &Held, at: u64, from: Source<'_>) -> SysResult {
+    let mut done = 0;
+    from.for_each(|bytes| {
+        let written = write_at(held, at.saturating_add(done), bytes)?;
+        done += written;
+        Ok(written)
+    })
+}
+
+/// Reads from a place on, without a wait.
+pub(super) fn read_at(held: &Held, at: u64, to: Place<'_>) -> SysResult {
+    let open = held.open();
     if u64::from(open.flags) & O_ACCESS == O_WRONLY {
         return Err(Errno::EBADF);
     }
@@ -190,34 +242,33 @@ pub fn read_at(descriptor: u64, at: u64, to: &mut [u8]) -> SysResult {
     }
     match open.object {
         Object::File(number) => {
-            let read = state::temporary().node(number).read(at, to);
-            if !to.is_empty() {
+            let wants_some = !to.is_empty();
+            let read = copy_out(state::temporary().node(number).content(), at, to)?;
+            if wants_some {
                 watch::tell_node(number, watch::ACCESS);
             }
             Ok(read)
         }
-        Object::Brought(number) => {
-            let content = artifact::content_of(number);
-            let from = content
-                .get(at.min(content.len() as u64) as usize..)
-                .unwrap_or_default();
-            let bytes = from.len().min(to.len());
-            to[..bytes].copy_from_slice(&from[..bytes]);
-            Ok(bytes as u64)
-        }
+        Object::Brought(number) => copy_out(artifact::content_of(number), at, to),
         Object::Made(_) | Object::Info(_) | Object::Name(_) => {
-            let made = made(open.object);
-            let from = made
-                .get(at.min(made.len() as u64) as usize..)
-                .unwrap_or_default();
-            let bytes = from.len().min(to.len());
-            to[..bytes].copy_from_slice(&from[..bytes]);
-            Ok(bytes as u64)
+            // The place first: what was made is there until something else is.
+            let to = Place::Own(to.writable()?);
+            copy_out(made(open.object), at, to)
         }
         Object::Directory(_) => Err(Errno::EISDIR),
-        Object::Null | Object::Zero | Object::Random => try_read(descriptor, to),
+        Object::Null | Object::Zero | Object::Random => try_read(held, to),
         _ => Err(Errno::ESPIPE),
     }
+}
+
+/// Copies what lies at a place of a content.
+fn copy_out(content: &[u8], at: u64, to: Place<'_>) -> SysResult {
+    let from = content
+        .get(at.min(content.len() as u64) as usize..)
+        .unwrap_or_default();
+    let to = to.limit(from.len() as u64).writable()?;
+    to.copy_from_slice(&from[..to.len()]);
+    Ok(to.len() as u64)
 }
 
 /// The content of a file that is made when it is read.
@@ -242,9 +293,9 @@ fn made(object: Object) -> &'static [u8] {
     &content.bytes[..content.used]
 }
 
-/// `pwrite64` and its kin
-pub fn write_at(descriptor: u64, at: u64, bytes: &[u8]) -> SysResult {
-    let open = state::files().get(descriptor)?;
+/// Writes at a place, without a wait.
+pub(super) fn write_at(held: &Held, at: u64, bytes: &[u8]) -> SysResult {
+    let open = held.open();
     if u64::from(open.flags) & O_ACCESS == 0 {
         return Err(Errno::EBADF);
     }

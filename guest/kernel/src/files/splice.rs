@@ -1,7 +1,9 @@
 //! `splice`, `tee` and `vmsplice`: from and to pipes without a buffer of the program's. Here it is a copy.
 
-use super::read_write::{position, read_at, readable, try_read, writable, write_at};
-use super::{O_APPEND, Object, Open};
+use super::held::Held;
+use super::read_write::{position, read_at, readable, try_read, try_write, writable, write_at};
+use super::{O_APPEND, Object};
+use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, user};
 
@@ -18,28 +20,87 @@ fn checked(flags: u64) -> Result<bool, Errno> {
     }
 }
 
-/// The queue of a pipe that is read from, or written to.
-fn reads(open: &Open) -> Option<u8> {
-    match open.object {
-        Object::Stream { from, .. } if from != pipes::NONE => Some(from),
-        _ => None,
-    }
+/// What is copied from or to: a pipe, or something else, there perhaps from a place on that the program keeps.
+struct End {
+    held: Held,
+    /// Where the program keeps the place, or 0.
+    place: u64,
 }
 
-fn writes(open: &Open) -> Option<u8> {
-    match open.object {
-        Object::Stream { to, .. } if to != pipes::NONE => Some(to),
-        _ => None,
+impl End {
+    /// The queue of a pipe that is read from.
+    fn reads(&self) -> Option<u8> {
+        match self.held.open().object {
+            Object::Stream { from, .. } if from != pipes::NONE => Some(from),
+            _ => None,
+        }
     }
-}
 
-/// Whether there is room in a pipe: EAGAIN for none, EPIPE if nobody reads it.
-fn room(to: u8) -> SysResult {
-    let queue = pipes::queue(to).ok_or(Errno::EPIPE)?;
-    match (queue.is_refused(), queue.free_bytes()) {
-        (true, _) => Err(Errno::EPIPE),
-        (_, 0) => Err(Errno::EAGAIN),
-        (_, free) => Ok(free),
+    /// The queue of a pipe that is written to.
+    fn writes(&self) -> Option<u8> {
+        match self.held.open().object {
+            Object::Stream { to, .. } if to != pipes::NONE => Some(to),
+            _ => None,
+        }
+    }
+
+    fn is_nonblocking(&self) -> bool {
+        self.held.open().nonblocking
+    }
+
+    /// Reads the next bytes, which stay in a pipe, there from behind the first `skip` bytes.
+    fn read(&self, skip: u64, to: &mut [u8]) -> SysResult {
+        let to = Place::Own(to);
+        match (self.reads(), self.place) {
+            (Some(queue), _) => pipes::peek(queue, skip, to),
+            (None, 0) => try_read(&self.held, to),
+            (None, place) => {
+                let at = user::read::<u64>(place)?;
+                position(at)?;
+                read_at(&self.held, at, to)
+            }
+        }
+    }
+
+    /// So much of what was read has gone where it is to.
+    fn taken(&self, count: u64) -> Result<(), Errno> {
+        if let Some(queue) = self.reads() {
+            pipes::taken(queue, count);
+        }
+        self.advance(count)
+    }
+
+    /// How much of `wanted` can be written for certain: EAGAIN for nothing, EPIPE if nobody reads it.
+    fn room(&self, wanted: u64) -> SysResult {
+        let Some(to) = self.writes() else {
+            return Ok(wanted);
+        };
+        let queue = pipes::queue(to).ok_or(Errno::EPIPE)?;
+        if queue.is_refused() {
+            return Err(Errno::EPIPE);
+        }
+        match queue.reserve(wanted)? {
+            0 => Err(Errno::EAGAIN),
+            room => Ok(room),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> SysResult {
+        let put = match (self.writes(), self.place) {
+            (Some(queue), _) => pipes::put(queue, bytes),
+            (None, 0) => try_write(&self.held, bytes),
+            (None, place) => write_at(&self.held, user::read::<u64>(place)?, bytes),
+        }?;
+        self.advance(put)?;
+        Ok(put)
+    }
+
+    /// The place that the program keeps is behind what was copied.
+    fn advance(&self, count: u64) -> Result<(), Errno> {
+        match self.place {
+            0 => Ok(()),
+            place => user::write(place, user::read::<u64>(place)?.saturating_add(count)),
+        }
     }
 }
 
@@ -49,32 +110,37 @@ pub fn splice(from: u64, from_at: u64, to: u64, to_at: u64, bytes: u64, flags: u
         return Ok(0);
     }
     let nonblocking = checked(flags)?;
-    let (source, target) = (state::files().get(from)?, state::files().get(to)?);
-    let is_pipe = |open: &Open| matches!(open.object, Object::Stream { .. });
-    if from_at != 0 && is_pipe(&source) || to_at != 0 && is_pipe(&target) {
-        return Err(Errno::ESPIPE);
+    for (descriptor, place) in [(from, from_at), (to, to_at)] {
+        let open = state::files().get(descriptor)?;
+        if place != 0 && matches!(open.object, Object::Stream { .. }) {
+            return Err(Errno::ESPIPE);
+        }
     }
     for place in [from_at, to_at].into_iter().filter(|place| *place != 0) {
         user::read::<u64>(place)?;
     }
-    let (input, output) = (reads(&source), writes(&target));
-    readable(from)?;
-    writable(to)?;
-    match (input, output) {
+    let from = End {
+        held: readable(from)?,
+        place: from_at,
+    };
+    let to = End {
+        held: writable(to)?,
+        place: to_at,
+    };
+    match (from.reads(), to.writes()) {
         (None, None) => Err(Errno::EINVAL),
         (Some(input), Some(output)) if input == output => Err(Errno::EINVAL),
-        (Some(input), Some(output)) => {
-            let waits = !nonblocking && !source.nonblocking && !target.nonblocking;
-            threads::blocking(!waits, || between(input, output, bytes, true))
-        }
-        (Some(input), None) => {
-            if u64::from(target.flags) & O_APPEND != 0 {
+        (Some(_), Some(_)) => between(&from, &to, bytes, nonblocking, true),
+        (Some(_), None) => {
+            if u64::from(to.held.open().flags) & O_APPEND != 0 {
                 return Err(Errno::EINVAL);
             }
-            threads::blocking(nonblocking, || out_of(input, to, to_at, bytes))
+            // That nothing is in the pipe and that nothing can be written are waited for by different flags.
+            threads::blocking(nonblocking, || from.read(0, &mut [0]))?;
+            threads::blocking(to.is_nonblocking(), || copy(&from, &to, bytes, true))
         }
-        (None, Some(output)) => threads::blocking(nonblocking || source.nonblocking, || {
-            into(from, from_at, output, bytes)
+        (None, Some(_)) => threads::blocking(nonblocking || from.is_nonblocking(), || {
+            copy(&from, &to, bytes, true)
         }),
     }
 }
@@ -85,123 +151,72 @@ pub fn tee(from: u64, to: u64, bytes: u64, flags: u64) -> SysResult {
     if bytes == 0 {
         return Ok(0);
     }
-    let (source, target) = (state::files().get(from)?, state::files().get(to)?);
-    readable(from)?;
-    writable(to)?;
-    match (reads(&source), writes(&target)) {
+    let end = |held| End { held, place: 0 };
+    // Whether there are both of them comes first.
+    for descriptor in [from, to] {
+        state::files().get(descriptor)?;
+    }
+    let (from, to) = (end(readable(from)?), end(writable(to)?));
+    match (from.reads(), to.writes()) {
         (Some(input), Some(output)) if input != output => {
-            let waits = !nonblocking && !source.nonblocking && !target.nonblocking;
-            threads::blocking(!waits, || between(input, output, bytes, false))
+            between(&from, &to, bytes, nonblocking, false)
         }
         _ => Err(Errno::EINVAL),
     }
 }
 
 /// From one pipe to another, where it is taken, or stays as well.
-fn between(input: u8, output: u8, bytes: u64, takes: bool) -> SysResult {
-    pipes::peek(input, 0, &mut [0])?;
-    if let Err(Errno::EPIPE) = room(output) {
-        return Err(Errno::EPIPE);
-    }
-    let mut part = [0; PART_BYTES];
-    let mut done = 0;
-    while done < bytes {
-        let skip = if takes { 0 } else { done };
-        let most = (bytes - done).min(PART_BYTES as u64);
-        let there = pipes::peek(input, skip, &mut part[..most as usize]);
-        let there = match (there, done) {
-            (Ok(0), _) | (Err(_), 1..) => break,
-            (there, _) => there?,
-        };
-        let fits = match (room(output), done) {
-            (Err(_), 1..) => break,
-            (free, _) => free?.min(there),
-        };
-        let put = pipes::write(output, &part[..fits as usize], true, None)?;
-        if takes {
-            pipes::taken(input, put);
-        }
-        done += put;
-    }
-    Ok(done)
+fn between(from: &End, to: &End, bytes: u64, nonblocking: bool, takes: bool) -> SysResult {
+    let nonblocking = nonblocking || from.is_nonblocking() || to.is_nonblocking();
+    threads::blocking(nonblocking, || {
+        from.read(0, &mut [0])?;
+        copy(from, to, bytes, takes)
+    })
 }
 
-/// From a pipe to what is none.
-fn out_of(input: u8, to: u64, to_at: u64, bytes: u64) -> SysResult {
+/// Copies what is there at once, as far as it fits.
+fn copy(from: &End, to: &End, bytes: u64, takes: bool) -> SysResult {
     let mut part = [0; PART_BYTES];
     let mut done = 0;
     while done < bytes {
         let most = (bytes - done).min(PART_BYTES as u64) as usize;
-        let there = match (pipes::peek(input, 0, &mut part[..most]), done) {
-            (Ok(0), _) | (Err(_), 1..) => break,
-            (there, _) => there?,
-        };
-        let part = &part[..there as usize];
-        // What is written may be mapped where its place is said.
-        let at = match to_at {
-            0 => 0,
-            place => user::read::<u64>(place)?,
-        };
-        let put = match to_at {
-            0 => super::read_write::write(to, part),
-            _ => write_at(to, at, part),
-        };
-        let put = match (put, done) {
-            (Err(_), 1..) => break,
-            (put, _) => put?,
-        };
-        pipes::taken(input, put);
-        done += put;
-        if to_at != 0 {
-            user::write(to_at, at.saturating_add(put))?;
+        let skip = if takes { 0 } else { done };
+        match copy_part(from, to, skip, &mut part[..most]) {
+            Ok(0) => break,
+            Ok(put) => {
+                done += put;
+                if takes {
+                    from.taken(put)?;
+                }
+            }
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
         }
     }
     Ok(done)
 }
 
-/// From what is no pipe into one: what it has at once.
-fn into(from: u64, from_at: u64, output: u8, bytes: u64) -> SysResult {
-    let mut part = [0; PART_BYTES];
-    let mut done = 0;
-    while done < bytes {
-        let fits = match (room(output), done) {
-            (Err(_), 1..) => break,
-            (free, _) => free?.min(bytes - done).min(PART_BYTES as u64),
-        };
-        let part = &mut part[..fits as usize];
-        let got = match from_at {
-            0 => try_read(from, part),
-            place => user::read::<u64>(place).and_then(|at| {
-                position(at)?;
-                read_at(from, at, part)
-            }),
-        };
-        let got = match (got, done) {
-            (Ok(0), _) | (Err(_), 1..) => break,
-            (got, _) => got?,
-        };
-        pipes::write(output, &part[..got as usize], true, None)?;
-        done += got;
-        if from_at != 0 {
-            user::write(from_at, user::read::<u64>(from_at)? + got)?;
-        }
+fn copy_part(from: &End, to: &End, skip: u64, part: &mut [u8]) -> SysResult {
+    let fits = to.room(part.len() as u64)?.min(part.len() as u64);
+    match from.read(skip, &mut part[..fits as usize])? {
+        0 => Ok(0),
+        there => to.write(&part[..there as usize]),
     }
-    Ok(done)
 }
 
 /// `vmsplice`: the program's memory is copied into the pipe, or out of it.
 pub fn from_memory(descriptor: u64, array: u64, count: u64, flags: u64) -> SysResult {
     let nonblocking = checked(flags)?;
-    let open = state::files().get(descriptor)?;
-    let nonblocking = nonblocking || open.nonblocking;
-    match (writes(&open), reads(&open)) {
-        (Some(to), _) => user::for_each_part(array, count, |start, bytes, done| {
-            let part = user::slice(start, bytes)?;
-            pipes::write(to, part, nonblocking || done > 0, None)
-        }),
-        (_, Some(from)) => user::for_each_part(array, count, |start, bytes, done| {
-            let part = user::slice_mut(start, bytes)?;
-            threads::blocking(nonblocking || done > 0, || pipes::read(from, part))
+    let end = End {
+        held: Held::of(descriptor)?,
+        place: 0,
+    };
+    let nonblocking = nonblocking || end.is_nonblocking();
+    match (end.writes(), end.reads()) {
+        (Some(to), _) => pipes::write(to, Source::Parts { array, count }, nonblocking),
+        (_, Some(from)) => threads::blocking(nonblocking, || {
+            let mut to = Target::Parts { array, count };
+            to.for_each_from(0, |place, _| pipes::read(from, place))
         }),
         _ => Err(Errno::EBADF),
     }

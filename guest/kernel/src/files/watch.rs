@@ -9,6 +9,7 @@ use super::paths::{Path, parent};
 use super::piece::KeptPath;
 use super::temporary::Kind;
 use super::{O_CLOEXEC, O_NONBLOCK, Object};
+use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state};
 
@@ -219,23 +220,32 @@ pub fn readable_bytes(watcher: u8) -> u64 {
 }
 
 /// Takes as many whole events as fit; EAGAIN where there is none.
-pub fn read(watcher: u8, to: &mut [u8]) -> SysResult {
+pub fn read(watcher: u8, to: Place<'_>) -> SysResult {
     let events = state::watches().watchers[usize::from(watcher) % MAX_WATCHERS].events;
-    let mut done = 0;
-    loop {
-        let mut head = [0; HEAD_BYTES];
-        let queue = pipes::queue(events).ok_or(Errno::EBADF)?;
-        let [.., a, b, c, d] = head_of(queue.look(0, &mut head)?, head)?.unwrap_or([0; HEAD_BYTES]);
-        let bytes = HEAD_BYTES + u32::from_le_bytes([a, b, c, d]) as usize;
-        let rest = &mut to[done..];
-        let is_there = queue.used() > 0;
-        match (done, is_there && bytes <= rest.len()) {
-            (_, true) => done += pipes::read(events, &mut rest[..bytes])? as usize,
-            (0, false) if is_there => return Err(Errno::EINVAL),
-            (0, false) => return Err(Errno::EAGAIN),
-            _ => return Ok(done as u64),
-        }
+    let first = next_bytes(events)?.ok_or(Errno::EAGAIN)?;
+    if first as u64 > to.len() {
+        return Err(Errno::EINVAL);
     }
+    let to = to.writable()?;
+    let mut done = 0;
+    while let Some(bytes) = next_bytes(events)?
+        && let Some(room) = to.get_mut(done..done + bytes)
+    {
+        done += pipes::read(events, Place::Own(room))? as usize;
+    }
+    match done {
+        0 => Err(Errno::EFAULT),
+        done => Ok(done as u64),
+    }
+}
+
+/// The length of the next event in a queue.
+fn next_bytes(events: u8) -> Result<Option<usize>, Errno> {
+    let mut head = [0; HEAD_BYTES];
+    let queue = pipes::queue(events).ok_or(Errno::EBADF)?;
+    let known = queue.look(0, &mut head)?;
+    Ok(head_of(known, head)?
+        .map(|[.., a, b, c, d]| HEAD_BYTES + u32::from_le_bytes([a, b, c, d]) as usize))
 }
 
 fn head_of(known: u64, head: [u8; HEAD_BYTES]) -> Result<Option<[u8; HEAD_BYTES]>, Errno> {

@@ -3,6 +3,7 @@
 use super::queue::{Origin, SI_QUEUE};
 use super::timers::SI_TIMER;
 use super::{ABSOLUTE, MASK_BYTES, own};
+use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object};
 use crate::{state, user};
@@ -35,12 +36,15 @@ pub fn is_readable(set: u64) -> bool {
 }
 
 /// Takes as many as fit; EAGAIN where there is none.
-pub fn read(set: u64, to: &mut [u8]) -> SysResult {
-    if to.len() < INFO_BYTES {
+pub fn read(set: u64, to: Place<'_>) -> SysResult {
+    if to.len() < INFO_BYTES as u64 {
         return Err(Errno::EINVAL);
     }
+    if !is_readable(set) {
+        return Err(Errno::EAGAIN);
+    }
     let mut done = 0;
-    for room in to.chunks_exact_mut(INFO_BYTES) {
+    for room in to.writable()?.chunks_exact_mut(INFO_BYTES) {
         let thread = state::threads().current();
         let signals = state::signals();
         let found = (signals.threads[thread].pending | signals.pending) & set;
@@ -52,7 +56,7 @@ pub fn read(set: u64, to: &mut [u8]) -> SysResult {
         done += INFO_BYTES as u64;
     }
     match done {
-        0 => Err(Errno::EAGAIN),
+        0 => Err(Errno::EFAULT),
         done => Ok(done),
     }
 }

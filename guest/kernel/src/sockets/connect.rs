@@ -3,7 +3,7 @@
 
 use super::address::{AF_UNIX, Address, Ip, Name};
 use super::table::{Connecting, Socket, State};
-use super::{bind, datagrams, new_queues, number_of, open, open_of, outbound, transfer};
+use super::{bind, datagrams, hold, new_queues, number_of, open, outbound, transfer};
 use crate::errno::{Errno, SysResult};
 use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors, open as files};
 use crate::{host, pipes, state, threads};
@@ -61,17 +61,21 @@ pub fn accept(descriptor: u64, address: u64, bytes: u64, flags: u64) -> SysResul
     if flags as u32 as u64 & !(O_NONBLOCK | O_CLOEXEC) != 0 {
         return Err(Errno::EINVAL);
     }
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
+    let nonblocking = held.open().nonblocking;
     let listener = *state::sockets().get(number);
-    match listener.state {
-        State::Listening { .. } if !listener.read_shut || opened.nonblocking => {}
-        State::Datagrams(_) => return Err(Errno::EOPNOTSUPP),
-        _ => return Err(Errno::EINVAL),
-    }
     let deadline = transfer::deadline(listener.options.receive_ns);
-    threads::blocking_until(opened.nonblocking, deadline, || match is_awaited(number) {
-        true => Ok(0),
-        false => Err(Errno::EAGAIN),
+    threads::blocking_until(nonblocking, deadline, || {
+        let socket = *state::sockets().get(number);
+        match socket.state {
+            State::Listening { .. } if !socket.read_shut || nonblocking => {}
+            State::Datagrams(_) => return Err(Errno::EOPNOTSUPP),
+            _ => return Err(Errno::EINVAL),
+        }
+        match is_awaited(number) {
+            true => Ok(0),
+            false => Err(Errno::EAGAIN),
+        }
     })?;
     let (accepted, peer) = match state::sockets().first_waiting(number) {
         Some(waiting) => {
@@ -147,7 +151,8 @@ pub(super) fn close_waiting(listener: u16) {
 
 /// `connect`
 pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
+    let nonblocking = held.open().nonblocking;
     let socket = *state::sockets().get(number);
     let given = Address::look(address, bytes)?;
     match socket.state {
@@ -156,7 +161,7 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
         }
         State::Outbound(outbound) => return outbound::connect_again(number, outbound),
         _ if socket.domain == AF_UNIX => {
-            return connect_local(number, Address::decode(given)?, opened.nonblocking);
+            return connect_local(number, Address::decode(given)?, nonblocking);
         }
         _ => {}
     }
@@ -183,10 +188,10 @@ pub fn connect(descriptor: u64, address: u64, bytes: u64) -> SysResult {
         ip => ip,
     };
     match ip.is_own() {
-        true => connect_ip(number, &Address::Inet(ip, port), opened.nonblocking),
+        true => connect_ip(number, &Address::Inet(ip, port), nonblocking),
         false => {
             let deadline = transfer::deadline(socket.options.send_ns);
-            outbound::connect(number, ip, port, opened.nonblocking, deadline)
+            outbound::connect(number, ip, port, nonblocking, deadline)
         }
     }
 }
@@ -216,18 +221,19 @@ fn connect_local(number: u16, to: Address, nonblocking: bool) -> SysResult {
         Address::Unix(name) => name,
         _ => return Err(Errno::EINVAL),
     };
-    let file = match name.is_path() {
-        true => Some(files::find_socket(name.as_bytes())?),
-        false => None,
-    };
     let deadline = transfer::deadline(socket.options.send_ns);
     threads::blocking_until(nonblocking, deadline, || {
+        // While it waited another listener may have come to the name, and this socket to a connection.
+        let file = match name.is_path() {
+            true => Some(files::find_socket(name.as_bytes())?),
+            false => None,
+        };
         let listener = state::sockets().listener(&to, file, socket.kind);
         let listener = listener.ok_or_else(|| refusal(file, socket.kind))?;
         if state::sockets().get(listener).read_shut {
             return Err(Errno::ECONNREFUSED);
         }
-        match socket.state {
+        match state::sockets().get(number).state {
             State::Fresh => join(number, listener, &to),
             State::Stream { .. } => Err(Errno::EISCONN),
             _ => Err(Errno::EINVAL),
@@ -250,8 +256,11 @@ fn connect_ip(number: u16, to: &Address, nonblocking: bool) -> SysResult {
     let before = state::sockets().get(number).local;
     bind::bind_towards(number, to)?;
     let joined = threads::blocking_until(nonblocking, deadline, || {
-        let kind = state::sockets().get(number).kind;
-        let listener = state::sockets().listener(to, None, kind);
+        let socket = *state::sockets().get(number);
+        if socket.state != State::Fresh {
+            return Err(Errno::EISCONN);
+        }
+        let listener = state::sockets().listener(to, None, socket.kind);
         join(number, listener.ok_or(Errno::ECONNREFUSED)?, to)
     });
     let socket = state::sockets().get(number);
@@ -269,6 +278,7 @@ fn connect_ip(number: u16, to: &Address, nonblocking: bool) -> SysResult {
             Err(Errno::EINPROGRESS)
         }
         Ok(_) => Ok(0),
+        Err(Errno::EISCONN) => Err(Errno::EISCONN),
         Err(error) => {
             socket.local = before;
             Err(error)

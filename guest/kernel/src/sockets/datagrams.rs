@@ -5,11 +5,10 @@
 //! datagrams has an inbox that anybody may write to; one that is gone refuses.
 
 use super::address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
-use super::buffers::{Place, Source, Target};
-
 use super::rights::Outgoing;
 use super::table::{Mailbox, SOCK_DGRAM, Socket, State};
-use super::{bind, dns, mark, outbound};
+use super::{bind, dns, mark, outbound, transfer};
+use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
 use crate::{pipes, state, threads};
@@ -231,7 +230,8 @@ fn receiver(to: &Address, from: &Address) -> Option<u16> {
         .map(|(number, _)| number)
 }
 
-/// Sends one message, to where it is said or else to where the socket is connected.
+/// Sends one message, to where it is said or else to where the socket is connected. Where it goes is looked up
+/// again after each wait for room there, as the receiver may be gone by then.
 pub fn send(
     number: u16,
     from: Source<'_>,
@@ -240,9 +240,6 @@ pub fn send(
     rights: &Outgoing,
 ) -> SysResult {
     let socket = *state::sockets().get(number);
-    let State::Datagrams(mailbox) = socket.state else {
-        return Err(Errno::EBADF);
-    };
     let is_local = socket.domain == AF_UNIX;
     match given {
         Some(Address::Unix(name)) if name != Name::NONE => {}
@@ -262,6 +259,24 @@ pub fn send(
     if bytes > most {
         return Err(Errno::EMSGSIZE);
     }
+    let deadline = transfer::deadline(socket.options.send_ns);
+    let sent = threads::blocking_until(nonblocking, deadline, || {
+        send_now(number, from, given, rights)
+    });
+    match sent {
+        // Datagrams of IP may be lost.
+        Err(Errno::EAGAIN) if !is_local => Ok(bytes),
+        sent => sent,
+    }
+}
+
+/// The same if there is room: else EAGAIN.
+fn send_now(number: u16, from: Source<'_>, given: Option<Address>, rights: &Outgoing) -> SysResult {
+    let socket = *state::sockets().get(number);
+    let State::Datagrams(mailbox) = socket.state else {
+        return Err(Errno::EBADF);
+    };
+    let is_local = socket.domain == AF_UNIX;
     let is_ready = || match state::sockets().take_error(number) {
         Some(error) => Err(error),
         None if socket.write_shut => Err(Errno::EPIPE),
@@ -285,7 +300,7 @@ pub fn send(
                 state::sockets().get(number).error = Errno::ECONNREFUSED.0 as u8;
                 mark(|other| other.local == socket.local);
             }
-            Ok(bytes)
+            from.total()
         }
         Way::Inbox(other, ip) => {
             let mut own = *state::sockets().get(number);
@@ -294,7 +309,7 @@ pub fn send(
             {
                 own.local = Address::Inet(own_address(ip), port);
             }
-            deliver(number, &own, other, from, nonblocking, rights)
+            deliver(number, &own, other, from, rights)
         }
     }
 }
@@ -322,7 +337,6 @@ fn deliver(
     own: &Socket,
     other: u16,
     from: Source<'_>,
-    nonblocking: bool,
     rights: &Outgoing,
 ) -> SysResult {
     let there = *state::sockets().get(other);
@@ -335,21 +349,7 @@ fn deliver(
             return Err(Errno::EPIPE);
         }
     }
-    let deadline = super::transfer::deadline(own.options.send_ns);
-    let is_local = own.domain == AF_UNIX;
-    put(
-        mailbox.inbox,
-        from,
-        &own.local,
-        nonblocking,
-        deadline,
-        rights,
-    )
-    .or_else(|error| match error {
-        // Datagrams of IP may be lost.
-        Errno::EAGAIN if !is_local => from.total(),
-        error => Err(error),
-    })
+    put(mailbox.inbox, from, &own.local, rights)
 }
 
 /// Who is connected takes nothing from others.
@@ -360,38 +360,27 @@ fn may_send(number: u16, there: Mailbox) -> Result<(), Errno> {
     }
 }
 
-/// Puts a message into a queue, whole; EAGAIN if there is no room for it and it may not wait.
-pub fn put(
-    queue: u8,
-    from: Source<'_>,
-    sender: &Address,
-    nonblocking: bool,
-    deadline: Option<u64>,
-    rights: &Outgoing,
-) -> SysResult {
+/// Puts a message into a queue, whole, which can be read, as the caller has checked; EAGAIN if there is no room for
+/// it.
+pub fn put(queue: u8, from: Source<'_>, sender: &Address, rights: &Outgoing) -> SysResult {
     let bytes = from.total()?;
     let mut head = [0; HEAD_BYTES + MAX_SENDER_BYTES];
     let head_bytes = HEAD_BYTES + encode_sender(sender, &mut head[HEAD_BYTES..]);
     head[..4].copy_from_slice(&(bytes as u32).to_le_bytes());
     head[4] = (head_bytes - HEAD_BYTES) as u8;
     let whole = head_bytes as u64 + bytes;
-    threads::blocking_until(nonblocking, deadline, || {
-        let at = pipes::queue(queue).ok_or(Errno::EPIPE)?;
-        if at.is_refused() {
-            return Err(Errno::EPIPE);
-        }
-        match at.reserve(whole)? >= whole {
-            true => Ok(0),
-            false => Err(Errno::EAGAIN),
-        }
-    })?;
-    rights.send_with(queue, whole, || {
-        let at = pipes::queue(queue).ok_or(Errno::EPIPE)?;
-        // While it waited, other threads may have changed what is to be sent. Behind a head there is always all of it.
-        from.check()?;
-        if from.total()? != bytes {
-            return Err(Errno::EFAULT);
-        }
+    let at = pipes::queue(queue).ok_or(Errno::EPIPE)?;
+    if at.is_refused() {
+        return Err(Errno::EPIPE);
+    }
+    if at.reserve(whole)? < whole {
+        // Nobody makes room in a queue that is empty: there is no memory.
+        return Err(match at.used() {
+            0 => Errno::ENOBUFS,
+            _ => Errno::EAGAIN,
+        });
+    }
+    rights.send_with(queue, || {
         at.put(&head[..head_bytes])?;
         from.for_each(|part| at.put(part))?;
         Ok(whole)
@@ -452,11 +441,8 @@ pub fn take(queue: u8, domain: u16, to: &mut Target<'_>, peek: bool) -> Result<M
     let given = to.for_each_from(0, |place, done| {
         let left = bytes - done;
         match place {
-            Place::Here(to) => {
-                let fits = left.min(to.len() as u64) as usize;
-                at.look(head_bytes as u64 + done, &mut to[..fits])
-            }
             Place::Nowhere(most) => Ok(left.min(most)),
+            place => at.look(head_bytes as u64 + done, place.limit(left).whole()?),
         }
     });
     let in_queue = head_bytes as u64 + bytes;
@@ -515,13 +501,13 @@ pub fn receive(
     let bytes = outbound::answer(mailbox.queries, &mut reply, peek)?;
     to.for_each_from(0, |place, done| {
         let left = &reply[done as usize..bytes as usize];
-        match place {
-            Place::Here(to) => {
-                let fits = left.len().min(to.len());
-                to[..fits].copy_from_slice(&left[..fits]);
-                Ok(fits as u64)
+        match place.limit(left.len() as u64) {
+            Place::Nowhere(most) => Ok(most),
+            place => {
+                let to = place.whole()?;
+                to.copy_from_slice(&left[..to.len()]);
+                Ok(to.len() as u64)
             }
-            Place::Nowhere(most) => Ok(most.min(left.len() as u64)),
         }
     })?;
     Ok(Message {

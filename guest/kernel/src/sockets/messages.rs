@@ -1,10 +1,10 @@
 //! `sendmsg`, `recvmsg` and those that do it several times: messages in parts, with addresses and control data.
 
 use super::address::{AF_UNIX, Address};
-use super::buffers::{Source, Target};
+use super::hold;
 use super::rights::{self, Outgoing};
 use super::transfer::{self, MSG_DONTWAIT, MSG_PEEK};
-use super::{number_of, open_of};
+use crate::buffers::{Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::{state, time, user};
 
@@ -80,7 +80,11 @@ impl Header {
 
 /// `sendmsg`
 pub fn send(descriptor: u64, header: u64, flags: u64) -> SysResult {
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
+    send_by(number, held.open().nonblocking, header, flags)
+}
+
+fn send_by(number: u16, nonblocking: bool, header: u64, flags: u64) -> SysResult {
     let header = Header::read(header)?;
     let given = match (header.address, header.address_bytes) {
         (0, _) | (_, 0) => None,
@@ -92,21 +96,18 @@ pub fn send(descriptor: u64, header: u64, flags: u64) -> SysResult {
         AF_UNIX => Outgoing::read(header.control, header.control_bytes)?,
         _ => Outgoing::none(),
     };
-    transfer::send(
-        number,
-        header.source(),
-        flags,
-        opened.nonblocking,
-        to,
-        &rights,
-    )
+    transfer::send(number, header.source(), flags, nonblocking, to, &rights)
 }
 
 /// `recvmsg`
 pub fn receive(descriptor: u64, at: u64, flags: u64) -> SysResult {
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
+    receive_by(number, held.open().nonblocking, at, flags)
+}
+
+fn receive_by(number: u16, nonblocking: bool, at: u64, flags: u64) -> SysResult {
     let header = Header::read(at)?;
-    let received = transfer::receive(number, header.target(), flags, opened.nonblocking)?;
+    let received = transfer::receive(number, header.target(), flags, nonblocking)?;
     if header.address != 0 {
         transfer::put_sender(number, &received, header.address, at.wrapping_add(8))?;
     }
@@ -151,8 +152,11 @@ fn for_each(array: u64, count: u64, mut each: impl FnMut(u64, u64) -> SysResult)
 
 /// `sendmmsg`
 pub fn send_several(descriptor: u64, array: u64, count: u64, flags: u64) -> SysResult {
-    number_of(descriptor)?;
-    for_each(array, count, |header, _| send(descriptor, header, flags))
+    let (number, held) = hold(descriptor)?;
+    let nonblocking = held.open().nonblocking;
+    for_each(array, count, |header, _| {
+        send_by(number, nonblocking, header, flags)
+    })
 }
 
 /// `recvmmsg`; `timeout` is when no further message is waited for.
@@ -164,7 +168,8 @@ pub fn receive_several(
     timeout: u64,
 ) -> SysResult {
     let until = time::timespec(timeout)?.map(|ns| time::monotonic_ns().saturating_add(ns));
-    let number = number_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
+    let nonblocking = held.open().nonblocking;
     let keeps_borders = state::sockets().get(number).keeps_borders();
     let mut ended = false;
     for_each(array, count, |header, at| {
@@ -176,7 +181,7 @@ pub fn receive_several(
             true => MSG_DONTWAIT,
             false => 0,
         };
-        let received = receive(descriptor, header, flags & !MSG_WAITFORONE | more)?;
+        let received = receive_by(number, nonblocking, header, flags & !MSG_WAITFORONE | more)?;
         // The end of a stream is there for ever.
         ended = received == 0 && !keeps_borders;
         Ok(received)

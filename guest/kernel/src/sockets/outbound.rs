@@ -9,6 +9,7 @@ use holm_hostcall::{Call, receive_flags, shut_how, socket_events};
 use super::address::{Address, Ip};
 use super::table::{Outbound, Socket, State};
 use super::{dns, mark};
+use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::{host, log, pipes, state, threads};
 
@@ -292,7 +293,7 @@ pub fn ask(queries: u8, query: &[u8]) -> SysResult {
         // Datagrams may be lost.
         return Ok(query.len() as u64);
     }
-    pipes::write(queries, framed, true, None)?;
+    pipes::put(queries, framed)?;
     mark(|socket| matches!(socket.state, State::Datagrams(mailbox) if mailbox.queries == queries));
     Ok(query.len() as u64)
 }
@@ -304,7 +305,7 @@ pub fn answer(queries: u8, to: &mut [u8], peek: bool) -> SysResult {
     if pipes::queue(queries).is_none_or(|queue| queue.used() < 2) {
         return Err(Errno::EAGAIN);
     }
-    pipes::peek(queries, 0, &mut framed)?;
+    pipes::peek(queries, 0, Place::Own(&mut framed))?;
     let bytes = usize::from(u16::from_le_bytes([framed[0], framed[1]]));
     let query = framed.get(2..2 + bytes).ok_or(Errno::EIO)?;
     let mut reply = [0; dns::MAX_QUERY_BYTES];

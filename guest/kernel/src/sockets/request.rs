@@ -663,14 +663,13 @@ impl Default for Server {
     }
 }
 
-/// Writes to connection `id`; one that the program has had from the start waits for its request first.
-pub fn write(id: u32, bytes: &[u8]) -> SysResult {
+/// A connection that the program has had from the start waits for its request before it is written to.
+pub fn await_it(id: u32) -> Result<(), Errno> {
     threads::blocking(false, || match state::server().is_expected(id) {
         true => Err(Errno::EAGAIN),
         false => Ok(0),
-    })?;
-    state::server().write(id, bytes)?;
-    Ok(bytes.len() as u64)
+    })
+    .map(|_| ())
 }
 
 fn take(from: &[u8], at: &mut usize, to: &mut [u8]) -> usize {

@@ -76,11 +76,15 @@ impl Rights {
         self.all().iter().find(|one| one.queue == queue).copied()
     }
 
-    fn add(&mut self, one: Travelling) -> Result<(), Errno> {
-        let place = self.all.get_mut(self.count);
-        *place.ok_or(Errno::ETOOMANYREFS)? = one;
+    /// How many more may travel.
+    fn free(&self) -> usize {
+        MAX_TRAVELLING - self.count
+    }
+
+    /// One more travels, for which there is room.
+    fn add(&mut self, one: Travelling) {
+        self.all[self.count] = one;
         self.count += 1;
-        Ok(())
     }
 
     /// Takes the first out that `which` holds for; gives its object.
@@ -226,29 +230,23 @@ impl Outgoing {
         self.count == 0
     }
 
-    /// They travel with the next `bytes` bytes that are written to a queue, if `write` writes any.
-    pub fn send_with(&self, queue: u8, bytes: u64, write: impl FnOnce() -> SysResult) -> SysResult {
-        if self.is_empty() {
-            return write();
+    /// They travel with what `write` writes to a queue at once, if that is anything.
+    pub fn send_with(&self, queue: u8, write: impl FnOnce() -> SysResult) -> SysResult {
+        if state::rights().free() < self.count {
+            return Err(Errno::ETOOMANYREFS);
         }
         let start = pipes::queue(queue).map_or(0, |queue| queue.places().1);
-        let mut message = Travelling {
-            queue,
-            start,
-            end: start.saturating_add(bytes),
-            object: 0,
-        };
-        let noted = self.objects[..self.count].iter().try_for_each(|object| {
-            message.object = *object;
-            state::rights().add(message)?;
+        let written = write()?;
+        for object in self.objects[..self.count].iter().filter(|_| written > 0) {
             state::files().hold(*object);
-            Ok(())
-        });
-        let written = noted.and_then(|()| write());
-        if !matches!(written, Ok(1..)) {
-            drop_message(&message);
+            state::rights().add(Travelling {
+                queue,
+                start,
+                end: start.saturating_add(written),
+                object: *object,
+            });
         }
-        written
+        Ok(written)
     }
 }
 
@@ -265,12 +263,12 @@ impl Drop for Outgoing {
 
 /// How much of `wanted` bytes may be received from a queue in one call,
 /// behind the next `skip` bytes.
-pub fn room(queue: u8, skip: u64, wanted: usize) -> usize {
+pub fn room(queue: u8, skip: u64, wanted: u64) -> u64 {
     let Some(next) = state::rights().next(queue) else {
         return wanted;
     };
     let taken = pipes::queue(queue).map_or(0, |queue| queue.places().0);
-    wanted.min(next.end.saturating_sub(taken + skip) as usize)
+    wanted.min(next.end.saturating_sub(taken + skip))
 }
 
 /// The message with descriptors that was received from a queue by now, or will be when the next `peeked` bytes

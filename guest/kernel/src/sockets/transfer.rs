@@ -1,10 +1,10 @@
 //! What goes through a socket: bytes in and out, of whichever kind it is.
 
 use super::address::{AF_INET6, AF_UNIX, Address};
-use super::buffers::{Place, Source, Target};
 use super::rights::{self, Outgoing};
 use super::table::{SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
-use super::{bind, datagrams, open_of, outbound, request};
+use super::{bind, datagrams, hold, outbound, request};
+use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, time, user};
 
@@ -78,7 +78,7 @@ fn receive_bytes(
     let result = threads::blocking_until(nonblocking, deadline, || {
         if wanted == 0 {
             // Nothing, but not before there is something.
-            found = receive_some(number, Place::Here(&mut [0]), 0, MSG_PEEK)?;
+            found = receive_some(number, Place::Own(&mut [0]), 0, MSG_PEEK)?;
             return Ok(0);
         }
         loop {
@@ -89,7 +89,7 @@ fn receive_bytes(
             let read = match read {
                 // Whether there is anything for a place that there is not comes first.
                 Err(Errno::EFAULT) => {
-                    let there = receive_some(number, Place::Here(&mut [0]), 0, MSG_PEEK)?;
+                    let there = receive_some(number, Place::Own(&mut [0]), 0, MSG_PEEK)?;
                     return if there > 0 {
                         Err(Errno::EFAULT)
                     } else {
@@ -124,31 +124,25 @@ fn receive_bytes(
 fn receive_some(number: u16, place: Place<'_>, skip: u64, flags: u64) -> SysResult {
     let socket = *state::sockets().get(number);
     let peeks = flags & MSG_PEEK != 0;
-    let to = match (place, socket.state) {
-        (Place::Nowhere(bytes), State::Stream { from, .. }) => {
-            return ended(number, &socket, pipes::discard(from, bytes));
-        }
-        (Place::Nowhere(_), _) => return Err(Errno::EFAULT),
-        (Place::Here(to), _) => to,
-    };
     match socket.state {
         State::Request(_) if socket.read_shut => Ok(0),
-        State::Request(id) if peeks => state::server().peek(id, skip, to),
-        State::Request(id) => state::server().read(id, to),
+        State::Request(id) if peeks => state::server().peek(id, skip, place.writable()?),
+        State::Request(id) => state::server().read(id, place.writable()?),
         State::Stream { from, .. } => {
             let discards = flags & MSG_TRUNC != 0 && socket.domain != AF_UNIX;
-            let room = rights::room(from, skip, to.len());
-            let read = match (peeks, discards) {
-                (true, _) => pipes::peek(from, skip, &mut to[..room]),
-                (false, true) => pipes::discard(from, to.len() as u64),
-                (false, false) => pipes::read(from, &mut to[..room]),
+            let room = rights::room(from, skip, place.len());
+            let read = match (peeks, place) {
+                (_, Place::Nowhere(bytes)) => pipes::discard(from, bytes),
+                (true, place) => pipes::peek(from, skip, place.limit(room)),
+                (false, place) if discards => pipes::discard(from, place.len()),
+                (false, place) => pipes::read(from, place.limit(room)),
             };
             ended(number, &socket, read)
         }
         State::Outbound(_) if socket.read_shut => Ok(0),
         // The host looks at what is next, and at nothing behind it.
         State::Outbound(_) if skip > 0 => Ok(0),
-        State::Outbound(at) => outbound::receive(number, at.handle, to, peeks),
+        State::Outbound(at) => outbound::receive(number, at.handle, place.writable()?, peeks),
         State::Fresh if socket.error != 0 => Err(told(number)),
         State::Fresh | State::Listening { .. } if socket.domain == AF_UNIX => Err(Errno::EINVAL),
         State::Fresh if socket.read_shut => Ok(0),
@@ -277,41 +271,22 @@ pub fn send(
     }
     let deadline = deadline(socket.options.send_ns);
     match socket.state {
-        State::Stream { to, .. } if socket.kind == SOCK_SEQPACKET => {
-            send_packet(number, to, from, nonblocking, deadline, rights)
+        State::Stream { .. } if socket.kind == SOCK_SEQPACKET => {
+            send_packet(number, from, nonblocking, deadline, rights)
         }
         State::Fresh | State::Listening { .. } if socket.kind == SOCK_SEQPACKET => {
             Err(Errno::ENOTCONN)
         }
-        State::Stream { to, .. } if !rights.is_empty() => {
-            // They have the place of the message's first byte, which must not wait for room then.
-            threads::blocking_until(nonblocking, deadline, || {
-                match pipes::queue(to).is_none_or(|queue| queue.is_writable()) {
-                    true => Ok(0),
-                    false => Err(Errno::EAGAIN),
-                }
-            })?;
-            let send = || from.for_each(|bytes| send_bytes(number, bytes, nonblocking, deadline));
-            rights.send_with(to, from.total()?, send)
+        State::Request(id) => {
+            request::await_it(id)?;
+            send_bytes(number, from, nonblocking, deadline, rights)
         }
-        _ if from.total()? == 0 => send_bytes(number, &[], nonblocking, deadline),
-        _ => {
-            let sent = from.for_each(|bytes| send_bytes(number, bytes, nonblocking, deadline));
-            match sent {
-                // Whether it could be sent at all comes first.
-                Err(Errno::EFAULT) => {
-                    send_bytes(number, &[], nonblocking, deadline)?;
-                    sent
-                }
-                sent => sent,
-            }
-        }
+        _ => send_bytes(number, from, nonblocking, deadline, rights),
     }
 }
 
 fn send_packet(
     number: u16,
-    to: u8,
     from: Source<'_>,
     nonblocking: bool,
     deadline: Option<u64>,
@@ -321,25 +296,60 @@ fn send_packet(
     if from.total()? > MOST {
         return Err(Errno::EMSGSIZE);
     }
-    if let Some(error) = state::sockets().take_error(number) {
-        return Err(error);
-    }
-    let write_shut = state::sockets().get(number).write_shut;
-    if write_shut || pipes::queue(to).is_none_or(|queue| queue.is_refused()) {
-        return Err(Errno::EPIPE);
-    }
-    from.check()?;
-    datagrams::put(
-        to,
-        from,
-        &state::sockets().get(number).local.clone(),
-        nonblocking,
-        deadline,
-        rights,
-    )
+    threads::blocking_until(nonblocking, deadline, || {
+        if let Some(error) = state::sockets().take_error(number) {
+            return Err(error);
+        }
+        let socket = *state::sockets().get(number);
+        let State::Stream { to, .. } = socket.state else {
+            return Err(Errno::ENOTCONN);
+        };
+        if socket.write_shut || pipes::queue(to).is_none_or(|queue| queue.is_refused()) {
+            return Err(Errno::EPIPE);
+        }
+        from.check()?;
+        datagrams::put(to, from, &socket.local, rights)
+    })
 }
 
-fn send_bytes(number: u16, bytes: &[u8], nonblocking: bool, deadline: Option<u64>) -> SysResult {
+/// Sends all of it, unless `nonblocking`. The descriptors travel with the first of it.
+fn send_bytes(
+    number: u16,
+    from: Source<'_>,
+    nonblocking: bool,
+    deadline: Option<u64>,
+    rights: &Outgoing,
+) -> SysResult {
+    let total = from.total()?;
+    let mut done = 0;
+    let result = threads::blocking_until(nonblocking, deadline, || {
+        if total == 0 {
+            return send_some(number, &[]);
+        }
+        while done < total {
+            let send = || from.for_each_from(done, |bytes| send_some(number, bytes));
+            let sent = match state::sockets().get(number).state {
+                State::Stream { to, .. } if done == 0 => rights.send_with(to, send),
+                _ => send(),
+            };
+            match sent {
+                // Whether it could be sent at all comes first.
+                Err(Errno::EFAULT) => return send_some(number, &[]).and(Err(Errno::EFAULT)),
+                // Another thread has made it shorter.
+                Ok(0) => break,
+                sent => done += sent?,
+            }
+        }
+        Ok(done)
+    });
+    match result {
+        Err(_) if done > 0 => Ok(done),
+        result => result,
+    }
+}
+
+/// Sends as much as there is room for; EAGAIN for nothing.
+fn send_some(number: u16, bytes: &[u8]) -> SysResult {
     let socket = *state::sockets().get(number);
     let is_local = socket.domain == AF_UNIX;
     if !is_local && socket.error != 0 {
@@ -348,10 +358,13 @@ fn send_bytes(number: u16, bytes: &[u8], nonblocking: bool, deadline: Option<u64
     match socket.state {
         State::Fresh | State::Listening { .. } if is_local => Err(Errno::ENOTCONN),
         _ if socket.write_shut => Err(Errno::EPIPE),
-        State::Request(id) => request::write(id, bytes),
+        State::Request(id) => {
+            state::server().write(id, bytes)?;
+            Ok(bytes.len() as u64)
+        }
         State::Stream { .. } if socket.reset => Err(Errno::EPIPE),
         State::Stream { .. } if bytes.is_empty() => Ok(0),
-        State::Stream { to, .. } => match pipes::write(to, bytes, nonblocking, deadline) {
+        State::Stream { to, .. } => match pipes::put(to, bytes) {
             // That TCP says so takes a way there and back.
             Err(Errno::EPIPE) if !is_local => {
                 let socket = state::sockets().get(number);
@@ -360,34 +373,11 @@ fn send_bytes(number: u16, bytes: &[u8], nonblocking: bool, deadline: Option<u64
                 super::mark(|other| other.state == state);
                 Ok(bytes.len() as u64)
             }
-            written => written,
+            put => put,
         },
-        State::Outbound(at) => send_out(number, at.handle, bytes, nonblocking, deadline),
+        State::Outbound(at) => outbound::send(number, at.handle, bytes),
         State::Fresh | State::Listening { .. } => Err(Errno::EPIPE),
         State::Datagrams(_) | State::Free => Err(Errno::EBADF),
-    }
-}
-
-/// Sends all of it out of the guest, unless `nonblocking`.
-fn send_out(
-    number: u16,
-    handle: u64,
-    bytes: &[u8],
-    nonblocking: bool,
-    deadline: Option<u64>,
-) -> SysResult {
-    let mut done = 0;
-    let result = threads::blocking_until(nonblocking, deadline, || {
-        loop {
-            done += outbound::send(number, handle, &bytes[done..])? as usize;
-            if done >= bytes.len() {
-                return Ok(done as u64);
-            }
-        }
-    });
-    match result {
-        Err(_) if done > 0 => Ok(done as u64),
-        result => result,
     }
 }
 
@@ -434,24 +424,15 @@ pub fn send_to(
     address_bytes: u64,
 ) -> SysResult {
     user::range(bytes, count)?;
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
     let given = match address {
         0 => None,
         address => Some(Address::look(address, address_bytes)?),
     };
     let to = receiver(number, given)?;
-    let from = match state::sockets().get(number).state {
-        State::Datagrams(_) => user::slice(bytes, count)?,
-        _ => user::buffer(bytes, count)?,
-    };
-    send(
-        number,
-        Source::Whole(from),
-        flags,
-        opened.nonblocking,
-        to,
-        &rights::NONE,
-    )
+    let from = Source::piece(bytes, count);
+    let nonblocking = held.open().nonblocking;
+    send(number, from, flags, nonblocking, to, &rights::NONE)
 }
 
 /// `recvfrom`
@@ -464,15 +445,15 @@ pub fn receive_from(
     address_bytes: u64,
 ) -> SysResult {
     user::range(bytes, count)?;
-    let (number, opened) = open_of(descriptor)?;
+    let (number, held) = hold(descriptor)?;
     let socket = *state::sockets().get(number);
     let discards = flags & (MSG_TRUNC | MSG_PEEK) == MSG_TRUNC && socket.domain != AF_UNIX;
     let to = match socket.state {
         // The buffer is not looked at, and need not be there.
         State::Stream { .. } if discards => Target::Nowhere(count),
-        _ => Target::Whole(user::buffer_mut(bytes, count)?),
+        _ => Target::piece(bytes, count),
     };
-    let received = receive_alone(number, to, flags, opened.nonblocking)?;
+    let received = receive_alone(number, to, flags, held.open().nonblocking)?;
     if address != 0 {
         put_sender(number, &received, address, address_bytes)?;
     }

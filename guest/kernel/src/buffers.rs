@@ -1,0 +1,247 @@
+//! Where the bytes of a call that sends or writes come from, and those of one that receives or reads go to.
+//!
+//! A call may wait, and other threads may unmap or protect the program's memory meanwhile. So the program's
+//! places are kept as numbers here, and made slices of only by who has the bytes at hand and does not wait
+//! before they are copied.
+
+use crate::errno::{Errno, SysResult};
+use crate::user;
+
+/// Most bytes of one call, as on Linux.
+const MAX_BYTES: u64 = 0x7fff_f000;
+
+/// What is sent or written.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// Bytes of the library OS's own.
+    Own(&'a [u8]),
+    /// One piece of the program's memory.
+    Piece {
+        /// Where it is.
+        start: u64,
+        /// How long it is.
+        bytes: u64,
+    },
+    /// An `iovec` array of the program's.
+    Parts {
+        /// Where it is.
+        array: u64,
+        /// How many it has, which was checked.
+        count: u64,
+    },
+}
+
+/// Where to receive or read.
+pub enum Target<'a> {
+    /// Memory of the library OS's own.
+    Own(&'a mut [u8]),
+    /// One piece of the program's memory.
+    Piece {
+        /// Where it is.
+        start: u64,
+        /// How long it is.
+        bytes: u64,
+    },
+    /// An `iovec` array of the program's.
+    Parts {
+        /// Where it is.
+        array: u64,
+        /// How many it has, which was checked.
+        count: u64,
+    },
+    /// So many bytes are thrown away.
+    Nowhere(u64),
+}
+
+/// Bytes of all parts together.
+fn total(array: u64, count: u64) -> SysResult {
+    user::for_each_part(array, count, |_, bytes, _| Ok(bytes))
+}
+
+/// Calls `each` for what of the parts lies behind the first `done` bytes, with the bytes before it, until one is
+/// cut short; gives how much was done.
+fn for_each_from(
+    array: u64,
+    count: u64,
+    done: u64,
+    mut each: impl FnMut(u64, u64, u64) -> SysResult,
+) -> SysResult {
+    let (mut to_skip, mut now) = (done, 0);
+    for at in 0..count {
+        let [start, bytes] = user::read::<[u64; 2]>(array.wrapping_add(at * 16))?;
+        let skip = to_skip.min(bytes);
+        to_skip -= skip;
+        if skip == bytes {
+            continue;
+        }
+        match each(start.wrapping_add(skip), bytes - skip, done + now) {
+            Ok(some) if some == bytes - skip => now += some,
+            Ok(some) => return Ok(now + some),
+            Err(error) if now == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(now)
+}
+
+impl Source<'_> {
+    /// One piece of the program's memory.
+    pub fn piece(start: u64, bytes: u64) -> Source<'static> {
+        Source::Piece {
+            start,
+            bytes: bytes.min(MAX_BYTES),
+        }
+    }
+
+    /// How much it is.
+    pub fn total(&self) -> SysResult {
+        match *self {
+            Source::Own(bytes) => Ok(bytes.len() as u64),
+            Source::Piece { bytes, .. } => Ok(bytes),
+            Source::Parts { array, count } => total(array, count),
+        }
+    }
+
+    /// Whether all of it can be read, which it can then be without a break until there is a wait.
+    pub fn check(&self) -> Result<(), Errno> {
+        match *self {
+            Source::Own(_) => Ok(()),
+            Source::Piece { start, bytes } => user::slice(start, bytes).map(|_| ()),
+            Source::Parts { array, count } => {
+                let mut unread = Ok(());
+                user::for_each_part(array, count, |start, bytes, _| {
+                    unread = user::slice(start, bytes).map(|_| ());
+                    unread.map(|()| bytes)
+                })?;
+                unread
+            }
+        }
+    }
+
+    /// Calls `each` for piece after piece, until one is cut short; gives how much was done.
+    pub fn for_each(&self, each: impl FnMut(&[u8]) -> SysResult) -> SysResult {
+        self.for_each_from(0, each)
+    }
+
+    /// The same for what lies behind the first `done` bytes.
+    pub fn for_each_from(&self, done: u64, mut each: impl FnMut(&[u8]) -> SysResult) -> SysResult {
+        match *self {
+            Source::Own(bytes) => each(bytes.get(done as usize..).unwrap_or_default()),
+            Source::Piece { start, bytes } => {
+                let rest = bytes.saturating_sub(done);
+                each(user::buffer(start.wrapping_add(done), rest)?)
+            }
+            Source::Parts { array, count } => {
+                for_each_from(array, count, done, |start, bytes, _| {
+                    each(user::buffer(start, bytes)?)
+                })
+            }
+        }
+    }
+}
+
+impl Target<'_> {
+    /// One piece of the program's memory.
+    pub fn piece(start: u64, bytes: u64) -> Target<'static> {
+        Target::Piece {
+            start,
+            bytes: bytes.min(MAX_BYTES),
+        }
+    }
+
+    /// How much there is room for.
+    pub fn total(&self) -> SysResult {
+        match self {
+            Target::Own(bytes) => Ok(bytes.len() as u64),
+            Target::Piece { bytes, .. } | Target::Nowhere(bytes) => Ok(*bytes),
+            Target::Parts { array, count } => total(*array, *count),
+        }
+    }
+
+    /// Calls `each` for piece after piece behind the first `done` bytes, with the bytes before it, until one is
+    /// cut short; gives how much was done.
+    pub fn for_each_from(
+        &mut self,
+        done: u64,
+        mut each: impl FnMut(Place<'_>, u64) -> SysResult,
+    ) -> SysResult {
+        match self {
+            Target::Own(bytes) => {
+                let rest = bytes.get_mut(done as usize..).unwrap_or_default();
+                each(Place::Own(rest), done)
+            }
+            Target::Piece { start, bytes } => {
+                let (start, bytes) = (start.wrapping_add(done), bytes.saturating_sub(done));
+                each(Place::Program { start, bytes }, done)
+            }
+            Target::Nowhere(bytes) => each(Place::Nowhere(bytes.saturating_sub(done)), done),
+            Target::Parts { array, count } => {
+                for_each_from(*array, *count, done, |start, bytes, before| {
+                    each(Place::Program { start, bytes }, before)
+                })
+            }
+        }
+    }
+}
+
+/// A piece of a [`Target`].
+pub enum Place<'a> {
+    /// Memory of the library OS's own.
+    Own(&'a mut [u8]),
+    /// The program's memory.
+    Program {
+        /// Where it is.
+        start: u64,
+        /// How long it is.
+        bytes: u64,
+    },
+    /// So many bytes are thrown away.
+    Nowhere(u64),
+}
+
+impl<'a> Place<'a> {
+    /// How much there is room for.
+    pub fn len(&self) -> u64 {
+        match self {
+            Place::Own(bytes) => bytes.len() as u64,
+            Place::Program { bytes, .. } | Place::Nowhere(bytes) => *bytes,
+        }
+    }
+
+    /// Whether there is room for nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// No more than its first `most` bytes.
+    pub fn limit(self, most: u64) -> Self {
+        match self {
+            Place::Own(own) => {
+                let most = most.min(own.len() as u64) as usize;
+                Place::Own(&mut own[..most])
+            }
+            Place::Program { start, bytes } => Place::Program {
+                start,
+                bytes: bytes.min(most),
+            },
+            Place::Nowhere(bytes) => Place::Nowhere(bytes.min(most)),
+        }
+    }
+
+    /// As much of it as can be written; EFAULT if that is nothing of something.
+    pub fn writable(self) -> Result<&'a mut [u8], Errno> {
+        match self {
+            Place::Own(own) => Ok(own),
+            Place::Program { start, bytes } => user::buffer_mut(start, bytes),
+            Place::Nowhere(_) => Err(Errno::EFAULT),
+        }
+    }
+
+    /// All of it, or EFAULT.
+    pub fn whole(self) -> Result<&'a mut [u8], Errno> {
+        match self {
+            Place::Program { start, bytes } => user::slice_mut(start, bytes),
+            place => place.writable(),
+        }
+    }
+}
