@@ -30,6 +30,12 @@ const STACK_BYTES: u64 = 8 * PAGE_BYTES;
 const WIDE_BYTES: u64 = PAGE_BYTES;
 /// The wide part of the extended state: AVX and AVX-512. x87 and SSE are saved at the entry.
 const WIDE_STATE: u64 = 0b1110_0100;
+/// Ids are below this, as /proc/sys/kernel/pid_max says: they come again, from the first one that is not low, when
+/// they have all been had.
+const END_OF_IDS: u32 = 32_768;
+const FIRST_REPEATED_ID: u32 = 300;
+
+const _: () = assert!((END_OF_IDS - FIRST_REPEATED_ID) as usize > MAX_THREADS);
 
 /// What a thread is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +196,20 @@ impl Threads {
         self.all[..self.end].iter().position(|thread| {
             !matches!(thread.doing, Doing::Free | Doing::Ended) && thread.id == id
         })
+    }
+
+    /// An id that no thread has.
+    fn new_id(&mut self) -> u32 {
+        loop {
+            let id = self.next_id;
+            self.next_id = match id + 1 {
+                END_OF_IDS => FIRST_REPEATED_ID,
+                next => next,
+            };
+            if self.index_of(id).is_none() {
+                return id;
+            }
+        }
     }
 
     /// The ids of all threads.
@@ -572,5 +592,28 @@ pub fn wait_for_ever() -> ! {
             last_registers(),
             format_args!("{WAITS}, and does not listen on $PORT ({port})"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    #[test]
+    fn ids_come_again_when_all_were_had_and_never_one_that_a_thread_has() {
+        let mut threads = Box::new(Threads::new());
+        threads.next_id = END_OF_IDS - 1;
+        threads.all[1] = Thread {
+            doing: Doing::Ready,
+            id: FIRST_REPEATED_ID,
+            ..FREE
+        };
+        threads.end = 2;
+        let ids = [(); 3].map(|()| threads.new_id());
+        assert_eq!(
+            ids,
+            [END_OF_IDS - 1, FIRST_REPEATED_ID + 1, FIRST_REPEATED_ID + 2]
+        );
     }
 }

@@ -177,8 +177,7 @@ fn start(parent: &Registers, wanted: Wanted) -> SysResult {
     }
     let mapping = state::memory().take(STACK_BYTES + WIDE_BYTES, &mut guest())?;
     let stack_top = mapping + STACK_BYTES;
-    let id = threads.next_id;
-    threads.next_id += 1;
+    let id = threads.new_id();
     // As on Linux: where the ids are to be and cannot, the thread is there all the same.
     if has(CLONE_PARENT_SETTID) {
         let _ = user::write(wanted.parent_id_to, id);
