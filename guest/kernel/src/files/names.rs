@@ -232,6 +232,8 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
             Errno::EINVAL
         });
     }
+    // All or nothing: before what is at the new path goes.
+    let fits = state::temporary().can_rename(from.as_bytes(), to.as_bytes());
     match (find(&to), moves_directory) {
         (Ok(_), _) if flags & NOREPLACE != 0 => return Err(Errno::EEXIST),
         // The same name, or another one of the same file.
@@ -247,6 +249,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         }
         (Ok(Found::Node(_)), true) => return Err(Errno::ENOTDIR),
         (Ok(_), _) => {
+            fits?;
             state::temporary().unlink(to.as_bytes());
             state::open_directories().moved(&to, None);
         }
@@ -259,6 +262,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         }
         (Err(error), _) => return Err(error),
     }
+    fits?;
     state::temporary().rename(from.as_bytes(), to.as_bytes())?;
     watch::tell_renamed(&from, &to, moves_directory);
     if moves_directory {

@@ -117,17 +117,6 @@ impl Node {
         u32::from(self.names)
     }
 
-    /// Reads from `at` on.
-    pub fn read(&self, at: u64, to: &mut [u8]) -> u64 {
-        let content = self.content();
-        let from = content
-            .get(at.min(content.len() as u64) as usize..)
-            .unwrap_or_default();
-        let bytes = from.len().min(to.len());
-        to[..bytes].copy_from_slice(&from[..bytes]);
-        bytes as u64
-    }
-
     /// Writes at `at`; what lies between the end and there is zero.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<u64, Errno> {
         if from.is_empty() {
@@ -301,7 +290,16 @@ impl Temporary {
         self.all().any(|(name, ..)| below(name, path).is_some())
     }
 
-    /// Gives what is at a path, and all that lies in it, another path.
+    /// Whether what is at a path, and all that lies in it, can have another path.
+    pub fn can_rename(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
+        let mut rests = self.all().filter_map(|(path, ..)| below(path, from));
+        match rests.any(|rest| to.len() + 1 + rest.len() > MAX_PATH_BYTES) {
+            true => Err(Errno::ENAMETOOLONG),
+            false => Ok(()),
+        }
+    }
+
+    /// Gives what is at a path, and all that lies in it, another path, which they can have.
     pub fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
         for name in self.names[..self.end].iter_mut() {
             let path = name.path.as_bytes();
