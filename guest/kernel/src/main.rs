@@ -41,9 +41,9 @@ mod vdso;
 //            copy of one is as little writable as the original. All of rdx counts: it is an index.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
-//            for good: one below the program, with a stack pointer into the kernel stack. On another stack
-//            it is a program that has jumped there, or through a null pointer. A single step stops there. What was moved to the stubs of
-//            the program's calls has its stack.
+//            for good: one below the program, at CPL 0 or with a stack pointer into the kernel stack. On
+//            another stack it is a program that has jumped there, or through a null pointer. A single step
+//            stops there. What was moved to the stubs of the program's calls has its stack.
 global_asm!(
     r#"
     .section .stub, "ax"
@@ -86,6 +86,8 @@ forward:
     iretq
 2:  cmp dword ptr [rsp], 1
     je 3f
+    test byte ptr [rsp + 24], 3
+    jz for_good
     push rax
     mov rax, [HOLM_ENTRY_STACK]
     sub rax, [rsp + 48]
