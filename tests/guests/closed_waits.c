@@ -19,8 +19,8 @@ static int ends[2], other, listening;
 static long result;
 static int error;
 static char filler[4096], got[64];
-static const struct sockaddr_un name = {AF_UNIX, "/tmp/closed_waits_name"};
-static const struct sockaddr_un next_name = {AF_UNIX, "/tmp/closed_waits_next"};
+static struct sockaddr_un name = {.sun_family = AF_UNIX}, next_name = {.sun_family = AF_UNIX};
+static char file[64];
 
 /* Lets the other thread begin to wait. */
 static void pause_a_little(void) {
@@ -174,7 +174,7 @@ static void read_ways(void) {
     end_replacement();
     close(listening);
     have_pipe();
-    other = open("/tmp/closed_waits", O_CREAT | O_RDWR, 0600);
+    other = open(file, O_CREAT | O_RDWR, 0600);
     int same = dup(other);
     try("splice", calls_splice, replace_other, written_4);
     tell_result("in the file", pread(same, got, sizeof got, 0));
@@ -182,7 +182,7 @@ static void read_ways(void) {
     close(other);
     close(same);
     close_both();
-    unlink("/tmp/closed_waits");
+    unlink(file);
     unlink(name.sun_path);
 }
 
@@ -373,6 +373,10 @@ static void whole_ways(void) {
 static void handle(const struct request *request) {
     told[0] = '\0';
     signal(SIGPIPE, SIG_IGN);
+    /* On the host others may run the same program. */
+    snprintf(file, sizeof file, "/tmp/closed_waits_%d", (int)getpid());
+    snprintf(name.sun_path, sizeof name.sun_path, "%s_name", file);
+    snprintf(next_name.sun_path, sizeof next_name.sun_path, "%s_next", file);
     if (is_path(request, "/read"))
         read_ways();
     else if (is_path(request, "/write"))

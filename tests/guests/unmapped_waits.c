@@ -27,7 +27,8 @@ static int ends[2], other;
 static long result;
 static int error;
 static volatile pid_t waiting;
-static char filler[PAGE];
+static char filler[PAGE], file[64];
+static struct sockaddr_un name = {.sun_family = AF_UNIX};
 
 /* Lets the other thread begin to wait. */
 static void pause_a_little(void) {
@@ -114,7 +115,7 @@ static void comes_signal(void) {
         failed("kill");
 }
 static void comes_by_itself(void) {}
-static void comes_file(void) { close(open("/tmp/unmapped_waits", O_CREAT | O_RDWR, 0600)); }
+static void comes_file(void) { close(open(file, O_CREAT | O_RDWR, 0600)); }
 
 static void have_pipe(void) {
     if (pipe(ends) != 0)
@@ -186,7 +187,6 @@ static void read_ways(void) {
         failed("write");
     try("the rest of a recvmsg", calls_recv_all, unmap, comes_4);
     close_both();
-    struct sockaddr_un name = {AF_UNIX, "\0unmapped_waits"};
     have_pair(SOCK_DGRAM);
     if (bind(ends[1], (struct sockaddr *)&name, sizeof name) != 0)
         failed("bind");
@@ -213,7 +213,7 @@ static void read_ways(void) {
         failed("inotify_add_watch");
     try("read of events, too short", calls_read, unmap, comes_file);
     close_both();
-    unlink("/tmp/unmapped_waits");
+    unlink(file);
 }
 
 static void calls_write(void) { note(write(ends[1], page, PAGE)); }
@@ -292,7 +292,6 @@ static void calls_sigtimedwait(void) {
 }
 static void calls_splice(void) { note(splice(ends[0], NULL, other, (loff_t *)page, 4, 0)); }
 static void comes_connection(void) {
-    struct sockaddr_un name = {AF_UNIX, "\0unmapped_waits"};
     ends[0] = socket(AF_UNIX, SOCK_STREAM, 0);
     if (connect(ends[0], (struct sockaddr *)&name, sizeof name) != 0)
         failed("connect");
@@ -314,7 +313,6 @@ static void other_ways(void) {
     tell_result("it is told still", epoll_wait(other, &event, 1, 0));
     close(other);
     close_both();
-    struct sockaddr_un name = {AF_UNIX, "\0unmapped_waits"};
     other = socket(AF_UNIX, SOCK_STREAM, 0);
     if (bind(other, (struct sockaddr *)&name, sizeof name) != 0 || listen(other, 4) != 0)
         failed("listen");
@@ -326,11 +324,11 @@ static void other_ways(void) {
     try("nanosleep", calls_nanosleep, unmap, comes_interruption);
     try("sigtimedwait", calls_sigtimedwait, unmap, comes_signal);
     have_pipe();
-    other = open("/tmp/unmapped_waits", O_CREAT | O_RDWR, 0600);
+    other = open(file, O_CREAT | O_RDWR, 0600);
     try("a splice's place", calls_splice, unmap, comes_4);
     close_both();
     close(other);
-    unlink("/tmp/unmapped_waits");
+    unlink(file);
 }
 
 static void nothing(int signal) { (void)signal; }
@@ -344,6 +342,9 @@ static void handle(const struct request *request) {
     if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0)
         exit(96);
     told[0] = '\0';
+    /* On the host others may run the same program. */
+    snprintf(file, sizeof file, "/tmp/unmapped_waits_%d", (int)getpid());
+    snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "%s", file);
     if (is_path(request, "/read"))
         read_ways();
     else if (is_path(request, "/write"))
