@@ -162,7 +162,7 @@ impl Slot {
             // One that was kept goes on with the clock it has, so that no clock of its goes back.
             State::Ready => {
                 self.vm.write_moment()?;
-                self.vm.machine.set_state(&snapshot.state)?;
+                self.vm.machine.set_state(&snapshot.state);
             }
             _ => self.vm.take_offer(),
         }

@@ -23,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, boot_flags};
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use holm_model::program::{END_ADDR, LOWEST_ADDR};
-use kvm_bindings::{kvm_regs, kvm_xsave};
+use kvm_bindings::kvm_regs;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -40,7 +40,7 @@ use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
@@ -144,7 +144,6 @@ struct Header {
     registers: [u64; 18],
     fs_base: u64,
     gs_base: u64,
-    extended_state: String,
     wait_addr: u64,
     wait_bytes: u64,
     /// The program's call frame information.
@@ -313,7 +312,6 @@ impl Snapshot {
             registers: register_words(registers),
             fs_base: self.state.fs_base,
             gs_base: self.state.gs_base,
-            extended_state: hex::encode(xsave_bytes(&self.state.xsave)),
             wait_addr: self.wait.addr,
             wait_bytes: self.wait.bytes,
             frames: self.symbols.frames(),
@@ -436,15 +434,10 @@ impl Snapshot {
             addr: header.wait_addr,
             bytes: header.wait_bytes,
         };
-        let xsave = hex::decode(&header.extended_state)
-            .ok()
-            .and_then(|bytes| xsave_from(&bytes))
-            .ok_or_else(|| damaged("its extended state has another size"))?;
         let state = CpuState {
             regs: registers_from(&header.registers),
             fs_base: header.fs_base,
             gs_base: header.gs_base,
-            xsave,
         };
         let symbols = String::from_utf8_lossy(&symbols).into_owned();
         let symbols = Symbols::from_text(symbols, header.frames);
@@ -612,28 +605,6 @@ fn registers_from(words: &[u64; 18]) -> kvm_regs {
         rip,
         rflags: cpu::clean_rflags(rflags),
     }
-}
-
-fn xsave_bytes(xsave: &kvm_xsave) -> Vec<u8> {
-    xsave
-        .region
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect()
-}
-
-fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
-    let mut xsave = Box::<kvm_xsave>::default();
-    if bytes.len() != cpu::XSAVE_BYTES {
-        return None;
-    }
-    for (word, bytes) in xsave.region.iter_mut().zip(bytes.chunks_exact(4)) {
-        *word = bytes
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u32::from(*byte));
-    }
-    Some(xsave)
 }
 
 #[cfg(test)]
