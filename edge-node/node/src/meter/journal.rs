@@ -363,10 +363,6 @@ impl Store {
         let found = spill::leftovers(spill_dir)?;
         let mut entries: Vec<(u64, Entry)> = Vec::new();
         for leftover in &found {
-            if leftover.torn_bytes > 0 {
-                let (path, torn_bytes) = (leftover.path.display(), leftover.torn_bytes);
-                tracing::warn!(%path, torn_bytes, "the segment's torn end is left out");
-            }
             entries.extend(leftover.records.iter().map(|(counter, record)| {
                 let entry = Entry {
                     lane: leftover.lane,

@@ -121,15 +121,18 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
         }
     }
     // Its last frame is torn: nobody was answered for it.
+    let path = spill_dir.join("1-0-a.log");
+    let before = std::fs::read(&path).unwrap();
     spill
         .append(&UsageRecord {
             boot_epoch: 1,
             ..numbered(4)
         })
         .unwrap();
-    let path = spill_dir.join("1-0-a.log");
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let differs = bytes.iter().zip(&before).rposition(|(now, then)| now != then);
+    bytes[differs.unwrap()] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
     drop((store, spill));
 
     for life in 2..4 {
