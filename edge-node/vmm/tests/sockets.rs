@@ -63,6 +63,27 @@ fn kvm_messages_keep_their_borders_as_on_linux() {
 }
 
 #[test]
+fn kvm_programs_find_the_loopback_interface_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "interfaces",
+        &[
+            ("/names", "index of lo: 1"),
+            ("/v4", "address 127.0.0.1 mask 255.0.0.0"),
+            ("/controls", "flags of none: ENODEV"),
+            ("/messages", "index 1, hardware 772, flags 49"),
+        ],
+    );
+    // A host may be without version 6.
+    each_libc("interfaces", |path| {
+        let told = Function::new(path).get("/v6");
+        assert!(told.contains("address ::1 mask ffff:ffff:"), "{told}");
+    });
+}
+
+#[test]
 fn kvm_what_a_thread_waits_with_may_be_taken_away_by_another() {
     if !require_kvm() {
         return;

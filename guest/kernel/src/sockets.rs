@@ -5,7 +5,7 @@
 //!  [fresh] ──listen──▶ [listening] ──accept──▶ [request], or a [stream] that waited there
 //!     ├──connect──▶ [stream], whose other end waits at the listener
 //!     └──connect to elsewhere──▶ [outbound]
-//!  [datagrams], from the start
+//!  [datagrams], from the start; those of netlink go to the library OS and back
 //! ```
 //! What each file below is for stands at its top.
 
@@ -14,7 +14,9 @@ pub mod bind;
 pub mod connect;
 pub mod datagrams;
 pub mod dns;
+pub mod interfaces;
 pub mod messages;
+pub mod netlink;
 pub mod options;
 pub mod outbound;
 pub mod ready;
@@ -27,7 +29,7 @@ use crate::errno::{Errno, SysResult};
 use crate::files::held::Held;
 use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
 use crate::{host, pipes, state, user};
-use address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
+use address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
 use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
 
@@ -122,7 +124,10 @@ fn check(domain: u16, kind: u8, protocol: u32) -> Result<u8, Errno> {
         (AF_INET6, SOCK_DGRAM) if protocol == ICMP_V6 => Err(Errno::EACCES),
         (AF_INET | AF_INET6, SOCK_RAW) if protocol != 0 => Err(Errno::EPERM),
         (AF_INET | AF_INET6, SOCK_STREAM | SOCK_DGRAM | SOCK_RAW) => Err(Errno::EPROTONOSUPPORT),
-        (AF_UNIX | AF_INET | AF_INET6, _) => Err(Errno::ESOCKTNOSUPPORT),
+        // Of its protocols NETLINK_ROUTE.
+        (AF_NETLINK, SOCK_RAW | SOCK_DGRAM) if protocol == 0 => Ok(SOCK_DGRAM),
+        (AF_NETLINK, SOCK_RAW | SOCK_DGRAM) => Err(Errno::EPROTONOSUPPORT),
+        (AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK, _) => Err(Errno::ESOCKTNOSUPPORT),
         _ => Err(Errno::EAFNOSUPPORT),
     }
 }

@@ -11,6 +11,8 @@ pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u16 = 10;
+/// `AF_NETLINK`
+pub const AF_NETLINK: u16 = 16;
 
 /// Longest name of a local socket (`sun_path`).
 const MAX_NAME_BYTES: usize = 108;
@@ -97,6 +99,8 @@ pub enum Address {
     Inet(Ip, u16),
     /// AF_UNIX.
     Unix(Name),
+    /// AF_NETLINK: the port, which is 0 for the kernel.
+    Netlink(u32),
     /// AF_UNSPEC.
     Unspecified,
 }
@@ -125,7 +129,7 @@ impl Address {
             Address::Inet(..) if domain == AF_INET && bytes[0] == AF_INET6 as u8 => {
                 Err(Errno::EAFNOSUPPORT)
             }
-            Address::Unix(_) => Err(Errno::EAFNOSUPPORT),
+            Address::Unix(_) | Address::Netlink(_) => Err(Errno::EAFNOSUPPORT),
             address => Ok(address),
         }
     }
@@ -154,13 +158,17 @@ impl Address {
                 let end = path.iter().position(|byte| *byte == 0);
                 Ok(Address::Unix(Name::new(&path[..end.unwrap_or(path.len())])))
             }
+            (AF_NETLINK, [_, _, a, b, c, d, _, _, _, _, ..]) => {
+                Ok(Address::Netlink(u32::from_le_bytes([*a, *b, *c, *d])))
+            }
+            (AF_NETLINK, _) => Err(Errno::EINVAL),
             (AF_UNSPEC, _) => Ok(Address::Unspecified),
             _ => Err(Errno::EAFNOSUPPORT),
         }
     }
 
     /// As a socket of family `domain` shows it, and its length.
-    fn encode(&self, domain: u16) -> ([u8; MAX_ADDRESS_BYTES], usize) {
+    pub(super) fn encode(&self, domain: u16) -> ([u8; MAX_ADDRESS_BYTES], usize) {
         let mut bytes = [0; MAX_ADDRESS_BYTES];
         bytes[..2].copy_from_slice(&domain.to_le_bytes());
         match (self, domain) {
@@ -169,6 +177,10 @@ impl Address {
                 bytes[2..2 + name_bytes.len()].copy_from_slice(name_bytes);
                 // A path is followed by a zero byte.
                 (bytes, 2 + name_bytes.len() + usize::from(name.is_path()))
+            }
+            (Address::Netlink(port), _) => {
+                bytes[4..8].copy_from_slice(&port.to_le_bytes());
+                (bytes, 12)
             }
             (Address::Unspecified, _) => (bytes, 2),
             (Address::Inet(ip, port), AF_INET6) => {
@@ -209,6 +221,12 @@ mod tests {
         let (mapped, bytes) = address.encode(AF_INET6);
         assert_eq!(bytes, 28);
         assert_eq!(Address::decode(&mapped[..28]).unwrap(), address);
+
+        let port = Address::Netlink(7);
+        assert_eq!(
+            Address::decode(&port.encode(AF_NETLINK).0[..12]).unwrap(),
+            port
+        );
 
         for (name, bytes) in [(&b"/tmp/a"[..], 9), (b"\0b", 4), (b"", 2)] {
             let local = Address::Unix(Name::new(name));

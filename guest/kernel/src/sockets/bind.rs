@@ -1,8 +1,8 @@
 //! `bind`: the addresses that sockets have of their own.
 
-use super::address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
-use super::number_of;
+use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 use super::table::{Socket, State};
+use super::{netlink, number_of};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
 use crate::state;
@@ -13,10 +13,12 @@ pub fn bind(descriptor: u64, address: u64, bytes: u64) -> SysResult {
     let given = Address::look(address, bytes)?;
     let socket = *state::sockets().get(number);
     let address = match socket.domain {
-        AF_UNIX => Address::decode(given)?,
+        AF_UNIX | AF_NETLINK => Address::decode(given)?,
         domain => Address::decode_ip(domain, given)?,
     };
     let (local, file) = match (address, socket.domain) {
+        (Address::Netlink(port), AF_NETLINK) => return netlink::bind(number, port).map(|()| 0),
+        (_, AF_NETLINK) => return Err(Errno::EINVAL),
         (Address::Inet(ip, port), AF_INET | AF_INET6) => (bind_ip(&socket, ip, port)?, None),
         // An older way to write any address of version 4.
         (Address::Unspecified, AF_INET) => (bind_ip(&socket, Ip::ANY_V4, 0)?, None),

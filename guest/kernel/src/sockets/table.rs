@@ -1,6 +1,6 @@
 //! The sockets there are, and what each is.
 
-use super::address::{AF_INET6, AF_UNIX, Address, Ip, Name};
+use super::address::{AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 use super::options::Options;
 use crate::errno::Errno;
 
@@ -88,7 +88,7 @@ pub struct Outbound {
 pub struct Socket {
     /// What it is doing.
     pub state: State,
-    /// AF_INET, AF_INET6 or AF_UNIX.
+    /// AF_INET, AF_INET6, AF_UNIX or AF_NETLINK.
     pub domain: u16,
     /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
     pub kind: u8,
@@ -157,6 +157,7 @@ impl Socket {
         match self.local {
             Address::Inet(_, port) => port != 0,
             Address::Unix(name) => name != Name::NONE,
+            Address::Netlink(port) => port != 0,
             Address::Unspecified => false,
         }
     }
@@ -215,6 +216,7 @@ fn unbound(domain: u16) -> Address {
     match domain {
         AF_UNIX => Address::Unix(Name::NONE),
         AF_INET6 => Address::Inet(Ip::ANY_V6, 0),
+        AF_NETLINK => Address::Netlink(0),
         _ => Address::Inet(Ip::ANY_V4, 0),
     }
 }

@@ -1,6 +1,6 @@
 //! What goes through a socket: bytes in and out, of whichever kind it is.
 
-use super::address::{AF_INET6, AF_UNIX, Address};
+use super::address::{AF_INET6, AF_NETLINK, AF_UNIX, Address};
 use super::rights::{self, Outgoing};
 use super::table::{SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
 use super::{bind, datagrams, hold, outbound, request};
@@ -393,10 +393,10 @@ pub(super) fn receiver(number: u16, given: Option<&[u8]>) -> Result<Option<Addre
     };
     match (socket.domain, socket.state) {
         (AF_UNIX, _) if socket.kind == SOCK_SEQPACKET => Ok(None),
-        (AF_UNIX, State::Datagrams(_)) => Address::decode(given).map(Some),
+        (AF_UNIX | AF_NETLINK, State::Datagrams(_)) => Address::decode(given).map(Some),
         (AF_UNIX, _) => Ok(Some(Address::Unspecified)),
         (AF_INET6, State::Datagrams(_)) if given.len() >= 2 => match Address::decode(given)? {
-            Address::Unix(_) => Err(Errno::EINVAL),
+            Address::Unix(_) | Address::Netlink(_) => Err(Errno::EINVAL),
             address => Ok(Some(address)),
         },
         (domain, State::Datagrams(_)) => Address::decode_ip(domain, given).map(Some),
