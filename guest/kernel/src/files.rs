@@ -18,7 +18,7 @@ pub mod map;
 pub mod names;
 pub mod open;
 pub mod paths;
-mod piece;
+pub mod piece;
 pub mod read_write;
 pub mod splice;
 pub mod status;

@@ -349,8 +349,14 @@ impl Memory {
     }
 
     /// The library OS gives it back.
-    pub fn give(&mut self, start: u64) {
-        self.arena.give(start);
+    pub fn give(&mut self, start: u64, bytes: u64) {
+        self.arena
+            .give(start, start + bytes.next_multiple_of(PAGE_BYTES));
+    }
+
+    /// As many bytes more right below what the library OS has at `start`; false if they are not free.
+    pub fn take_below(&mut self, start: u64, bytes: u64, machine: &mut impl Machine) -> bool {
+        self.arena.take_below(start, bytes, machine)
     }
 
     /// `munmap`

@@ -127,7 +127,12 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
         // A directory, which has one name.
         None => Err(Errno::EPERM),
         // It has lost its last name.
-        Some(number) if state::temporary().node(number).names() == 0 => Err(Errno::ENOENT),
+        Some(number)
+            if state::temporary().node(number).names() == 0
+                && !state::temporary().node(number).may_be_named =>
+        {
+            Err(Errno::ENOENT)
+        }
         Some(number) => {
             state::temporary().link(number, path.as_bytes())?;
             watch::tell_node_itself(number, watch::ATTRIBUTES);
