@@ -70,6 +70,13 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/1/environ", Made(own::environment)),
     ("/proc/1/fd", Empty),
     ("/proc/1/fdinfo", Empty),
+    (
+        "/proc/1/io",
+        Text(
+            "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\n\
+             cancelled_write_bytes: 0\n",
+        ),
+    ),
     ("/proc/1/limits", Made(own::limits)),
     ("/proc/1/maps", Made(own::maps)),
     ("/proc/1/mountinfo", Text(MOUNT_INFO)),

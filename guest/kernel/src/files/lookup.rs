@@ -143,6 +143,14 @@ fn walk(mut here: Path, text: &[u8], follow: Follow) -> Result<Path, Errno> {
             continue;
         }
         if let Some(target) = link_at(here.as_bytes()) {
+            // A thread's directory is the process's, but without the threads: who goes down all of them comes to an end.
+            let next = behind.iter().position(|byte| *byte != b'/');
+            let next = next.map_or(&behind[..0], |next| &behind[next..]);
+            if number_in(here.as_bytes(), b"/proc/1/task").is_some()
+                && (next == b"task" || next.starts_with(b"task/"))
+            {
+                return Err(Errno::ENOENT);
+            }
             links += 1;
             if links > MAX_LINKS {
                 return Err(Errno::ELOOP);
