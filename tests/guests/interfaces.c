@@ -2,6 +2,7 @@
    is of the loopback interface. */
 #define _GNU_SOURCE
 #include "guest.h"
+#include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>

@@ -57,7 +57,7 @@ fn kvm_there_may_be_as_many_files_and_mappings_as_there_is_memory_for() {
             ("/files", "made up to 3000 again, 3000 right"),
             ("/grows", "400 right"),
             ("/mappings", "2000 mappings, 2000 right"),
-            ("/shared", "300 right"),
+            ("/shared", "600 right\n300 left"),
             ("/nameless", "read by its name: 7"),
         ],
     );

@@ -220,7 +220,8 @@ pub(super) fn find(path: &Path) -> Result<Found, Errno> {
     if bytes == b"/proc/1/exe" {
         return Ok(Found::Link(PROGRAM));
     }
-    if bytes.starts_with(b"/proc/1/")
+    // The name of a thread is asked for by whatever path leads to it.
+    if bytes.starts_with(b"/proc/")
         && let Some(found) = find_own(bytes)
     {
         return Ok(found);

@@ -211,12 +211,18 @@ impl Arena {
         bytes: u64,
         machine: &mut impl Machine,
     ) -> bool {
-        let at = self.all().partition_point(|mapping| mapping.end < start);
-        let floor = match self.all().get(at) {
-            // Something ends right there.
-            Some(mapping) if mapping.end == start => return false,
-            _ if at == 0 => page_up(self.brk).unwrap_or(self.top),
-            _ => self.mappings[at - 1].end,
+        let at = self.all().partition_point(|mapping| mapping.end <= start);
+        // What is right below may be the library OS's too, and one with it.
+        if self
+            .all()
+            .get(at)
+            .is_none_or(|mapping| mapping.start != start)
+        {
+            return false;
+        }
+        let floor = match at.checked_sub(1) {
+            Some(below) => self.mappings[below].end,
+            None => page_up(self.brk).unwrap_or(self.top),
         };
         let Some(low) = start.checked_sub(bytes).filter(|low| *low >= floor) else {
             return false;

@@ -248,6 +248,9 @@ impl Connection {
             (_, BODY_UNKNOWN) => BODY_UNKNOWN,
             (bytes, left) => left - bytes,
         };
+        // Who gets less than there is room for need not read once more to know that nothing is there, and may wait
+        // for an edge. If the host has more already, the wait ends at once.
+        self.starved = bytes < room as u64 && self.body_left != 0;
         bytes as usize
     }
 
@@ -523,7 +526,12 @@ impl Server {
             return 0;
         };
         if connection.here() == 0 && connection.body_left > 0 {
+            let starved = core::mem::take(&mut connection.starved);
             connection.refill();
+            // It has come just now, of which who waits for an edge is to be told.
+            if starved && connection.here() > 0 {
+                mark(|socket| socket.state == State::Request(id));
+            }
         }
         connection.here() as u64
     }
