@@ -352,23 +352,19 @@ fn what_the_library_os_takes_is_zero_and_is_nobody_elses_until_it_is_given_back(
         for _ in 0..400 {
             let bytes = (1 + random(6)) * PAGE_BYTES;
             let chosen = (!pieces.is_empty()).then(|| random(pieces.len() as u64) as usize);
-            match (random(4), chosen) {
-                (0, _) => {
-                    if let Ok(start) = memory.take(bytes, &mut machine) {
-                        pieces.push((start, bytes, false));
-                    }
-                }
+            let new = match (random(4), chosen) {
+                (0, _) => memory
+                    .take(bytes, &mut machine)
+                    .ok()
+                    .map(|start| (start, false)),
                 (1, _) => {
                     let mapped = memory.map(0, bytes, 3, MAP_ANONYMOUS, &mut machine);
-                    if let Ok(start) = mapped {
-                        pieces.push((start, bytes, true));
-                    }
+                    mapped.ok().map(|start| (start, true))
                 }
                 (2, Some(at)) => {
                     let (start, _, is_programs) = pieces[at];
-                    if !is_programs && memory.take_below(start, bytes, &mut machine) {
-                        pieces.push((start - bytes, bytes, false));
-                    }
+                    let grows = !is_programs && memory.take_below(start, bytes, &mut machine);
+                    grows.then(|| (start - bytes, false))
                 }
                 (_, Some(at)) => {
                     let (start, bytes, is_programs) = pieces.swap_remove(at);
@@ -376,18 +372,17 @@ fn what_the_library_os_takes_is_zero_and_is_nobody_elses_until_it_is_given_back(
                         true => drop(memory.unmap(start, bytes, &mut machine).unwrap()),
                         false => memory.give(start, bytes),
                     }
-                    continue;
+                    None
                 }
-                _ => continue,
-            }
-            let Some((start, bytes, _)) = pieces.last().copied() else {
+                _ => None,
+            };
+            let Some((start, is_programs)) = new else {
                 continue;
             };
             for page in page_range(start, bytes) {
-                let others = &pieces[..pieces.len() - 1];
                 let holds = |one: &(u64, u64, bool)| one.0 <= page && page < one.0 + one.1;
                 assert!(
-                    !others.iter().any(holds),
+                    !pieces.iter().any(holds),
                     "seed {seed}: {page:#x} is in two pieces"
                 );
                 assert!(
@@ -395,6 +390,7 @@ fn what_the_library_os_takes_is_zero_and_is_nobody_elses_until_it_is_given_back(
                     "seed {seed}: {page:#x} is not zero"
                 );
             }
+            pieces.push((start, bytes, is_programs));
             let used: u64 = pieces.iter().map(|piece| piece.1).sum();
             assert_eq!(memory.free_bytes(), free - used, "seed {seed}");
         }
