@@ -64,7 +64,7 @@ const MAX_COMMIT_BYTES: u64 = 64 << 20;
 const MAX_PROMISES: u64 = 4;
 const PROMISED_BESIDE_BYTES: u64 = 256 << 20;
 /// A buffer that is not backed is backed for so much of a system call's sake.
-const MAX_BACKED_BYTES: u64 = 64 << 10;
+pub const MAX_BACKED_BYTES: u64 = 64 << 10;
 
 /// The bookkeeping of the program's memory.
 pub struct Memory {

@@ -6,9 +6,9 @@ use holm_hostcall::{PAGE_BYTES, Registers};
 
 use crate::buffers::{Source, Target};
 use crate::errno::{Errno, SysResult, to_rax};
-use crate::files::Object;
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
+use crate::files::{self, Object};
 use crate::files::{
     attributes, change, copy, descriptors, directory, map, names, open, read_write, splice, status,
     watch,
@@ -42,8 +42,8 @@ fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     let memory = state::memory;
     match frame.rax {
-        0 => read_write::read(a, b, c),
-        1 => told(a, 0, || read_write::write(a, b, c)),
+        0 => files::or_edge(a, c, read_write::read(a, b, c)),
+        1 => told(a, 0, || files::or_edge(a, c, read_write::write(a, b, c))),
         2 => open::open(AT_FDCWD, a, b, c),
         3 => descriptors::close(a),
         4 => stat::stat(status::at(AT_FDCWD, a, 0)?, b),
@@ -94,8 +94,10 @@ fn serve(frame: &Registers) -> SysResult {
         41 => sockets::socket(a, b, c),
         42 => connect::connect(a, b, c),
         43 => connect::accept(a, b, c, 0),
-        44 => told(a, d, || transfer::send_to(a, b, c, d, e, frame.r9)),
-        45 => transfer::receive_from(a, b, c, d, e, frame.r9),
+        44 => told(a, d, || {
+            files::or_edge(a, c, transfer::send_to(a, b, c, d, e, frame.r9))
+        }),
+        45 => files::or_edge(a, c, transfer::receive_from(a, b, c, d, e, frame.r9)),
         46 => told(a, c, || messages::send(a, b, c)),
         47 => messages::receive(a, b, c),
         48 => sockets::shutdown(a, b),
@@ -514,7 +516,9 @@ fn told(descriptor: u64, flags: u64, call: impl FnOnce() -> SysResult) -> SysRes
 fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::readable(descriptor)?;
     check_vectors(array, count)?;
-    read_write::read_into(&held, Target::Parts { array, count })
+    let to = Target::Parts { array, count };
+    let asked = to.total()?;
+    files::or_edge(descriptor, asked, read_write::read_into(&held, to))
 }
 
 fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
@@ -523,7 +527,7 @@ fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let from = Source::Parts { array, count };
     match from.total()? {
         0 => Ok(0),
-        _ => read_write::write_from(&held, from),
+        asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
     }
 }
 
