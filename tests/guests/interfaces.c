@@ -4,12 +4,28 @@
 #include "guest.h"
 #include <arpa/inet.h>
 #include <ifaddrs.h>
-#include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+
+/* As in linux/netlink.h and linux/rtnetlink.h, which musl does not bring. */
+enum { NETLINK_ROUTE, NLM_F_REQUEST = 1, NLM_F_MULTI, NLM_F_ACK = 4, NLMSG_ERROR = 2, RTM_NEWLINK = 16, RTM_GETLINK = 18 };
+struct sockaddr_nl {
+    uint16_t nl_family, nl_pad;
+    uint32_t nl_pid, nl_groups;
+};
+struct nlmsghdr {
+    uint32_t nlmsg_len;
+    uint16_t nlmsg_type, nlmsg_flags;
+    uint32_t nlmsg_seq, nlmsg_pid;
+};
+struct ifinfomsg {
+    uint8_t ifi_family, ifi_pad;
+    uint16_t ifi_type;
+    int32_t ifi_index;
+    uint32_t ifi_flags, ifi_change;
+};
 
 static void names(void) {
     char name[IF_NAMESIZE] = "";
@@ -108,16 +124,18 @@ static void ask(int fd, int kind, int flags, int index) {
     tell("looked at it before: %d\n", recv(fd, answer, 0, MSG_PEEK | MSG_TRUNC) > 0);
     int left = (int)recvfrom(fd, answer, sizeof answer, 0, (struct sockaddr *)&from, &bytes);
     tell("from family %d, %d bytes, port %u\n", from.nl_family, (int)bytes, from.nl_pid);
-    for (struct nlmsghdr *one = (void *)answer; NLMSG_OK(one, (unsigned)left); one = NLMSG_NEXT(one, left)) {
+    for (int at = 0; at + (int)sizeof(struct nlmsghdr) <= left;) {
+        struct nlmsghdr *one = (void *)(answer + at);
         tell("kind %d, flags %x, number %u\n", one->nlmsg_type, one->nlmsg_flags & (NLM_F_MULTI | NLM_F_ACK),
              one->nlmsg_seq);
         if (one->nlmsg_type == NLMSG_ERROR)
-            tell("error %d\n", ((struct nlmsgerr *)NLMSG_DATA(one))->error);
+            tell("error %d\n", *(int *)(one + 1));
         if (one->nlmsg_type == RTM_NEWLINK) {
-            struct ifinfomsg *link = NLMSG_DATA(one);
+            struct ifinfomsg *link = (void *)(one + 1);
             tell("index %d, hardware %d, flags %x\n", link->ifi_index, link->ifi_type,
                  link->ifi_flags & (IFF_UP | IFF_LOOPBACK | IFF_RUNNING));
         }
+        at += (int)(one->nlmsg_len + 3) & ~3;
     }
 }
 

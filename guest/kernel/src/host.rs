@@ -16,6 +16,7 @@ global_asm!(
     .section .text.gates, "ax"
     .global hostcall_gate
     .global page_gate
+    .balign 16
 hostcall_gate:
     int3
     // Every restore goes on here. PVM sets no data selectors, so the guest does: null, as on Linux.
@@ -30,6 +31,7 @@ hostcall_gate:
     mov gs, eax
     wrgsbase rcx
     ret
+    .balign 16
 page_gate:
     ud2
     ret
