@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{
-    GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
+    Choice, GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
 };
 use tokio::runtime::Runtime;
 
@@ -73,6 +73,10 @@ pub(crate) fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Sn
     };
     let prepared = prepare(hypervisor, &program, &config, PATIENCE)
         .with_context(|| format!("cannot prepare {function}"))?;
+    choose(hypervisor, &prepared.snapshot)?;
+    if let Some(choice) = prepared.snapshot.choice() {
+        eprintln!("{function}: {} ({choice})", choice.strategy.as_str());
+    }
     Ok(prepared.snapshot)
 }
 
@@ -113,6 +117,7 @@ pub(crate) fn cold<'a>(
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let loaded = Snapshot::load(hypervisor, &path).context("cannot load from disk")?;
+    choose(hypervisor, &loaded)?;
     let other = Arc::clone(other);
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
     Ok(Subject::new("cold_start", 10, 10, move || {
@@ -148,6 +153,17 @@ pub(crate) fn cold_verified<'a>(
         invoke(&mut slot)?;
         Ok(started.elapsed())
     }))
+}
+
+/// Has it measured how the snapshot is best restored, as a node does before it serves a version.
+pub(crate) fn choose(hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) -> Result<()> {
+    let mut problem = None;
+    Choice::measure(hypervisor, snapshot, |slot| {
+        problem = invoke(slot).err();
+        Ok(())
+    })
+    .context("cannot measure the strategies")?;
+    problem.map_or(Ok(()), Err)
 }
 
 /// Sends `GET /` and checks the answer.

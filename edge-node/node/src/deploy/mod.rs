@@ -348,9 +348,13 @@ impl Deployer {
         self.begin(version, async move {
             let probed = one_at_a_time(&boots, move || {
                 let (record, probed) = prepare::probe(&hypervisor, &live);
-                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                meter.record(record).map_err(|error| error.to_string())?;
-                probed
+                {
+                    let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                    meter.record(record).map_err(|error| error.to_string())?;
+                }
+                probed?;
+                prepare::choose(&hypervisor, &live);
+                Ok(())
             });
             let event = match probed.await {
                 Ok(()) => Event::Probed { attempt },
@@ -371,7 +375,7 @@ impl Deployer {
             return;
         };
         let path = self.store.snapshot(version);
-        if path.exists() {
+        if path.exists() && !live.snapshot.choice_is_new() {
             return;
         }
         tokio::task::spawn_blocking(move || {
