@@ -73,10 +73,6 @@ pub(crate) fn snapshot(hypervisor: &Hypervisor, function: &str) -> Result<Arc<Sn
     };
     let prepared = prepare(hypervisor, &program, &config, PATIENCE)
         .with_context(|| format!("cannot prepare {function}"))?;
-    choose(hypervisor, &prepared.snapshot)?;
-    if let Some(choice) = prepared.snapshot.choice() {
-        eprintln!("{function}: {} ({choice})", choice.strategy.as_str());
-    }
     Ok(prepared.snapshot)
 }
 
@@ -97,6 +93,7 @@ pub(crate) fn fresh<'a>(
     snapshot: &Arc<Snapshot>,
 ) -> Result<Subject<'a>> {
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
+    choose(hypervisor, snapshot, SLOTS)?;
     slot.load(snapshot).context("cannot load the snapshot")?;
     Ok(Subject::new(name, 50, 20, move || {
         let started = Instant::now();
@@ -117,7 +114,9 @@ pub(crate) fn cold<'a>(
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let loaded = Snapshot::load(hypervisor, &path).context("cannot load from disk")?;
-    choose(hypervisor, &loaded)?;
+    for version in [&loaded, other] {
+        choose(hypervisor, version, SLOTS)?;
+    }
     let other = Arc::clone(other);
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
     Ok(Subject::new("cold_start", 10, 10, move || {
@@ -155,10 +154,17 @@ pub(crate) fn cold_verified<'a>(
     }))
 }
 
-/// Has it measured how the snapshot is best restored, as a node does before it serves a version.
-pub(crate) fn choose(hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) -> Result<()> {
+/// Slots of a node of the usual size.
+const SLOTS: usize = 16;
+
+/// Has it measured how the snapshot is best restored, as a node with so many slots does before it serves a version.
+pub(crate) fn choose(
+    hypervisor: &Hypervisor,
+    snapshot: &Arc<Snapshot>,
+    slots: usize,
+) -> Result<()> {
     let mut problem = None;
-    Choice::measure(hypervisor, snapshot, |slot| {
+    Choice::make(hypervisor, snapshot, Choice::room(slots), |slot| {
         problem = invoke(slot).err();
         Ok(())
     })

@@ -26,10 +26,12 @@ pub(crate) fn answer(shared: &Shared, table: &Table) -> Answer {
         let Some(choice) = live.snapshot.choice() else {
             continue;
         };
-        let version = format!("function=\"{}\",version=\"{}\"", live.function, live.version);
-        let of = |strategy: holm_vmm::Strategy| {
-            format!("{version},strategy=\"{}\"", strategy.as_str())
-        };
+        let version = format!(
+            "function=\"{}\",version=\"{}\"",
+            live.function, live.version
+        );
+        let of =
+            |strategy: holm_vmm::Strategy| format!("{version},strategy=\"{}\"", strategy.as_str());
         strategies.push(of(choice.strategy));
         costs.extend(choice.costs.iter().map(|cost| (of(cost.strategy), *cost)));
     }

@@ -33,6 +33,8 @@ pub(crate) struct Image {
     pub(crate) cpuid_entry: u64,
     /// Where the program is sent for another thread's turn.
     pub(crate) fault_entry: u64,
+    /// Where an instance touches pages from a list.
+    pub(crate) touch_pages: u64,
     /// SHA-256: a snapshot fits only the image it was made with.
     pub(crate) digest: [u8; 32],
 }
@@ -105,6 +107,7 @@ impl Image {
             call_entry: symbol("call_entry")?,
             cpuid_entry: symbol("cpuid_entry")?,
             fault_entry: symbol("fault_entry")?,
+            touch_pages: symbol("touch_pages")?,
             digest: Sha256::digest(KERNEL_IMAGE).into(),
         };
         let fixed = image.fixed();
@@ -126,9 +129,11 @@ impl Image {
         let constant = |one: &&Segment| {
             one.addr >= KERNEL_ADDR && matches!(one.access, Access::Execute | Access::Read)
         };
-        let ends = self.segments.iter().filter(constant).map(|one| {
-            (one.addr + one.memory_bytes).next_multiple_of(PAGE_BYTES)
-        });
+        let ends = self
+            .segments
+            .iter()
+            .filter(constant)
+            .map(|one| (one.addr + one.memory_bytes).next_multiple_of(PAGE_BYTES));
         // The linker script has them first there; that what is written comes after them is checked above.
         let end = ends.max().unwrap_or(KERNEL_ADDR);
         KERNEL_ADDR..end

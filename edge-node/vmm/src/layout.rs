@@ -397,12 +397,13 @@ impl Layout {
         Ok(())
     }
 
-    /// The pages that entries with that bit lead to, in rising order.
+    /// The pages that entries for CPL 3 with that bit lead to, in rising order.
     pub(crate) fn accessed(
         &self,
         memory: &GuestMemory,
         tables: impl Iterator<Item = u64>,
     ) -> Result<Vec<u64>, VmmError> {
+        const WANTED: u64 = PRESENT | USER | ACCESSED;
         let mut table = [0; PAGE_BYTES as usize];
         let mut found = Vec::new();
         for at in tables {
@@ -412,7 +413,7 @@ impl Layout {
                     .iter()
                     .rev()
                     .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
-                if entry & (PRESENT | ACCESSED) == PRESENT | ACCESSED {
+                if entry & WANTED == WANTED {
                     found.push(entry & ADDRESS);
                 }
             }

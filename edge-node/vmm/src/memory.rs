@@ -46,6 +46,18 @@ pub(crate) struct GuestMemory {
     mapped: bool,
     /// What is there for reading alone and is never replaced: the library OS's code and constants, in an instance.
     fixed: Range<u64>,
+    /// What an instance maps that has a file of its own.
+    own_file: Option<Box<OwnFile>>,
+}
+
+/// A file of an instance's own, at its guest's addresses.
+#[derive(Debug)]
+struct OwnFile {
+    file: File,
+    /// All of it. What is written here the instance has where it has not written itself.
+    all: GuestMemory,
+    /// What of it the instance maps, copy-on-write, in rising order.
+    parts: Vec<(u64, u64)>,
 }
 
 impl GuestMemory {
@@ -74,6 +86,7 @@ impl GuestMemory {
             region,
             mapped: true,
             fixed: 0..0,
+            own_file: None,
         })
     }
 
@@ -104,7 +117,50 @@ impl GuestMemory {
             map_zeroes(at as *mut libc::c_void, (end - start) as usize)?;
         }
         self.mapped = true;
+        self.own_file = None;
         Ok(())
+    }
+
+    /// Maps `parts` from a file of the instance's own, where it does not do so yet: zeroes, until they are written
+    /// by [`GuestMemory::own_file`].
+    pub(crate) fn lay_own_file(&mut self, parts: &[(u64, u64)]) -> Result<(), VmmError> {
+        let own = match self.own_file.take() {
+            Some(own) => own,
+            None => {
+                let file = anonymous_file(self.bytes())?;
+                let all = GuestMemory::map(&file, 0, self.bytes(), Sharing::Shared)?;
+                let parts = Vec::new();
+                Box::new(OwnFile { file, all, parts })
+            }
+        };
+        let mut mapped = own.parts.clone();
+        for &(start, end) in parts {
+            let mut at = start;
+            for &(from, to) in own.parts.iter().chain(&[(end, end)]) {
+                let until = from.min(end);
+                if at < until {
+                    self.lay(&own.file, 0, [(at, until)].into_iter())?;
+                    mapped.push((at, until));
+                }
+                at = at.max(to);
+            }
+        }
+        mapped.sort_unstable();
+        self.own_file = Some(Box::new(OwnFile {
+            parts: mapped,
+            ..*own
+        }));
+        Ok(())
+    }
+
+    /// What the instance's own file holds, if it has one.
+    pub(crate) fn own_file(&self) -> Option<&GuestMemory> {
+        self.own_file.as_ref().map(|own| &own.all)
+    }
+
+    /// Of how many parts that is.
+    pub(crate) fn own_parts(&self) -> usize {
+        self.own_file.as_ref().map_or(0, |own| own.parts.len())
     }
 
     /// All but what is fixed.

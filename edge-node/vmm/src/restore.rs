@@ -5,9 +5,10 @@
 //! | copy-on-write | mapping the snapshot | mapping it anew |
 //! | working set | the same, and what requests use is there ahead | copying back what was written |
 //! | full copy | copying all of it, into large pages where they are had | copying all of it |
+//! | own file | copying all of it into a file of the slot's own, which is mapped | copying back what was written |
 //!
 //! Which is best differs from one KVM to another and from one program to the next, so the node measures
-//! ([`Choice::measure`]) and keeps the choice with the snapshot. Whatever the strategy, an instance is byte by byte
+//! ([`Choice::make`]) and keeps the choice with the snapshot. Whatever the strategy, an instance is byte by byte
 //! the snapshot after each of these.
 //!
 //! What is hard in it is not the memory but what KVM has derived from the guest's page tables. Under shadow paging it
@@ -27,7 +28,7 @@ use crate::{Snapshot, VmmError};
 mod choice;
 
 pub use choice::{Choice, Cost};
-pub(crate) use choice::Stored;
+pub(crate) use choice::{Measured, Stored};
 
 const PAGE_BYTES: u64 = holm_hostcall::PAGE_BYTES;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
@@ -36,6 +37,8 @@ const MAX_COPIED_PAGES: u64 = 8192;
 /// Pages whose translations are the same, between others where they are not, are forgotten with them up to so many:
 /// it takes two system calls for each run.
 const MIN_GAP_PAGES: u64 = 8;
+/// Parts of a slot's own file that are mapped, from which on they are mapped anew for the next version.
+const MAX_PARTS: usize = 64;
 /// Runs of them above which all are forgotten.
 const MAX_RUNS: usize = 64;
 
@@ -47,8 +50,12 @@ pub enum Strategy {
     CopyOnWrite,
     /// The snapshot is mapped, what requests use is there ahead, and what they wrote is copied back into place.
     WorkingSet,
-    /// The instance has a copy of all of the snapshot in memory of its own, where all of it stays in place.
+    /// The instance has a copy of all of the snapshot in memory of its own, in large pages where that is worth it.
     FullCopy,
+    /// The slot has a copy of all of the snapshot in a file of its own, which the instance maps. What was written is
+    /// copied back into place; the next version is copied into the same file, so that what lies where the last one
+    /// had something stays translated.
+    OwnFile,
 }
 
 /// What became of a reset.
@@ -71,10 +78,11 @@ pub(crate) struct Sets {
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Strategy; 3] = [
+    pub const ALL: [Strategy; 4] = [
         Strategy::CopyOnWrite,
         Strategy::WorkingSet,
         Strategy::FullCopy,
+        Strategy::OwnFile,
     ];
 
     /// Its name, as in the form on disk.
@@ -83,11 +91,16 @@ impl Strategy {
             Strategy::CopyOnWrite => "copy-on-write",
             Strategy::WorkingSet => "working-set",
             Strategy::FullCopy => "full-copy",
+            Strategy::OwnFile => "own-file",
         }
     }
 
     /// Fills memory in which there are zeroes.
-    pub(crate) fn fill(self, snapshot: &Snapshot, memory: &GuestMemory) -> Result<(), VmmError> {
+    pub(crate) fn fill(
+        self,
+        snapshot: &Snapshot,
+        memory: &mut GuestMemory,
+    ) -> Result<(), VmmError> {
         for (start, end) in snapshot.chunks.large() {
             memory.prefer_large(start, end - start)?;
         }
@@ -104,8 +117,13 @@ impl Strategy {
                 for (start, end) in snapshot.large_parts() {
                     memory.prefer_large(start, end - start)?;
                 }
-                for (start, end) in snapshot.own_pages() {
-                    memory.copy_from(&snapshot.pristine, *start, end - start)?;
+                snapshot.copy_to(memory)
+            }
+            Strategy::OwnFile => {
+                memory.lay_own_file(snapshot.parts())?;
+                snapshot.copy_to(own_file(memory)?)?;
+                for run in snapshot.sets.ahead() {
+                    memory.populate(run.start, run.end - run.start)?;
                 }
                 Ok(())
             }
@@ -121,7 +139,22 @@ impl Strategy {
         held: Option<&Snapshot>,
     ) -> Result<(), VmmError> {
         match (self, held) {
-            (Strategy::FullCopy, Some(held)) => exchange(held, snapshot, memory),
+            (Strategy::FullCopy, Some(held)) => {
+                retranslate(held, snapshot, memory)?;
+                exchange(held, snapshot, memory)
+            }
+            (Strategy::OwnFile, Some(held)) if memory.own_parts() <= MAX_PARTS => {
+                retranslate(held, snapshot, memory)?;
+                // What is not the file's any more before there is more of it: that is written in both.
+                let mut written = Vec::new();
+                pagemap::written_pages(memory, &mut written)?;
+                memory.lay_own_file(snapshot.parts())?;
+                exchange(held, snapshot, own_file(memory)?)?;
+                for run in written {
+                    snapshot.put_back(memory, run.start, run.end)?;
+                }
+                Ok(())
+            }
             _ => {
                 memory.clear()?;
                 self.fill(snapshot, memory)
@@ -138,12 +171,14 @@ impl Strategy {
     ) -> Result<Reset, VmmError> {
         pagemap::written_pages(memory, written)?;
         match self {
-            Strategy::CopyOnWrite | Strategy::WorkingSet => self.put_back(snapshot, memory, written),
+            Strategy::CopyOnWrite | Strategy::WorkingSet | Strategy::OwnFile => {
+                self.put_back(snapshot, memory, written)
+            }
             Strategy::FullCopy => copy_back(snapshot, memory, written),
         }
     }
 
-    /// For memory that is mapped from the snapshot: what was written is what is no longer the file's.
+    /// For memory that is mapped from a file: what was written is what is no longer the file's.
     fn put_back(
         self,
         snapshot: &Snapshot,
@@ -191,7 +226,10 @@ fn copy_back(
             }
         }
     }
-    let tables = Tables::of(&snapshot.layout, pagemap::runs(changed.into_iter()).into_iter());
+    let tables = Tables::of(
+        &snapshot.layout,
+        pagemap::runs(changed.into_iter()).into_iter(),
+    );
     if tables == Tables::Upper {
         return Ok(tables.anew());
     }
@@ -204,21 +242,19 @@ fn copy_back(
     Ok(Reset::Done)
 }
 
-/// Makes a pristine copy of `held` one of `snapshot`. What lies in the same place under the same entry of the page
-/// tables stays translated.
-fn exchange(
-    held: &Snapshot,
-    snapshot: &Snapshot,
-    memory: &GuestMemory,
-) -> Result<(), VmmError> {
+/// Has KVM forget what it has derived from entries of the page tables of `held` that are others in `snapshot`. All else
+/// stays translated.
+fn retranslate(held: &Snapshot, snapshot: &Snapshot, memory: &GuestMemory) -> Result<(), VmmError> {
     match differing_entries(held, snapshot)? {
-        Some(runs) => {
-            for (start, end) in runs {
-                memory.retranslate(start, end)?;
-            }
-        }
-        None => memory.retranslate_all()?,
+        Some(runs) => runs
+            .into_iter()
+            .try_for_each(|(start, end)| memory.retranslate(start, end)),
+        None => memory.retranslate_all(),
     }
+}
+
+/// Makes a copy of `held` one of `snapshot`.
+fn exchange(held: &Snapshot, snapshot: &Snapshot, memory: &GuestMemory) -> Result<(), VmmError> {
     for (start, end) in held.own_pages() {
         snapshot.put_back(memory, *start, *end)?;
     }
@@ -226,6 +262,12 @@ fn exchange(
         memory.copy_from(&snapshot.pristine, start, end - start)?;
     }
     Ok(())
+}
+
+fn own_file(memory: &GuestMemory) -> Result<&GuestMemory, VmmError> {
+    memory
+        .own_file()
+        .ok_or(VmmError::Misuse("an instance without the file of its own"))
 }
 
 /// The pages whose entries in the leaf tables differ between two snapshots of the same layout, in runs; none if there
@@ -302,24 +344,8 @@ impl Tables {
 
 impl Sets {
     /// What an instance is given before its first request.
-    fn ahead(&self) -> Vec<Written> {
-        let mode: u32 = std::env::var("HX_AHEAD").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-        let w = self.written.get().cloned().unwrap_or_default();
-        let t = self.touched.get().cloned().unwrap_or_default();
-        if mode == 0 { return w; }
-        let fixed = crate::image::Image::get().fixed();
-        let mut pages: Vec<u64> = Vec::new();
-        for run in &w { pages.extend(self::pages(run.start, run.end)); }
-        for run in &t { pages.extend(self::pages(run.start, run.end).filter(|p| !fixed.contains(p) && *p < 0x4000_0000)); }
-        pages.sort_unstable(); pages.dedup();
-        let mut more = Vec::new();
-        for p in &pages {
-            let first = match mode { 1 => *p, _ => p / 32768 * 32768 };
-            let last = match mode { 3 => first + 32768, _ => p + 4096 };
-            more.extend(self::pages(first, last).filter(|p| *p > 0 && !fixed.contains(p)));
-        }
-        more.sort_unstable(); more.dedup();
-        pagemap::runs(more.into_iter())
+    fn ahead(&self) -> &[Written] {
+        self.written.get().map_or(&[], Vec::as_slice)
     }
 }
 

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, boot_flags};
+use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, TABLES_ALIAS, boot_flags};
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use holm_model::program::{END_ADDR, LOWEST_ADDR};
 use kvm_bindings::kvm_regs;
@@ -34,7 +34,7 @@ use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
-use crate::restore::{Choice, Sets, Stored as StoredChoice, Strategy};
+use crate::restore::{Choice, Measured, Sets, Stored as StoredChoice, Strategy};
 use crate::symbols::Symbols;
 use crate::unwind::FrameTables;
 use crate::{Hypervisor, RequestPlace, VmmError};
@@ -99,7 +99,8 @@ pub struct Snapshot {
     pub(crate) pristine: GuestMemory,
     /// What its requests use.
     pub(crate) sets: Sets,
-    /// How instances are restored and reset, once that is chosen.
+    /// What that costs by one strategy and another, once that was measured, and which is chosen.
+    pub(crate) measured: OnceLock<Measured>,
     pub(crate) choice: OnceLock<Choice>,
     /// Whether instances are kept from one request to the next.
     pub(crate) kept: bool,
@@ -245,6 +246,7 @@ impl Snapshot {
             symbols,
             pristine,
             sets: Sets::default(),
+            measured: OnceLock::new(),
             choice: OnceLock::new(),
             kept,
             parts,
@@ -269,6 +271,19 @@ impl Snapshot {
         memory.lay(&self.stored.file, self.stored.offset, parts)
     }
 
+    /// The parts of memory in which it holds something, and no more of them than a process has mappings for.
+    pub(crate) fn parts(&self) -> &[(u64, u64)] {
+        &self.parts
+    }
+
+    /// Copies what it holds into memory where there are zeroes now.
+    pub(crate) fn copy_to(&self, memory: &GuestMemory) -> Result<(), VmmError> {
+        for (start, end) in self.own_pages() {
+            memory.copy_from(&self.pristine, *start, end - start)?;
+        }
+        Ok(())
+    }
+
     /// What it holds, in whole pages from and up to, but for what is fixed.
     pub(crate) fn own_pages(&self) -> &[(u64, u64)] {
         &self.stored.own.0
@@ -276,7 +291,10 @@ impl Snapshot {
 
     /// How much that is.
     pub(crate) fn own_bytes(&self) -> u64 {
-        self.own_pages().iter().map(|(start, end)| end - start).sum()
+        self.own_pages()
+            .iter()
+            .map(|(start, end)| end - start)
+            .sum()
     }
 
     /// The same without what the other holds as well.
@@ -299,22 +317,17 @@ impl Snapshot {
         self.stored.own.within(start, end).next().is_some()
     }
 
-    /// Ranges of whole large pages in which it holds something.
-    pub(crate) fn large_parts(&self) -> Vec<(u64, u64)> {
+    /// The large pages that it fills by half at least.
+    pub(crate) fn large_parts(&self) -> impl Iterator<Item = (u64, u64)> {
         const LARGE: u64 = 2 << 20;
-        // What is fixed is in the first large page, which is none therefore.
-        let first = Image::get().fixed().end.next_multiple_of(LARGE);
-        let mut found: Vec<(u64, u64)> = Vec::new();
-        for (start, end) in self.own_pages() {
-            let start = (start / LARGE * LARGE).max(first);
-            let end = end.next_multiple_of(LARGE).min(self.layout.total_bytes());
-            match found.last_mut() {
-                _ if end <= start => {}
-                Some(last) if start <= last.1 => last.1 = last.1.max(end),
-                _ => found.push((start, end)),
-            }
-        }
-        found
+        let end = self.layout.program_end() / LARGE;
+        // What is fixed is in the first, which is none therefore.
+        let first = Image::get().fixed().end.div_ceil(LARGE);
+        let pages = (first..end).map(|index| (index * LARGE, (index + 1) * LARGE));
+        pages.filter(|(start, end)| {
+            let held = self.stored.own.within(*start, *end);
+            held.map(|(from, to)| to - from).sum::<u64>() >= LARGE / 2
+        })
     }
 
     /// The leaf tables that hold something.
@@ -322,6 +335,17 @@ impl Snapshot {
         let own = |(start, end)| self.stored.own.within(start, end);
         let runs = own(self.layout.leaves()).chain(own(self.layout.sparse_leaves()));
         runs.flat_map(|(start, end)| (start..end).step_by(PAGE_BYTES as usize))
+    }
+
+    /// Addresses at which its guest can touch, by reading, what its requests were found to touch.
+    pub(crate) fn touched_addrs(&self) -> impl Iterator<Item = u64> {
+        let (tables, end) = self.layout.all_tables();
+        let runs = self.sets.touched.get().into_iter().flatten();
+        let pages = runs.flat_map(|run| (run.start..run.end).step_by(PAGE_BYTES as usize));
+        pages.map(move |page| match (tables..end).contains(&page) {
+            true => TABLES_ALIAS + (page - tables),
+            false => page,
+        })
     }
 
     /// Whether a page of an instance's memory is what it is in the snapshot.
@@ -356,24 +380,19 @@ impl Snapshot {
 
     /// How its instances are restored and reset, unless that is measured and chosen.
     pub(crate) fn strategy(&self) -> Strategy {
-        match std::env::var("HX_STRATEGY").as_deref() {
-            Ok("cow") => return Strategy::CopyOnWrite,
-            Ok("set") => return Strategy::WorkingSet,
-            Ok("copy") => return Strategy::FullCopy,
-            _ => {}
-        }
         let choice = self.choice.get();
         choice.map_or(Strategy::WorkingSet, |choice| choice.strategy)
     }
 
-    /// How its instances are restored and reset, and what that was found to cost here, once that was measured.
+    /// How its instances are restored and reset, and what that was found to cost here, once that is chosen.
     pub fn choice(&self) -> Option<&Choice> {
         self.choice.get()
     }
 
-    /// Whether that was measured since it was read, so that it is not in the file.
+    /// Whether that is not in the file that it was read from.
     pub fn choice_is_new(&self) -> bool {
-        self.choice.get().is_some_and(Choice::is_new)
+        let both = self.measured.get().zip(self.choice.get());
+        both.is_some_and(|(measured, choice)| measured.is_new(choice))
     }
 
     /// Bytes of program memory of its guests.
@@ -425,7 +444,7 @@ impl Snapshot {
             wait_bytes: self.wait.bytes,
             frames: self.symbols.frames(),
             symbol_bytes: symbols.len() as u64,
-            restore: self.choice.get().map(|choice| choice.stored(self)),
+            restore: StoredChoice::of(self),
         };
         let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
         if HEADER_AT + header.len() as u64 > MEMORY_AT {
@@ -463,10 +482,11 @@ impl Snapshot {
     /// What a file says of its snapshot. Nothing is verified.
     pub fn told(path: &Path) -> Result<Told, VmmError> {
         let (_, _, header) = read_header(path)?;
-        let header: Header = serde_json::from_slice(&header).map_err(|_| SnapshotError::Damaged {
-            path: path.into(),
-            problem: "its header cannot be read".into(),
-        })?;
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|_| SnapshotError::Damaged {
+                path: path.into(),
+                problem: "its header cannot be read".into(),
+            })?;
         Ok(Told {
             name: header.name,
             choice: header.restore.map(StoredChoice::into_choice),

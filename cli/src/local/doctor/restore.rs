@@ -21,11 +21,16 @@ pub(super) struct Restore {
 }
 
 /// Looks at a node's state directory, and measures if nothing is there.
-pub(super) fn checks(state_dir: Option<&Path>, hypervisor: &Hypervisor) -> (Vec<Restore>, Vec<Check>) {
+pub(super) fn checks(
+    state_dir: Option<&Path>,
+    hypervisor: &Hypervisor,
+) -> (Vec<Restore>, Vec<Check>) {
     let mut found = Vec::new();
     let mut checks = Vec::new();
     for path in state_dir.map(snapshots).unwrap_or_default() {
-        let version = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let version = path
+            .file_stem()
+            .map(|name| name.to_string_lossy().into_owned());
         match Snapshot::told(&path) {
             Ok(told) => {
                 if let Some(choice) = told.choice {
@@ -65,7 +70,10 @@ fn add(
         Some(version) => format!("{function} {}", version.get(..SHORT).unwrap_or(version)),
         None => format!("the built-in {function}"),
     };
-    checks.push(Check::ok(NAME, format!("{of}: {strategy} (first + again, own: {choice})")));
+    checks.push(Check::ok(
+        NAME,
+        format!("{of}: {strategy} (first + again, own: {choice})"),
+    ));
     found.push(Restore {
         function,
         version,
@@ -77,7 +85,11 @@ fn add(
 /// The snapshots of a node, in the order of their names. None if there is no such directory.
 fn snapshots(state_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(state_dir.join("snapshots"));
-    let paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+    let paths = entries
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     let mut paths: Vec<PathBuf> = paths
         .filter(|path| path.extension().is_some_and(|end| end == "snap"))
         .collect();
@@ -86,8 +98,9 @@ fn snapshots(state_dir: &Path) -> Vec<PathBuf> {
 }
 
 fn measured(hypervisor: &Hypervisor) -> Result<Choice, String> {
-    let sample = sample::snapshot(hypervisor, sample::MEMORY_BYTES).map_err(|error| error.to_string())?;
-    Choice::measure(hypervisor, &sample, sample::send).map_err(|error| error.to_string())?;
+    let sample =
+        sample::snapshot(hypervisor, sample::MEMORY_BYTES).map_err(|error| error.to_string())?;
+    Choice::make(hypervisor, &sample, u64::MAX, sample::send).map_err(|error| error.to_string())?;
     let choice = sample.choice().cloned();
     choice.ok_or_else(|| "nothing came of it".to_owned())
 }

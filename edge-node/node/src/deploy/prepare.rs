@@ -9,7 +9,8 @@ use holm_model::ids::{RequestId, VersionId};
 use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
-    Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
+    Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot,
+    Step,
 };
 
 use super::routes::Live;
@@ -178,11 +179,11 @@ fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure>
 }
 
 /// Measures by which strategy instances of the version are best restored and reset, unless that is known. It takes
-/// the probe for that, some more times, and has no way out meanwhile, so that nobody else notices. That it cannot be
-/// measured is no reason not to serve it.
-pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live) {
+/// the probe for that, some more times, and has no way out meanwhile, so that nobody else notices. `room`: bytes that
+/// an instance may keep to itself. That it cannot be measured is no reason not to serve it.
+pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live, room: u64) {
     let (function, version) = (&live.function, live.version.short());
-    let measured = Choice::measure(hypervisor, &live.snapshot, |slot| {
+    let measured = Choice::make(hypervisor, &live.snapshot, room, |slot| {
         ask(slot, live, RequestId::NONE).map(drop)
     });
     match (measured, live.snapshot.choice()) {

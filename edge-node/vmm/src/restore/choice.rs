@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{PAGE_BYTES, Strategy};
+use crate::image::Image;
 use crate::pagemap::{self, Written};
 use crate::runner::thread_cpu;
 use crate::{Failure, Hypervisor, Slot, Snapshot, sample};
@@ -19,20 +20,20 @@ use crate::{Failure, Hypervisor, Slot, Snapshot, sample};
 /// Rounds, if there is time for all of them.
 const ROUNDS: usize = 7;
 /// After so long no new round begins.
-const MEASURE_TIME: Duration = Duration::from_millis(250);
+const MEASURE_TIME: Duration = Duration::from_millis(200);
 /// Who takes longer than this for a request does not gain by any of it.
 const LONG_RUN: Duration = Duration::from_millis(50);
-/// Of how many requests one finds a slot that did not hold the version.
-const REQUESTS_PER_LOAD: u64 = 16;
+/// Of how many requests one is taken to find a slot that did not hold the version. Where they are many, slots hold it,
+/// and what a load costs does not matter; so this is for versions that are asked for now and then.
+const REQUESTS_PER_LOAD: u64 = 4;
 /// Snapshots that hold more than this are not copied for each instance, whatever it would save.
 const MAX_COPY_BYTES: u64 = 16 << 20;
-/// What an instance may keep to itself for a strategy that is faster, beside four times what it needs anyway.
-const PRIVATE_BYTES: u64 = 128 << 10;
-const PRIVATE_FACTOR: u64 = 4;
 /// Another strategy than the usual one has to take less than these hundredths of its time.
-const WORTH_PERCENT: u64 = 90;
+const WORTH_PERCENT: u64 = 95;
 /// Most runs of pages that are kept with a snapshot.
-const MAX_KEPT_RUNS: usize = 512;
+const MAX_KEPT_RUNS: usize = 256;
+/// What instances of all slots may keep to themselves for being faster: this part of the machine's memory.
+const MEMORY_SHARE: u64 = 32;
 
 /// What a strategy was found to cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,14 +50,23 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of a request on average, where the instances are reset.
+    /// Of a request on average. Instances that are `kept` are never reset, and find everything in place.
     fn of_request(&self, kept: bool) -> u64 {
-        match kept {
-            // Nothing is ever reset then, and most requests find everything in place.
-            true => self.first_ns,
-            false => (self.first_ns + (REQUESTS_PER_LOAD - 1) * self.again_ns) / REQUESTS_PER_LOAD,
-        }
+        let again = if kept { 0 } else { self.again_ns };
+        self.first_ns
+            .saturating_add(again.saturating_mul(REQUESTS_PER_LOAD - 1))
+            / REQUESTS_PER_LOAD
     }
+}
+
+/// What was measured of a version, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Measured {
+    costs: Vec<Cost>,
+    /// The kind of KVM and the kernel.
+    machine: String,
+    /// What was chosen when it was stored; none if that was not yet.
+    stored: Option<Strategy>,
 }
 
 /// The strategy of a version, and why.
@@ -64,15 +74,13 @@ impl Cost {
 pub struct Choice {
     /// The one that is used.
     pub strategy: Strategy,
-    /// What was measured of each that came into question.
+    /// What was measured of each that came into question; nothing of a version that takes so long for a request that
+    /// it does not matter.
     pub costs: Vec<Cost>,
-    /// The kind of KVM and the kernel with which that was.
-    machine: String,
-    /// Whether that was in this process.
-    is_new: bool,
 }
 
 impl fmt::Display for Choice {
+    /// For each strategy the first request and one after a reset, in microseconds, and an instance's own memory.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, cost) in self.costs.iter().enumerate() {
             write!(
@@ -85,10 +93,10 @@ impl fmt::Display for Choice {
                 cost.private_bytes / 1024,
             )?;
         }
-        if self.costs.is_empty() {
-            write!(f, "not measured: its requests take so long that it does not matter")?;
+        match self.costs.is_empty() {
+            true => f.write_str("its requests take so long that it does not matter"),
+            false => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -101,166 +109,229 @@ pub(crate) struct Stored {
     costs: Vec<Cost>,
     written: Vec<Written>,
     touched: Vec<Written>,
+    chunks: String,
 }
 
 impl Choice {
-    /// Measures and chooses, unless that was done, here or before the snapshot was written on a machine like this.
-    /// `send` sends a request to an instance that waits and takes its answer; nothing that it does may be seen from
-    /// outside. Gives what the version failed of, if it did; nothing is chosen then.
-    pub fn measure(
+    /// What an instance may keep to itself on a node with so many slots.
+    pub fn room(slots: usize) -> u64 {
+        memory_bytes() / MEMORY_SHARE / (slots.max(1) as u64)
+    }
+
+    /// Chooses, and measures for that, unless it was measured before the snapshot was written on a machine like this.
+    /// `room`: bytes that an instance may keep to itself for being faster. `send` sends a request to an instance that
+    /// waits and takes its answer; nothing that it does may be seen from outside. Gives what the version failed of,
+    /// if it did; nothing is chosen then. What is chosen once stays.
+    pub fn make(
         hypervisor: &Hypervisor,
         snapshot: &Arc<Snapshot>,
-        mut send: impl FnMut(&mut Slot) -> Result<(), Failure>,
+        room: u64,
+        send: impl FnMut(&mut Slot) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        if snapshot.choice.get().is_some() {
-            return Ok(());
-        }
-        let began = Instant::now();
-        let mut slot = Slot::new(hypervisor)?;
-        let took = record(&mut slot, snapshot, &mut send)?;
-        if took > LONG_RUN {
-            let choice = Choice {
-                strategy: Strategy::WorkingSet,
-                costs: Vec::new(),
-                machine: machine(hypervisor),
-                is_new: true,
-            };
-            let _ = snapshot.choice.set(choice);
-            return Ok(());
-        }
-        let other = sample::snapshot(hypervisor, snapshot.memory_bytes())?;
-        // The usual one first: what is found out at the very first reset is to be right for it.
-        let mut candidates = vec![Strategy::WorkingSet, Strategy::CopyOnWrite];
-        if snapshot.own_bytes() <= MAX_COPY_BYTES {
-            candidates.push(Strategy::FullCopy);
-        }
-        let mut times = vec![(Vec::new(), Vec::new(), 0); candidates.len()];
-        for round in 0..ROUNDS {
-            for (strategy, (first, again, private)) in candidates.iter().zip(&mut times) {
-                if round > 0 && began.elapsed() > MEASURE_TIME {
-                    break;
-                }
-                // What slots hold on this machine will mostly be there by the same strategy.
-                slot.load_by(&other, *strategy)?;
-                sample::send(&mut slot)?;
-                slot.reset()?;
-                let at = thread_cpu();
-                slot.load_by(snapshot, *strategy)?;
-                send(&mut slot)?;
-                first.push(nanos(at));
-                slot.reset()?;
-                send(&mut slot)?;
-                let at = thread_cpu();
-                slot.reset()?;
-                send(&mut slot)?;
-                again.push(nanos(at));
-                slot.reset()?;
-                *private = slot.private_bytes()?;
+        let measured = match snapshot.measured.get() {
+            Some(measured) => measured,
+            None => {
+                let costs = measure(hypervisor, snapshot, send)?;
+                snapshot.measured.get_or_init(|| Measured {
+                    costs,
+                    machine: machine(hypervisor),
+                    stored: None,
+                })
             }
-        }
-        let costs = candidates.into_iter().zip(times);
-        let costs = costs.map(|(strategy, (first, again, private_bytes))| Cost {
-            strategy,
-            first_ns: median(first),
-            again_ns: median(again),
-            private_bytes,
+        };
+        snapshot.choice.get_or_init(|| Choice {
+            strategy: choose(&measured.costs, snapshot.kept, room),
+            costs: measured.costs.clone(),
         });
-        let costs: Vec<Cost> = costs.collect();
-        let choice = Choice {
-            strategy: choose(&costs, snapshot.kept),
-            costs,
-            machine: machine(hypervisor),
-            is_new: true,
-        };
-        // If two measure at a time, the first has it.
-        let _ = snapshot.choice.set(choice);
         Ok(())
-    }
-
-    pub(crate) fn is_new(&self) -> bool {
-        self.is_new
-    }
-
-    pub(crate) fn stored(&self, snapshot: &Snapshot) -> Stored {
-        let of = |set: Option<&Vec<Written>>| {
-            let runs = set.map_or(&[][..], Vec::as_slice);
-            runs[..runs.len().min(MAX_KEPT_RUNS)].to_vec()
-        };
-        Stored {
-            machine: self.machine.clone(),
-            strategy: self.strategy,
-            costs: self.costs.clone(),
-            written: of(snapshot.sets.written.get()),
-            touched: of(snapshot.sets.touched.get()),
-        }
     }
 }
 
-impl Stored {
-    /// Gives it back to the snapshot, if it was found on a machine like this and can be right.
-    pub(crate) fn give(self, hypervisor: &Hypervisor, snapshot: &Snapshot) {
-        let end = snapshot.layout.program_end();
-        let runs = || self.written.iter().chain(&self.touched);
-        let is_page = |addr: u64| addr.is_multiple_of(PAGE_BYTES);
-        let fits = |run: &Written| {
-            run.start < run.end && run.end <= end && is_page(run.start) && is_page(run.end)
-        };
-        if self.machine != machine(hypervisor) || !runs().all(fits) {
-            return;
+/// What the strategies cost that come into question.
+fn measure(
+    hypervisor: &Hypervisor,
+    snapshot: &Arc<Snapshot>,
+    mut send: impl FnMut(&mut Slot) -> Result<(), Failure>,
+) -> Result<Vec<Cost>, Failure> {
+    let began = Instant::now();
+    if record(hypervisor, snapshot, &mut send)? > LONG_RUN {
+        return Ok(Vec::new());
+    }
+    let other = sample::snapshot(hypervisor, snapshot.memory_bytes())?;
+    // The usual one first: what is found out at the very first reset is to be right for it.
+    let mut candidates = vec![Strategy::WorkingSet, Strategy::CopyOnWrite];
+    if snapshot.own_bytes() <= MAX_COPY_BYTES {
+        candidates.extend([Strategy::FullCopy, Strategy::OwnFile]);
+    }
+    let mut trials = Vec::new();
+    for strategy in candidates {
+        trials.push(Trial {
+            strategy,
+            slot: Slot::new(hypervisor)?,
+            first: Vec::new(),
+            again: Vec::new(),
+        });
+    }
+    // The very first time of each is another matter: the host's caches, and slots that have never run.
+    for round in 0..=ROUNDS {
+        if round > 1 && began.elapsed() > MEASURE_TIME {
+            break;
         }
-        // The snapshot is new; nothing is there yet.
-        let _ = snapshot.sets.written.set(self.written.clone());
-        let _ = snapshot.sets.touched.set(self.touched.clone());
-        let _ = snapshot.choice.set(self.into_choice());
+        for trial in &mut trials {
+            trial.take(snapshot, &other, round > 0, &mut send)?;
+        }
+    }
+    let costs = trials.into_iter().map(Trial::cost);
+    Ok(costs.collect::<Result<_, _>>()?)
+}
+
+/// A strategy that is tried, in a slot of its own: what slots hold on a machine is mostly there by the same one.
+struct Trial {
+    strategy: Strategy,
+    slot: Slot,
+    first: Vec<u64>,
+    again: Vec<u64>,
+}
+
+impl Trial {
+    fn take(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        other: &Arc<Snapshot>,
+        counts: bool,
+        send: &mut impl FnMut(&mut Slot) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let slot = &mut self.slot;
+        slot.load_by(other, self.strategy)?;
+        sample::send(slot)?;
+        slot.reset()?;
+
+        let start = thread_cpu();
+        slot.load_by(snapshot, self.strategy)?;
+        send(slot)?;
+        let first = since(start);
+        slot.reset()?;
+        send(slot)?;
+        let start = thread_cpu();
+        slot.reset()?;
+        send(slot)?;
+        let again = since(start);
+        slot.reset()?;
+        if counts {
+            self.first.push(first);
+            self.again.push(again);
+        }
+        Ok(())
     }
 
-    pub(crate) fn into_choice(self) -> Choice {
-        Choice {
+    fn cost(mut self) -> Result<Cost, Failure> {
+        Ok(Cost {
             strategy: self.strategy,
-            costs: self.costs,
-            machine: self.machine,
-            is_new: false,
-        }
+            first_ns: median(self.first),
+            again_ns: median(self.again),
+            private_bytes: self.slot.private_bytes()?,
+        })
     }
 }
 
 /// Lets an instance take a request and records what it touches. Gives how long that took.
 fn record(
-    slot: &mut Slot,
+    hypervisor: &Hypervisor,
     snapshot: &Arc<Snapshot>,
     send: &mut impl FnMut(&mut Slot) -> Result<(), Failure>,
 ) -> Result<Duration, Failure> {
+    let mut slot = Slot::new(hypervisor)?;
     slot.load_by(snapshot, Strategy::CopyOnWrite)?;
-    let memory = slot.memory()?;
-    snapshot.layout.forget_accesses(memory, snapshot.leaf_tables())?;
-    let at = thread_cpu();
-    send(slot)?;
-    let took = thread_cpu().saturating_sub(at);
-    let memory = slot.memory()?;
-    let touched = snapshot.layout.accessed(memory, snapshot.leaf_tables())?;
+    let layout = snapshot.layout;
+    layout.forget_accesses(slot.memory()?, snapshot.leaf_tables())?;
+    let start = thread_cpu();
+    send(&mut slot)?;
+    let took = thread_cpu().saturating_sub(start);
+    let touched = layout.accessed(slot.memory()?, snapshot.leaf_tables())?;
     let touched = pagemap::runs(touched.into_iter());
     snapshot.sets.touched.get_or_init(|| touched);
     // No reset: it would find all tables written, and take that for the program's doing.
     Ok(took)
 }
 
-/// The cheapest that is worth it and has not too much memory for itself.
-fn choose(costs: &[Cost], kept: bool) -> Strategy {
-    let usual = costs.iter().find(|one| one.strategy == Strategy::WorkingSet);
-    let least = costs.iter().map(|one| one.private_bytes).min().unwrap_or(0);
-    let room = PRIVATE_BYTES.max(least.saturating_mul(PRIVATE_FACTOR));
-    let cheapest = costs
+/// The cheapest that is worth it and has room for what it keeps to itself.
+fn choose(costs: &[Cost], kept: bool, room: u64) -> Strategy {
+    let of = |cost: &Cost| cost.of_request(kept);
+    let usual = costs
         .iter()
-        .filter(|one| one.private_bytes <= room)
-        .min_by_key(|one| one.of_request(kept));
+        .find(|one| one.strategy == Strategy::WorkingSet);
+    let fits = |cost: &&Cost| cost.strategy == Strategy::WorkingSet || cost.private_bytes <= room;
+    let cheapest = costs.iter().filter(fits).min_by_key(|one| of(one));
     match (cheapest, usual) {
         (Some(cheapest), Some(usual))
-            if cheapest.of_request(kept) * 100 < usual.of_request(kept) * WORTH_PERCENT
-                || usual.private_bytes > room =>
+            if u128::from(of(cheapest)) * 100
+                < u128::from(of(usual)) * u128::from(WORTH_PERCENT) =>
         {
             cheapest.strategy
         }
         _ => Strategy::WorkingSet,
+    }
+}
+
+impl Stored {
+    /// What is to be kept of a snapshot's choice, once there is one.
+    pub(crate) fn of(snapshot: &Snapshot) -> Option<Self> {
+        let runs = |set: Option<&Vec<Written>>| {
+            let runs = set.map_or(&[][..], Vec::as_slice);
+            runs[..runs.len().min(MAX_KEPT_RUNS)].to_vec()
+        };
+        let measured = snapshot.measured.get()?;
+        Some(Stored {
+            machine: measured.machine.clone(),
+            strategy: snapshot.choice.get()?.strategy,
+            costs: measured.costs.clone(),
+            written: runs(snapshot.sets.written.get()),
+            touched: runs(snapshot.sets.touched.get()),
+            chunks: snapshot.chunks.as_text(),
+        })
+    }
+
+    /// Gives it back to a snapshot that was just read, if it was found on a machine like this and can be right.
+    pub(crate) fn give(self, hypervisor: &Hypervisor, snapshot: &Snapshot) {
+        let end = snapshot.layout.total_bytes();
+        let is_page = |addr: u64| addr.is_multiple_of(PAGE_BYTES);
+        let fits = |run: &Written| {
+            run.start < run.end && run.end <= end && is_page(run.start) && is_page(run.end)
+        };
+        let fixed = Image::get().fixed();
+        let may_be_written = |run: &Written| run.end <= fixed.start || run.start >= fixed.end;
+        let good = self.touched.iter().all(fits)
+            && self
+                .written
+                .iter()
+                .all(|run| fits(run) && may_be_written(run));
+        if !good || self.machine != machine(hypervisor) {
+            return;
+        }
+        snapshot.chunks.take(&self.chunks);
+        // Nothing is there yet.
+        snapshot.sets.written.get_or_init(|| self.written);
+        snapshot.sets.touched.get_or_init(|| self.touched);
+        snapshot.measured.get_or_init(|| Measured {
+            costs: self.costs,
+            machine: self.machine,
+            stored: Some(self.strategy),
+        });
+    }
+
+    /// What it says, without a snapshot.
+    pub(crate) fn into_choice(self) -> Choice {
+        Choice {
+            strategy: self.strategy,
+            costs: self.costs,
+        }
+    }
+}
+
+impl Measured {
+    /// Whether the file does not have what was chosen.
+    pub(crate) fn is_new(&self, choice: &Choice) -> bool {
+        self.stored != Some(choice.strategy)
     }
 }
 
@@ -270,11 +341,63 @@ fn machine(hypervisor: &Hypervisor) -> String {
     format!("{} {}", hypervisor.kind().as_str(), release.trim())
 }
 
-fn nanos(since: Duration) -> u64 {
-    u64::try_from(thread_cpu().saturating_sub(since).as_nanos()).unwrap_or(u64::MAX)
+/// Memory of the machine, or of the process's control group if that is less; as little as there can be if neither
+/// can be told.
+fn memory_bytes() -> u64 {
+    let total = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = total.lines().find_map(|line| {
+        let kibibytes = line.strip_prefix("MemTotal:")?.split_whitespace().next()?;
+        kibibytes.parse::<u64>().ok()
+    });
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").unwrap_or_default();
+    let total = total.unwrap_or_default().saturating_mul(1024);
+    total.min(limit.trim().parse().unwrap_or(u64::MAX))
+}
+
+fn since(start: Duration) -> u64 {
+    u64::try_from(thread_cpu().saturating_sub(start).as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn median(mut times: Vec<u64>) -> u64 {
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cheapest_is_chosen_that_has_room_and_is_worth_it() {
+        let cost = |strategy, first_us: u64, again_us: u64, private_kib: u64| Cost {
+            strategy,
+            first_ns: first_us * 1000,
+            again_ns: again_us * 1000,
+            private_bytes: private_kib << 10,
+        };
+        let costs = [
+            cost(Strategy::WorkingSet, 1000, 100, 50),
+            cost(Strategy::CopyOnWrite, 1200, 1100, 0),
+            cost(Strategy::FullCopy, 400, 300, 2000),
+            cost(Strategy::OwnFile, 600, 100, 2050),
+        ];
+        assert_eq!(choose(&costs, false, 4 << 20), Strategy::OwnFile);
+        assert_eq!(choose(&costs, true, 4 << 20), Strategy::FullCopy);
+        assert_eq!(choose(&costs, true, 2000 << 10), Strategy::FullCopy);
+        assert_eq!(choose(&costs, false, 2000 << 10), Strategy::WorkingSet);
+        assert_eq!(choose(&costs, false, 0), Strategy::WorkingSet);
+        assert_eq!(choose(&[], false, u64::MAX), Strategy::WorkingSet);
+        // As on hardware, where a fault costs next to nothing.
+        let alike = [
+            cost(Strategy::WorkingSet, 100, 10, 50),
+            cost(Strategy::OwnFile, 98, 10, 2050),
+        ];
+        assert_eq!(choose(&alike, false, 4 << 20), Strategy::WorkingSet);
+    }
+
+    #[test]
+    fn what_instances_keep_to_themselves_is_a_part_of_the_machine_whatever_their_number() {
+        assert!(Choice::room(16) >= 16 * Choice::room(256) && Choice::room(1000) > 0);
+        assert_eq!(Choice::room(0), Choice::room(1));
+    }
 }

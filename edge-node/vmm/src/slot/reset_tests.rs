@@ -138,7 +138,10 @@ fn is_reset_by(strategy: Strategy, hypervisor: &Hypervisor, snapshot: &Arc<Snaps
             slot.vm.machine.everything(&msrs).unwrap()
         });
         for (here, there) in states[0].iter().zip(&states[1]) {
-            assert_eq!(here, there, "{strategy_name}, seed {seed}: after a reset and fresh");
+            assert_eq!(
+                here, there,
+                "{strategy_name}, seed {seed}: after a reset and fresh"
+            );
         }
         assert_eq!(states[0].len(), states[1].len());
         // That request is not made.
@@ -178,8 +181,8 @@ fn takes_the_place(hypervisor: &Hypervisor, other: &Arc<Snapshot>, snapshot: &Ar
     let mut used = Slot::new(hypervisor).unwrap();
     used.make_room(snapshot).unwrap();
     // Every strategy after every other, and twice in a row.
-    for seed in 0..if is_slow() { 10 } else { 54 } {
-        let [first, second] = [seed, seed / 3].map(|index| Strategy::ALL[index % 3]);
+    for seed in 0..if is_slow() { 17 } else { 64 } {
+        let [first, second] = [seed, seed / 4].map(|index| Strategy::ALL[index % 4]);
         used.load_by(other, first).unwrap();
         if seed % 4 != 3 {
             assert_eq!(send(&mut used, &format!("/{seed}")).body, b"written\n");
@@ -210,7 +213,7 @@ fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
     let made = sample::snapshot(&hypervisor, sample::MEMORY_BYTES).unwrap();
     let mut sent = 0;
     let mut measure = |snapshot: &Arc<Snapshot>| {
-        Choice::measure(&hypervisor, snapshot, |slot| {
+        Choice::make(&hypervisor, snapshot, u64::MAX, |slot| {
             sent += 1;
             sample::send(slot)
         })
@@ -223,22 +226,47 @@ fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
     // Emulated, a request takes so long that it is not worth it.
     if !is_slow() {
         let measured: Vec<_> = choice.costs.iter().map(|cost| cost.strategy).collect();
-        assert!(Strategy::ALL.iter().all(|one| measured.contains(one)), "{measured:?}");
+        assert!(
+            Strategy::ALL.iter().all(|one| measured.contains(one)),
+            "{measured:?}"
+        );
         for cost in &choice.costs {
-            assert!(cost.first_ns > 0 && cost.again_ns > 0 && cost.private_bytes > 0, "{cost:?}");
+            assert!(
+                cost.first_ns > 0 && cost.again_ns > 0 && cost.private_bytes > 0,
+                "{cost:?}"
+            );
         }
         let touched = made.sets.touched.get().unwrap();
-        assert!(touched.iter().any(|run| run.end <= made.layout.program_start));
-        assert!(touched.iter().any(|run| run.start >= made.layout.program_start));
+        assert!(
+            touched
+                .iter()
+                .any(|run| run.end <= made.layout.program_start)
+        );
+        assert!(
+            touched
+                .iter()
+                .any(|run| run.start >= made.layout.program_start)
+        );
     }
 
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snapshot");
     made.save(&path).unwrap();
     let read = Snapshot::load(&hypervisor, &path).unwrap();
-    assert_eq!(read.strategy(), choice.strategy);
-    assert_eq!(read.choice().unwrap().costs, choice.costs);
-    assert_eq!(read.sets.written.get(), made.sets.written.get());
-    assert!(!read.choice_is_new());
     assert_eq!(measure(&read), 0);
+    assert_eq!(read.choice().unwrap(), choice);
+    assert_eq!(read.strategy(), choice.strategy);
+    assert_eq!(read.sets.written.get(), made.sets.written.get());
+    assert_eq!(read.sets.touched.get(), made.sets.touched.get());
+    assert!(!read.choice_is_new());
+    assert_eq!(Snapshot::told(&path).unwrap().choice.as_ref(), Some(choice));
+
+    // An instance that was loaded ahead is as pristine as any.
+    let [mut fresh, mut ahead] = [(); 2].map(|()| Slot::new(&hypervisor).unwrap());
+    fresh.load(&read).unwrap();
+    ahead.load_ahead(&read).unwrap();
+    assert_eq!(memory_difference(&fresh, &ahead), None);
+    sample::send(&mut ahead).unwrap();
+    ahead.reset().unwrap();
+    assert_eq!(memory_difference(&fresh, &ahead), None);
 }
