@@ -169,6 +169,9 @@ pub(crate) fn choose(
         Ok(())
     })
     .context("cannot measure the strategies")?;
+    if let Some(choice) = snapshot.choice() {
+        eprintln!("restored by {}: {choice}", choice.strategy.as_str());
+    }
     problem.map_or(Ok(()), Err)
 }
 

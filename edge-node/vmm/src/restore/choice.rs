@@ -4,6 +4,10 @@
 //! again after a reset. Two things are timed: the load with the first request, and a reset with a request after it.
 //! What the instances keep to themselves counts too. Times are of the thread's own use of its core, so that others on
 //! the machine do not decide. Away from any request, and bounded in time and memory.
+//!
+//! Slots are for all versions, and what a load costs depends on how the slot was filled before. So there is a usual
+//! strategy on a machine, which the built-in sample tells, and a version has another only if that is better even after
+//! one of the usual.
 
 use std::fmt;
 use std::sync::Arc;
@@ -128,29 +132,55 @@ impl Choice {
         room: u64,
         send: impl FnMut(&mut Slot) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let measured = match snapshot.measured.get() {
-            Some(measured) => measured,
+        if snapshot.choice.get().is_some() {
+            return Ok(());
+        }
+        let stored = snapshot.measured.get().and_then(|it| it.stored(room));
+        let strategy = match stored {
+            Some(strategy) => strategy,
             None => {
-                let costs = measure(hypervisor, snapshot, send)?;
-                snapshot.measured.get_or_init(|| Measured {
-                    costs,
-                    machine: machine(hypervisor),
-                    stored: None,
-                })
+                let usual = usual(hypervisor, room)?;
+                if snapshot.measured.get().is_none() {
+                    let costs = measure(hypervisor, snapshot, Some(usual), send)?;
+                    snapshot.measured.get_or_init(|| Measured {
+                        costs,
+                        machine: machine(hypervisor),
+                        stored: None,
+                    });
+                }
+                let costs = snapshot.measured.get().map_or(&[][..], |it| &it.costs);
+                choose(costs, usual, snapshot.kept, room)
             }
         };
+        let costs = snapshot.measured.get().map(|it| it.costs.clone());
         snapshot.choice.get_or_init(|| Choice {
-            strategy: choose(&measured.costs, snapshot.kept, room),
-            costs: measured.costs.clone(),
+            strategy,
+            costs: costs.unwrap_or_default(),
         });
         Ok(())
     }
 }
 
-/// What the strategies cost that come into question.
+/// The strategy of most versions on this machine. What is copied whole at each reset is none.
+fn usual(hypervisor: &Hypervisor, room: u64) -> Result<Strategy, Failure> {
+    let costs = match hypervisor.inner.sample_costs.get() {
+        Some(costs) => costs,
+        None => {
+            let sample = sample::snapshot(hypervisor, sample::MEMORY_BYTES)?;
+            let mut costs = measure(hypervisor, &sample, None, sample::send)?;
+            costs.retain(|cost| cost.strategy != Strategy::FullCopy);
+            hypervisor.inner.sample_costs.get_or_init(|| costs)
+        }
+    };
+    Ok(choose(costs, Strategy::WorkingSet, false, room))
+}
+
+/// What the strategies cost that come into question, in slots where another program was by the strategy `before`, or
+/// by the same one.
 fn measure(
     hypervisor: &Hypervisor,
     snapshot: &Arc<Snapshot>,
+    before: Option<Strategy>,
     mut send: impl FnMut(&mut Slot) -> Result<(), Failure>,
 ) -> Result<Vec<Cost>, Failure> {
     let began = Instant::now();
@@ -167,6 +197,7 @@ fn measure(
     for strategy in candidates {
         trials.push(Trial {
             strategy,
+            before: before.unwrap_or(strategy),
             slot: Slot::new(hypervisor)?,
             first: Vec::new(),
             again: Vec::new(),
@@ -185,9 +216,10 @@ fn measure(
     Ok(costs.collect::<Result<_, _>>()?)
 }
 
-/// A strategy that is tried, in a slot of its own: what slots hold on a machine is mostly there by the same one.
+/// A strategy that is tried, in a slot of its own.
 struct Trial {
     strategy: Strategy,
+    before: Strategy,
     slot: Slot,
     first: Vec<u64>,
     again: Vec<u64>,
@@ -202,7 +234,7 @@ impl Trial {
         send: &mut impl FnMut(&mut Slot) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let slot = &mut self.slot;
-        slot.load_by(other, self.strategy)?;
+        slot.load_by(other, self.before)?;
         sample::send(slot)?;
         slot.reset()?;
 
@@ -254,22 +286,20 @@ fn record(
     Ok(took)
 }
 
-/// The cheapest that is worth it and has room for what it keeps to itself.
-fn choose(costs: &[Cost], kept: bool, room: u64) -> Strategy {
+/// The cheapest that has room for what it keeps to itself, if it is worth more than the usual one, or that has none.
+fn choose(costs: &[Cost], usual: Strategy, kept: bool, room: u64) -> Strategy {
     let of = |cost: &Cost| cost.of_request(kept);
-    let usual = costs
-        .iter()
-        .find(|one| one.strategy == Strategy::WorkingSet);
     let fits = |cost: &&Cost| cost.strategy == Strategy::WorkingSet || cost.private_bytes <= room;
-    let cheapest = costs.iter().filter(fits).min_by_key(|one| of(one));
-    match (cheapest, usual) {
-        (Some(cheapest), Some(usual))
-            if u128::from(of(cheapest)) * 100
-                < u128::from(of(usual)) * u128::from(WORTH_PERCENT) =>
-        {
-            cheapest.strategy
-        }
-        _ => Strategy::WorkingSet,
+    let in_question = || costs.iter().filter(fits);
+    let Some(cheapest) = in_question().min_by_key(|one| of(one)) else {
+        return Strategy::WorkingSet;
+    };
+    let worth = |usual: &Cost| {
+        u128::from(of(cheapest)) * 100 < u128::from(of(usual)) * u128::from(WORTH_PERCENT)
+    };
+    match in_question().find(|one| one.strategy == usual) {
+        Some(usual) if !worth(usual) => usual.strategy,
+        _ => cheapest.strategy,
     }
 }
 
@@ -329,6 +359,13 @@ impl Stored {
 }
 
 impl Measured {
+    /// What was chosen when it was stored, if that still has room.
+    fn stored(&self, room: u64) -> Option<Strategy> {
+        let strategy = self.stored?;
+        let fits = |cost: &Cost| cost.strategy != strategy || cost.private_bytes <= room;
+        (strategy == Strategy::WorkingSet || self.costs.iter().all(fits)).then_some(strategy)
+    }
+
     /// Whether the file does not have what was chosen.
     pub(crate) fn is_new(&self, choice: &Choice) -> bool {
         self.stored != Some(choice.strategy)
@@ -381,18 +418,21 @@ mod tests {
             cost(Strategy::FullCopy, 400, 300, 2000),
             cost(Strategy::OwnFile, 600, 100, 2050),
         ];
-        assert_eq!(choose(&costs, false, 4 << 20), Strategy::OwnFile);
-        assert_eq!(choose(&costs, true, 4 << 20), Strategy::FullCopy);
-        assert_eq!(choose(&costs, true, 2000 << 10), Strategy::FullCopy);
-        assert_eq!(choose(&costs, false, 2000 << 10), Strategy::WorkingSet);
-        assert_eq!(choose(&costs, false, 0), Strategy::WorkingSet);
-        assert_eq!(choose(&[], false, u64::MAX), Strategy::WorkingSet);
+        let usual = Strategy::WorkingSet;
+        assert_eq!(choose(&costs, usual, false, 4 << 20), Strategy::OwnFile);
+        assert_eq!(choose(&costs, usual, true, 4 << 20), Strategy::FullCopy);
+        assert_eq!(choose(&costs, usual, true, 2000 << 10), Strategy::FullCopy);
+        assert_eq!(choose(&costs, usual, false, 2000 << 10), usual);
+        assert_eq!(choose(&costs, Strategy::OwnFile, false, 0), usual);
+        assert_eq!(choose(&[], Strategy::OwnFile, false, u64::MAX), usual);
         // As on hardware, where a fault costs next to nothing.
         let alike = [
             cost(Strategy::WorkingSet, 100, 10, 50),
             cost(Strategy::OwnFile, 98, 10, 2050),
         ];
-        assert_eq!(choose(&alike, false, 4 << 20), Strategy::WorkingSet);
+        for usual in [Strategy::WorkingSet, Strategy::OwnFile] {
+            assert_eq!(choose(&alike, usual, false, 4 << 20), usual);
+        }
     }
 
     #[test]

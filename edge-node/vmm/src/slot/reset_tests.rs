@@ -231,10 +231,7 @@ fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
             "{measured:?}"
         );
         for cost in &choice.costs {
-            assert!(
-                cost.first_ns > 0 && cost.again_ns > 0 && cost.private_bytes > 0,
-                "{cost:?}"
-            );
+            assert!(cost.first_ns > 0 && cost.again_ns > 0, "{cost:?}");
         }
         let touched = made.sets.touched.get().unwrap();
         assert!(
