@@ -12,6 +12,7 @@ use crate::cpu::CpuState;
 use crate::hostcall::{Offer, set_result};
 use crate::image::Image;
 use crate::layout::View;
+use crate::machine::Exit;
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
 use crate::restore::{Reset, Strategy};
@@ -23,8 +24,8 @@ use crate::{
 
 /// Most pages that are touched ahead: a page full of their addresses.
 const MAX_TOUCHED: usize = (PAGE_BYTES / 8) as usize;
-/// How long that may take: some 20 µs for each on PVM.
-const TOUCH_TIME: Duration = Duration::from_millis(20);
+/// How long that may take, which is some 20 µs for each on PVM; far more where the machine is busy.
+const TOUCH_DEADLINE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -133,8 +134,19 @@ impl Slot {
             gs_base: 0,
             xsave: initial_xsave(),
         })?;
-        // However far it comes: the reset does not depend on it, nor does anything else.
-        machine.run(TOUCH_TIME)?;
+        let until = Instant::now() + TOUCH_DEADLINE;
+        loop {
+            match machine.run(until.saturating_duration_since(Instant::now()))? {
+                // By its own end, or by that of the library OS if it could not go on: nothing is under way then.
+                Exit::Port(_) => break,
+                Exit::Timer if Instant::now() < until => {}
+                _ => {
+                    return Err(VmmError::Misuse(
+                        "an instance that does not touch its pages",
+                    ));
+                }
+            }
+        }
         self.state = State::Ready;
         self.reset()
     }
