@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use holm_hostcall::{LOG_ADDR, PAGE_BYTES, WAIT_ENDED};
 use kvm_bindings::kvm_regs;
 
-use crate::boot::initial_xsave;
 use crate::cpu::CpuState;
 use crate::hostcall::{Offer, set_result};
 use crate::image::Image;
@@ -132,8 +131,7 @@ impl Slot {
             regs,
             fs_base: 0,
             gs_base: 0,
-            xsave: initial_xsave(),
-        })?;
+        });
         let until = Instant::now() + TOUCH_DEADLINE;
         loop {
             match machine.run(until.saturating_duration_since(Instant::now()))? {

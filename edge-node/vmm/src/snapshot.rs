@@ -41,7 +41,7 @@ use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
