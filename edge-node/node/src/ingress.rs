@@ -240,7 +240,7 @@ async fn look_after_slots(
         for live in table.live() {
             let target = pool.target(live.key);
             while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
-                if let Err(error) = slot.load(&live.snapshot) {
+                if let Err(error) = slot.load_ahead(&live.snapshot) {
                     tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
                     pool.discard(Some(slot), id);
                     break;

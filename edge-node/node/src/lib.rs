@@ -17,6 +17,7 @@ mod lane;
 pub mod limits;
 mod logs;
 mod meter;
+mod metrics;
 mod node;
 pub mod outbound;
 mod pool;

@@ -127,7 +127,7 @@ pub fn prepare(
     };
     let ready = began.elapsed();
     let log = runner.log.take();
-    let snapshot = capture(hypervisor, &mut runner, file, wait, symbols)?;
+    let snapshot = capture(hypervisor, &config.name, &mut runner, file, wait, symbols)?;
     Ok(Prepared {
         snapshot,
         ready,
@@ -203,6 +203,7 @@ fn base_of(program: &Program) -> u64 {
 /// Takes the state of a guest that has just made its first wait.
 fn capture(
     hypervisor: &Hypervisor,
+    name: &str,
     runner: &mut Runner,
     file: File,
     wait: Buffer,
@@ -216,7 +217,7 @@ fn capture(
         .zero(LOG_ADDR, size_of::<LogHeader>() as u64)?;
     // Nothing writes the memory from here on.
     runner.machine.detach()?;
-    Snapshot::capture(hypervisor, file, runner.layout, state, wait, symbols)
+    Snapshot::capture(hypervisor, name, file, runner.layout, state, wait, symbols)
 }
 
 /// The state in which a guest goes on after the hostcall that it has just made.

@@ -36,6 +36,17 @@ page_gate:
     ud2
     ret
 
+    // The host sends an instance here before its first request, with a list of pages at rsi and their number in rcx:
+    // what KVM does for the first touch of a page is done before somebody waits for it. It never goes on from here.
+    .global touch_pages
+touch_pages:
+    mov rax, [rsi]
+    mov al, [rax]
+    add rsi, 8
+    dec rcx
+    jnz touch_pages
+    int3
+
     // The same with the extended state in memory meanwhile, which a restore brings back with all else. So the
     // host need not set it, which would be a call of its own into KVM for each request.
 waiting_gate:

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use holm_model::artifact::VerifiedVersion;
 use holm_model::control::{Desired, Observed};
 use holm_model::ids::VersionId;
-use holm_vmm::{Hypervisor, Snapshot};
+use holm_vmm::{Choice, Hypervisor, Snapshot};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -38,6 +38,8 @@ pub(crate) struct Deployer {
     core: Reconciler,
     store: DeployStore,
     hypervisor: Hypervisor,
+    /// Slots of the node.
+    slots: usize,
     link: Link,
     tally: Arc<Tally>,
     logs: Arc<Logs>,
@@ -77,6 +79,8 @@ struct Done {
 /// What a deployer is told and given.
 pub(crate) struct Means {
     pub(crate) hypervisor: Hypervisor,
+    /// Slots of the node.
+    pub(crate) slots: usize,
     pub(crate) tally: Arc<Tally>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) meter: Meter,
@@ -124,6 +128,7 @@ impl Opened {
         } = self;
         let Means {
             hypervisor,
+            slots,
             tally,
             logs,
             meter,
@@ -134,6 +139,7 @@ impl Opened {
             core: Reconciler::default(),
             store,
             hypervisor,
+            slots,
             link,
             tally,
             logs,
@@ -344,13 +350,18 @@ impl Deployer {
             return;
         };
         let (hypervisor, meter) = (self.hypervisor.clone(), self.meter.clone());
+        let room = Choice::room(self.slots);
         let boots = self.boots.clone();
         self.begin(version, async move {
             let probed = one_at_a_time(&boots, move || {
                 let (record, probed) = prepare::probe(&hypervisor, &live);
-                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                meter.record(record).map_err(|error| error.to_string())?;
-                probed
+                {
+                    let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                    meter.record(record).map_err(|error| error.to_string())?;
+                }
+                probed?;
+                prepare::choose(&hypervisor, &live, room);
+                Ok(())
             });
             let event = match probed.await {
                 Ok(()) => Event::Probed { attempt },
@@ -371,7 +382,7 @@ impl Deployer {
             return;
         };
         let path = self.store.snapshot(version);
-        if path.exists() {
+        if path.exists() && !live.snapshot.choice_is_new() {
             return;
         }
         tokio::task::spawn_blocking(move || {

@@ -9,7 +9,8 @@ use holm_model::ids::{RequestId, VersionId};
 use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
-    Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
+    Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot,
+    Step,
 };
 
 use super::routes::Live;
@@ -116,38 +117,14 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
     let began = Instant::now();
     slot.load(&live.snapshot).map_err(node_fault)?;
     record.restore_ns = nanos(began.elapsed());
-
-    let id = record.request.to_string();
-    let host = format!("{}.{}", live.function.function, live.function.tenant);
-    let headers: [(&[u8], &[u8]); 4] = [
-        (b"host", host.as_bytes()),
-        (b"user-agent", b"holm-probe"),
-        (b"accept", b"*/*"),
-        (b"x-request-id", id.as_bytes()),
-    ];
-    let target = &live.probe_path;
-    let request = Request {
-        method: "GET",
-        target,
-        headers: &headers,
-        body: b"",
-    };
-    let deadline = Instant::now() + live.deadline();
-    let limits = Limits {
-        deadline,
-        cpu: Duration::from_millis(live.limits.cpu_ms),
-        response_body_bytes: live.limits.response_body_bytes,
-        streams: false,
-    };
     slot.set_outbound(live.outbound());
     let began = Instant::now();
-    slot.begin(&request, limits).map_err(node_fault)?;
-    let ended = run(&mut slot, deadline);
+    let ended = ask(&mut slot, live, record.request);
     record.run_ns = nanos(began.elapsed());
     let stats = slot.stats();
     (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
     (record.egress_bytes, record.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
-    let log = slot.take_log();
+    let (log, target) = (slot.take_log(), &live.probe_path);
     match ended {
         Ok(response) => {
             record.status = response.status;
@@ -170,6 +147,54 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
                 "{blame} at the probe GET {target}: {failure}{}",
                 last_words(&log)
             ))
+        }
+    }
+}
+
+/// Has the probe answered by an instance.
+fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure> {
+    let id = id.to_string();
+    let host = format!("{}.{}", live.function.function, live.function.tenant);
+    let headers: [(&[u8], &[u8]); 4] = [
+        (b"host", host.as_bytes()),
+        (b"user-agent", b"holm-probe"),
+        (b"accept", b"*/*"),
+        (b"x-request-id", id.as_bytes()),
+    ];
+    let request = Request {
+        method: "GET",
+        target: &live.probe_path,
+        headers: &headers,
+        body: b"",
+    };
+    let deadline = Instant::now() + live.deadline();
+    let limits = Limits {
+        deadline,
+        cpu: Duration::from_millis(live.limits.cpu_ms),
+        response_body_bytes: live.limits.response_body_bytes,
+        streams: false,
+    };
+    slot.begin(&request, limits)?;
+    run(slot, deadline)
+}
+
+/// Measures by which strategy instances of the version are best restored and reset, unless that is known. It takes
+/// the probe for that, some more times, and has no way out meanwhile, so that nobody else notices. `room`: bytes that
+/// an instance may keep to itself. That it cannot be measured is no reason not to serve it.
+pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live, room: u64) {
+    let (function, version) = (&live.function, live.version.short());
+    let measured = Choice::make(hypervisor, &live.snapshot, room, |slot| {
+        ask(slot, live, RequestId::NONE).map(drop)
+    });
+    match (measured, live.snapshot.choice()) {
+        (Ok(()), Some(choice)) => {
+            let strategy = choice.strategy.as_str();
+            let costs = choice.to_string();
+            tracing::info!(%function, version, strategy, costs, "how its instances are restored");
+        }
+        (Ok(()), None) => {}
+        (Err(failure), _) => {
+            tracing::warn!(%function, version, %failure, "how its instances are best restored could not be measured");
         }
     }
 }

@@ -149,6 +149,7 @@ async fn take(
     let (table, target);
     let (live, rest) = match route::target(path_and_query, host, lane.shared.domain.as_deref()) {
         Target::Health => return Ok(crate::health::answer(&lane.shared)),
+        Target::Metrics => return Ok(crate::metrics::answer(&lane.shared, &lane.table())),
         Target::Nowhere => return Err(Problem::UnknownFunction),
         Target::Function {
             tenant,

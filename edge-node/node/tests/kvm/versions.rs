@@ -183,3 +183,40 @@ async fn kvm_a_version_that_is_not_wanted_any_more_leaves_nothing_behind() {
     assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 404);
     shutdown(node).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_metrics_say_how_a_version_is_restored_and_a_restart_measures_nothing_anew() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, dir, node) = serving(&v1).await;
+    let snapshot = dir
+        .path()
+        .join("snapshots")
+        .join(format!("{}.snap", v1.signed.id().hex()));
+    until("the snapshot is on disk", || snapshot.exists()).await;
+    // What was measured, to the nanosecond.
+    let measured = async |node: &holm_node::Node| {
+        let answer = get(node.addr(), "/.holm/metrics").await;
+        let of_version = |line: &&str| line.contains(&v1.signed.id().hex());
+        let lines = text(&answer).lines().filter(of_version);
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = measured(&node).await;
+    let of = |name: &str| before.iter().filter(|line| line.starts_with(name)).count();
+    assert_eq!(of("holm_restore_strategy{"), 1, "{before:?}");
+    assert!(before[0].contains("function=\"acme/hello\""), "{before:?}");
+    // Emulated, a request takes so long that it is not worth it.
+    if !holm_test_support::is_slow() {
+        assert_eq!(of("holm_restore_first_seconds{"), 4, "{before:?}");
+        assert_eq!(of("holm_restore_private_bytes{"), 4, "{before:?}");
+    }
+    shutdown(node).await;
+    coordinator.state().observed = Default::default();
+    let node = start(config(dir.path())).await;
+    routed(&coordinator, &v1).await;
+    assert_eq!(measured(&node).await, before);
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
