@@ -36,6 +36,7 @@ mod runner;
 mod slot;
 mod snapshot;
 mod symbols;
+mod thread;
 mod timer;
 mod unwind;
 
@@ -50,6 +51,7 @@ pub use outbound::{Outbound, Resolution};
 pub use request::{Failure, Limits, Place, Request, RequestPlace, Response, Rest, RunStats, Step};
 pub use slot::Slot;
 pub use snapshot::{Snapshot, SnapshotError};
+pub use thread::{Urgency, set_urgency};
 
 /// The host cannot do its part. Never the function's fault.
 #[derive(Debug, thiserror::Error)]
