@@ -8,6 +8,7 @@
 
 mod config;
 mod deploy;
+mod fair;
 mod files;
 mod health;
 mod identity;

@@ -38,6 +38,7 @@ pub mod sample;
 mod slot;
 mod snapshot;
 mod symbols;
+mod thread;
 mod timer;
 mod unwind;
 
@@ -53,6 +54,7 @@ pub use request::{Failure, Limits, Place, Request, RequestPlace, Response, Rest,
 pub use restore::{Choice, Cost, Strategy};
 pub use slot::Slot;
 pub use snapshot::{Snapshot, SnapshotError, Told};
+pub use thread::{Urgency, set_urgency};
 
 /// The host cannot do its part. Never the function's fault.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ use holm_vmm::{
     Step,
 };
 
+use super::core::Fault;
 use super::routes::Live;
 use super::store::DeployStore;
 use crate::limits::{MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
@@ -26,7 +27,7 @@ pub(crate) fn snapshot(
     store: &DeployStore,
     version: VersionId,
     statement: &Statement,
-) -> Result<Arc<Snapshot>, String> {
+) -> Result<Arc<Snapshot>, Fault> {
     let path = store.snapshot(version);
     if path.exists() {
         match Snapshot::load(hypervisor, &path) {
@@ -39,11 +40,10 @@ pub(crate) fn snapshot(
             }
         }
     }
-    let bytes = store
-        .verified_artifact(statement)
-        .map_err(|error| error.to_string())?;
-    let bytes = bytes.ok_or("the artifact has vanished from the node's disk; deploy again")?;
-    let Bundle { program, files } = Bundle::parse(&bytes).map_err(|error| error.to_string())?;
+    let bytes = store.verified_artifact(statement).map_err(Fault::ours)?;
+    let vanished = || Fault::ours("the artifact has vanished from the node's disk");
+    let bytes = bytes.ok_or_else(vanished)?;
+    let Bundle { program, files } = Bundle::parse(&bytes).map_err(Fault::of_function)?;
     // Up to 256 MiB, of which there is a copy now.
     drop(bytes);
     let config = GuestConfig {
@@ -63,18 +63,18 @@ pub(crate) fn snapshot(
             Ok(prepared.snapshot)
         }
         Err(error) => {
-            let blame = blame(&error.failure);
-            Err(format!(
-                "{blame} before it was ready: {}{}",
+            let what = format!(
+                "before it was ready: {}{}",
                 error.failure,
                 last_words(&error.log)
-            ))
+            );
+            Err(blame(&error.failure, &what))
         }
     }
 }
 
 /// Sends one request to a fresh instance. The record tells what it cost, whatever came of it.
-pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Result<(), String>) {
+pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Result<(), Fault>) {
     let accepted_ms = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64);
@@ -109,9 +109,11 @@ pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Resul
     (record, result)
 }
 
-fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), String> {
+fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), Fault> {
     let node_fault = |error: holm_vmm::VmmError| {
-        format!("the node could not probe it: {error}; the operator of the node must look into it")
+        Fault::ours(format!(
+            "the node could not probe it: {error}; the operator of the node must look into it"
+        ))
     };
     let mut slot = Slot::new(hypervisor).map_err(node_fault)?;
     let began = Instant::now();
@@ -134,19 +136,16 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
                 return Ok(());
             }
             record.outcome = Outcome::FunctionError;
-            Err(format!(
+            Err(Fault::of_function(format!(
                 "it answered the probe GET {target} with status {}{}",
                 response.status,
                 last_words(&log)
-            ))
+            )))
         }
         Err(failure) => {
             record.outcome = outcome(&failure);
-            let blame = blame(&failure);
-            Err(format!(
-                "{blame} at the probe GET {target}: {failure}{}",
-                last_words(&log)
-            ))
+            let what = format!("at the probe GET {target}: {failure}{}", last_words(&log));
+            Err(blame(&failure, &what))
         }
     }
 }
@@ -225,10 +224,10 @@ pub(crate) fn outcome(failure: &Failure) -> Outcome {
     }
 }
 
-fn blame(failure: &Failure) -> &'static str {
+fn blame(failure: &Failure, what: &str) -> Fault {
     match failure {
-        Failure::Host(_) => "the node failed",
-        _ => "the function failed",
+        Failure::Host(_) => Fault::ours(format!("the node failed {what}")),
+        _ => Fault::of_function(format!("the function failed {what}")),
     }
 }
 

@@ -220,3 +220,34 @@ async fn kvm_metrics_say_how_a_version_is_restored_and_a_restart_measures_nothin
     assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
     shutdown(node).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_the_nodes_disk_prevents_is_done_when_the_disk_is_well_again() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&coordinator, dir.path()).await;
+    let artifacts = dir.path().join("artifacts");
+    std::fs::remove_dir_all(&artifacts).unwrap();
+    std::fs::write(&artifacts, "in the way").unwrap();
+    let v1 = Version::new("v1", 1);
+    coordinator.add_artifact(&v1);
+    coordinator.want(desired(1, &v1, None));
+    until("the coordinator is told", || {
+        coordinator.failure(&v1).is_some()
+    })
+    .await;
+    let reason = coordinator.failure(&v1).unwrap();
+    assert!(
+        reason.contains("check the disk") && reason.contains("tries again"),
+        "{reason}"
+    );
+    std::fs::remove_file(&artifacts).unwrap();
+    std::fs::create_dir(&artifacts).unwrap();
+    // Nobody wants it anew.
+    until("it takes requests", || coordinator.is_routed(&v1)).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
