@@ -339,9 +339,15 @@ impl Stored {
             return;
         }
         snapshot.chunks.take(&self.chunks);
-        // Nothing is there yet.
-        snapshot.sets.written.get_or_init(|| self.written);
-        snapshot.sets.touched.get_or_init(|| self.touched);
+        // Nothing is there yet. What was not known is still to be found out.
+        for (set, known) in [
+            (&snapshot.sets.written, self.written),
+            (&snapshot.sets.touched, self.touched),
+        ] {
+            if !known.is_empty() {
+                set.get_or_init(|| known);
+            }
+        }
         snapshot.measured.get_or_init(|| Measured {
             costs: self.costs,
             machine: self.machine,
