@@ -132,7 +132,10 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
         })
         .unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
-    let differs = bytes.iter().zip(&before).rposition(|(now, then)| now != then);
+    let differs = bytes
+        .iter()
+        .zip(&before)
+        .rposition(|(now, then)| now != then);
     bytes[differs.unwrap()] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     drop((store, spill));
