@@ -264,7 +264,9 @@ mod tests {
             let (old, to, filling) = (Some(old), Some(to.clone()), Filling::Same);
             chores.send(Chore { old, to, filling }).unwrap();
         };
-        (replace(1, &to), replace(2, &gone), replace(3, &to));
+        for (old, to) in [(1, &to), (2, &gone), (3, &to)] {
+            replace(old, to);
+        }
         let patience = Duration::from_secs(10);
         let parted: Vec<u32> = (0..3)
             .map(|_| parts.recv_timeout(patience).unwrap())
