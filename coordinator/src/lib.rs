@@ -33,4 +33,4 @@ pub use ca::{CaError, TokenError};
 pub use nodes::ServerError;
 pub use registry::ArtifactError;
 pub use start::{Config, Running, StartError, start};
-pub use store::StoreError;
+pub use store::{DatabaseUrl, StoreError};

@@ -23,7 +23,7 @@ use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
-use crate::store::{Store, StoreError};
+use crate::store::{DatabaseUrl, Store, StoreError};
 
 /// Time for requests under way to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,8 +31,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it keeps everything; made if it is not there.
+    /// Where it keeps everything but the database, if that is elsewhere; made if it is not there.
     pub state_dir: PathBuf,
+    /// The PostgreSQL database that several coordinators share; SQLite in the state directory if
+    /// none.
+    pub database: Option<DatabaseUrl>,
     /// UDP address for nodes; port 0 takes any that is free.
     pub quic_listen: SocketAddr,
     /// TCP address of the HTTP API; port 0 takes any that is free.
@@ -50,6 +53,7 @@ impl Config {
     pub fn new(state_dir: PathBuf, quic_listen: SocketAddr, http_listen: SocketAddr) -> Self {
         Config {
             state_dir,
+            database: None,
             quic_listen,
             http_listen,
             public_quic_address: None,
@@ -125,7 +129,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     prepare_dir(dir)?;
     let lock = lock(dir)?;
     let clock = Clock::start();
-    let store = Store::open(&dir.join("coordinator.db")).await?;
+    let store = match &config.database {
+        None => Store::open_sqlite(&dir.join("coordinator.db")).await?,
+        Some(url) => Store::open_postgres(url).await?,
+    };
     let authority = Authority::load_or_make(dir)?;
     let admin_token_path = dir.join("admin-token");
     ensure_admin_token(&admin_token_path, &store, &clock).await?;

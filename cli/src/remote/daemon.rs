@@ -35,6 +35,15 @@ pub(crate) struct CoordinatorArgs {
     /// Where the coordinator keeps everything [default: ~/.local/state/holm/coordinator].
     #[arg(long, env = "HOLM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// The PostgreSQL database to use instead of SQLite: postgres://USER@HOST:PORT/DATABASE. The command line is
+    /// no place for its password; PGPASSWORD, ~/.pgpass and HOLM_DATABASE are.
+    #[arg(
+        long,
+        env = "HOLM_DATABASE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    database: Option<String>,
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
@@ -174,6 +183,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let end = End::new(&args.supervision)?;
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
+    config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     let mut running = holm_coordinator::start(config)
         .await
         .map_err(|error| Failure::other(format!("the coordinator cannot start: {error}")))?;

@@ -1,8 +1,10 @@
 //! Rollouts and the generation of desired state.
 
-use holm_model::ids::{Digest, FunctionName, VersionId};
+use holm_model::ids::{FunctionName, VersionId};
 
-use super::{During as _, Store, StoreError, int, text, uint};
+use super::error::During as _;
+use super::sql::query;
+use super::{Store, StoreError, Turn, text, uint};
 use crate::rollout::Rollout;
 
 /// A rollout as stored.
@@ -42,8 +44,8 @@ fn plan(rollout: &Rollout) -> Result<(String, String), StoreError> {
 impl Store {
     /// The newest generation of desired state.
     pub(crate) async fn generation(&self) -> Result<u64, StoreError> {
-        let value: i64 = sqlx::query_scalar("SELECT value FROM counters WHERE name = 'generation'")
-            .fetch_one(&self.reader)
+        let (value,): (i64,) = query("SELECT value FROM counters WHERE name = 'generation'")
+            .one(self.reader())
             .await
             .during("read the generation")?;
         Ok(uint(value))
@@ -51,9 +53,9 @@ impl Store {
 
     /// Stores a new generation of desired state.
     pub(crate) async fn set_generation(&self, generation: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
-            .bind(int(generation))
-            .execute(&self.writer)
+        query("UPDATE counters SET value = ? WHERE name = 'generation'")
+            .bind(generation)
+            .execute(self.writer())
             .await
             .during("store the generation")?;
         Ok(())
@@ -67,19 +69,19 @@ impl Store {
         rollback: bool,
     ) -> Result<u64, StoreError> {
         let (plan, state) = plan(rollout)?;
-        let result = sqlx::query(
+        let (id,): (i64,) = query(
             "INSERT INTO rollouts (function, version, rollback, state, plan)
-             VALUES (?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?) RETURNING id",
         )
         .bind(function.to_string())
-        .bind(rollout.version.0.to_vec())
+        .bind(rollout.version)
         .bind(rollback)
         .bind(state)
         .bind(plan)
-        .execute(&self.writer)
+        .one(self.writer())
         .await
         .during("store a rollout")?;
-        Ok(uint(result.last_insert_rowid()))
+        Ok(uint(id))
     }
 
     /// Stores a step of a rollout together with all that follows from it.
@@ -93,42 +95,41 @@ impl Store {
     ) -> Result<(), StoreError> {
         const DOING: &str = "store a rollout's step";
         let (plan, state) = plan(rollout)?;
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
+        let mut tx = self.write(Turn::Rollouts).await?;
+        query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
             .bind(state)
             .bind(plan)
-            .bind(rollout.ended_ms.map(int))
-            .bind(int(id))
-            .execute(&mut *tx)
+            .bind(rollout.ended_ms)
+            .bind(id)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
         if let Some(generation) = generation {
-            sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
-                .bind(int(generation))
-                .execute(&mut *tx)
+            query("UPDATE counters SET value = ? WHERE name = 'generation'")
+                .bind(generation)
+                .execute(&mut tx)
                 .await
                 .during(DOING)?;
         }
         if let Some(Adoption { current, fallback }) = adoption {
-            sqlx::query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
-                .bind(current.0.to_vec())
-                .bind(fallback.map(|id| id.0.to_vec()))
+            query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
+                .bind(current)
+                .bind(fallback)
                 .bind(function.to_string())
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .during(DOING)?;
         }
-        tx.commit().await.during(DOING)
+        tx.commit(DOING).await
     }
 
     /// One rollout.
     pub(crate) async fn rollout(&self, id: u64) -> Result<Option<RolloutRow>, StoreError> {
-        let found: Option<Row> =
-            sqlx::query_as("SELECT id, function, plan FROM rollouts WHERE id = ?")
-                .bind(int(id))
-                .fetch_optional(&self.reader)
-                .await
-                .during("look up a rollout")?;
+        let found: Option<Row> = query("SELECT id, function, plan FROM rollouts WHERE id = ?")
+            .bind(id)
+            .optional(self.reader())
+            .await
+            .during("look up a rollout")?;
         found.map(row).transpose()
     }
 
@@ -137,12 +138,12 @@ impl Store {
         &self,
         function: &FunctionName,
     ) -> Result<Option<RolloutRow>, StoreError> {
-        let found: Option<Row> = sqlx::query_as(
+        let found: Option<Row> = query(
             "SELECT id, function, plan FROM rollouts WHERE function = ?
              ORDER BY id DESC LIMIT 1",
         )
         .bind(function.to_string())
-        .fetch_optional(&self.reader)
+        .optional(self.reader())
         .await
         .during("look up a rollout")?;
         found.map(row).transpose()
@@ -150,12 +151,11 @@ impl Store {
 
     /// The rollouts that have not ended.
     pub(crate) async fn open_rollouts(&self) -> Result<Vec<RolloutRow>, StoreError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id",
-        )
-        .fetch_all(&self.reader)
-        .await
-        .during("list rollouts")?;
+        let rows: Vec<Row> =
+            query("SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id")
+                .all(self.reader())
+                .await
+                .during("list rollouts")?;
         rows.into_iter().map(row).collect()
     }
 
@@ -165,19 +165,17 @@ impl Store {
         function: &FunctionName,
         current: VersionId,
     ) -> Result<Option<VersionId>, StoreError> {
-        let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT plan ->> 'previous' FROM rollouts
+        let found: Option<Row> = query(
+            "SELECT id, function, plan FROM rollouts
              WHERE function = ? AND version = ? AND rollback = 0 AND state = 'completed'
              ORDER BY id DESC LIMIT 1",
         )
         .bind(function.to_string())
-        .bind(current.0.to_vec())
-        .fetch_optional(&self.reader)
+        .bind(current)
+        .optional(self.reader())
         .await
         .during("look up the version before")?;
-        match found.flatten() {
-            Some(id) => text::<Digest>("a version's id", &id).map(Some),
-            None => Ok(None),
-        }
+        let found = found.map(row).transpose()?;
+        Ok(found.and_then(|found| found.rollout.previous))
     }
 }
