@@ -78,6 +78,11 @@ pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
 /// How often a rollout is looked at while one is running.
 pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 
+/// How often a coordinator tells the others that it lives, and looks what they have decided.
+pub(crate) const COORDINATOR_TICK: Duration = Duration::from_millis(500);
+/// Silence after which the others take a coordinator for dead.
+pub(crate) const COORDINATOR_SILENCE: Duration = Duration::from_secs(3);
+
 /// Most bytes of one function's log that are kept.
 pub(crate) const MAX_LOG_BYTES_OF_FUNCTION: usize = 1 << 20;
 /// Most bytes of all functions' logs that are kept.
@@ -108,6 +113,8 @@ pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 
 const _: () = {
+    // A tick may be late without costing a coordinator its life.
+    assert!(COORDINATOR_SILENCE.as_millis() >= 5 * COORDINATOR_TICK.as_millis());
     // A statement of the largest size still fits a request body in base64.
     assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
     assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);

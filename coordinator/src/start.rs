@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{self, Api, BoundedListener};
-use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token};
+use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token, random};
 use crate::clock::{Clock, millis};
 use crate::ledger::Ledger;
 use crate::limits::LAST_SEEN_EVERY;
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
+use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{DatabaseUrl, Store, StoreError};
@@ -85,6 +86,18 @@ pub enum StartError {
     /// The certificate authority.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// The fleet has a certificate authority, and it is not here.
+    #[error(
+        "the coordinators on this database have a certificate authority, which the state directory {0} lacks; \
+         copy `ca.key` and `ca.der` there from the state directory of one of them"
+    )]
+    NoAuthority(PathBuf),
+    /// This is another fleet's.
+    #[error(
+        "the certificate authority in the state directory {0} is not that of the other coordinators on this \
+         database; copy `ca.key` and `ca.der` from the state directory of one of them, or give another database"
+    )]
+    OtherAuthority(PathBuf),
     /// The administrator's token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -119,6 +132,7 @@ pub struct Running {
     endpoint: Endpoint,
     stop: watch::Sender<bool>,
     store: Store,
+    peers: Option<Arc<Peers>>,
     // Declared last, so that it is let go of last.
     _lock: File,
 }
@@ -133,17 +147,18 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         None => Store::open_sqlite(&dir.join("coordinator.db")).await?,
         Some(url) => Store::open_postgres(url).await?,
     };
-    let authority = Authority::load_or_make(dir)?;
+    let authority = authority(dir, &store).await?;
     let admin_token_path = dir.join("admin-token");
-    ensure_admin_token(&admin_token_path, &store, &clock).await?;
-    let artifacts = Artifacts::open(dir.join("artifacts")).await?;
+    let label = admin_label(dir, &store);
+    ensure_admin_token(&admin_token_path, &label, &store, &clock).await?;
+    let artifacts = Artifacts::open(dir.join("artifacts"), store.is_shared()).await?;
     match artifacts.sweep(&store).await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
         Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
     }
 
-    let fleet = Arc::new(Fleet::new(store.nodes().await?, clock));
+    let fleet = Arc::new(Fleet::new(&store.nodes().await?, clock, store.is_shared()));
     let timing = Timing {
         prepare_timeout_ms: millis(config.prepare_timeout),
         absent_grace_ms: millis(config.absent_grace),
@@ -183,6 +198,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         logs: logs.clone(),
         registry: registry.clone(),
         target: rollouts.target(),
+        rollouts: rollouts.clone(),
         clock,
     });
     let api = Arc::new(Api {
@@ -199,6 +215,27 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
+    let id = hex::encode(random::<8>());
+    let peers = match store.is_shared() {
+        true => {
+            let address = format!("http://{http_addr}");
+            let (store, rollouts) = (store.clone(), rollouts.clone());
+            let peers = Peers::new(store, fleet.clone(), rollouts, clock, id, address);
+            let peers = Arc::new(peers);
+            let seen = peers.join().await?;
+            let others = peers.clone();
+            let watch = async move { others.run(seen).await };
+            tasks.spawn(until(stopped.clone(), "the other coordinators", watch));
+            Some(peers)
+        }
+        false => {
+            // The state directory is locked: whoever held the lease before is no longer there.
+            if let Some(token) = store.take_lease(&id).await? {
+                rollouts.lead(token).await?;
+            }
+            None
+        }
+    };
     tasks.spawn(serve_http(listener, api, stopped.clone()));
     tasks.spawn(async move {
         server.run(services, joins).await;
@@ -220,6 +257,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         endpoint,
         stop,
         store,
+        peers,
         _lock: lock,
     })
 }
@@ -248,6 +286,9 @@ impl Running {
             self.tasks.shutdown().await;
         }
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        if let Some(peers) = &self.peers {
+            peers.leave().await;
+        }
         self.store.close().await;
         tracing::info!("the coordinator has ended");
     }
@@ -291,6 +332,34 @@ async fn keep_last_seen(store: &Store, fleet: &Fleet) {
             tracing::error!(%error, "last seen is not stored");
         }
     }
+}
+
+/// The fleet's certificate authority, which coordinators that share a database must share too.
+async fn authority(dir: &Path, store: &Store) -> Result<Authority, StartError> {
+    if !store.is_shared() {
+        return Ok(Authority::load_or_make(dir)?);
+    }
+    // Nothing is made in a directory that lacks what another one has.
+    if !Authority::is_in(dir) && store.authority(None).await?.is_some() {
+        return Err(StartError::NoAuthority(dir.to_owned()));
+    }
+    let own = Authority::load_or_make(dir)?;
+    match store.authority(Some(own.fingerprint())).await? {
+        Some(fleet) if fleet != own.fingerprint() => {
+            Err(StartError::OtherAuthority(dir.to_owned()))
+        }
+        _ => Ok(own),
+    }
+}
+
+/// What this state directory's administrator's token is called in the database: others that share
+/// it have their own.
+fn admin_label(dir: &Path, store: &Store) -> String {
+    if !store.is_shared() {
+        return "admin".to_owned();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("admin {}:{}", host.trim(), dir.display())
 }
 
 /// The state directory, for its owner alone.

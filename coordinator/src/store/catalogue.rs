@@ -7,7 +7,7 @@ use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
 use super::error::During as _;
-use super::sql::query;
+use super::sql::{On, query};
 use super::{Store, StoreError, Turn, bytes32, int, text, uint};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS};
 use crate::rollout::Version;
@@ -264,12 +264,7 @@ impl Store {
 
     /// Every function by name.
     pub(crate) async fn functions(&self) -> Result<Vec<FunctionRow>, StoreError> {
-        let rows: Vec<FunctionColumns> =
-            query("SELECT name, current, fallback FROM functions ORDER BY name")
-                .all(self.reader())
-                .await
-                .during("list functions")?;
-        rows.into_iter().map(function_row).collect()
+        functions(self.reader()).await
     }
 
     /// One function.
@@ -296,6 +291,35 @@ impl Store {
                 .during("look up an artifact")?;
         Ok(found.is_some())
     }
+}
+
+/// Every function by name.
+pub(super) async fn functions(on: impl Into<On<'_>>) -> Result<Vec<FunctionRow>, StoreError> {
+    let rows: Vec<FunctionColumns> =
+        query("SELECT name, current, fallback FROM functions ORDER BY name")
+            .all(on)
+            .await
+            .during("list functions")?;
+    rows.into_iter().map(function_row).collect()
+}
+
+/// Every tenant's keys.
+pub(super) async fn all_keys(
+    on: impl Into<On<'_>>,
+) -> Result<BTreeMap<Name, Vec<PublisherKey>>, StoreError> {
+    let rows: Vec<(String, Vec<u8>)> =
+        query("SELECT tenant, key FROM publisher_keys ORDER BY tenant, added_ms, key")
+            .all(on)
+            .await
+            .during("list publishers' keys")?;
+    let mut keys = BTreeMap::<Name, Vec<PublisherKey>>::new();
+    for (tenant, key) in rows {
+        let key = PublisherKey(bytes32("a publisher's key", &key)?);
+        keys.entry(text("a tenant's name", &tenant)?)
+            .or_default()
+            .push(key);
+    }
+    Ok(keys)
 }
 
 /// A query for [`VersionColumns`]; both parts are constants of this file.

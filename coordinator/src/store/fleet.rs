@@ -4,7 +4,8 @@ use holm_model::control::Hello;
 use holm_model::ids::{Digest, Name};
 
 use super::error::During as _;
-use super::sql::query;
+use super::rollouts::{Basis, Unstored, save_generation};
+use super::sql::{On, query};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::MAX_NODES;
 
@@ -209,12 +210,13 @@ impl Store {
     /// neither. Whether there is such a node.
     pub(crate) async fn set_drained(
         &self,
+        basis: Basis,
         node: &Name,
         drained: bool,
         generation: u64,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, Unstored> {
         const DOING: &str = "store that a node is drained";
-        let mut tx = self.write(Turn::Fleet).await?;
+        let mut tx = self.decide(basis).await?;
         let changed = query("UPDATE nodes SET drained = ? WHERE name = ? AND hello IS NOT NULL")
             .bind(drained)
             .bind(node)
@@ -224,32 +226,34 @@ impl Store {
         if changed == 0 {
             return Ok(false);
         }
-        query("UPDATE counters SET value = ? WHERE name = 'generation'")
-            .bind(generation)
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
+        save_generation(&mut tx, generation).await?;
         tx.commit(DOING).await?;
         Ok(true)
     }
 
     /// Every node that has been connected.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
-        let rows: Vec<(String, String, i64, i64)> = query(
-            "SELECT name, hello, last_seen_ms, drained FROM nodes WHERE hello IS NOT NULL ORDER BY name",
-        )
-        .all(self.reader())
-        .await
-        .during("list nodes")?;
-        let read = |(name, hello, last_seen_ms, drained): (String, String, i64, i64)| {
-            Ok(NodeRow {
-                name: text("a node's name", &name)?,
-                hello: serde_json::from_str(&hello)
-                    .map_err(|error| StoreError::corrupt("a node's hello", error))?,
-                last_seen_ms: uint(last_seen_ms),
-                drained: drained != 0,
-            })
-        };
-        rows.into_iter().map(read).collect()
+        nodes(self.reader()).await
     }
+}
+
+/// Every node that has been connected.
+pub(super) async fn nodes(on: impl Into<On<'_>>) -> Result<Vec<NodeRow>, StoreError> {
+    let rows: Vec<(String, String, i64, i64)> = query(
+        "SELECT name, hello, last_seen_ms, drained FROM nodes
+         WHERE hello IS NOT NULL ORDER BY name",
+    )
+    .all(on)
+    .await
+    .during("list nodes")?;
+    let read = |(name, hello, last_seen_ms, drained): (String, String, i64, i64)| {
+        Ok(NodeRow {
+            name: text("a node's name", &name)?,
+            hello: serde_json::from_str(&hello)
+                .map_err(|error| StoreError::corrupt("a node's hello", error))?,
+            last_seen_ms: uint(last_seen_ms),
+            drained: drained != 0,
+        })
+    };
+    rows.into_iter().map(read).collect()
 }

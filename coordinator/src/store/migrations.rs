@@ -23,13 +23,23 @@ pub(super) const SQLITE: &Migrations = &[
         "drained",
         include_str!("../../migrations/sqlite/0003_drained.sql"),
     ),
+    (
+        "coordinators",
+        include_str!("../../migrations/sqlite/0004_coordinators.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
-pub(super) const POSTGRES: &Migrations = &[(
-    "first",
-    include_str!("../../migrations/postgres/0001_first.sql"),
-)];
+pub(super) const POSTGRES: &Migrations = &[
+    (
+        "first",
+        include_str!("../../migrations/postgres/0001_first.sql"),
+    ),
+    (
+        "coordinators",
+        include_str!("../../migrations/postgres/0002_coordinators.sql"),
+    ),
+];
 
 pub(super) fn migrator(migrations: &Migrations) -> Migrator {
     let migration = |((name, sql), number): (&(&'static str, &'static str), i64)| {

@@ -12,6 +12,7 @@
 //! writes to is kept out by the lock on the state directory (see the crate's root).
 
 mod catalogue;
+mod coordinators;
 mod error;
 mod fleet;
 mod migrations;
@@ -32,10 +33,11 @@ use sqlx::sqlite::{
 };
 
 pub(crate) use catalogue::{FunctionRow, NewVersion, PublishOutcome};
+pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
 pub(crate) use fleet::{JoinOutcome, NodeRow};
 pub use postgres::DatabaseUrl;
-pub(crate) use rollouts::{Adoption, RolloutRow};
+pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
 pub(crate) use usage::{StoredUsage, UsageFilter, UsageGroup};
 
 use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};

@@ -14,6 +14,9 @@ use sqlx::{Arguments as _, AssertSqlSafe, Decode, FromRow, Postgres, Row as _, S
 
 use super::{During as _, StoreError, int};
 
+/// On which coordinators listen for what others have changed.
+pub(super) const CHANNEL: &str = "holm";
+
 /// A value in a statement.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
@@ -241,6 +244,18 @@ impl Row {
 }
 
 impl Transaction {
+    /// Wakes the other coordinators when it commits; SQLite has none.
+    pub(super) async fn notify(&mut self) -> Result<(), StoreError> {
+        if let Transaction::Postgres(_) = self {
+            query("SELECT pg_notify(?, '')")
+                .bind(CHANNEL)
+                .execute(self)
+                .await
+                .during("wake the other coordinators")?;
+        }
+        Ok(())
+    }
+
     /// Makes it last.
     pub(super) async fn commit(self, operation: &'static str) -> Result<(), StoreError> {
         match self {
@@ -296,6 +311,12 @@ impl From<&str> for Value {
 impl From<String> for Value {
     fn from(value: String) -> Self {
         Value::Text(Some(value))
+    }
+}
+
+impl From<Option<String>> for Value {
+    fn from(value: Option<String>) -> Self {
+        Value::Text(value)
     }
 }
 

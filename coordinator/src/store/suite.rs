@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
-use holm_model::control::Hello;
+use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use holm_model::manifest::Manifest;
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, JoinOutcome, NewVersion, PublishOutcome, Store, StoredUsage, UsageFilter, UsageGroup,
+    Adoption, Basis, JoinOutcome, LinkChange, NewVersion, PublishOutcome, RolloutRow, Store,
+    StoredUsage, Unstored, UsageFilter, UsageGroup,
 };
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS};
-use crate::rollout::{Policy, Rollout};
+use crate::rollout::{Policy, Rollout, Tally};
 
 on_both_databases! {
     a_tenant_keeps_each_key_once_and_only_so_many,
@@ -30,6 +31,11 @@ on_both_databases! {
     a_drained_node_is_stored_with_the_generation_that_says_so,
     a_function_has_one_open_rollout,
     a_step_is_stored_with_all_that_follows_from_it,
+    what_rests_on_an_old_revision_is_not_stored,
+    a_step_of_a_holder_that_has_lost_the_lease_is_not_stored,
+    a_node_is_linked_to_the_coordinator_that_it_dialled_last,
+    outcomes_that_are_left_are_taken_once,
+    a_fleet_has_one_certificate_authority,
     a_reader_of_pages_misses_no_row_that_is_entered_meanwhile,
 }
 
@@ -308,19 +314,23 @@ async fn a_drained_node_is_stored_with_the_generation_that_says_so(database: Tes
     let store = &database.store;
     let edge = name("edge");
     with_node(store, &edge).await;
-    assert!(
-        !store.set_drained(&edge, true, 5).await.unwrap(),
-        "it was never there"
-    );
-    assert_eq!(
-        store.generation().await.unwrap(),
-        0,
-        "nothing of it is stored"
-    );
+    let unknown = store.set_drained(at(0), &edge, true, 5).await.unwrap();
+    assert!(!unknown, "it was never there");
+    let nothing = store.decided().await.unwrap();
+    assert_eq!((nothing.revision, nothing.generation), (0, 0));
     store.save_hello(&edge, &hello(), 10).await.unwrap();
-    assert!(store.set_drained(&edge, true, 6).await.unwrap());
-    assert!(store.nodes().await.unwrap()[0].drained);
-    assert_eq!(store.generation().await.unwrap(), 6);
+    assert!(store.set_drained(at(0), &edge, true, 6).await.unwrap());
+    let decided = store.decided().await.unwrap();
+    assert!(decided.nodes[0].drained);
+    assert_eq!((decided.revision, decided.generation), (1, 6));
+}
+
+/// What somebody rests on who takes no step.
+fn at(revision: u64) -> Basis {
+    Basis {
+        revision,
+        lease: None,
+    }
 }
 
 fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
@@ -339,47 +349,197 @@ async fn a_function_has_one_open_rollout(database: TestDatabase) {
     let hello = function("acme/hello");
     let [one, two] = with_versions(store, [1, 2]).await;
     let first = rollout(one, None);
-    let id = store.begin_rollout(&hello, &first, false).await.unwrap();
-    let second = store
-        .begin_rollout(&hello, &rollout(two, None), false)
-        .await;
-    assert!(second.is_err());
-    let open = store.open_rollouts().await.unwrap();
+    let id = store.begin_rollout(at(0), &hello, &first, false).await;
+    let id = id.unwrap();
+    let second = rollout(two, None);
+    let second = store.begin_rollout(at(1), &hello, &second, false).await;
+    assert!(matches!(second, Err(Unstored::Store(_))), "{second:?}");
+    let decided = store.decided().await.unwrap();
+    assert_eq!(decided.revision, 1, "what fails counts for nothing");
+    let open = &decided.open;
     assert_eq!(open.len(), 1);
     assert_eq!(
         (open[0].id, &open[0].function, &open[0].rollout),
         (id, &hello, &first)
     );
+    let keys = BTreeMap::from([(name("acme"), vec![public(&key(1))])]);
+    assert_eq!(decided.keys, keys);
 }
 
 async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) {
     let store = &database.store;
     let hello = function("acme/hello");
     let [one, two] = with_versions(store, [1, 2]).await;
-    let mut last = None;
+    let (mut last, mut revision) = (None, 0);
     for (version, generation) in [(one, 7), (two, 8)] {
-        let mut rollout = rollout(version, last);
-        let id = store.begin_rollout(&hello, &rollout, false).await.unwrap();
-        rollout.state = holm_model::api::RolloutState::Completed;
-        rollout.ended_ms = Some(9);
+        let begun = rollout(version, last);
+        let id = store
+            .begin_rollout(at(revision), &hello, &begun, false)
+            .await;
+        let mut row = RolloutRow {
+            id: id.unwrap(),
+            function: hello.clone(),
+            rollout: begun,
+        };
+        row.rollout.state = holm_model::api::RolloutState::Completed;
+        row.rollout.ended_ms = Some(9);
         let adoption = Adoption {
             current: version,
             fallback: last,
         };
-        let step = store.save_step(id, &hello, &rollout, Some(generation), Some(adoption));
-        step.await.unwrap();
-        let stored = store.rollout(id).await.unwrap().unwrap();
-        assert_eq!(stored.rollout, rollout);
-        last = Some(version);
+        store
+            .save_step(at(revision + 1), &row, Some(generation), Some(adoption))
+            .await
+            .unwrap();
+        let stored = store.rollout(row.id).await.unwrap().unwrap();
+        assert_eq!(stored.rollout, row.rollout);
+        (last, revision) = (Some(version), revision + 2);
     }
-    assert!(store.open_rollouts().await.unwrap().is_empty());
-    assert_eq!(store.generation().await.unwrap(), 8);
+    let decided = store.decided().await.unwrap();
+    assert!(decided.open.is_empty());
+    assert_eq!((decided.generation, decided.revision), (8, revision));
     let row = store.function(&hello).await.unwrap().unwrap();
     assert_eq!((row.current, row.fallback), (Some(two), Some(one)));
     let latest = store.latest_rollout(&hello).await.unwrap().unwrap();
     assert_eq!(latest.rollout.version, two);
     assert_eq!(store.version_before(&hello, two).await.unwrap(), Some(one));
     assert_eq!(store.version_before(&hello, one).await.unwrap(), None);
+}
+
+async fn what_rests_on_an_old_revision_is_not_stored(database: TestDatabase) {
+    let store = &database.store;
+    store.set_generation(at(0), 5).await.unwrap();
+    for old in [0, 2] {
+        let outdated = store.set_generation(at(old), 6).await;
+        assert!(matches!(outdated, Err(Unstored::Outdated)), "{outdated:?}");
+    }
+    let decided = store.decided().await.unwrap();
+    assert_eq!((decided.generation, decided.revision), (5, 1));
+    // Of several that decide at once on the same, one is stored.
+    let mut tasks = tokio::task::JoinSet::new();
+    for generation in 10..14 {
+        let store = store.clone();
+        tasks.spawn(async move { store.set_generation(at(1), generation).await.is_ok() });
+    }
+    let stored = tasks.join_all().await;
+    assert_eq!(stored.iter().filter(|stored| **stored).count(), 1);
+}
+
+async fn a_step_of_a_holder_that_has_lost_the_lease_is_not_stored(database: TestDatabase) {
+    let store = &database.store;
+    let hello = function("acme/hello");
+    let [one] = with_versions(store, [1]).await;
+    store
+        .register_coordinator("a", "http://a", 1)
+        .await
+        .unwrap();
+    store
+        .register_coordinator("b", "http://b", 2)
+        .await
+        .unwrap();
+    let first = store.take_lease("a").await.unwrap().unwrap();
+    assert_eq!(
+        store.take_lease("b").await.unwrap(),
+        None,
+        "its holder lives"
+    );
+    let begun = rollout(one, None);
+    let id = store.begin_rollout(at(0), &hello, &begun, false).await;
+    let row = RolloutRow {
+        id: id.unwrap(),
+        function: hello.clone(),
+        rollout: begun,
+    };
+    let step = async |revision, lease| {
+        let basis = Basis {
+            revision,
+            lease: Some(lease),
+        };
+        store.save_step(basis, &row, None, None).await
+    };
+    step(1, first).await.unwrap();
+
+    assert!(store.beat("a").await.unwrap());
+    assert!(!store.bury("a", 0).await.unwrap(), "it has lived since");
+    assert!(store.bury("a", 1).await.unwrap());
+    assert!(!store.beat("a").await.unwrap(), "it is to know");
+    let second = store.take_lease("b").await.unwrap().unwrap();
+    assert!(second > first);
+    let late = step(2, first).await;
+    assert!(matches!(late, Err(Unstored::LeaseLost)), "{late:?}");
+    step(2, second).await.unwrap();
+    let (alive, holder) = store.coordinators().await.unwrap();
+    let alive: Vec<_> = alive.iter().map(|row| row.id.as_str()).collect();
+    assert_eq!((alive, holder.as_deref()), (vec!["b"], Some("b")));
+}
+
+fn link(node: &str, session: u64, opened: bool, up: bool) -> LinkChange {
+    LinkChange {
+        node: name(node),
+        session,
+        opened,
+        up,
+        stopping: false,
+        observed: up.then(Observed::default),
+    }
+}
+
+async fn a_node_is_linked_to_the_coordinator_that_it_dialled_last(database: TestDatabase) {
+    let store = &database.store;
+    let save = async |id, change| store.save_links(id, &[change]).await.unwrap();
+    assert!(save("a", link("n", 1, true, true)).await.is_empty());
+    assert!(save("b", link("n", 7, true, true)).await.is_empty());
+    let lost = save("a", link("n", 1, false, false)).await;
+    assert_eq!(
+        lost,
+        [name("n")],
+        "the end of the old link says nothing of the new one"
+    );
+    let seen = store.links_since("a", 0).await.unwrap();
+    assert_eq!(seen.len(), 1);
+    assert_eq!((seen[0].coordinator.as_str(), seen[0].up), ("b", true));
+    assert_eq!(seen[0].observed, Some(Observed::default()));
+    let newest = seen[0].change;
+    assert!(store.links_since("a", newest).await.unwrap().is_empty());
+    assert!(
+        store.links_since("b", 0).await.unwrap().is_empty(),
+        "its own"
+    );
+
+    // With its coordinator the link goes down, and everybody hears of it.
+    store
+        .register_coordinator("b", "http://b", 1)
+        .await
+        .unwrap();
+    assert!(store.bury("b", 0).await.unwrap());
+    let seen = store.links_since("a", newest).await.unwrap();
+    assert_eq!((seen.len(), seen[0].up), (1, false));
+}
+
+async fn outcomes_that_are_left_are_taken_once(database: TestDatabase) {
+    let store = &database.store;
+    let key = (function("acme/hello"), Digest([7; 32]));
+    let tally = |invocations, errors| Tally {
+        invocations,
+        errors,
+        crashes: 1,
+    };
+    let left = |tally| BTreeMap::from([(key.clone(), tally)]);
+    store.leave_tallies(&left(tally(10, 1))).await.unwrap();
+    store.leave_tallies(&left(tally(5, 2))).await.unwrap();
+    let mut both = tally(10, 1);
+    both.add(tally(5, 2));
+    assert_eq!(store.take_tallies().await.unwrap(), [(key.clone(), both)]);
+    assert!(store.take_tallies().await.unwrap().is_empty());
+}
+
+async fn a_fleet_has_one_certificate_authority(database: TestDatabase) {
+    let store = &database.store;
+    let (first, other) = (Digest([1; 32]), Digest([2; 32]));
+    assert_eq!(store.authority(None).await.unwrap(), None);
+    assert_eq!(store.authority(Some(first)).await.unwrap(), Some(first));
+    assert_eq!(store.authority(Some(other)).await.unwrap(), Some(first));
+    assert_eq!(store.authority(None).await.unwrap(), Some(first));
 }
 
 fn record(node: u64, sequence: u64) -> UsageRecord {
