@@ -34,5 +34,5 @@ mod store;
 pub use ca::{CaError, TokenError};
 pub use nodes::ServerError;
 pub use registry::ArtifactError;
-pub use start::{Config, Running, StartError, start};
-pub use store::{DatabaseUrl, StoreError};
+pub use start::{Config, Running, StartError, export, import, start};
+pub use store::{DatabaseUrl, StoreError, TransferError};

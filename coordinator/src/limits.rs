@@ -107,6 +107,8 @@ pub(crate) const DATABASE_BUSY: Duration = Duration::from_secs(5);
 pub(crate) const MAX_DATABASE_READERS: u32 = 4;
 /// Most connections of one coordinator to PostgreSQL.
 pub(crate) const MAX_DATABASE_CONNECTIONS: u32 = 12;
+/// Longest line of an export of the database.
+pub(crate) const MAX_EXPORT_LINE_BYTES: u64 = 64 << 20;
 /// Keys in one SQL statement that looks up several.
 pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
 /// Rows in one SQL statement of the ledger.

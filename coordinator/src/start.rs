@@ -1,7 +1,7 @@
 //! Starting the coordinator, and ending it.
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
-use std::io;
+use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
-use crate::store::{DatabaseUrl, Store, StoreError};
+use crate::store::{DatabaseUrl, Store, StoreError, TransferError};
 
 /// Time for requests under way to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -83,6 +83,9 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An export or import.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// The certificate authority.
     #[error(transparent)]
     Authority(#[from] CaError),
@@ -137,16 +140,43 @@ pub struct Running {
     _lock: File,
 }
 
+/// Writes every row of the database to `out`, while no coordinator changes them. Returns how many.
+pub async fn export(config: &Config, out: &mut (impl Write + Send)) -> Result<u64, StartError> {
+    let (store, _lock) = offline(config).await?;
+    let rows = store.export(out).await?;
+    store.close().await;
+    Ok(rows)
+}
+
+/// Takes an export into an empty database. Returns how many rows it had.
+pub async fn import(config: &Config, input: &mut (impl BufRead + Send)) -> Result<u64, StartError> {
+    let (store, _lock) = offline(config).await?;
+    let rows = store.import(input).await?;
+    store.close().await;
+    Ok(rows)
+}
+
+/// The database, with no coordinator at work in the state directory.
+async fn offline(config: &Config) -> Result<(Store, File), StartError> {
+    prepare_dir(&config.state_dir)?;
+    let lock = lock(&config.state_dir)?;
+    Ok((open_store(config).await?, lock))
+}
+
+async fn open_store(config: &Config) -> Result<Store, StoreError> {
+    match &config.database {
+        None => Store::open_sqlite(&config.state_dir.join("coordinator.db")).await,
+        Some(url) => Store::open_postgres(url).await,
+    }
+}
+
 /// Starts a coordinator.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let dir = &config.state_dir;
     prepare_dir(dir)?;
     let lock = lock(dir)?;
     let clock = Clock::start();
-    let store = match &config.database {
-        None => Store::open_sqlite(&dir.join("coordinator.db")).await?,
-        Some(url) => Store::open_postgres(url).await?,
-    };
+    let store = open_store(&config).await?;
     let authority = authority(dir, &store).await?;
     let admin_token_path = dir.join("admin-token");
     let label = admin_label(dir, &store);

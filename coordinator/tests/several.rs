@@ -127,19 +127,16 @@ async fn a_coordinator_that_ends_in_order_hands_rollouts_over_at_once() {
     let mut world = world().await;
     let rollout = world.half_way(20_000).await;
     world.first.running.take().unwrap().shutdown().await;
-    let ending = Instant::now();
     let database = world.database().await;
+    let alive = "SELECT COUNT(*) FROM coordinators";
+    let (alive,): (i64,) = sqlx::query_as(alive).fetch_one(&database).await.unwrap();
+    assert_eq!(alive, 1, "nobody has to notice that it has gone");
     let led = || async {
         let held = "SELECT COUNT(*) FROM leases JOIN coordinators ON holder = id";
         let (held,): (i64,) = sqlx::query_as(held).fetch_one(&database).await.unwrap();
         held == 1
     };
-    until("a holder of the lease", led).await;
-    assert!(
-        ending.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        ending.elapsed()
-    );
+    until("another holder of the lease", led).await;
     let path = format!("/v1/rollouts/{}/abort", rollout.id);
     let answer = world.second.client.post(&path, &json!({})).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -153,8 +150,6 @@ async fn any_coordinator_takes_what_people_decide_and_what_nodes_report() {
     let world = world().await;
     // A crash that a node tells the coordinator which executes nothing stops the rollout.
     let rollout = world.half_way(20_000).await;
-    let token = world.second.join_token().await;
-    assert!(!token.is_empty());
     world.nodes[1].report(&world.publisher.function, world.v2, &[(Outcome::Crash, 1)]);
     let view = ended(&world.first, rollout.id).await;
     assert_eq!(view.state, RolloutState::RolledBack, "{}", view.reason);

@@ -68,6 +68,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether PostgreSQL does not answer at all.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Connect {
+                source: sqlx::Error::Io(_),
+                ..
+            }
+        )
+    }
+
     pub(super) fn corrupt(what: &'static str, why: impl ToString) -> Self {
         StoreError::Corrupt {
             what,

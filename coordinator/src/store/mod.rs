@@ -23,6 +23,7 @@ mod sql;
 mod suite;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transfer;
 mod usage;
 
 use std::path::Path;
@@ -38,6 +39,7 @@ pub use error::StoreError;
 pub(crate) use fleet::{JoinOutcome, NodeRow};
 pub use postgres::DatabaseUrl;
 pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
+pub use transfer::TransferError;
 pub(crate) use usage::{StoredUsage, UsageFilter, UsageGroup};
 
 use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};

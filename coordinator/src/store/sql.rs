@@ -134,29 +134,25 @@ impl Query {
     }
 
     /// A list of placeholders in parentheses, and its values.
-    pub(super) fn push_row<const N: usize>(&mut self, values: [Value; N]) -> &mut Self {
+    pub(super) fn push_row(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
+        let before = self.values.len();
+        self.values.extend(values);
         let text = self.text.to_mut();
         text.push('(');
-        text.extend((0..N).map(|index| if index > 0 { ", ?" } else { "?" }));
+        let new = before..self.values.len();
+        text.extend(new.map(|index| if index > before { ", ?" } else { "?" }));
         text.push(')');
-        self.values.extend(values);
         self
     }
 
     /// Runs it, and returns how many rows it changed.
     pub(super) async fn execute<'a>(self, on: impl Into<On<'a>>) -> Result<u64, sqlx::Error> {
-        Ok(match run!(self, on.into(), execute)? {
-            Either::Sqlite(done) => done.rows_affected(),
-            Either::Postgres(done) => done.rows_affected(),
-        })
+        self.execute_on(on.into()).await
     }
 
     /// Its rows.
     pub(super) async fn rows<'a>(self, on: impl Into<On<'a>>) -> Result<Vec<Row>, sqlx::Error> {
-        Ok(match run!(self, on.into(), fetch_all)? {
-            Either::Sqlite(rows) => rows.into_iter().map(Row::Sqlite).collect(),
-            Either::Postgres(rows) => rows.into_iter().map(Row::Postgres).collect(),
-        })
+        self.rows_on(on.into()).await
     }
 
     /// Its rows as tuples.
@@ -164,7 +160,7 @@ impl Query {
         self,
         on: impl Into<On<'a>>,
     ) -> Result<Vec<T>, sqlx::Error> {
-        let rows = self.rows(on).await?;
+        let rows = self.rows_on(on.into()).await?;
         rows.iter().map(Row::columns).collect()
     }
 
@@ -173,16 +169,36 @@ impl Query {
         self,
         on: impl Into<On<'a>>,
     ) -> Result<Option<T>, sqlx::Error> {
-        let row = match run!(self, on.into(), fetch_optional)? {
-            Either::Sqlite(row) => row.map(Row::Sqlite),
-            Either::Postgres(row) => row.map(Row::Postgres),
-        };
+        let row = self.row_on(on.into()).await?;
         row.as_ref().map(Row::columns).transpose()
     }
 
     /// The one row that it gives.
     pub(super) async fn one<'a, T: Columns>(self, on: impl Into<On<'a>>) -> Result<T, sqlx::Error> {
         self.optional(on).await?.ok_or(sqlx::Error::RowNotFound)
+    }
+
+    // What sqlx makes of a query is much code; here it is once for all types of rows.
+
+    async fn execute_on(self, on: On<'_>) -> Result<u64, sqlx::Error> {
+        Ok(match run!(self, on, execute)? {
+            Either::Sqlite(done) => done.rows_affected(),
+            Either::Postgres(done) => done.rows_affected(),
+        })
+    }
+
+    async fn rows_on(self, on: On<'_>) -> Result<Vec<Row>, sqlx::Error> {
+        Ok(match run!(self, on, fetch_all)? {
+            Either::Sqlite(rows) => rows.into_iter().map(Row::Sqlite).collect(),
+            Either::Postgres(rows) => rows.into_iter().map(Row::Postgres).collect(),
+        })
+    }
+
+    async fn row_on(self, on: On<'_>) -> Result<Option<Row>, sqlx::Error> {
+        Ok(match run!(self, on, fetch_optional)? {
+            Either::Sqlite(row) => row.map(Row::Sqlite),
+            Either::Postgres(row) => row.map(Row::Postgres),
+        })
     }
 
     fn for_sqlite(
@@ -252,6 +268,34 @@ impl Transaction {
                 .execute(self)
                 .await
                 .during("wake the other coordinators")?;
+        }
+        Ok(())
+    }
+
+    /// What refers to what is compared when it commits.
+    pub(super) async fn defer_constraints(&mut self) -> Result<(), StoreError> {
+        let sql = match self {
+            Transaction::Sqlite(_) => "PRAGMA defer_foreign_keys = ON",
+            Transaction::Postgres(_) => "SET CONSTRAINTS ALL DEFERRED",
+        };
+        let done = query(sql).execute(self).await;
+        done.during("defer constraints").map(|_| ())
+    }
+
+    /// The numbers that the database gives in this column go on after the largest that is there, as
+    /// SQLite's do by themselves.
+    pub(super) async fn go_on_after(
+        &mut self,
+        table: &str,
+        column: &str,
+    ) -> Result<(), StoreError> {
+        if let Transaction::Postgres(_) = self {
+            let sql = format!(
+                "SELECT setval(pg_get_serial_sequence('{table}', '{column}'),
+                               (SELECT COALESCE(MAX({column}), 0) + 1 FROM {table}), false)"
+            );
+            let done = query(sql).execute(self).await;
+            done.during("go on with numbers")?;
         }
         Ok(())
     }

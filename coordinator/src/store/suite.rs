@@ -619,3 +619,52 @@ async fn a_reader_of_pages_misses_no_row_that_is_entered_meanwhile(database: Tes
     );
     assert_eq!(seen.len() as u64, entered);
 }
+
+/// At least one row in every table.
+pub(super) async fn fill(store: &Store) {
+    let hello = function("acme/hello");
+    let [one, two] = with_versions(store, [1, 2]).await;
+    with_node(store, &name("edge")).await;
+    store
+        .save_hello(&name("edge"), &self::hello(), 3)
+        .await
+        .unwrap();
+    store
+        .set_api_token("admin", Digest([4; 32]), 5)
+        .await
+        .unwrap();
+    store.authority(Some(Digest([6; 32]))).await.unwrap();
+    let mut row = RolloutRow {
+        id: 0,
+        function: hello.clone(),
+        rollout: rollout(one, Some(two)),
+    };
+    row.id = store
+        .begin_rollout(at(0), &hello, &row.rollout, false)
+        .await
+        .unwrap();
+    let adoption = Some(Adoption {
+        current: one,
+        fallback: Some(two),
+    });
+    store
+        .save_step(at(1), &row, Some(9), adoption)
+        .await
+        .unwrap();
+    for first in [1, 1001] {
+        let records: Vec<_> = (first..first + 700).map(|n| record(1, n)).collect();
+        store.add_usage(&name("edge"), &records).await.unwrap();
+        store
+            .add_usage(&name("edge"), &records[..10])
+            .await
+            .unwrap();
+    }
+}
+
+pub(super) async fn one_more_row(store: &Store) {
+    let stored = store
+        .add_usage(&name("other"), &[record(2, 1)])
+        .await
+        .unwrap();
+    assert_eq!(stored, StoredUsage::Stored { new: 1, known: 0 });
+}
