@@ -148,13 +148,17 @@ mod tests {
     use holm_model::usage::Outcome;
 
     use super::*;
+    use crate::store::testing::{TestDatabase, on_both_databases};
 
-    async fn ledger() -> (tempfile::TempDir, Ledger) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("coordinator.db"))
-            .await
-            .unwrap();
-        (dir, Ledger::new(store))
+    on_both_databases! {
+        the_same_batch_twice_is_billed_once_and_counted_as_resent,
+        a_batch_that_overlaps_adds_only_what_is_new,
+        another_record_under_a_known_key_is_refused_and_nothing_of_its_batch_stored,
+        what_cannot_be_is_refused,
+        the_audit_names_gaps_and_executions_entered_twice,
+        sums_leave_probes_out_and_go_by_function_version_or_node,
+        pages_of_rows_give_every_record_once_as_it_was_sent,
+        sums_beyond_63_bits_stay_exact,
     }
 
     fn node(name: &str) -> Name {
@@ -189,9 +193,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn the_same_batch_twice_is_billed_once_and_counted_as_resent() {
-        let (_dir, ledger) = ledger().await;
+    async fn the_same_batch_twice_is_billed_once_and_counted_as_resent(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let batch: Vec<_> = (1..=1200).map(|sequence| record(1, sequence)).collect();
         assert_eq!(ledger.add(&node("a"), &batch).await.unwrap(), (1200, 0));
         assert_eq!(ledger.add(&node("a"), &batch).await.unwrap(), (0, 1200));
@@ -208,9 +211,8 @@ mod tests {
         assert_eq!((audit.rows, audit.resent, audit.whole), (1200, 1200, true));
     }
 
-    #[tokio::test]
-    async fn a_batch_that_overlaps_adds_only_what_is_new() {
-        let (_dir, ledger) = ledger().await;
+    async fn a_batch_that_overlaps_adds_only_what_is_new(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let batch = |range: std::ops::RangeInclusive<u64>| -> Vec<_> {
             range.map(|sequence| record(1, sequence)).collect()
         };
@@ -226,9 +228,10 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn another_record_under_a_known_key_is_refused_and_nothing_of_its_batch_stored() {
-        let (_dir, ledger) = ledger().await;
+    async fn another_record_under_a_known_key_is_refused_and_nothing_of_its_batch_stored(
+        database: TestDatabase,
+    ) {
+        let ledger = Ledger::new(database.store.clone());
         ledger.add(&node("a"), &[record(1, 1)]).await.unwrap();
         let mut other = record(1, 1);
         other.request = RequestId([9; 16]);
@@ -243,9 +246,8 @@ mod tests {
         assert_eq!(ledger.audit().await.unwrap().rows, 1);
     }
 
-    #[tokio::test]
-    async fn what_cannot_be_is_refused() {
-        let (_dir, ledger) = ledger().await;
+    async fn what_cannot_be_is_refused(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let mut timeless = record(1, 1);
         timeless.run_ns = u64::MAX;
         let mut endless = record(1, 1);
@@ -261,9 +263,8 @@ mod tests {
         ));
     }
 
-    #[tokio::test]
-    async fn the_audit_names_gaps_and_executions_entered_twice() {
-        let (_dir, ledger) = ledger().await;
+    async fn the_audit_names_gaps_and_executions_entered_twice(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let journal: Vec<_> = [1, 2, 5].map(|sequence| record(1, sequence)).into();
         ledger.add(&node("a"), &journal).await.unwrap();
         ledger.add(&node("b"), &[record(1, 2)]).await.unwrap();
@@ -281,9 +282,8 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn sums_leave_probes_out_and_go_by_function_version_or_node() {
-        let (_dir, ledger) = ledger().await;
+    async fn sums_leave_probes_out_and_go_by_function_version_or_node(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let mut probe = record(1, 3);
         probe.probe = true;
         let mut crash = record(1, 2);
@@ -325,9 +325,8 @@ mod tests {
         assert_eq!(ledger.usage(&none, UsageGroup::Function).await.unwrap(), []);
     }
 
-    #[tokio::test]
-    async fn pages_of_rows_give_every_record_once_as_it_was_sent() {
-        let (_dir, ledger) = ledger().await;
+    async fn pages_of_rows_give_every_record_once_as_it_was_sent(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let sent: Vec<_> = (1..=7).map(|sequence| record(1, sequence)).collect();
         ledger.add(&node("a"), &sent[..4]).await.unwrap();
         ledger.add(&node("a"), &sent).await.unwrap();
@@ -359,9 +358,8 @@ mod tests {
         assert_eq!(ledger.records(None, 0, 8).await.unwrap().next, None);
     }
 
-    #[tokio::test]
-    async fn sums_beyond_63_bits_stay_exact() {
-        let (_dir, ledger) = ledger().await;
+    async fn sums_beyond_63_bits_stay_exact(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
         let dear: Vec<_> = (1..=200)
             .map(|sequence| {
                 let mut record = record(1, sequence);

@@ -2,12 +2,13 @@
 //!
 //! One process with everything embedded: SQLite for state, a directory for artifacts. Nodes dial
 //! its QUIC endpoint, people and CI its HTTP API. Start with [`start`]; the state directory makes
-//! the coordinator, and whoever has it is the coordinator:
+//! the coordinator, and whoever has it is the coordinator. Or several on one PostgreSQL database,
+//! each with a state directory of its own, in which `artifacts` is one file system for all:
 //!
 //! ```text
 //! admin-token      for the HTTP API; made at the first start, or again when lost
 //! ca.key, ca.der   the fleet's certificate authority
-//! coordinator.db   everything else; holds digests of tokens, never tokens
+//! coordinator.db   everything else, if it is not in PostgreSQL; digests of tokens, never tokens
 //! artifacts/       programs by SHA-256
 //! lock             held while the coordinator runs
 //! ```
@@ -23,6 +24,7 @@ mod ledger;
 mod limits;
 mod logs;
 mod nodes;
+mod peers;
 mod registry;
 mod rollout;
 mod route;
@@ -32,5 +34,5 @@ mod store;
 pub use ca::{CaError, TokenError};
 pub use nodes::ServerError;
 pub use registry::ArtifactError;
-pub use start::{Config, Running, StartError, start};
-pub use store::StoreError;
+pub use start::{Config, Running, StartError, export, import, start};
+pub use store::{DatabaseUrl, StoreError, TransferError};

@@ -78,6 +78,11 @@ pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
 /// How often a rollout is looked at while one is running.
 pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 
+/// How often a coordinator tells the others that it lives, and looks what they have decided.
+pub(crate) const COORDINATOR_TICK: Duration = Duration::from_millis(500);
+/// Silence after which the others take a coordinator for dead.
+pub(crate) const COORDINATOR_SILENCE: Duration = Duration::from_secs(3);
+
 /// Most bytes of one function's log that are kept.
 pub(crate) const MAX_LOG_BYTES_OF_FUNCTION: usize = 1 << 20;
 /// Most bytes of all functions' logs that are kept.
@@ -92,16 +97,32 @@ pub(crate) const MAX_LOG_BATCH_COUNTED_BYTES: usize =
 pub(crate) const MAX_LOG_CLOCK_MS: u64 = 1 << 42;
 /// Rows of the ledger in one page, if the request does not say.
 pub(crate) const DEFAULT_PAGE_ROWS: usize = 1000;
+/// Time for PostgreSQL to answer when the coordinator starts.
+pub(crate) const DATABASE_CONNECT: Duration = Duration::from_secs(10);
+/// Longest wait for a connection to the database.
+pub(crate) const MAX_DATABASE_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for SQLite's lock, which only tools of the operator's may hold beside us.
+pub(crate) const DATABASE_BUSY: Duration = Duration::from_secs(5);
+/// Most connections to an SQLite database that read.
+pub(crate) const MAX_DATABASE_READERS: u32 = 4;
+/// Most connections of one coordinator to PostgreSQL.
+pub(crate) const MAX_DATABASE_CONNECTIONS: u32 = 12;
+/// Longest line of an export of the database.
+pub(crate) const MAX_EXPORT_LINE_BYTES: u64 = 64 << 20;
+/// Keys in one SQL statement that looks up several.
+pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
 /// Rows in one SQL statement of the ledger.
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 
 const _: () = {
+    // A tick may be late without costing a coordinator its life.
+    assert!(COORDINATOR_SILENCE.as_millis() >= 5 * COORDINATOR_TICK.as_millis());
     // A statement of the largest size still fits a request body in base64.
     assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
     assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);
     assert!(LINK_WINDOW_BYTES as usize >= 2 * MAX_CONTROL_FRAME_BYTES);
-    // SQLite takes at most 32766 parameters; a usage row has 20.
-    assert!(LEDGER_CHUNK_ROWS * 20 < 32_766);
+    // SQLite takes at most 32766 parameters, PostgreSQL twice as many; a usage row has 22.
+    assert!(LEDGER_CHUNK_ROWS * 22 < 32_766);
 };
 
 /// `text`, cut to `chars` characters, with control characters (but line ends) made visible.

@@ -1,7 +1,7 @@
 //! Starting the coordinator, and ending it.
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
-use std::io;
+use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -15,15 +15,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{self, Api, BoundedListener};
-use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token};
+use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token, random};
 use crate::clock::{Clock, millis};
 use crate::ledger::Ledger;
 use crate::limits::LAST_SEEN_EVERY;
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
+use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
-use crate::store::{Store, StoreError};
+use crate::store::{DatabaseUrl, Store, StoreError, TransferError};
 
 /// Time for requests under way to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -31,8 +32,11 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where it keeps everything; made if it is not there.
+    /// Where it keeps everything but the database, if that is elsewhere; made if it is not there.
     pub state_dir: PathBuf,
+    /// The PostgreSQL database that several coordinators share; SQLite in the state directory if
+    /// none.
+    pub database: Option<DatabaseUrl>,
     /// UDP address for nodes; port 0 takes any that is free.
     pub quic_listen: SocketAddr,
     /// TCP address of the HTTP API; port 0 takes any that is free.
@@ -50,6 +54,7 @@ impl Config {
     pub fn new(state_dir: PathBuf, quic_listen: SocketAddr, http_listen: SocketAddr) -> Self {
         Config {
             state_dir,
+            database: None,
             quic_listen,
             http_listen,
             public_quic_address: None,
@@ -78,9 +83,24 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An export or import.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
     /// The certificate authority.
     #[error(transparent)]
     Authority(#[from] CaError),
+    /// The fleet has a certificate authority, and it is not here.
+    #[error(
+        "the coordinators on this database have a certificate authority, which the state directory {0} lacks; \
+         copy `ca.key` and `ca.der` there from the state directory of one of them"
+    )]
+    NoAuthority(PathBuf),
+    /// This is another fleet's.
+    #[error(
+        "the certificate authority in the state directory {0} is not that of the other coordinators on this \
+         database; copy `ca.key` and `ca.der` from the state directory of one of them, or give another database"
+    )]
+    OtherAuthority(PathBuf),
     /// The administrator's token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -115,8 +135,39 @@ pub struct Running {
     endpoint: Endpoint,
     stop: watch::Sender<bool>,
     store: Store,
+    peers: Option<Arc<Peers>>,
     // Declared last, so that it is let go of last.
     _lock: File,
+}
+
+/// Writes every row of the database to `out`, while no coordinator changes them. Returns how many.
+pub async fn export(config: &Config, out: &mut (impl Write + Send)) -> Result<u64, StartError> {
+    let (store, _lock) = offline(config).await?;
+    let rows = store.export(out).await?;
+    store.close().await;
+    Ok(rows)
+}
+
+/// Takes an export into an empty database. Returns how many rows it had.
+pub async fn import(config: &Config, input: &mut (impl BufRead + Send)) -> Result<u64, StartError> {
+    let (store, _lock) = offline(config).await?;
+    let rows = store.import(input).await?;
+    store.close().await;
+    Ok(rows)
+}
+
+/// The database, with no coordinator at work in the state directory.
+async fn offline(config: &Config) -> Result<(Store, File), StartError> {
+    prepare_dir(&config.state_dir)?;
+    let lock = lock(&config.state_dir)?;
+    Ok((open_store(config).await?, lock))
+}
+
+async fn open_store(config: &Config) -> Result<Store, StoreError> {
+    match &config.database {
+        None => Store::open_sqlite(&config.state_dir.join("coordinator.db")).await,
+        Some(url) => Store::open_postgres(url).await,
+    }
 }
 
 /// Starts a coordinator.
@@ -125,18 +176,19 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     prepare_dir(dir)?;
     let lock = lock(dir)?;
     let clock = Clock::start();
-    let store = Store::open(&dir.join("coordinator.db")).await?;
-    let authority = Authority::load_or_make(dir)?;
+    let store = open_store(&config).await?;
+    let authority = authority(dir, &store).await?;
     let admin_token_path = dir.join("admin-token");
-    ensure_admin_token(&admin_token_path, &store, &clock).await?;
-    let artifacts = Artifacts::open(dir.join("artifacts")).await?;
+    let label = admin_label(dir, &store);
+    ensure_admin_token(&admin_token_path, &label, &store, &clock).await?;
+    let artifacts = Artifacts::open(dir.join("artifacts"), store.is_shared()).await?;
     match artifacts.sweep(&store).await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
         Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
     }
 
-    let fleet = Arc::new(Fleet::new(store.nodes().await?, clock));
+    let fleet = Arc::new(Fleet::new(&store.nodes().await?, clock, store.is_shared()));
     let timing = Timing {
         prepare_timeout_ms: millis(config.prepare_timeout),
         absent_grace_ms: millis(config.absent_grace),
@@ -176,6 +228,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         logs: logs.clone(),
         registry: registry.clone(),
         target: rollouts.target(),
+        rollouts: rollouts.clone(),
         clock,
     });
     let api = Arc::new(Api {
@@ -192,6 +245,27 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
+    let id = hex::encode(random::<8>());
+    let peers = match store.is_shared() {
+        true => {
+            let address = format!("http://{http_addr}");
+            let (store, rollouts) = (store.clone(), rollouts.clone());
+            let peers = Peers::new(store, fleet.clone(), rollouts, clock, id, address);
+            let peers = Arc::new(peers);
+            let seen = peers.join().await?;
+            let others = peers.clone();
+            let watch = async move { others.run(seen).await };
+            tasks.spawn(until(stopped.clone(), "the other coordinators", watch));
+            Some(peers)
+        }
+        false => {
+            // The state directory is locked: whoever held the lease before is no longer there.
+            if let Some(token) = store.take_lease(&id).await? {
+                rollouts.lead(token).await?;
+            }
+            None
+        }
+    };
     tasks.spawn(serve_http(listener, api, stopped.clone()));
     tasks.spawn(async move {
         server.run(services, joins).await;
@@ -213,6 +287,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         endpoint,
         stop,
         store,
+        peers,
         _lock: lock,
     })
 }
@@ -241,6 +316,9 @@ impl Running {
             self.tasks.shutdown().await;
         }
         let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        if let Some(peers) = &self.peers {
+            peers.leave().await;
+        }
         self.store.close().await;
         tracing::info!("the coordinator has ended");
     }
@@ -284,6 +362,34 @@ async fn keep_last_seen(store: &Store, fleet: &Fleet) {
             tracing::error!(%error, "last seen is not stored");
         }
     }
+}
+
+/// The fleet's certificate authority, which coordinators that share a database must share too.
+async fn authority(dir: &Path, store: &Store) -> Result<Authority, StartError> {
+    if !store.is_shared() {
+        return Ok(Authority::load_or_make(dir)?);
+    }
+    // Nothing is made in a directory that lacks what another one has.
+    if !Authority::is_in(dir) && store.authority(None).await?.is_some() {
+        return Err(StartError::NoAuthority(dir.to_owned()));
+    }
+    let own = Authority::load_or_make(dir)?;
+    match store.authority(Some(own.fingerprint())).await? {
+        Some(fleet) if fleet != own.fingerprint() => {
+            Err(StartError::OtherAuthority(dir.to_owned()))
+        }
+        _ => Ok(own),
+    }
+}
+
+/// What this state directory's administrator's token is called in the database: others that share
+/// it have their own.
+fn admin_label(dir: &Path, store: &Store) -> String {
+    if !store.is_shared() {
+        return "admin".to_owned();
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("admin {}:{}", host.trim(), dir.display())
 }
 
 /// The state directory, for its owner alone.

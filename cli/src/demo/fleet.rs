@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::exit::Failure;
 use crate::remote::client::Client;
-use crate::remote::daemon::{CoordinatorReady, NodeReady};
+use crate::remote::daemon::{CoordinatorReady, DATABASE_VARIABLE, NodeReady};
 use crate::remote::fleet::join_token;
 use crate::remote::settings::read_token;
 
@@ -105,6 +105,8 @@ impl Fleet {
         ];
         let mut command = Command::new(&program);
         command.args(args).arg(&state);
+        // The demo is not to touch a fleet that this shell looks after.
+        command.env_remove(DATABASE_VARIABLE);
         let (coordinator, ready): (Daemon, CoordinatorReady) =
             Daemon::start(command, &log_path(directory, "coordinator")).await?;
         let api = Client::new(&ready.url, Some(read_token(&ready.token_file)?))?;

@@ -4,14 +4,16 @@
 //! supervisor reads that with `--json`. Logs go to stderr. SIGINT and SIGTERM end them in an orderly
 //! way; nothing that matters is lost if they are killed instead.
 
-use std::io::Read as _;
+use std::io::{BufReader, BufWriter, Read as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use holm_coordinator::{StartError, StoreError};
 use holm_model::ids::Name;
 use holm_model::join::JoinToken;
 use holm_model::manifest::network::{Host, Place};
@@ -26,6 +28,9 @@ use crate::remote::settings::{DEFAULT_HTTP, state_directory};
 /// The file in a coordinator's state directory that holds its admin token.
 pub(crate) const ADMIN_TOKEN_FILE: &str = "admin-token";
 
+/// Where `holm coordinator` finds its database's URL if it is not on the command line.
+pub(crate) const DATABASE_VARIABLE: &str = "HOLM_DATABASE";
+
 /// Longest join token read from stdin.
 const MAX_TOKEN_BYTES: u64 = 16 << 10;
 
@@ -35,6 +40,15 @@ pub(crate) struct CoordinatorArgs {
     /// Where the coordinator keeps everything [default: ~/.local/state/holm/coordinator].
     #[arg(long, env = "HOLM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// The PostgreSQL database to use instead of SQLite: postgres://USER@HOST:PORT/DATABASE. The command line is
+    /// no place for its password; PGPASSWORD, ~/.pgpass and HOLM_DATABASE are.
+    #[arg(
+        long,
+        env = "HOLM_DATABASE",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    database: Option<String>,
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
@@ -46,6 +60,23 @@ pub(crate) struct CoordinatorArgs {
     public_quic: Option<String>,
     #[command(flatten)]
     supervision: Supervision,
+    #[command(subcommand)]
+    action: Option<CoordinatorAction>,
+}
+
+/// What is done with a coordinator's database while it does not run.
+#[derive(Debug, Subcommand)]
+enum CoordinatorAction {
+    /// Write the whole database to a new file, to import it elsewhere.
+    Export {
+        /// Where to.
+        file: PathBuf,
+    },
+    /// Take an exported file into an empty database.
+    Import {
+        /// From `holm coordinator export`.
+        file: PathBuf,
+    },
 }
 
 /// `holm node …`.
@@ -174,9 +205,13 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let end = End::new(&args.supervision)?;
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
+    config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
+    if let Some(action) = args.action {
+        return transfer(action, &config, output).await;
+    }
     let mut running = holm_coordinator::start(config)
         .await
-        .map_err(|error| Failure::other(format!("the coordinator cannot start: {error}")))?;
+        .map_err(|error| coordinator_failure("the coordinator cannot start", &error))?;
     let ready = CoordinatorReady {
         url: format!("http://{}", running.http_addr),
         quic: running.quic_addr,
@@ -201,6 +236,52 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
             "the coordinator ended by itself: {what}"
         ))),
     }
+}
+
+/// `holm coordinator export` and `import`.
+async fn transfer(
+    action: CoordinatorAction,
+    config: &holm_coordinator::Config,
+    output: Output,
+) -> Result<(), Failure> {
+    let (CoordinatorAction::Export { file: path } | CoordinatorAction::Import { file: path }) =
+        &action;
+    let unusable = |error: std::io::Error| {
+        Failure::usage(format!("{} cannot be used: {error}", path.display()))
+    };
+    let (done, rows) = match action {
+        CoordinatorAction::Export { .. } => {
+            // Nobody else is to read what the fleet was used for.
+            let mut options = std::fs::File::options();
+            let file = options.write(true).create_new(true).mode(0o600).open(path);
+            let mut out = BufWriter::new(file.map_err(unusable)?);
+            let rows = holm_coordinator::export(config, &mut out).await;
+            if rows.is_ok() {
+                out.get_ref().sync_all().map_err(unusable)?;
+            }
+            ("exported", rows)
+        }
+        CoordinatorAction::Import { .. } => {
+            let mut input = BufReader::new(std::fs::File::open(path).map_err(unusable)?);
+            (
+                "imported",
+                holm_coordinator::import(config, &mut input).await,
+            )
+        }
+    };
+    let nothing = format!("nothing was {done}");
+    let rows = rows.map_err(|error| coordinator_failure(&nothing, &error))?;
+    let told = serde_json::json!({ "rows": rows, "file": path });
+    output.result(&told, || format!("{rows} rows were {done}"))
+}
+
+fn coordinator_failure(what: &str, error: &StartError) -> Failure {
+    let exit = match error {
+        StartError::Store(StoreError::Url(_)) => Exit::Usage,
+        StartError::Store(error) if error.is_unreachable() => Exit::Unreachable,
+        _ => Exit::Failure,
+    };
+    Failure::new(exit, format!("{what}: {error}"))
 }
 
 /// `holm node`.

@@ -8,7 +8,7 @@ use holm_model::artifact::VersionError;
 use crate::ca::{CaError, JoinError};
 use crate::registry::{ArtifactError, RegistryError};
 use crate::rollout::RolloutError;
-use crate::store::StoreError;
+use crate::store::{StoreError, Unstored};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -121,6 +121,12 @@ impl From<StoreError> for ApiError {
     }
 }
 
+impl From<Unstored> for ApiError {
+    fn from(error: Unstored) -> Self {
+        ApiError::internal(error)
+    }
+}
+
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
         const VERSION: &str = "The version is not accepted";
@@ -166,6 +172,7 @@ impl From<RolloutError> for ApiError {
         const ROLLOUT: &str = "The rollout is not possible";
         match error {
             RolloutError::Store(error) => error.into(),
+            RolloutError::Unstored(error) => error.into(),
             RolloutError::UnknownFunction(_)
             | RolloutError::UnknownVersion { .. }
             | RolloutError::UnknownRollout(_) => ApiError::not_found(error.to_string()),

@@ -81,6 +81,11 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
+    /// Whether a CA, or a part of one, is in `dir`.
+    pub(crate) fn is_in(dir: &Path) -> bool {
+        dir.join("ca.key").exists() || dir.join("ca.der").exists()
+    }
+
     /// Loads the CA from `dir`, or makes it if there is none.
     pub(crate) fn load_or_make(dir: &Path) -> Result<Self, CaError> {
         let key_path = dir.join("ca.key");

@@ -17,7 +17,6 @@ use crate::clock::Clock;
 use crate::limits::{DEFAULT_JOIN_TTL_SECONDS, MAX_JOIN_TTL_SECONDS};
 use crate::store::{JoinOutcome, Store, StoreError};
 
-const ADMIN: &str = "admin";
 const ADMIN_PREFIX: &str = "holm-admin-1.";
 
 /// The administrator's token cannot be made or kept.
@@ -127,9 +126,10 @@ impl Joins {
 }
 
 /// Sees to it that the file at `path` holds a valid administrator's token. A lost or altered file
-/// is replaced, and the token before it is void.
+/// is replaced, and the token before it, of the same `label`, is void.
 pub(crate) async fn ensure_admin_token(
     path: &Path,
+    label: &str,
     store: &Store,
     clock: &Clock,
 ) -> Result<(), TokenError> {
@@ -142,7 +142,7 @@ pub(crate) async fn ensure_admin_token(
     let token = format!("{ADMIN_PREFIX}{}", URL_SAFE_NO_PAD.encode(random::<32>()));
     write_secret(path, format!("{token}\n").as_bytes())?;
     store
-        .set_api_token(ADMIN, Digest::of(token.as_bytes()), clock.now_ms())
+        .set_api_token(label, Digest::of(token.as_bytes()), clock.now_ms())
         .await?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! What is known of the nodes, in memory: who is connected, what they have, how it goes.
 //!
-//! Links write here, rollouts, routing and the API read. Nothing here waits for anything.
+//! Links write here, rollouts, routing and the API read. Nothing here waits for anything. Where
+//! there are several coordinators, what changes on links here is collected for the others, and what
+//! they tell of theirs comes in beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use crate::clock::Clock;
 use crate::limits::{MAX_REASON_CHARS, cut};
 use crate::rollout::{Presence, Seen, Sight, Tally};
 use crate::route::RouteNode;
-use crate::store::NodeRow;
+use crate::store::{LinkChange, LinkRow, NodeRow};
 
 /// Outcomes by function and version.
 pub(crate) type Tallies = BTreeMap<(FunctionName, VersionId), Tally>;
@@ -27,6 +29,9 @@ pub(crate) struct Fleet {
     clock: Clock,
     inner: Mutex<Inner>,
     changed: Notify,
+    /// Whether other coordinators want to hear of it.
+    shared: bool,
+    to_tell: Notify,
 }
 
 #[derive(Default)]
@@ -36,6 +41,8 @@ struct Inner {
     watched: BTreeSet<(FunctionName, VersionId)>,
     tallies: Tallies,
     next_session: u64,
+    /// Nodes whose links have changed since the others were last told, and whether the link is new.
+    untold: BTreeMap<Name, bool>,
 }
 
 struct Entry {
@@ -43,48 +50,56 @@ struct Entry {
     last_seen_ms: u64,
     /// When the link came or went.
     since_ms: u64,
-    session: Option<Session>,
+    link: Link,
+    /// The number of its newest link here.
+    session: u64,
     /// What it said last; kept when the link goes, for people.
     observed: Observed,
+    /// Whether `observed` is of its newest link.
+    heard: bool,
     /// An operator says that it takes no requests.
     drained: bool,
     /// It says so itself: it is stopping.
     stopping: bool,
 }
 
-struct Session {
-    id: u64,
-    connection: Connection,
-    /// Whether `observed` is of this session.
-    heard: bool,
+/// Where a node's link is.
+enum Link {
+    Down,
+    Here(Connection),
+    /// To the coordinator with this id.
+    Elsewhere(String),
 }
 
 impl Fleet {
     /// The nodes of the database, none of them connected yet.
-    pub(crate) fn new(rows: Vec<NodeRow>, clock: Clock) -> Self {
-        let now_ms = clock.now_ms();
-        let entry = |row: NodeRow| {
-            let entry = Entry {
-                hello: row.hello,
-                last_seen_ms: row.last_seen_ms,
-                // Nobody could reach the coordinator before it was there.
-                since_ms: now_ms,
-                session: None,
-                observed: Observed::default(),
-                drained: row.drained,
-                stopping: false,
-            };
-            (row.name, entry)
-        };
-        let nodes = rows.into_iter().map(entry).collect();
-        let inner = Mutex::new(Inner {
-            nodes,
-            ..Inner::default()
-        });
-        Fleet {
+    pub(crate) fn new(rows: &[NodeRow], clock: Clock, shared: bool) -> Self {
+        let fleet = Fleet {
             clock,
-            inner,
+            inner: Mutex::default(),
             changed: Notify::new(),
+            shared,
+            to_tell: Notify::new(),
+        };
+        fleet.learn(rows);
+        fleet
+    }
+
+    /// What the database says of the nodes, some of which may not have been known here.
+    pub(crate) fn learn(&self, rows: &[NodeRow]) {
+        let now_ms = self.clock.now_ms();
+        let mut inner = self.lock();
+        for row in rows {
+            // Nobody could reach the coordinator before it was there.
+            let entry = inner
+                .nodes
+                .entry(row.name.clone())
+                .or_insert_with(|| Entry::new(row.hello.clone(), now_ms));
+            entry.drained = row.drained;
+            if !matches!(entry.link, Link::Here(_)) {
+                entry.hello = row.hello.clone();
+                entry.last_seen_ms = row.last_seen_ms;
+            }
         }
     }
 
@@ -114,49 +129,146 @@ impl Fleet {
         let mut inner = self.lock();
         inner.next_session += 1;
         let id = inner.next_session;
-        let session = Some(Session {
-            id,
-            connection,
-            heard: false,
-        });
-        let replaced = match inner.nodes.get_mut(name) {
-            Some(entry) => {
-                entry.hello = hello;
-                entry.last_seen_ms = now_ms;
-                entry.since_ms = now_ms;
-                entry.stopping = false;
-                std::mem::replace(&mut entry.session, session)
-            }
-            None => {
-                let observed = Observed::default();
-                let entry = Entry {
-                    hello,
-                    last_seen_ms: now_ms,
-                    since_ms: now_ms,
-                    session,
-                    observed,
-                    drained: false,
-                    stopping: false,
-                };
-                inner.nodes.insert(name.clone(), entry);
-                None
-            }
-        };
+        let entry = inner
+            .nodes
+            .entry(name.clone())
+            .or_insert_with(|| Entry::new(hello.clone(), now_ms));
+        entry.hello = hello;
+        entry.last_seen_ms = now_ms;
+        entry.since_ms = now_ms;
+        entry.stopping = false;
+        entry.session = id;
+        entry.heard = false;
+        let replaced = std::mem::replace(&mut entry.link, Link::Here(connection));
+        self.tell(&mut inner, name);
+        if let Some(opened) = inner.untold.get_mut(name) {
+            *opened = true;
+        }
         drop(inner);
         self.wake();
-        (id, replaced.map(|session| session.connection))
+        let replaced = match replaced {
+            Link::Here(connection) => Some(connection),
+            Link::Down | Link::Elsewhere(_) => None,
+        };
+        (id, replaced)
     }
 
     /// A session is over. Returns when the node was last seen, if it was the node's newest one.
     pub(crate) fn disconnected(&self, name: &Name, session: u64) -> Option<u64> {
+        let now_ms = self.clock.now_ms();
         let mut inner = self.lock();
-        let entry = inner.nodes.get_mut(name)?;
-        entry.session.take_if(|own| own.id == session)?;
-        entry.since_ms = self.clock.now_ms();
+        let entry = inner.session(name, session)?;
+        entry.link = Link::Down;
+        entry.since_ms = now_ms;
         let last_seen_ms = entry.last_seen_ms;
+        self.tell(&mut inner, name);
         drop(inner);
         self.wake();
         Some(last_seen_ms)
+    }
+
+    /// The others are to hear of a change of the node's link.
+    fn tell(&self, inner: &mut Inner, name: &Name) {
+        if self.shared {
+            inner.untold.entry(name.clone()).or_insert(false);
+            self.to_tell.notify_one();
+        }
+    }
+
+    /// Waits until there is something to tell the other coordinators; for one waiter.
+    pub(crate) async fn to_tell(&self) {
+        self.to_tell.notified().await;
+    }
+
+    /// What has changed on links here since the last call.
+    pub(crate) fn take_changes(&self) -> Vec<LinkChange> {
+        let mut inner = self.lock();
+        let untold = std::mem::take(&mut inner.untold);
+        let change = |(name, opened): (Name, bool)| {
+            let entry = inner.nodes.get(&name)?;
+            Some(LinkChange {
+                session: entry.session,
+                opened,
+                up: matches!(entry.link, Link::Here(_)),
+                stopping: entry.stopping,
+                observed: entry.heard.then(|| entry.observed.clone()),
+                node: name,
+            })
+        };
+        untold.into_iter().filter_map(change).collect()
+    }
+
+    /// They could not be told.
+    pub(crate) fn give_back(&self, changes: &[LinkChange]) {
+        let mut inner = self.lock();
+        for LinkChange { node, opened, .. } in changes {
+            *inner.untold.entry(node.clone()).or_insert(false) |= opened;
+        }
+    }
+
+    /// The others have forgotten this coordinator's links.
+    pub(crate) fn tell_all(&self) {
+        let mut inner = self.lock();
+        let Inner { nodes, untold, .. } = &mut *inner;
+        let here = nodes
+            .iter()
+            .filter(|(_, entry)| matches!(entry.link, Link::Here(_)));
+        for (name, _) in here {
+            untold.entry(name.clone()).or_insert(false);
+        }
+    }
+
+    /// What others tell of their links. Returns the connections here that are overtaken by them.
+    pub(crate) fn told(&self, rows: Vec<LinkRow>) -> Vec<Connection> {
+        let now_ms = self.clock.now_ms();
+        let mut overtaken = Vec::new();
+        let mut inner = self.lock();
+        let Inner { nodes, untold, .. } = &mut *inner;
+        for row in rows {
+            let Some(entry) = nodes.get_mut(&row.node) else {
+                continue;
+            };
+            // A link that the others do not know of yet is newer than what they tell.
+            let here = matches!(entry.link, Link::Here(_));
+            if here && (!row.up || untold.get(&row.node) == Some(&true)) {
+                continue;
+            }
+            let same = matches!(&entry.link, Link::Elsewhere(id) if *id == row.coordinator);
+            let came_or_went = match row.up {
+                true => !same,
+                false => entry.connected(),
+            };
+            if came_or_went {
+                entry.since_ms = now_ms;
+            }
+            let link = match row.up {
+                true => Link::Elsewhere(row.coordinator),
+                false => Link::Down,
+            };
+            if let Link::Here(connection) = std::mem::replace(&mut entry.link, link) {
+                overtaken.push(connection);
+            }
+            if row.up {
+                entry.last_seen_ms = now_ms;
+            }
+            entry.stopping = row.stopping;
+            entry.heard = row.observed.is_some();
+            if let Some(observed) = row.observed {
+                entry.observed = observed;
+            }
+        }
+        drop(inner);
+        self.wake();
+        overtaken
+    }
+
+    /// The node's connection here.
+    pub(crate) fn connection(&self, name: &Name) -> Option<Connection> {
+        let inner = self.lock();
+        match &inner.nodes.get(name)?.link {
+            Link::Here(connection) => Some(connection.clone()),
+            Link::Down | Link::Elsewhere(_) => None,
+        }
     }
 
     /// A node tells what it has.
@@ -167,13 +279,14 @@ impl Fleet {
             }
         }
         let now_ms = self.clock.now_ms();
-        if let Some(entry) = self.lock().session(name, session) {
+        let mut inner = self.lock();
+        if let Some(entry) = inner.session(name, session) {
             entry.last_seen_ms = now_ms;
             entry.observed = observed;
-            if let Some(session) = &mut entry.session {
-                session.heard = true;
-            }
+            entry.heard = true;
+            self.tell(&mut inner, name);
         }
+        drop(inner);
         self.wake();
     }
 
@@ -185,7 +298,9 @@ impl Fleet {
             return;
         };
         entry.last_seen_ms = now_ms;
-        entry.stopping = report.stopping;
+        if std::mem::replace(&mut entry.stopping, report.stopping) != report.stopping {
+            self.tell(&mut inner, name);
+        }
         for version in &report.versions {
             let key = (version.function.clone(), version.version);
             if inner.watched.contains(&key) {
@@ -209,6 +324,19 @@ impl Fleet {
         inner.watched = watched;
     }
 
+    /// What was counted on links of other coordinators.
+    pub(crate) fn counted_elsewhere(
+        &self,
+        counted: impl IntoIterator<Item = ((FunctionName, VersionId), Tally)>,
+    ) {
+        let mut inner = self.lock();
+        for (key, tally) in counted {
+            inner.tallies.entry(key).or_default().add(tally);
+        }
+        drop(inner);
+        self.wake();
+    }
+
     /// What was counted since the last call.
     pub(crate) fn take_tallies(&self) -> Tallies {
         std::mem::take(&mut self.lock().tallies)
@@ -223,16 +351,16 @@ impl Fleet {
         let inner = self.lock();
         let sight = |(name, entry): (&Name, &Entry)| {
             let since_ms = entry.since_ms;
-            let heard = entry.session.as_ref().is_some_and(|session| session.heard);
+            let heard = entry.connected() && entry.heard;
             let versions = match heard {
                 true => entry.versions_of(function),
                 // What it said in an earlier session may no longer be so.
                 false => BTreeMap::new(),
             };
             let sight = Sight {
-                presence: match entry.session {
-                    Some(_) => Presence::Connected { since_ms },
-                    None => Presence::Absent { since_ms },
+                presence: match entry.connected() {
+                    true => Presence::Connected { since_ms },
+                    false => Presence::Absent { since_ms },
                 },
                 generation: if heard { entry.observed.generation } else { 0 },
                 versions,
@@ -255,7 +383,7 @@ impl Fleet {
             region: entry.hello.region.clone(),
             coordinates: entry.hello.coordinates,
             ingress_url: entry.hello.ingress_url.clone(),
-            connected: entry.session.is_some(),
+            connected: entry.connected(),
             drained: entry.drained,
             stopping: entry.stopping,
             versions: entry
@@ -275,12 +403,18 @@ impl Fleet {
             region: entry.hello.region.clone(),
             coordinates: entry.hello.coordinates,
             ingress_url: entry.hello.ingress_url.clone(),
-            connected: entry.session.is_some(),
+            connected: entry.connected(),
             drained: entry.drained,
             last_seen_ms: entry.last_seen_ms,
-            rtt_us: entry.session.as_ref().map(|session| {
-                u64::try_from(session.connection.rtt().as_micros()).unwrap_or(u64::MAX)
-            }),
+            rtt_us: match &entry.link {
+                Link::Here(connection) => u64::try_from(connection.rtt().as_micros()).ok(),
+                // That coordinator knows.
+                Link::Down | Link::Elsewhere(_) => None,
+            },
+            coordinator: match &entry.link {
+                Link::Elsewhere(id) => Some(id.clone()),
+                Link::Down | Link::Here(_) => None,
+            },
             kvm: entry.hello.kvm.clone(),
             versions: entry.observed.versions.iter().map(version_view).collect(),
         };
@@ -303,7 +437,7 @@ impl Fleet {
         let own = inner.nodes.get(name);
         let others = inner.nodes.iter().filter(|(other, entry)| {
             let serves = entry.observed.versions.iter().any(|version| version.routed);
-            *other != name && entry.session.is_some() && serves && !entry.drained && !entry.stopping
+            *other != name && entry.connected() && serves && !entry.drained && !entry.stopping
         });
         let distance = |entry: &Entry| {
             own.map_or(0.0, |own| {
@@ -329,13 +463,13 @@ impl Fleet {
             .map(|entry| entry.hello.region.clone())
     }
 
-    /// When connected nodes were last seen.
+    /// When nodes that are connected here were last seen.
     pub(crate) fn last_seen(&self) -> Vec<(Name, u64)> {
         let inner = self.lock();
         let connected = inner
             .nodes
             .iter()
-            .filter(|(_, entry)| entry.session.is_some());
+            .filter(|(_, entry)| matches!(entry.link, Link::Here(_)));
         connected
             .map(|(name, entry)| (name.clone(), entry.last_seen_ms))
             .collect()
@@ -346,15 +480,32 @@ impl Inner {
     /// The node, if `session` is its newest one.
     fn session(&mut self, name: &Name, session: u64) -> Option<&mut Entry> {
         let entry = self.nodes.get_mut(name)?;
-        entry
-            .session
-            .as_ref()
-            .is_some_and(|own| own.id == session)
-            .then_some(entry)
+        let here = matches!(entry.link, Link::Here(_));
+        (here && entry.session == session).then_some(entry)
     }
 }
 
 impl Entry {
+    /// A node that has not been heard of here.
+    fn new(hello: Hello, now_ms: u64) -> Self {
+        Entry {
+            hello,
+            last_seen_ms: now_ms,
+            since_ms: now_ms,
+            link: Link::Down,
+            session: 0,
+            observed: Observed::default(),
+            heard: false,
+            drained: false,
+            stopping: false,
+        }
+    }
+
+    /// Whether its link is up, here or elsewhere.
+    fn connected(&self) -> bool {
+        !matches!(self.link, Link::Down)
+    }
+
     fn versions_of(&self, function: &FunctionName) -> BTreeMap<VersionId, Seen> {
         let of_function = self
             .observed

@@ -99,11 +99,7 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
             let Some(send) = &mut control else { return };
             let (session, replaced) = services.fleet.connected(&name, hello, connection.clone());
             if let Some(replaced) = replaced {
-                shut(
-                    &replaced,
-                    close::REPLACED,
-                    "a newer connection of this node took over",
-                );
+                overtake(&replaced);
             }
             tracing::info!(node = %name, %peer, "a node is connected");
             let ended = Link {
@@ -153,6 +149,12 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
     shut(&connection, error.code(), &reason);
 }
 
+/// Ends a connection of a node that has a newer one, here or to another coordinator.
+pub(crate) fn overtake(connection: &Connection) {
+    let why = "a newer connection of this node took over";
+    shut(connection, close::REPLACED, why);
+}
+
 /// Everything before `Welcome`. The control stream's sending half is left in `control`, so that a
 /// refusal can be told on it.
 async fn open(
@@ -179,6 +181,8 @@ async fn open(
         .store
         .save_hello(&name, &hello, services.clock.now_ms())
         .await?;
+    // The node may come from a coordinator that knew of more: its desired state never goes back.
+    services.rollouts.refresh().await?;
     Ok((name, hello, recv))
 }
 

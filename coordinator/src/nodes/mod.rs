@@ -11,5 +11,6 @@ mod link;
 mod server;
 
 pub(crate) use fleet::Fleet;
+pub(crate) use link::overtake;
 pub use server::ServerError;
 pub(crate) use server::{Server, Services};

@@ -26,7 +26,7 @@ use crate::limits::{
 };
 use crate::logs::Logs;
 use crate::registry::Registry;
-use crate::rollout::Target;
+use crate::rollout::{Rollouts, Target};
 use crate::store::Store;
 
 /// Codes with which connections are closed; the reason beside them is for people.
@@ -66,6 +66,7 @@ pub(crate) struct Services {
     pub(crate) ledger: Ledger,
     pub(crate) logs: Arc<Logs>,
     pub(crate) registry: Registry,
+    pub(crate) rollouts: Arc<Rollouts>,
     pub(crate) target: watch::Receiver<Arc<Target>>,
     pub(crate) clock: Clock,
 }

@@ -4,11 +4,14 @@
 //! artifacts/<64 hexadecimal digits>    whole, synced, never changed
 //! artifacts/incoming/<random>          being received; removed at start
 //! ```
+//! Where there are several coordinators, the directory is on a file system that all of them mount.
+//!
 //! A file gets its final name only when its digest has been checked and its bytes are on disk.
 
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use holm_model::ids::Digest;
 use holm_model::limits::MAX_ARTIFACT_BYTES;
@@ -71,18 +74,23 @@ pub(crate) struct Incoming {
 }
 
 impl Artifacts {
-    /// Opens the directory; removes what was being received when the coordinator last stopped.
-    pub(crate) async fn open(dir: PathBuf) -> Result<Self, ArtifactError> {
+    /// Opens the directory; removes what was being received when the coordinator last stopped, but
+    /// for what other coordinators may be receiving into a `shared` one.
+    pub(crate) async fn open(dir: PathBuf, shared: bool) -> Result<Self, ArtifactError> {
         let incoming = dir.join("incoming");
-        match fs::remove_dir_all(&incoming).await {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(disk("clearing", &incoming)(source));
-            }
-            _ => {}
-        }
         fs::create_dir_all(&incoming)
             .await
             .map_err(disk("making", &incoming))?;
+        let failed = |operation| disk(operation, &incoming);
+        let mut entries = fs::read_dir(&incoming).await.map_err(failed("listing"))?;
+        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
+            let metadata = entry.metadata().await.map_err(failed("measuring"))?;
+            if !shared || age(&metadata) > ORPHAN_ARTIFACT_AGE {
+                fs::remove_file(entry.path())
+                    .await
+                    .map_err(failed("clearing"))?;
+            }
+        }
         Ok(Artifacts { dir })
     }
 
@@ -153,12 +161,7 @@ impl Artifacts {
                 continue;
             };
             let metadata = entry.metadata().await.map_err(failed("measuring"))?;
-            let age = metadata
-                .modified()
-                .ok()
-                .and_then(|then| SystemTime::now().duration_since(then).ok())
-                .unwrap_or_default();
-            if age > ORPHAN_ARTIFACT_AGE && !store.names_artifact(digest).await? {
+            if age(&metadata) > ORPHAN_ARTIFACT_AGE && !store.names_artifact(digest).await? {
                 fs::remove_file(entry.path())
                     .await
                     .map_err(failed("removing from"))?;
@@ -226,11 +229,50 @@ impl Drop for Incoming {
     }
 }
 
+/// How long ago the file was last written to.
+fn age(metadata: &Metadata) -> Duration {
+    let then = metadata.modified().ok();
+    then.and_then(|then| SystemTime::now().duration_since(then).ok())
+        .unwrap_or_default()
+}
+
 fn disk(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> ArtifactError {
     let path = path.to_owned();
     move |source| ArtifactError::Disk {
         operation,
         path: path.clone(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_start_clears_what_was_being_received_but_not_what_others_may_be_receiving() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |shared| Artifacts::open(dir.path().to_owned(), shared);
+        let artifacts = open(true).await.unwrap();
+        let digest = Digest::of(b"a program");
+        let mut incoming = artifacts.receive(digest).await.unwrap();
+        incoming.write(b"a pro").await.unwrap();
+        let left = dir.path().join("incoming/left");
+        fs::write(&left, b"long ago").await.unwrap();
+        let long_ago = SystemTime::now() - 2 * ORPHAN_ARTIFACT_AGE;
+        let file = std::fs::File::options().write(true).open(&left).unwrap();
+        file.set_modified(long_ago).unwrap();
+
+        let other = open(true).await.unwrap();
+        assert!(!fs::try_exists(&left).await.unwrap());
+        incoming.write(b"gram").await.unwrap();
+        assert!(incoming.finish(&artifacts).await.unwrap());
+        assert_eq!(other.read(digest).await.unwrap(), b"a program");
+
+        let mut incoming = artifacts.receive(digest).await.unwrap();
+        incoming.write(b"a program").await.unwrap();
+        open(false).await.unwrap();
+        let cleared = incoming.finish(&artifacts).await.unwrap_err();
+        assert!(matches!(cleared, ArtifactError::Disk { .. }), "{cleared}");
     }
 }

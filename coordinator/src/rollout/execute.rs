@@ -3,6 +3,11 @@
 //! For every step: look at the fleet, let the planner decide on a copy, store the copy together
 //! with the new generation of desired state in one transaction, and only then make it visible. A
 //! coordinator killed between any two of these goes on from the stored state.
+//!
+//! Of several coordinators, the one with the lease takes the steps, and its token is compared in
+//! each step's transaction. What people decide is taken by the coordinator that they ask. Whoever
+//! stores something says on which revision it rests; if another has decided since, it reads what is
+//! stored and decides again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +20,11 @@ use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
 use super::target::{Move, Target, TargetFunction, Version};
-use super::wave::{Policy, are_waves};
+use super::wave::{Policy, Tally, are_waves};
 use crate::clock::Clock;
 use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
-use crate::store::{Adoption, RolloutRow, Store, StoreError};
+use crate::store::{Adoption, Basis, Decided, RolloutRow, Store, StoreError, Unstored};
 
 /// How long rollouts wait for nodes.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +73,21 @@ pub(crate) enum RolloutError {
     Ended(u64),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Unstored(#[from] Unstored),
+}
+
+/// How whoever starts a rollout wants it; what is left out the manifest says.
+struct Wish {
+    to: To,
+    waves_percent: Option<Vec<u8>>,
+    bake_ms: Option<u64>,
+}
+
+enum To {
+    Version(VersionId),
+    /// The version before the current one.
+    Before,
 }
 
 /// The rollouts of the fleet, and its target.
@@ -80,8 +100,12 @@ pub(crate) struct Rollouts {
     target: watch::Sender<Arc<Target>>,
 }
 
+/// What is decided, as it was read last.
 struct State {
+    revision: u64,
     generation: u64,
+    /// The token of the lease under which this coordinator takes steps.
+    lease: Option<u64>,
     functions: BTreeMap<FunctionName, Managed>,
 }
 
@@ -99,54 +123,32 @@ struct Open {
     id: u64,
     version: Arc<Version>,
     rollout: Rollout,
-    /// What was counted since it was last stored.
-    dirty: bool,
+    /// What has come to it since it was last stored, and is stored even if no step is taken.
+    unstored: Additions,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Additions {
+    counted: Tally,
+    /// When this coordinator went on with it.
+    resumed_ms: Option<u64>,
 }
 
 impl Rollouts {
-    /// Goes on from what is stored.
+    /// Reads what is stored. Steps are taken from [`Rollouts::lead`] on.
     pub(crate) async fn load(
         store: Store,
         fleet: Arc<Fleet>,
         clock: Clock,
         timing: Timing,
     ) -> Result<Self, StoreError> {
-        let mut functions = BTreeMap::new();
-        for row in store.functions().await? {
-            let managed = Managed {
-                keys: store
-                    .tenant_keys(&row.name.tenant)
-                    .await?
-                    .unwrap_or_default(),
-                current: load_version(&store, row.current).await?,
-                fallback: load_version(&store, row.fallback).await?,
-                open: None,
-            };
-            functions.insert(row.name, managed);
-        }
-        for RolloutRow {
-            id,
-            function,
-            mut rollout,
-            ..
-        } in store.open_rollouts().await?
-        {
-            rollout.resume(clock.now_ms());
-            let version = load_version(&store, Some(rollout.version)).await?;
-            if let (Some(managed), Some(version)) = (functions.get_mut(&function), version) {
-                tracing::info!(rollout = id, %function, state = ?rollout.state, "resuming a rollout");
-                managed.open = Some(Open {
-                    id,
-                    version,
-                    rollout,
-                    dirty: true,
-                });
-            }
-        }
-        let state = State {
-            generation: store.generation().await?,
-            functions,
+        let mut state = State {
+            revision: 0,
+            generation: 0,
+            lease: None,
+            functions: BTreeMap::new(),
         };
+        state.read(&store, store.decided().await?).await?;
         let (target, _) = watch::channel(Arc::new(state.target()));
         fleet.watch(target.borrow().watched());
         Ok(Rollouts {
@@ -157,6 +159,67 @@ impl Rollouts {
             state: Mutex::new(state),
             target,
         })
+    }
+
+    /// From now on this coordinator takes the steps, under the lease with this token.
+    pub(crate) async fn lead(&self, token: u64) -> Result<(), StoreError> {
+        let mut state = self.state.lock().await;
+        self.reload(&mut state).await?;
+        state.lease = Some(token);
+        let now_ms = self.clock.now_ms();
+        for (function, managed) in &mut state.functions {
+            if let Some(open) = &mut managed.open {
+                let (rollout, state) = (open.id, open.rollout.state);
+                tracing::info!(rollout, %function, ?state, "resuming a rollout");
+                open.rollout.resume(now_ms);
+                open.unstored.resumed_ms = Some(now_ms);
+            }
+        }
+        self.fleet.wake();
+        Ok(())
+    }
+
+    /// Another coordinator takes the steps.
+    pub(crate) async fn follow(&self) {
+        self.state.lock().await.lease = None;
+    }
+
+    /// Whether this coordinator takes the steps.
+    pub(crate) async fn leads(&self) -> bool {
+        self.state.lock().await.lease.is_some()
+    }
+
+    /// Reads what others have decided, if they have.
+    pub(crate) async fn refresh(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await
+    }
+
+    /// Reads which nodes there are. Not beside a decision here that is about them.
+    pub(crate) async fn refresh_nodes(&self) -> Result<(), StoreError> {
+        let _state = self.state.lock().await;
+        self.fleet.learn(&self.store.nodes().await?);
+        Ok(())
+    }
+
+    async fn catch_up(&self, state: &mut State) -> Result<(), StoreError> {
+        match self.store.revision().await? == state.revision {
+            true => Ok(()),
+            false => self.reload(state).await,
+        }
+    }
+
+    async fn reload(&self, state: &mut State) -> Result<(), StoreError> {
+        let decided = self.store.decided().await?;
+        self.fleet.learn(&decided.nodes);
+        let before = state.generation;
+        state.read(&self.store, decided).await?;
+        if state.generation != before {
+            self.show(state);
+        }
+        // A rollout may have begun.
+        self.fleet.wake();
+        Ok(())
     }
 
     /// The fleet's target, now and whenever it changes.
@@ -188,9 +251,12 @@ impl Rollouts {
         waves_percent: Option<Vec<u8>>,
         bake_ms: Option<u64>,
     ) -> Result<RolloutRow, RolloutError> {
-        let mut state = self.state.lock().await;
-        self.begin(&mut state, function, version, waves_percent, bake_ms, false)
-            .await
+        let wish = Wish {
+            to: To::Version(version),
+            waves_percent,
+            bake_ms,
+        };
+        self.begin(function, &wish).await
     }
 
     /// Starts a rollout to the version before the current one: one wave, not watched, because
@@ -199,46 +265,56 @@ impl Rollouts {
         &self,
         function: &FunctionName,
     ) -> Result<RolloutRow, RolloutError> {
-        let mut state = self.state.lock().await;
-        let row = self
-            .store
-            .function(function)
-            .await?
-            .ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
-        let nothing = || RolloutError::NothingBefore(function.clone());
-        let current = row.current.ok_or_else(nothing)?;
-        let before = self
-            .store
-            .version_before(function, current)
-            .await?
-            .ok_or_else(nothing)?;
-        self.begin(&mut state, function, before, Some(vec![100]), Some(0), true)
-            .await
+        let wish = Wish {
+            to: To::Before,
+            waves_percent: Some(vec![100]),
+            bake_ms: Some(0),
+        };
+        self.begin(function, &wish).await
     }
 
     async fn begin(
         &self,
+        function: &FunctionName,
+        wish: &Wish,
+    ) -> Result<RolloutRow, RolloutError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        loop {
+            match self.try_begin(&mut state, function, wish).await {
+                Err(RolloutError::Unstored(Unstored::Outdated)) => self.reload(&mut state).await?,
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_begin(
+        &self,
         state: &mut State,
         function: &FunctionName,
-        version: VersionId,
-        waves_percent: Option<Vec<u8>>,
-        bake_ms: Option<u64>,
-        rollback: bool,
+        wish: &Wish,
     ) -> Result<RolloutRow, RolloutError> {
-        if self.store.function(function).await?.is_none() {
-            return Err(RolloutError::UnknownFunction(function.clone()));
-        }
+        let row = self.store.function(function).await?;
+        let row = row.ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
+        let version = match wish.to {
+            To::Version(version) => version,
+            To::Before => {
+                let nothing = || RolloutError::NothingBefore(function.clone());
+                let current = row.current.ok_or_else(nothing)?;
+                let before = self.store.version_before(function, current).await?;
+                before.ok_or_else(nothing)?
+            }
+        };
         let unknown = || RolloutError::UnknownVersion {
             function: function.clone(),
             version,
         };
-        let version = load_version(&self.store, Some(version))
-            .await?
-            .ok_or_else(unknown)?;
+        let version = self.store.version(version).await?.ok_or_else(unknown)?;
+        let version = Arc::new(version);
         if version.statement.function != *function {
             return Err(unknown());
         }
-        let policy = self.policy(&version, waves_percent, bake_ms)?;
+        let policy = self.policy(&version, wish)?;
         let keys = self
             .store
             .tenant_keys(&function.tenant)
@@ -273,8 +349,14 @@ impl Rollouts {
         let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
         let id = self
             .store
-            .begin_rollout(function, &rollout, rollback)
+            .begin_rollout(
+                state.basis(),
+                function,
+                &rollout,
+                matches!(wish.to, To::Before),
+            )
             .await?;
+        state.revision += 1;
         tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
         let row = RolloutRow {
             id,
@@ -285,7 +367,7 @@ impl Rollouts {
             id,
             version,
             rollout: row.rollout.clone(),
-            dirty: false,
+            unstored: Additions::default(),
         };
         if let Some(managed) = state.functions.get_mut(function) {
             managed.open = Some(open);
@@ -294,25 +376,21 @@ impl Rollouts {
         Ok(row)
     }
 
-    fn policy(
-        &self,
-        version: &Version,
-        waves_percent: Option<Vec<u8>>,
-        bake_ms: Option<u64>,
-    ) -> Result<Policy, RolloutError> {
-        let wish = &version.statement.manifest.rollout;
-        let waves_percent = waves_percent.unwrap_or_else(|| wish.waves_percent.clone());
+    fn policy(&self, version: &Version, wish: &Wish) -> Result<Policy, RolloutError> {
+        let manifest = &version.statement.manifest.rollout;
+        let waves_percent = wish.waves_percent.clone();
+        let waves_percent = waves_percent.unwrap_or_else(|| manifest.waves_percent.clone());
         if !are_waves(&waves_percent) {
             return Err(RolloutError::BadWaves(waves_percent));
         }
-        let bake_ms = bake_ms.unwrap_or(wish.bake_ms);
+        let bake_ms = wish.bake_ms.unwrap_or(manifest.bake_ms);
         if bake_ms > MAX_BAKE_MS {
             return Err(RolloutError::BadBake(bake_ms));
         }
         Ok(Policy {
             waves_percent,
             bake_ms,
-            max_error_ppm: wish.max_error_ppm,
+            max_error_ppm: manifest.max_error_ppm,
             prepare_timeout_ms: self.timing.prepare_timeout_ms,
             absent_grace_ms: self.timing.absent_grace_ms,
         })
@@ -321,22 +399,30 @@ impl Rollouts {
     /// Stops a rollout and sends its nodes back.
     pub(crate) async fn abort(&self, id: u64) -> Result<RolloutRow, RolloutError> {
         let mut state = self.state.lock().await;
-        let row = self
-            .store
-            .rollout(id)
-            .await?
-            .ok_or(RolloutError::UnknownRollout(id))?;
-        let managed = state.functions.get(&row.function);
-        let open = managed
-            .and_then(|managed| managed.open.as_ref())
-            .filter(|open| open.id == id);
-        let mut open = open.cloned().ok_or(RolloutError::Ended(id))?;
-        let actions = open.rollout.abort(state.moment(&self.clock));
-        let rollout = open.rollout.clone();
-        self.commit(&mut state, &row.function, open, &actions)
-            .await?;
-        self.fleet.wake();
-        Ok(RolloutRow { rollout, ..row })
+        self.catch_up(&mut state).await?;
+        loop {
+            let row = self.store.rollout(id).await?;
+            let row = row.ok_or(RolloutError::UnknownRollout(id))?;
+            let managed = state.functions.get(&row.function);
+            let open = managed
+                .and_then(|managed| managed.open.as_ref())
+                .filter(|open| open.id == id);
+            let mut open = open.cloned().ok_or(RolloutError::Ended(id))?;
+            let actions = open.rollout.abort(state.moment(&self.clock));
+            let rollout = open.rollout.clone();
+            let basis = state.basis();
+            match self
+                .commit(&mut state, basis, &row.function, open, &actions)
+                .await
+            {
+                Ok(()) => {
+                    self.fleet.wake();
+                    return Ok(RolloutRow { rollout, ..row });
+                }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// A tenant's keys have changed: the nodes must know before a version signed with a new one
@@ -345,45 +431,70 @@ impl Rollouts {
         &self,
         tenant: &Name,
         keys: &[PublisherKey],
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), Unstored> {
         let mut state = self.state.lock().await;
-        let changed =
-            |name: &FunctionName, managed: &Managed| name.tenant == *tenant && managed.keys != keys;
-        if !state
-            .functions
-            .iter()
-            .any(|(name, managed)| changed(name, managed))
-        {
+        self.catch_up(&mut state).await?;
+        loop {
+            // Not by `state`, which may have been read after the keys were stored.
+            let shown = self.target.borrow().clone();
+            let mut own = shown.functions.iter().filter(|f| f.name.tenant == *tenant);
+            if own.all(|function| function.keys == keys) {
+                return Ok(());
+            }
+            let generation = state.generation + 1;
+            match self.store.set_generation(state.basis(), generation).await {
+                Ok(()) => state.revision += 1,
+                Err(Unstored::Outdated) => {
+                    self.reload(&mut state).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            state.generation = generation;
+            for (name, managed) in &mut state.functions {
+                if name.tenant == *tenant {
+                    managed.keys = keys.to_vec();
+                }
+            }
+            self.show(&state);
             return Ok(());
         }
-        let generation = state.generation + 1;
-        self.store.set_generation(generation).await?;
-        state.generation = generation;
-        for (name, managed) in &mut state.functions {
-            if name.tenant == *tenant {
-                managed.keys = keys.to_vec();
-            }
-        }
-        self.show(&state);
-        Ok(())
     }
 
     /// Says whether a node is to take requests; whether there is such a node.
-    pub(crate) async fn drain(&self, node: &Name, drained: bool) -> Result<bool, StoreError> {
+    pub(crate) async fn drain(&self, node: &Name, drained: bool) -> Result<bool, Unstored> {
         let mut state = self.state.lock().await;
-        let generation = state.generation + 1;
-        if !self.store.set_drained(node, drained, generation).await? {
-            return Ok(false);
+        self.catch_up(&mut state).await?;
+        loop {
+            let generation = state.generation + 1;
+            let basis = state.basis();
+            match self
+                .store
+                .set_drained(basis, node, drained, generation)
+                .await
+            {
+                Ok(true) => state.revision += 1,
+                Ok(false) => return Ok(false),
+                Err(Unstored::Outdated) => {
+                    self.reload(&mut state).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            state.generation = generation;
+            let known = self.fleet.set_drained(node, drained);
+            self.show(&state);
+            return Ok(known);
         }
-        state.generation = generation;
-        let known = self.fleet.set_drained(node, drained);
-        self.show(&state);
-        Ok(known)
     }
 
-    /// One look at every open rollout; whether any is still open.
+    /// One look at every open rollout; whether any is still open that is for this coordinator to
+    /// carry out.
     async fn step(&self) -> bool {
         let mut state = self.state.lock().await;
+        let Some(lease) = state.lease else {
+            return false;
+        };
         let tallies = self.fleet.take_tallies();
         let names: Vec<FunctionName> = state
             .functions
@@ -402,7 +513,7 @@ impl Rollouts {
             // storing it fail.
             if let Some(tally) = tallies.get(&(function.clone(), open.version.id)) {
                 open.rollout.note(*tally);
-                open.dirty = true;
+                open.unstored.counted.add(*tally);
             }
             let mut next = open.clone();
             let sights = self
@@ -412,12 +523,33 @@ impl Rollouts {
             let Some(before) = state.functions.get(&function).and_then(|m| m.open.as_ref()) else {
                 continue;
             };
-            if !next.dirty && actions.is_empty() && next.rollout == before.rollout {
+            let same = next.rollout == before.rollout && next.unstored == Additions::default();
+            if same && actions.is_empty() {
                 continue;
             }
-            if let Err(error) = self.commit(&mut state, &function, next, &actions).await {
-                // Nothing was acted on; the next look tries again.
-                tracing::error!(%function, %error, "a rollout's step could not be stored");
+            let basis = Basis {
+                lease: Some(lease),
+                ..state.basis()
+            };
+            // Where it is not stored, nothing was acted on.
+            match self
+                .commit(&mut state, basis, &function, next, &actions)
+                .await
+            {
+                Ok(()) => {}
+                Err(Unstored::Outdated) => {
+                    if let Err(error) = self.reload(&mut state).await {
+                        tracing::error!(%error, "what others have decided could not be read");
+                    }
+                }
+                Err(Unstored::LeaseLost) => {
+                    tracing::warn!("another coordinator executes the rollouts now");
+                    state.lease = None;
+                    return false;
+                }
+                Err(Unstored::Store(error)) => {
+                    tracing::error!(%function, %error, "a rollout's step could not be stored");
+                }
             }
         }
         state
@@ -430,10 +562,11 @@ impl Rollouts {
     async fn commit(
         &self,
         state: &mut State,
+        basis: Basis,
         function: &FunctionName,
         mut next: Open,
         actions: &[Action],
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), Unstored> {
         let publish = actions.contains(&Action::Publish);
         let adopt = actions.contains(&Action::Adopt);
         let generation = state.generation + u64::from(publish);
@@ -443,11 +576,17 @@ impl Rollouts {
             fallback: rollout.previous,
         });
         let new_generation = publish.then_some(generation);
+        let row = RolloutRow {
+            id: next.id,
+            function: function.clone(),
+            rollout: rollout.clone(),
+        };
         self.store
-            .save_step(next.id, function, rollout, new_generation, adoption)
+            .save_step(basis, &row, new_generation, adoption)
             .await?;
 
-        next.dirty = false;
+        next.unstored = Additions::default();
+        state.revision += 1;
         state.generation = generation;
         if let Some(managed) = state.functions.get_mut(function) {
             log(next.id, function, managed.open.as_ref(), &next.rollout);
@@ -470,6 +609,60 @@ impl Rollouts {
 }
 
 impl State {
+    /// On what a decision of a person rests.
+    fn basis(&self) -> Basis {
+        Basis {
+            revision: self.revision,
+            lease: None,
+        }
+    }
+
+    /// Becomes what is stored, with what has come to it here and is not stored.
+    async fn read(&mut self, store: &Store, decided: Decided) -> Result<(), StoreError> {
+        let mut versions = BTreeMap::new();
+        let mut unstored = BTreeMap::new();
+        for managed in self.functions.values() {
+            let open = managed.open.as_ref();
+            let known = [&managed.current, &managed.fallback].into_iter().flatten();
+            for version in known.chain(open.map(|open| &open.version)) {
+                versions.insert(version.id, version.clone());
+            }
+            unstored.extend(open.map(|open| (open.id, open.unstored)));
+        }
+        let mut functions = BTreeMap::new();
+        for row in decided.functions {
+            let keys = decided.keys.get(&row.name.tenant);
+            let managed = Managed {
+                keys: keys.cloned().unwrap_or_default(),
+                current: version(store, &mut versions, row.current).await?,
+                fallback: version(store, &mut versions, row.fallback).await?,
+                open: None,
+            };
+            functions.insert(row.name, managed);
+        }
+        for row in decided.open {
+            let of = version(store, &mut versions, Some(row.rollout.version)).await?;
+            if let (Some(managed), Some(version)) = (functions.get_mut(&row.function), of) {
+                let mut rollout = row.rollout;
+                let unstored: Additions = unstored.get(&row.id).copied().unwrap_or_default();
+                if let Some(resumed_ms) = unstored.resumed_ms {
+                    rollout.resume(resumed_ms);
+                }
+                rollout.note(unstored.counted);
+                managed.open = Some(Open {
+                    id: row.id,
+                    version,
+                    rollout,
+                    unstored,
+                });
+            }
+        }
+        self.functions = functions;
+        self.revision = decided.revision;
+        self.generation = decided.generation;
+        Ok(())
+    }
+
     fn moment(&self, clock: &Clock) -> Moment {
         Moment {
             now_ms: clock.now_ms(),
@@ -514,14 +707,21 @@ impl State {
     }
 }
 
-async fn load_version(
+/// A version, which never changes, from those that are known or from the store.
+async fn version(
     store: &Store,
+    known: &mut BTreeMap<VersionId, Arc<Version>>,
     id: Option<VersionId>,
 ) -> Result<Option<Arc<Version>>, StoreError> {
-    match id {
-        Some(id) => Ok(store.version(id).await?.map(Arc::new)),
-        None => Ok(None),
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    if let Some(version) = known.get(&id) {
+        return Ok(Some(version.clone()));
     }
+    let version = store.version(id).await?.map(Arc::new);
+    known.extend(version.clone().map(|version| (id, version)));
+    Ok(version)
 }
 
 /// Logs what people want to know of: a new state of the rollout or of a wave.

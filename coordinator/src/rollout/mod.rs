@@ -14,4 +14,6 @@ pub(crate) use execute::{RolloutError, Rollouts, Timing};
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};
 pub(crate) use target::{Target, Version};
+#[cfg(test)]
+pub(crate) use wave::Policy;
 pub(crate) use wave::Tally;

@@ -6,8 +6,10 @@ use holm_model::api::VersionView;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
-use super::{During as _, Store, StoreError, bytes32, int, text, uint};
-use crate::limits::{MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS};
+use super::error::During as _;
+use super::sql::{On, query};
+use super::{Store, StoreError, Turn, bytes32, int, text, uint};
+use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS};
 use crate::rollout::Version;
 
 /// A function and what the fleet is on.
@@ -66,35 +68,35 @@ impl Store {
         now_ms: u64,
     ) -> Result<Option<Vec<PublisherKey>>, StoreError> {
         const DOING: &str = "store a tenant";
-        let mut tx = self.write().await?;
-        sqlx::query("INSERT OR IGNORE INTO tenants (name, created_ms) VALUES (?, ?)")
-            .bind(tenant.as_str().to_owned())
-            .bind(int(now_ms))
-            .execute(&mut *tx)
+        let mut tx = self.write(Turn::Registry).await?;
+        query("INSERT INTO tenants (name, created_ms) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(tenant)
+            .bind(now_ms)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
         for key in keys {
-            sqlx::query(
-                "INSERT OR IGNORE INTO publisher_keys (tenant, key, added_ms) VALUES (?, ?, ?)",
+            query(
+                "INSERT INTO publisher_keys (tenant, key, added_ms) VALUES (?, ?, ?)
+                 ON CONFLICT DO NOTHING",
             )
-            .bind(tenant.as_str().to_owned())
-            .bind(key.0.to_vec())
-            .bind(int(now_ms))
-            .execute(&mut *tx)
+            .bind(tenant)
+            .bind(&key.0[..])
+            .bind(now_ms)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
         }
-        let rows: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key",
-        )
-        .bind(tenant.as_str().to_owned())
-        .fetch_all(&mut *tx)
-        .await
-        .during(DOING)?;
+        let rows: Vec<(Vec<u8>,)> =
+            query("SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
+                .bind(tenant)
+                .all(&mut tx)
+                .await
+                .during(DOING)?;
         if rows.len() > MAX_PUBLISHER_KEYS {
             return Ok(None);
         }
-        tx.commit().await.during(DOING)?;
+        tx.commit(DOING).await?;
         read_keys(rows).map(Some)
     }
 
@@ -104,21 +106,20 @@ impl Store {
         tenant: &Name,
     ) -> Result<Option<Vec<PublisherKey>>, StoreError> {
         const DOING: &str = "look up a tenant";
-        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM tenants WHERE name = ?")
-            .bind(tenant.as_str().to_owned())
-            .fetch_optional(&self.reader)
+        let found: Option<(i64,)> = query("SELECT CAST(1 AS BIGINT) FROM tenants WHERE name = ?")
+            .bind(tenant)
+            .optional(self.reader())
             .await
             .during(DOING)?;
         if found.is_none() {
             return Ok(None);
         }
-        let rows: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key",
-        )
-        .bind(tenant.as_str().to_owned())
-        .fetch_all(&self.reader)
-        .await
-        .during(DOING)?;
+        let rows: Vec<(Vec<u8>,)> =
+            query("SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
+                .bind(tenant)
+                .all(self.reader())
+                .await
+                .during(DOING)?;
         read_keys(rows).map(Some)
     }
 
@@ -135,19 +136,19 @@ impl Store {
             statement,
         } = version;
         let function = statement.function.to_string();
-        let mut tx = self.write().await?;
-        let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM versions WHERE id = ?")
-            .bind(id.0.to_vec())
-            .fetch_optional(&mut *tx)
+        let mut tx = self.write(Turn::Registry).await?;
+        let known: Option<(i64,)> = query("SELECT CAST(1 AS BIGINT) FROM versions WHERE id = ?")
+            .bind(id)
+            .optional(&mut tx)
             .await
             .during(DOING)?;
         if known.is_some() {
             return Ok(PublishOutcome::Known);
         }
-        let highest: Option<i64> =
-            sqlx::query_scalar("SELECT MAX(counter) FROM versions WHERE function = ?")
+        let (highest,): (Option<i64>,) =
+            query("SELECT MAX(counter) FROM versions WHERE function = ?")
                 .bind(function.clone())
-                .fetch_one(&mut *tx)
+                .one(&mut tx)
                 .await
                 .during(DOING)?;
         if let Some(highest) = highest.filter(|highest| int(statement.counter) <= *highest) {
@@ -155,42 +156,42 @@ impl Store {
                 highest: uint(highest),
             });
         }
-        sqlx::query("INSERT OR IGNORE INTO functions (name, tenant) VALUES (?, ?)")
+        query("INSERT INTO functions (name, tenant) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(function.clone())
-            .bind(statement.function.tenant.as_str().to_owned())
-            .execute(&mut *tx)
+            .bind(&statement.function.tenant)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
-        sqlx::query(
+        query(
             "INSERT INTO versions (id, function, counter, artifact, label, message, content,
                                    created_ms, statement, key, signature, published_ms)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
-        .bind(id.0.to_vec())
+        .bind(id)
         .bind(function)
-        .bind(int(statement.counter))
-        .bind(statement.artifact.0.to_vec())
-        .bind(statement.label.clone())
-        .bind(statement.message.clone())
-        .bind(statement.content().0.to_vec())
-        .bind(int(statement.created_ms))
-        .bind(signed.statement.clone())
-        .bind(signed.key.0.to_vec())
-        .bind(signed.signature.clone())
-        .bind(int(now_ms))
-        .execute(&mut *tx)
+        .bind(statement.counter)
+        .bind(statement.artifact)
+        .bind(statement.label.as_str())
+        .bind(statement.message.as_str())
+        .bind(statement.content())
+        .bind(statement.created_ms)
+        .bind(&signed.statement[..])
+        .bind(&signed.key.0[..])
+        .bind(&signed.signature[..])
+        .bind(now_ms)
+        .execute(&mut tx)
         .await
         .during(DOING)?;
-        tx.commit().await.during(DOING)?;
+        tx.commit(DOING).await?;
         Ok(PublishOutcome::Stored)
     }
 
     /// A version with its signed bytes.
     pub(crate) async fn version(&self, id: VersionId) -> Result<Option<Version>, StoreError> {
         let row: Option<(Vec<u8>, Vec<u8>, Vec<u8>)> =
-            sqlx::query_as("SELECT statement, key, signature FROM versions WHERE id = ?")
-                .bind(id.0.to_vec())
-                .fetch_optional(&self.reader)
+            query("SELECT statement, key, signature FROM versions WHERE id = ?")
+                .bind(id)
+                .optional(self.reader())
                 .await
                 .during("look up a version")?;
         let Some((statement, key, signature)) = row else {
@@ -216,9 +217,9 @@ impl Store {
         id: VersionId,
     ) -> Result<Option<VersionView>, StoreError> {
         let sql = select("FROM versions WHERE id = ?");
-        let row: Option<VersionColumns> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-            .bind(id.0.to_vec())
-            .fetch_optional(&self.reader)
+        let row: Option<VersionColumns> = query(sql)
+            .bind(id)
+            .optional(self.reader())
             .await
             .during("look up a version")?;
         row.map(view).transpose()
@@ -230,10 +231,10 @@ impl Store {
         function: &FunctionName,
     ) -> Result<Vec<VersionView>, StoreError> {
         let sql = select("FROM versions WHERE function = ? ORDER BY counter DESC LIMIT ?");
-        let rows: Vec<VersionColumns> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
+        let rows: Vec<VersionColumns> = query(sql)
             .bind(function.to_string())
             .bind(MAX_LISTED_VERSIONS)
-            .fetch_all(&self.reader)
+            .all(self.reader())
             .await
             .during("list versions")?;
         rows.into_iter().map(view).collect()
@@ -244,17 +245,18 @@ impl Store {
         &self,
         ids: &[VersionId],
     ) -> Result<BTreeMap<VersionId, String>, StoreError> {
-        let digits: Vec<_> = ids.iter().map(Digest::hex).collect();
-        let json = serde_json::to_string(&digits)
-            .map_err(|error| StoreError::corrupt("a version's id", error))?;
-        let rows: Vec<(Vec<u8>, String)> = sqlx::query_as(
-            "SELECT id, label FROM versions
-             WHERE id IN (SELECT unhex(value) FROM json_each(?))",
-        )
-        .bind(json)
-        .fetch_all(&self.reader)
-        .await
-        .during("look up labels")?;
+        const DOING: &str = "look up labels";
+        let mut rows: Vec<(Vec<u8>, String)> = Vec::new();
+        for some in ids.chunks(LOOKUP_CHUNK_ROWS) {
+            let mut labels = query("SELECT id, label FROM versions WHERE id IN (");
+            for (index, id) in some.iter().enumerate() {
+                labels
+                    .push(if index > 0 { ", " } else { "" })
+                    .push_bind(*id);
+            }
+            labels.push(")");
+            rows.extend(labels.all(self.reader()).await.during(DOING)?);
+        }
         rows.into_iter()
             .map(|(id, label)| Ok((Digest(bytes32("a version's id", &id)?), label)))
             .collect()
@@ -262,12 +264,7 @@ impl Store {
 
     /// Every function by name.
     pub(crate) async fn functions(&self) -> Result<Vec<FunctionRow>, StoreError> {
-        let rows: Vec<FunctionColumns> =
-            sqlx::query_as("SELECT name, current, fallback FROM functions ORDER BY name")
-                .fetch_all(&self.reader)
-                .await
-                .during("list functions")?;
-        rows.into_iter().map(function_row).collect()
+        functions(self.reader()).await
     }
 
     /// One function.
@@ -276,9 +273,9 @@ impl Store {
         name: &FunctionName,
     ) -> Result<Option<FunctionRow>, StoreError> {
         let row: Option<FunctionColumns> =
-            sqlx::query_as("SELECT name, current, fallback FROM functions WHERE name = ?")
+            query("SELECT name, current, fallback FROM functions WHERE name = ?")
                 .bind(name.to_string())
-                .fetch_optional(&self.reader)
+                .optional(self.reader())
                 .await
                 .during("look up a function")?;
         row.map(function_row).transpose()
@@ -286,14 +283,43 @@ impl Store {
 
     /// Whether a version names the artifact.
     pub(crate) async fn names_artifact(&self, artifact: Digest) -> Result<bool, StoreError> {
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM versions WHERE artifact = ? LIMIT 1")
-                .bind(artifact.0.to_vec())
-                .fetch_optional(&self.reader)
+        let found: Option<(i64,)> =
+            query("SELECT CAST(1 AS BIGINT) FROM versions WHERE artifact = ? LIMIT 1")
+                .bind(artifact)
+                .optional(self.reader())
                 .await
                 .during("look up an artifact")?;
         Ok(found.is_some())
     }
+}
+
+/// Every function by name.
+pub(super) async fn functions(on: impl Into<On<'_>>) -> Result<Vec<FunctionRow>, StoreError> {
+    let rows: Vec<FunctionColumns> =
+        query("SELECT name, current, fallback FROM functions ORDER BY name")
+            .all(on)
+            .await
+            .during("list functions")?;
+    rows.into_iter().map(function_row).collect()
+}
+
+/// Every tenant's keys.
+pub(super) async fn all_keys(
+    on: impl Into<On<'_>>,
+) -> Result<BTreeMap<Name, Vec<PublisherKey>>, StoreError> {
+    let rows: Vec<(String, Vec<u8>)> =
+        query("SELECT tenant, key FROM publisher_keys ORDER BY tenant, added_ms, key")
+            .all(on)
+            .await
+            .during("list publishers' keys")?;
+    let mut keys = BTreeMap::<Name, Vec<PublisherKey>>::new();
+    for (tenant, key) in rows {
+        let key = PublisherKey(bytes32("a publisher's key", &key)?);
+        keys.entry(text("a tenant's name", &tenant)?)
+            .or_default()
+            .push(key);
+    }
+    Ok(keys)
 }
 
 /// A query for [`VersionColumns`]; both parts are constants of this file.
@@ -301,8 +327,8 @@ fn select(rest: &'static str) -> String {
     format!("SELECT id, function, label, counter, message, created_ms, content {rest}")
 }
 
-fn read_keys(rows: Vec<Vec<u8>>) -> Result<Vec<PublisherKey>, StoreError> {
-    let read = |bytes: Vec<u8>| bytes32("a publisher's key", &bytes).map(PublisherKey);
+fn read_keys(rows: Vec<(Vec<u8>,)>) -> Result<Vec<PublisherKey>, StoreError> {
+    let read = |(bytes,): (Vec<u8>,)| bytes32("a publisher's key", &bytes).map(PublisherKey);
     rows.into_iter().map(read).collect()
 }
 

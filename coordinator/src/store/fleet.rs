@@ -3,7 +3,10 @@
 use holm_model::control::Hello;
 use holm_model::ids::{Digest, Name};
 
-use super::{During as _, Store, StoreError, bytes32, int, text, uint};
+use super::error::During as _;
+use super::rollouts::{Basis, Unstored, save_generation};
+use super::sql::{On, query};
+use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::MAX_NODES;
 
 /// A node that has been connected at least once.
@@ -33,11 +36,12 @@ pub(crate) enum JoinOutcome {
 impl Store {
     /// Whether `digest` is that of a valid API token.
     pub(crate) async fn knows_api_token(&self, digest: Digest) -> Result<bool, StoreError> {
-        let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM api_tokens WHERE digest = ?")
-            .bind(digest.0.to_vec())
-            .fetch_optional(&self.reader)
-            .await
-            .during("look up an API token")?;
+        let found: Option<(i64,)> =
+            query("SELECT CAST(1 AS BIGINT) FROM api_tokens WHERE digest = ?")
+                .bind(digest)
+                .optional(self.reader())
+                .await
+                .during("look up an API token")?;
         Ok(found.is_some())
     }
 
@@ -48,15 +52,15 @@ impl Store {
         digest: Digest,
         now_ms: u64,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "INSERT INTO api_tokens (digest, label, created_ms) VALUES (?, ?, ?)
              ON CONFLICT (label) DO UPDATE SET digest = excluded.digest,
                                                created_ms = excluded.created_ms",
         )
-        .bind(digest.0.to_vec())
-        .bind(label.to_owned())
-        .bind(int(now_ms))
-        .execute(&self.writer)
+        .bind(digest)
+        .bind(label)
+        .bind(now_ms)
+        .execute(self.writer())
         .await
         .during("store an API token")?;
         Ok(())
@@ -70,16 +74,14 @@ impl Store {
         now_ms: u64,
         expires_ms: u64,
     ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO join_tokens (digest, node, created_ms, expires_ms) VALUES (?, ?, ?, ?)",
-        )
-        .bind(digest.0.to_vec())
-        .bind(node.map(|node| node.as_str().to_owned()))
-        .bind(int(now_ms))
-        .bind(int(expires_ms))
-        .execute(&self.writer)
-        .await
-        .during("store a join token")?;
+        query("INSERT INTO join_tokens (digest, node, created_ms, expires_ms) VALUES (?, ?, ?, ?)")
+            .bind(digest)
+            .bind(node)
+            .bind(now_ms)
+            .bind(expires_ms)
+            .execute(self.writer())
+            .await
+            .during("store a join token")?;
         Ok(())
     }
 
@@ -95,14 +97,13 @@ impl Store {
         now_ms: u64,
     ) -> Result<JoinOutcome, StoreError> {
         const DOING: &str = "use a join token";
-        let mut tx = self.write().await?;
-        let row: Option<TokenColumns> = sqlx::query_as(
-            "SELECT node, expires_ms, used_ms, used_by FROM join_tokens WHERE digest = ?",
-        )
-        .bind(token.0.to_vec())
-        .fetch_optional(&mut *tx)
-        .await
-        .during(DOING)?;
+        let mut tx = self.write(Turn::Fleet).await?;
+        let row: Option<TokenColumns> =
+            query("SELECT node, expires_ms, used_ms, used_by FROM join_tokens WHERE digest = ?")
+                .bind(token)
+                .optional(&mut tx)
+                .await
+                .during(DOING)?;
         let Some((prescribed, expires_ms, used_ms, used_by)) = row else {
             return Ok(JoinOutcome::UnknownToken);
         };
@@ -122,54 +123,53 @@ impl Store {
                 prescribed: prescribed.clone(),
             });
         }
-        let lived: Option<bool> =
-            sqlx::query_scalar("SELECT hello IS NOT NULL FROM nodes WHERE name = ?")
-                .bind(node.as_str().to_owned())
-                .fetch_optional(&mut *tx)
-                .await
-                .during(DOING)?;
-        if lived == Some(true) && prescribed.is_none() {
+        let known: Option<(Option<String>,)> = query("SELECT hello FROM nodes WHERE name = ?")
+            .bind(node)
+            .optional(&mut tx)
+            .await
+            .during(DOING)?;
+        let lived = matches!(known, Some((Some(_),)));
+        if lived && prescribed.is_none() {
             return Ok(JoinOutcome::NameTaken);
         }
-        let nodes: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM nodes")
-            .fetch_one(&mut *tx)
+        let (nodes,): (i64,) = query("SELECT COUNT(*) FROM nodes")
+            .one(&mut tx)
             .await
             .during(DOING)?;
-        if lived.is_none() && uint(nodes) >= MAX_NODES as u64 {
+        if known.is_none() && uint(nodes) >= MAX_NODES as u64 {
             return Ok(JoinOutcome::FleetFull);
         }
-        sqlx::query("UPDATE join_tokens SET used_ms = ?, used_by = ? WHERE digest = ?")
-            .bind(int(now_ms))
-            .bind(node.as_str().to_owned())
-            .bind(token.0.to_vec())
-            .execute(&mut *tx)
+        query("UPDATE join_tokens SET used_ms = ?, used_by = ? WHERE digest = ?")
+            .bind(now_ms)
+            .bind(node)
+            .bind(token)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
-        sqlx::query(
+        query(
             "INSERT INTO nodes (name, certificate, joined_ms, last_seen_ms) VALUES (?, ?, ?, ?)
              ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate,
                                               joined_ms = excluded.joined_ms",
         )
-        .bind(node.as_str().to_owned())
-        .bind(certificate.0.to_vec())
-        .bind(int(now_ms))
-        .bind(int(now_ms))
-        .execute(&mut *tx)
+        .bind(node)
+        .bind(certificate)
+        .bind(now_ms)
+        .bind(now_ms)
+        .execute(&mut tx)
         .await
         .during(DOING)?;
-        tx.commit().await.during(DOING)?;
+        tx.commit(DOING).await?;
         Ok(JoinOutcome::Joined)
     }
 
     /// Digest of the certificate that `node` has got, if it has joined.
     pub(crate) async fn certificate_of(&self, node: &Name) -> Result<Option<Digest>, StoreError> {
-        let row: Option<Vec<u8>> =
-            sqlx::query_scalar("SELECT certificate FROM nodes WHERE name = ?")
-                .bind(node.as_str().to_owned())
-                .fetch_optional(&self.reader)
-                .await
-                .during("look up a node")?;
-        row.map(|bytes| bytes32("a node's certificate", &bytes).map(Digest))
+        let row: Option<(Vec<u8>,)> = query("SELECT certificate FROM nodes WHERE name = ?")
+            .bind(node)
+            .optional(self.reader())
+            .await
+            .during("look up a node")?;
+        row.map(|(bytes,)| bytes32("a node's certificate", &bytes).map(Digest))
             .transpose()
     }
 
@@ -182,11 +182,11 @@ impl Store {
     ) -> Result<(), StoreError> {
         let json = serde_json::to_string(hello)
             .map_err(|error| StoreError::corrupt("a node's hello", error))?;
-        sqlx::query("UPDATE nodes SET hello = ?, last_seen_ms = ? WHERE name = ?")
+        query("UPDATE nodes SET hello = ?, last_seen_ms = ? WHERE name = ?")
             .bind(json)
-            .bind(int(now_ms))
-            .bind(node.as_str().to_owned())
-            .execute(&self.writer)
+            .bind(now_ms)
+            .bind(node)
+            .execute(self.writer())
             .await
             .during("store a node")?;
         Ok(())
@@ -194,64 +194,66 @@ impl Store {
 
     /// When nodes were last heard.
     pub(crate) async fn save_last_seen(&self, seen: &[(Name, u64)]) -> Result<(), StoreError> {
-        let mut tx = self.write().await?;
+        let mut tx = self.write(Turn::Fleet).await?;
         for (node, last_seen_ms) in seen {
-            sqlx::query("UPDATE nodes SET last_seen_ms = ? WHERE name = ?")
-                .bind(int(*last_seen_ms))
-                .bind(node.as_str().to_owned())
-                .execute(&mut *tx)
+            query("UPDATE nodes SET last_seen_ms = ? WHERE name = ?")
+                .bind(*last_seen_ms)
+                .bind(node)
+                .execute(&mut tx)
                 .await
                 .during("store when nodes were last seen")?;
         }
-        tx.commit().await.during("store when nodes were last seen")
+        tx.commit("store when nodes were last seen").await
     }
 
     /// Says whether a node is to take requests, with the generation of desired state that says so; both or
     /// neither. Whether there is such a node.
     pub(crate) async fn set_drained(
         &self,
+        basis: Basis,
         node: &Name,
         drained: bool,
         generation: u64,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<bool, Unstored> {
         const DOING: &str = "store that a node is drained";
-        let mut tx = self.write().await?;
-        let changed =
-            sqlx::query("UPDATE nodes SET drained = ? WHERE name = ? AND hello IS NOT NULL")
-                .bind(drained)
-                .bind(node.as_str().to_owned())
-                .execute(&mut *tx)
-                .await
-                .during(DOING)?;
-        if changed.rows_affected() == 0 {
-            return Ok(false);
-        }
-        sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
-            .bind(int(generation))
-            .execute(&mut *tx)
+        let mut tx = self.decide(basis).await?;
+        let changed = query("UPDATE nodes SET drained = ? WHERE name = ? AND hello IS NOT NULL")
+            .bind(drained)
+            .bind(node)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
-        tx.commit().await.during(DOING)?;
+        if changed == 0 {
+            return Ok(false);
+        }
+        save_generation(&mut tx, generation).await?;
+        tx.commit(DOING).await?;
         Ok(true)
     }
 
     /// Every node that has been connected.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
-        let rows: Vec<(String, String, i64, bool)> = sqlx::query_as(
-            "SELECT name, hello, last_seen_ms, drained FROM nodes WHERE hello IS NOT NULL ORDER BY name",
-        )
-        .fetch_all(&self.reader)
-        .await
-        .during("list nodes")?;
-        let read = |(name, hello, last_seen_ms, drained): (String, String, i64, bool)| {
-            Ok(NodeRow {
-                name: text("a node's name", &name)?,
-                hello: serde_json::from_str(&hello)
-                    .map_err(|error| StoreError::corrupt("a node's hello", error))?,
-                last_seen_ms: uint(last_seen_ms),
-                drained,
-            })
-        };
-        rows.into_iter().map(read).collect()
+        nodes(self.reader()).await
     }
+}
+
+/// Every node that has been connected.
+pub(super) async fn nodes(on: impl Into<On<'_>>) -> Result<Vec<NodeRow>, StoreError> {
+    let rows: Vec<(String, String, i64, i64)> = query(
+        "SELECT name, hello, last_seen_ms, drained FROM nodes
+         WHERE hello IS NOT NULL ORDER BY name",
+    )
+    .all(on)
+    .await
+    .during("list nodes")?;
+    let read = |(name, hello, last_seen_ms, drained): (String, String, i64, i64)| {
+        Ok(NodeRow {
+            name: text("a node's name", &name)?,
+            hello: serde_json::from_str(&hello)
+                .map_err(|error| StoreError::corrupt("a node's hello", error))?,
+            last_seen_ms: uint(last_seen_ms),
+            drained: drained != 0,
+        })
+    };
+    rows.into_iter().map(read).collect()
 }

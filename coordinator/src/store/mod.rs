@@ -1,155 +1,192 @@
 //! The coordinator's database: the only place with SQL.
 //!
-//! SQLite with a write-ahead log, synced at every commit, so that what was acknowledged is on disk.
-//! One connection writes; others read what is committed. Each submodule is one subject and gives
-//! and takes Holm's own types; decisions that must be atomic are made inside its transactions.
+//! SQLite, embedded, for one coordinator, or PostgreSQL for several. Each submodule is one subject
+//! and gives and takes Holm's own types; decisions that must be atomic are made inside its
+//! transactions. What SQL both databases are told, [`sql`] says.
 //!
-//! It refuses a database that a newer Holm has migrated, and one that another process writes to is
-//! kept out by the lock on the state directory (see the crate's root).
+//! SQLite has a write-ahead log, synced at every commit, so that what was acknowledged is on disk.
+//! One connection writes; others read what is committed. PostgreSQL has many writers; who decides
+//! from what is there takes its [`Turn`] first.
+//!
+//! It refuses a database that a newer Holm has migrated. An SQLite database that another process
+//! writes to is kept out by the lock on the state directory (see the crate's root).
 
 mod catalogue;
+mod coordinators;
+mod error;
 mod fleet;
+mod migrations;
+mod postgres;
 mod rollouts;
+mod sql;
+#[cfg(test)]
+mod suite;
+#[cfg(test)]
+pub(crate) mod testing;
+mod transfer;
 mod usage;
 
 use std::path::Path;
-use std::time::Duration;
 
-use sqlx::SqlSafeStr as _;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::postgres::PgPool;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, Transaction};
 
 pub(crate) use catalogue::{FunctionRow, NewVersion, PublishOutcome};
+pub(crate) use coordinators::{LinkChange, LinkRow};
+pub use error::StoreError;
 pub(crate) use fleet::{JoinOutcome, NodeRow};
-pub(crate) use rollouts::{Adoption, RolloutRow};
+pub use postgres::DatabaseUrl;
+pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
+pub use transfer::TransferError;
 pub(crate) use usage::{StoredUsage, UsageFilter, UsageGroup};
 
-/// The database failed, or holds what it should not. The operator's to look into.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// SQLite failed.
-    #[error(
-        "the coordinator's database failed to {operation}: {source}; look at the disk that holds \
-         the state directory (full, read-only, broken?)"
-    )]
-    Database {
-        /// What it was to do.
-        operation: &'static str,
-        /// SQLite's own words.
-        source: sqlx::Error,
-    },
-    /// The schema cannot be brought up to date.
-    #[error(
-        "the coordinator's database cannot be migrated: {0}; if a newer Holm has written it, run \
-         that one"
-    )]
-    Migration(#[from] MigrateError),
-    /// A row cannot be read back.
-    #[error("the coordinator's database holds {what} that cannot be read: {why}; restore a backup")]
-    Corrupt {
-        /// Which.
-        what: &'static str,
-        /// Why.
-        why: String,
-    },
-}
-
-impl StoreError {
-    fn corrupt(what: &'static str, why: impl ToString) -> Self {
-        StoreError::Corrupt {
-            what,
-            why: why.to_string(),
-        }
-    }
-}
-
-/// Names the operation of a failed statement.
-trait During<T> {
-    fn during(self, operation: &'static str) -> Result<T, StoreError>;
-}
-
-impl<T> During<T> for Result<T, sqlx::Error> {
-    fn during(self, operation: &'static str) -> Result<T, StoreError> {
-        self.map_err(|source| StoreError::Database { operation, source })
-    }
-}
+use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};
+use error::During;
+use migrations::migrator;
+use sql::{On, Transaction, query};
 
 /// The database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
-    writer: SqlitePool,
-    reader: SqlitePool,
+    database: Database,
+}
+
+#[derive(Clone, Debug)]
+enum Database {
+    Sqlite {
+        writer: SqlitePool,
+        reader: SqlitePool,
+    },
+    Postgres(PgPool),
+}
+
+/// What a transaction decides about. On PostgreSQL one at a time decides about each: what it has
+/// read stays true until it commits, and the ledger's rows become visible in their order. On SQLite
+/// there is one writer anyway.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Registry = 0,
+    Fleet = 1,
+    Rollouts = 2,
+    Ledger = 3,
 }
 
 impl Store {
-    /// Opens the database at `path`, makes it if it is not there, and brings its schema up to date.
-    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the SQLite database at `path`, makes it if it is not there, and brings its schema up
+    /// to date.
+    pub(crate) async fn open_sqlite(path: &Path) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(5));
+            .busy_timeout(DATABASE_BUSY);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
-            .acquire_timeout(Duration::from_secs(30))
+            .acquire_timeout(MAX_DATABASE_WAIT)
             .connect_with(options.clone())
             .await
             .during("open")?;
-        migrator(&MIGRATIONS).run(&writer).await?;
+        migrator(migrations::SQLITE).run(&writer).await?;
         let reader = SqlitePoolOptions::new()
-            .max_connections(4)
-            .acquire_timeout(Duration::from_secs(30))
+            .max_connections(MAX_DATABASE_READERS)
+            .acquire_timeout(MAX_DATABASE_WAIT)
             .connect_with(options.create_if_missing(false).read_only(true))
             .await
             .during("open for reading")?;
-        Ok(Store { writer, reader })
+        let database = Database::Sqlite { writer, reader };
+        Ok(Store { database })
+    }
+
+    /// Connects to the PostgreSQL database at `url` and brings its schema up to date.
+    pub(crate) async fn open_postgres(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        let pool = postgres::connect(url).await?;
+        migrator(migrations::POSTGRES).run(&pool).await?;
+        let database = Database::Postgres(pool);
+        Ok(Store { database })
     }
 
     /// Closes every connection after what is under way.
     pub(crate) async fn close(&self) {
-        self.reader.close().await;
-        self.writer.close().await;
+        match &self.database {
+            Database::Sqlite { writer, reader } => {
+                reader.close().await;
+                writer.close().await;
+            }
+            Database::Postgres(pool) => pool.close().await,
+        }
     }
 
-    /// A transaction that holds the write lock from its beginning.
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.writer
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .during("begin a transaction")
+    /// Where statements go that only read what is committed.
+    fn reader(&self) -> On<'_> {
+        match &self.database {
+            Database::Sqlite { reader, .. } => On::Sqlite(reader),
+            Database::Postgres(pool) => On::Postgres(pool),
+        }
+    }
+
+    /// Where a single statement goes that writes.
+    fn writer(&self) -> On<'_> {
+        match &self.database {
+            Database::Sqlite { writer, .. } => On::Sqlite(writer),
+            Database::Postgres(pool) => On::Postgres(pool),
+        }
+    }
+
+    /// A transaction that decides, from its beginning alone with what it decides about.
+    async fn write(&self, turn: Turn) -> Result<Transaction, StoreError> {
+        const DOING: &str = "begin a transaction";
+        match &self.database {
+            Database::Sqlite { writer, .. } => {
+                let tx = writer.begin_with("BEGIN IMMEDIATE").await.during(DOING)?;
+                Ok(Transaction::Sqlite(tx))
+            }
+            Database::Postgres(pool) => {
+                // Each statement sees what was committed before it, so also what the turn waited for.
+                let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
+                let tx = pool.begin_with(begin).await.during(DOING)?;
+                let mut tx = Transaction::Postgres(tx);
+                query("SELECT pg_advisory_xact_lock(?)")
+                    .bind(TURNS + turn as i64)
+                    .execute(&mut tx)
+                    .await
+                    .during(DOING)?;
+                Ok(tx)
+            }
+        }
+    }
+
+    /// A transaction that reads the same state from its beginning to its end.
+    async fn read(&self) -> Result<Transaction, StoreError> {
+        const DOING: &str = "begin a transaction";
+        match &self.database {
+            Database::Sqlite { reader, .. } => {
+                let tx = reader.begin().await.during(DOING)?;
+                Ok(Transaction::Sqlite(tx))
+            }
+            Database::Postgres(pool) => {
+                let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+                let tx = pool.begin_with(begin).await.during(DOING)?;
+                Ok(Transaction::Postgres(tx))
+            }
+        }
     }
 }
 
-/// In the order in which they are made. One that a coordinator may have made is never changed.
-const MIGRATIONS: [(&str, &str); 3] = [
-    ("first", include_str!("../../migrations/0001_first.sql")),
-    (
-        "outbound bytes",
-        include_str!("../../migrations/0002_outbound_bytes.sql"),
-    ),
-    ("drained", include_str!("../../migrations/0003_drained.sql")),
-];
+/// The advisory lock of the first [`Turn`]: "holm" in ASCII, so that others in the same database
+/// are unlikely to use it.
+const TURNS: i64 = 0x686f_6c6d << 8;
 
-fn migrator(migrations: &[(&'static str, &'static str)]) -> Migrator {
-    let migration = |((name, sql), number): (&(&'static str, &'static str), i64)| {
-        let kind = MigrationType::Simple;
-        Migration::new(number, (*name).into(), kind, sql.into_sql_str(), false)
-    };
-    Migrator::with_migrations(migrations.iter().zip(1..).map(migration).collect())
-}
-
-/// A number for SQLite, whose integers are signed. What may come from outside is checked to fit
+/// A number for the database, whose integers are signed. What may come from outside is checked to fit
 /// before it gets here.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// A number from SQLite; what is stored is never negative.
+/// A number from the database; what is stored is never negative.
 fn uint(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
@@ -168,34 +205,4 @@ where
 {
     text.parse()
         .map_err(|error: T::Err| StoreError::corrupt(what, error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("coordinator.db");
-        let options = SqliteConnectOptions::new().filename(&path);
-        let old = SqlitePoolOptions::new()
-            .connect_with(options.create_if_missing(true))
-            .await
-            .unwrap();
-        migrator(&MIGRATIONS[..1]).run(&old).await.unwrap();
-        sqlx::query(
-            "INSERT INTO usage VALUES (1, 'n1', 1, 1, x'11', 'acme', 'hello', x'22', 5, 'answered', 200,
-                                       1, 2, 3, 4, 5, 6, 7, 0, 1, 0)",
-        )
-        .execute(&old)
-        .await
-        .unwrap();
-        old.close().await;
-        let store = Store::open(&path).await.unwrap();
-        let usage = store.usage(&UsageFilter::default(), UsageGroup::Node).await;
-        let usage = usage.unwrap();
-        assert_eq!((usage[0].executions, usage[0].response_bytes), (1, 7));
-        assert_eq!((usage[0].egress_bytes, usage[0].ingress_bytes), (0, 0));
-    }
 }

@@ -1,8 +1,13 @@
 //! Rollouts and the generation of desired state.
 
-use holm_model::ids::{Digest, FunctionName, VersionId};
+use std::collections::BTreeMap;
 
-use super::{During as _, Store, StoreError, int, text, uint};
+use holm_model::artifact::PublisherKey;
+use holm_model::ids::{FunctionName, Name, VersionId};
+
+use super::error::During as _;
+use super::sql::{Transaction, query};
+use super::{FunctionRow, NodeRow, Store, StoreError, Turn, catalogue, fleet, text, uint};
 use crate::rollout::Rollout;
 
 /// A rollout as stored.
@@ -12,6 +17,42 @@ pub(crate) struct RolloutRow {
     pub(crate) function: FunctionName,
     pub(crate) rollout: Rollout,
 }
+
+/// What a decision rests on. It is stored only if this still holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Basis {
+    /// Of what was decided about.
+    pub(crate) revision: u64,
+    /// The fencing token of the lease, if it is a step of executing rollouts.
+    pub(crate) lease: Option<u64>,
+}
+
+/// Why a decision is not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unstored {
+    /// Something else has been decided since; look again.
+    #[error("another coordinator has decided something meanwhile")]
+    Outdated,
+    /// Another coordinator executes rollouts now.
+    #[error("another coordinator has taken over the execution of rollouts")]
+    LeaseLost,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Everything about rollouts and desired state.
+#[derive(Debug)]
+pub(crate) struct Decided {
+    pub(crate) revision: u64,
+    pub(crate) generation: u64,
+    pub(crate) functions: Vec<FunctionRow>,
+    pub(crate) keys: BTreeMap<Name, Vec<PublisherKey>>,
+    /// The rollouts that have not ended.
+    pub(crate) open: Vec<RolloutRow>,
+    pub(crate) nodes: Vec<NodeRow>,
+}
+
+const OPEN: &str = "SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id";
 
 /// A function's current version changes with the end of a rollout.
 #[derive(Clone, Copy, Debug)]
@@ -39,96 +80,165 @@ fn plan(rollout: &Rollout) -> Result<(String, String), StoreError> {
     Ok((plan, state.trim_matches('"').to_owned()))
 }
 
+/// Within a decision.
+pub(super) async fn save_generation(
+    tx: &mut Transaction,
+    generation: u64,
+) -> Result<(), StoreError> {
+    query("UPDATE counters SET value = ? WHERE name = 'generation'")
+        .bind(generation)
+        .execute(&mut *tx)
+        .await
+        .during("store the generation")?;
+    // Others have nodes to tell.
+    tx.notify().await
+}
+
 impl Store {
-    /// The newest generation of desired state.
-    pub(crate) async fn generation(&self) -> Result<u64, StoreError> {
-        let value: i64 = sqlx::query_scalar("SELECT value FROM counters WHERE name = 'generation'")
-            .fetch_one(&self.reader)
+    /// Everything about rollouts and desired state, as it is at one moment.
+    pub(crate) async fn decided(&self) -> Result<Decided, StoreError> {
+        const DOING: &str = "read what is decided";
+        let mut tx = self.read().await?;
+        let counters: Vec<(String, i64)> = query("SELECT name, value FROM counters")
+            .all(&mut tx)
             .await
-            .during("read the generation")?;
+            .during(DOING)?;
+        let counter = |name: &str| {
+            let found = counters.iter().find(|(counter, _)| counter == name);
+            found.map_or(0, |(_, value)| uint(*value))
+        };
+        let (revision, generation) = (counter("revision"), counter("generation"));
+        let open: Vec<Row> = query(OPEN).all(&mut tx).await.during(DOING)?;
+        Ok(Decided {
+            revision,
+            generation,
+            functions: catalogue::functions(&mut tx).await?,
+            keys: catalogue::all_keys(&mut tx).await?,
+            open: open.into_iter().map(row).collect::<Result<_, _>>()?,
+            nodes: fleet::nodes(&mut tx).await?,
+        })
+    }
+
+    /// How often something was decided about rollouts and desired state.
+    pub(crate) async fn revision(&self) -> Result<u64, StoreError> {
+        let (value,): (i64,) = query("SELECT value FROM counters WHERE name = 'revision'")
+            .one(self.reader())
+            .await
+            .during("read the revision")?;
         Ok(uint(value))
     }
 
+    /// A transaction in which `basis` holds, and which makes the next revision.
+    pub(super) async fn decide(&self, basis: Basis) -> Result<Transaction, Unstored> {
+        const DOING: &str = "compare the revision";
+        let mut tx = self.write(Turn::Rollouts).await?;
+        if let Some(token) = basis.lease {
+            let (current,): (i64,) = query("SELECT token FROM leases WHERE name = 'rollouts'")
+                .one(&mut tx)
+                .await
+                .during(DOING)?;
+            if uint(current) != token {
+                return Err(Unstored::LeaseLost);
+            }
+        }
+        let changed =
+            query("UPDATE counters SET value = value + 1 WHERE name = 'revision' AND value = ?")
+                .bind(basis.revision)
+                .execute(&mut tx)
+                .await
+                .during(DOING)?;
+        match changed {
+            0 => Err(Unstored::Outdated),
+            _ => Ok(tx),
+        }
+    }
+
     /// Stores a new generation of desired state.
-    pub(crate) async fn set_generation(&self, generation: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
-            .bind(int(generation))
-            .execute(&self.writer)
-            .await
-            .during("store the generation")?;
-        Ok(())
+    pub(crate) async fn set_generation(
+        &self,
+        basis: Basis,
+        generation: u64,
+    ) -> Result<(), Unstored> {
+        const DOING: &str = "store the generation";
+        let mut tx = self.decide(basis).await?;
+        save_generation(&mut tx, generation).await?;
+        Ok(tx.commit(DOING).await?)
     }
 
     /// Stores a rollout that begins, and returns its number.
     pub(crate) async fn begin_rollout(
         &self,
+        basis: Basis,
         function: &FunctionName,
         rollout: &Rollout,
         rollback: bool,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<u64, Unstored> {
+        const DOING: &str = "store a rollout";
         let (plan, state) = plan(rollout)?;
-        let result = sqlx::query(
+        let mut tx = self.decide(basis).await?;
+        let (id,): (i64,) = query(
             "INSERT INTO rollouts (function, version, rollback, state, plan)
-             VALUES (?, ?, ?, ?, ?)",
+             VALUES (?, ?, ?, ?, ?) RETURNING id",
         )
         .bind(function.to_string())
-        .bind(rollout.version.0.to_vec())
+        .bind(rollout.version)
         .bind(rollback)
         .bind(state)
         .bind(plan)
-        .execute(&self.writer)
+        .one(&mut tx)
         .await
-        .during("store a rollout")?;
-        Ok(uint(result.last_insert_rowid()))
+        .during(DOING)?;
+        // Whoever executes rollouts is to begin with it.
+        tx.notify().await?;
+        tx.commit(DOING).await?;
+        Ok(uint(id))
     }
 
     /// Stores a step of a rollout together with all that follows from it.
     pub(crate) async fn save_step(
         &self,
-        id: u64,
-        function: &FunctionName,
-        rollout: &Rollout,
+        basis: Basis,
+        RolloutRow {
+            id,
+            function,
+            rollout,
+        }: &RolloutRow,
         generation: Option<u64>,
         adoption: Option<Adoption>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), Unstored> {
         const DOING: &str = "store a rollout's step";
         let (plan, state) = plan(rollout)?;
-        let mut tx = self.write().await?;
-        sqlx::query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
+        let mut tx = self.decide(basis).await?;
+        query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
             .bind(state)
             .bind(plan)
-            .bind(rollout.ended_ms.map(int))
-            .bind(int(id))
-            .execute(&mut *tx)
+            .bind(rollout.ended_ms)
+            .bind(*id)
+            .execute(&mut tx)
             .await
             .during(DOING)?;
         if let Some(generation) = generation {
-            sqlx::query("UPDATE counters SET value = ? WHERE name = 'generation'")
-                .bind(int(generation))
-                .execute(&mut *tx)
-                .await
-                .during(DOING)?;
+            save_generation(&mut tx, generation).await?;
         }
         if let Some(Adoption { current, fallback }) = adoption {
-            sqlx::query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
-                .bind(current.0.to_vec())
-                .bind(fallback.map(|id| id.0.to_vec()))
+            query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
+                .bind(current)
+                .bind(fallback)
                 .bind(function.to_string())
-                .execute(&mut *tx)
+                .execute(&mut tx)
                 .await
                 .during(DOING)?;
         }
-        tx.commit().await.during(DOING)
+        Ok(tx.commit(DOING).await?)
     }
 
     /// One rollout.
     pub(crate) async fn rollout(&self, id: u64) -> Result<Option<RolloutRow>, StoreError> {
-        let found: Option<Row> =
-            sqlx::query_as("SELECT id, function, plan FROM rollouts WHERE id = ?")
-                .bind(int(id))
-                .fetch_optional(&self.reader)
-                .await
-                .during("look up a rollout")?;
+        let found: Option<Row> = query("SELECT id, function, plan FROM rollouts WHERE id = ?")
+            .bind(id)
+            .optional(self.reader())
+            .await
+            .during("look up a rollout")?;
         found.map(row).transpose()
     }
 
@@ -137,26 +247,15 @@ impl Store {
         &self,
         function: &FunctionName,
     ) -> Result<Option<RolloutRow>, StoreError> {
-        let found: Option<Row> = sqlx::query_as(
+        let found: Option<Row> = query(
             "SELECT id, function, plan FROM rollouts WHERE function = ?
              ORDER BY id DESC LIMIT 1",
         )
         .bind(function.to_string())
-        .fetch_optional(&self.reader)
+        .optional(self.reader())
         .await
         .during("look up a rollout")?;
         found.map(row).transpose()
-    }
-
-    /// The rollouts that have not ended.
-    pub(crate) async fn open_rollouts(&self) -> Result<Vec<RolloutRow>, StoreError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id",
-        )
-        .fetch_all(&self.reader)
-        .await
-        .during("list rollouts")?;
-        rows.into_iter().map(row).collect()
     }
 
     /// The version that the fleet was on before it was first brought to `current`.
@@ -165,19 +264,17 @@ impl Store {
         function: &FunctionName,
         current: VersionId,
     ) -> Result<Option<VersionId>, StoreError> {
-        let found: Option<Option<String>> = sqlx::query_scalar(
-            "SELECT plan ->> 'previous' FROM rollouts
+        let found: Option<Row> = query(
+            "SELECT id, function, plan FROM rollouts
              WHERE function = ? AND version = ? AND rollback = 0 AND state = 'completed'
              ORDER BY id DESC LIMIT 1",
         )
         .bind(function.to_string())
-        .bind(current.0.to_vec())
-        .fetch_optional(&self.reader)
+        .bind(current)
+        .optional(self.reader())
         .await
         .during("look up the version before")?;
-        match found.flatten() {
-            Some(id) => text::<Digest>("a version's id", &id).map(Some),
-            None => Ok(None),
-        }
+        let found = found.map(row).transpose()?;
+        Ok(found.and_then(|found| found.rollout.previous))
     }
 }

@@ -3,9 +3,10 @@
 use holm_model::api::{AuditJournal, AuditView, LedgerRow, UsageRecordsPage, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId};
 use holm_model::usage::{Outcome, UsageRecord};
-use sqlx::{QueryBuilder, Row as _, Sqlite, Transaction};
 
-use super::{During as _, Store, StoreError, bytes32, int, text, uint};
+use super::error::During as _;
+use super::sql::{Query, Row, Transaction, Value, query};
+use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
 /// What became of a batch.
@@ -48,7 +49,7 @@ impl Store {
         records: &[UsageRecord],
     ) -> Result<StoredUsage, StoreError> {
         const DOING: &str = "store usage";
-        let mut tx = self.write().await?;
+        let mut tx = self.write(Turn::Ledger).await?;
         let mut new = 0;
         for chunk in records.chunks(LEDGER_CHUNK_ROWS) {
             let added = insert(&mut tx, node, chunk).await?;
@@ -65,13 +66,13 @@ impl Store {
         }
         let known = records.len() as u64 - new;
         if known > 0 {
-            sqlx::query("UPDATE counters SET value = value + ? WHERE name = 'usage_resent'")
-                .bind(int(known))
-                .execute(&mut *tx)
+            query("UPDATE counters SET value = value + ? WHERE name = 'usage_resent'")
+                .bind(known)
+                .execute(&mut tx)
                 .await
                 .during(DOING)?;
         }
-        tx.commit().await.during(DOING)?;
+        tx.commit(DOING).await?;
         Ok(StoredUsage::Stored { new, known })
     }
 
@@ -82,16 +83,19 @@ impl Store {
         group: UsageGroup,
     ) -> Result<Vec<UsageView>, StoreError> {
         const DOING: &str = "sum usage";
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT ");
-        query.push(match group {
+        let mut sums = query("SELECT ");
+        sums.push(match group {
             UsageGroup::Function => "tenant || '/' || function",
-            UsageGroup::Version => "'sha256:' || lower(hex(version))",
+            UsageGroup::Version => "version",
             UsageGroup::Node => "node",
         });
-        query.push(" AS grouped, COUNT(*) AS executions, SUM(cold) AS cold");
+        sums.push(" AS grouped, COUNT(*) AS executions, CAST(SUM(cold) AS BIGINT) AS cold");
         for outcome in Outcome::ALL {
             // The names are Holm's own words, not input.
-            query.push(format!(", SUM(outcome = '{0}') AS {0}", outcome.as_str()));
+            let name = outcome.as_str();
+            sums.push(&format!(
+                ", COUNT(*) FILTER (WHERE outcome = '{name}') AS {name}"
+            ));
         }
         for column in [
             "run_ns",
@@ -101,30 +105,34 @@ impl Store {
             "egress_bytes",
             "ingress_bytes",
         ] {
-            push_sum(&mut query, column, column);
+            push_sum(&mut sums, column, column);
         }
         push_sum(
-            &mut query,
+            &mut sums,
             "memory_bytes * ((run_ns + 999999) / 1000000)",
             "memory_byte_ms",
         );
-        query.push(" FROM usage WHERE probe = 0");
+        sums.push(" FROM usage WHERE probe = 0");
         if let Some(tenant) = &filter.tenant {
-            query
-                .push(" AND tenant = ")
-                .push_bind(tenant.as_str().to_owned());
+            sums.push(" AND tenant = ").push_bind(tenant);
         }
         if let Some(function) = &filter.function {
-            query
-                .push(" AND function = ")
-                .push_bind(function.as_str().to_owned());
+            sums.push(" AND function = ").push_bind(function);
         }
-        query.push(" GROUP BY grouped ORDER BY grouped");
-        let rows = query.build().fetch_all(&self.reader).await.during(DOING)?;
-        let read = |row: &sqlx::sqlite::SqliteRow| -> Result<UsageView, sqlx::Error> {
-            let count = |column: &str| row.try_get::<i64, _>(column).map(uint);
+        sums.push(" GROUP BY grouped ORDER BY grouped");
+        let rows = sums.rows(self.reader()).await.during(DOING)?;
+        let read = |row: &Row| -> Result<UsageView, StoreError> {
+            let count = |column: &str| row.get::<i64>(column).map(uint).during(DOING);
+            let sum = |column: &str| sum(row, column).during(DOING);
+            let key = match group {
+                UsageGroup::Version => {
+                    let bytes: Vec<u8> = row.get("grouped").during(DOING)?;
+                    Digest(bytes32("a version's id", &bytes)?).to_string()
+                }
+                UsageGroup::Function | UsageGroup::Node => row.get("grouped").during(DOING)?,
+            };
             Ok(UsageView {
-                key: row.try_get("grouped")?,
+                key,
                 executions: count("executions")?,
                 answered: count("answered")?,
                 function_errors: count("function_error")?,
@@ -134,19 +142,16 @@ impl Store {
                 shed: count("shed")?,
                 platform_faults: count("platform_fault")?,
                 cold: count("cold")?,
-                run_ns: sum(row, "run_ns")?,
-                cpu_ns: sum(row, "cpu_ns")?,
-                memory_byte_ms: sum(row, "memory_byte_ms")?,
-                request_bytes: sum(row, "request_bytes")?,
-                response_bytes: sum(row, "response_bytes")?,
-                egress_bytes: sum(row, "egress_bytes")?,
-                ingress_bytes: sum(row, "ingress_bytes")?,
+                run_ns: sum("run_ns")?,
+                cpu_ns: sum("cpu_ns")?,
+                memory_byte_ms: sum("memory_byte_ms")?,
+                request_bytes: sum("request_bytes")?,
+                response_bytes: sum("response_bytes")?,
+                egress_bytes: sum("egress_bytes")?,
+                ingress_bytes: sum("ingress_bytes")?,
             })
         };
-        rows.iter()
-            .map(read)
-            .collect::<Result<_, _>>()
-            .during(DOING)
+        rows.iter().map(read).collect()
     }
 
     /// Rows behind row `after`, at most `limit`.
@@ -157,24 +162,18 @@ impl Store {
         limit: usize,
     ) -> Result<UsageRecordsPage, StoreError> {
         const DOING: &str = "list usage";
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT row, ");
-        query
-            .push(COLUMNS)
+        let mut page = query("SELECT row, ");
+        page.push(COLUMNS)
             .push(" FROM usage WHERE row > ")
-            .push_bind(int(after));
+            .push_bind(after);
         if let Some(FunctionName { tenant, function }) = function {
-            query
-                .push(" AND tenant = ")
-                .push_bind(tenant.as_str().to_owned());
-            query
-                .push(" AND function = ")
-                .push_bind(function.as_str().to_owned());
+            page.push(" AND tenant = ").push_bind(tenant);
+            page.push(" AND function = ").push_bind(function);
         }
         // One more than asked for tells whether there is a next page.
-        query
-            .push(" ORDER BY row LIMIT ")
-            .push_bind(int(limit as u64 + 1));
-        let rows = query.build().fetch_all(&self.reader).await.during(DOING)?;
+        page.push(" ORDER BY row LIMIT ")
+            .push_bind(limit as u64 + 1);
+        let rows = page.rows(self.reader()).await.during(DOING)?;
         let records = rows
             .iter()
             .take(limit)
@@ -191,25 +190,24 @@ impl Store {
     pub(crate) async fn audit(&self) -> Result<AuditView, StoreError> {
         const DOING: &str = "audit the ledger";
         // One transaction, so that the numbers belong together.
-        let mut tx = self.reader.begin().await.during(DOING)?;
-        let rows: Vec<(String, i64, i64, i64, i64)> = sqlx::query_as(
+        let mut tx = self.read().await?;
+        let rows: Vec<(String, i64, i64, i64, i64)> = query(
             "SELECT node, boot_epoch, MIN(sequence), MAX(sequence), COUNT(*) FROM usage
              GROUP BY node, boot_epoch ORDER BY node, boot_epoch",
         )
-        .fetch_all(&mut *tx)
+        .all(&mut tx)
         .await
         .during(DOING)?;
-        let (total, probes, requests): (i64, i64, i64) = sqlx::query_as(
-            "SELECT COUNT(*), COALESCE(SUM(probe), 0), COUNT(DISTINCT request) FROM usage",
+        let (total, probes, requests): (i64, i64, i64) = query(
+            "SELECT COUNT(*), CAST(COALESCE(SUM(probe), 0) AS BIGINT), COUNT(DISTINCT request) FROM usage",
         )
-        .fetch_one(&mut *tx)
+        .one(&mut tx)
         .await
         .during(DOING)?;
-        let resent: i64 =
-            sqlx::query_scalar("SELECT value FROM counters WHERE name = 'usage_resent'")
-                .fetch_one(&mut *tx)
-                .await
-                .during(DOING)?;
+        let (resent,): (i64,) = query("SELECT value FROM counters WHERE name = 'usage_resent'")
+            .one(&mut tx)
+            .await
+            .during(DOING)?;
         let journal = |(node, boot_epoch, first, last, rows): (String, i64, i64, i64, i64)| {
             Ok(AuditJournal {
                 node: text("a node's name", &node)?,
@@ -244,52 +242,55 @@ impl Store {
 
 /// Inserts what is not there yet, and returns how many that were.
 async fn insert(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction,
     node: &Name,
     records: &[UsageRecord],
 ) -> Result<u64, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO usage (");
-    query.push(COLUMNS).push(") ");
-    query.push_values(records, |mut row, record| {
-        row.push_bind(node.as_str().to_owned())
-            .push_bind(int(record.boot_epoch))
-            .push_bind(int(record.sequence))
-            .push_bind(record.request.0.to_vec())
-            .push_bind(record.function.tenant.as_str().to_owned())
-            .push_bind(record.function.function.as_str().to_owned())
-            .push_bind(record.version.0.to_vec())
-            .push_bind(int(record.accepted_ms))
-            .push_bind(record.outcome.as_str())
-            .push_bind(record.status)
-            .push_bind(int(record.queue_ns))
-            .push_bind(int(record.restore_ns))
-            .push_bind(int(record.run_ns))
-            .push_bind(int(record.cpu_ns))
-            .push_bind(int(record.memory_bytes))
-            .push_bind(int(record.request_bytes))
-            .push_bind(int(record.response_bytes))
-            .push_bind(int(record.egress_bytes))
-            .push_bind(int(record.ingress_bytes))
-            .push_bind(record.cold)
-            .push_bind(record.exits)
-            .push_bind(record.probe);
-    });
-    // Not `OR IGNORE`, which would pass over other broken constraints as well.
-    query.push(" ON CONFLICT (node, boot_epoch, sequence) DO NOTHING");
-    let result = query
-        .build()
-        .execute(&mut **tx)
-        .await
-        .during("store usage")?;
-    Ok(result.rows_affected())
+    let mut insert = query("INSERT INTO usage (");
+    insert.push(COLUMNS).push(") VALUES ");
+    for (index, record) in records.iter().enumerate() {
+        insert.push(if index > 0 { ", " } else { "" });
+        insert.push_row(values(node, record));
+    }
+    // Not every conflict, so that a broken constraint of another kind is not passed over.
+    insert.push(" ON CONFLICT (node, boot_epoch, sequence) DO NOTHING");
+    insert.execute(tx).await.during("store usage")
 }
 
-fn ledger_row(row: &sqlx::sqlite::SqliteRow) -> Result<LedgerRow, StoreError> {
+/// A row in the order of [`COLUMNS`].
+fn values(node: &Name, record: &UsageRecord) -> [Value; 22] {
+    [
+        node.into(),
+        record.boot_epoch.into(),
+        record.sequence.into(),
+        Value::from(&record.request.0[..]),
+        Value::from(&record.function.tenant),
+        Value::from(&record.function.function),
+        record.version.into(),
+        record.accepted_ms.into(),
+        record.outcome.as_str().into(),
+        u32::from(record.status).into(),
+        record.queue_ns.into(),
+        record.restore_ns.into(),
+        record.run_ns.into(),
+        record.cpu_ns.into(),
+        record.memory_bytes.into(),
+        record.request_bytes.into(),
+        record.response_bytes.into(),
+        record.egress_bytes.into(),
+        record.ingress_bytes.into(),
+        record.cold.into(),
+        record.exits.into(),
+        record.probe.into(),
+    ]
+}
+
+fn ledger_row(row: &Row) -> Result<LedgerRow, StoreError> {
     const WHAT: &str = "a row of the ledger";
-    let number = |column: &str| row.try_get(column).map(uint).during("read usage");
-    let flag = |column: &str| row.try_get::<bool, _>(column).during("read usage");
-    let words = |column: &str| row.try_get::<String, _>(column).during("read usage");
-    let bytes = |column: &str| row.try_get::<Vec<u8>, _>(column).during("read usage");
+    let number = |column: &str| row.get(column).map(uint).during("read usage");
+    let flag = |column: &str| number(column).map(|flag| flag != 0);
+    let words = |column: &str| row.get::<String>(column).during("read usage");
+    let bytes = |column: &str| row.get::<Vec<u8>>(column).during("read usage");
     let wide = |_| StoreError::corrupt(WHAT, "a number is too large");
     let outcome = words("outcome")?;
     let record = UsageRecord {
@@ -331,40 +332,37 @@ fn ledger_row(row: &sqlx::sqlite::SqliteRow) -> Result<LedgerRow, StoreError> {
 
 /// The first of `records` whose key the ledger has for another request.
 async fn conflict<'a>(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction,
     node: &Name,
     records: &'a [UsageRecord],
 ) -> Result<Option<&'a UsageRecord>, StoreError> {
     for record in records {
-        let request: Option<Vec<u8>> = sqlx::query_scalar(
-            "SELECT request FROM usage WHERE node = ? AND boot_epoch = ? AND sequence = ?",
-        )
-        .bind(node.as_str().to_owned())
-        .bind(int(record.boot_epoch))
-        .bind(int(record.sequence))
-        .fetch_optional(&mut **tx)
-        .await
-        .during("compare usage")?;
+        let found: Option<(Vec<u8>,)> =
+            query("SELECT request FROM usage WHERE node = ? AND boot_epoch = ? AND sequence = ?")
+                .bind(node)
+                .bind(record.boot_epoch)
+                .bind(record.sequence)
+                .optional(&mut *tx)
+                .await
+                .during("compare usage")?;
         let RequestId(expected) = record.request;
-        if request.is_some_and(|request| request != expected) {
+        if found.is_some_and(|(request,)| request != expected) {
             return Ok(Some(record));
         }
     }
     Ok(None)
 }
 
-/// Sums of billed numbers may leave SQLite's 63 bits, so each is summed in two halves.
-fn push_sum(query: &mut QueryBuilder<Sqlite>, expression: &'static str, name: &'static str) {
-    query.push(format!(
-        ", SUM(({expression}) >> 20) AS {name}_high, SUM(({expression}) & 1048575) AS {name}_low"
+/// Sums of billed numbers may leave the 63 bits of a column, so each is summed in two halves.
+fn push_sum(query: &mut Query, expression: &str, name: &str) {
+    query.push(&format!(
+        ", CAST(SUM(({expression}) >> 20) AS BIGINT) AS {name}_high,
+           CAST(SUM(({expression}) & 1048575) AS BIGINT) AS {name}_low"
     ));
 }
 
-fn sum(row: &sqlx::sqlite::SqliteRow, name: &str) -> Result<u64, sqlx::Error> {
-    let half = |suffix| {
-        row.try_get::<i64, _>(format!("{name}_{suffix}").as_str())
-            .map(uint)
-    };
+fn sum(row: &Row, name: &str) -> Result<u64, sqlx::Error> {
+    let half = |suffix| row.get(&format!("{name}_{suffix}")).map(uint);
     let whole = (u128::from(half("high")?) << 20) + u128::from(half("low")?);
     Ok(u64::try_from(whole).unwrap_or(u64::MAX))
 }

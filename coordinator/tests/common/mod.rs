@@ -12,13 +12,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use holm_coordinator::{Config, Running, StartError, start};
+use holm_coordinator::{Config, DatabaseUrl, Running, StartError, start};
 use holm_model::api::{
     JoinTokenAnswer, NodeView, PublishRequest, RolloutView, TenantRequest, VersionView,
 };
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::ids::{Digest, FunctionName};
 use holm_model::manifest::Manifest;
+use holm_test_support::Postgres;
 use serde_json::json;
 
 use http::Client;
@@ -32,10 +33,13 @@ pub struct Coordinator {
     pub running: Option<Running>,
     pub client: Client,
     pub quic: SocketAddr,
+    /// A PostgreSQL database's URL, if not SQLite.
+    pub database: Option<String>,
 }
 
-fn config(dir: &Path, quic: SocketAddr) -> Config {
+fn config(dir: &Path, quic: SocketAddr, database: Option<&String>) -> Config {
     let mut config = Config::new(dir.join("state"), quic, loopback());
+    config.database = database.cloned().map(DatabaseUrl::from);
     config.prepare_timeout = Duration::from_secs(20);
     config.absent_grace = Duration::from_secs(2);
     config
@@ -47,16 +51,45 @@ fn loopback() -> SocketAddr {
 
 impl Coordinator {
     pub async fn start() -> Self {
+        Coordinator::start_in(tempfile::tempdir().unwrap(), None)
+            .await
+            .unwrap()
+    }
+
+    /// One on a PostgreSQL database, to which others may come.
+    pub async fn start_on_postgres() -> Self {
+        let database = Postgres::shared().database();
+        Coordinator::start_in(tempfile::tempdir().unwrap(), Some(database))
+            .await
+            .unwrap()
+    }
+
+    /// Another one on the database of this one, with the same certificate authority.
+    pub async fn start_beside(&self) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let running = start(config(dir.path(), loopback())).await.unwrap();
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        for file in ["state/ca.key", "state/ca.der"] {
+            std::fs::copy(self.dir.path().join(file), dir.path().join(file)).unwrap();
+        }
+        Coordinator::start_in(dir, self.database.clone())
+            .await
+            .unwrap()
+    }
+
+    pub async fn start_in(
+        dir: tempfile::TempDir,
+        database: Option<String>,
+    ) -> Result<Self, StartError> {
+        let running = start(config(dir.path(), loopback(), database.as_ref())).await?;
         let client = client(&running);
         let quic = running.quic_addr;
-        Coordinator {
+        Ok(Coordinator {
             dir,
             running: Some(running),
             client,
             quic,
-        }
+            database,
+        })
     }
 
     /// Ends it without a word, as SIGKILL would.
@@ -69,7 +102,8 @@ impl Coordinator {
         self.kill();
         let deadline = Instant::now() + PATIENCE;
         let running = loop {
-            match start(config(self.dir.path(), self.quic)).await {
+            let config = config(self.dir.path(), self.quic, self.database.as_ref());
+            match start(config).await {
                 Ok(running) => break running,
                 // Its tasks may take a moment to let go of the lock and the port.
                 Err(StartError::Locked(_) | StartError::Nodes(_)) if Instant::now() < deadline => {

@@ -217,11 +217,16 @@ impl TestNode {
     }
 
     pub fn run(quic: SocketAddr, identity: Identity, hello: Hello) -> Self {
+        TestNode::run_with(vec![quic], identity, hello)
+    }
+
+    /// One that dials these addresses in turn, as behind one name.
+    pub fn run_with(addresses: Vec<SocketAddr>, identity: Identity, hello: Hello) -> Self {
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
         let (says, mut pending) = mpsc::unbounded_channel();
         let (own, shared) = (identity.clone(), behaviour.clone());
         let task = tokio::spawn(async move {
-            loop {
+            for quic in addresses.into_iter().cycle() {
                 live(quic, &own, hello.clone(), &shared, &mut pending).await;
                 sleep(Duration::from_millis(50)).await;
             }

@@ -128,6 +128,9 @@ pub struct NodeView {
     pub last_seen_ms: u64,
     /// Round-trip time of the link in microseconds, while it is up.
     pub rtt_us: Option<u64>,
+    /// The other coordinator that its link is up to, if it is not the one that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<String>,
     /// `pvm`, `svm`, `vmx` or `unknown`.
     pub kvm: String,
     /// What it has.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod postgres;
 mod site;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use postgres::Postgres;
 pub use site::{busybox, busybox_site, write};
 
 /// Directory of programs built beforehand.

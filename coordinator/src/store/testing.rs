@@ -1,0 +1,69 @@
+//! New, empty databases of both kinds, and tests that run on each.
+
+use holm_test_support::Postgres;
+
+use super::{DatabaseUrl, Store, StoreError};
+
+/// A database of a test's own.
+pub(crate) struct TestDatabase {
+    pub(crate) store: Store,
+    /// Of a PostgreSQL database.
+    pub(crate) url: Option<DatabaseUrl>,
+    /// What SQLite's is in.
+    directory: Option<tempfile::TempDir>,
+}
+
+impl TestDatabase {
+    pub(crate) async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("coordinator.db");
+        TestDatabase {
+            store: Store::open_sqlite(&path).await.unwrap(),
+            url: None,
+            directory: Some(directory),
+        }
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        let url = DatabaseUrl::from(Postgres::shared().database());
+        TestDatabase {
+            store: Store::open_postgres(&url).await.unwrap(),
+            url: Some(url),
+            directory: None,
+        }
+    }
+
+    /// Opens it once more, as a coordinator that starts again does.
+    pub(crate) async fn open_again(&self) -> Result<Store, StoreError> {
+        match (&self.url, &self.directory) {
+            (Some(url), _) => Store::open_postgres(url).await,
+            (None, directory) => {
+                let directory = directory.as_ref().unwrap().path();
+                Store::open_sqlite(&directory.join("coordinator.db")).await
+            }
+        }
+    }
+}
+
+/// Makes a test of each function, once for each kind of database.
+macro_rules! on_both_databases {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name($crate::store::testing::TestDatabase::sqlite().await).await;
+                }
+            )*
+        }
+        mod on_postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name($crate::store::testing::TestDatabase::postgres().await).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_both_databases;
