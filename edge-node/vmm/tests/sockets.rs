@@ -189,3 +189,27 @@ fn kvm_a_server_asks_itself_and_another_listener_of_its_own() {
         }
     });
 }
+
+#[test]
+fn kvm_programs_find_the_interfaces_that_their_connections_use() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("interfaces", &[("/calls", "of kind 16, asked as 77 by 1")]);
+    each_libc("interfaces", |path| {
+        let mut guest = Function::new(path);
+        assert_eq!(
+            guest.get("/interfaces"),
+            "lo 127.0.0.1 255.0.0.0 up loopback\n\
+             net0 10.0.2.15 255.255.255.0 up\n\
+             lo ::1 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff up loopback\n\
+             net0 fd00::f ffff:ffff:ffff:ffff:: up\n\
+             1 lo\n\
+             2 net0\n"
+        );
+        assert_eq!(
+            guest.get("/configured"),
+            "version 4: has addresses\nversion 6: has addresses\n"
+        );
+    });
+}

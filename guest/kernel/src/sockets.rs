@@ -1,5 +1,6 @@
 //! Sockets: connections and datagrams within the guest; connections from the host, whose request reads as one
-//! to the listener on `$PORT`; and connections out of the guest, to what the manifest names.
+//! to the listener on `$PORT`; connections out of the guest, to what the manifest names; and questions about the
+//! network (`netlink`).
 //!
 //! ```text
 //!  [fresh] ──listen──▶ [listening] ──accept──▶ [request], or a [stream] that waited there
@@ -15,6 +16,7 @@ pub mod connect;
 pub mod datagrams;
 pub mod dns;
 pub mod messages;
+mod netlink;
 pub mod options;
 pub mod outbound;
 pub mod ready;
@@ -27,11 +29,10 @@ use crate::errno::{Errno, SysResult};
 use crate::files::held::Held;
 use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
 use crate::{host, pipes, state, user};
-use address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
+use address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
-use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
+use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
 
-const SOCK_RAW: u8 = 3;
 const KIND_MASK: u64 = 0xf;
 
 /// The number of the socket that a descriptor stands for. A call that may wait asks `hold` for it.
@@ -112,6 +113,7 @@ fn check(domain: u16, kind: u8, protocol: u32) -> Result<u8, Errno> {
         return Err(Errno::EINVAL);
     }
     match (domain, kind) {
+        (AF_NETLINK, _) => Ok(kind),
         (AF_UNIX, _) if protocol > u32::from(AF_UNIX) => Err(Errno::EPROTONOSUPPORT),
         (AF_UNIX, SOCK_STREAM | SOCK_DGRAM | SOCK_SEQPACKET) => Ok(kind),
         (AF_UNIX, SOCK_RAW) => Ok(SOCK_DGRAM),
@@ -132,9 +134,10 @@ pub fn socket(domain: u64, kind: u64, protocol: u64) -> SysResult {
     let (flags, kind) = (kind, kind_of(kind)?);
     let domain = family(domain)?;
     let kind = check(domain, kind, protocol as u32)?;
-    let socket = match kind {
-        SOCK_DGRAM => datagrams::new(domain)?,
-        kind => Socket {
+    let socket = match (domain, kind) {
+        (AF_NETLINK, kind) => netlink::new(kind, protocol as u32)?,
+        (_, SOCK_DGRAM) => datagrams::new(domain)?,
+        (_, kind) => Socket {
             kind,
             ..Socket::new(domain)
         },

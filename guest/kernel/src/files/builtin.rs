@@ -90,7 +90,8 @@ pub const ENTRIES: &[(&str, Entry)] = &[
             "Inter-|   Receive                                                |  Transmit\n \
              face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo \
              colls carrier compressed\n    lo:       0       0    0    0    0     0          0         0        \
-             0       0    0    0    0     0       0          0\n",
+             0       0    0    0    0     0       0          0\n  net0:       0       0    0    0    0     0          \
+             0         0        0       0    0    0    0     0       0          0\n",
         ),
     ),
     ("/proc/self/oom_score", Text("0\n")),

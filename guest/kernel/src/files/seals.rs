@@ -46,12 +46,12 @@ pub(super) fn get(open: &Open) -> SysResult {
 
 /// F_ADD_SEALS
 pub(super) fn add(open: &Open, seals: u64) -> SysResult {
-    let Object::File(number) = open.object else {
-        return Err(Errno::EINVAL);
-    };
     if !matches!(open.access(), O_WRONLY | O_RDWR) {
         return Err(Errno::EPERM);
     }
+    let Object::File(number) = open.object else {
+        return Err(Errno::EINVAL);
+    };
     if seals as u32 as u64 & !ALL != 0 {
         return Err(Errno::EINVAL);
     }

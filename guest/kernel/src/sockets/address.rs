@@ -11,6 +11,8 @@ pub const AF_UNIX: u16 = 1;
 pub const AF_INET: u16 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u16 = 10;
+/// `AF_NETLINK`
+pub const AF_NETLINK: u16 = 16;
 
 /// Longest name of a local socket (`sun_path`).
 const MAX_NAME_BYTES: usize = 108;
@@ -97,6 +99,8 @@ pub enum Address {
     Inet(Ip, u16),
     /// AF_UNIX.
     Unix(Name),
+    /// AF_NETLINK: the number of a socket's, or 0.
+    Netlink(u32),
     /// AF_UNSPEC.
     Unspecified,
 }
@@ -169,6 +173,10 @@ impl Address {
                 bytes[2..2 + name_bytes.len()].copy_from_slice(name_bytes);
                 // A path is followed by a zero byte.
                 (bytes, 2 + name_bytes.len() + usize::from(name.is_path()))
+            }
+            (Address::Netlink(number), _) => {
+                bytes[4..8].copy_from_slice(&number.to_le_bytes());
+                (bytes, 12)
             }
             (Address::Unspecified, _) => (bytes, 2),
             (Address::Inet(ip, port), AF_INET6) => {

@@ -1,7 +1,7 @@
 //! `bind`: the addresses that sockets have of their own.
 
-use super::address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
-use super::number_of;
+use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
+use super::{netlink, number_of};
 use super::table::{Socket, State};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
@@ -12,6 +12,9 @@ pub fn bind(descriptor: u64, address: u64, bytes: u64) -> SysResult {
     let number = number_of(descriptor)?;
     let given = Address::look(address, bytes)?;
     let socket = *state::sockets().get(number);
+    if socket.domain == AF_NETLINK {
+        return netlink::bind(number, given);
+    }
     let address = match socket.domain {
         AF_UNIX => Address::decode(given)?,
         domain => Address::decode_ip(domain, given)?,

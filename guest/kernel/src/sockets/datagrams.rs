@@ -4,10 +4,10 @@
 //! Each lies in the queue of who reads it behind a head that says how long it is and who sent it. A socket for
 //! datagrams has an inbox that anybody may write to; one that is gone refuses.
 
-use super::address::{AF_INET, AF_INET6, AF_UNIX, Address, Ip, Name};
+use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 use super::rights::Outgoing;
 use super::table::{Mailbox, SOCK_DGRAM, Socket, State};
-use super::{bind, dns, mark, outbound, transfer};
+use super::{bind, dns, mark, netlink, outbound, transfer};
 use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
@@ -30,8 +30,8 @@ pub fn new(domain: u16) -> Result<Socket, Errno> {
         state: State::Datagrams(Mailbox {
             inbox: pipes::new_queue(INBOX_BYTES)?,
             queries: match domain {
-                AF_UNIX => pipes::NONE,
-                _ => outbound::new_queries()?,
+                AF_INET | AF_INET6 => outbound::new_queries()?,
+                _ => pipes::NONE,
             },
             to: None,
         }),
@@ -180,7 +180,7 @@ fn way(number: u16, mailbox: Mailbox, given: Option<Address>) -> Result<Way, Err
         Some(Address::Inet(ip, port)) => reachable(&socket, ip, port)?,
         Some(Address::Unspecified) | None if socket.is_connected() => socket.peer,
         Some(Address::Unspecified) | None => return Err(Errno::EDESTADDRREQ),
-        Some(Address::Unix(_)) => return Err(Errno::EAFNOSUPPORT),
+        Some(Address::Unix(_) | Address::Netlink(_)) => return Err(Errno::EAFNOSUPPORT),
     };
     if outbound::is_name_server(&to) {
         return Ok(Way::Queries(mailbox.queries));
@@ -246,6 +246,9 @@ pub fn send(
     rights: &Outgoing,
 ) -> SysResult {
     let socket = *state::sockets().get(number);
+    if socket.domain == AF_NETLINK {
+        return netlink::ask(number, from, given);
+    }
     let is_local = socket.domain == AF_UNIX;
     match given {
         Some(Address::Unix(name)) if name != Name::NONE => {}
@@ -397,7 +400,8 @@ pub fn put(queue: u8, from: Source<'_>, sender: &Address, rights: &Outgoing) -> 
 
 fn encode_sender(sender: &Address, to: &mut [u8]) -> usize {
     match sender {
-        Address::Unspecified => 0,
+        // Those of AF_NETLINK all come from the kernel.
+        Address::Unspecified | Address::Netlink(_) => 0,
         Address::Inet(ip, port) => {
             to[..16].copy_from_slice(&ip.0);
             to[16..18].copy_from_slice(&port.to_le_bytes());
@@ -414,6 +418,7 @@ fn encode_sender(sender: &Address, to: &mut [u8]) -> usize {
 fn decode_sender(domain: u16, from: &[u8]) -> Address {
     match (domain, from.split_first_chunk::<16>()) {
         (AF_UNIX, _) => Address::Unix(Name::new(from)),
+        (AF_NETLINK, _) => Address::Netlink(0),
         (_, Some((ip, [low, high]))) => Address::Inet(Ip(*ip), u16::from_le_bytes([*low, *high])),
         _ => Address::Unspecified,
     }

@@ -1,6 +1,6 @@
 //! Socket options. A few change what calls do; the others are kept and read back.
 
-use super::address::{AF_INET6, AF_UNIX};
+use super::address::{AF_INET6, AF_NETLINK, AF_UNIX};
 use super::table::{SOCK_DGRAM, SOCK_STREAM, Socket, State};
 use super::{number_of, outbound};
 use crate::errno::{Errno, SysResult};
@@ -249,7 +249,7 @@ fn value_of(number: u16, level: u64, option: u64) -> Result<Value, Errno> {
         (SOL_SOCKET, SO_DOMAIN) => Value::number(i32::from(socket.domain)),
         // IPPROTO_UDP, IPPROTO_TCP
         (SOL_SOCKET, SO_PROTOCOL) => Value::number(match (socket.domain, socket.kind) {
-            (AF_UNIX, _) => 0,
+            (AF_UNIX | AF_NETLINK, _) => 0,
             (_, SOCK_DGRAM) => 17,
             _ => 6,
         }),

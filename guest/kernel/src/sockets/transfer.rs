@@ -1,9 +1,9 @@
 //! What goes through a socket: bytes in and out, of whichever kind it is.
 
-use super::address::{AF_INET6, AF_UNIX, Address};
+use super::address::{AF_INET6, AF_NETLINK, AF_UNIX, Address};
 use super::rights::{self, Outgoing};
 use super::table::{SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
-use super::{bind, datagrams, hold, outbound, request};
+use super::{bind, datagrams, hold, netlink, outbound, request};
 use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, time, user};
@@ -399,6 +399,7 @@ pub(super) fn receiver(number: u16, given: Option<&[u8]>) -> Result<Option<Addre
             Address::Unix(_) => Err(Errno::EINVAL),
             address => Ok(Some(address)),
         },
+        (AF_NETLINK, _) => netlink::decode(given).map(Some),
         (domain, State::Datagrams(_)) => Address::decode_ip(domain, given).map(Some),
         _ => Ok(None),
     }

@@ -50,6 +50,8 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
     const ONE_PROCESS: &str = "a function is one process; it cannot start others";
     const NO_FORK: &str = "a function is one process; a server that forks for each connection can be \
                            run as under inetd, with `inetd = true` in [function]";
+    const ONE_HAS: &str = "a function is one process; shm_open and mmap share memory, and sem_init and pthreads \
+                           make semaphores and queues";
     Some(match number {
         56 => ("clone", NO_FORK),
         435 => ("clone3", NO_FORK),
@@ -57,6 +59,9 @@ fn name(number: u64) -> Option<(&'static str, &'static str)> {
         58 => ("vfork", NO_FORK),
         59 => ("execve", ONE_PROCESS),
         322 => ("execveat", ONE_PROCESS),
+        29 => ("shmget", ONE_HAS),
+        64 => ("semget", ONE_HAS),
+        68 => ("msgget", ONE_HAS),
         _ => return None,
     })
 }
