@@ -1,5 +1,6 @@
 /* Files mapped in place of memory that is there already, as programs do that lay things out themselves. Each path
-   tells what it found; on the host the same program tells the same. */
+   tells what it found; on the host the same program tells the same, but for `/shared`: a file is not shown in place of
+   memory that a guest has already. */
 #include "guest.h"
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -29,11 +30,11 @@ static char *ground(int prot) {
     return at;
 }
 
-static void over(char *at, int prot, int flags, int fd) {
+static int over(char *at, int prot, int flags, int fd) {
     char *mapped = mmap(at + 4 * PAGE, 3 * PAGE, prot, flags | MAP_FIXED, fd, 0);
     if (mapped == MAP_FAILED) {
         tell("mmap: %s\n", strerrorname(errno));
-        return;
+        return 0;
     }
     tell("there: %d, %c%c%c\n", mapped == at + 4 * PAGE, mapped[0], mapped[PAGE], mapped[3 * PAGE - 1]);
     if (prot == BOTH) {
@@ -46,12 +47,14 @@ static void over(char *at, int prot, int flags, int fd) {
         tell_result("pwrite", pwrite(fd, "F", 1, 6));
         tell("in the mapping: %c\n", mapped[6]);
     }
+    return 1;
 }
 
 static void in_place(int ground_prot, int flags) {
     int fd = file();
     char *at = ground(ground_prot);
-    over(at, BOTH, flags, fd);
+    if (!over(at, BOTH, flags, fd))
+        return;
     over(at, PROT_READ, flags, fd);
     over(at, BOTH, flags, fd);
     if (ground_prot == BOTH)
@@ -93,8 +96,6 @@ static void handle(const struct request *request) {
         in_place(BOTH, MAP_SHARED);
     else if (is_path(request, "/shared/reserved"))
         in_place(PROT_NONE, MAP_SHARED);
-    else if (is_path(request, "/ring"))
-        ring(BOTH);
     else
         ring(PROT_NONE);
     answer(request, "%s", told);
