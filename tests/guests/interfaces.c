@@ -6,6 +6,7 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 
 #define NETLINK 16
 
@@ -31,6 +32,28 @@ static void interfaces(void) {
     struct if_nameindex *names = if_nameindex();
     for (int i = 0; names != NULL && names[i].if_index != 0; i++)
         tell("%u %s\n", names[i].if_index, names[i].if_name);
+    if_freenameindex(names);
+}
+
+/* One by one, as older programs ask. */
+static void requests(void) {
+    struct ifreq request = {.ifr_name = "lo"};
+    char name[IF_NAMESIZE] = "?";
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    tell("index %u, none %u\n", if_nametoindex("lo"), if_nametoindex("gone"));
+    tell("name %s, none %d\n", if_indextoname(1, name), if_indextoname(99, name) == NULL);
+    tell_result("flags", ioctl(fd, SIOCGIFFLAGS, &request));
+    tell("%#x\n", request.ifr_flags);
+    tell_result("address", ioctl(fd, SIOCGIFADDR, &request));
+    tell("%d %s\n", request.ifr_addr.sa_family, inet_ntoa(((struct sockaddr_in *)&request.ifr_addr)->sin_addr));
+    tell_result("hardware", ioctl(fd, SIOCGIFHWADDR, &request));
+    tell("%d %d\n", request.ifr_hwaddr.sa_family, request.ifr_hwaddr.sa_data[0]);
+    tell_result("mtu", ioctl(fd, SIOCGIFMTU, &request));
+    tell("%d\n", request.ifr_mtu);
+    strcpy(request.ifr_name, "gone");
+    tell_result("none", ioctl(fd, SIOCGIFMTU, &request));
+    tell_result("nowhere", ioctl(fd, SIOCGIFMTU, NULL));
+    close(fd);
 }
 
 static void configured(void) {
@@ -43,6 +66,24 @@ static void configured(void) {
         if (error == 0)
             freeaddrinfo(found);
     }
+}
+
+/* A listener on every address. */
+static void listeners(void) {
+    struct ifaddrs *all;
+    if (getifaddrs(&all) != 0)
+        return;
+    for (struct ifaddrs *one = all; one != NULL; one = one->ifa_next) {
+        int family = one->ifa_addr == NULL ? 0 : one->ifa_addr->sa_family;
+        if (family != AF_INET && family != AF_INET6)
+            continue;
+        int fd = socket(family, SOCK_STREAM, 0);
+        socklen_t bytes = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+        tell_result("bind", bind(fd, one->ifa_addr, bytes));
+        tell_result("listen", listen(fd, 1));
+        close(fd);
+    }
+    freeifaddrs(all);
 }
 
 /* The socket itself, as Linux has it too. */
@@ -84,6 +125,10 @@ static void handle(const struct request *request) {
         interfaces();
     else if (is_path(request, "/configured"))
         configured();
+    else if (is_path(request, "/requests"))
+        requests();
+    else if (is_path(request, "/listeners"))
+        listeners();
     else
         calls();
     answer(request, "%s", told);

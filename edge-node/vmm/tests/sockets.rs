@@ -195,7 +195,13 @@ fn kvm_programs_find_the_interfaces_that_their_connections_use() {
     if !require_kvm() {
         return;
     }
-    tells_the_same("interfaces", &[("/calls", "of kind 16, asked as 77 by 1")]);
+    tells_the_same(
+        "interfaces",
+        &[
+            ("/calls", "of kind 16, asked as 77 by 1"),
+            ("/requests", "name lo, none 1"),
+        ],
+    );
     each_libc("interfaces", |path| {
         let mut guest = Function::new(path);
         assert_eq!(
@@ -211,5 +217,6 @@ fn kvm_programs_find_the_interfaces_that_their_connections_use() {
             guest.get("/configured"),
             "version 4: has addresses\nversion 6: has addresses\n"
         );
+        assert_eq!(guest.get("/listeners"), "bind: 0\nlisten: 0\n".repeat(4));
     });
 }

@@ -1,6 +1,6 @@
 //! Sockets: connections and datagrams within the guest; connections from the host, whose request reads as one
 //! to the listener on `$PORT`; connections out of the guest, to what the manifest names; and questions about the
-//! network (`netlink`).
+//! network (`netlink`, `interfaces`).
 //!
 //! ```text
 //!  [fresh] ──listen──▶ [listening] ──accept──▶ [request], or a [stream] that waited there
@@ -15,6 +15,7 @@ pub mod bind;
 pub mod connect;
 pub mod datagrams;
 pub mod dns;
+pub mod interfaces;
 pub mod messages;
 mod netlink;
 pub mod options;

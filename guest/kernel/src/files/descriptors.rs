@@ -203,6 +203,7 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             user::write(argument, bytes as i32)?;
             Ok(0)
         }
+        (request, Object::Socket(_)) => sockets::interfaces::ask(request, argument),
         _ => Err(Errno::ENOTTY),
     }
 }

@@ -1,7 +1,7 @@
 //! `bind`: the addresses that sockets have of their own.
 
 use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
-use super::{netlink, number_of};
+use super::{interfaces, netlink, number_of};
 use super::table::{Socket, State};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
@@ -69,7 +69,8 @@ fn bind_ip(socket: &Socket, ip: Ip, port: u16) -> Result<Address, Errno> {
     if socket.domain == AF_INET && ip.as_v4().is_none() {
         return Err(Errno::EAFNOSUPPORT);
     }
-    if !ip.is_any() && !ip.is_own() {
+    // A server may bind to every address that it finds on an interface.
+    if !ip.is_any() && !ip.is_own() && !interfaces::has_address(ip) {
         return Err(Errno::EADDRNOTAVAIL);
     }
     may_bind(socket)?;

@@ -1,14 +1,10 @@
 //! AF_NETLINK, as far as programs ask by it what network there is (getifaddrs, Go's net.Interfaces): the interfaces and
 //! their addresses, which never change.
 //!
-//! Beside loopback there is the way out of the guest, with the addresses that connections by it show: without it glibc
-//! would take names to be of no use (AI_ADDRCONFIG). It has no hardware address. All instances would have the same, and
-//! programs make unique numbers of it.
-//!
-//! RFC 3549; the layouts are those of rtnetlink(7).
+//! RFC 3549; the layouts are those of netlink(7) and rtnetlink(7).
 
 use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNSPEC, Address, Ip};
-use super::outbound::{OWN_V4, OWN_V6};
+use super::interfaces::{INTERFACES, Interface};
 use super::table::{SOCK_DGRAM, SOCK_RAW, Socket, State};
 use super::{datagrams, rights};
 use crate::buffers::Source;
@@ -32,45 +28,6 @@ const NLM_F_DUMP: u16 = 0x300;
 const HEAD_BYTES: usize = 16;
 /// Room for all that is ever answered at once.
 const ANSWER_BYTES: usize = 512;
-
-struct Interface {
-    index: u32,
-    name: &'static str,
-    /// ARPHRD_LOOPBACK, ARPHRD_NONE
-    kind: u16,
-    /// IFF_UP, IFF_RUNNING, IFF_LOWER_UP, and what it is.
-    flags: u32,
-    most_bytes: u32,
-    /// Six zero bytes of loopback's.
-    hardware: &'static [u8],
-    addresses: [(Ip, u8); 2],
-    /// RT_SCOPE_HOST, RT_SCOPE_UNIVERSE
-    scope: u8,
-}
-
-const INTERFACES: [Interface; 2] = [
-    Interface {
-        index: 1,
-        name: "lo",
-        kind: 772,
-        flags: 0x1_0049,
-        most_bytes: 65_536,
-        hardware: &[0; 6],
-        addresses: [(Ip::LOOPBACK_V4, 8), (Ip::LOOPBACK_V6, 128)],
-        scope: 254,
-    },
-    Interface {
-        index: 2,
-        name: "net0",
-        kind: 0xfffe,
-        // IFF_POINTOPOINT, IFF_NOARP
-        flags: 0x1_00d1,
-        most_bytes: 1500,
-        hardware: &[],
-        addresses: [(OWN_V4, 24), (OWN_V6, 64)],
-        scope: 0,
-    },
-];
 
 /// A new socket for it.
 pub(super) fn new(kind: u8, protocol: u32) -> Result<Socket, Errno> {
