@@ -32,7 +32,9 @@ use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
 use crate::{host, pipes, state, user};
 use address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
-use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
+use table::{
+    Connecting, Mailbox, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM, Socket, State,
+};
 
 const KIND_MASK: u64 = 0xf;
 

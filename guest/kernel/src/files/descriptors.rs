@@ -1,8 +1,8 @@
 //! The calls about a descriptor itself, whatever it stands for: close, dup, fcntl, ioctl, flock.
 
 use super::{
-    MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object, fifo,
-    seals, watch,
+    MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object,
+    fifo, seals, watch,
 };
 use crate::errno::{Errno, SysResult};
 use crate::sockets::rights;

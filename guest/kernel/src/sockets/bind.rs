@@ -1,8 +1,8 @@
 //! `bind`: the addresses that sockets have of their own.
 
 use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
-use super::{interfaces, netlink, number_of};
 use super::table::{Socket, State};
+use super::{interfaces, netlink, number_of};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
 use crate::state;

@@ -120,7 +120,21 @@ impl Answer {
         let Some((head, rest)) = question.split_first_chunk::<HEAD_BYTES>() else {
             return;
         };
-        let [a, b, c, d, kind, kind_high, flags, flags_high, sequence @ .., _, _, _, _] = *head;
+        let [
+            a,
+            b,
+            c,
+            d,
+            kind,
+            kind_high,
+            flags,
+            flags_high,
+            sequence @ ..,
+            _,
+            _,
+            _,
+            _,
+        ] = *head;
         let bytes = u32::from_le_bytes([a, b, c, d]);
         let kind = u16::from_le_bytes([kind, kind_high]);
         let flags = u16::from_le_bytes([flags, flags_high]);
@@ -187,7 +201,8 @@ impl Answer {
         const PERMANENT: u8 = 0x80;
         let all = |family: u16| {
             let of = move |one: &'static Interface| one.addresses.iter().map(move |at| (one, at));
-            let is_it = move |(_, (ip, _)): &(_, &(Ip, u8))| ip.as_v4().is_some() == (family == AF_INET);
+            let is_it =
+                move |(_, (ip, _)): &(_, &(Ip, u8))| ip.as_v4().is_some() == (family == AF_INET);
             INTERFACES.iter().flat_map(of).filter(is_it)
         };
         for family in [AF_INET, AF_INET6] {
