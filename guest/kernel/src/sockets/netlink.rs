@@ -145,8 +145,6 @@ impl Answer {
         let family = rest.first().copied().unwrap_or(0).into();
         let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
         let done = match kind {
-            // A message to the protocol itself.
-            ..RTM_NEWLINK => Ok(()),
             RTM_GETLINK if is_dump => {
                 self.links();
                 return self.end();
@@ -155,11 +153,13 @@ impl Answer {
                 self.addresses(family);
                 return self.end();
             }
-            // Of all else there is nothing.
-            ..=RTM_MAX if kind % 4 == 2 && is_dump => return self.end(),
-            ..=RTM_MAX if kind % 4 == 2 => Err(Errno::EOPNOTSUPP),
-            ..=RTM_MAX => Err(Errno::EPERM),
-            _ => Err(Errno::EOPNOTSUPP),
+            // A message to the protocol itself.
+            _ if kind < RTM_NEWLINK => Ok(()),
+            _ if kind > RTM_MAX => Err(Errno::EOPNOTSUPP),
+            // A question for something else, of which there is nothing.
+            _ if kind % 4 == 2 && is_dump => return self.end(),
+            _ if kind % 4 == 2 => Err(Errno::EOPNOTSUPP),
+            _ => Err(Errno::EPERM),
         };
         if done.is_err() || flags & NLM_F_ACK != 0 {
             self.message(NLMSG_ERROR, 0, |answer| {
