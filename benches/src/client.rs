@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -39,7 +39,7 @@ impl Target {
 /// An open connection, and what is asked over it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     target: Target,
 }
 
@@ -60,9 +60,20 @@ impl Connection {
 
     /// Sends `GET`; status and body.
     pub(crate) async fn get(&mut self) -> Result<(StatusCode, Bytes)> {
-        let request = Request::get(&self.target.path)
+        self.send(Method::GET, Bytes::new()).await
+    }
+
+    /// Sends a request with a body; status and body.
+    pub(crate) async fn send(
+        &mut self,
+        method: Method,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes)> {
+        let request = Request::builder()
+            .method(method)
+            .uri(&self.target.path)
             .header("host", "localhost")
-            .body(Empty::new())?;
+            .body(Full::new(body))?;
         let answer = async {
             self.sender.ready().await?;
             let answer = self.sender.send_request(request).await?;

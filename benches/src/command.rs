@@ -31,7 +31,7 @@ enum Command {
         /// Keep the results in benches/results and in README.md.
         #[arg(long)]
         record: bool,
-        /// Only the floor and this subject, for a look with `perf`: fresh_invoke, cold_start, …
+        /// Only the floor and this subject, for a look with `perf`: fresh_invoke, cold_start, …; or neighbours.
         #[arg(long, conflicts_with_all = ["record", "quick"])]
         only: Option<String>,
         /// Only make the tables of README.md from the results that are kept.

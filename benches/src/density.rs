@@ -51,6 +51,7 @@ pub(crate) fn alone(instances: usize) -> Result<Density> {
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let snapshot = Snapshot::load(&hypervisor, &path).context("cannot load from disk")?;
+    subjects::choose(&hypervisor, &snapshot, instances)?;
     let own = || Own::of(std::process::id());
 
     // The first of a kind makes what all share.

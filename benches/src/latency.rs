@@ -158,10 +158,19 @@ pub(crate) fn run(extent: Extent) -> Result<Report> {
 /// How often [`only`] takes its subject.
 const ONLY_ROUNDS: u32 = 50;
 
-/// The floor and one subject that needs no node.
-pub(crate) fn only(name: &str) -> Result<[(&'static str, Figures); 2]> {
-    Cores::given()?.use_one(&[])?;
+/// The floor and one subject that needs no node, or the neighbours.
+pub(crate) fn only(name: &str) -> Result<Vec<(&'static str, Figures)>> {
     let hypervisor = Hypervisor::open().context("this benchmark needs KVM")?;
+    if name == "neighbours" {
+        let mut floor = Samples::default();
+        floor.begin_round();
+        let mut subject = subjects::floor(&hypervisor)?;
+        subject.take(subject.per_round, &mut floor)?;
+        let stand = Stand::with_nodes(&[NODE])?;
+        let figures = neighbours::measure(&stand, NODE, &runtime()?, &floor)?;
+        return Ok(figures.named().into());
+    }
+    Cores::given()?.use_one(&[])?;
     let snapshot = |function| subjects::snapshot(&hypervisor, function);
     let subject = match name {
         "posix_spawn" => subjects::process()?,
@@ -182,5 +191,6 @@ pub(crate) fn only(name: &str) -> Result<[(&'static str, Figures); 2]> {
             subject.take(subject.per_round, samples)?;
         }
     }
-    Ok([0, 1].map(|index| (both[index].name, samples[index].figures(&samples[0]))))
+    let figures = |index: usize| (both[index].name, samples[index].figures(&samples[0]));
+    Ok([0, 1].map(figures).into())
 }

@@ -44,9 +44,22 @@ pub(crate) struct Neighbours {
     pub(crate) runaway_us: Figures,
 }
 
-/// A guest's name as a function.
+impl Neighbours {
+    /// Each with its name.
+    pub(crate) fn named(&self) -> [(&'static str, Figures); 5] {
+        [
+            ("alone", self.alone_us),
+            ("beside_loops", self.beside_loops_us),
+            ("beside_memory", self.beside_memory_us),
+            ("beside_crashes", self.beside_crashes_us),
+            ("runaway", self.runaway_us),
+        ]
+    }
+}
+
+/// A guest's name as a function, of another tenant than [`HELLO`].
 pub(crate) fn function_name(guest: &str) -> String {
-    guest.replace('_', "-")
+    format!("other/{}", guest.replace('_', "-"))
 }
 
 /// Deploys those that misbehave and measures beside each.

@@ -7,12 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use holm_tests::{Fleet, NodeSize};
+use holm_tests::{Fleet, NodeSize, tenant_and_name};
 
 use crate::client::{Connection, GREETING, Target, runtime};
 
-/// The tenant of `Fleet::deploy`.
-const TENANT: &str = "test";
 /// The SDK's sample function.
 pub(crate) const HELLO: &str = "hello";
 /// How long a snapshot may take to be on disk after a deploy, and a node to answer after a restart.
@@ -53,7 +51,8 @@ impl Stand {
     /// A function of a node, to be asked for `path`.
     pub(crate) fn target(&self, node: &str, function: &str, path: &str) -> Result<Target> {
         let address = self.address(node)?;
-        Ok(Target::new(address, format!("/{TENANT}/{function}{path}")))
+        let (tenant, name) = tenant_and_name(function);
+        Ok(Target::new(address, format!("/{tenant}/{name}{path}")))
     }
 
     fn address(&self, node: &str) -> Result<SocketAddr> {

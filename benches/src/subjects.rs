@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{
-    GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
+    Choice, GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
 };
 use tokio::runtime::Runtime;
 
@@ -93,6 +93,7 @@ pub(crate) fn fresh<'a>(
     snapshot: &Arc<Snapshot>,
 ) -> Result<Subject<'a>> {
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
+    choose(hypervisor, snapshot, SLOTS)?;
     slot.load(snapshot).context("cannot load the snapshot")?;
     Ok(Subject::new(name, 50, 20, move || {
         let started = Instant::now();
@@ -113,6 +114,9 @@ pub(crate) fn cold<'a>(
     let path = directory.path().join("snapshot");
     snapshot.save(&path).context("cannot save the snapshot")?;
     let loaded = Snapshot::load(hypervisor, &path).context("cannot load from disk")?;
+    for version in [&loaded, other] {
+        choose(hypervisor, version, SLOTS)?;
+    }
     let other = Arc::clone(other);
     let mut slot = Slot::new(hypervisor).context("cannot make a slot")?;
     Ok(Subject::new("cold_start", 10, 10, move || {
@@ -148,6 +152,27 @@ pub(crate) fn cold_verified<'a>(
         invoke(&mut slot)?;
         Ok(started.elapsed())
     }))
+}
+
+/// Slots of a node of the usual size.
+const SLOTS: usize = 16;
+
+/// Has it measured how the snapshot is best restored, as a node with so many slots does before it serves a version.
+pub(crate) fn choose(
+    hypervisor: &Hypervisor,
+    snapshot: &Arc<Snapshot>,
+    slots: usize,
+) -> Result<()> {
+    let mut problem = None;
+    Choice::make(hypervisor, snapshot, Choice::room(slots), |slot| {
+        problem = invoke(slot).err();
+        Ok(())
+    })
+    .context("cannot measure the strategies")?;
+    if let Some(choice) = snapshot.choice() {
+        eprintln!("restored by {}: {choice}", choice.strategy.as_str());
+    }
+    problem.map_or(Ok(()), Err)
 }
 
 /// Sends `GET /` and checks the answer.

@@ -57,3 +57,26 @@ fn kvm_doctor_starts_a_real_machine_and_names_the_kind() {
         .unwrap();
     assert_eq!(machine["state"], "ok", "{machine}");
 }
+
+#[test]
+fn kvm_doctor_measures_how_the_sample_is_best_restored_where_no_version_is_prepared() {
+    if !require_kvm() {
+        return;
+    }
+    let nowhere = tempfile::tempdir().unwrap();
+    let state = nowhere.path().to_str().unwrap();
+    let report = holm(["doctor", "--json", "--state-dir", state]).json();
+    let sample = &report["restore"][0];
+    assert_eq!(sample["function"], "sample", "{report}");
+    let strategy = sample["strategy"].as_str().unwrap();
+    let costs = sample["costs"].as_array().unwrap();
+    let of_chosen = |cost: &&serde_json::Value| cost["strategy"] == strategy;
+    let chosen = costs.iter().find(of_chosen).unwrap();
+    assert!(chosen["first_ns"].as_u64().unwrap() > 0, "{report}");
+    let ran = holm(["doctor", "--state-dir", state]);
+    assert!(
+        ran.stdout.contains("  restore: the built-in sample: "),
+        "{}",
+        ran.stdout
+    );
+}

@@ -173,7 +173,8 @@ static const char *strerrorname(int number) {
         {EPIPE, "EPIPE"},             {ETIMEDOUT, "ETIMEDOUT"},     {EBADF, "EBADF"},
         {ENOPROTOOPT, "ENOPROTOOPT"}, {ECANCELED, "ECANCELED"},     {ENOMEM, "ENOMEM"},
         {EFAULT, "EFAULT"},           {EEXIST, "EEXIST"},           {EXDEV, "EXDEV"},
-        {ENODEV, "ENODEV"},           {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},
+        {ENODEV, "ENODEV"},           {ENXIO, "ENXIO"},              {ESOCKTNOSUPPORT, "ESOCKTNOSUPPORT"},
+        {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].number == number)

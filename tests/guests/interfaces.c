@@ -1,136 +1,182 @@
-/* Tells the interfaces of the network and their addresses, as the C library finds them out; and what it makes of a
-   name if only addresses of a kind that there are on an interface are wanted. */
+/* What programs ask about network interfaces, by ioctl and by netlink. A host may have more of them: what is told
+   is of the loopback interface. */
+#define _GNU_SOURCE
 #include "guest.h"
 #include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <net/if.h>
-#include <netdb.h>
-#include <poll.h>
+#include <netinet/in.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
-#define NETLINK 16
+/* As in linux/netlink.h and linux/rtnetlink.h, which musl does not bring. */
+enum { NETLINK_ROUTE, NLM_F_REQUEST = 1, NLM_F_MULTI, NLM_F_ACK = 4, NLMSG_ERROR = 2, RTM_NEWLINK = 16, RTM_GETLINK = 18 };
+struct sockaddr_nl {
+    uint16_t nl_family, nl_pad;
+    uint32_t nl_pid, nl_groups;
+};
+struct nlmsghdr {
+    uint32_t nlmsg_len;
+    uint16_t nlmsg_type, nlmsg_flags;
+    uint32_t nlmsg_seq, nlmsg_pid;
+};
+struct ifinfomsg {
+    uint8_t ifi_family, ifi_pad;
+    uint16_t ifi_type;
+    int32_t ifi_index;
+    uint32_t ifi_flags, ifi_change;
+};
 
-static void interfaces(void) {
+static void names(void) {
+    char name[IF_NAMESIZE] = "";
+    tell_result("index of lo", if_nametoindex("lo"));
+    tell("name of 1: %s\n", if_indextoname(1, name) ? name : strerrorname(errno));
+    tell("index of what is not there: %u %s\n", if_nametoindex("none"), strerrorname(errno));
+    tell("name of what is not there: %s\n", if_indextoname(77777, name) ? name : "none");
+    struct if_nameindex *all = if_nameindex();
+    for (struct if_nameindex *one = all; one && one->if_index; one++)
+        if (strcmp(one->if_name, "lo") == 0)
+            tell("listed: %u\n", one->if_index);
+    if_freenameindex(all);
+}
+
+static void tell_address(const char *what, const struct sockaddr *address) {
+    char text[INET6_ADDRSTRLEN] = "none";
+    if (address && address->sa_family == AF_INET)
+        inet_ntop(AF_INET, &((const struct sockaddr_in *)address)->sin_addr, text, sizeof text);
+    if (address && address->sa_family == AF_INET6)
+        inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)address)->sin6_addr, text, sizeof text);
+    tell(" %s %s", what, text);
+}
+
+static void addresses(int family) {
     struct ifaddrs *all;
     if (getifaddrs(&all) != 0) {
         tell("getifaddrs: %s\n", strerrorname(errno));
         return;
     }
-    for (struct ifaddrs *one = all; one != NULL; one = one->ifa_next) {
-        char text[64], mask[64];
-        int family = one->ifa_addr == NULL ? 0 : one->ifa_addr->sa_family;
-        if (family != AF_INET && family != AF_INET6)
+    for (struct ifaddrs *one = all; one; one = one->ifa_next) {
+        if (strcmp(one->ifa_name, "lo") != 0 || !one->ifa_addr || one->ifa_addr->sa_family != family)
             continue;
-        const struct sockaddr_in6 *v6 = (void *)one->ifa_addr, *mask_v6 = (void *)one->ifa_netmask;
-        const struct sockaddr_in *v4 = (void *)one->ifa_addr, *mask_v4 = (void *)one->ifa_netmask;
-        inet_ntop(family, family == AF_INET ? (void *)&v4->sin_addr : (void *)&v6->sin6_addr, text, sizeof text);
-        inet_ntop(family, family == AF_INET ? (void *)&mask_v4->sin_addr : (void *)&mask_v6->sin6_addr, mask, sizeof mask);
-        tell("%s %s %s%s%s\n", one->ifa_name, text, mask, one->ifa_flags & IFF_UP ? " up" : "",
-             one->ifa_flags & IFF_LOOPBACK ? " loopback" : "");
+        tell("family %d, flags %x:", family, one->ifa_flags & (IFF_UP | IFF_LOOPBACK | IFF_RUNNING));
+        tell_address("address", one->ifa_addr);
+        tell_address("mask", one->ifa_netmask);
+        tell("\n");
     }
     freeifaddrs(all);
-    struct if_nameindex *names = if_nameindex();
-    for (int i = 0; names != NULL && names[i].if_index != 0; i++)
-        tell("%u %s\n", names[i].if_index, names[i].if_name);
-    if_freenameindex(names);
 }
 
-/* One by one, as older programs ask. */
-static void requests(void) {
-    struct ifreq request = {.ifr_name = "lo"};
-    char name[IF_NAMESIZE] = "?";
+static void controls(void) {
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
-    tell("index %u, none %u\n", if_nametoindex("lo"), if_nametoindex("gone"));
-    tell("name %s, none %d\n", if_indextoname(1, name), if_indextoname(99, name) == NULL);
+    static const struct {
+        const char *name;
+        unsigned long request;
+    } requests[] = {
+        {"address", SIOCGIFADDR},    {"mask", SIOCGIFNETMASK}, {"to", SIOCGIFDSTADDR},
+        {"everybody", SIOCGIFBRDADDR},
+    };
+    for (size_t i = 0; i < sizeof requests / sizeof *requests; i++) {
+        struct ifreq request = {.ifr_name = "lo"};
+        tell_result(requests[i].name, ioctl(fd, requests[i].request, &request));
+        tell_address(requests[i].name, &request.ifr_addr);
+        tell("\n");
+    }
+    struct ifreq request = {.ifr_name = "lo"};
     tell_result("flags", ioctl(fd, SIOCGIFFLAGS, &request));
-    tell("%#x\n", request.ifr_flags);
-    tell_result("address", ioctl(fd, SIOCGIFADDR, &request));
-    tell("%d %s\n", request.ifr_addr.sa_family, inet_ntoa(((struct sockaddr_in *)&request.ifr_addr)->sin_addr));
-    tell_result("hardware", ioctl(fd, SIOCGIFHWADDR, &request));
-    tell("%d %d\n", request.ifr_hwaddr.sa_family, request.ifr_hwaddr.sa_data[0]);
-    tell_result("mtu", ioctl(fd, SIOCGIFMTU, &request));
+    tell("%x\n", request.ifr_flags & (IFF_UP | IFF_LOOPBACK | IFF_RUNNING));
+    tell_result("longest packet", ioctl(fd, SIOCGIFMTU, &request));
     tell("%d\n", request.ifr_mtu);
-    strcpy(request.ifr_name, "gone");
-    tell_result("none", ioctl(fd, SIOCGIFMTU, &request));
-    tell_result("nowhere", ioctl(fd, SIOCGIFMTU, NULL));
+    tell_result("hardware", ioctl(fd, SIOCGIFHWADDR, &request));
+    tell("%d %d\n", request.ifr_hwaddr.sa_family, request.ifr_hwaddr.sa_data[5]);
+    strcpy(request.ifr_name, "none");
+    tell_result("flags of none", ioctl(fd, SIOCGIFFLAGS, &request));
+
+    char room[4096];
+    struct ifconf all = {.ifc_len = sizeof room, .ifc_buf = room};
+    tell_result("all", ioctl(fd, SIOCGIFCONF, &all));
+    for (int i = 0; i < all.ifc_len / (int)sizeof(struct ifreq); i++)
+        if (strcmp(all.ifc_req[i].ifr_name, "lo") == 0)
+            tell_address("lo", &all.ifc_req[i].ifr_addr);
+    tell("\n");
+    all = (struct ifconf){.ifc_len = 0};
+    tell_result("room for all", ioctl(fd, SIOCGIFCONF, &all));
+    tell("some: %d\n", all.ifc_len >= (int)sizeof(struct ifreq));
+    all = (struct ifconf){.ifc_len = sizeof(struct ifreq) - 1, .ifc_buf = room};
+    tell_result("no room", ioctl(fd, SIOCGIFCONF, &all));
+    tell("%d\n", all.ifc_len);
     close(fd);
 }
 
-static void configured(void) {
-    for (int family = 0; family < 2; family++) {
-        struct addrinfo hints = {.ai_flags = AI_ADDRCONFIG, .ai_family = family ? AF_INET6 : AF_INET,
-                                 .ai_socktype = SOCK_STREAM};
-        struct addrinfo *found;
-        int error = getaddrinfo(family ? "2001:db8::1" : "192.0.2.1", "80", &hints, &found);
-        tell("version %d: %s\n", family ? 6 : 4, error == 0 ? "has addresses" : gai_strerror(error));
-        if (error == 0)
-            freeaddrinfo(found);
-    }
-}
-
-/* A listener on every address. */
-static void listeners(void) {
-    struct ifaddrs *all;
-    if (getifaddrs(&all) != 0)
-        return;
-    for (struct ifaddrs *one = all; one != NULL; one = one->ifa_next) {
-        int family = one->ifa_addr == NULL ? 0 : one->ifa_addr->sa_family;
-        if (family != AF_INET && family != AF_INET6)
-            continue;
-        int fd = socket(family, SOCK_STREAM, 0);
-        socklen_t bytes = family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
-        tell_result("bind", bind(fd, one->ifa_addr, bytes));
-        tell_result("listen", listen(fd, 1));
-        close(fd);
-    }
-    freeifaddrs(all);
-}
-
-/* The socket itself, as Linux has it too. */
-static void calls(void) {
-    unsigned char answered[8192];
+/* Asks for one interface and tells the answer. */
+static void ask(int fd, int kind, int flags, int index) {
     struct {
-        uint16_t family, pad;
-        uint32_t number, groups;
-    } own = {.family = NETLINK}, kernel = {.family = NETLINK};
+        struct nlmsghdr head;
+        struct ifinfomsg body;
+    } request = {
+        .head = {.nlmsg_len = sizeof request, .nlmsg_type = (unsigned short)kind,
+                 .nlmsg_flags = (unsigned short)(NLM_F_REQUEST | flags), .nlmsg_seq = 77},
+        .body = {.ifi_index = index},
+    };
+    tell_result("asked", send(fd, &request, sizeof request, 0));
+    static char answer[16384] __attribute__((aligned(8)));
+    struct sockaddr_nl from;
+    socklen_t bytes = sizeof from;
+    tell("looked at it before: %d\n", recv(fd, answer, 0, MSG_PEEK | MSG_TRUNC) > 0);
+    int left = (int)recvfrom(fd, answer, sizeof answer, 0, (struct sockaddr *)&from, &bytes);
+    tell("from family %d, %d bytes, port %u\n", from.nl_family, (int)bytes, from.nl_pid);
+    for (int at = 0; at + (int)sizeof(struct nlmsghdr) <= left;) {
+        struct nlmsghdr *one = (void *)(answer + at);
+        tell("kind %d, flags %x, number %u\n", one->nlmsg_type, one->nlmsg_flags & (NLM_F_MULTI | NLM_F_ACK),
+             one->nlmsg_seq);
+        if (one->nlmsg_type == NLMSG_ERROR)
+            tell("error %d\n", *(int *)(one + 1));
+        if (one->nlmsg_type == RTM_NEWLINK) {
+            struct ifinfomsg *link = (void *)(one + 1);
+            tell("index %d, hardware %d, flags %x\n", link->ifi_index, link->ifi_type,
+                 link->ifi_flags & (IFF_UP | IFF_LOOPBACK | IFF_RUNNING));
+        }
+        at += (int)(one->nlmsg_len + 3) & ~3;
+    }
+}
+
+static void messages(void) {
+    struct sockaddr_nl own = {.nl_family = AF_NETLINK};
     socklen_t bytes = sizeof own;
-    tell_result("a stream", socket(NETLINK, SOCK_STREAM, 0) < 0 && errno == ESOCKTNOSUPPORT ? 0 : 1);
-    int fd = socket(NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
-    tell("socket: %d\n", fd >= 0);
-    tell_result("getsockname", getsockname(fd, (void *)&own, &bytes));
-    tell("%u bytes, family %d, number %u\n", bytes, own.family, own.number);
-    tell_result("bind", bind(fd, (void *)&own, sizeof own));
-    tell_result("getsockname", getsockname(fd, (void *)&own, &bytes));
-    tell("it is the process's: %d\n", own.number == (uint32_t)getpid());
-    own.number += 7;
-    tell_result("bind elsewhere", bind(fd, (void *)&own, sizeof own));
-    tell_result("nothing there", recv(fd, answered, sizeof answered, MSG_DONTWAIT));
-    uint32_t question[5] = {20, 18 | 0x301 << 16, 77, 0, 0};
-    tell_result("to nobody", sendto(fd, question, 20, 0, (void *)&own, sizeof own));
-    tell_result("sendto", sendto(fd, question, 20, 0, (void *)&kernel, sizeof kernel));
-    struct pollfd one = {.fd = fd, .events = POLLIN};
-    tell_result("poll", poll(&one, 1, 1000));
-    memset(&own, 1, sizeof own);
-    bytes = sizeof own;
-    ssize_t got = recvfrom(fd, answered, sizeof answered, 0, (void *)&own, &bytes);
-    uint32_t *head = (uint32_t *)answered;
-    tell("something: %d, of kind %d, asked as %u by %d\n", got >= 16, head[1] & 0xffff, head[2], head[3] == (uint32_t)getpid());
-    tell("from %u bytes, family %d, number %u\n", bytes, own.family, own.number);
+    int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    tell_result("bind", bind(fd, (struct sockaddr *)&own, sizeof own));
+    tell_result("its name", getsockname(fd, (struct sockaddr *)&own, &bytes));
+    tell("family %d, %d bytes, the process's number: %d\n", own.nl_family, (int)bytes,
+         own.nl_pid == (unsigned)getpid());
+    tell_result("nothing is there", recv(fd, &own, sizeof own, MSG_DONTWAIT));
+    ask(fd, RTM_GETLINK, 0, 1);
+    ask(fd, RTM_GETLINK, NLM_F_ACK, 77777);
+    struct sockaddr_nl other = {.nl_family = AF_NETLINK};
+    bytes = sizeof other;
+    int second = socket(AF_NETLINK, SOCK_DGRAM, NETLINK_ROUTE);
+    tell_result("bind a second", bind(second, (struct sockaddr *)&other, sizeof other));
+    tell_result("its name", getsockname(second, (struct sockaddr *)&other, &bytes));
+    tell("another number: %d\n", other.nl_pid != own.nl_pid && other.nl_pid != 0);
+    struct timeval soon = {.tv_usec = 1000};
+    tell_result("time", setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof soon));
+    tell_result("receive in vain", recv(fd, &own, sizeof own, 0));
+    tell_result("listen", listen(fd, 1));
+    tell_result("a stream", socket(AF_NETLINK, SOCK_STREAM, NETLINK_ROUTE));
+    close(second);
     close(fd);
 }
 
 static void handle(const struct request *request) {
-    told[0] = 0;
-    if (is_path(request, "/interfaces"))
-        interfaces();
-    else if (is_path(request, "/configured"))
-        configured();
-    else if (is_path(request, "/requests"))
-        requests();
-    else if (is_path(request, "/listeners"))
-        listeners();
-    else
-        calls();
+    told[0] = '\0';
+    if (is_path(request, "/names"))
+        names();
+    if (is_path(request, "/v4"))
+        addresses(AF_INET);
+    if (is_path(request, "/v6"))
+        addresses(AF_INET6);
+    if (is_path(request, "/controls"))
+        controls();
+    if (is_path(request, "/messages"))
+        messages();
     answer(request, "%s", told);
 }
 

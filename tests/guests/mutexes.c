@@ -117,13 +117,17 @@ static void errors(int inherits) {
 static volatile int rung;
 static void ring(int signal) { rung += signal == SIGALRM; }
 
+static volatile int let_go;
+
+/* Holds the lock until some signals have come, or it is to let go. */
 static void *holds(void *argument) {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     pthread_mutex_lock(&mutex);
-    arrived++;
-    nanosleep(&(struct timespec){0, 60000000}, NULL);
+    arrived = 1;
+    while (!let_go && rung < 3)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
     pthread_mutex_unlock(&mutex);
     return argument;
 }
@@ -144,8 +148,8 @@ static void interrupted(int inherits) {
     tell("unlock: %s\n", name_of(pthread_mutex_unlock(&mutex)));
     pthread_join(thread, NULL);
     struct timespec until;
+    arrived = rung = 0;
     pthread_create(&thread, NULL, holds, NULL);
-    arrived = 0;
     while (arrived == 0)
         sched_yield();
     clock_gettime(CLOCK_REALTIME, &until);
@@ -153,6 +157,7 @@ static void interrupted(int inherits) {
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
     tell("timed: %s\n", name_of(pthread_mutex_timedlock(&mutex, &until)));
+    let_go = 1;
     pthread_join(thread, NULL);
     tell("lock: %s\n", name_of(pthread_mutex_lock(&mutex)));
 }

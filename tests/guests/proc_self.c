@@ -115,6 +115,9 @@ static void threads(void) {
     tell("%s\n", line_of("/proc/self/status", "Threads:"));
     snprintf(path, sizeof path, "/proc/self/task/%d/stat", thread_id);
     tell("of the thread: %d\n", words(path) > 50);
+    struct stat status;
+    snprintf(path, sizeof path, "/proc/self/task/%d/task", thread_id);
+    tell_result("threads of a thread", stat(path, &status));
     done = 1;
     pthread_join(thread, NULL);
 }
@@ -157,7 +160,16 @@ static void process(void) {
     tell("overcommit %d\n", words("/proc/sys/vm/overcommit_memory"));
     tell("backlog %s\n", line_of("/proc/sys/net/core/somaxconn", "4"));
     tell("mounts %d\n", words("/proc/self/mountinfo") > 9 && words("/proc/mounts") % 6 == 0);
+    bytes = readlink("/proc/self", to, sizeof to - 1);
+    to[bytes > 0 ? bytes : 0] = '\0';
+    tell("it is this process: %d\n", atoi(to) == getpid());
     struct stat status;
+    char own[32];
+    snprintf(own, sizeof own, "/proc/%d", getpid());
+    tell("by its number a directory: %d\n", lstat(own, &status) == 0 && S_ISDIR(status.st_mode));
+    tell("%.6s\n", line_of("/proc/meminfo", "Dirty:"));
+    tell("%.13s\n", line_of("/proc/meminfo", "Committed_AS:"));
+    tell("%.6s\n", line_of("/proc/self/io", "rchar:"));
     tell_result("dead", stat("/proc/self/fd/999", &status));
     tell_result("no thread", stat("/proc/self/task/99999999", &status));
     tell_result("this thread", stat("/proc/thread-self/status", &status));

@@ -1,4 +1,4 @@
-/* Finds the vDSO as a C library does, and answers whether each of its functions says the same as the system
+/* Finds the vDSO as a C library does, where each function has to lie within it, and answers whether each of its functions says the same as the system
  * call of that name, and how many nanoseconds a call takes by either way. On /deep it reads the clock all the
  * way down a thread's stack, and on /turns in a loop that ends when another thread has had its turn. */
 #include "guest.h"
@@ -18,10 +18,12 @@ static void *find(const char *name) {
     const Elf64_Ehdr *header = (const void *)base;
     const Elf64_Phdr *segment = (const void *)(base + header->e_phoff);
     const Elf64_Dyn *dynamic = NULL;
-    const char *load = NULL;
+    const char *load = NULL, *end = NULL;
     for (int i = 0; i < header->e_phnum; i++) {
-        if (segment[i].p_type == PT_LOAD)
+        if (segment[i].p_type == PT_LOAD) {
             load = base + segment[i].p_offset - segment[i].p_vaddr;
+            end = base + segment[i].p_offset + segment[i].p_memsz;
+        }
         if (segment[i].p_type == PT_DYNAMIC)
             dynamic = (const void *)(base + segment[i].p_offset);
     }
@@ -40,9 +42,11 @@ static void *find(const char *name) {
     if (!names || !symbols || !hash)
         return NULL;
     /* By the chain, as a dynamic linker goes; it has to lead to every symbol. */
-    for (uint32_t i = hash[2]; i; i = hash[2 + hash[0] + i])
+    for (uint32_t i = hash[2]; i; i = hash[2 + hash[0] + i]) {
+        uint64_t at = symbols[i].st_value;
         if (!strcmp(names + symbols[i].st_name, name))
-            return (void *)(load + symbols[i].st_value);
+            return at < (uint64_t)(end - load) ? (void *)(load + at) : NULL;
+    }
     return NULL;
 }
 

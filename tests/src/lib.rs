@@ -280,25 +280,27 @@ impl Fleet {
         command::run(command)
     }
 
-    /// Deploys a program as `test/NAME` with `more` lines of manifest, and waits until the fleet has
-    /// it. The probe asks for `/ok`, where every test guest behaves, unless `more` begins with another
-    /// one.
+    /// Deploys a program as `test/NAME`, or as NAME itself if that has a tenant, with `more` lines of manifest,
+    /// and waits until the fleet has it. The probe asks for `/ok`, where every test guest behaves, unless `more`
+    /// begins with another one.
     pub fn deploy(&self, name: &str, program: &Path, more: &str) {
-        self.holm(&["tenants", "create", "test"]).ok();
+        let (tenant, _) = tenant_and_name(name);
+        self.holm(&["tenants", "create", tenant]).ok();
         let deployed = self.try_deploy(name, program, more).ok();
         assert_eq!(deployed["rollout"]["state"], "completed", "{deployed}");
     }
 
     /// Like [`Fleet::deploy`], but it may fail.
     pub fn try_deploy(&self, name: &str, program: &Path, more: &str) -> Ran {
-        let manifest: PathBuf = self.directory.path().join(format!("{name}.toml"));
+        let (tenant, name) = tenant_and_name(name);
+        let manifest: PathBuf = self.directory.path().join(format!("{tenant}-{name}.toml"));
         let probe = if more.starts_with("probe") {
             ""
         } else {
             "probe = \"/ok\"\n"
         };
         let text = format!(
-            "schema = 1\n[function]\nname = \"{name}\"\ntenant = \"test\"\n[rollout]\n\
+            "schema = 1\n[function]\nname = \"{name}\"\ntenant = \"{tenant}\"\n[rollout]\n\
              waves = [100]\nbake = \"100ms\"\n{probe}{more}"
         );
         std::fs::write(&manifest, text).expect("a manifest can be written");
@@ -307,9 +309,10 @@ impl Fleet {
         self.holm(&["deploy", "--program", program, "--manifest", manifest])
     }
 
-    /// Usage of `test/NAME`.
+    /// Usage of `test/NAME`, or of NAME itself if that has a tenant.
     pub fn usage(&self, name: &str) -> Value {
-        let function = format!("test/{name}");
+        let (tenant, name) = tenant_and_name(name);
+        let function = format!("{tenant}/{name}");
         let usage = self.holm(&["usage", "--function", &function]).ok();
         usage
             .as_array()
@@ -336,6 +339,11 @@ impl Fleet {
             .find(|node| node.0 == name)
             .expect("a node of this fleet")
     }
+}
+
+/// The tenant of a function's name, `test` if it has none, and the rest.
+pub fn tenant_and_name(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or(("test", name))
 }
 
 /// Waits until `good`, and panics if that takes too long.

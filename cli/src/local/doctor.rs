@@ -4,19 +4,22 @@
 //! everything that is not `ok` says what to do. The command only looks: it changes nothing.
 
 mod kvm;
-mod probe;
+mod restore;
 
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use holm_model::manifest::units::format_bytes;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
+use self::restore::Restore;
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
+use crate::remote::settings::state_directory;
 
 /// A node with less memory to spare has room for hardly any function.
 const WANTED_MEMORY_BYTES: u64 = 512 << 20;
@@ -36,7 +39,11 @@ const INGRESS_TCP: u16 = 7780;
 
 /// Options of `holm doctor`.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The state of a node whose versions are looked at [default: ~/.local/state/holm/node].
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -95,13 +102,22 @@ struct Report {
     healthy: bool,
     /// `pvm`, `svm`, `vmx` or `unknown`, where there is KVM.
     kvm: Option<&'static str>,
+    /// How instances are restored and reset.
+    restore: Vec<Restore>,
     checks: Vec<Check>,
 }
 
 /// Looks at everything and reports.
-pub(crate) fn execute(_args: Args, output: Output) -> Result<(), Failure> {
+pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
     let (kvm, mut checks) = kvm::checks();
     let no_kvm = checks.iter().any(|check| check.state == State::Fail);
+    let state_dir = args.state_dir.or_else(|| state_directory("node").ok());
+    let mut restored = Vec::new();
+    if let (Some(kvm), false) = (&kvm, no_kvm) {
+        let (found, told) = restore::checks(state_dir.as_deref(), kvm);
+        restored = found;
+        checks.extend(told);
+    }
     checks.extend([
         huge_pages(),
         clock_source(),
@@ -129,7 +145,8 @@ pub(crate) fn execute(_args: Args, output: Output) -> Result<(), Failure> {
         .count();
     let report = Report {
         healthy: failed == 0,
-        kvm: kvm.map(holm_vmm::KvmKind::as_str),
+        kvm: kvm.map(|kvm| kvm.kind().as_str()),
+        restore: restored,
         checks,
     };
     output.result(&report, || human(&report))?;

@@ -13,13 +13,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use holm_vmm::Slot;
+use holm_vmm::{Slot, Urgency};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::deploy::routes::Table;
+use crate::deploy::routes::{Live, Table};
 use crate::lane::{Lane, Shared};
 use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, RESTORE_PATIENCE, WARM_LOOK};
 use crate::meter::Meter;
@@ -28,6 +28,7 @@ use crate::pool::home::Place;
 use crate::pool::{Janitor, Lease, Pool};
 use crate::request;
 use crate::request::handover::{self, Handed};
+use crate::worker::schedule;
 use connection::Patience;
 
 /// Pause after an accept that failed for want of resources.
@@ -100,6 +101,7 @@ impl Bound {
     pub(crate) fn start(self, gear: Gear) -> io::Result<JoinHandle<()>> {
         let thread = std::thread::Builder::new().name(format!("holm-ingress-{}", gear.index));
         thread.spawn(move || {
+            schedule(Urgency::Prompt);
             let Bound { runtime, socket } = self;
             let local = LocalSet::new();
             local.block_on(&runtime, serve(socket, gear));
@@ -225,7 +227,14 @@ async fn look_after_slots(
     routes.mark_changed();
     loop {
         tokio::select! {
-            Some(slot) = new_slots.recv() => pool.add(slot),
+            Some(slot) = new_slots.recv() => {
+                let table = routes.borrow().clone();
+                let same = |live: &&Arc<Live>| {
+                    slot.holds().is_some_and(|held| Arc::ptr_eq(held, &live.snapshot))
+                };
+                let of = table.live().find(same).map(|live| live.key);
+                pool.add(slot, of);
+            }
             changed = routes.changed() => if changed.is_err() { return },
             _ = look.tick() => pool.look(),
         }
@@ -240,7 +249,7 @@ async fn look_after_slots(
         for live in table.live() {
             let target = pool.target(live.key);
             while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
-                if let Err(error) = slot.load(&live.snapshot) {
+                if let Err(error) = slot.load_ahead(&live.snapshot) {
                     tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
                     pool.discard(Some(slot), id);
                     break;

@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use holm_model::control::Observed;
 use holm_model::ids::{Name, RequestId};
@@ -10,6 +12,7 @@ use hyper::header::HeaderValue;
 use tokio::sync::{mpsc, watch};
 
 use crate::deploy::routes::{Found, Live, Table};
+use crate::fair;
 use crate::logs::Logs;
 use crate::meter::Meter;
 use crate::pool::Pool;
@@ -93,6 +96,17 @@ impl Lane {
             Found::Live(serving) => serving.key == live.key,
             Found::NotReady | Found::Unknown => false,
         }
+    }
+
+    /// How long this thread runs a request of the version at a time before a worker takes over.
+    pub(crate) fn first_quantum(&self, live: &Live) -> Duration {
+        // A tenant that has the node to itself takes nothing from others; its functions do from each other.
+        let at_workers = match self.pool.has_tenants() {
+            true => &live.tenant.at_workers,
+            false => &live.at_workers,
+        };
+        let workers = self.shared.workers.count();
+        fair::first_quantum(at_workers.load(Ordering::Relaxed), workers)
     }
 
     /// No new requests are taken from now on.

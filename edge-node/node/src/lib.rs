@@ -8,6 +8,7 @@
 
 mod config;
 mod deploy;
+mod fair;
 mod files;
 mod health;
 mod identity;
@@ -17,6 +18,7 @@ mod lane;
 pub mod limits;
 mod logs;
 mod meter;
+mod metrics;
 mod node;
 pub mod outbound;
 mod pool;

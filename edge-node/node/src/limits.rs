@@ -10,6 +10,8 @@ pub(crate) const RESTORE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the thread that owns a connection runs a vCPU before a worker takes over. Long enough
 /// for most requests, short enough that the thread's other connections do not feel it.
 pub const FIRST_QUANTUM: Duration = Duration::from_micros(500);
+/// The least that this becomes for a tenant whose requests the workers are busy with.
+pub const MIN_QUANTUM: Duration = Duration::from_micros(100);
 /// What one request may take of its connection's thread in all, over several sleeps of its guest.
 pub const INLINE_BUDGET: Duration = Duration::from_millis(2);
 /// How long a worker runs one vCPU before the next one's turn.
@@ -63,6 +65,13 @@ pub const PRESSED_ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a caller may take to send a request's body.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a function may wait for the rest of a body in all, beyond what [`MIN_BODY_BYTES_PER_SECOND`] allows,
+/// before its place is for others that want one.
+pub const BODY_PATIENCE: Duration = Duration::from_millis(250);
+/// How fast a body is to come.
+pub const MIN_BODY_BYTES_PER_SECOND: u32 = 64 << 10;
+/// How often it is looked whether somebody wants the place of a caller that is slower.
+pub const PLACE_LOOK: Duration = Duration::from_millis(20);
 /// How long a connection is kept after its last answer for what its caller still sends, so that the answer
 /// arrives.
 pub const LINGER: Duration = Duration::from_secs(10);
@@ -96,6 +105,10 @@ pub const MAX_LOG_QUEUE_BYTES: usize = 512 << 10;
 
 /// Threads that resolve names for functions, at most.
 pub const MAX_RESOLVER_THREADS: usize = 16;
+/// Those for one tenant's functions.
+pub const MAX_RESOLVER_THREADS_PER_TENANT: usize = MAX_RESOLVER_THREADS / 4;
+/// Most names of one tenant that are being resolved or wait for it.
+pub const MAX_ASKED_NAMES_PER_TENANT: usize = 64;
 /// Most names whose addresses are remembered.
 pub const MAX_KNOWN_NAMES: usize = 1024;
 /// Most addresses of one name.
@@ -111,6 +124,12 @@ pub const NO_NAME_KEPT: Duration = Duration::from_secs(3);
 
 /// How long a program may take from its start to its first wait for a request.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+/// Shortest and longest pause before a version that failed through no fault of its own is begun again.
+pub const MIN_AGAIN: Duration = Duration::from_secs(1);
+/// See there.
+pub const MAX_AGAIN: Duration = Duration::from_secs(60);
+/// How often that is done before the coordinator is told of a failure.
+pub const QUIET_TRIES: u32 = 2;
 /// Most bytes of a program's last words in the reason of a failed version.
 pub const MAX_REASON_LOG_BYTES: usize = 2 << 10;
 /// Most bytes of a failed version's reason.
@@ -161,6 +180,7 @@ pub const UPLOAD_RETRY: Duration = Duration::from_secs(1);
 pub const LAST_UPLOAD: Duration = Duration::from_secs(2);
 
 const _: () = {
+    assert!(MIN_QUANTUM.as_nanos() <= FIRST_QUANTUM.as_nanos());
     assert!(FIRST_QUANTUM.as_nanos() <= INLINE_BUDGET.as_nanos());
     assert!(MAX_REQUEST_BODY_BYTES as usize <= MAX_BODY_BYTES_PER_THREAD);
     assert!(PRESSED_ANSWER_TIMEOUT.as_nanos() <= ANSWER_TIMEOUT.as_nanos());
@@ -168,10 +188,14 @@ const _: () = {
         LINGER_SILENCE.as_nanos() <= LINGER.as_nanos() && LINGER.as_nanos() <= DRAIN.as_nanos()
     );
     assert!(AGAIN_DEADLINE.as_nanos() < SEAT_PATIENCE.as_nanos());
+    assert!(0 < MAX_RESOLVER_THREADS_PER_TENANT);
+    assert!(MAX_RESOLVER_THREADS_PER_TENANT < MAX_RESOLVER_THREADS);
+    assert!(MAX_ASKED_NAMES_PER_TENANT < MAX_KNOWN_NAMES);
     assert!(MAX_QUEUED_PER_VERSION <= MAX_QUEUED_PER_TENANT);
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);
+    assert!(MIN_AGAIN.as_nanos() <= MAX_AGAIN.as_nanos());
     assert!(MIN_RECONNECT.as_nanos() < MAX_RECONNECT.as_nanos());
     assert!(LINK_KEEP_ALIVE.as_nanos() * 2 < LINK_IDLE.as_nanos());
 };

@@ -196,6 +196,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     );
     let means = Means {
         hypervisor: hypervisor.clone(),
+        slots: slots * threads,
         tally: tally.clone(),
         logs: logs.clone(),
         meter: meter(lanes - 1)?,

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use holm_model::ids::Name;
 use holm_model::manifest::network::{Network, Place};
 use holm_vmm::socket_events::{ENDED, FAILED, MAX_CONNECTIONS, READABLE, RESOLVED, WRITABLE};
 use holm_vmm::{Outbound, Resolution};
@@ -52,6 +53,8 @@ impl Means for Machine {
 pub struct Outside {
     resolver: Arc<Resolver>,
     opened: Arc<[Place]>,
+    /// Whose functions ask for names.
+    tenant: Arc<str>,
 }
 
 impl Default for Outside {
@@ -68,6 +71,7 @@ impl Outside {
         Outside {
             resolver: Resolver::of_machine(),
             opened: opened.into(),
+            tenant: Arc::from(""),
         }
     }
 
@@ -76,6 +80,15 @@ impl Outside {
         Outside {
             resolver: Arc::new(Resolver::new(means)),
             opened: opened.into(),
+            tenant: Arc::from(""),
+        }
+    }
+
+    /// The same for the functions of a tenant, who has his own part of the threads that ask for names.
+    pub(crate) fn of(&self, tenant: &Name) -> Self {
+        Outside {
+            tenant: Arc::from(tenant.as_str()),
+            ..self.clone()
         }
     }
 
@@ -298,7 +311,8 @@ impl Outbound for Connections {
             return Resolution::Unknown;
         };
         let bell = Arc::clone(&events.bell);
-        match self.allowed.outside.resolver.ask(&name, &bell) {
+        let outside = &self.allowed.outside;
+        match outside.resolver.ask(&outside.tenant, &name, &bell) {
             Known::Pending => Resolution::Pending,
             Known::Addresses(addresses) => {
                 for ip in addresses.iter().copied() {

@@ -1,22 +1,25 @@
 //! The threads that go on with a request when the connection's thread has given it its first quantum.
 //!
-//! Running slots stand in one queue and get a slice each in turn, so that a program that loops takes
-//! no more than its share. There are never more jobs than slots.
+//! Running slots wait for their turns ([`crate::fair`]) and get a slice each, so that a program that loops takes
+//! no more than its tenant's share. There are never more jobs than slots.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use holm_vmm::{Failure, Place, Rest, Slot, Step};
+use holm_vmm::{Failure, Place, Rest, Slot, Step, Urgency};
 use tokio::sync::oneshot;
 
+use crate::deploy::prepare::nanos;
+use crate::fair::{Turns, Whose};
 use crate::limits::SLICE;
 
 #[derive(Debug)]
 enum Work {
     Run {
+        /// Of the request whose deadline is the first.
+        deadline: Instant,
         cancelled: Arc<AtomicBool>,
         done: oneshot::Sender<(Box<Slot>, Step)>,
     },
@@ -40,15 +43,29 @@ struct Job {
     work: Work,
 }
 
-#[derive(Debug, Default)]
+impl Job {
+    /// Whether it is not to run any more: then it takes no time, and somebody waits for its end.
+    fn is_over(&self, now: Instant) -> bool {
+        match &self.work {
+            Work::Run {
+                deadline,
+                cancelled,
+                done,
+            } => now >= *deadline || cancelled.load(Ordering::Relaxed) || done.is_closed(),
+            Work::GoOn { bounds, done } => now >= bounds.deadline || done.is_closed(),
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Queue {
     jobs: Mutex<Jobs>,
     some: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Jobs {
-    waiting: VecDeque<Job>,
+    turns: Turns<Job>,
     stopped: bool,
 }
 
@@ -58,21 +75,31 @@ impl Queue {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, job: Job) {
-        self.lock().waiting.push_back(job);
+    fn push(&self, whose: Whose, here: Duration, job: Job) {
+        self.lock().turns.add(whose, nanos(here), job);
         self.some.notify_one();
     }
 
-    fn pop(&self) -> Option<Job> {
+    fn pop(&self) -> Option<(Whose, Job)> {
         let mut jobs = self.lock();
         loop {
             if jobs.stopped {
                 return None;
             }
-            if let Some(job) = jobs.waiting.pop_front() {
-                return Some(job);
+            let now = Instant::now();
+            if let Some(next) = jobs.turns.next(|job| job.is_over(now)) {
+                return Some(next);
             }
             jobs = self.some.wait(jobs).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A slice is over, and the job wants another one if it is here.
+    fn sliced(&self, whose: Whose, took: Duration, again: Option<Job>) {
+        let mut jobs = self.lock();
+        jobs.turns.took(whose, nanos(took));
+        if let Some(job) = again.filter(|_| !jobs.stopped) {
+            jobs.turns.add(whose, 0, job);
         }
     }
 }
@@ -81,6 +108,7 @@ impl Queue {
 #[derive(Debug)]
 pub(crate) struct Workers {
     queue: Arc<Queue>,
+    count: usize,
 }
 
 /// A slot that a worker runs.
@@ -102,38 +130,60 @@ impl Handed {
 impl Workers {
     /// Starts `count` threads; they end after [`Workers::stop`].
     pub(crate) fn start(count: usize) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
-        let queue = Arc::new(Queue::default());
-        let threads = (0..count.max(1))
+        let count = count.max(1);
+        let queue = Arc::new(Queue {
+            jobs: Mutex::new(Jobs {
+                turns: Turns::new(nanos(SLICE)),
+                stopped: false,
+            }),
+            some: Condvar::new(),
+        });
+        let threads = (0..count)
             .map(|n| {
                 let queue = queue.clone();
                 let thread = std::thread::Builder::new().name(format!("holm-worker-{n}"));
                 thread.spawn(move || {
-                    while let Some(job) = queue.pop() {
-                        work(&queue, job);
+                    schedule(Urgency::Patient);
+                    while let Some((whose, job)) = queue.pop() {
+                        let (took, again) = work(job);
+                        queue.sliced(whose, took, again);
                     }
                 })
             })
             .collect::<Result<_, _>>()?;
-        Ok((Workers { queue }, threads))
+        Ok((Workers { queue, count }, threads))
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 
     /// Ends the threads after the slices they are in.
     pub(crate) fn stop(&self) {
         let mut jobs = self.queue.lock();
         jobs.stopped = true;
-        jobs.waiting.clear();
+        jobs.turns.clear();
         self.queue.some.notify_all();
     }
 
-    /// Has the slot run until it is done with its slice for good.
-    pub(crate) fn run(&self, slot: Box<Slot>) -> Handed {
+    /// Has the slot run until it is done with its slice for good, or to the first `deadline` of its requests.
+    /// `here` is what it took of the connection's thread.
+    pub(crate) fn run(
+        &self,
+        slot: Box<Slot>,
+        whose: Whose,
+        deadline: Instant,
+        here: Duration,
+    ) -> Handed {
         let (done, receiver) = oneshot::channel();
         let cancelled = Arc::new(AtomicBool::new(false));
         let work = Work::Run {
+            deadline,
             cancelled: cancelled.clone(),
             done,
         };
-        self.queue.push(Job { slot, work });
+        self.queue.push(whose, here, Job { slot, work });
         Handed {
             done: receiver,
             cancelled,
@@ -144,11 +194,12 @@ impl Workers {
     pub(crate) fn go_on(
         &self,
         slot: Box<Slot>,
+        whose: Whose,
         bounds: Bounds,
     ) -> oneshot::Receiver<(Box<Slot>, Result<Rest, Failure>)> {
         let (done, receiver) = oneshot::channel();
         let work = Work::GoOn { bounds, done };
-        self.queue.push(Job { slot, work });
+        self.queue.push(whose, Duration::ZERO, Job { slot, work });
         receiver
     }
 }
@@ -159,35 +210,57 @@ impl Drop for Workers {
     }
 }
 
-/// One slice. If nobody waits for the slot any more, it is dropped here, off the request path.
-fn work(queue: &Queue, Job { mut slot, work }: Job) {
+/// Tells the kernel how the calling thread shares its core, so that those with connections have it as soon as they
+/// wake, and none less of it than before.
+pub(crate) fn schedule(urgency: Urgency) {
+    if let Err(error) = holm_vmm::set_urgency(urgency) {
+        tracing::debug!(%error, ?urgency, "the kernel schedules a thread like any other");
+    }
+}
+
+/// One slice: what it took, and the job if it wants another one. If nobody waits for the slot any more, it is
+/// dropped here, off the request path.
+fn work(Job { mut slot, work }: Job) -> (Duration, Option<Job>) {
+    let before = slot.stats().cpu;
+    let took = |slot: &Slot| slot.stats().cpu.saturating_sub(before);
     match work {
-        Work::Run { cancelled, done } => {
-            let step = match cancelled.load(Ordering::Relaxed) || done.is_closed() {
-                true => return drop(done.send((slot, Step::Yielded))),
-                false => slot.run(SLICE),
-            };
-            match step {
-                Step::Yielded if !slot.has_part() => queue.push(Job {
-                    slot,
-                    work: Work::Run { cancelled, done },
-                }),
-                step => drop(done.send((slot, step))),
+        Work::Run {
+            deadline,
+            cancelled,
+            done,
+        } => {
+            if cancelled.load(Ordering::Relaxed) || done.is_closed() {
+                drop(done.send((slot, Step::Yielded)));
+                return (Duration::ZERO, None);
             }
+            let step = slot.run(SLICE);
+            let took = took(&slot);
+            if matches!(step, Step::Yielded) && !slot.has_part() {
+                let work = Work::Run {
+                    deadline,
+                    cancelled,
+                    done,
+                };
+                return (took, Some(Job { slot, work }));
+            }
+            drop(done.send((slot, step)));
+            (took, None)
         }
         Work::GoOn { bounds, done } => {
-            let rest = match slot.stats().cpu < bounds.cpu {
-                _ if done.is_closed() => return,
+            if done.is_closed() {
+                return (Duration::ZERO, None);
+            }
+            let rest = match before < bounds.cpu {
                 true => slot.go_on(SLICE, bounds.deadline),
                 false => Err(Failure::CpuLimit(Place::default())),
             };
-            match rest {
-                Ok(Rest::Yielded) => queue.push(Job {
-                    slot,
-                    work: Work::GoOn { bounds, done },
-                }),
-                rest => drop(done.send((slot, rest))),
+            let took = took(&slot);
+            if let Ok(Rest::Yielded) = rest {
+                let work = Work::GoOn { bounds, done };
+                return (took, Some(Job { slot, work }));
             }
+            drop(done.send((slot, rest)));
+            (took, None)
         }
     }
 }

@@ -11,7 +11,7 @@ use holm_hostcall::{
 };
 use holm_model::bundle::Files;
 use holm_model::program::Program;
-use kvm_bindings::{kvm_regs, kvm_xsave};
+use kvm_bindings::kvm_regs;
 
 use crate::cpu::{CpuState, GATE_FRAME_ADDR, InterruptFrame};
 use crate::hostcall::{Buffer, Offer};
@@ -95,7 +95,7 @@ pub fn prepare(
     runner.machine.attach(memory, layout.pml4())?;
     runner.layout = layout;
     runner.write_moment()?;
-    runner.machine.set_state(&start)?;
+    runner.machine.set_state(&start);
 
     let began = Instant::now();
     let wait = loop {
@@ -127,7 +127,7 @@ pub fn prepare(
     };
     let ready = began.elapsed();
     let log = runner.log.take();
-    let snapshot = capture(hypervisor, &mut runner, file, wait, symbols)?;
+    let snapshot = capture(hypervisor, &config.name, &mut runner, file, wait, symbols)?;
     Ok(Prepared {
         snapshot,
         ready,
@@ -203,6 +203,7 @@ fn base_of(program: &Program) -> u64 {
 /// Takes the state of a guest that has just made its first wait.
 fn capture(
     hypervisor: &Hypervisor,
+    name: &str,
     runner: &mut Runner,
     file: File,
     wait: Buffer,
@@ -216,7 +217,7 @@ fn capture(
         .zero(LOG_ADDR, size_of::<LogHeader>() as u64)?;
     // Nothing writes the memory from here on.
     runner.machine.detach()?;
-    Snapshot::capture(hypervisor, file, runner.layout, state, wait, symbols)
+    Snapshot::capture(hypervisor, name, file, runner.layout, state, wait, symbols)
 }
 
 /// The state in which a guest goes on after the hostcall that it has just made.
@@ -345,19 +346,7 @@ fn load(
         regs,
         fs_base: 0,
         gs_base: 0,
-        xsave: initial_xsave(),
     })
-}
-
-/// Extended state as Linux gives it to a new program (Intel SDM volume 1, 13.4): x87 control word
-/// 0x37F, MXCSR 0x1F80, every component in its initial configuration.
-pub(crate) fn initial_xsave() -> Box<kvm_xsave> {
-    let mut xsave = Box::<kvm_xsave>::default();
-    xsave.region[0] = 0x37F;
-    xsave.region[6] = 0x1F80;
-    // XSTATE_BV: x87 and SSE are present.
-    xsave.region[128] = 0b11;
-    xsave
 }
 
 /// The stack of a new program (System V ABI for AMD64, 3.4.1): strings, auxiliary vector, environment,

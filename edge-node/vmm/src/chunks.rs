@@ -64,6 +64,28 @@ impl Chunks {
         Chunks(states.into_iter().map(AtomicU8::new).collect())
     }
 
+    /// The states, a digit each, for [`Chunks::take`].
+    pub(crate) fn as_text(&self) -> String {
+        let states = self.0.iter();
+        states
+            .map(|state| char::from(b'0' + state.load(Ordering::Relaxed)))
+            .collect()
+    }
+
+    /// Takes states over that were found with the same snapshot, if they can be right.
+    pub(crate) fn take(&self, text: &str) {
+        let states = text.bytes().map(|digit| digit.wrapping_sub(b'0'));
+        let is_own = |(state, own): (u8, &AtomicU8)| {
+            // What holds something stays small.
+            state <= LARGE && (state == SMALL || own.load(Ordering::Relaxed) != SMALL)
+        };
+        if text.len() == self.0.len() && states.clone().zip(&self.0).all(is_own) {
+            for (state, own) in states.zip(&self.0) {
+                own.store(state, Ordering::Relaxed);
+            }
+        }
+    }
+
     fn state(&self, chunk: u64) -> u8 {
         let state = self.0.get(chunk as usize);
         state.map_or(SMALL, |state| state.load(Ordering::Relaxed))

@@ -2,8 +2,9 @@
 //!
 //! The vCPU starts at CPL 3, with paging and long mode on: no boot code runs in the guest. At CPL 3 a
 //! guest can change its general registers, flags, segment registers with the bases of FS and GS, and
-//! the extended state; all else is out of its reach. [`CpuState`] holds just that, so a restore cannot
-//! be anything but CPL 3, and what it sets is everything a guest could have changed.
+//! the extended state; all else is out of its reach. [`CpuState`] holds that but for the extended state, so a
+//! restore cannot be anything but CPL 3. The extended state the library OS keeps in memory where it waits for a
+//! request, and loads from there before anything else.
 
 use holm_hostcall::{
     IDT_ADDR, KERNEL_ADDR, PAGE_BYTES, STUB_STACK_ADDR, TABLES_ADDR, TSS_OFFSET, selector,
@@ -37,16 +38,12 @@ const EFER_NXE: u64 = 1 << 11;
 const RFLAGS_KEPT: u64 = 0x4_0CD5;
 const RFLAGS_SET: u64 = 0x202;
 
-/// Bytes of KVM's extended state without dynamically enabled features.
-pub(crate) const XSAVE_BYTES: usize = 4096;
-
 /// What differs between vCPUs that wait for a request.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct CpuState {
     pub(crate) regs: kvm_regs,
     pub(crate) fs_base: u64,
     pub(crate) gs_base: u64,
-    pub(crate) xsave: Box<kvm_xsave>,
 }
 
 /// The frame that the CPU pushes for an interrupt from CPL 3.
@@ -128,7 +125,22 @@ pub(crate) fn set_up(vcpu: &VcpuFd, xcr0: u64, fixed: &kvm_sregs) -> Result<(), 
     xcrs.xcrs[0].xcr = 0;
     xcrs.xcrs[0].value = xcr0;
     vcpu.set_xcrs(&xcrs)
-        .map_err(VmmError::kvm("set XCR0 of a vCPU"))
+        .map_err(VmmError::kvm("set XCR0 of a vCPU"))?;
+    // SAFETY: without dynamically enabled features KVM reads no more than the 4096 bytes of `kvm_xsave`; none is
+    // ever enabled.
+    unsafe { vcpu.set_xsave(&initial_xsave()) }
+        .map_err(VmmError::kvm("set the extended state of a vCPU"))
+}
+
+/// Extended state as Linux gives it to a new program (Intel SDM volume 1, 13.4): x87 control word
+/// 0x37F, MXCSR 0x1F80, every component in its initial configuration.
+fn initial_xsave() -> Box<kvm_xsave> {
+    let mut xsave = Box::<kvm_xsave>::default();
+    xsave.region[0] = 0x37F;
+    xsave.region[6] = 0x1F80;
+    // XSTATE_BV: x87 and SSE are present.
+    xsave.region[128] = 0b11;
+    xsave
 }
 
 /// The system registers of a guest at CPL 3, on top of what KVM gives a new vCPU.

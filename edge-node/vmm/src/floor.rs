@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use holm_hostcall::{HOSTCALL_PORT, PROGRAM_ADDR};
 use kvm_bindings::kvm_regs;
 
-use crate::boot::initial_xsave;
 use crate::cpu::CpuState;
 use crate::image::Image;
 use crate::layout::{Access, Layout, Range};
@@ -51,8 +50,7 @@ impl Floor {
             regs,
             fs_base: 0,
             gs_base: 0,
-            xsave: initial_xsave(),
-        })?;
+        });
         Ok(Floor { machine })
     }
 

@@ -1,12 +1,12 @@
 //! /dev/kvm: opened, checked, and asked once for what every VM needs to know.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use crate::{VmmError, cpuid, machine};
+use crate::{Cost, VmmError, cpuid, machine};
 
 /// Which machinery is behind /dev/kvm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) xcr0: u64,
     /// SHA-256 over those answers and XCR0: a snapshot fits only where this is the same.
     pub(crate) cpu_digest: [u8; 32],
+    /// What it costs to restore the built-in sample by one strategy and another, once that was measured.
+    pub(crate) sample_costs: OnceLock<Vec<Cost>>,
 }
 
 /// x87, SSE, AVX and AVX-512: what guests may use of the extended state.
@@ -116,6 +118,7 @@ impl Hypervisor {
                 answers,
                 xcr0,
                 cpu_digest,
+                sample_costs: OnceLock::new(),
             }),
         })
     }

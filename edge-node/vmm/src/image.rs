@@ -1,6 +1,7 @@
 //! The guest kernel's image, built by this crate's build script and embedded.
 
-use std::sync::OnceLock;
+use std::fs::File;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use holm_hostcall::{KERNEL_ADDR, KERNEL_END, LOW_DATA_ADDR, LOW_DATA_END, PAGE_BYTES, STUB_ADDR};
 use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
@@ -9,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::VmmError;
 use crate::layout::{Access, Range};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Sharing, anonymous_file};
 
 /// The image: an ELF file with a PVH note.
 pub static KERNEL_IMAGE: &[u8] = include_bytes!(env!("HOLM_KERNEL_IMAGE"));
@@ -32,6 +33,8 @@ pub(crate) struct Image {
     pub(crate) cpuid_entry: u64,
     /// Where the program is sent for another thread's turn.
     pub(crate) fault_entry: u64,
+    /// Where an instance touches pages from a list.
+    pub(crate) touch_pages: u64,
     /// SHA-256: a snapshot fits only the image it was made with.
     pub(crate) digest: [u8; 32],
 }
@@ -95,7 +98,7 @@ impl Image {
         const INT3_BYTES: u64 = 1;
         let hostcall_return = symbol("hostcall_gate")? + INT3_BYTES;
         let entry = header.e_entry(LittleEndian);
-        Some(Image {
+        let image = Image {
             segments,
             entry,
             door,
@@ -104,8 +107,12 @@ impl Image {
             call_entry: symbol("call_entry")?,
             cpuid_entry: symbol("cpuid_entry")?,
             fault_entry: symbol("fault_entry")?,
+            touch_pages: symbol("touch_pages")?,
             digest: Sha256::digest(KERNEL_IMAGE).into(),
-        })
+        };
+        let fixed = image.fixed();
+        let apart = |one: &Segment| one.access != Access::Write || !fixed.contains(&one.addr);
+        image.segments.iter().all(apart).then_some(image)
     }
 
     /// Copies the image into a guest.
@@ -114,6 +121,54 @@ impl Image {
             memory.write(segment.addr, segment.bytes)?;
         }
         Ok(())
+    }
+
+    /// The pages of the library OS that no guest can write to, its code and constants: the same in every guest that
+    /// has this image.
+    pub(crate) fn fixed(&self) -> std::ops::Range<u64> {
+        let constant = |one: &&Segment| {
+            one.addr >= KERNEL_ADDR && matches!(one.access, Access::Execute | Access::Read)
+        };
+        let ends = self
+            .segments
+            .iter()
+            .filter(constant)
+            .map(|one| (one.addr + one.memory_bytes).next_multiple_of(PAGE_BYTES));
+        // The linker script has them first there; that what is written comes after them is checked above.
+        let end = ends.max().unwrap_or(KERNEL_ADDR);
+        KERNEL_ADDR..end
+    }
+
+    /// Whether a guest's memory has them as they are.
+    pub(crate) fn is_in(&self, memory: &GuestMemory) -> Result<bool, VmmError> {
+        let fixed = self.fixed();
+        for segment in &self.segments {
+            let mut there = vec![0; segment.bytes.len()];
+            memory.read(segment.addr, &mut there)?;
+            if fixed.contains(&segment.addr) && there != segment.bytes {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A file that holds them at their addresses, from which instances of all versions map them.
+    pub(crate) fn fixed_file(&self) -> Result<&'static File, VmmError> {
+        static FILE: Mutex<Option<&'static File>> = Mutex::new(None);
+        let mut made = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = *made {
+            return Ok(file);
+        }
+        let fixed = self.fixed();
+        let file = anonymous_file(fixed.end)?;
+        let memory = GuestMemory::map(&file, 0, fixed.end, Sharing::Shared)?;
+        for segment in &self.segments {
+            if fixed.contains(&segment.addr) {
+                memory.write(segment.addr, segment.bytes)?;
+            }
+        }
+        // One for the life of the process.
+        Ok(made.insert(Box::leak(Box::new(file))))
     }
 
     /// How the library OS's pages are mapped; the stub's are fixed.

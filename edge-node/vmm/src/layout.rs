@@ -136,8 +136,27 @@ impl Layout {
 
     /// The tables above the leaf tables, from and up to: what leads to those.
     pub(crate) fn upper_tables(&self) -> (u64, u64) {
-        let leaves_end = self.tables + self.leaf_tables * PAGE_BYTES;
-        (leaves_end, self.sparse_tables())
+        (self.leaves().1, self.sparse_tables())
+    }
+
+    /// The leaf tables of the identity mapping, from and up to.
+    pub(crate) fn leaves(&self) -> (u64, u64) {
+        (self.tables, self.tables + self.leaf_tables * PAGE_BYTES)
+    }
+
+    /// The leaf tables of the sparse space, from and up to.
+    pub(crate) fn sparse_leaves(&self) -> (u64, u64) {
+        (self.sparse_tables(), self.tables_end())
+    }
+
+    /// All page tables, from and up to.
+    pub(crate) fn all_tables(&self) -> (u64, u64) {
+        (self.tables, self.tables_end())
+    }
+
+    /// The first leaf table of the identity mapping: of what lies below program memory.
+    pub(crate) fn first_leaf(&self) -> (u64, u64) {
+        (self.tables, self.tables + PAGE_BYTES)
     }
 
     /// For CR3.
@@ -356,6 +375,52 @@ impl Layout {
         bounds[operation::LINK_TABLE as usize] =
             of([directories, tables], [tables, end], page, LINK);
         bounds
+    }
+}
+
+impl Layout {
+    /// Clears the accessed bits in leaf tables that nothing has been translated from yet. From then on KVM or the CPU
+    /// sets those of what is touched (Intel SDM volume 3, 4.8).
+    pub(crate) fn forget_accesses(
+        &self,
+        memory: &GuestMemory,
+        tables: impl Iterator<Item = u64>,
+    ) -> Result<(), VmmError> {
+        let mut table = [0; PAGE_BYTES as usize];
+        for at in tables {
+            memory.read(at, &mut table)?;
+            for entry in table.chunks_exact_mut(ENTRY_BYTES as usize) {
+                entry[0] &= !(ACCESSED as u8);
+            }
+            memory.write(at, &table)?;
+        }
+        Ok(())
+    }
+
+    /// The pages that entries for CPL 3 with that bit lead to, in rising order.
+    pub(crate) fn accessed(
+        &self,
+        memory: &GuestMemory,
+        tables: impl Iterator<Item = u64>,
+    ) -> Result<Vec<u64>, VmmError> {
+        const WANTED: u64 = PRESENT | USER | ACCESSED;
+        let mut table = [0; PAGE_BYTES as usize];
+        let mut found = Vec::new();
+        for at in tables {
+            memory.read(at, &mut table)?;
+            for entry in table.chunks_exact(ENTRY_BYTES as usize) {
+                let entry = entry
+                    .iter()
+                    .rev()
+                    .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+                if entry & WANTED == WANTED {
+                    found.push(entry & ADDRESS);
+                }
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
     }
 }
 

@@ -31,11 +31,14 @@ mod memory;
 mod outbound;
 mod pagemap;
 mod request;
+mod restore;
 mod rewrite;
 mod runner;
+pub mod sample;
 mod slot;
 mod snapshot;
 mod symbols;
+mod thread;
 mod timer;
 mod unwind;
 
@@ -48,8 +51,10 @@ pub use hypervisor::{Hypervisor, KvmKind};
 pub use image::KERNEL_IMAGE;
 pub use outbound::{Outbound, Resolution};
 pub use request::{Failure, Limits, Place, Request, RequestPlace, Response, Rest, RunStats, Step};
+pub use restore::{Choice, Cost, Strategy};
 pub use slot::Slot;
-pub use snapshot::{Snapshot, SnapshotError};
+pub use snapshot::{Snapshot, SnapshotError, Told};
+pub use thread::{Urgency, set_urgency};
 
 /// The host cannot do its part. Never the function's fault.
 #[derive(Debug, thiserror::Error)]

@@ -128,8 +128,9 @@ impl Machine {
         host_tsc().wrapping_add(self.tsc_offset)
     }
 
-    /// Sets everything that a guest at CPL 3 can change; takes effect at the next run.
-    pub(crate) fn set_state(&mut self, state: &CpuState) -> Result<(), VmmError> {
+    /// Sets everything that a guest at CPL 3 can change, but for the extended state; takes effect at the next
+    /// run, without a call of its own into KVM.
+    pub(crate) fn set_state(&mut self, state: &CpuState) {
         let mut sregs = self.sregs;
         sregs.fs.base = state.fs_base;
         sregs.gs.base = state.gs_base;
@@ -138,10 +139,6 @@ impl Machine {
         sync.sregs = sregs;
         self.vcpu.set_sync_dirty_reg(SyncReg::Register);
         self.vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
-        // SAFETY: without dynamically enabled features KVM reads no more than the 4096 bytes of
-        // `kvm_xsave`; none is ever enabled.
-        unsafe { self.vcpu.set_xsave(&state.xsave) }
-            .map_err(VmmError::kvm("set the extended state of a vCPU"))
     }
 
     /// The general registers.
@@ -180,10 +177,6 @@ impl Machine {
     /// back: what the stub's `iretq` would load is put into the registers.
     pub(crate) fn state_after(&self, frame: &cpu::InterruptFrame) -> Result<CpuState, VmmError> {
         let sregs = self.sregs()?;
-        let xsave = self
-            .vcpu
-            .get_xsave()
-            .map_err(VmmError::kvm("read the extended state of a vCPU"))?;
         let regs = kvm_regs {
             rip: frame.rip,
             rsp: frame.rsp,
@@ -194,11 +187,11 @@ impl Machine {
             regs,
             fs_base: sregs.fs.base,
             gs_base: sregs.gs.base,
-            xsave: Box::new(xsave),
         })
     }
 
-    /// All that KVM tells of the vCPU, as it will be at the next run, in words that can be compared.
+    /// All that KVM tells of the vCPU, as it will be at the next run, in words that can be compared; not the
+    /// extended state, which the guest loads.
     #[cfg(test)]
     pub(crate) fn everything(&mut self, msrs: &[u32]) -> Result<Vec<String>, VmmError> {
         // What is to be set at a run is set by one that ends before the guest's first instruction.
@@ -227,7 +220,6 @@ impl Machine {
         let mut found = vec![
             format!("{:?}", self.regs()?),
             format!("{sregs:?}"),
-            format!("{:?}", vcpu.get_xsave().map_err(told("xsave"))?.region),
             format!("{:?}", vcpu.get_xcrs().map_err(told("xcrs"))?),
             format!("{:?}", vcpu.get_debug_regs().map_err(told("debug"))?),
             format!("{events:?}"),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
 use vm_memory::{Bytes as _, MmapRegion, VolatileMemory as _, VolatileSlice};
@@ -43,6 +44,20 @@ pub(crate) struct GuestMemory {
     region: MmapRegion,
     /// Whether the addresses are still this mapping's.
     mapped: bool,
+    /// What is there for reading alone and is never replaced: the library OS's code and constants, in an instance.
+    fixed: Range<u64>,
+    /// What an instance maps that has a file of its own.
+    own_file: Option<Box<OwnFile>>,
+}
+
+/// A file of an instance's own, at its guest's addresses.
+#[derive(Debug)]
+struct OwnFile {
+    file: File,
+    /// All of it. What is written here the instance has where it has not written itself.
+    all: GuestMemory,
+    /// What of it the instance maps, copy-on-write, in rising order.
+    parts: Vec<(u64, u64)>,
 }
 
 impl GuestMemory {
@@ -70,48 +85,122 @@ impl GuestMemory {
         Ok(GuestMemory {
             region,
             mapped: true,
+            fixed: 0..0,
+            own_file: None,
         })
     }
 
-    /// Maps an instance's memory: what of `file` from `offset` on lies in `parts` copy-on-write, and zeroes
-    /// elsewhere, which no file is behind, so that they can be large pages.
-    pub(crate) fn map_parts(
-        file: &File,
-        offset: u64,
+    /// An instance's memory: zeroes, which no file is behind, so that they can be large pages, and `fixed` with
+    /// what a file holds at the same place.
+    pub(crate) fn instance(
         bytes: u64,
-        parts: impl Iterator<Item = (u64, u64)>,
+        fixed: Range<u64>,
+        of_fixed: &File,
     ) -> Result<Self, VmmError> {
         let bytes = usize::try_from(bytes).map_err(|_| too_large(MAPPING))?;
-        let addr = map_zeroes(std::ptr::null_mut(), bytes)?;
-        let memory = GuestMemory::own(addr, bytes, Sharing::CopyOnWrite)?;
-        memory.lay(file, offset, parts)?;
+        let addr = map_zeroes(aligned_room(bytes)?, bytes)?;
+        let mut memory = GuestMemory::own(addr, bytes, Sharing::CopyOnWrite)?;
+        let place = memory.slice(fixed.start, (fixed.end - fixed.start) as usize)?;
+        let at = place.ptr_guard_mut().as_ptr().cast();
+        map_file(at, of_fixed, fixed.start, place.len(), Sharing::ReadOnly)?;
+        memory.fixed = fixed;
         Ok(memory)
     }
 
-    /// Has that there in place of what was, at the same addresses. After an error nothing is there any more.
-    pub(crate) fn replace(
-        &mut self,
-        file: &File,
-        offset: u64,
-        parts: impl Iterator<Item = (u64, u64)>,
-    ) -> Result<(), VmmError> {
-        let at = self.region.as_ptr().cast();
+    /// Has zeroes in place of what was, at the same addresses, but for what is fixed. After an error nothing is
+    /// there any more.
+    pub(crate) fn clear(&mut self) -> Result<(), VmmError> {
         // Linux may have taken away what was there when it fails; then the addresses are anybody's.
         self.mapped = false;
-        map_zeroes(at, self.region.size())?;
+        for (start, end) in self.replaceable() {
+            let at = self.host_addr() + start;
+            map_zeroes(at as *mut libc::c_void, (end - start) as usize)?;
+        }
         self.mapped = true;
-        self.lay(file, offset, parts)
+        self.own_file = None;
+        Ok(())
     }
 
-    /// Maps parts of a file where they belong.
-    fn lay(
+    /// Maps `parts` from a file of the instance's own, where it does not do so yet: zeroes, until they are written
+    /// by [`GuestMemory::own_file`].
+    pub(crate) fn lay_own_file(&mut self, parts: &[(u64, u64)]) -> Result<(), VmmError> {
+        let own = match self.own_file.take() {
+            Some(own) => own,
+            None => {
+                let file = anonymous_file(self.bytes())?;
+                let all = GuestMemory::map(&file, 0, self.bytes(), Sharing::Shared)?;
+                let parts = Vec::new();
+                Box::new(OwnFile { file, all, parts })
+            }
+        };
+        let mut mapped = own.parts.clone();
+        for &(start, end) in parts {
+            let mut at = start;
+            for &(from, to) in own.parts.iter().chain(&[(end, end)]) {
+                let until = from.min(end);
+                if at < until {
+                    self.lay(&own.file, 0, [(at, until)].into_iter())?;
+                    mapped.push((at, until));
+                }
+                at = at.max(to);
+            }
+        }
+        mapped.sort_unstable();
+        self.own_file = Some(Box::new(OwnFile {
+            parts: mapped,
+            ..*own
+        }));
+        Ok(())
+    }
+
+    /// What the instance's own file holds, if it has one.
+    pub(crate) fn own_file(&self) -> Option<&GuestMemory> {
+        self.own_file.as_ref().map(|own| &own.all)
+    }
+
+    /// Of how many parts that is.
+    pub(crate) fn own_parts(&self) -> usize {
+        self.own_file.as_ref().map_or(0, |own| own.parts.len())
+    }
+
+    /// All but what is fixed.
+    fn replaceable(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let around = [(0, self.fixed.start), (self.fixed.end, self.bytes())];
+        around.into_iter().filter(|(start, end)| start < end)
+    }
+
+    /// Takes a range away from the guest and gives it back, with its pages and what they hold: KVM forgets its
+    /// translations to them, and asks the guest's page tables again.
+    pub(crate) fn retranslate(&self, start: u64, end: u64) -> Result<(), VmmError> {
+        let place = self.writable(start, end - start)?;
+        let at = place.ptr_guard_mut().as_ptr().cast();
+        for protection in [libc::PROT_NONE, Sharing::CopyOnWrite.protection()] {
+            // SAFETY: the range lies in this mapping, as `writable` checked, and nothing refers into it; its user is
+            // this thread, and the guest does not run.
+            if unsafe { libc::mprotect(at, place.len(), protection) } != 0 {
+                return Err(VmmError::memory("protecting guest memory")(
+                    io::Error::last_os_error(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with all of it.
+    pub(crate) fn retranslate_all(&self) -> Result<(), VmmError> {
+        self.replaceable()
+            .try_for_each(|(start, end)| self.retranslate(start, end))
+    }
+
+    /// Maps parts of a file, copy-on-write, where they belong.
+    pub(crate) fn lay(
         &self,
         file: &File,
         offset: u64,
         parts: impl Iterator<Item = (u64, u64)>,
     ) -> Result<(), VmmError> {
         for (start, end) in parts {
-            let place = self.slice(start, (end - start) as usize)?;
+            let place = self.writable(start, end - start)?;
             let at = place.ptr_guard_mut().as_ptr().cast();
             map_file(at, file, offset + start, place.len(), Sharing::CopyOnWrite)?;
         }
@@ -135,9 +224,18 @@ impl GuestMemory {
             .ok_or_else(|| too_large("accessing guest memory"))
     }
 
+    /// The same, if none of it is fixed.
+    fn writable(&self, addr: u64, bytes: u64) -> Result<VolatileSlice<'_>, VmmError> {
+        let slice = self.slice(addr, bytes as usize)?;
+        match addr < self.fixed.end && addr + bytes > self.fixed.start {
+            true => Err(VmmError::Misuse("a write to what is fixed in a guest")),
+            false => Ok(slice),
+        }
+    }
+
     /// Copies `from` into the guest.
     pub(crate) fn write(&self, addr: u64, from: &[u8]) -> Result<(), VmmError> {
-        self.slice(addr, from.len())?.copy_from(from);
+        self.writable(addr, from.len() as u64)?.copy_from(from);
         Ok(())
     }
 
@@ -158,7 +256,7 @@ impl GuestMemory {
     pub(crate) fn zero(&self, addr: u64, bytes: u64) -> Result<(), VmmError> {
         const ZEROES: [u8; 4096] = [0; 4096];
         let mut left = bytes as usize;
-        let slice = self.slice(addr, left)?;
+        let slice = self.writable(addr, bytes)?;
         while left > 0 {
             let part = left.min(ZEROES.len());
             slice
@@ -198,9 +296,9 @@ impl GuestMemory {
     /// Gives the range pages of its own now, all at once, which is cheaper than one by one when the
     /// guest writes to them. A kernel older than 5.14 leaves that to the guest.
     pub(crate) fn populate(&self, addr: u64, bytes: u64) -> Result<(), VmmError> {
-        let slice = self.slice(addr, bytes as usize)?;
+        let slice = self.writable(addr, bytes)?;
         let start = slice.ptr_guard_mut().as_ptr().cast();
-        // SAFETY: the range lies in this mapping, as `slice` checked; populating changes no content.
+        // SAFETY: the range lies in this mapping, as `writable` checked; populating changes no content.
         let result = unsafe { libc::madvise(start, bytes as usize, libc::MADV_POPULATE_WRITE) };
         match (result, io::Error::last_os_error()) {
             (0, _) => Ok(()),
@@ -216,7 +314,7 @@ impl GuestMemory {
         addr: u64,
         bytes: u64,
     ) -> Result<(), VmmError> {
-        let to = self.slice(addr, bytes as usize)?;
+        let to = self.writable(addr, bytes)?;
         pristine
             .slice(addr, bytes as usize)?
             .copy_to_volatile_slice(to);
@@ -249,6 +347,23 @@ fn map_file(
     // SAFETY: a new mapping, or one in place of a part of a `GuestMemory`, which is borrowed for that and
     // into which there are no references.
     mapped(unsafe { libc::mmap(at, bytes, protection, flags, file.as_raw_fd(), offset) })
+}
+
+/// Room for a mapping of `bytes` bytes that begins where a large page may, so that large pages of the guest are large
+/// pages of the host. What is there is to be replaced.
+fn aligned_room(bytes: usize) -> Result<*mut libc::c_void, VmmError> {
+    const LARGE: usize = 2 << 20;
+    let room = bytes.checked_add(LARGE).ok_or_else(|| too_large(MAPPING))?;
+    let addr = map_zeroes(std::ptr::null_mut(), room)?;
+    let before = addr.align_offset(LARGE);
+    for (at, bytes) in [(0, before), (before + bytes, LARGE - before)] {
+        if bytes > 0 {
+            // SAFETY: a part of the mapping that was just made, which nobody knows of.
+            unsafe { libc::munmap(addr.byte_add(at), bytes) };
+        }
+    }
+    // SAFETY: within that mapping.
+    Ok(unsafe { addr.byte_add(before) })
 }
 
 /// Maps zeroes, at `at` if that is not null, in place of a mapping of the caller's own.

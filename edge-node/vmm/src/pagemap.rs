@@ -10,6 +10,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::OnceLock;
 
+use serde::{Deserialize, Serialize};
+
 use crate::VmmError;
 use crate::memory::GuestMemory;
 
@@ -17,7 +19,7 @@ const PAGE: u64 = holm_hostcall::PAGE_BYTES;
 const OPERATION: &str = "reading the page map of the process";
 
 /// A run of written pages: guest addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Written {
     pub(crate) start: u64,
     pub(crate) end: u64,

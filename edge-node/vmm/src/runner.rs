@@ -435,7 +435,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 }
 
 /// CPU time of this thread.
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
 }
 

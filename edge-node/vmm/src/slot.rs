@@ -4,21 +4,27 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holm_hostcall::WAIT_ENDED;
+use holm_hostcall::{LOG_ADDR, PAGE_BYTES, WAIT_ENDED};
+use kvm_bindings::kvm_regs;
 
+use crate::cpu::CpuState;
 use crate::hostcall::{Offer, set_result};
+use crate::image::Image;
 use crate::layout::View;
-use crate::memory::{self, GuestMemory, Sharing};
+use crate::machine::Exit;
+use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
+use crate::restore::{Reset, Strategy};
 use crate::runner::{Runner, Stop};
 use crate::{
     Failure, Hypervisor, Limits, Outbound, Request, RequestPlace, Response, Rest, RunStats,
     Snapshot, Step, VmmError,
 };
 
-/// More written pages than these are not copied back one by one: the mapping is made anew, which
-/// also gives their memory back.
-const MAX_COPIED_PAGES: u64 = 8192;
+/// Most pages that are touched ahead: a page full of their addresses.
+const MAX_TOUCHED: usize = (PAGE_BYTES / 8) as usize;
+/// How long that may take, which is some 20 µs for each on PVM; far more where the machine is busy.
+const TOUCH_DEADLINE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -43,6 +49,8 @@ enum State {
 pub struct Slot {
     vm: Runner,
     snapshot: Option<Arc<Snapshot>>,
+    /// How its memory was filled.
+    strategy: Strategy,
     state: State,
     written: Vec<Written>,
 }
@@ -53,6 +61,7 @@ impl Slot {
         Ok(Slot {
             vm: Runner::new(hypervisor)?,
             snapshot: None,
+            strategy: Strategy::WorkingSet,
             state: State::Empty,
             written: Vec::new(),
         })
@@ -64,10 +73,7 @@ impl Slot {
         if self.state != State::Empty {
             return Err(VmmError::Misuse("room in a slot that is not empty"));
         }
-        let bytes = like.layout.total_bytes();
-        let nothing = memory::anonymous_file(bytes)?;
-        let memory = GuestMemory::map(&nothing, 0, bytes, Sharing::CopyOnWrite)?;
-        self.vm.machine.attach(memory, like.layout.pml4())
+        self.vm.machine.attach(room(like)?, like.layout.pml4())
     }
 
     /// Whether it holds an instance that has answered requests and waits for another.
@@ -82,31 +88,94 @@ impl Slot {
 
     /// Makes the slot a pristine instance of `snapshot`, whatever it held before.
     pub fn load(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), VmmError> {
+        self.load_by(snapshot, snapshot.strategy())
+    }
+
+    /// The same by a strategy that need not be the chosen one.
+    pub fn load_by(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        strategy: Strategy,
+    ) -> Result<(), VmmError> {
         let held = self.snapshot.as_ref();
         let in_place =
             self.state == State::Ready && held.is_some_and(|held| held.has_tables_of(snapshot));
-        self.map(
-            snapshot,
-            in_place || self.vm.machine.has_room(snapshot.layout.total_bytes()),
-        )
+        let held = held
+            .filter(|_| in_place && self.strategy == strategy)
+            .cloned();
+        let in_place = in_place || self.vm.machine.has_room(snapshot.layout.total_bytes());
+        self.fill(snapshot, strategy, in_place, held.as_deref())
     }
 
-    /// Has the snapshot's memory mapped, and nothing of what was.
+    /// The same ahead of any request, so that the first finds what others have used not only in memory but translated
+    /// as well, as the second one does. That takes about as long as it saves, so it is for when nobody waits.
+    pub fn load_ahead(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), VmmError> {
+        self.load(snapshot)?;
+        let pages = snapshot.touched_addrs().take(MAX_TOUCHED);
+        let list: Vec<[u8; 8]> = pages.map(u64::to_le_bytes).collect();
+        if list.is_empty() {
+            return Ok(());
+        }
+        self.state = State::Broken;
+        let machine = &mut self.vm.machine;
+        // To where the guest may read, and what is put back like all else.
+        machine.memory()?.write(LOG_ADDR, list.as_flattened())?;
+        let regs = kvm_regs {
+            rip: Image::get().touch_pages,
+            rsi: LOG_ADDR,
+            rcx: list.len() as u64,
+            rflags: 0x202,
+            ..Default::default()
+        };
+        machine.set_state(&CpuState {
+            regs,
+            fs_base: 0,
+            gs_base: 0,
+        });
+        let until = Instant::now() + TOUCH_DEADLINE;
+        loop {
+            match machine.run(until.saturating_duration_since(Instant::now()))? {
+                // By its own end, or by that of the library OS if it could not go on: nothing is under way then.
+                Exit::Port(_) => break,
+                Exit::Timer if Instant::now() < until => {}
+                _ => {
+                    return Err(VmmError::Misuse(
+                        "an instance that does not touch its pages",
+                    ));
+                }
+            }
+        }
+        self.state = State::Ready;
+        self.reset()
+    }
+
+    /// Has the snapshot in its memory, and nothing of what was.
     ///
-    /// Where the mapping is replaced in place KVM forgets all that it has derived from the leaf page tables,
-    /// because it must forget the pages that they lead to; that it does under shadow paging and on hardware
-    /// alike, and it takes a tenth of the time of a new memory slot, for which KVM waits until no CPU uses the
-    /// old ones. What it has derived from the tables above those it keeps, so `in_place` asks that they are what
-    /// they were when it did, or that it has derived nothing yet.
-    fn map(&mut self, snapshot: &Arc<Snapshot>, in_place: bool) -> Result<(), VmmError> {
+    /// Where memory is filled in place KVM forgets what it has derived from the leaf page tables for pages that are
+    /// taken away; that it does under shadow paging and on hardware alike, and it takes a tenth of the time of a new
+    /// memory slot, for which KVM waits until no CPU uses the old ones. What it has derived from the tables above
+    /// those it keeps, so `in_place` asks that they are what they were when it did, or that it has derived nothing
+    /// yet. `held` is the pristine instance that is there by the same strategy, if there is one.
+    fn fill(
+        &mut self,
+        snapshot: &Arc<Snapshot>,
+        strategy: Strategy,
+        in_place: bool,
+        held: Option<&Snapshot>,
+    ) -> Result<(), VmmError> {
         self.state = State::Broken;
         let (machine, pml4) = (&mut self.vm.machine, snapshot.layout.pml4());
         match in_place {
-            true => machine.replace(|memory| snapshot.map_over(memory), pml4)?,
-            false => machine.attach(snapshot.map()?, pml4)?,
+            true => machine.replace(|memory| strategy.refill(snapshot, memory, held), pml4)?,
+            false => {
+                let mut memory = room(snapshot)?;
+                strategy.fill(snapshot, &mut memory)?;
+                machine.attach(memory, pml4)?;
+            }
         }
         self.vm.renew();
         self.snapshot = Some(Arc::clone(snapshot));
+        self.strategy = strategy;
         self.vm.layout = snapshot.layout;
         self.state = State::Ready;
         Ok(())
@@ -162,7 +231,7 @@ impl Slot {
             // One that was kept goes on with the clock it has, so that no clock of its goes back.
             State::Ready => {
                 self.vm.write_moment()?;
-                self.vm.machine.set_state(&snapshot.state)?;
+                self.vm.machine.set_state(&snapshot.state);
             }
             _ => self.vm.take_offer(),
         }
@@ -301,30 +370,10 @@ impl Slot {
         let snapshot = Arc::clone(snapshot);
         self.vm.renew();
         let memory = self.vm.machine.memory()?;
-        pagemap::written_pages(memory, &mut self.written)?;
-        // A page table that was written: copying it back does not make KVM forget what it derived.
-        let tables = self
-            .written
-            .last()
-            .is_some_and(|run| run.end > snapshot.layout.tables);
-        let anew = |pages| tables || pages > MAX_COPIED_PAGES;
-        let is_new = snapshot.chunks.are_new_in(&self.written);
-        if is_new {
-            let used = snapshot.chunks.decide(memory, &self.written, anew)?;
-            snapshot.working_set.get_or_init(|| used);
+        match self.strategy.reset(&snapshot, memory, &mut self.written)? {
+            Reset::Done => self.state = State::Ready,
+            Reset::Anew { in_place } => self.fill(&snapshot, self.strategy, in_place, None)?,
         }
-        let pages = self.written.iter().map(|run| (run.end - run.start) / 4096);
-        if is_new || anew(pages.sum()) {
-            let (upper, leaves) = snapshot.layout.upper_tables();
-            let is_upper = |run: &Written| run.start < leaves && run.end > upper;
-            let in_place = !self.written.iter().any(is_upper);
-            return self.map(&snapshot, in_place);
-        }
-        snapshot.working_set.get_or_init(|| self.written.clone());
-        for run in &self.written {
-            snapshot.put_back(memory, run.start, run.end)?;
-        }
-        self.state = State::Ready;
         Ok(())
     }
 
@@ -397,11 +446,27 @@ impl Slot {
         Ok(rest)
     }
 
+    /// Its memory.
+    pub(crate) fn memory(&self) -> Result<&GuestMemory, VmmError> {
+        self.vm.machine.memory()
+    }
+
     /// Bytes of memory that are this slot's own, not shared with its snapshot.
     pub fn private_bytes(&mut self) -> Result<u64, VmmError> {
         pagemap::written_pages(self.vm.machine.memory()?, &mut self.written)?;
-        Ok(self.written.iter().map(|run| run.end - run.start).sum())
+        let written: u64 = self.written.iter().map(|run| run.end - run.start).sum();
+        let copied = match (self.strategy, &self.snapshot) {
+            (Strategy::OwnFile, Some(snapshot)) => snapshot.own_bytes(),
+            _ => 0,
+        };
+        Ok(written + copied)
     }
+}
+
+/// Memory for a snapshot's instances, in which there is nothing of it yet.
+fn room(of: &Snapshot) -> Result<GuestMemory, VmmError> {
+    let image = Image::get();
+    GuestMemory::instance(of.layout.total_bytes(), image.fixed(), image.fixed_file()?)
 }
 
 #[cfg(test)]

@@ -15,15 +15,16 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::mem::offset_of;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, boot_flags};
+use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, TABLES_ALIAS, boot_flags};
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
 use holm_model::program::{END_ADDR, LOWEST_ADDR};
-use kvm_bindings::{kvm_regs, kvm_xsave};
+use kvm_bindings::kvm_regs;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -33,14 +34,14 @@ use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
-use crate::pagemap::Written;
+use crate::restore::{Choice, Measured, Sets, Stored as StoredChoice, Strategy};
 use crate::symbols::Symbols;
 use crate::unwind::FrameTables;
 use crate::{Hypervisor, RequestPlace, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 5;
+const VERSION: u32 = 7;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
@@ -92,16 +93,32 @@ pub struct Snapshot {
     /// The buffer that the program waits with.
     pub(crate) wait: Buffer,
     pub(crate) symbols: Symbols,
+    /// Of which guest it is, as it was told.
+    name: String,
     /// The pristine pages, read only.
-    pristine: GuestMemory,
-    /// What the first request that was reset had written: what most will write.
-    pub(crate) working_set: OnceLock<Vec<Written>>,
+    pub(crate) pristine: GuestMemory,
+    /// What its requests use.
+    pub(crate) sets: Sets,
+    /// What that costs by one strategy and another, once that was measured, and which is chosen.
+    pub(crate) measured: OnceLock<Measured>,
+    pub(crate) choice: OnceLock<Choice>,
+    /// Whether instances are kept from one request to the next.
+    pub(crate) kept: bool,
     /// Which of its memory is backed by large pages.
     pub(crate) chunks: Chunks,
-    /// What of it is mapped from the file; the rest is zero.
+    /// What of it is mapped from the file; the rest is zero, or fixed.
     parts: Vec<(u64, u64)>,
     stored: Stored,
     cpu_digest: [u8; 32],
+}
+
+/// What a snapshot's file says of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Of which guest it is: `tenant/function` on a node.
+    pub name: String,
+    /// How its instances are restored and reset, if that was measured.
+    pub choice: Option<Choice>,
 }
 
 /// Where the memory is: a part of a file.
@@ -109,25 +126,45 @@ pub struct Snapshot {
 struct Stored {
     file: File,
     offset: u64,
-    /// The pages that are not zero.
-    data: Pages,
-    /// Digest of the page tables above the leaf tables.
+    /// The pages that are not zero, without those that are fixed, which are the image's in every guest.
+    own: Pages,
+    /// Digest of the page tables above the leaf tables, and of the entries of what is fixed.
     upper_tables: [u8; 32],
 }
 
 /// What is found out of a memory, page by page.
 #[derive(Default)]
 struct Contents {
-    data: Pages,
+    own: Pages,
     upper_tables: Sha256,
 }
 
 impl Contents {
+    fn of_file(self, file: File, offset: u64) -> Stored {
+        Stored {
+            file,
+            offset,
+            own: self.own,
+            upper_tables: self.upper_tables.finalize().into(),
+        }
+    }
+
     fn add(&mut self, layout: &Layout, at: u64, page: &[u8]) {
-        self.data.push(at);
+        let fixed = Image::get().fixed();
+        if !fixed.contains(&at) {
+            self.own.push(at);
+        }
         let (start, end) = layout.upper_tables();
         if (start..end).contains(&at) {
             hash_page(&mut self.upper_tables, at, page);
+        }
+        if at == layout.first_leaf().0 {
+            let entry = |addr: u64| (addr / PAGE_BYTES * size_of::<u64>() as u64) as usize;
+            hash_page(
+                &mut self.upper_tables,
+                at,
+                &page[entry(fixed.start)..entry(fixed.end)],
+            );
         }
     }
 }
@@ -135,6 +172,7 @@ impl Contents {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
+    name: String,
     abi_version: u32,
     kernel_image: String,
     cpu: String,
@@ -144,41 +182,39 @@ struct Header {
     registers: [u64; 18],
     fs_base: u64,
     gs_base: u64,
-    extended_state: String,
     wait_addr: u64,
     wait_bytes: u64,
     /// The program's call frame information.
     frames: FrameTables,
     symbol_bytes: u64,
+    restore: Option<StoredChoice>,
 }
 
 impl Snapshot {
     /// From the memory file and the state of a guest that waits.
     pub(crate) fn capture(
         hypervisor: &Hypervisor,
+        name: &str,
         file: File,
         layout: Layout,
         state: CpuState,
         wait: Buffer,
         symbols: Symbols,
     ) -> Result<Arc<Self>, VmmError> {
-        let cpu_digest = hypervisor.inner.cpu_digest;
         let mut contents = Contents::default();
         for_each_page(&file, 0, &layout, |at, page| {
             contents.add(&layout, at, page);
             Ok(())
         })
         .map_err(VmmError::memory("looking for what is zero in a snapshot"))?;
-        let stored = Stored {
-            file,
-            offset: 0,
-            data: contents.data,
-            upper_tables: contents.upper_tables.finalize().into(),
-        };
-        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
+        let stored = contents.of_file(file, 0);
+        let cpu_digest = hypervisor.inner.cpu_digest;
+        let name = name.to_owned();
+        Self::assemble(name, stored, layout, state, wait, symbols, cpu_digest)
     }
 
     fn assemble(
+        name: String,
         stored: Stored,
         layout: Layout,
         state: CpuState,
@@ -189,21 +225,30 @@ impl Snapshot {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let bytes = layout.total_bytes();
         let pristine = GuestMemory::map(&stored.file, stored.offset, bytes, Sharing::ReadOnly)?;
+        if !Image::get().is_in(&pristine)? {
+            return Err(VmmError::Misuse(
+                "a guest whose library OS is not the image's",
+            ));
+        }
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let program = layout.program_start..layout.program_end();
         let mut flags = [0; 4];
         pristine.read(BOOT_ADDR + offset_of!(BootPage, flags) as u64, &mut flags)?;
         let kept = u32::from_le_bytes(flags) & boot_flags::SHARED != 0;
-        let parts = stored.data.parts();
+        let parts = stored.own.parts(&Image::get().fixed());
         let chunks = Chunks::new(program, parts.iter().copied(), kept);
         let snapshot = Snapshot {
             id,
+            name,
             layout,
             state,
             wait,
             symbols,
             pristine,
-            working_set: OnceLock::new(),
+            sets: Sets::default(),
+            measured: OnceLock::new(),
+            choice: OnceLock::new(),
+            kept,
             parts,
             chunks,
             stored,
@@ -220,31 +265,95 @@ impl Snapshot {
         }
     }
 
-    /// A mapping of its memory for an instance.
-    pub(crate) fn map(&self) -> Result<GuestMemory, VmmError> {
-        let bytes = self.layout.total_bytes();
+    /// Maps what it holds into an instance's memory, where there are zeroes now.
+    pub(crate) fn lay(&self, memory: &GuestMemory) -> Result<(), VmmError> {
         let parts = self.parts.iter().copied();
-        let memory = GuestMemory::map_parts(&self.stored.file, self.stored.offset, bytes, parts)?;
-        self.back(&memory)?;
-        Ok(memory)
+        memory.lay(&self.stored.file, self.stored.offset, parts)
     }
 
-    /// Has what most requests write there at once, and the rest as it is best.
-    fn back(&self, memory: &GuestMemory) -> Result<(), VmmError> {
-        for (start, end) in self.chunks.large() {
-            memory.prefer_large(start, end - start)?;
-        }
-        for run in self.working_set.get().into_iter().flatten() {
-            memory.populate(run.start, run.end - run.start)?;
+    /// The parts of memory in which it holds something, and no more of them than a process has mappings for.
+    pub(crate) fn parts(&self) -> &[(u64, u64)] {
+        &self.parts
+    }
+
+    /// Copies what it holds into memory where there are zeroes now.
+    pub(crate) fn copy_to(&self, memory: &GuestMemory) -> Result<(), VmmError> {
+        for (start, end) in self.own_pages() {
+            memory.copy_from(&self.pristine, *start, end - start)?;
         }
         Ok(())
     }
 
-    /// Puts its memory in the place of what an instance has, at the same addresses.
-    pub(crate) fn map_over(&self, memory: &mut GuestMemory) -> Result<(), VmmError> {
-        let parts = self.parts.iter().copied();
-        memory.replace(&self.stored.file, self.stored.offset, parts)?;
-        self.back(memory)
+    /// What it holds, in whole pages from and up to, but for what is fixed.
+    pub(crate) fn own_pages(&self) -> &[(u64, u64)] {
+        &self.stored.own.0
+    }
+
+    /// How much that is.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        self.own_pages()
+            .iter()
+            .map(|(start, end)| end - start)
+            .sum()
+    }
+
+    /// The same without what the other holds as well.
+    pub(crate) fn own_pages_outside(&self, other: &Snapshot) -> Vec<(u64, u64)> {
+        let mut outside = Vec::new();
+        for &(start, end) in self.own_pages() {
+            let mut at = start;
+            for (from, to) in other.stored.own.within(start, end) {
+                outside.push((at, from));
+                at = to;
+            }
+            outside.push((at, end));
+        }
+        outside.retain(|(start, end)| start < end);
+        outside
+    }
+
+    /// Whether it holds something between two addresses.
+    pub(crate) fn has_own_in(&self, start: u64, end: u64) -> bool {
+        self.stored.own.within(start, end).next().is_some()
+    }
+
+    /// The large pages that it fills by half at least.
+    pub(crate) fn large_parts(&self) -> impl Iterator<Item = (u64, u64)> {
+        const LARGE: u64 = 2 << 20;
+        let end = self.layout.program_end() / LARGE;
+        // What is fixed is in the first, which is none therefore.
+        let first = Image::get().fixed().end.div_ceil(LARGE);
+        let pages = (first..end).map(|index| (index * LARGE, (index + 1) * LARGE));
+        pages.filter(|(start, end)| {
+            let held = self.stored.own.within(*start, *end);
+            held.map(|(from, to)| to - from).sum::<u64>() >= LARGE / 2
+        })
+    }
+
+    /// The leaf tables that hold something.
+    pub(crate) fn leaf_tables(&self) -> impl Iterator<Item = u64> {
+        let own = |(start, end)| self.stored.own.within(start, end);
+        let runs = own(self.layout.leaves()).chain(own(self.layout.sparse_leaves()));
+        runs.flat_map(|(start, end)| (start..end).step_by(PAGE_BYTES as usize))
+    }
+
+    /// Addresses at which its guest can touch, by reading, what its requests were found to touch.
+    pub(crate) fn touched_addrs(&self) -> impl Iterator<Item = u64> {
+        let (tables, end) = self.layout.all_tables();
+        let runs = self.sets.touched.get().into_iter().flatten();
+        let pages = runs.flat_map(|run| (run.start..run.end).step_by(PAGE_BYTES as usize));
+        pages.map(move |page| match (tables..end).contains(&page) {
+            true => TABLES_ALIAS + (page - tables),
+            false => page,
+        })
+    }
+
+    /// Whether a page of an instance's memory is what it is in the snapshot.
+    pub(crate) fn is_pristine(&self, memory: &GuestMemory, page: u64) -> Result<bool, VmmError> {
+        let (mut here, mut there) = ([0; PAGE_BYTES as usize], [0; PAGE_BYTES as usize]);
+        memory.read(page, &mut here)?;
+        self.pristine.read(page, &mut there)?;
+        Ok(here == there)
     }
 
     /// Whether its leaf page tables lie where the other's do, and are reached by the same ones above them.
@@ -261,12 +370,29 @@ impl Snapshot {
         end: u64,
     ) -> Result<(), VmmError> {
         let mut at = start;
-        for (from, to) in self.stored.data.within(start, end) {
+        for (from, to) in self.stored.own.within(start, end) {
             memory.zero(at, from - at)?;
             memory.copy_from(&self.pristine, from, to - from)?;
             at = to;
         }
         memory.zero(at, end - at)
+    }
+
+    /// How its instances are restored and reset, unless that is measured and chosen.
+    pub(crate) fn strategy(&self) -> Strategy {
+        let choice = self.choice.get();
+        choice.map_or(Strategy::WorkingSet, |choice| choice.strategy)
+    }
+
+    /// How its instances are restored and reset, and what that was found to cost here, once that is chosen.
+    pub fn choice(&self) -> Option<&Choice> {
+        self.choice.get()
+    }
+
+    /// Whether that is not in the file that it was read from.
+    pub fn choice_is_new(&self) -> bool {
+        let both = self.measured.get().zip(self.choice.get());
+        both.is_some_and(|(measured, choice)| measured.is_new(choice))
     }
 
     /// Bytes of program memory of its guests.
@@ -304,6 +430,7 @@ impl Snapshot {
         let symbols = self.symbols.as_text();
         let registers = &self.state.regs;
         let header = Header {
+            name: self.name.clone(),
             abi_version: ABI_VERSION,
             kernel_image: hex::encode(Image::get().digest),
             cpu: hex::encode(self.cpu_digest),
@@ -313,11 +440,11 @@ impl Snapshot {
             registers: register_words(registers),
             fs_base: self.state.fs_base,
             gs_base: self.state.gs_base,
-            extended_state: hex::encode(xsave_bytes(&self.state.xsave)),
             wait_addr: self.wait.addr,
             wait_bytes: self.wait.bytes,
             frames: self.symbols.frames(),
             symbol_bytes: symbols.len() as u64,
+            restore: StoredChoice::of(self),
         };
         let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
         if HEADER_AT + header.len() as u64 > MEMORY_AT {
@@ -352,6 +479,20 @@ impl Snapshot {
         file.sync_all()
     }
 
+    /// What a file says of its snapshot. Nothing is verified.
+    pub fn told(path: &Path) -> Result<Told, VmmError> {
+        let (_, _, header) = read_header(path)?;
+        let header: Header =
+            serde_json::from_slice(&header).map_err(|_| SnapshotError::Damaged {
+                path: path.into(),
+                problem: "its header cannot be read".into(),
+            })?;
+        Ok(Told {
+            name: header.name,
+            choice: header.restore.map(StoredChoice::into_choice),
+        })
+    }
+
     /// Reads it from `path`, verifies its checksum and that it fits this CPU, kernel image and ABI.
     pub fn load(hypervisor: &Hypervisor, path: &Path) -> Result<Arc<Self>, VmmError> {
         let io = failed("read", path);
@@ -364,26 +505,7 @@ impl Snapshot {
             problem,
         };
 
-        let file = File::open(path).map_err(&io)?;
-        let mut start = [0; HEADER_AT as usize];
-        file.read_exact_at(&mut start, 0)
-            .map_err(|_| damaged("it is cut short"))?;
-        if &start[..8] != MAGIC {
-            return Err(damaged("it does not begin as one").into());
-        }
-        let word = |at: usize| {
-            u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]])
-        };
-        if word(8) != VERSION {
-            return Err(unfit("by another version of Holm").into());
-        }
-        let header_bytes = u64::from(word(12));
-        if header_bytes > MEMORY_AT - HEADER_AT {
-            return Err(damaged("its header has an impossible size").into());
-        }
-        let mut header = vec![0; header_bytes as usize];
-        file.read_exact_at(&mut header, HEADER_AT)
-            .map_err(|_| damaged("it is cut short"))?;
+        let (file, start, header) = read_header(path)?;
         let mut hash = Sha256::new();
         hash.update(&header);
         // A damaged header may fail to be read, or say anything; the checksum tells it apart from one
@@ -436,27 +558,53 @@ impl Snapshot {
             addr: header.wait_addr,
             bytes: header.wait_bytes,
         };
-        let xsave = hex::decode(&header.extended_state)
-            .ok()
-            .and_then(|bytes| xsave_from(&bytes))
-            .ok_or_else(|| damaged("its extended state has another size"))?;
         let state = CpuState {
             regs: registers_from(&header.registers),
             fs_base: header.fs_base,
             gs_base: header.gs_base,
-            xsave,
         };
         let symbols = String::from_utf8_lossy(&symbols).into_owned();
         let symbols = Symbols::from_text(symbols, header.frames);
         let cpu_digest = hypervisor.inner.cpu_digest;
-        let stored = Stored {
-            file,
-            offset: MEMORY_AT,
-            data: contents.data,
-            upper_tables: contents.upper_tables.finalize().into(),
-        };
-        Self::assemble(stored, layout, state, wait, symbols, cpu_digest)
+        let stored = contents.of_file(file, MEMORY_AT);
+        let name = header.name;
+        let snapshot = Self::assemble(name, stored, layout, state, wait, symbols, cpu_digest)?;
+        if let Some(stored) = header.restore {
+            stored.give(hypervisor, &snapshot);
+        }
+        Ok(snapshot)
     }
+}
+
+/// The file, its first bytes and the bytes of its header.
+fn read_header(path: &Path) -> Result<(File, [u8; HEADER_AT as usize], Vec<u8>), SnapshotError> {
+    let damaged = |problem: &str| SnapshotError::Damaged {
+        path: path.into(),
+        problem: problem.into(),
+    };
+    let file = File::open(path).map_err(failed("read", path))?;
+    let mut start = [0; HEADER_AT as usize];
+    file.read_exact_at(&mut start, 0)
+        .map_err(|_| damaged("it is cut short"))?;
+    if &start[..8] != MAGIC {
+        return Err(damaged("it does not begin as one"));
+    }
+    let word =
+        |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+    if word(8) != VERSION {
+        return Err(SnapshotError::Unfit {
+            path: path.into(),
+            problem: "by another version of Holm",
+        });
+    }
+    let header_bytes = u64::from(word(12));
+    if header_bytes > MEMORY_AT - HEADER_AT {
+        return Err(damaged("its header has an impossible size"));
+    }
+    let mut header = vec![0; header_bytes as usize];
+    file.read_exact_at(&mut header, HEADER_AT)
+        .map_err(|_| damaged("it is cut short"))?;
+    Ok((file, start, header))
 }
 
 /// Pages in rising order, by where they begin and end in the guest.
@@ -472,11 +620,11 @@ impl Pages {
         }
     }
 
-    /// They and what lies between them, in [`MAX_PARTS`] at most.
-    fn parts(&self) -> Vec<(u64, u64)> {
+    /// They and what lies between them, in [`MAX_PARTS`] at most; nothing of `hole`, in which none of them is.
+    fn parts(&self, hole: &Range<u64>) -> Vec<(u64, u64)> {
         let mut gap = MIN_GAP_BYTES;
         loop {
-            let parts: Vec<_> = self.joined(gap).take(MAX_PARTS + 1).collect();
+            let parts: Vec<_> = self.joined(gap, hole).take(MAX_PARTS + 1).collect();
             if parts.len() <= MAX_PARTS {
                 return parts;
             }
@@ -485,11 +633,14 @@ impl Pages {
     }
 
     /// The same with gaps of up to `gap` bytes.
-    fn joined(&self, gap: u64) -> impl Iterator<Item = (u64, u64)> {
+    fn joined(&self, gap: u64, hole: &Range<u64>) -> impl Iterator<Item = (u64, u64)> {
         let mut runs = self.0.iter().copied().peekable();
+        let same = move |end: u64, from: u64| {
+            from - end <= gap && !(end <= hole.start && hole.end <= from)
+        };
         std::iter::from_fn(move || {
             let (start, mut end) = runs.next()?;
-            while let Some((_, next)) = runs.next_if(|(from, _)| from - end <= gap) {
+            while let Some((_, next)) = runs.next_if(|(from, _)| same(end, *from)) {
                 end = next;
             }
             Some((start, end))
@@ -614,28 +765,6 @@ fn registers_from(words: &[u64; 18]) -> kvm_regs {
     }
 }
 
-fn xsave_bytes(xsave: &kvm_xsave) -> Vec<u8> {
-    xsave
-        .region
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect()
-}
-
-fn xsave_from(bytes: &[u8]) -> Option<Box<kvm_xsave>> {
-    let mut xsave = Box::<kvm_xsave>::default();
-    if bytes.len() != cpu::XSAVE_BYTES {
-        return None;
-    }
-    for (word, bytes) in xsave.region.iter_mut().zip(bytes.chunks_exact(4)) {
-        *word = bytes
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u32::from(*byte));
-    }
-    Some(xsave)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -666,7 +795,7 @@ mod tests {
             for page in (0..1 << 20).step_by(stride) {
                 pages.push(page * PAGE_BYTES);
             }
-            let parts = pages.parts();
+            let parts = pages.parts(&(0..0));
             assert!((1..=MAX_PARTS).contains(&parts.len()), "{stride}");
             let held = |page: &(u64, u64)| {
                 parts

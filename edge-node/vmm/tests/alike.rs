@@ -47,6 +47,23 @@ fn kvm_locks_are_handed_over_and_outlive_their_owners_as_on_linux() {
 }
 
 #[test]
+fn kvm_there_may_be_as_many_files_and_mappings_as_there_is_memory_for() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "many",
+        &[
+            ("/files", "made up to 3000 again, 3000 right"),
+            ("/grows", "400 right"),
+            ("/mappings", "2000 mappings, 2000 right"),
+            ("/shared", "600 right\n300 left"),
+            ("/nameless", "read by its name: 7"),
+        ],
+    );
+}
+
+#[test]
 fn kvm_threads_are_started_by_clone3_as_on_linux() {
     if !require_kvm() {
         return;

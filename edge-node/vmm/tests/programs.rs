@@ -328,6 +328,26 @@ fn kvm_a_reset_undoes_everything_that_a_program_can_change() {
 }
 
 #[test]
+fn kvm_no_request_sees_what_another_left_in_the_extended_state() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("extended_state", |path| {
+        let mut guest = Function::new(path);
+        for seed in 0..4 {
+            assert_eq!(guest.get(&format!("/{seed}")), "as before the wait\n");
+        }
+        for _ in 0..3 {
+            guest.send("GET", "/", b"").result.unwrap();
+            let deadline = std::time::Instant::now() + guest.deadline;
+            guest.slot.again(deadline).unwrap();
+        }
+        let kept = guest.send("GET", "/", b"").result.unwrap();
+        assert_eq!(kept.body, b"as before the wait\n");
+    });
+}
+
+#[test]
 fn kvm_what_a_program_writes_becomes_its_log() {
     if !require_kvm() {
         return;

@@ -302,6 +302,32 @@ fn kvm_parts_of_a_response_come_when_they_are_written() {
 }
 
 #[test]
+fn kvm_after_a_short_read_an_edge_tells_of_the_rest_of_a_body() {
+    if !require_kvm() {
+        return;
+    }
+    let config = GuestConfig {
+        shared: true,
+        ..config(&[("HOLM_EDGE", "2")])
+    };
+    let mut instance = Instance(Function::with(&guest("epoll_server"), &config), Vec::new());
+    // What the host has when the guest reads, and what comes then.
+    for (there, later) in [(0, 199_000), (60_000, 139_000), (131_072, 67_928)] {
+        let limits = instance.limits();
+        let place = instance.begin_with("/x", &[1; 1000], Some(200_000), limits);
+        instance.slot().add_body(place, &vec![1; there], false);
+        instance.settle();
+        instance.slot().add_body(place, &vec![1; later], true);
+        let (ended, answer) = instance.ended();
+        assert_eq!(
+            (ended, answer.unwrap().as_str()),
+            (place, "POST /x 200000\n")
+        );
+        instance.again();
+    }
+}
+
+#[test]
 fn kvm_a_body_can_come_in_parts() {
     each_libc(|mut instance| {
         for length in [Some(200_000), None] {

@@ -19,7 +19,7 @@ pub mod map;
 pub mod names;
 pub mod open;
 pub mod paths;
-mod piece;
+pub mod piece;
 pub mod read_write;
 mod seals;
 pub mod splice;
@@ -28,6 +28,7 @@ pub mod temporary;
 pub mod watch;
 
 use crate::errno::{Errno, SysResult};
+use crate::memory::MAX_BACKED_BYTES;
 use crate::state;
 
 /// Most open descriptors.
@@ -49,6 +50,19 @@ pub const O_WRONLY: u64 = 1;
 pub const O_RDWR: u64 = 2;
 /// Nothing but the name of a file: neither read nor written.
 const O_PATH: u64 = 0o10_000_000;
+
+/// The result of a transfer of up to `asked` bytes. One that was cut because the program's memory was not backed so far
+/// looks like one that took all there was, after which some wait for an edge: there is one then.
+pub fn or_edge(descriptor: u64, asked: u64, result: SysResult) -> SysResult {
+    let files = state::files();
+    if let (Ok(done), Ok(index)) = (result, files.index(descriptor))
+        && (MAX_BACKED_BYTES..asked).contains(&done)
+    {
+        let object = files.object(index).object;
+        files.edge(|other| other == object);
+    }
+    result
+}
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ global_asm!(
     .section .text.gates, "ax"
     .global hostcall_gate
     .global page_gate
+    .balign 16
 hostcall_gate:
     int3
     // Every restore goes on here. PVM sets no data selectors, so the guest does: null, as on Linux.
@@ -30,15 +31,49 @@ hostcall_gate:
     mov gs, eax
     wrgsbase rcx
     ret
+    .balign 16
 page_gate:
     ud2
     ret
+
+    // The host sends an instance here before its first request, with a list of pages at rsi and their number in rcx:
+    // what KVM does for the first touch of a page is done before somebody waits for it. It never goes on from here.
+    .global touch_pages
+touch_pages:
+    mov rax, [rsi]
+    mov al, [rax]
+    add rsi, 8
+    dec rcx
+    jnz touch_pages
+    int3
+
+    // The same with the extended state in memory meanwhile, which a restore brings back with all else. So the
+    // host need not set it, which would be a call of its own into KVM for each request.
+waiting_gate:
+    lea rcx, [rip + extended_state]
+    mov eax, -1
+    mov edx, -1
+    xsave64 [rcx]
+    call hostcall_gate
+    lea rcx, [rip + extended_state]
+    mov eax, -1
+    mov edx, -1
+    xrstor64 [rcx]
+    ret
+    .text
+
+    // A page has room for all that a guest may use of it.
+    .section .bss.extended_state, "aw", @nobits
+    .balign 64
+extended_state:
+    .skip 4096
     .text
     "#
 );
 
 unsafe extern "C" {
     fn hostcall_gate();
+    fn waiting_gate();
     /// Answers 0, or -1 if the stub refuses.
     fn page_gate(slot: u64, second: u64, operation: u64, count: u64) -> i64;
 }
@@ -107,12 +142,16 @@ fn call_page(place: u8, call: Call, args: [u64; 4]) -> CallPage {
 
 fn make(call: CallPage) -> i64 {
     let page = core::ptr::with_exposed_provenance_mut::<CallPage>(CALL_ADDR as usize);
-    // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gate
-    // switches to the stub's stack and changes no register that a function must keep; it is a function call to the compiler, so
-    // that memory named by `args` is taken for read and written.
+    // SAFETY: the call page is mapped read/write at this fixed address and only used here. The gates
+    // switch to the stub's stack and change no register that a function must keep; each is a function call to the
+    // compiler, so that memory named by `args` is taken for read and written.
     unsafe {
         page.write_volatile(call);
-        hostcall_gate();
+        match call.number == Call::WAIT_REQUEST.0 {
+            // Where a snapshot is taken.
+            true => waiting_gate(),
+            false => hostcall_gate(),
+        }
         (&raw const (*page).result).read_volatile()
     }
 }

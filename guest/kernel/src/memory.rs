@@ -64,7 +64,7 @@ const MAX_COMMIT_BYTES: u64 = 64 << 20;
 const MAX_PROMISES: u64 = 4;
 const PROMISED_BESIDE_BYTES: u64 = 256 << 20;
 /// A buffer that is not backed is backed for so much of a system call's sake.
-const MAX_BACKED_BYTES: u64 = 64 << 10;
+pub const MAX_BACKED_BYTES: u64 = 64 << 10;
 
 /// The bookkeeping of the program's memory.
 pub struct Memory {
@@ -355,8 +355,14 @@ impl Memory {
     }
 
     /// The library OS gives it back.
-    pub fn give(&mut self, start: u64) {
-        self.arena.give(start);
+    pub fn give(&mut self, start: u64, bytes: u64) {
+        self.arena
+            .give(start, start + bytes.next_multiple_of(PAGE_BYTES));
+    }
+
+    /// As many bytes more right below what the library OS has at `start`; false if they are not free.
+    pub fn take_below(&mut self, start: u64, bytes: u64, machine: &mut impl Machine) -> bool {
+        self.arena.take_below(start, bytes, machine)
     }
 
     /// `munmap`

@@ -212,7 +212,7 @@ impl Queue {
 
     fn give_back(&mut self) {
         if self.capacity > 0 {
-            state::memory().give(self.memory);
+            state::memory().give(self.memory, self.capacity);
         }
         (self.memory, self.capacity) = (0, 0);
     }

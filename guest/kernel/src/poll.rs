@@ -232,8 +232,10 @@ impl Watched {
         let silent = self.events & !(EPOLLONESHOT | EPOLLET) == 0;
         // Instances in instances have no edges of their own.
         let has_edges = self.events & EPOLLET != 0 && !matches!(open.object, Object::Epoll(_));
-        let old_edge = has_edges && self.reported == Some(open.edges);
-        (now != 0 && !silent && !old_edge).then_some((now, open.edges))
+        // Looking at what there is of a body may bring more of it, which is an edge.
+        let edges = state::files().object(self.object).edges;
+        let old_edge = has_edges && self.reported == Some(edges);
+        (now != 0 && !silent && !old_edge).then_some((now, edges))
     }
 }
 

@@ -1,12 +1,11 @@
 //! Sockets: connections and datagrams within the guest; connections from the host, whose request reads as one
-//! to the listener on `$PORT`; connections out of the guest, to what the manifest names; and questions about the
-//! network (`netlink`, `interfaces`).
+//! to the listener on `$PORT`; and connections out of the guest, to what the manifest names.
 //!
 //! ```text
 //!  [fresh] ──listen──▶ [listening] ──accept──▶ [request], or a [stream] that waited there
 //!     ├──connect──▶ [stream], whose other end waits at the listener
 //!     └──connect to elsewhere──▶ [outbound]
-//!  [datagrams], from the start
+//!  [datagrams], from the start; those of netlink go to the library OS and back
 //! ```
 //! What each file below is for stands at its top.
 
@@ -17,7 +16,7 @@ pub mod datagrams;
 pub mod dns;
 pub mod interfaces;
 pub mod messages;
-mod netlink;
+pub mod netlink;
 pub mod options;
 pub mod outbound;
 pub mod ready;
@@ -32,10 +31,9 @@ use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
 use crate::{host, pipes, state, user};
 use address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
-use table::{
-    Connecting, Mailbox, SOCK_DGRAM, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM, Socket, State,
-};
+use table::{Connecting, Mailbox, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
 
+const SOCK_RAW: u8 = 3;
 const KIND_MASK: u64 = 0xf;
 
 /// The number of the socket that a descriptor stands for. A call that may wait asks `hold` for it.
@@ -116,7 +114,6 @@ fn check(domain: u16, kind: u8, protocol: u32) -> Result<u8, Errno> {
         return Err(Errno::EINVAL);
     }
     match (domain, kind) {
-        (AF_NETLINK, _) => Ok(kind),
         (AF_UNIX, _) if protocol > u32::from(AF_UNIX) => Err(Errno::EPROTONOSUPPORT),
         (AF_UNIX, SOCK_STREAM | SOCK_DGRAM | SOCK_SEQPACKET) => Ok(kind),
         (AF_UNIX, SOCK_RAW) => Ok(SOCK_DGRAM),
@@ -127,7 +124,10 @@ fn check(domain: u16, kind: u8, protocol: u32) -> Result<u8, Errno> {
         (AF_INET6, SOCK_DGRAM) if protocol == ICMP_V6 => Err(Errno::EACCES),
         (AF_INET | AF_INET6, SOCK_RAW) if protocol != 0 => Err(Errno::EPERM),
         (AF_INET | AF_INET6, SOCK_STREAM | SOCK_DGRAM | SOCK_RAW) => Err(Errno::EPROTONOSUPPORT),
-        (AF_UNIX | AF_INET | AF_INET6, _) => Err(Errno::ESOCKTNOSUPPORT),
+        // Of its protocols NETLINK_ROUTE.
+        (AF_NETLINK, SOCK_RAW | SOCK_DGRAM) if protocol == 0 => Ok(SOCK_DGRAM),
+        (AF_NETLINK, SOCK_RAW | SOCK_DGRAM) => Err(Errno::EPROTONOSUPPORT),
+        (AF_UNIX | AF_INET | AF_INET6 | AF_NETLINK, _) => Err(Errno::ESOCKTNOSUPPORT),
         _ => Err(Errno::EAFNOSUPPORT),
     }
 }
@@ -137,10 +137,9 @@ pub fn socket(domain: u64, kind: u64, protocol: u64) -> SysResult {
     let (flags, kind) = (kind, kind_of(kind)?);
     let domain = family(domain)?;
     let kind = check(domain, kind, protocol as u32)?;
-    let socket = match (domain, kind) {
-        (AF_NETLINK, kind) => netlink::new(kind, protocol as u32)?,
-        (_, SOCK_DGRAM) => datagrams::new(domain)?,
-        (_, kind) => Socket {
+    let socket = match kind {
+        SOCK_DGRAM => datagrams::new(domain)?,
+        kind => Socket {
             kind,
             ..Socket::new(domain)
         },

@@ -8,6 +8,7 @@ use holm_hostcall::tree::Tree;
 use crate::files::directory::OpenDirectories;
 use crate::files::open::NotFound;
 use crate::files::paths::Path;
+use crate::files::piece::Cells;
 use crate::files::temporary::Temporary;
 use crate::files::watch::Watches;
 use crate::files::{Files, builtin};
@@ -85,6 +86,8 @@ parts! {
     files: Files = Files::new();
     /// The files that the artifact brought.
     artifact: Option<Tree<'static>> = None;
+    /// Small pieces of program memory.
+    cells: Cells = Cells::new();
     /// The working directory.
     working_directory: Path = Path::ROOT;
     /// `umask`: the permissions that new files do not get.

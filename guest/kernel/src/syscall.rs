@@ -13,8 +13,8 @@ use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
 use crate::files::{
-    attributes, change, copy, descriptors, directory, map, names, open, read_write, splice, status,
-    watch,
+    self, attributes, change, copy, descriptors, directory, map, names, open, read_write, splice,
+    status, watch,
 };
 use crate::memory::guest;
 use crate::sockets::{bind, connect, messages, options, transfer};
@@ -44,8 +44,8 @@ const O_CREAT_WRONLY_TRUNC: u64 = 0o1101;
 fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     match frame.rax {
-        0 => read_write::read(a, b, c),
-        1 => told(a, 0, || read_write::write(a, b, c)),
+        0 => files::or_edge(a, c, read_write::read(a, b, c)),
+        1 => told(a, 0, || files::or_edge(a, c, read_write::write(a, b, c))),
         2 => open::open(AT_FDCWD, a, b, c),
         3 => descriptors::close(a),
         4 => stat::stat(status::at(AT_FDCWD, a, 0)?, b),
@@ -96,8 +96,10 @@ fn serve(frame: &Registers) -> SysResult {
         41 => sockets::socket(a, b, c),
         42 => connect::connect(a, b, c),
         43 => connect::accept(a, b, c, 0),
-        44 => told(a, d, || transfer::send_to(a, b, c, d, e, frame.r9)),
-        45 => transfer::receive_from(a, b, c, d, e, frame.r9),
+        44 => told(a, d, || {
+            files::or_edge(a, c, transfer::send_to(a, b, c, d, e, frame.r9))
+        }),
+        45 => files::or_edge(a, c, transfer::receive_from(a, b, c, d, e, frame.r9)),
         46 => told(a, c, || messages::send(a, b, c)),
         47 => messages::receive(a, b, c),
         48 => sockets::shutdown(a, b),

@@ -341,7 +341,7 @@ impl Threads {
                 self.end -= 1;
             }
             if mapping != 0 {
-                state::memory().give(mapping);
+                state::memory().give(mapping, STACK_BYTES + WIDE_BYTES);
             }
         }
     }

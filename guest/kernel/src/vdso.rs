@@ -2,9 +2,10 @@
 //! in which C libraries, Go and Zig look up how to read the clock without a system call.
 //!
 //! Only what a dynamic linker reads is here: headers, dynamic section, symbols with the version that Linux
-//! gives them, and a hash table of one bucket. The functions are the library OS's own, which runs at the
-//! program's privilege level anyhow: on its stack, since it may take no fault on the program's. A turn of
-//! another thread's that was due meanwhile is taken on the way back.
+//! gives them, and a hash table of one bucket. What the symbols lead to lies behind it, as some programs make
+//! sure of, and goes on to the library OS's own functions, which runs at the program's privilege level anyhow: on
+//! its stack, since it may take no fault on the program's. A turn of another thread's that was due meanwhile is
+//! taken on the way back.
 
 use core::arch::global_asm;
 
@@ -34,26 +35,12 @@ global_asm!(
     ret
     .endm
 
-    .section .text.vdso, "ax"
-    entry vdso_clock_gettime, {clock_gettime}
-    entry vdso_gettimeofday, {gettimeofday}
-    entry vdso_time, {time}
-    entry vdso_clock_getres, {clock_getres}
-    entry vdso_getcpu, {getcpu}
-vdso_yield:                         # a system call keeps rdx
-    mov rdx, rax
-    mov eax, {sched_yield}
-    lea rcx, [rip + 1f]
-    jmp call_entry
-1:  mov rax, rdx
-    ret
-
     .section .bss.vdso, "aw", @nobits
     .balign 8
 vdso_caller_rsp:
     .skip 8
 
-    .section .rodata.vdso, "a"
+    .section .text.vdso, "ax"
     .balign 4096
     .global HOLM_VDSO
 HOLM_VDSO:
@@ -125,6 +112,21 @@ vdso_hash:
     .long 1, 6                      # one bucket, six symbols
     .long 1
     .long 0, 2, 3, 4, 5, 0          # each leads to the next
+
+    .balign 16
+    entry vdso_clock_gettime, {clock_gettime}
+    entry vdso_gettimeofday, {gettimeofday}
+    entry vdso_time, {time}
+    entry vdso_clock_getres, {clock_getres}
+    entry vdso_getcpu, {getcpu}
+vdso_yield:                         # a system call keeps rdx
+    mov rdx, rax
+    mov eax, {sched_yield}
+    lea rcx, [rip + 1f]
+    jmp call_entry
+1:  mov rax, rdx
+    ret
+
 vdso_end:
     .text
     "#,

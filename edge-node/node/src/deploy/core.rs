@@ -6,19 +6,25 @@
 //!    │ bad signature       │ Failed           │ Failed          │ Failed
 //!    └─────────────────────┴───────▶ [failed] ◀────────────────┴─
 //! ```
+//! What failed through no fault of the function's is begun again after a pause, each time a longer one; when that
+//! has been in vain several times the coordinator is told that it failed, and it goes on all the same.
+//!
 //! A function's requests go to its `version` once that is ready; until then, and if it fails, to
 //! `previous` if that is ready; failing both, they stay where they are. So a version that takes
 //! requests is kept until another can take over, even when desired state has forgotten it. Everything
 //! else that is not desired goes. The same code serves a change, a retry, a restart and a rejoin.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use holm_model::artifact::{PublisherKey, SignedVersion, VerifiedVersion};
 use holm_model::control::{Desired, Observed, ObservedVersion, VersionState};
 use holm_model::ids::{Digest, FunctionName, VersionId};
 use holm_model::limits::MAX_OTHER_NODES;
 
-use crate::limits::{MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES};
+use crate::limits::{
+    MAX_AGAIN, MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN, QUIET_TRIES,
+};
 
 /// Something for the executor to do. `attempt` comes back in the event, so that the late end of
 /// something given up long ago is not taken for the end of its successor.
@@ -28,6 +34,14 @@ pub(crate) enum Action {
     Obtain {
         attempt: u64,
         version: Box<VerifiedVersion>,
+    },
+    /// The same for one of which that has been said before.
+    ObtainAgain { attempt: u64, version: VersionId },
+    /// Say so when `after` is over.
+    Wait {
+        attempt: u64,
+        version: VersionId,
+        after: Duration,
     },
     /// Have a snapshot of it.
     Prepare { attempt: u64, version: VersionId },
@@ -46,10 +60,50 @@ pub(crate) enum Action {
 /// What has become of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    Obtained { attempt: u64 },
-    Prepared { attempt: u64 },
-    Probed { attempt: u64 },
-    Failed { attempt: u64, reason: String },
+    Obtained {
+        attempt: u64,
+    },
+    Prepared {
+        attempt: u64,
+    },
+    Probed {
+        attempt: u64,
+    },
+    Failed {
+        attempt: u64,
+        why: Fault,
+    },
+    /// The pause is over.
+    Waited {
+        attempt: u64,
+    },
+}
+
+/// Why a version is not ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// For people.
+    pub(crate) reason: String,
+    /// The node, or the coordinator, is to blame, and another time it may work.
+    pub(crate) is_ours: bool,
+}
+
+impl Fault {
+    /// The function's.
+    pub(crate) fn of_function(reason: impl ToString) -> Self {
+        Fault {
+            reason: reason.to_string(),
+            is_ours: false,
+        }
+    }
+
+    /// Not the function's.
+    pub(crate) fn ours(reason: impl ToString) -> Self {
+        Fault {
+            reason: reason.to_string(),
+            is_ours: true,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +113,8 @@ enum Stage {
     Probing,
     Ready,
     Failed(String),
+    /// To be begun again.
+    Waiting,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +123,9 @@ struct Held {
     artifact: Digest,
     attempt: u64,
     stage: Stage,
+    /// How often it has failed through a fault of ours, and the last reason.
+    tries: u32,
+    trouble: String,
 }
 
 /// The reconciler's state.
@@ -121,7 +180,8 @@ impl Reconciler {
             Event::Obtained { attempt }
             | Event::Prepared { attempt }
             | Event::Probed { attempt }
-            | Event::Failed { attempt, .. } => *attempt,
+            | Event::Failed { attempt, .. }
+            | Event::Waited { attempt } => *attempt,
         };
         let found = self
             .held
@@ -139,12 +199,29 @@ impl Reconciler {
                 (Stage::Probing, Some(Action::Probe { attempt, version }))
             }
             (Stage::Probing, Event::Probed { .. }) => {
+                held.tries = 0;
                 (Stage::Ready, Some(Action::Keep { version }))
             }
-            (
-                Stage::Obtaining | Stage::Preparing | Stage::Probing,
-                Event::Failed { reason, .. },
-            ) => (Stage::Failed(cut(reason)), None),
+            (Stage::Obtaining | Stage::Preparing | Stage::Probing, Event::Failed { why, .. }) => {
+                match why.is_ours {
+                    false => (Stage::Failed(cut(why.reason)), None),
+                    true => {
+                        let after = pause(held.tries);
+                        held.tries = held.tries.saturating_add(1);
+                        held.trouble = cut(why.reason);
+                        let wait = Action::Wait {
+                            attempt,
+                            version,
+                            after,
+                        };
+                        (Stage::Waiting, Some(wait))
+                    }
+                }
+            }
+            (Stage::Waiting, Event::Waited { .. }) => {
+                let again = Action::ObtainAgain { attempt, version };
+                (Stage::Obtaining, Some(again))
+            }
             _ => return Vec::new(),
         };
         held.stage = stage;
@@ -164,7 +241,11 @@ impl Reconciler {
 
     /// Whether nothing is under way.
     pub(crate) fn is_settled(&self) -> bool {
-        let is_settled = |held: &Held| matches!(held.stage, Stage::Ready | Stage::Failed(_));
+        let is_settled = |held: &Held| match held.stage {
+            Stage::Ready | Stage::Failed(_) | Stage::Waiting => true,
+            // It may fail again.
+            Stage::Obtaining | Stage::Preparing | Stage::Probing => held.tries > 0,
+        };
         self.held.values().all(is_settled)
     }
 
@@ -198,6 +279,9 @@ impl Reconciler {
                         Stage::Failed(reason) => VersionState::Failed {
                             reason: reason.clone(),
                         },
+                        _ if held.tries > QUIET_TRIES => VersionState::Failed {
+                            reason: format!("{}; the node tries again", held.trouble),
+                        },
                         _ => VersionState::Preparing,
                     },
                     (None, None) => VersionState::Preparing,
@@ -228,6 +312,8 @@ impl Reconciler {
             artifact: version.statement.artifact,
             attempt,
             stage: Stage::Obtaining,
+            tries: 0,
+            trouble: String::new(),
         };
         self.held.insert(version.id, held);
         Some(Action::Obtain {
@@ -321,6 +407,12 @@ fn check(
             verified.statement.function
         )),
     }
+}
+
+/// How long to wait before another attempt when so many were in vain before this one.
+fn pause(tries: u32) -> Duration {
+    let factor = 1u32.checked_shl(tries).unwrap_or(u32::MAX);
+    MIN_AGAIN.saturating_mul(factor).min(MAX_AGAIN)
 }
 
 /// Keeps the reasons together within what a message can carry.

@@ -32,8 +32,8 @@ impl FetchError {
     }
 }
 
-/// Has the artifact of `statement` on disk, verified. Waits for the link as long as it takes; the
-/// error is final.
+/// Has the artifact of `statement` on disk, verified. Waits for the link as long as it takes; of
+/// anything else several attempts are made.
 pub(crate) async fn obtain(
     store: &DeployStore,
     statement: &Statement,

@@ -14,15 +14,16 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use holm_model::artifact::VerifiedVersion;
 use holm_model::control::{Desired, Observed};
 use holm_model::ids::VersionId;
-use holm_vmm::{Hypervisor, Snapshot};
+use holm_vmm::{Choice, Hypervisor, Snapshot};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use self::core::{Action, Event, Reconciler};
+use self::core::{Action, Event, Fault, Reconciler};
 use self::routes::{Live, Table, Tenants};
 use self::store::DeployStore;
 use crate::files::{self, FileError};
@@ -38,6 +39,8 @@ pub(crate) struct Deployer {
     core: Reconciler,
     store: DeployStore,
     hypervisor: Hypervisor,
+    /// Slots of the node.
+    slots: usize,
     link: Link,
     tally: Arc<Tally>,
     logs: Arc<Logs>,
@@ -77,6 +80,8 @@ struct Done {
 /// What a deployer is told and given.
 pub(crate) struct Means {
     pub(crate) hypervisor: Hypervisor,
+    /// Slots of the node.
+    pub(crate) slots: usize,
     pub(crate) tally: Arc<Tally>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) meter: Meter,
@@ -124,6 +129,7 @@ impl Opened {
         } = self;
         let Means {
             hypervisor,
+            slots,
             tally,
             logs,
             meter,
@@ -134,6 +140,7 @@ impl Opened {
             core: Reconciler::default(),
             store,
             hypervisor,
+            slots,
             link,
             tally,
             logs,
@@ -216,16 +223,25 @@ impl Deployer {
     fn done(&mut self, done: Done) {
         let version = done.version;
         let verified = self.verified.get(&version);
-        if let (Event::Failed { reason, .. }, Some(verified)) = (&done.event, verified) {
-            let function = &verified.statement.function;
-            tracing::warn!(%function, version = %version.short(), reason, "the version does not work here");
+        if let (Event::Failed { why, .. }, Some(verified)) = (&done.event, verified) {
+            let (function, version) = (&verified.statement.function, version.short());
+            let reason = &why.reason;
+            match why.is_ours {
+                false => {
+                    tracing::warn!(%function, version, reason, "the version does not work here")
+                }
+                true => {
+                    tracing::error!(%function, version, reason, "the version cannot be prepared; trying on")
+                }
+            }
         }
         if let (Some(snapshot), Some(verified)) = (done.snapshot, verified) {
             self.next_key += 1;
             let statement = &verified.statement;
             let counts = self.tally.counts(&statement.function, version);
             self.logs.introduce(&snapshot, &statement.function, version);
-            let allowed = Allowed::new(&statement.manifest.network, &self.outside);
+            let outside = self.outside.of(&statement.function.tenant);
+            let allowed = Allowed::new(&statement.manifest.network, &outside);
             let key = Key(self.next_key);
             let tenant = self.tenants.named(&statement.function.tenant);
             let live = Live::new(key, version, statement, snapshot, allowed, counts, tenant);
@@ -241,7 +257,17 @@ impl Deployer {
         self.publish();
         for action in actions {
             match action {
-                Action::Obtain { attempt, version } => self.obtain(attempt, *version),
+                Action::Obtain { attempt, version } => {
+                    let id = version.id;
+                    self.verified.insert(id, *version);
+                    self.obtain(attempt, id);
+                }
+                Action::ObtainAgain { attempt, version } => self.obtain(attempt, version),
+                Action::Wait {
+                    attempt,
+                    version,
+                    after,
+                } => self.wait(attempt, version, after),
                 Action::Prepare { attempt, version } => self.prepare(attempt, version),
                 Action::Probe { attempt, version } => self.probe(attempt, version),
                 Action::Keep { version } => self.keep(version),
@@ -292,24 +318,36 @@ impl Deployer {
         self.under_way.insert(version, task.abort_handle());
     }
 
-    fn obtain(&mut self, attempt: u64, version: VerifiedVersion) {
-        let id = version.id;
+    fn wait(&mut self, attempt: u64, version: VersionId, after: Duration) {
+        self.begin(version, async move {
+            tokio::time::sleep(after).await;
+            Done {
+                version,
+                event: Event::Waited { attempt },
+                snapshot: None,
+            }
+        });
+    }
+
+    fn obtain(&mut self, attempt: u64, version: VersionId) {
+        let Some(verified) = self.verified.get(&version) else {
+            return;
+        };
+        let statement = verified.statement.clone();
         let (store, link) = (self.store.clone(), self.link.clone());
-        let statement = version.statement.clone();
-        self.verified.insert(id, version);
         let fetches = self.fetches.clone();
-        self.begin(id, async move {
+        self.begin(version, async move {
             // The semaphore is never closed.
             let _turn = fetches.acquire().await.ok();
             let event = match fetch::obtain(&store, &statement, &link).await {
                 Ok(()) => Event::Obtained { attempt },
                 Err(error) => Event::Failed {
                     attempt,
-                    reason: error.to_string(),
+                    why: Fault::ours(error),
                 },
             };
             Done {
-                version: id,
+                version,
                 event,
                 snapshot: None,
             }
@@ -329,7 +367,7 @@ impl Deployer {
             });
             let (event, snapshot) = match prepared.await {
                 Ok(snapshot) => (Event::Prepared { attempt }, Some(snapshot)),
-                Err(reason) => (Event::Failed { attempt, reason }, None),
+                Err(why) => (Event::Failed { attempt, why }, None),
             };
             Done {
                 version,
@@ -344,17 +382,22 @@ impl Deployer {
             return;
         };
         let (hypervisor, meter) = (self.hypervisor.clone(), self.meter.clone());
+        let room = Choice::room(self.slots);
         let boots = self.boots.clone();
         self.begin(version, async move {
             let probed = one_at_a_time(&boots, move || {
                 let (record, probed) = prepare::probe(&hypervisor, &live);
-                let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                meter.record(record).map_err(|error| error.to_string())?;
-                probed
+                {
+                    let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
+                    meter.record(record).map_err(Fault::ours)?;
+                }
+                probed?;
+                prepare::choose(&hypervisor, &live, room);
+                Ok(())
             });
             let event = match probed.await {
                 Ok(()) => Event::Probed { attempt },
-                Err(reason) => Event::Failed { attempt, reason },
+                Err(why) => Event::Failed { attempt, why },
             };
             Done {
                 version,
@@ -371,7 +414,7 @@ impl Deployer {
             return;
         };
         let path = self.store.snapshot(version);
-        if path.exists() {
+        if path.exists() && !live.snapshot.choice_is_new() {
             return;
         }
         tokio::task::spawn_blocking(move || {
@@ -391,15 +434,15 @@ impl Deployer {
 /// Runs `work` on a thread that may block, after those before it.
 async fn one_at_a_time<T: Send + 'static>(
     turns: &Semaphore,
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
     // The semaphore is never closed; without a permit the work is merely not alone.
     let _turn = turns.acquire().await.ok();
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(format!(
+        Err(error) => Err(Fault::ours(format!(
             "the node failed in preparing it: {error}; the operator of the node must look into it"
-        )),
+        ))),
     }
 }
 

@@ -9,9 +9,11 @@ use holm_model::ids::{RequestId, VersionId};
 use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
-    Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot, Step,
+    Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot,
+    Step,
 };
 
+use super::core::Fault;
 use super::routes::Live;
 use super::store::DeployStore;
 use crate::limits::{MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
@@ -25,7 +27,7 @@ pub(crate) fn snapshot(
     store: &DeployStore,
     version: VersionId,
     statement: &Statement,
-) -> Result<Arc<Snapshot>, String> {
+) -> Result<Arc<Snapshot>, Fault> {
     let path = store.snapshot(version);
     if path.exists() {
         match Snapshot::load(hypervisor, &path) {
@@ -38,11 +40,10 @@ pub(crate) fn snapshot(
             }
         }
     }
-    let bytes = store
-        .verified_artifact(statement)
-        .map_err(|error| error.to_string())?;
-    let bytes = bytes.ok_or("the artifact has vanished from the node's disk; deploy again")?;
-    let Bundle { program, files } = Bundle::parse(&bytes).map_err(|error| error.to_string())?;
+    let bytes = store.verified_artifact(statement).map_err(Fault::ours)?;
+    let vanished = || Fault::ours("the artifact has vanished from the node's disk");
+    let bytes = bytes.ok_or_else(vanished)?;
+    let Bundle { program, files } = Bundle::parse(&bytes).map_err(Fault::of_function)?;
     // Up to 256 MiB, of which there is a copy now.
     drop(bytes);
     let config = GuestConfig {
@@ -62,18 +63,18 @@ pub(crate) fn snapshot(
             Ok(prepared.snapshot)
         }
         Err(error) => {
-            let blame = blame(&error.failure);
-            Err(format!(
-                "{blame} before it was ready: {}{}",
+            let what = format!(
+                "before it was ready: {}{}",
                 error.failure,
                 last_words(&error.log)
-            ))
+            );
+            Err(blame(&error.failure, &what))
         }
     }
 }
 
 /// Sends one request to a fresh instance. The record tells what it cost, whatever came of it.
-pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Result<(), String>) {
+pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Result<(), Fault>) {
     let accepted_ms = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64);
@@ -108,16 +109,50 @@ pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Resul
     (record, result)
 }
 
-fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), String> {
+fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), Fault> {
     let node_fault = |error: holm_vmm::VmmError| {
-        format!("the node could not probe it: {error}; the operator of the node must look into it")
+        Fault::ours(format!(
+            "the node could not probe it: {error}; the operator of the node must look into it"
+        ))
     };
     let mut slot = Slot::new(hypervisor).map_err(node_fault)?;
     let began = Instant::now();
     slot.load(&live.snapshot).map_err(node_fault)?;
     record.restore_ns = nanos(began.elapsed());
+    slot.set_outbound(live.outbound());
+    let began = Instant::now();
+    let ended = ask(&mut slot, live, record.request);
+    record.run_ns = nanos(began.elapsed());
+    let stats = slot.stats();
+    (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
+    (record.egress_bytes, record.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
+    let (log, target) = (slot.take_log(), &live.probe_path);
+    match ended {
+        Ok(response) => {
+            record.status = response.status;
+            record.response_bytes = response.body.len() as u64;
+            if response.status < 500 {
+                record.outcome = Outcome::Answered;
+                return Ok(());
+            }
+            record.outcome = Outcome::FunctionError;
+            Err(Fault::of_function(format!(
+                "it answered the probe GET {target} with status {}{}",
+                response.status,
+                last_words(&log)
+            )))
+        }
+        Err(failure) => {
+            record.outcome = outcome(&failure);
+            let what = format!("at the probe GET {target}: {failure}{}", last_words(&log));
+            Err(blame(&failure, &what))
+        }
+    }
+}
 
-    let id = record.request.to_string();
+/// Has the probe answered by an instance.
+fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure> {
+    let id = id.to_string();
     let host = format!("{}.{}", live.function.function, live.function.tenant);
     let headers: [(&[u8], &[u8]); 4] = [
         (b"host", host.as_bytes()),
@@ -125,10 +160,9 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
         (b"accept", b"*/*"),
         (b"x-request-id", id.as_bytes()),
     ];
-    let target = &live.probe_path;
     let request = Request {
         method: "GET",
-        target,
+        target: &live.probe_path,
         headers: &headers,
         body: b"",
     };
@@ -139,37 +173,27 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
         response_body_bytes: live.limits.response_body_bytes,
         streams: false,
     };
-    slot.set_outbound(live.outbound());
-    let began = Instant::now();
-    slot.begin(&request, limits).map_err(node_fault)?;
-    let ended = run(&mut slot, deadline);
-    record.run_ns = nanos(began.elapsed());
-    let stats = slot.stats();
-    (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
-    (record.egress_bytes, record.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);
-    let log = slot.take_log();
-    match ended {
-        Ok(response) => {
-            record.status = response.status;
-            record.response_bytes = response.body.len() as u64;
-            if response.status < 500 {
-                record.outcome = Outcome::Answered;
-                return Ok(());
-            }
-            record.outcome = Outcome::FunctionError;
-            Err(format!(
-                "it answered the probe GET {target} with status {}{}",
-                response.status,
-                last_words(&log)
-            ))
+    slot.begin(&request, limits)?;
+    run(slot, deadline)
+}
+
+/// Measures by which strategy instances of the version are best restored and reset, unless that is known. It takes
+/// the probe for that, some more times, and has no way out meanwhile, so that nobody else notices. `room`: bytes that
+/// an instance may keep to itself. That it cannot be measured is no reason not to serve it.
+pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live, room: u64) {
+    let (function, version) = (&live.function, live.version.short());
+    let measured = Choice::make(hypervisor, &live.snapshot, room, |slot| {
+        ask(slot, live, RequestId::NONE).map(drop)
+    });
+    match (measured, live.snapshot.choice()) {
+        (Ok(()), Some(choice)) => {
+            let strategy = choice.strategy.as_str();
+            let costs = choice.to_string();
+            tracing::info!(%function, version, strategy, costs, "how its instances are restored");
         }
-        Err(failure) => {
-            record.outcome = outcome(&failure);
-            let blame = blame(&failure);
-            Err(format!(
-                "{blame} at the probe GET {target}: {failure}{}",
-                last_words(&log)
-            ))
+        (Ok(()), None) => {}
+        (Err(failure), _) => {
+            tracing::warn!(%function, version, %failure, "how its instances are best restored could not be measured");
         }
     }
 }
@@ -200,10 +224,10 @@ pub(crate) fn outcome(failure: &Failure) -> Outcome {
     }
 }
 
-fn blame(failure: &Failure) -> &'static str {
+fn blame(failure: &Failure, what: &str) -> Fault {
     match failure {
-        Failure::Host(_) => "the node failed",
-        _ => "the function failed",
+        Failure::Host(_) => Fault::ours(format!("the node failed {what}")),
+        _ => Fault::of_function(format!("the function failed {what}")),
     }
 }
 

@@ -17,6 +17,7 @@ use holm_vmm::{Outbound, Snapshot};
 use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 
+use crate::fair::Whose;
 use crate::outbound::Allowed;
 use crate::pool::core::{Key, TenantId};
 use crate::tally::Counts;
@@ -47,6 +48,8 @@ pub(crate) struct Live {
     pub(crate) permits: Arc<Semaphore>,
     /// Requests that wait for a permit or a slot.
     pub(crate) waiting: Arc<AtomicUsize>,
+    /// Instances that the workers have.
+    pub(crate) at_workers: AtomicUsize,
     pub(crate) counts: Arc<Counts>,
     /// The node is not to have it any more: its files go.
     pub(crate) dropped: AtomicBool,
@@ -89,6 +92,7 @@ impl Live {
             cooldown: scale.cooldown_ms.map(Duration::from_millis),
             permits: Arc::new(Semaphore::new(at_a_time as usize)),
             waiting: Arc::default(),
+            at_workers: AtomicUsize::new(0),
             counts,
             dropped: AtomicBool::new(false),
         }
@@ -97,6 +101,14 @@ impl Live {
     /// What one instance may reach.
     pub(crate) fn outbound(&self) -> Option<Box<dyn Outbound>> {
         self.allowed.outbound()
+    }
+
+    /// Whose time an instance takes.
+    pub(crate) fn whose(&self) -> Whose {
+        Whose {
+            tenant: self.tenant.id,
+            key: self.key,
+        }
     }
 
     /// The wall deadline of one invocation.
@@ -111,6 +123,8 @@ pub(crate) struct Tenant {
     pub(crate) id: TenantId,
     /// Requests of all its functions that wait for a permit or a slot.
     pub(crate) waiting: Arc<AtomicUsize>,
+    /// Instances of all its functions that the workers have.
+    pub(crate) at_workers: AtomicUsize,
 }
 
 /// The tenants of the versions that are here.
@@ -131,6 +145,7 @@ impl Tenants {
         let tenant = Arc::new(Tenant {
             id: TenantId(self.last),
             waiting: Arc::default(),
+            at_workers: AtomicUsize::new(0),
         });
         self.known.insert(name.clone(), Arc::downgrade(&tenant));
         tenant

@@ -6,7 +6,7 @@
 //! requests (see [`super::Meter::has_room`]).
 //!
 //! ```text
-//! epochs   epoch, next_sequence     one per start of the node
+//! epochs   epoch, next_sequence     one per start of the node, see [`fresh_epoch`]
 //! spilled  epoch, lane, upto        how far each lane's spill is in `records`
 //! records  epoch, sequence, record  not yet in the coordinator's ledger
 //! ```
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use holm_model::codec::{self, FrameError};
 use holm_model::usage::UsageRecord;
@@ -41,6 +41,9 @@ const SCHEMA: &str = "
     ) WITHOUT ROWID;
     PRAGMA user_version = 2;
 ";
+
+const EPOCH_RANDOM_BITS: u32 = 20;
+const MAX_EPOCH_SECONDS: u64 = (1 << (53 - EPOCH_RANDOM_BITS)) - 1;
 
 /// The journal cannot be used. The node or its operator is to blame, never a caller.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +152,7 @@ impl Journal {
         files::make_dir(&spill_dir)?;
         let mut store = Store::open(&dir.join("journal.sqlite"))?;
         store.replay(&spill_dir)?;
-        store.begin_epoch()?;
+        store.begin_epoch(fresh_epoch())?;
         let epoch = store.epoch;
         let progress = Arc::new(Progress::new(lanes));
         let changed = Arc::new(Notify::new());
@@ -363,10 +366,6 @@ impl Store {
         let found = spill::leftovers(spill_dir)?;
         let mut entries: Vec<(u64, Entry)> = Vec::new();
         for leftover in &found {
-            if leftover.torn_bytes > 0 {
-                let (path, torn_bytes) = (leftover.path.display(), leftover.torn_bytes);
-                tracing::warn!(%path, torn_bytes, "the segment's torn end is left out");
-            }
             entries.extend(leftover.records.iter().map(|(counter, record)| {
                 let entry = Entry {
                     lane: leftover.lane,
@@ -398,7 +397,8 @@ impl Store {
         Ok(())
     }
 
-    fn begin_epoch(&mut self) -> Result<(), JournalError> {
+    /// `fresh`, or the one after the last if that is later.
+    fn begin_epoch(&mut self, fresh: u64) -> Result<(), JournalError> {
         let begin = |database: &mut Connection| {
             let transaction = database.transaction()?;
             let last: i64 =
@@ -410,7 +410,7 @@ impl Store {
                 "DELETE FROM epochs WHERE epoch NOT IN (SELECT epoch FROM records)",
                 [],
             )?;
-            let epoch = last + 1;
+            let epoch = (last + 1).max(fresh as i64);
             transaction.execute(
                 "INSERT INTO epochs (epoch, next_sequence) VALUES (?1, 1)",
                 [epoch],
@@ -476,6 +476,22 @@ impl Store {
             .map_err(|error| self.wrong(error))?;
         Ok(())
     }
+}
+
+/// An epoch that no other start of a node of this name has had, even one that had another state directory or an older
+/// copy of this one: the ledger knows a record by node, epoch and sequence, and refuses another one under a known
+/// key. The second says so, and random bits where the clock does not. Below 2^53, up to which JSON's readers agree
+/// on integers, for 200 years.
+fn fresh_epoch() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    let mut random = [0; 4];
+    if getrandom::fill(&mut random).is_err() {
+        random = now.subsec_nanos().to_le_bytes();
+    }
+    let random = u64::from(u32::from_le_bytes(random)) % (1 << EPOCH_RANDOM_BITS);
+    let seconds = now.as_secs().min(MAX_EPOCH_SECONDS);
+    (seconds << EPOCH_RANDOM_BITS) + random
 }
 
 #[derive(Debug)]

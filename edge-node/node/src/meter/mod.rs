@@ -1,7 +1,7 @@
 //! Metering: one usage record for every admitted request, on disk before its answer leaves.
 //!
 //! ```text
-//!  ingress thread ──append──▶ spill segment (one write, survives kill -9)     [spill]
+//!  ingress thread ──append──▶ spill segment (shared memory, survives kill -9) [spill]
 //!        │ channel
 //!        ▼
 //!  journal thread ──group commit, fsync──▶ SQLite: sequence assigned here     [journal]
@@ -9,8 +9,8 @@
 //!        ▼
 //!  upload ──▶ coordinator's ledger; rows are deleted once it has them         [upload]
 //! ```
-//! Why two steps: a commit with fsync takes milliseconds, a `write` into the page cache a few
-//! microseconds, and the page cache outlives the process. So an answered request is in the spill
+//! Why two steps: a commit with fsync takes milliseconds, a copy into the page cache less than a
+//! microsecond, and the page cache outlives the process. So an answered request is in the spill
 //! before the caller sees the answer, and whatever SQLite had not yet committed when the process was
 //! killed is replayed at the next start. Only a loss of power can take the last few milliseconds.
 //!

@@ -1,18 +1,23 @@
-//! Spill segments: append-only files that hold usage records until SQLite has them.
+//! Spill segments: files in memory that hold usage records until SQLite has them.
 //!
 //! ```text
 //! file   spill/EPOCH-LANE-SIDE.log, SIDE a or b
 //! frame  length u32 LE | check 8 bytes | counter u64 LE | record (a frame of holm_model::codec)
 //! ```
 //! `length` counts what follows `check`; `check` is the start of the SHA-256 of that. Each lane (a
-//! thread that meters) writes its own two segments by turns, with one `write` per record: when the
-//! current one is large and everything in the other is committed, the other is emptied and used.
-//! `counter` rises by one per record of a lane and epoch; the journal notes in its commit how far it
-//! has come, so that a replay adds nothing twice. A torn tail is the mark of a kill and is left out;
-//! nobody was answered for it.
+//! thread that meters) writes its own two segments by turns: when the current one is large and everything
+//! in the other is committed, the other is written from its beginning. `counter` rises by one per record of
+//! a lane and epoch; the journal notes in its commit how far it has come, so that a replay adds nothing
+//! twice. The frames of a segment end where one is not whole (the mark of a kill; nobody was answered for
+//! it), or where the counter no longer rises: what follows is older.
+//!
+//! A record is a copy into a mapping of the file. The page cache outlives the process as it does after a
+//! `write`, which costs some ten times as much right after a guest has run. The disk has room for what is
+//! mapped before that, so a full disk is an error here and never a signal.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +25,8 @@ use std::time::Instant;
 use holm_model::codec::{self, FrameError};
 use holm_model::ids::Digest;
 use holm_model::usage::UsageRecord;
+use rustix::fs::FallocateFlags;
+use vm_memory::{Bytes as _, FileOffset, MmapRegion, VolatileMemory as _};
 
 use super::journal::Progress;
 use crate::files::FileError;
@@ -45,9 +52,85 @@ pub(crate) enum SpillError {
 #[derive(Debug)]
 struct Segment {
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
+    /// As much of the file as the disk has room for.
+    mapping: Option<MmapRegion>,
+    /// Bytes of frames.
     bytes: u64,
     last_counter: u64,
+}
+
+impl Segment {
+    fn create(path: PathBuf) -> Result<Self, FileError> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(|error| FileError::new("make", &path, error))?;
+        Ok(Segment {
+            path,
+            file: Arc::new(file),
+            mapping: None,
+            bytes: 0,
+            last_counter: 0,
+        })
+    }
+
+    fn mapped_bytes(&self) -> u64 {
+        self.mapping.as_ref().map_or(0, |map| map.len() as u64)
+    }
+
+    /// Has room for another frame, whatever its size.
+    fn make_room(&mut self) -> Result<(), FileError> {
+        let needed = self.bytes + MAX_SPILL_FRAME_BYTES as u64 + PREFIX_BYTES as u64;
+        match needed <= self.mapped_bytes() {
+            true => Ok(()),
+            false => self.map(needed.next_multiple_of(SPILL_SEGMENT_BYTES)),
+        }
+    }
+
+    fn map(&mut self, bytes: u64) -> Result<(), FileError> {
+        let error = |error: io::Error| FileError::new("reserve room in", &self.path, error);
+        reserve(&self.file, self.mapped_bytes(), bytes).map_err(error)?;
+        let from = FileOffset::from_arc(self.file.clone(), 0);
+        let mapping = MmapRegion::from_file(from, bytes as usize);
+        self.mapping = Some(mapping.map_err(|problem| error(io::Error::other(problem)))?);
+        Ok(())
+    }
+
+    /// Behind the last frame, for which there is room.
+    fn append(&mut self, frame: &[u8]) -> Result<(), FileError> {
+        let mapping = self.mapping.as_ref().map(MmapRegion::as_volatile_slice);
+        let written = mapping.map(|slice| slice.write_slice(frame, self.bytes as usize));
+        if !matches!(written, Some(Ok(()))) {
+            let error = io::Error::other("there is no room for a frame");
+            return Err(FileError::new("write to", &self.path, error));
+        }
+        self.bytes += frame.len() as u64;
+        Ok(())
+    }
+
+    /// What it holds is no longer needed. Gives back what it has more than usual.
+    fn empty(&mut self) -> Result<(), FileError> {
+        (self.bytes, self.last_counter) = (0, 0);
+        if self.mapped_bytes() <= SPILL_SEGMENT_BYTES {
+            return Ok(());
+        }
+        self.mapping = None;
+        let emptied = self.file.set_len(0);
+        emptied.map_err(|error| FileError::new("empty", &self.path, error))
+    }
+}
+
+/// Has blocks for the file up to `end`, zeroes after `start`.
+fn reserve(file: &File, start: u64, end: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), start, end - start) {
+        Ok(()) => Ok(()),
+        // A file system without it.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NODEV) => {
+            let zeroes = vec![0; (end - start) as usize];
+            file.write_all_at(&zeroes, start)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes one lane's segments.
@@ -59,7 +142,7 @@ pub(crate) struct SpillWriter {
     sides: [Segment; 2],
     current: usize,
     counter: u64,
-    /// When a write failed last, unless one has succeeded since.
+    /// When it failed last, unless it has worked since.
     failed: Option<Instant>,
     segment_bytes: u64,
     frame: Vec<u8>,
@@ -73,18 +156,8 @@ impl SpillWriter {
         lane: u32,
         progress: Arc<Progress>,
     ) -> Result<Self, FileError> {
-        let side = |side: char| {
-            let path = dir.join(format!("{epoch}-{lane}-{side}.log"));
-            let file = OpenOptions::new().append(true).create_new(true).open(&path);
-            let file = file.map_err(|error| FileError::new("make", &path, error))?;
-            Ok(Segment {
-                path,
-                file,
-                bytes: 0,
-                last_counter: 0,
-            })
-        };
-        Ok(SpillWriter {
+        let side = |side: char| Segment::create(dir.join(format!("{epoch}-{lane}-{side}.log")));
+        let mut spill = SpillWriter {
             epoch,
             lane,
             progress,
@@ -94,7 +167,13 @@ impl SpillWriter {
             failed: None,
             segment_bytes: SPILL_SEGMENT_BYTES,
             frame: Vec::new(),
-        })
+        };
+        // Without room the node starts and takes no request until there is some.
+        if let Err(error) = spill.sides[0].make_room() {
+            tracing::error!(%error, "usage records cannot be written; no request is taken");
+            spill.failed = Some(Instant::now());
+        }
+        Ok(spill)
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -109,7 +188,7 @@ impl SpillWriter {
     /// to time without a record.
     pub(crate) fn is_sound(&mut self, now: Instant) -> bool {
         if self.failed.is_some_and(|at| now >= at + COMMIT_RETRY) {
-            match self.rehearse() {
+            match self.sides[self.current].make_room() {
                 Ok(()) => {
                     tracing::info!("usage records can be written again");
                     self.failed = None;
@@ -120,15 +199,7 @@ impl SpillWriter {
         self.failed.is_none() && self.sides[self.current].bytes < MAX_SPILL_SEGMENT_BYTES / 2
     }
 
-    /// Writes as much as a frame may have and takes it back.
-    fn rehearse(&mut self) -> io::Result<()> {
-        let segment = &mut self.sides[self.current];
-        segment.file.set_len(segment.bytes)?;
-        segment.file.write_all(&[0; MAX_SPILL_FRAME_BYTES])?;
-        segment.file.set_len(segment.bytes)
-    }
-
-    /// Appends the record with one write; returns its counter.
+    /// Appends the record; returns its counter.
     pub(crate) fn append(&mut self, record: &UsageRecord) -> Result<u64, SpillError> {
         let appended = self.try_append(record);
         match &appended {
@@ -160,15 +231,8 @@ impl SpillWriter {
         if segment.bytes + self.frame.len() as u64 > MAX_SPILL_SEGMENT_BYTES {
             return Err(SpillError::Full);
         }
-        // What is behind a torn frame would not be replayed, so a tear must go first.
-        let whole = match self.failed {
-            Some(_) => segment.file.set_len(segment.bytes),
-            None => Ok(()),
-        };
-        whole
-            .and_then(|()| segment.file.write_all(&self.frame))
-            .map_err(|error| FileError::new("append to", &segment.path, error))?;
-        segment.bytes += self.frame.len() as u64;
+        segment.make_room()?;
+        segment.append(&self.frame)?;
         segment.last_counter = counter;
         self.counter = counter;
         Ok(counter)
@@ -177,19 +241,13 @@ impl SpillWriter {
     /// Goes to the other side if this one is large and the other is committed.
     fn turn(&mut self) -> Result<(), SpillError> {
         let other = 1 - self.current;
-        if self.sides[self.current].bytes < self.segment_bytes {
-            return Ok(());
-        }
         let committed = self.progress.committed(self.lane);
-        let segment = &mut self.sides[other];
-        if segment.last_counter > committed {
+        if self.sides[self.current].bytes < self.segment_bytes
+            || self.sides[other].last_counter > committed
+        {
             return Ok(());
         }
-        segment
-            .file
-            .set_len(0)
-            .map_err(|error| FileError::new("empty", &segment.path, error))?;
-        segment.bytes = 0;
+        self.sides[other].empty()?;
         self.current = other;
         Ok(())
     }
@@ -203,8 +261,6 @@ pub(crate) struct Leftover {
     pub(crate) path: PathBuf,
     /// With their counters, as they stand in the file.
     pub(crate) records: Vec<(u64, UsageRecord)>,
-    /// Bytes after the last sound frame.
-    pub(crate) torn_bytes: u64,
 }
 
 /// Reads every segment in `dir`.
@@ -218,13 +274,12 @@ pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, FileError> {
             continue;
         };
         let bytes = fs::read(&path).map_err(|error| FileError::new("read", &path, error))?;
-        let (records, torn_bytes) = parse(&bytes, epoch);
+        let records = parse(&bytes, epoch);
         found.push(Leftover {
             epoch,
             lane,
             path,
             records,
-            torn_bytes,
         });
     }
     found.sort_by(|a, b| (a.epoch, a.lane, &a.path).cmp(&(b.epoch, b.lane, &b.path)));
@@ -238,18 +293,18 @@ fn parse_name(path: &Path) -> Option<(u64, u32)> {
         .then_some((epoch.parse().ok()?, lane.parse().ok()?))
 }
 
-/// The sound frames from the start of `bytes`, and how many bytes are left after them.
-fn parse(bytes: &[u8], epoch: u64) -> (Vec<(u64, UsageRecord)>, u64) {
+/// The sound frames from the start of `bytes`.
+fn parse(bytes: &[u8], epoch: u64) -> Vec<(u64, UsageRecord)> {
     let mut records = Vec::new();
-    let mut rest = bytes;
+    let (mut rest, mut last) = (bytes, 0);
     while let Some((counter, record, after)) = parse_frame(rest) {
-        if record.boot_epoch != epoch {
+        if record.boot_epoch != epoch || counter <= last {
             break;
         }
         records.push((counter, record));
-        rest = after;
+        (rest, last) = (after, counter);
     }
-    (records, rest.len() as u64)
+    records
 }
 
 fn parse_frame(bytes: &[u8]) -> Option<(u64, UsageRecord, &[u8])> {
@@ -315,7 +370,7 @@ mod tests {
         }
         let found = leftovers(dir.path()).unwrap();
         let first = &found[0];
-        assert_eq!((first.epoch, first.lane, first.torn_bytes), (7, 0, 0));
+        assert_eq!((first.epoch, first.lane), (7, 0));
         let expected: Vec<_> = (1..=3).map(|n| (n, numbered(n))).collect();
         assert_eq!(first.records, expected);
     }
@@ -328,15 +383,18 @@ mod tests {
         let one = spill.sides[0].bytes as usize;
         spill.append(&numbered(2)).unwrap();
         let bytes = fs::read(dir.path().join("7-0-a.log")).unwrap();
-        for cut in one..bytes.len() {
-            let (records, torn) = parse(&bytes[..cut], 7);
-            assert_eq!(
-                (records.len(), torn as usize),
-                (1, cut - one),
-                "cut at {cut}"
-            );
+        let two = spill.sides[0].bytes as usize;
+        for cut in one..two {
+            assert_eq!(parse(&bytes[..cut], 7).len(), 1, "cut at {cut}");
+            // What follows a tear may be zeroes, or what was there before.
+            for other in [0, 0xFF] {
+                let mut torn = bytes.clone();
+                torn[cut..two].fill(other);
+                let whole = torn[..two] == bytes[..two];
+                assert_eq!(parse(&torn, 7).len(), 1 + usize::from(whole), "{cut}");
+            }
         }
-        assert_eq!(parse(&bytes, 7).0.len(), 2);
+        assert_eq!(parse(&bytes, 7).len(), 2);
     }
 
     #[test]
@@ -348,7 +406,7 @@ mod tests {
         spill.append(&numbered(2)).unwrap();
         let mut bytes = fs::read(dir.path().join("7-0-a.log")).unwrap();
         bytes[one + PREFIX_BYTES + 20] ^= 1;
-        assert_eq!(parse(&bytes, 7).0.len(), 1);
+        assert_eq!(parse(&bytes, 7).len(), 1);
     }
 
     #[test]
@@ -371,14 +429,57 @@ mod tests {
     }
 
     #[test]
+    fn of_a_segment_that_is_used_again_only_the_new_records_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, progress) = writer(dir.path());
+        for n in 1..=3 {
+            spill.append(&numbered(n)).unwrap(); // a
+        }
+        spill.segment_bytes = 1;
+        spill.append(&numbered(4)).unwrap(); // b
+        progress.set_committed(0, 4);
+        spill.append(&numbered(5)).unwrap(); // a, where the old second and third follow
+        let found = leftovers(dir.path()).unwrap();
+        assert_eq!(found[0].records, [(5, numbered(5))]);
+        assert_eq!(found[1].records, [(4, numbered(4))]);
+    }
+
+    #[test]
+    fn a_segment_grows_while_the_journal_lags_and_gives_the_room_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, progress) = writer(dir.path());
+        let path = dir.path().join("7-0-a.log");
+        spill.append(&numbered(1)).unwrap();
+        spill.current = 1;
+        spill.append(&numbered(2)).unwrap();
+        spill.current = 0;
+        let mut last = 2;
+        while spill.sides[0].bytes < 2 * SPILL_SEGMENT_BYTES {
+            last += 1;
+            spill.append(&numbered(last)).unwrap();
+        }
+        assert!(fs::metadata(&path).unwrap().len() > 2 * SPILL_SEGMENT_BYTES);
+        let read = &leftovers(dir.path()).unwrap()[0].records;
+        let expected: Vec<u64> = (1..=last).filter(|n| *n != 2).collect();
+        assert_eq!(read.iter().map(|(n, _)| *n).collect::<Vec<_>>(), expected);
+        progress.set_committed(0, last);
+        spill.segment_bytes = 1;
+        spill.append(&numbered(last + 1)).unwrap(); // b
+        progress.set_committed(0, last + 1);
+        spill.append(&numbered(last + 2)).unwrap(); // a
+        assert_eq!(fs::metadata(&path).unwrap().len(), SPILL_SEGMENT_BYTES);
+        let read = &leftovers(dir.path()).unwrap()[0].records;
+        assert_eq!(read[..], [(last + 2, numbered(last + 2))]);
+    }
+
+    #[test]
     fn a_full_disk_stops_the_spill_until_there_is_room_and_loses_nothing_before_or_after() {
         let dir = tempfile::tempdir().unwrap();
         let (mut spill, _) = writer(dir.path());
         spill.append(&numbered(1)).unwrap();
-        // A frame that got halfway, and then no room.
-        spill.sides[0].file.write_all(&[7; 30]).unwrap();
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let roomy = std::mem::replace(&mut spill.sides[0].file, full);
+        let roomy = std::mem::replace(&mut spill.sides[0].file, Arc::new(full));
+        let mapping = spill.sides[0].mapping.take();
         assert!(matches!(
             spill.append(&numbered(2)),
             Err(SpillError::File(_))
@@ -386,12 +487,11 @@ mod tests {
         let later = |n: u32| Instant::now() + n * COMMIT_RETRY;
         assert!(!spill.is_sound(Instant::now()));
         assert!(!spill.is_sound(later(1)), "still no room");
-        spill.sides[0].file = roomy;
+        (spill.sides[0].file, spill.sides[0].mapping) = (roomy, mapping);
         assert!(!spill.is_sound(later(1)), "tried only from time to time");
         assert!(spill.is_sound(later(3)));
         spill.append(&numbered(3)).unwrap();
         let found = leftovers(dir.path()).unwrap();
-        assert_eq!(found[0].torn_bytes, 0);
         assert_eq!(found[0].records, [(1, numbered(1)), (2, numbered(3))]);
     }
 
@@ -399,10 +499,7 @@ mod tests {
     fn foreign_files_are_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["x.log", "1-2.log", "1-2-c.log", "1-2-a-b.log", "notes"] {
-            File::create(dir.path().join(name))
-                .unwrap()
-                .write_all(b"x")
-                .unwrap();
+            fs::write(dir.path().join(name), b"x").unwrap();
         }
         assert_eq!(leftovers(dir.path()).unwrap(), []);
     }

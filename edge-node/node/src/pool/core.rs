@@ -92,13 +92,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// A new, empty slot; may serve one who waits.
-    pub(crate) fn added(&mut self, slot: SlotId) -> Vec<Grant> {
+    /// A new slot, empty or pristine; may serve one who waits.
+    pub(crate) fn added(&mut self, slot: SlotId, holds: Holds) -> Vec<Grant> {
         self.missing.pop_front();
         self.slots.insert(
             slot,
             Entry {
-                state: State::Free(Holds::Nothing),
+                state: State::Free(holds),
                 used_at: 0,
             },
         );
@@ -133,6 +133,11 @@ impl Core {
     pub(crate) fn set_tenants(&mut self, tenants: usize) -> Vec<Grant> {
         self.tenants = tenants;
         self.serve()
+    }
+
+    /// Whether there are several.
+    pub(crate) fn has_tenants(&self) -> bool {
+        self.tenants > 1
     }
 
     /// A slot at once, or the ticket is queued.
@@ -301,7 +306,7 @@ impl Core {
         let missing = self.missing.iter().filter(|(held, _)| *held == key);
         let share = self.share();
         if busy + missing.count() >= share
-            || self.tenants > 1 && self.busy_of(claim.tenant) >= share
+            || self.has_tenants() && self.busy_of(claim.tenant) >= share
         {
             return None;
         }

@@ -1,6 +1,9 @@
 //! Makes and drops slots on a thread of its own, because both take milliseconds, and tells kept instances to end.
 
-use std::sync::{Arc, mpsc};
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,14 +19,27 @@ const ENDING_LOOK: Duration = Duration::from_millis(1);
 
 /// Makes and drops slots away from the request path. At most as many chores wait as there are slots.
 #[derive(Clone, Debug)]
-pub(crate) struct Janitor(mpsc::Sender<Chore>);
+pub(crate) struct Janitor(mpsc::Sender<Chore<Box<Slot>>>);
 
 #[derive(Debug)]
-struct Chore {
-    old: Option<Box<Slot>>,
+struct Chore<T> {
+    old: Option<T>,
     /// Where a new slot goes, if one is to be made.
-    to: Option<UnboundedSender<Box<Slot>>>,
+    to: Option<UnboundedSender<T>>,
+    filling: Filling,
 }
+
+/// What a new slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filling {
+    /// Nothing, but it has room for what the old one held.
+    None,
+    /// A fresh instance of that.
+    Same,
+}
+
+/// What the slot before held, and what of it the new one is to.
+type Like = (Arc<Snapshot>, Filling);
 
 impl Janitor {
     /// Starts the janitor's thread, which ends when every handle is gone.
@@ -31,37 +47,86 @@ impl Janitor {
         hypervisor: Hypervisor,
         logs: Arc<Logs>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (sender, chores) = mpsc::channel::<Chore>();
+        let (sender, chores) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("holm-janitor".into())
             .spawn(move || {
                 let mut endings = Endings::default();
                 let mut patient_until = None;
-                for Chore { old, to } in chores {
+                let part = |old: Box<Slot>, awaited: bool| {
                     // Somebody waits for a new slot; when the node stops nobody does, and there is time for
                     // more endings than may go on at once, in turn.
-                    let until = match &to {
-                        Some(_) => Instant::now(),
-                        None => *patient_until
+                    let until = match awaited {
+                        true => Instant::now(),
+                        false => *patient_until
                             .get_or_insert_with(|| Instant::now() + TERMINATE_DEADLINE),
                     };
-                    let held = old.as_ref().and_then(|slot| slot.holds().cloned());
-                    if let Some(slot) = old {
-                        part_with(&mut endings, slot, until, &logs);
-                    }
-                    if let Some(to) = to {
-                        make(&hypervisor, &to, held.as_deref());
-                    }
-                }
+                    let held = old.holds().cloned();
+                    part_with(&mut endings, old, until, &logs);
+                    held
+                };
+                work(&chores, part, |like| make(&hypervisor, like));
                 endings.join();
             })?;
         Ok((Janitor(sender), thread))
     }
 
     /// Has `old` dropped and, if `to` is there, a new slot made that goes to it.
-    pub(super) fn replace(&self, old: Option<Box<Slot>>, to: Option<UnboundedSender<Box<Slot>>>) {
-        if self.0.send(Chore { old, to }).is_err() {
+    pub(super) fn replace(
+        &self,
+        old: Option<Box<Slot>>,
+        to: Option<UnboundedSender<Box<Slot>>>,
+        filling: Filling,
+    ) {
+        if self.0.send(Chore { old, to, filling }).is_err() {
             tracing::error!("the janitor has ended; a slot is not replaced");
+        }
+    }
+}
+
+/// A slot that could not be made yet.
+struct Owed<T, L> {
+    to: UnboundedSender<T>,
+    like: Option<L>,
+}
+
+/// Does chores until nobody is left who could have more. A slot that cannot be made is tried again and again as long
+/// as it is wanted, and holds no other chore up.
+fn work<T, H, E: Display>(
+    chores: &mpsc::Receiver<Chore<T>>,
+    mut part: impl FnMut(T, bool) -> Option<H>,
+    mut make: impl FnMut(Option<&(H, Filling)>) -> Result<T, E>,
+) {
+    let mut owed: VecDeque<Owed<T, (H, Filling)>> = VecDeque::new();
+    let mut again_at = Instant::now();
+    loop {
+        let chore = match owed.is_empty() {
+            true => chores.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => chores.recv_timeout(again_at.saturating_duration_since(Instant::now())),
+        };
+        match chore {
+            Ok(Chore { old, to, filling }) => {
+                let held = old.and_then(|old| part(old, to.is_some()));
+                let like = held.map(|held| (held, filling));
+                owed.extend(to.map(|to| Owed { to, like }));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        owed.retain(|one| !one.to.is_closed());
+        // One that failed tells of the others.
+        while Instant::now() >= again_at
+            && let Some(one) = owed.pop_front()
+        {
+            match make(one.like.as_ref()) {
+                // If the pool has gone in the meantime the slot goes with it.
+                Ok(slot) => drop(one.to.send(slot)),
+                Err(error) => {
+                    tracing::error!(%error, owed = owed.len() + 1, "no new slot; trying on");
+                    owed.push_back(one);
+                    again_at = Instant::now() + SLOT_RETRY;
+                }
+            }
         }
     }
 }
@@ -137,30 +202,24 @@ fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant, logs: &
     });
 }
 
-/// Makes one slot, with room for what the one before it held, however often it must be tried, unless nobody wants
-/// it any more.
-fn make(hypervisor: &Hypervisor, to: &UnboundedSender<Box<Slot>>, held: Option<&Snapshot>) {
-    let with_room = || {
-        let mut slot = Slot::new(hypervisor)?;
-        if let Some(held) = held {
-            slot.make_room(held)?;
-        }
-        Ok::<_, VmmError>(slot)
-    };
-    while !to.is_closed() {
-        match with_room() {
-            // If the pool has gone in the meantime the slot goes with it.
-            Ok(slot) => return drop(to.send(Box::new(slot))),
-            Err(error) => {
-                tracing::error!(%error, "no new slot; trying on");
-                std::thread::sleep(SLOT_RETRY);
-            }
-        }
+/// Makes one slot. Mapping memory waits for the process's other threads, for as long as those have faults, and so is
+/// not for a thread that serves connections.
+fn make(hypervisor: &Hypervisor, like: Option<&Like>) -> Result<Box<Slot>, VmmError> {
+    let mut slot = Slot::new(hypervisor)?;
+    match like {
+        Some((held, Filling::Same)) => slot.load(held)?,
+        Some((held, Filling::None)) => slot.make_room(held)?,
+        None => {}
     }
+    Ok(Box::new(slot))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::mpsc::unbounded_channel;
+
     use super::*;
 
     #[test]
@@ -180,5 +239,43 @@ mod tests {
         assert!(endings.has_room(Instant::now() + Duration::from_secs(30)));
         drop(release);
         endings.join();
+    }
+
+    #[test]
+    fn a_slot_that_cannot_be_made_holds_up_nothing_else_and_comes_when_it_can() {
+        let (chores, receiver) = mpsc::channel();
+        let (parted, parts) = mpsc::channel();
+        let works = Arc::new(AtomicBool::new(false));
+        let can = works.clone();
+        let janitor = std::thread::spawn(move || {
+            let part = |old: u32, _| {
+                parted.send(old).unwrap();
+                Some(old)
+            };
+            let make = |like: Option<&(u32, Filling)>| match can.load(Ordering::Relaxed) {
+                true => Ok(100 + like.map_or(0, |(held, _)| *held)),
+                false => Err("no memory"),
+            };
+            work(&receiver, part, make);
+        });
+        let (to, mut made) = unbounded_channel();
+        let (gone, _) = unbounded_channel();
+        let replace = |old, to: &UnboundedSender<u32>| {
+            let (old, to, filling) = (Some(old), Some(to.clone()), Filling::Same);
+            chores.send(Chore { old, to, filling }).unwrap();
+        };
+        (replace(1, &to), replace(2, &gone), replace(3, &to));
+        let patience = Duration::from_secs(10);
+        let parted: Vec<u32> = (0..3)
+            .map(|_| parts.recv_timeout(patience).unwrap())
+            .collect();
+        assert_eq!(parted, [1, 2, 3]);
+        assert!(made.try_recv().is_err());
+        works.store(true, Ordering::Relaxed);
+        let mut came = [made.blocking_recv().unwrap(), made.blocking_recv().unwrap()];
+        came.sort_unstable();
+        assert_eq!(came, [101, 103]);
+        drop(chores);
+        janitor.join().unwrap();
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::{Notify, oneshot};
 use self::core::{Claim, Core, Grant, Holds, Key, SlotId, Ticket};
 use self::door::{Door, Seat};
 use self::home::Place;
+use self::janitor::Filling;
 pub(crate) use self::janitor::Janitor;
 use self::warm::{Bounds, Warm};
 use crate::deploy::routes::Live;
@@ -113,16 +114,17 @@ impl Pool {
 
     /// Has `count` slots made; they come one by one.
     pub(crate) fn grow(&self, count: usize) {
-        (0..count).for_each(|_| self.replace(None));
+        (0..count).for_each(|_| self.replace(None, Filling::None));
     }
 
-    /// Takes in a new slot.
-    pub(crate) fn add(&self, slot: Box<Slot>) {
+    /// Takes in a new slot, with a fresh instance of a version if it is `of` one.
+    pub(crate) fn add(&self, slot: Box<Slot>, of: Option<Key>) {
+        let holds = of.map_or(Holds::Nothing, Holds::Pristine);
         let mut inner = self.inner.borrow_mut();
         let id = SlotId(inner.next_slot);
         inner.next_slot += 1;
         inner.free.insert(id, slot);
-        let grants = inner.core.added(id);
+        let grants = inner.core.added(id, holds);
         inner.hand_out(grants);
         self.count(&inner);
         self.returned.notify_one();
@@ -197,6 +199,11 @@ impl Pool {
         inner.hand_out(grants);
     }
 
+    /// Whether there are functions of several tenants here.
+    pub(crate) fn has_tenants(&self) -> bool {
+        self.inner.borrow().core.has_tenants()
+    }
+
     /// How many slots are to hold the version ahead of its requests.
     pub(crate) fn target(&self, key: Key) -> usize {
         self.inner.borrow().warm.target(key)
@@ -212,10 +219,7 @@ impl Pool {
                 .flat_map(|(key, keep)| core.release(key, keep))
                 .collect::<Vec<_>>()
         };
-        for id in given_back {
-            let slot = self.inner.borrow_mut().free.remove(&id);
-            self.discard(slot, id);
-        }
+        given_back.into_iter().for_each(|id| self.give_up(id));
     }
 
     /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it.
@@ -308,18 +312,29 @@ impl Pool {
     /// Gives a slot up that must not be used again; the janitor makes another in its place. Without
     /// the slot itself when that is lost already.
     pub(crate) fn discard(&self, slot: Option<Box<Slot>>, id: SlotId) {
+        self.lose(id);
+        self.replace(slot, Filling::Same);
+    }
+
+    /// Gives a slot up whose version is not wanted as often any more.
+    fn give_up(&self, id: SlotId) {
+        let slot = self.inner.borrow_mut().free.remove(&id);
+        self.lose(id);
+        self.replace(slot, Filling::None);
+    }
+
+    fn lose(&self, id: SlotId) {
         let mut inner = self.inner.borrow_mut();
         inner.back(id);
         let grants = inner.core.lost(id);
         inner.hand_out(grants);
         self.count(&inner);
         self.returned.notify_one();
-        self.replace(slot);
     }
 
-    fn replace(&self, old: Option<Box<Slot>>) {
+    fn replace(&self, old: Option<Box<Slot>>, filling: Filling) {
         let to = (!self.closed.get()).then(|| self.made.clone());
-        self.janitor.replace(old, to);
+        self.janitor.replace(old, to, filling);
     }
 
     /// The version will not be asked for any more: its kept instances are told to end.
@@ -329,10 +344,7 @@ impl Pool {
             inner.warm.forget(key);
             inner.core.forget(key)
         };
-        for id in kept {
-            let slot = self.inner.borrow_mut().free.remove(&id);
-            self.discard(slot, id);
-        }
+        kept.into_iter().for_each(|id| self.give_up(id));
     }
 
     /// Nothing will be asked for any more: all kept instances are told to end, the last ones when they are back
@@ -355,6 +367,11 @@ impl Pool {
     fn count(&self, inner: &Inner) {
         self.tally
             .set_free_slots(self.place.index, inner.core.free());
+    }
+
+    /// Whether somebody waits for a slot.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.inner.borrow().waiting.is_empty()
     }
 
     fn cancel(&self, ticket: Ticket) {

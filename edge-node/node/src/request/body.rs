@@ -1,18 +1,20 @@
 //! A request's body on its way in: bounded, in time, and counted against what the thread may hold. What can
 //! be had soon is gathered before the function gets the request, so that a slow caller holds no slot. The
-//! rest of a long body, and of one whose length and end are not in sight, follows while the function runs.
+//! rest of a long body, and of one whose length and end are not in sight, follows while the function runs. A
+//! caller that is slow then ([`Pace`]) keeps its slot as long as nobody else needs it.
 
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Body as _, Bytes, Incoming};
 
 use super::problem::Problem;
 use crate::limits::{
-    BODY_TIMEOUT, BODY_WINDOW_BYTES, GATHER_TIME, GATHERED_BODY_BYTES, MAX_BODY_BYTES_PER_THREAD,
+    BODY_PATIENCE, BODY_TIMEOUT, BODY_WINDOW_BYTES, GATHER_TIME, GATHERED_BODY_BYTES,
+    MAX_BODY_BYTES_PER_THREAD, MIN_BODY_BYTES_PER_SECOND,
 };
 
 /// Bytes of bodies that a thread holds.
@@ -77,6 +79,51 @@ pub(crate) struct Rest {
     /// Bytes that have come.
     pub(crate) come: u64,
     max_bytes: u64,
+    pub(crate) pace: Pace,
+}
+
+/// Whether a caller keeps the function waiting: a bucket that empties while it does, and that what comes fills
+/// again. So neither silence nor a byte now and then goes on for long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    patience: Duration,
+    /// It was empty, and is not half full again.
+    slow: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace {
+            patience: BODY_PATIENCE,
+            slow: false,
+        }
+    }
+}
+
+impl Pace {
+    /// So much has come.
+    pub(crate) fn came(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let earned = Duration::from_secs(1) * bytes / MIN_BODY_BYTES_PER_SECOND;
+        self.patience = (self.patience + earned).min(BODY_PATIENCE);
+        self.slow &= self.patience < BODY_PATIENCE / 2;
+    }
+
+    /// The function waited so long, and nothing came.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.patience = self.patience.saturating_sub(time);
+        self.slow |= self.patience.is_zero();
+    }
+
+    /// How long it may go on so.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Its place is for others if they want it.
+    pub(crate) fn is_slow(&self) -> bool {
+        self.slow
+    }
 }
 
 /// Gathers a body of at most `max_bytes`. `None` as the problem if the thread holds too much.
@@ -101,6 +148,7 @@ pub(crate) async fn gather(
         body,
         come: 0,
         max_bytes,
+        pace: Pace::default(),
     };
     let time = match rest.length {
         Some(_) => BODY_TIMEOUT,
@@ -205,5 +253,34 @@ mod tests {
         there.0.set(BYTES);
         drop(taken);
         assert_eq!(there.0.get(), 0);
+    }
+
+    #[test]
+    fn neither_silence_nor_a_byte_now_and_then_is_put_up_with_for_long() {
+        let moment = Duration::from_millis(10);
+        let waits = |bytes_each_time: usize| {
+            let mut pace = Pace::default();
+            let mut waited = Duration::ZERO;
+            while !pace.is_slow() && waited < 10 * BODY_TIMEOUT {
+                pace.waited(moment);
+                waited += moment;
+                pace.came(bytes_each_time);
+            }
+            waited
+        };
+        assert!(waits(0) <= BODY_PATIENCE + moment);
+        assert!(waits(1) <= BODY_PATIENCE + 2 * moment);
+        // One that is as fast as it has to be may go on.
+        let enough = MIN_BODY_BYTES_PER_SECOND as usize / 100 + 1;
+        assert!(waits(enough) >= 10 * BODY_TIMEOUT);
+        // What came fast is no credit for a long silence.
+        let mut pace = Pace::default();
+        pace.came(usize::MAX);
+        assert_eq!(pace.patience(), BODY_PATIENCE);
+        pace.waited(BODY_PATIENCE);
+        pace.came(1);
+        assert!(pace.is_slow());
+        pace.came(MIN_BODY_BYTES_PER_SECOND as usize);
+        assert!(!pace.is_slow());
     }
 }

@@ -61,13 +61,13 @@ impl Distant {
     }
 }
 
-/// Hands a request to the thread `home`, and sends its answer to `reply`, which closes when the caller goes.
-pub(super) async fn hand_over(
+/// Hands a request to the thread `home`, and has its answer sent to `reply`, which closes when the caller goes.
+pub(super) fn hand_over(
     lane: &Rc<Lane>,
     live: Arc<Live>,
     call: Call,
     home: usize,
-    mut reply: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<Answer>,
 ) {
     let way = lane.shared.lanes.get(home).map(mpsc::Sender::try_reserve);
     let Some(Ok(way)) = way else {
@@ -82,6 +82,14 @@ pub(super) async fn hand_over(
         bytes
     });
     way.send(Handed { live, call, back });
+    tokio::task::spawn_local(bring_back(answer, reply, counted));
+}
+
+async fn bring_back(
+    answer: oneshot::Receiver<Response<Passing>>,
+    mut reply: oneshot::Sender<Answer>,
+    _counted: Option<Held>,
+) {
     tokio::select! {
         answer = answer => if let Ok(answer) = answer {
             let answer = answer.map(|body| match body {
@@ -94,32 +102,73 @@ pub(super) async fn hand_over(
         // The other end of `answer` learns it.
         () = reply.closed() => {}
     }
-    drop(counted);
 }
 
-/// Serves what other threads hand over.
-pub(crate) async fn take_over(lane: Rc<Lane>, mut handed: mpsc::Receiver<Handed>) {
-    while let Some(handed) = handed.recv().await {
-        tokio::task::spawn_local(serve(lane.clone(), handed));
+/// Serves what other threads hand over. What has come and was not taken when this ends is on record all the same.
+pub(crate) async fn take_over(lane: Rc<Lane>, handed: mpsc::Receiver<Handed>) {
+    let here = lane.clone();
+    let mut arrivals = Arrivals {
+        from: handed,
+        last: move |handed| turn_away(&here, handed),
+    };
+    while let Some(Handed { live, call, back }) = arrivals.from.recv().await {
+        let answer = begin(&lane, live, call);
+        tokio::task::spawn_local(send_back(answer, back));
     }
 }
 
-async fn serve(lane: Rc<Lane>, handed: Handed) {
-    let Handed {
-        live,
-        call,
-        mut back,
-    } = handed;
+/// It is a job of this thread's from now on.
+fn begin(lane: &Rc<Lane>, live: Arc<Live>, call: Call<Bytes>) -> oneshot::Receiver<Answer> {
     let fits = lane.bodies.has_room(call.body.len());
     let call = call.with(|bytes| lane.bodies.hold(bytes));
     let (reply, answer) = oneshot::channel();
     match fits {
-        true => drop(tokio::task::spawn_local(carry_here(
-            lane, live, call, reply,
-        ))),
+        true => carry_here(lane, live, call, reply),
         // As where a thread's own callers send too much.
-        false => Job::new(&lane, &live, call, reply).end(Ending::TurnedAway(Refusal::Full)),
+        false => Job::new(lane, &live, call, reply).end(Ending::TurnedAway(Refusal::Full)),
     }
+    answer
+}
+
+/// The thread takes nothing any more.
+fn turn_away(lane: &Rc<Lane>, Handed { live, call, back }: Handed) {
+    let call = call.with(|bytes| lane.bodies.hold(bytes));
+    let (reply, mut answer) = oneshot::channel();
+    Job::new(lane, &live, call, reply).end(Ending::TurnedAway(Refusal::Stopping));
+    if let Ok(answer) = answer.try_recv() {
+        let (head, body) = answer.into_parts();
+        if let Outgoing::Whole(body) = body {
+            // The other thread may have ended too.
+            let _ = back.send(Response::from_parts(head, Passing::Whole(body)));
+        }
+    }
+}
+
+/// What comes by a channel. What nobody took goes to `last` when this is dropped.
+struct Arrivals<T, F: FnMut(T)> {
+    from: mpsc::Receiver<T>,
+    last: F,
+}
+
+impl<T, F: FnMut(T)> Drop for Arrivals<T, F> {
+    fn drop(&mut self) {
+        self.from.close();
+        loop {
+            match self.from.try_recv() {
+                Ok(one) => (self.last)(one),
+                Err(_) if self.from.capacity() == self.from.max_capacity() => return,
+                // A sender has its place and is about to use it.
+                Err(_) => std::thread::yield_now(),
+            }
+        }
+    }
+}
+
+/// Takes the answer to the thread that has the caller.
+async fn send_back(
+    answer: oneshot::Receiver<Answer>,
+    mut back: oneshot::Sender<Response<Passing>>,
+) {
     let answer = tokio::select! {
         answer = answer => answer,
         () = back.closed() => return,
@@ -161,6 +210,51 @@ async fn pass_on(mut reader: Reader, to: mpsc::Sender<Part>) {
         let ends = matches!(part, Part::End);
         if to.send(part).await.is_err() || ends {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn nothing_that_was_handed_over_is_lost_when_nobody_takes_it_any_more() {
+        for round in 0..200 {
+            let (sender, from) = mpsc::channel(4);
+            let senders: Vec<_> = (0..3)
+                .map(|n| {
+                    let sender: mpsc::Sender<u32> = sender.clone();
+                    std::thread::spawn(move || {
+                        let mut sent = 0;
+                        // Until it is closed.
+                        while !sender.is_closed() {
+                            if let Ok(way) = sender.try_reserve() {
+                                std::thread::yield_now();
+                                way.send(n);
+                                sent += 1;
+                            }
+                        }
+                        sent
+                    })
+                })
+                .collect();
+            drop(sender);
+            let left = Rc::new(RefCell::new(0));
+            let count = left.clone();
+            let mut arrivals = Arrivals {
+                from,
+                last: move |_| *count.borrow_mut() += 1,
+            };
+            let mut taken = 0;
+            while taken < round % 7 {
+                taken += usize::from(arrivals.from.blocking_recv().is_some());
+            }
+            drop(arrivals);
+            let sent: usize = senders.into_iter().map(|one| one.join().unwrap()).sum();
+            assert_eq!(taken + *left.borrow(), sent);
         }
     }
 }

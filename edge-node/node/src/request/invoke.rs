@@ -10,29 +10,28 @@
 //! The task of the first request runs the instance until the last has ended. While the guest waits, more of
 //! the requests' bodies is handed in, and the instance's door is open for a further request.
 
-use std::os::fd::BorrowedFd;
+mod kept;
+mod wait;
+
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use holm_model::ids::RequestId;
 use holm_model::manifest::Isolation;
-use holm_vmm::{Failure, Limits, Request, RequestPlace, Rest, Slot, Step, VmmError};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use holm_vmm::{Failure, Limits, Request, RequestPlace, Slot, Step, VmmError};
 
-use super::enter;
 use super::job::{Ending, Job};
 use super::problem::Problem;
 use super::retire::{Remains, log, retire};
 use crate::deploy::prepare::nanos;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{AGAIN_DEADLINE, BODY_WINDOW_BYTES, FIRST_QUANTUM, INLINE_BUDGET};
+use crate::limits::{FIRST_QUANTUM, INLINE_BUDGET};
 use crate::pool::Lease;
 use crate::pool::door::Door;
-use crate::worker::Bounds;
 
 /// Runs `first`, and those that join it, in the leased slot, and sees to the slot after that.
 pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut first: Job) {
@@ -62,6 +61,8 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
         leaving: None,
         door: kept.then(Door::new),
         inline: INLINE_BUDGET,
+        quantum: FIRST_QUANTUM,
+        uncharged: Duration::ZERO,
         spent: false,
         last: request,
     };
@@ -98,8 +99,11 @@ struct Instance {
     leaving: Option<Job>,
     /// Where others come in.
     door: Option<Rc<Door<Job>>>,
-    /// What it may still take of this thread.
+    /// What it may still take of this thread, and how much of that at a time.
     inline: Duration,
+    quantum: Duration,
+    /// What it took of this thread since the workers had it last.
+    uncharged: Duration,
     /// It gets no new requests.
     spent: bool,
     /// The request that ended last.
@@ -137,6 +141,7 @@ impl Instance {
                 job.begin();
                 self.jobs.push((place, job));
                 self.inline = INLINE_BUDGET;
+                self.quantum = self.lane.first_quantum(&self.live);
                 if let Some(door) = &self.door {
                     self.lane.pool.hope(door, self.opens());
                 }
@@ -170,21 +175,15 @@ impl Instance {
                 continue;
             }
             if let Some(at) = self.full()
-                && let Some((_, job)) = self.jobs.get_mut(at)
+                && let Some((at, ending)) = self.wait_for_room(at).await
             {
-                let deadline = job.deadline;
-                tokio::select! {
-                    () = job.room() => {}
-                    () = tokio::time::sleep_until(deadline.into()) => {
-                        if self.leave(&mut slot, at, Ending::Gone) {
-                            return Remains::Stopped(slot);
-                        }
-                        continue;
-                    }
+                if self.leave(&mut slot, at, ending) {
+                    return Remains::Stopped(slot);
                 }
+                continue;
             }
             let step = match self.inline.is_zero() {
-                false => run_here(&mut slot, &mut self.inline),
+                false => self.run_here(&mut slot),
                 true => {
                     let (back, step, gone) = match self.run_on_worker(slot).await {
                         Ok(run) => run,
@@ -254,114 +253,6 @@ impl Instance {
         self.jobs.iter().position(full)
     }
 
-    /// The next request that has joined, if the guest can take it now.
-    fn next(&self, slot: &Slot) -> Option<Job> {
-        let door = self.door.as_ref()?;
-        if !slot.can_begin() || self.spent {
-            return None;
-        }
-        door.next()
-    }
-
-    /// Nobody is to be answered: an instance that is kept goes on to its next wait for a request. Gives the slot
-    /// if there is another request then.
-    async fn go_on(&mut self, mut slot: Box<Slot>) -> Result<Box<Slot>, Remains> {
-        let Some(door) = self.door.clone() else {
-            return Err(match slot.can_begin() {
-                true => Remains::Waiting(slot),
-                false => Remains::Answered(slot),
-            });
-        };
-        log(&self.lane, &self.live, self.last, &mut slot);
-        if !self.spent && !slot.can_begin() {
-            // Its connection first, of which HTTP/2 makes two tasks.
-            tokio::task::yield_now().await;
-            tokio::task::yield_now().await;
-            // Who comes meanwhile had better wait for it than have an instance with another state.
-            let open = self
-                .opens()
-                .then(|| self.lane.pool.open(self.live.key, &door));
-            let again = self.until_wait(slot).await;
-            if open.is_some() {
-                self.lane.pool.shut(&door);
-            }
-            slot = again?;
-        }
-        if let Some(job) = self.leaving.take() {
-            job.end(Ending::Gone);
-        }
-        if self.spent {
-            return Err(Remains::Broken(Some(slot)));
-        }
-        match std::future::poll_fn(|cx| door.poll_joined(cx)).await {
-            true => Ok(slot),
-            false => Err(Remains::Waiting(slot)),
-        }
-    }
-
-    /// Has the guest go on to its next wait for a request, for as long as it may.
-    async fn until_wait(&mut self, mut slot: Box<Slot>) -> Result<Box<Slot>, Remains> {
-        let before = slot.stats();
-        let mut bounds = Bounds {
-            deadline: Instant::now() + AGAIN_DEADLINE,
-            cpu: before.cpu + AGAIN_DEADLINE,
-        };
-        if let Some(job) = &self.leaving {
-            let cpu = Duration::from_millis(self.live.limits.cpu_ms);
-            bounds.deadline = bounds.deadline.max(job.deadline);
-            bounds.cpu = before.cpu + cpu.saturating_sub(job.cost.taken.cpu);
-        }
-        // Most are there at once. What takes longer is not for this thread.
-        let mut rest = slot.go_on(FIRST_QUANTUM, bounds.deadline);
-        let waits = loop {
-            match rest {
-                Ok(Rest::Waiting) => break true,
-                Ok(Rest::Yielded) => {}
-                Ok(Rest::Parked(until)) => tokio::select! {
-                    () = woken(slot.wake()) => {}
-                    () = tokio::time::sleep_until(until.into()) => {}
-                },
-                Err(failure) => {
-                    let (function, version) = (&self.live.function, self.live.version.short());
-                    tracing::warn!(%function, version, %failure, "the instance could not be kept; the next request gets a fresh one");
-                    break false;
-                }
-            }
-            match self.lane.shared.workers.go_on(slot, bounds).await {
-                Ok(came) => (slot, rest) = came,
-                Err(_) => return Err(Remains::Broken(None)),
-            }
-        };
-        if let Some(job) = &mut self.leaving {
-            job.cost.taken.add(&slot.stats().since(&before));
-        }
-        match waits {
-            true => Ok(slot),
-            false => Err(Remains::Broken(Some(slot))),
-        }
-    }
-
-    /// Whether it may get another request.
-    fn opens(&self) -> bool {
-        let expected = self.door.as_ref().map_or(0, |door| door.expected());
-        let room = self.jobs.len() + expected < self.live.requests_per_instance as usize;
-        room && !self.spent && self.lane.serves(&self.live)
-    }
-
-    /// Has those that joined, or are about to, look for another instance.
-    async fn send_away(&self) {
-        let Some(door) = &self.door else {
-            return;
-        };
-        while std::future::poll_fn(|cx| door.poll_joined(cx)).await {
-            if let Some(mut job) = door.next() {
-                job.leave();
-                let (lane, live) = (self.lane.clone(), self.live.clone());
-                tokio::task::spawn_local(enter(lane, live, job));
-            }
-        }
-    }
-
     /// Takes a job out, with what it has cost.
     fn take(&mut self, slot: &Slot, place: RequestPlace) -> Option<Job> {
         let at = self.jobs.iter().position(|(at, _)| *at == place)?;
@@ -416,13 +307,29 @@ impl Instance {
         }
     }
 
+    /// Runs the vCPU on this thread, which serves nobody else meanwhile.
+    fn run_here(&mut self, slot: &mut Slot) -> Step {
+        let began = Instant::now();
+        let step = slot.run(self.quantum.min(self.inline));
+        let took = began.elapsed();
+        self.inline = self.inline.saturating_sub(took);
+        self.uncharged += took;
+        step
+    }
+
     /// Has a worker run it until it parks, ends something or has a part of an answer, or until a caller goes:
     /// then says which.
     async fn run_on_worker(
         &mut self,
         slot: Box<Slot>,
     ) -> Result<(Box<Slot>, Step, Option<usize>), Remains> {
-        let mut handed = self.lane.shared.workers.run(slot);
+        let first = self.jobs.iter().map(|(_, job)| job.deadline).min();
+        // There are some whenever it runs.
+        let first = first.unwrap_or_else(Instant::now);
+        let here = std::mem::take(&mut self.uncharged);
+        let workers = &self.lane.shared.workers;
+        let mut handed = workers.run(slot, self.live.whose(), first, here);
+        let _there = AtWorkers::of(&self.live);
         let mut gone = None;
         let done = tokio::select! {
             biased;
@@ -438,89 +345,6 @@ impl Instance {
             Err(_) => Err(self.broken(None, "its worker ended")),
         }
     }
-
-    /// The guest is parked: waits until it can go on, or until a job cannot, for a reason of its caller's: then
-    /// says which and how it ends.
-    async fn wait(&mut self, slot: &mut Slot, until: Instant) -> Option<(usize, Ending)> {
-        let open = self
-            .door
-            .clone()
-            .filter(|_| slot.can_begin() && self.opens());
-        if let Some(door) = &open {
-            self.lane.pool.open(self.live.key, door);
-        } else if let Some(door) = &self.door {
-            // It waits, but for no request.
-            self.lane.pool.hope(door, false);
-        }
-        let left = loop {
-            let hungry: Vec<bool> = self
-                .jobs
-                .iter()
-                .map(|(place, _)| slot.body_left(*place) < BODY_WINDOW_BYTES)
-                .collect();
-            let can_begin = slot.can_begin();
-            let come = tokio::select! {
-                biased;
-                come = std::future::poll_fn(|cx| self.poll(&hungry, can_begin, cx)) => come,
-                () = woken(slot.wake()) => break None,
-                () = tokio::time::sleep_until(until.into()) => break None,
-            };
-            match come {
-                Come::Joined => break None,
-                Come::Gone(at) => break Some((at, Ending::Gone)),
-                Come::Body(at, Err(problem)) => break Some((at, Ending::Refused(problem))),
-                Come::Body(at, Ok((more, end))) => {
-                    if let Some((place, job)) = self.jobs.get_mut(at) {
-                        slot.add_body(*place, &more, end);
-                        if end {
-                            job.call.end_body();
-                        }
-                    }
-                    if slot.has_body_wanted() {
-                        break None;
-                    }
-                }
-            }
-        };
-        if let Some(door) = &open {
-            self.lane.pool.shut(door);
-        }
-        if let Some(door) = &self.door {
-            self.lane.pool.hope(door, self.opens());
-        }
-        left
-    }
-
-    fn poll(&mut self, hungry: &[bool], can_begin: bool, cx: &mut Context<'_>) -> Poll<Come> {
-        if let Some(door) = &self.door
-            && can_begin
-            && door.poll_joined(cx) == Poll::Ready(true)
-        {
-            return Poll::Ready(Come::Joined);
-        }
-        for (at, (_, job)) in self.jobs.iter_mut().enumerate() {
-            if job.poll_gone(cx).is_ready() {
-                return Poll::Ready(Come::Gone(at));
-            }
-            if let Some(rest) = &mut job.call.rest
-                && hungry.get(at) == Some(&true)
-                && let Poll::Ready(more) = rest.poll_more(cx)
-            {
-                return Poll::Ready(Come::Body(at, more));
-            }
-        }
-        Poll::Pending
-    }
-}
-
-/// What came while a guest was parked.
-enum Come {
-    /// Another request.
-    Joined,
-    /// A caller has gone.
-    Gone(usize),
-    /// More of a body, and whether that was the last.
-    Body(usize, Result<(Vec<u8>, bool), Problem>),
 }
 
 /// Ends a job whose request will not be answered. A function is not to blame for a caller that was too slow.
@@ -541,80 +365,22 @@ fn poll_gone(jobs: &mut [(RequestPlace, Job)], cx: &mut Context<'_>) -> Poll<usi
     }
 }
 
-/// Waits until a guest's connections have something for it; for ever if it waits for none.
-#[expect(
-    deprecated,
-    reason = "what replaces it is unsafe; the descriptor is borrowed for as long as it is watched"
-)]
-async fn woken(wake: Option<BorrowedFd<'_>>) {
-    // Where it cannot be watched, the guest goes on at its time or at its deadline.
-    if let Some(wake) = wake
-        && let Ok(watched) = AsyncFd::with_interest(wake, Interest::READABLE)
-    {
-        let _ = watched.readable().await;
-    } else {
-        std::future::pending().await
+/// An instance of a version that the workers have.
+struct AtWorkers(Arc<Live>);
+
+impl AtWorkers {
+    fn of(live: &Arc<Live>) -> Self {
+        for count in [&live.at_workers, &live.tenant.at_workers] {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        AtWorkers(live.clone())
     }
 }
 
-/// Runs the vCPU on this thread, which serves nobody else meanwhile.
-fn run_here(slot: &mut Slot, left: &mut Duration) -> Step {
-    let began = Instant::now();
-    let step = slot.run(FIRST_QUANTUM.min(*left));
-    *left = left.saturating_sub(began.elapsed());
-    step
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-    use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::outbound::{Allowed, Means, Outside};
-
-    #[derive(Debug)]
-    struct Loopback;
-
-    impl Means for Loopback {
-        fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
-            Ok(Vec::new())
+impl Drop for AtWorkers {
+    fn drop(&mut self) {
+        for count in [&self.0.at_workers, &self.0.tenant.at_workers] {
+            count.fetch_sub(1, Ordering::Relaxed);
         }
-
-        fn dial(&self, address: SocketAddr) -> SocketAddr {
-            SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port())
-        }
-    }
-
-    #[tokio::test]
-    async fn a_guest_is_woken_by_what_it_asked_for_and_by_nothing_else() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let places = vec![format!("192.0.2.1:{port}").parse().unwrap()];
-        let mut outbound = Allowed::of(places, &Outside::with(Vec::new(), Arc::new(Loopback)))
-            .outbound()
-            .unwrap();
-        let ip = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped();
-        let place = outbound.connect(ip, port).unwrap() & 0xff;
-        let (mut peer, _) = listener.accept().unwrap();
-        let readable = 1u64 << place;
-        let soon = Duration::from_millis(50);
-        let long = Duration::from_secs(10);
-        let early = tokio::time::timeout(soon, woken(outbound.wake(readable))).await;
-        assert!(early.is_err(), "nothing has come yet");
-        let writer = std::thread::spawn(move || {
-            std::thread::sleep(soon);
-            peer.write_all(b"x").unwrap();
-            peer
-        });
-        let came = tokio::time::timeout(long, woken(outbound.wake(readable))).await;
-        assert!(came.is_ok() && outbound.ready(readable) == readable);
-        drop(writer.join().unwrap());
-        // It has something to read, and its end: nobody asks.
-        let unasked = tokio::time::timeout(soon, woken(outbound.wake(1 << 15))).await;
-        assert!(unasked.is_err());
-        let never = tokio::time::timeout(soon, woken(None)).await;
-        assert!(never.is_err());
     }
 }

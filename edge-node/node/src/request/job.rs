@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{Failure, RunStats};
-use hyper::Method;
 use hyper::body::Bytes;
-use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Version};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::admission::Refusal;
@@ -149,15 +149,6 @@ impl Job {
         matches!(&self.reply, Reply::Begun(writer) if writer.is_full())
     }
 
-    /// Waits until the caller has taken some of it, or goes away.
-    pub(crate) async fn room(&mut self) {
-        std::future::poll_fn(|cx| match (self.is_full(), self.poll_gone(cx)) {
-            (true, Poll::Pending) => Poll::Pending,
-            _ => Poll::Ready(()),
-        })
-        .await;
-    }
-
     /// Sends the caller a part of the answer, of which more is to come. The error says why it cannot be.
     pub(crate) fn pass_on(&mut self, mut part: holm_vmm::Response) -> Result<(), String> {
         self.leave_out_body(&mut part);
@@ -203,6 +194,11 @@ impl Job {
             Err(problem) => {
                 let mut answer = refuse(&self.lane, self.call.id, &problem);
                 self.describe(answer.headers_mut());
+                // What is left of the body will not be read, so there is no next request.
+                if self.call.rest.is_some() && self.call.head.version <= Version::HTTP_11 {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(CONNECTION, close);
+                }
                 answer
             }
         });

@@ -149,6 +149,7 @@ async fn take(
     let (table, target);
     let (live, rest) = match route::target(path_and_query, host, lane.shared.domain.as_deref()) {
         Target::Health => return Ok(crate::health::answer(&lane.shared)),
+        Target::Metrics => return Ok(crate::metrics::answer(&lane.shared, &lane.table())),
         Target::Nowhere => return Err(Problem::UnknownFunction),
         Target::Function {
             tenant,
@@ -199,33 +200,34 @@ async fn take(
         rest: more,
     };
     let (reply, answer) = oneshot::channel();
-    tokio::task::spawn_local(carry(lane.clone(), live, call, reply));
+    carry(lane, live, call, reply);
     // Without an answer the task is gone, and with it the thread's runtime: the node is stopping.
     answer.await.map_err(|_| Problem::Node)
 }
 
-/// Carries the request through, here or where its version is at home. The answer goes to `reply`, which closes
+/// Has the request carried through, here or where its version is at home. The answer goes to `reply`, which closes
 /// when the caller goes away.
-async fn carry(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
+fn carry(lane: &Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
     match lane.pool.home(&live) {
         // The answer is held by this thread; one that has no room for more turns the request away itself.
         Some(home) if lane.answers.has_room() => {
-            handover::hand_over(&lane, live, call, home, reply).await;
+            handover::hand_over(lane, live, call, home, reply);
         }
-        _ => carry_here(lane, live, call, reply).await,
+        _ => carry_here(lane, live, call, reply),
     }
 }
 
-async fn carry_here(lane: Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
+/// A task of its own has the job from its beginning, so that there is a record even if it is never polled.
+fn carry_here(lane: &Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
     if !lane.meter.borrow_mut().has_room() {
         // It does not run, so it needs no record, for which there may be no room either.
         live.counts.add(Outcome::Shed, 0);
         // If the caller has gone, there is nobody to tell.
-        let _ = reply.send(refuse(&lane, call.id, &Problem::Unmetered));
+        let _ = reply.send(refuse(lane, call.id, &Problem::Unmetered));
         return;
     }
-    let job = Job::new(&lane, &live, call, reply);
-    enter(lane, live, job).await;
+    let job = Job::new(lane, &live, call, reply);
+    tokio::task::spawn_local(enter(lane.clone(), live, job));
 }
 
 /// Finds a way in for a request, and carries it through.

@@ -1,14 +1,17 @@
 //! Which function a request is for: by path `/{tenant}/{function}/…`, or by host name
 //! `{function}.{tenant}.{domain}`. Pure text; whether the function exists is another question.
 
-/// The path that the node answers itself, on every host name.
+/// The paths that the node answers itself, on every host name.
 pub(crate) const HEALTH_PATH: &str = "/.holm/health";
+pub(crate) const METRICS_PATH: &str = "/.holm/metrics";
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Target<'a> {
     /// The node itself, about its health.
     Health,
+    /// The node itself, about its metrics.
+    Metrics,
     /// A function.
     Function {
         tenant: &'a str,
@@ -27,8 +30,10 @@ pub(crate) fn target<'a>(
     domain: Option<&str>,
 ) -> Target<'a> {
     let path_end = path_and_query.find('?').unwrap_or(path_and_query.len());
-    if path_and_query[..path_end] == *HEALTH_PATH {
-        return Target::Health;
+    match &path_and_query[..path_end] {
+        HEALTH_PATH => return Target::Health,
+        METRICS_PATH => return Target::Metrics,
+        _ => {}
     }
     if !path_and_query.starts_with('/') {
         // `OPTIONS *` and the like.
@@ -172,11 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn the_health_path_is_the_nodes_on_every_host() {
+    fn the_nodes_own_paths_are_its_own_on_every_host() {
         assert_eq!(target("/.holm/health", None, None), Target::Health);
         let domain = Some("fn.example.org");
         let host = Some("hello.acme.fn.example.org");
         assert_eq!(target("/.holm/health?x", host, domain), Target::Health);
+        assert_eq!(target("/.holm/metrics", host, domain), Target::Metrics);
         assert_eq!(target("/.holm/healthy", None, None), Target::Nowhere);
     }
 

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use holm_model::usage::Outcome;
-use holm_test_support::require_kvm;
+use holm_node::{NodeConfig, limits};
+use holm_test_support::{guest, require_kvm};
 use hyper::{Method, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use crate::common::http::{self, Client, get, problem, request, send, text};
 use crate::common::program::{Broken, Version};
 use crate::common::shutdown;
-use crate::{outcomes, serving};
+use crate::{outcomes, serving, serving_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kvm_limits_of_requests_are_kept() {
@@ -164,5 +165,73 @@ async fn kvm_a_caller_that_goes_away_cancels_the_work() {
     for _ in 0..20 {
         assert_eq!(text(&client.get("/acme/hello/count").await.unwrap()), "1");
     }
+    shutdown(node).await;
+}
+
+/// Sends the beginning of a body of unknown length to `/body`, which reads all of it.
+async fn begin_body(to: std::net::SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    let head = "POST /acme/hello/body HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(b"3\r\nabc\r\n").await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_caller_that_is_slow_with_its_body_gives_its_place_to_others() {
+    if !require_kvm() {
+        return;
+    }
+    let program = std::fs::read(guest("several_requests")).unwrap();
+    let version = Version::of(program, |statement| {
+        statement.manifest.rollout.probe_path = "/gone".into();
+        statement.manifest.limits.memory_bytes = 64 << 20;
+        statement.manifest.limits.deadline_ms = 20_000;
+    });
+    let one_slot = |config: &mut NodeConfig| (config.threads, config.slots) = (1, 1);
+    let (coordinator, _dir, node) = serving_with(&version, one_slot).await;
+    let to = node.addr();
+
+    // As long as nobody else wants it, it may take its time.
+    let mut slow = begin_body(to).await;
+    tokio::time::sleep(2 * limits::BODY_PATIENCE).await;
+    slow.write_all(b"0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 12];
+    slow.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+
+    for trickles in [false, true] {
+        let mut slow = begin_body(to).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (mut from, mut into) = slow.split();
+        let trickle = async {
+            // It breaks when the node has had enough.
+            while trickles && into.write_all(b"1\r\nx\r\n").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            std::future::pending::<()>().await
+        };
+        let refused = async {
+            let mut answer = Vec::new();
+            let end = from.read_to_end(&mut answer).await;
+            (String::from_utf8(answer).unwrap(), end)
+        };
+        let began = std::time::Instant::now();
+        let (served, (refusal, _)) = tokio::select! {
+            both = async { tokio::join!(get(to, "/acme/hello/gone"), refused) } => both,
+            () = trickle => unreachable!(),
+        };
+        assert_eq!(text(&served), "0\n");
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+        assert!(refusal.starts_with("HTTP/1.1 408"), "{refusal}");
+        assert!(refusal.contains("connection: close"), "{refusal}");
+    }
+    let counted = outcomes(&coordinator, 5).await;
+    let cancelled = counted.iter().filter(|one| **one == Outcome::Cancelled);
+    assert_eq!(cancelled.count(), 2, "{counted:?}");
     shutdown(node).await;
 }

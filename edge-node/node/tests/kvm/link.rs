@@ -48,10 +48,8 @@ async fn kvm_a_node_without_coordinator_serves_what_it_has_and_catches_up_later(
         .iter()
         .map(|row| row.boot_epoch)
         .collect();
-    assert!(
-        epochs.is_sorted() && epochs.contains(&1) && epochs.contains(&2),
-        "{epochs:?}"
-    );
+    let first = epochs.iter().filter(|epoch| **epoch == epochs[0]).count();
+    assert!(epochs.is_sorted() && first < epochs.len(), "{epochs:?}");
     shutdown(node).await;
 }
 

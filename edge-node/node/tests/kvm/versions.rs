@@ -183,3 +183,71 @@ async fn kvm_a_version_that_is_not_wanted_any_more_leaves_nothing_behind() {
     assert_eq!(get(node.addr(), "/acme/hello/").await.status(), 404);
     shutdown(node).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_metrics_say_how_a_version_is_restored_and_a_restart_measures_nothing_anew() {
+    if !require_kvm() {
+        return;
+    }
+    let v1 = Version::new("v1", 1);
+    let (coordinator, dir, node) = serving(&v1).await;
+    let snapshot = dir
+        .path()
+        .join("snapshots")
+        .join(format!("{}.snap", v1.signed.id().hex()));
+    until("the snapshot is on disk", || snapshot.exists()).await;
+    // What was measured, to the nanosecond.
+    let measured = async |node: &holm_node::Node| {
+        let answer = get(node.addr(), "/.holm/metrics").await;
+        let of_version = |line: &&str| line.contains(&v1.signed.id().hex());
+        let lines = text(&answer).lines().filter(of_version);
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = measured(&node).await;
+    let of = |name: &str| before.iter().filter(|line| line.starts_with(name)).count();
+    assert_eq!(of("holm_restore_strategy{"), 1, "{before:?}");
+    assert!(before[0].contains("function=\"acme/hello\""), "{before:?}");
+    // Emulated, a request takes so long that it is not worth it.
+    if !holm_test_support::is_slow() {
+        assert_eq!(of("holm_restore_first_seconds{"), 4, "{before:?}");
+        assert_eq!(of("holm_restore_private_bytes{"), 4, "{before:?}");
+    }
+    shutdown(node).await;
+    coordinator.state().observed = Default::default();
+    let node = start(config(dir.path())).await;
+    routed(&coordinator, &v1).await;
+    assert_eq!(measured(&node).await, before);
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_the_nodes_disk_prevents_is_done_when_the_disk_is_well_again() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let node = node(&coordinator, dir.path()).await;
+    let artifacts = dir.path().join("artifacts");
+    std::fs::remove_dir_all(&artifacts).unwrap();
+    std::fs::write(&artifacts, "in the way").unwrap();
+    let v1 = Version::new("v1", 1);
+    coordinator.add_artifact(&v1);
+    coordinator.want(desired(1, &v1, None));
+    until("the coordinator is told", || {
+        coordinator.failure(&v1).is_some()
+    })
+    .await;
+    let reason = coordinator.failure(&v1).unwrap();
+    assert!(
+        reason.contains("check the disk") && reason.contains("tries again"),
+        "{reason}"
+    );
+    std::fs::remove_file(&artifacts).unwrap();
+    std::fs::create_dir(&artifacts).unwrap();
+    // Nobody wants it anew.
+    until("it takes requests", || coordinator.is_routed(&v1)).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}

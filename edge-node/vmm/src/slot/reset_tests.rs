@@ -10,7 +10,7 @@ use holm_model::program::Program;
 use holm_test_support::{Guest, is_slow, patience, require_kvm, seeds};
 
 use super::*;
-use crate::{GuestConfig, prepare};
+use crate::{Choice, GuestConfig, prepare, sample};
 
 /// Seeds of a usual run.
 const SEEDS: u64 = 12;
@@ -99,18 +99,25 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
     if !require_kvm() {
         return;
     }
-    let seeds = seeds("HOLM_RESET_SEED", if is_slow() { 4 } else { SEEDS });
     let hypervisor = Hypervisor::open().unwrap();
     let snapshot = snapshot(&hypervisor, "overwrites_everything", &[]);
+    for strategy in Strategy::ALL {
+        is_reset_by(strategy, &hypervisor, &snapshot);
+    }
+}
+
+fn is_reset_by(strategy: Strategy, hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) {
+    let strategy_name = strategy.as_str();
+    let seeds = seeds("HOLM_RESET_SEED", if is_slow() { 4 } else { SEEDS });
     let all = hypervisor.inner.kvm.get_msr_index_list().unwrap();
     let stays = |index: &&u32| !MOVING_MSRS.contains(index);
     let msrs: Vec<u32> = all.as_slice().iter().filter(stays).copied().collect();
-    let mut used = Slot::new(&hypervisor).unwrap();
-    used.load(&snapshot).unwrap();
+    let mut used = Slot::new(hypervisor).unwrap();
+    used.load_by(snapshot, strategy).unwrap();
 
     for seed in seeds {
-        let mut fresh = Slot::new(&hypervisor).unwrap();
-        fresh.load(&snapshot).unwrap();
+        let mut fresh = Slot::new(hypervisor).unwrap();
+        fresh.load_by(snapshot, Strategy::CopyOnWrite).unwrap();
         let target = format!("/{seed}");
         let answer = send(&mut used, &target);
         assert_eq!(answer.body, b"written\n", "seed {seed}");
@@ -122,7 +129,8 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
         used.reset().unwrap();
         if let Some(addr) = memory_difference(&used, &fresh) {
             panic!(
-                "seed {seed}: after a reset the memory at {addr:#x} is not what it is in a fresh instance"
+                "{strategy_name}, seed {seed}: after a reset the memory at {addr:#x} is not what it is in a fresh \
+                 instance"
             );
         }
         let states = [&mut used, &mut fresh].map(|slot| {
@@ -130,12 +138,15 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
             slot.vm.machine.everything(&msrs).unwrap()
         });
         for (here, there) in states[0].iter().zip(&states[1]) {
-            assert_eq!(here, there, "seed {seed}: after a reset and fresh");
+            assert_eq!(
+                here, there,
+                "{strategy_name}, seed {seed}: after a reset and fresh"
+            );
         }
         assert_eq!(states[0].len(), states[1].len());
         // That request is not made.
         used.abandon(RequestPlace::FIRST);
-        used.load(&snapshot).unwrap();
+        used.load_by(snapshot, strategy).unwrap();
     }
 }
 
@@ -169,18 +180,90 @@ fn takes_the_place(hypervisor: &Hypervisor, other: &Arc<Snapshot>, snapshot: &Ar
     fresh.reset().unwrap();
     let mut used = Slot::new(hypervisor).unwrap();
     used.make_room(snapshot).unwrap();
-    for seed in 0..if is_slow() { 4 } else { 40 } {
-        used.load(other).unwrap();
+    // Every strategy after every other, and twice in a row.
+    for seed in 0..if is_slow() { 17 } else { 64 } {
+        let [first, second] = [seed, seed / 4].map(|index| Strategy::ALL[index % 4]);
+        used.load_by(other, first).unwrap();
         if seed % 4 != 3 {
             assert_eq!(send(&mut used, &format!("/{seed}")).body, b"written\n");
             used.reset().unwrap();
         }
-        used.load(snapshot).unwrap();
-        assert_eq!(memory_difference(&used, &fresh), None, "{seed}");
+        used.load_by(snapshot, second).unwrap();
+        assert_eq!(
+            memory_difference(&used, &fresh),
+            None,
+            "{seed}: {first:?}, {second:?}"
+        );
         for _ in 0..2 {
             let found = send(&mut used, "/").body;
-            assert_eq!(String::from_utf8_lossy(&found), text, "{seed}");
+            let found = String::from_utf8_lossy(&found);
+            assert_eq!(found, text, "{seed}: {first:?}, {second:?}");
             used.reset().unwrap();
+            assert_eq!(memory_difference(&used, &fresh), None, "{seed}: {second:?}");
         }
     }
+}
+
+#[test]
+fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
+    if !require_kvm() {
+        return;
+    }
+    let hypervisor = Hypervisor::open().unwrap();
+    let made = sample::snapshot(&hypervisor, sample::MEMORY_BYTES).unwrap();
+    let mut sent = 0;
+    let mut measure = |snapshot: &Arc<Snapshot>| {
+        Choice::make(&hypervisor, snapshot, u64::MAX, |slot| {
+            sent += 1;
+            sample::send(slot)
+        })
+        .unwrap();
+        std::mem::take(&mut sent)
+    };
+    assert!(made.choice().is_none() && measure(&made) > 0 && made.choice_is_new());
+    assert_eq!(measure(&made), 0);
+    let choice = made.choice().unwrap();
+    // Emulated, a request takes so long that it is not worth it.
+    if !is_slow() {
+        let measured: Vec<_> = choice.costs.iter().map(|cost| cost.strategy).collect();
+        assert!(
+            Strategy::ALL.iter().all(|one| measured.contains(one)),
+            "{measured:?}"
+        );
+        for cost in &choice.costs {
+            assert!(cost.first_ns > 0 && cost.again_ns > 0, "{cost:?}");
+        }
+        let touched = made.sets.touched.get().unwrap();
+        assert!(
+            touched
+                .iter()
+                .any(|run| run.end <= made.layout.program_start)
+        );
+        assert!(
+            touched
+                .iter()
+                .any(|run| run.start >= made.layout.program_start)
+        );
+    }
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("snapshot");
+    made.save(&path).unwrap();
+    let read = Snapshot::load(&hypervisor, &path).unwrap();
+    assert_eq!(measure(&read), 0);
+    assert_eq!(read.choice().unwrap(), choice);
+    assert_eq!(read.strategy(), choice.strategy);
+    assert_eq!(read.sets.written.get(), made.sets.written.get());
+    assert_eq!(read.sets.touched.get(), made.sets.touched.get());
+    assert!(!read.choice_is_new());
+    assert_eq!(Snapshot::told(&path).unwrap().choice.as_ref(), Some(choice));
+
+    // An instance that was loaded ahead is as pristine as any.
+    let [mut fresh, mut ahead] = [(); 2].map(|()| Slot::new(&hypervisor).unwrap());
+    fresh.load(&read).unwrap();
+    ahead.load_ahead(&read).unwrap();
+    assert_eq!(memory_difference(&fresh, &ahead), None);
+    sample::send(&mut ahead).unwrap();
+    ahead.reset().unwrap();
+    assert_eq!(memory_difference(&fresh, &ahead), None);
 }

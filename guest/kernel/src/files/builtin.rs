@@ -51,6 +51,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ),
     ("/etc/nsswitch.conf", Text("hosts: files dns\n")),
     (
+        "/etc/os-release",
+        Text("NAME=\"Holm\"\nPRETTY_NAME=\"Holm\"\nID=holm\n"),
+    ),
+    (
         "/etc/passwd",
         Text("root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
     ),
@@ -59,7 +63,41 @@ pub const ENTRIES: &[(&str, Entry)] = &[
         "/etc/services",
         Text("domain 53/tcp\ndomain 53/udp\nhttp 80/tcp\nhttps 443/tcp\n"),
     ),
-    ("/proc/1", Link("/proc/self")),
+    ("/proc/1/auxv", Made(own::auxiliary_vector)),
+    ("/proc/1/cgroup", Text("0::/\n")),
+    ("/proc/1/cmdline", Made(own::arguments)),
+    ("/proc/1/comm", Made(own::first_name)),
+    ("/proc/1/environ", Made(own::environment)),
+    ("/proc/1/fd", Empty),
+    ("/proc/1/fdinfo", Empty),
+    (
+        "/proc/1/io",
+        Text(
+            "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\n\
+             cancelled_write_bytes: 0\n",
+        ),
+    ),
+    ("/proc/1/limits", Made(own::limits)),
+    ("/proc/1/maps", Made(own::maps)),
+    ("/proc/1/mountinfo", Text(MOUNT_INFO)),
+    ("/proc/1/mounts", Text(MOUNTS)),
+    (
+        "/proc/1/net/dev",
+        Text(
+            "Inter-|   Receive                                                |  Transmit\n \
+             face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo \
+             colls carrier compressed\n    lo:       0       0    0    0    0     0          0         0        \
+             0       0    0    0    0     0       0          0\n",
+        ),
+    ),
+    ("/proc/1/oom_score", Text("0\n")),
+    ("/proc/1/oom_score_adj", Text("0\n")),
+    ("/proc/1/root", Link("/")),
+    ("/proc/1/smaps", Made(own::detailed_maps)),
+    ("/proc/1/stat", Made(own::stat)),
+    ("/proc/1/statm", Made(own::pages)),
+    ("/proc/1/status", Made(own::status)),
+    ("/proc/1/task", Empty),
     (
         "/proc/cgroups",
         Text("#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t1\nmemory\t0\t1\t1\n"),
@@ -73,35 +111,8 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/meminfo", Made(machine::meminfo)),
     ("/proc/mounts", Link("self/mounts")),
     ("/proc/net", Link("self/net")),
-    ("/proc/self/auxv", Made(own::auxiliary_vector)),
-    ("/proc/self/cgroup", Text("0::/\n")),
-    ("/proc/self/cmdline", Made(own::arguments)),
-    ("/proc/self/comm", Made(own::first_name)),
-    ("/proc/self/environ", Made(own::environment)),
-    ("/proc/self/fd", Empty),
-    ("/proc/self/fdinfo", Empty),
-    ("/proc/self/limits", Made(own::limits)),
-    ("/proc/self/maps", Made(own::maps)),
-    ("/proc/self/mountinfo", Text(MOUNT_INFO)),
-    ("/proc/self/mounts", Text(MOUNTS)),
-    (
-        "/proc/self/net/dev",
-        Text(
-            "Inter-|   Receive                                                |  Transmit\n \
-             face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo \
-             colls carrier compressed\n    lo:       0       0    0    0    0     0          0         0        \
-             0       0    0    0    0     0       0          0\n  net0:       0       0    0    0    0     0          \
-             0         0        0       0    0    0    0     0       0          0\n",
-        ),
-    ),
-    ("/proc/self/oom_score", Text("0\n")),
-    ("/proc/self/oom_score_adj", Text("0\n")),
-    ("/proc/self/root", Link("/")),
-    ("/proc/self/smaps", Made(own::detailed_maps)),
-    ("/proc/self/stat", Made(own::stat)),
-    ("/proc/self/statm", Made(own::pages)),
-    ("/proc/self/status", Made(own::status)),
-    ("/proc/self/task", Empty),
+    // As on Linux it leads to the number of the process, by which some find it out.
+    ("/proc/self", Link("1")),
     ("/proc/stat", Made(machine::stat)),
     (
         "/proc/swaps",
@@ -137,7 +148,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/sys/vm/mmap_min_addr", Text("65536\n")),
     ("/proc/sys/vm/overcommit_memory", Text("0\n")),
     ("/proc/sys/vm/overcommit_ratio", Text("50\n")),
-    ("/proc/thread-self", Link("/proc/self")),
+    ("/proc/thread-self", Link("1")),
     ("/proc/uptime", Made(machine::uptime)),
     (
         "/proc/version",
@@ -229,8 +240,8 @@ mod tests {
     #[test]
     fn the_entries_are_in_order_so_that_a_directory_is_listed_without_repeats() {
         assert!(ENTRIES.is_sorted_by_key(|(at, _)| *at));
-        assert!(is_directory(b"/proc/self") && is_directory(b"/proc/self/fd"));
+        assert!(is_directory(b"/proc/1") && is_directory(b"/proc/1/fd"));
         assert!(ENTRIES.len() < 256, "numbers of them are bytes");
-        assert!(!is_directory(b"/proc/self/maps") && !is_directory(b"/proc/sel"));
+        assert!(!is_directory(b"/proc/1/maps") && !is_directory(b"/proc/self"));
     }
 }

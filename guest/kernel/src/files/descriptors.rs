@@ -5,7 +5,7 @@ use super::{
     fifo, seals, watch,
 };
 use crate::errno::{Errno, SysResult};
-use crate::sockets::rights;
+use crate::sockets::{interfaces, rights};
 use crate::{pipes, sockets, state, timers, user};
 
 /// `close`
@@ -194,6 +194,9 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             user::write(argument, bytes.min(i32::MAX as u64) as i32)?;
             Ok(0)
         }
+        (_, Object::Socket(_)) if interfaces::REQUESTS.contains(&request) => {
+            interfaces::ioctl(request, argument)
+        }
         (FIONREAD, Object::Watcher(number)) => {
             user::write(argument, watch::readable_bytes(number) as i32)?;
             Ok(0)
@@ -203,7 +206,6 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             user::write(argument, bytes as i32)?;
             Ok(0)
         }
-        (request, Object::Socket(_)) => sockets::interfaces::ask(request, argument),
         _ => Err(Errno::ENOTTY),
     }
 }

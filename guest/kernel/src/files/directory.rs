@@ -192,17 +192,17 @@ fn list_numbers(path: &[u8], listing: &mut Listing) -> Result<(), Errno> {
         listing.enter(&text.bytes[..text.used], kind)
     };
     match path {
-        b"/proc/self/fd" => {
+        b"/proc/1/fd" => {
             for number in state::files().numbers() {
                 enter(number, stat::Kind::Link)?;
             }
         }
-        b"/proc/self/fdinfo" => {
+        b"/proc/1/fdinfo" => {
             for number in state::files().numbers() {
                 enter(number, stat::Kind::File)?;
             }
         }
-        b"/proc/self/task" => {
+        b"/proc/1/task" => {
             for id in state::threads().ids() {
                 enter(id.into(), stat::Kind::Directory)?;
             }

@@ -143,6 +143,14 @@ fn walk(mut here: Path, text: &[u8], follow: Follow) -> Result<Path, Errno> {
             continue;
         }
         if let Some(target) = link_at(here.as_bytes()) {
+            // A thread's directory is the process's, but without the threads: who goes down all of them comes to an end.
+            let next = behind.iter().position(|byte| *byte != b'/');
+            let next = next.map_or(&behind[..0], |next| &behind[next..]);
+            if number_in(here.as_bytes(), b"/proc/1/task").is_some()
+                && (next == b"task" || next.starts_with(b"task/"))
+            {
+                return Err(Errno::ENOENT);
+            }
             links += 1;
             if links > MAX_LINKS {
                 return Err(Errno::ELOOP);
@@ -169,7 +177,7 @@ fn link_at(path: &[u8]) -> Option<&'static [u8]> {
     if let Some(Entry::Link(to)) = builtin::find(path).map(|entry| builtin::ENTRIES[entry].1) {
         return Some(to.as_bytes());
     }
-    if path.starts_with(b"/proc/self/")
+    if path.starts_with(b"/proc/1/")
         && let Some(to) = own_link(path)
     {
         return Some(to);
@@ -209,10 +217,11 @@ pub(super) fn find(path: &Path) -> Result<Found, Errno> {
     if is_directory(bytes) {
         return Ok(Found::Directory);
     }
-    if bytes == b"/proc/self/exe" {
+    if bytes == b"/proc/1/exe" {
         return Ok(Found::Link(PROGRAM));
     }
-    if bytes.starts_with(b"/proc/self/")
+    // The name of a thread is asked for by whatever path leads to it.
+    if bytes.starts_with(b"/proc/")
         && let Some(found) = find_own(bytes)
     {
         return Ok(found);
@@ -230,8 +239,8 @@ pub(super) fn find(path: &Path) -> Result<Found, Errno> {
 /// What is in /proc/self by a number.
 fn find_own(path: &[u8]) -> Option<Found> {
     let is_open = |number: &u64| state::files().get(*number).is_ok();
-    let descriptor = number_in(path, b"/proc/self/fd").filter(is_open);
-    let info = number_in(path, b"/proc/self/fdinfo").filter(is_open);
+    let descriptor = number_in(path, b"/proc/1/fd").filter(is_open);
+    let info = number_in(path, b"/proc/1/fdinfo").filter(is_open);
     descriptor
         .map(Found::Descriptor)
         .or(info.map(Found::Info))
@@ -241,12 +250,12 @@ fn find_own(path: &[u8]) -> Option<Found> {
 
 /// Where a link in /proc/self leads.
 fn own_link(path: &[u8]) -> Option<&'static [u8]> {
-    if path == b"/proc/self/cwd" {
+    if path == b"/proc/1/cwd" {
         return Some(state::working_directory().as_bytes());
     }
-    let thread = u32::try_from(number_in(path, b"/proc/self/task")?).ok()?;
+    let thread = u32::try_from(number_in(path, b"/proc/1/task")?).ok()?;
     let is_there = state::threads().index_of(thread).is_some();
-    is_there.then_some(b"/proc/self")
+    is_there.then_some(b"/proc/1")
 }
 
 pub(super) fn is_directory(path: &[u8]) -> bool {

@@ -76,11 +76,10 @@ fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
                 return Err(Errno::EPERM);
             }
             let share = Share {
-                file,
+                file: state::temporary().map(file)?,
                 may_write: open.access() == O_RDWR && !is_sealed,
                 page: first_page(at, bytes)?,
             };
-            state::temporary().map(file);
             let mapped = state::memory().map_file(hint, bytes, prot, flags, share, &mut guest());
             if mapped.is_err() {
                 state::temporary().unmapped();

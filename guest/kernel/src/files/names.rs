@@ -113,11 +113,14 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
         false => {
             let follow = Follow::unless(flags & AT_SYMLINK_FOLLOW == 0);
             let path = resolve(from_at, from, follow)?;
-            let number = match find(&path)? {
-                Found::Node(number) => Some(number),
-                _ => None,
-            };
-            (number, Some(temporary::root_of(path.as_bytes())))
+            match find(&path)? {
+                // By its entry in /proc, a file that has no name may be given one.
+                Found::Descriptor(descriptor) if flags & AT_SYMLINK_FOLLOW != 0 => {
+                    (node_of(descriptor)?, None)
+                }
+                Found::Node(number) => (Some(number), Some(temporary::root_of(path.as_bytes()))),
+                _ => (None, Some(temporary::root_of(path.as_bytes()))),
+            }
         }
     };
     let path = new_path(to_at, to)?;
@@ -129,7 +132,12 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
         // A directory, which has one name.
         None => Err(Errno::EPERM),
         // It has lost its last name.
-        Some(number) if state::temporary().node(number).names() == 0 => Err(Errno::ENOENT),
+        Some(number)
+            if state::temporary().node(number).names() == 0
+                && !state::temporary().node(number).may_be_named =>
+        {
+            Err(Errno::ENOENT)
+        }
         Some(number) => {
             state::temporary().link(number, path.as_bytes())?;
             watch::tell_node_itself(number, watch::ATTRIBUTES);

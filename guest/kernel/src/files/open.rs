@@ -4,11 +4,14 @@ use core::fmt::Write as _;
 
 use super::builtin::{self, Entry};
 use super::lookup::{
-    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, missing, resolve, resolve_text, room_for,
+    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, is_in_tmp, missing, resolve,
+    resolve_text, room_for,
 };
 use super::paths::Path;
 use super::temporary::Kind;
-use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, Object, fifo, seals, watch};
+use super::{
+    O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object, fifo, seals, watch,
+};
 use crate::errno::{Errno, SysResult};
 use crate::host::Text;
 use crate::{log, state, user};
@@ -56,7 +59,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         _ => flags & (O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC),
     };
     if flags & O_TMPFILE == O_TMPFILE {
-        return Err(Errno::EOPNOTSUPP);
+        return open_nameless(directory, path, flags, mode);
     }
     if flags & (O_CREAT | O_DIRECTORY) == O_CREAT | O_DIRECTORY {
         return Err(Errno::EINVAL);
@@ -122,6 +125,27 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         }
         Err(error) => Err(error),
     }
+}
+
+/// `O_TMPFILE`: a file in a directory of /tmp that has no name there, unless it is given one later.
+fn open_nameless(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
+    if flags & O_CREAT != 0 || !matches!(flags & O_ACCESS, O_WRONLY | O_RDWR) {
+        return Err(Errno::EINVAL);
+    }
+    let path = resolve(directory, path, Follow::Always)?;
+    match find(&path)? {
+        Found::Directory if is_in_tmp(&path) => {}
+        Found::Directory => return Err(Errno::EOPNOTSUPP),
+        _ => return Err(Errno::ENOTDIR),
+    }
+    let mode = mode as u32 & 0o7777 & !*state::file_mask();
+    let number = state::temporary().make_nameless(Kind::File, mode)?;
+    state::temporary().node(number).may_be_named = flags & O_EXCL == 0;
+    let descriptor = open_node(number, flags);
+    if descriptor.is_err() {
+        state::temporary().free_if_unused(number);
+    }
+    descriptor
 }
 
 /// `openat2`, without rules for the way to the file, which older kernels do not know either.

@@ -60,7 +60,7 @@ pub(super) fn add(open: &Open, seals: u64) -> SysResult {
     if node.seals & SEAL != 0 {
         return Err(Errno::EPERM);
     }
-    if new & WRITE & !node.seals != 0 && state::memory().is_file_writable(number) {
+    if new & WRITE & !node.seals != 0 && node.is_written_by_mappings() {
         return Err(Errno::EBUSY);
     }
     if new & EXEC != 0 && node.mode & EXECUTABLE != 0 {

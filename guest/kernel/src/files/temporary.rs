@@ -1,23 +1,21 @@
 //! /tmp and /dev/shm: files in the program's own memory, each known by its whole paths.
 //!
 //! Names and files are two tables, as a file may have several names (hard links). One that has lost all of
-//! them lives on while it is open or mapped. Contents lie in one piece of program memory each, which doubles
-//! when it is full; the memory limit is the limit of /tmp. A shared mapping shows the piece itself, and follows
-//! where it goes.
+//! them lives on while it is open or mapped. All of it lies in program memory, and so the memory limit is the limit
+//! of /tmp: the tables, the paths, and each content in one piece, which doubles when it is full. A shared mapping
+//! shows the piece itself, and follows where it goes.
 
 use holm_hostcall::PAGE_BYTES;
 
 use super::paths::{MAX_PATH_BYTES, below};
-use super::piece::{KeptPath, Piece};
+use super::piece::{KeptPath, Piece, Table};
 use super::seals;
 use crate::errno::Errno;
 use crate::memory::{MAX_FILES, guest};
 use crate::{identity, state, time};
 
-/// Most files, directories and links.
-const MAX_NODES: usize = MAX_FILES;
-/// Most names of them.
-const MAX_NAMES: usize = 512;
+/// Most files, directories and links, and most names of them.
+const MAX_NODES: usize = 1 << 15;
 /// Where writable files are; a file has all its names in one of them.
 const ROOTS: [&[u8]; 2] = [b"/tmp", b"/dev/shm"];
 
@@ -54,13 +52,15 @@ pub struct Node {
     pub modified_ns: u64,
     /// When it was read, as far as somebody has said so.
     pub accessed_ns: u64,
+    /// It was made without a name and may have one.
+    pub may_be_named: bool,
     /// Names that lead to it.
     names: u16,
     /// What may not be done to it any more.
     pub seals: u8,
     /// Descriptors' objects that stand for it.
     open: u16,
-    /// Its number, while a mapping shows its content.
+    /// Its place among those that are mapped, while a mapping shows its content.
     mapped: Option<u16>,
     data: Piece,
 }
@@ -74,6 +74,7 @@ const UNUSED: Node = Node {
     group: 0,
     modified_ns: 0,
     accessed_ns: 0,
+    may_be_named: false,
     names: 0,
     seals: 0,
     open: 0,
@@ -85,13 +86,22 @@ const UNUSED: Node = Node {
 #[derive(Clone, Copy)]
 struct Name {
     path: KeptPath,
+    /// Of the path: most others differ in it.
+    hash: u32,
     node: u16,
 }
 
 const NO_NAME: Name = Name {
     path: KeptPath::NONE,
+    hash: 0,
     node: 0,
 };
+
+/// FNV-1a
+fn hash(path: &[u8]) -> u32 {
+    let mix = |hash: u32, byte: &u8| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619);
+    path.iter().fold(2_166_136_261, mix)
+}
 
 /// The one of the two directories that a path is, or lies in.
 pub fn root_of(path: &[u8]) -> Option<&'static [u8]> {
@@ -106,10 +116,13 @@ pub fn is_root(path: &[u8]) -> bool {
 
 /// Everything in /tmp and /dev/shm.
 pub struct Temporary {
-    nodes: [Node; MAX_NODES],
-    names: [Name; MAX_NAMES],
-    /// No name at this place or behind it.
-    end: usize,
+    nodes: Table<Node>,
+    names: Table<Name>,
+    /// No unused node before this place, and no unused name before the other.
+    free_node: usize,
+    free_name: usize,
+    /// The nodes of which a mapping shows the content.
+    mapped: [Option<u16>; MAX_FILES],
 }
 
 impl Node {
@@ -166,8 +179,24 @@ impl Node {
     }
 
     fn move_to_bigger(&mut self, size: u64) -> Result<(), Errno> {
-        let wanted = size.max((self.data.size() * 2).min(state::memory().free_bytes() / 2));
-        let mut bigger = Piece::take(wanted)?;
+        let before = self.data;
+        let spare = before.size().min(state::memory().free_bytes() / 2);
+        let wanted = size.max(before.size() + spare);
+        // Where the memory before it is free, the old piece and the new one need not be there together.
+        if self.data.grow_down(wanted - before.size()) {
+            let whole = self.data.bytes(self.data.size());
+            let from = (before.start() - self.data.start()) as usize;
+            let bytes = self.size as usize;
+            whole.copy_within(from..from + bytes, 0);
+            whole[from.max(bytes)..from + bytes].fill(0);
+            self.tell_mappings();
+            return Ok(());
+        }
+        // Only whole pages can be mapped.
+        let mut bigger = match self.mapped {
+            Some(_) => Piece::pages(wanted)?,
+            None => Piece::take(wanted)?,
+        };
         let from = self.content();
         match bigger.bytes(self.size).len() == from.len() {
             true => bigger.bytes(self.size).copy_from_slice(from),
@@ -182,10 +211,16 @@ impl Node {
         Ok(())
     }
 
+    /// Whether a mapping shows the content that is writable, or could be made so.
+    pub fn is_written_by_mappings(&self) -> bool {
+        let is_writable = |place| state::memory().is_file_writable(place);
+        self.mapped.is_some_and(is_writable)
+    }
+
     /// What shows the content follows it.
     fn tell_mappings(&self) {
-        if let Some(number) = self.mapped {
-            state::memory().set_file(number, self.data.start(), self.size, &mut guest());
+        if let Some(place) = self.mapped {
+            state::memory().set_file(place, self.data.start(), self.size, &mut guest());
         }
     }
 }
@@ -194,35 +229,37 @@ impl Temporary {
     /// Empty.
     pub const fn new() -> Self {
         Temporary {
-            nodes: [UNUSED; MAX_NODES],
-            names: [NO_NAME; MAX_NAMES],
-            end: 0,
+            nodes: Table::new(),
+            names: Table::new(),
+            free_node: 0,
+            free_name: 0,
+            mapped: [None; MAX_FILES],
         }
     }
 
     /// The node of an open file.
     pub fn node(&mut self, number: u16) -> &mut Node {
-        &mut self.nodes[usize::from(number) % MAX_NODES]
+        &mut self.nodes.all_mut()[usize::from(number)]
     }
 
     /// All names: the path, and the number and kind of what is there.
     pub fn all(&self) -> impl Iterator<Item = (&'static [u8], u16, Kind)> {
         self.names().map(|name| {
-            let kind = self.nodes[usize::from(name.node)].kind;
+            let kind = self.nodes.all()[usize::from(name.node)].kind;
             (name.path.as_bytes(), name.node, kind)
         })
     }
 
     fn names(&self) -> impl Iterator<Item = &Name> {
-        let names = self.names[..self.end].iter();
+        let names = self.names.all().iter();
         names.filter(|name| !name.path.is_none())
     }
 
     fn name_at(&self, path: &[u8]) -> Option<usize> {
-        self.names[..self.end]
-            .iter()
-            .position(|name| name.path.len() == path.len() && name.path.as_bytes() == path)
-            .filter(|_| !path.is_empty())
+        let hash = hash(path);
+        let is_it = |name: &Name| name.hash == hash && name.path.as_bytes() == path;
+        let mut names = self.names.all().iter();
+        names.position(is_it).filter(|_| !path.is_empty())
     }
 
     /// A path that leads to a node, if there is one.
@@ -234,7 +271,7 @@ impl Temporary {
 
     /// The node at a path.
     pub fn find(&self, path: &[u8]) -> Option<u16> {
-        self.name_at(path).map(|place| self.names[place].node)
+        self.name_at(path).map(|place| self.names.all()[place].node)
     }
 
     /// Whether a directory is there: one of the two, or one that was made.
@@ -242,7 +279,7 @@ impl Temporary {
         is_root(path)
             || self
                 .find(path)
-                .is_some_and(|number| self.nodes[usize::from(number)].kind == Kind::Directory)
+                .is_some_and(|number| self.nodes.all()[usize::from(number)].kind == Kind::Directory)
     }
 
     /// Makes a node at a path; its directory is there and it is not.
@@ -254,9 +291,18 @@ impl Temporary {
 
     /// Makes a node that no path leads to. It is gone when it is closed.
     pub fn make_nameless(&mut self, kind: Kind, mode: u32) -> Result<u16, Errno> {
-        let place = self.nodes.iter().position(|node| !node.used);
-        let place = place.ok_or(Errno::ENOSPC)?;
-        self.nodes[place] = Node {
+        let later = &self.nodes.all()[self.free_node..];
+        let unused = later.iter().position(|node| !node.used);
+        let place = match unused {
+            Some(place) => self.free_node + place,
+            None if self.nodes.all().len() == MAX_NODES => return Err(Errno::ENOSPC),
+            None => {
+                self.nodes.add(UNUSED)?;
+                self.nodes.all().len() - 1
+            }
+        };
+        self.free_node = place + 1;
+        self.nodes.all_mut()[place] = Node {
             kind,
             used: true,
             mode,
@@ -272,23 +318,43 @@ impl Temporary {
 
     /// Gives a node a name, or one more; nothing is there yet.
     pub fn link(&mut self, number: u16, path: &[u8]) -> Result<(), Errno> {
-        let place = self.names.iter().position(|name| name.path.is_none());
-        let place = place.ok_or(Errno::ENOSPC)?;
-        self.names[place].node = number;
-        self.names[place]
-            .path
-            .set(path)
-            .inspect_err(|_| self.names[place].path.give())?;
-        self.end = self.end.max(place + 1);
-        self.node(number).names += 1;
+        let later = &self.names.all()[self.free_name..];
+        let unused = later.iter().position(|name| name.path.is_none());
+        let mut kept = KeptPath::NONE;
+        kept.set(path)?;
+        let name = Name {
+            path: kept,
+            hash: hash(path),
+            node: number,
+        };
+        match unused {
+            Some(place) => {
+                self.free_name += place + 1;
+                self.names.all_mut()[self.free_name - 1] = name;
+            }
+            None if self.names.all().len() == MAX_NODES => {
+                kept.give();
+                return Err(Errno::ENOSPC);
+            }
+            None => {
+                self.names.add(name).inspect_err(|_| kept.give())?;
+                self.free_name = self.names.all().len();
+            }
+        }
+        let node = self.node(number);
+        node.names += 1;
+        node.may_be_named = false;
         Ok(())
     }
 
     /// Takes a name away; the node goes with its last name and its last descriptor.
     pub fn unlink(&mut self, path: &[u8]) {
         if let Some(place) = self.name_at(path) {
-            self.names[place].path.give();
-            let number = self.names[place].node;
+            self.free_name = self.free_name.min(place);
+            let name = &mut self.names.all_mut()[place];
+            let number = name.node;
+            name.path.give();
+            *name = NO_NAME;
             self.node(number).names -= 1;
             self.free_if_unused(number);
         }
@@ -310,10 +376,12 @@ impl Temporary {
 
     /// Gives what is at a path, and all that lies in it, another path, which they can have.
     pub fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
-        for name in self.names[..self.end].iter_mut() {
+        let names = self.names.all_mut().iter_mut();
+        for name in names.filter(|name| !name.path.is_none()) {
             let path = name.path.as_bytes();
             if path == from {
                 name.path.set(to)?;
+                name.hash = hash(to);
             } else if let Some(rest) = below(path, from) {
                 let mut moved = [0; MAX_PATH_BYTES];
                 let bytes = to.len() + 1 + rest.len();
@@ -322,6 +390,7 @@ impl Temporary {
                 room[to.len()] = b'/';
                 room[to.len() + 1..].copy_from_slice(rest);
                 name.path.set(&moved[..bytes])?;
+                name.hash = hash(&moved[..bytes]);
             }
         }
         Ok(())
@@ -339,19 +408,33 @@ impl Temporary {
         self.free_if_unused(number);
     }
 
-    /// A mapping is to show the content.
-    pub fn map(&mut self, number: u16) {
-        let node = self.node(number);
-        if node.mapped.is_none() {
-            node.mapped = Some(number);
-            node.tell_mappings();
+    /// A mapping is to show the content. Gives the node's place among those that are mapped.
+    pub fn map(&mut self, number: u16) -> Result<u16, Errno> {
+        if let Some(place) = self.node(number).mapped {
+            return Ok(place);
         }
+        let free = self.mapped.iter().position(Option::is_none);
+        let place = free.ok_or(Errno::ENOMEM)?;
+        let node = self.node(number);
+        if !node.data.is_pages() && node.size > 0 {
+            let mut pages = Piece::pages(node.size).map_err(|_| Errno::ENOMEM)?;
+            pages.bytes(node.size).copy_from_slice(node.content());
+            core::mem::swap(&mut node.data, &mut pages);
+            pages.give();
+        }
+        node.mapped = Some(place as u16);
+        node.tell_mappings();
+        self.mapped[place] = Some(number);
+        Ok(place as u16)
     }
 
     /// Something that a mapping showed is not there any more: a file of which that was the last is let go.
     pub fn unmapped(&mut self) {
-        for number in 0..MAX_NODES as u16 {
-            if self.node(number).mapped.is_some() && !state::memory().is_file_mapped(number) {
+        for place in 0..MAX_FILES {
+            if let Some(number) = self.mapped[place]
+                && !state::memory().is_file_mapped(place as u16)
+            {
+                self.mapped[place] = None;
                 self.node(number).mapped = None;
                 self.free_if_unused(number);
             }
@@ -370,6 +453,7 @@ impl Temporary {
         let node = self.node(number);
         node.data.give();
         *node = UNUSED;
+        self.free_node = self.free_node.min(usize::from(number));
     }
 }
 

@@ -16,7 +16,7 @@ use super::page_up;
 use crate::errno::Errno;
 
 /// Most separate mappings a program may have.
-const MAX_MAPPINGS: usize = 512;
+const MAX_MAPPINGS: usize = 1024;
 
 /// Whose a part of program memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,11 @@ struct Mapping {
 impl Mapping {
     fn is_programs(&self) -> bool {
         self.owner == Owner::Program
+    }
+
+    /// Whether nothing lies between it and a next one, and they are alike.
+    fn goes_on_in(&self, next: &Mapping) -> bool {
+        self.end == next.start && self.owner == next.owner && self.protection == next.protection
     }
 }
 
@@ -185,13 +190,44 @@ impl Arena {
         Some(start)
     }
 
-    /// The library OS gives back what it has taken.
-    pub(super) fn give(&mut self, start: u64) {
-        let is_it = |one: &Mapping| one.start == start && one.owner == Owner::Library;
-        if let Some(at) = self.all().iter().position(is_it) {
-            self.mappings.copy_within(at + 1..self.count, at);
-            self.count -= 1;
+    /// The library OS gives back what it has taken, or a part of it. Where no more mappings are possible, what is in
+    /// the middle of one stays.
+    pub(super) fn give(&mut self, start: u64, end: u64) {
+        let Ok(range) = self.cut(start, end, Owner::Library) else {
+            return;
+        };
+        let is_librarys = |one: &Mapping| one.owner == Owner::Library;
+        if self.mappings[range.clone()].iter().all(is_librarys) {
+            self.mappings
+                .copy_within(range.end..self.count, range.start);
+            self.count -= range.len();
         }
+    }
+
+    /// Gives the library OS as many bytes more right below what it has at `start`, if they are free.
+    pub(super) fn take_below(
+        &mut self,
+        start: u64,
+        bytes: u64,
+        machine: &mut impl Machine,
+    ) -> bool {
+        let at = self.all().partition_point(|mapping| mapping.end <= start);
+        // What is right below may be the library OS's too, and one with it.
+        if self
+            .all()
+            .get(at)
+            .is_none_or(|mapping| mapping.start != start)
+        {
+            return false;
+        }
+        let floor = match at.checked_sub(1) {
+            Some(below) => self.mappings[below].end,
+            None => page_up(self.brk).unwrap_or(self.top),
+        };
+        let Some(low) = start.checked_sub(bytes).filter(|low| *low >= floor) else {
+            return false;
+        };
+        self.insert(low, start, Owner::Library, machine).is_ok()
     }
 
     /// A writable mapping at `start`, in place of what is there.
@@ -290,21 +326,31 @@ impl Arena {
         owner: Owner,
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
-        if self.count == MAX_MAPPINGS {
+        let new = Mapping {
+            start,
+            end,
+            owner,
+            ..NO_MAPPING
+        };
+        // What is alike and has nothing between it is one, as on Linux.
+        let at = self.all().partition_point(|mapping| mapping.start < start);
+        let below = at > 0 && self.mappings[at - 1].goes_on_in(&new);
+        let above = at < self.count && new.goes_on_in(&self.mappings[at]);
+        if !below && !above && self.count == MAX_MAPPINGS {
             return Err(Errno::ENOMEM);
         }
         self.zero_used(start, end, machine);
         self.mapped_low = self.mapped_low.min(start);
-        let at = self.all().partition_point(|mapping| mapping.start < start);
-        self.put(
-            at,
-            Mapping {
-                start,
-                end,
-                owner,
-                ..NO_MAPPING
-            },
-        );
+        match (below, above) {
+            (false, false) => self.put(at, new),
+            (true, false) => self.mappings[at - 1].end = end,
+            (false, true) => self.mappings[at].start = start,
+            (true, true) => {
+                self.mappings[at - 1].end = self.mappings[at].end;
+                self.mappings.copy_within(at + 1..self.count, at);
+                self.count -= 1;
+            }
+        }
         Ok(())
     }
 
@@ -314,15 +360,19 @@ impl Arena {
         self.count += 1;
     }
 
-    /// Cuts the program's mappings at both ends of a range; gives those that lie in it, with what is not the
-    /// program's among them.
-    fn cut(&mut self, start: u64, end: u64) -> Result<core::ops::Range<usize>, Errno> {
+    /// Cuts an owner's mappings at both ends of a range; gives those that lie in it, with what is others' among them.
+    fn cut(
+        &mut self,
+        start: u64,
+        end: u64,
+        owner: Owner,
+    ) -> Result<core::ops::Range<usize>, Errno> {
         for edge in [start, end] {
             let at = self.all().partition_point(|mapping| mapping.end <= edge);
             let Some(mapping) = self.all().get(at).copied() else {
                 continue;
             };
-            if mapping.start < edge && mapping.is_programs() {
+            if mapping.start < edge && mapping.owner == owner {
                 if self.count == MAX_MAPPINGS {
                     return Err(Errno::ENOMEM);
                 }
@@ -343,7 +393,7 @@ impl Arena {
         end: u64,
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
-        let range = self.cut(start, end)?;
+        let range = self.cut(start, end, Owner::Program)?;
         let mut kept = range.start;
         for at in range.clone() {
             let mapping = self.mappings[at];
@@ -413,7 +463,7 @@ impl Arena {
         if is_so_already {
             return Ok(());
         }
-        let range = self.cut(start, end)?;
+        let range = self.cut(start, end, Owner::Program)?;
         if !self.set_protection(start, end, protection, machine) {
             return Err(Errno::EACCES);
         }

@@ -1,8 +1,8 @@
-//! The files of /tmp that are mapped: where the content of each is.
+//! The files of /tmp that are mapped, each by its place among them: where the content of each is.
 
 use holm_hostcall::PAGE_BYTES;
 
-/// Files by their numbers in /tmp.
+/// Most files that are mapped at a time.
 pub const MAX_FILES: usize = 512;
 
 #[derive(Clone, Copy)]

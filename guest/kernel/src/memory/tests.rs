@@ -336,6 +336,68 @@ fn check(model: &Model, machine: &Pages, seed: u64) {
 }
 
 #[test]
+fn what_the_library_os_takes_is_zero_and_is_nobody_elses_until_it_is_given_back() {
+    for seed in 0..150u64 {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut random = move |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let (mut memory, mut machine) = start();
+        let free = memory.free_bytes();
+        // Where each piece is, how long, and whether it is the program's.
+        let mut pieces: Vec<(u64, u64, bool)> = Vec::new();
+        for _ in 0..400 {
+            let bytes = (1 + random(6)) * PAGE_BYTES;
+            let chosen = (!pieces.is_empty()).then(|| random(pieces.len() as u64) as usize);
+            let new = match (random(4), chosen) {
+                (0, _) => memory
+                    .take(bytes, &mut machine)
+                    .ok()
+                    .map(|start| (start, false)),
+                (1, _) => {
+                    let mapped = memory.map(0, bytes, 3, MAP_ANONYMOUS, &mut machine);
+                    mapped.ok().map(|start| (start, true))
+                }
+                (2, Some(at)) => {
+                    let (start, _, is_programs) = pieces[at];
+                    let grows = !is_programs && memory.take_below(start, bytes, &mut machine);
+                    grows.then(|| (start - bytes, false))
+                }
+                (_, Some(at)) => {
+                    let (start, bytes, is_programs) = pieces.swap_remove(at);
+                    match is_programs {
+                        true => drop(memory.unmap(start, bytes, &mut machine).unwrap()),
+                        false => memory.give(start, bytes),
+                    }
+                    None
+                }
+                _ => None,
+            };
+            let Some((start, is_programs)) = new else {
+                continue;
+            };
+            for page in page_range(start, bytes) {
+                let holds = |one: &(u64, u64, bool)| one.0 <= page && page < one.0 + one.1;
+                assert!(
+                    !pieces.iter().any(holds),
+                    "seed {seed}: {page:#x} is in two pieces"
+                );
+                assert!(
+                    machine.dirty.insert(page),
+                    "seed {seed}: {page:#x} is not zero"
+                );
+            }
+            pieces.push((start, bytes, is_programs));
+            let used: u64 = pieces.iter().map(|piece| piece.1).sum();
+            assert_eq!(memory.free_bytes(), free - used, "seed {seed}");
+        }
+    }
+}
+
+#[test]
 fn reservations_cost_no_memory_and_what_was_used_comes_back() {
     let (mut memory, mut machine) = start();
     let free = memory.free_bytes();

@@ -99,7 +99,7 @@ pub enum Address {
     Inet(Ip, u16),
     /// AF_UNIX.
     Unix(Name),
-    /// AF_NETLINK: the number of a socket's, or 0.
+    /// AF_NETLINK: the port, which is 0 for the kernel.
     Netlink(u32),
     /// AF_UNSPEC.
     Unspecified,
@@ -129,7 +129,7 @@ impl Address {
             Address::Inet(..) if domain == AF_INET && bytes[0] == AF_INET6 as u8 => {
                 Err(Errno::EAFNOSUPPORT)
             }
-            Address::Unix(_) => Err(Errno::EAFNOSUPPORT),
+            Address::Unix(_) | Address::Netlink(_) => Err(Errno::EAFNOSUPPORT),
             address => Ok(address),
         }
     }
@@ -158,13 +158,17 @@ impl Address {
                 let end = path.iter().position(|byte| *byte == 0);
                 Ok(Address::Unix(Name::new(&path[..end.unwrap_or(path.len())])))
             }
+            (AF_NETLINK, [_, _, a, b, c, d, _, _, _, _, ..]) => {
+                Ok(Address::Netlink(u32::from_le_bytes([*a, *b, *c, *d])))
+            }
+            (AF_NETLINK, _) => Err(Errno::EINVAL),
             (AF_UNSPEC, _) => Ok(Address::Unspecified),
             _ => Err(Errno::EAFNOSUPPORT),
         }
     }
 
     /// As a socket of family `domain` shows it, and its length.
-    fn encode(&self, domain: u16) -> ([u8; MAX_ADDRESS_BYTES], usize) {
+    pub(super) fn encode(&self, domain: u16) -> ([u8; MAX_ADDRESS_BYTES], usize) {
         let mut bytes = [0; MAX_ADDRESS_BYTES];
         bytes[..2].copy_from_slice(&domain.to_le_bytes());
         match (self, domain) {
@@ -174,8 +178,8 @@ impl Address {
                 // A path is followed by a zero byte.
                 (bytes, 2 + name_bytes.len() + usize::from(name.is_path()))
             }
-            (Address::Netlink(number), _) => {
-                bytes[4..8].copy_from_slice(&number.to_le_bytes());
+            (Address::Netlink(port), _) => {
+                bytes[4..8].copy_from_slice(&port.to_le_bytes());
                 (bytes, 12)
             }
             (Address::Unspecified, _) => (bytes, 2),
@@ -217,6 +221,12 @@ mod tests {
         let (mapped, bytes) = address.encode(AF_INET6);
         assert_eq!(bytes, 28);
         assert_eq!(Address::decode(&mapped[..28]).unwrap(), address);
+
+        let port = Address::Netlink(7);
+        assert_eq!(
+            Address::decode(&port.encode(AF_NETLINK).0[..12]).unwrap(),
+            port
+        );
 
         for (name, bytes) in [(&b"/tmp/a"[..], 9), (b"\0b", 4), (b"", 2)] {
             let local = Address::Unix(Name::new(name));

@@ -2,7 +2,7 @@
 
 use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 use super::table::{Socket, State};
-use super::{interfaces, netlink, number_of};
+use super::{netlink, number_of};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
 use crate::state;
@@ -12,14 +12,13 @@ pub fn bind(descriptor: u64, address: u64, bytes: u64) -> SysResult {
     let number = number_of(descriptor)?;
     let given = Address::look(address, bytes)?;
     let socket = *state::sockets().get(number);
-    if socket.domain == AF_NETLINK {
-        return netlink::bind(number, given);
-    }
     let address = match socket.domain {
-        AF_UNIX => Address::decode(given)?,
+        AF_UNIX | AF_NETLINK => Address::decode(given)?,
         domain => Address::decode_ip(domain, given)?,
     };
     let (local, file) = match (address, socket.domain) {
+        (Address::Netlink(port), AF_NETLINK) => return netlink::bind(number, port).map(|()| 0),
+        (_, AF_NETLINK) => return Err(Errno::EINVAL),
         (Address::Inet(ip, port), AF_INET | AF_INET6) => (bind_ip(&socket, ip, port)?, None),
         // An older way to write any address of version 4.
         (Address::Unspecified, AF_INET) => (bind_ip(&socket, Ip::ANY_V4, 0)?, None),
@@ -69,8 +68,7 @@ fn bind_ip(socket: &Socket, ip: Ip, port: u16) -> Result<Address, Errno> {
     if socket.domain == AF_INET && ip.as_v4().is_none() {
         return Err(Errno::EAFNOSUPPORT);
     }
-    // A server may bind to every address that it finds on an interface.
-    if !ip.is_any() && !ip.is_own() && !interfaces::has_address(ip) {
+    if !ip.is_any() && !ip.is_own() {
         return Err(Errno::EADDRNOTAVAIL);
     }
     may_bind(socket)?;

@@ -128,8 +128,8 @@ pub(super) fn is_awaited(listener: u16) -> bool {
 /// The address from which a request comes, as a listener sees it.
 fn caller_of(listener: &Socket) -> Ip {
     match listener.local {
-        Address::Inet(Ip::ANY_V6, _) if !listener.options.v6_only() => Ip::LOOPBACK_V4,
-        Address::Inet(ip, _) if ip.as_v4().is_none() => Ip::LOOPBACK_V6,
+        Address::Inet(Ip::LOOPBACK_V6, _) => Ip::LOOPBACK_V6,
+        Address::Inet(Ip::ANY_V6, _) if listener.options.v6_only() => Ip::LOOPBACK_V6,
         _ => Ip::LOOPBACK_V4,
     }
 }

@@ -30,8 +30,8 @@ pub fn new(domain: u16) -> Result<Socket, Errno> {
         state: State::Datagrams(Mailbox {
             inbox: pipes::new_queue(INBOX_BYTES)?,
             queries: match domain {
-                AF_INET | AF_INET6 => outbound::new_queries()?,
-                _ => pipes::NONE,
+                AF_UNIX | AF_NETLINK => pipes::NONE,
+                _ => outbound::new_queries()?,
             },
             to: None,
         }),
@@ -72,6 +72,11 @@ pub fn connect(number: u16, mailbox: Mailbox, given: &[u8]) -> SysResult {
         }
         (Err(error), AF_UNIX) => return Err(error),
         (_, AF_UNIX) => return Err(Errno::EINVAL),
+        (Ok(Address::Netlink(port)), AF_NETLINK) => {
+            netlink::bind(number, 0)?;
+            (None, Address::Netlink(port))
+        }
+        (_, AF_NETLINK) => return Err(Errno::EINVAL),
         (Ok(Address::Inet(ip, _)), AF_INET6)
             if ip.as_v4().is_some() && socket.options.v6_only() =>
         {
@@ -246,8 +251,8 @@ pub fn send(
     rights: &Outgoing,
 ) -> SysResult {
     let socket = *state::sockets().get(number);
-    if socket.domain == AF_NETLINK {
-        return netlink::ask(number, from, given);
+    if let (State::Datagrams(mailbox), Address::Netlink(_)) = (socket.state, socket.local) {
+        return netlink::send(number, mailbox, from, given);
     }
     let is_local = socket.domain == AF_UNIX;
     match given {
@@ -400,7 +405,7 @@ pub fn put(queue: u8, from: Source<'_>, sender: &Address, rights: &Outgoing) -> 
 
 fn encode_sender(sender: &Address, to: &mut [u8]) -> usize {
     match sender {
-        // Those of AF_NETLINK all come from the kernel.
+        // Of these the kernel alone sends.
         Address::Unspecified | Address::Netlink(_) => 0,
         Address::Inet(ip, port) => {
             to[..16].copy_from_slice(&ip.0);

@@ -1,103 +1,106 @@
-//! The interfaces of the network, as a program sees them, and the `ioctl` requests about one of them (netdevice(7)).
-//!
-//! Beside loopback there is the way out of the guest, with the addresses that connections by it show: without it glibc
-//! would take names to be of no use (AI_ADDRCONFIG). It has no hardware address. All instances would have the same, and
-//! programs make unique numbers of it.
+//! Network interfaces: the loopback interface is the only one. What `ioctl` tells of it is here, what netlink
+//! tells in `netlink`.
 
-use super::address::{AF_INET, Ip};
-use super::outbound::{OWN_V4, OWN_V6};
+use super::address::{AF_INET, Address, Ip};
 use crate::errno::{Errno, SysResult};
 use crate::user;
 
-/// An interface.
-pub(super) struct Interface {
-    pub(super) index: u32,
-    pub(super) name: &'static str,
-    /// ARPHRD_LOOPBACK, ARPHRD_NONE
-    pub(super) kind: u16,
-    /// IFF_UP, IFF_RUNNING, IFF_LOWER_UP, and what it is.
-    pub(super) flags: u32,
-    pub(super) most_bytes: u32,
-    /// Six zero bytes of loopback's.
-    pub(super) hardware: &'static [u8],
-    pub(super) addresses: [(Ip, u8); 2],
-    /// RT_SCOPE_HOST, RT_SCOPE_UNIVERSE
-    pub(super) scope: u8,
-}
+/// Its number.
+pub const INDEX: u32 = 1;
+/// Its name, with the zero byte behind it.
+pub const NAME: &[u8] = b"lo\0";
+/// Longest packet.
+pub const MTU: u32 = 65_536;
+/// IFF_UP, IFF_LOOPBACK, IFF_RUNNING
+pub const FLAGS: u32 = 0x49;
+/// `ARPHRD_LOOPBACK`
+pub const HARDWARE: u16 = 772;
+/// Packets that wait to be sent.
+pub const QUEUE: u32 = 1000;
 
-/// All of them.
-pub(super) const INTERFACES: [Interface; 2] = [
-    Interface {
-        index: 1,
-        name: "lo",
-        kind: 772,
-        flags: 0x1_0049,
-        most_bytes: 65_536,
-        hardware: &[0; 6],
-        addresses: [(Ip::LOOPBACK_V4, 8), (Ip::LOOPBACK_V6, 128)],
-        scope: 254,
-    },
-    Interface {
-        index: 2,
-        name: "net0",
-        kind: 0xfffe,
-        // IFF_POINTOPOINT, IFF_NOARP
-        flags: 0x1_00d1,
-        most_bytes: 1500,
-        hardware: &[],
-        addresses: [(OWN_V4, 24), (OWN_V6, 64)],
-        scope: 0,
-    },
-];
+/// Bytes of a `struct ifreq`: a name, and what is told of the interface.
+const REQUEST_BYTES: usize = 40;
+const NAME_BYTES: usize = 16;
 
-/// Whether an address is one of an interface's.
-pub(super) fn has_address(ip: Ip) -> bool {
-    let of = |one: &Interface| one.addresses.iter().any(|(own, _)| *own == ip);
-    INTERFACES.iter().any(of)
-}
+/// The requests of `ioctl` that are about interfaces.
+pub const REQUESTS: core::ops::RangeInclusive<u64> = 0x8910..=0x8970;
 
-/// A request about one interface, with a `struct ifreq` at `at`; ENOTTY for every other.
-pub fn ask(request: u64, at: u64) -> SysResult {
-    const GET_NAME: u64 = 0x8910;
-    const GET_FLAGS: u64 = 0x8913;
-    const GET_ADDRESS: u64 = 0x8915;
-    const GET_MTU: u64 = 0x8921;
-    const GET_HARDWARE: u64 = 0x8927;
-    const GET_INDEX: u64 = 0x8933;
-    const NAME_BYTES: usize = 16;
-    const BYTES: u64 = 40;
-    if !matches!(
-        request,
-        GET_NAME | GET_FLAGS | GET_ADDRESS | GET_MTU | GET_HARDWARE | GET_INDEX
-    ) {
-        return Err(Errno::ENOTTY);
-    }
-    let (name, value) = user::slice_mut(at, BYTES)?.split_at_mut(NAME_BYTES);
-    let is_it = |one: &&Interface| match request {
-        GET_NAME => value.starts_with(&one.index.to_le_bytes()),
-        _ => name.split(|byte| *byte == 0).next() == Some(one.name.as_bytes()),
-    };
-    let one = INTERFACES.iter().find(is_it).ok_or(Errno::ENODEV)?;
-    let mut put = |at: usize, bytes: &[u8]| value[at..at + bytes.len()].copy_from_slice(bytes);
+/// `ioctl` on any socket. They can be looked at and not changed.
+pub fn ioctl(request: u64, argument: u64) -> SysResult {
+    const SIOCGIFNAME: u64 = 0x8910;
+    const SIOCGIFCONF: u64 = 0x8912;
+    const SIOCGIFFLAGS: u64 = 0x8913;
+    const SIOCGIFADDR: u64 = 0x8915;
+    const SIOCGIFDSTADDR: u64 = 0x8917;
+    const SIOCGIFBRDADDR: u64 = 0x8919;
+    const SIOCGIFNETMASK: u64 = 0x891b;
+    const SIOCGIFMETRIC: u64 = 0x891d;
+    const SIOCGIFMTU: u64 = 0x8921;
+    const SIOCGIFHWADDR: u64 = 0x8927;
+    const SIOCGIFINDEX: u64 = 0x8933;
+    const SIOCGIFTXQLEN: u64 = 0x8942;
     match request {
-        GET_NAME => {
-            name.fill(0);
-            name[..one.name.len()].copy_from_slice(one.name.as_bytes());
+        SIOCGIFCONF => return list(argument),
+        SIOCGIFNAME => {
+            let index: u32 = user::read(argument.wrapping_add(NAME_BYTES as u64))?;
+            return match index {
+                INDEX => put(argument, 0, NAME),
+                _ => Err(Errno::ENODEV),
+            };
         }
-        GET_FLAGS => put(0, &(one.flags as u16).to_le_bytes()),
-        GET_ADDRESS => {
-            let v4 = one.addresses.iter().find_map(|(ip, _)| ip.as_v4());
-            put(0, &u64::from(AF_INET).to_le_bytes());
-            put(4, &v4.unwrap_or_default());
-            put(8, &[0; 8]);
-        }
-        GET_MTU => put(0, &one.most_bytes.to_le_bytes()),
-        GET_HARDWARE => {
-            put(0, &[0; 16]);
-            put(0, &one.kind.to_le_bytes());
-            put(2, one.hardware);
-        }
-        _ => put(0, &one.index.to_le_bytes()),
+        SIOCGIFFLAGS | SIOCGIFADDR | SIOCGIFDSTADDR | SIOCGIFBRDADDR | SIOCGIFNETMASK
+        | SIOCGIFMETRIC | SIOCGIFMTU | SIOCGIFHWADDR | SIOCGIFINDEX | SIOCGIFTXQLEN => {}
+        // Those that change something.
+        _ if request & 1 == 0 && request < SIOCGIFMTU => return Err(Errno::EPERM),
+        _ => return Err(Errno::ENOTTY),
     }
+    let name: [u8; NAME_BYTES] = user::read(argument)?;
+    if !name.starts_with(NAME) {
+        return Err(Errno::ENODEV);
+    }
+    match request {
+        SIOCGIFFLAGS => put(argument, NAME_BYTES, &(FLAGS as u16).to_le_bytes()),
+        SIOCGIFADDR | SIOCGIFDSTADDR => put_ip(argument, Ip::LOOPBACK_V4),
+        SIOCGIFBRDADDR => put_ip(argument, Ip::ANY_V4),
+        SIOCGIFNETMASK => put_ip(argument, Ip::v4([255, 0, 0, 0])),
+        SIOCGIFMETRIC => put(argument, NAME_BYTES, &[0; 4]),
+        SIOCGIFMTU => put(argument, NAME_BYTES, &MTU.to_le_bytes()),
+        SIOCGIFTXQLEN => put(argument, NAME_BYTES, &QUEUE.to_le_bytes()),
+        SIOCGIFINDEX => put(argument, NAME_BYTES, &INDEX.to_le_bytes()),
+        // SIOCGIFHWADDR: a family that says what hardware it is, and an address of zeroes.
+        _ => {
+            let mut address = [0; 16];
+            address[..2].copy_from_slice(&HARDWARE.to_le_bytes());
+            put(argument, NAME_BYTES, &address)
+        }
+    }
+}
+
+fn put(request: u64, at: usize, bytes: &[u8]) -> SysResult {
+    let to = user::slice_mut(request.wrapping_add(at as u64), bytes.len() as u64)?;
+    to.copy_from_slice(bytes);
+    Ok(0)
+}
+
+fn put_ip(request: u64, ip: Ip) -> SysResult {
+    let (bytes, length) = Address::Inet(ip, 0).encode(AF_INET);
+    put(request, NAME_BYTES, &bytes[..length])
+}
+
+/// `SIOCGIFCONF`: a `struct ifconf` with room for `struct ifreq`s, or with none to be told how much it takes.
+fn list(configuration: u64) -> SysResult {
+    let room: i32 = user::read(configuration)?;
+    let place: u64 = user::read(configuration.wrapping_add(8))?;
+    let used = match (place, usize::try_from(room)) {
+        (0, _) => REQUEST_BYTES,
+        (_, Ok(REQUEST_BYTES..)) => {
+            user::slice_mut(place, REQUEST_BYTES as u64)?.fill(0);
+            put(place, 0, NAME)?;
+            put_ip(place, Ip::LOOPBACK_V4)?;
+            REQUEST_BYTES
+        }
+        _ => 0,
+    };
+    user::write(configuration, used as i32)?;
     Ok(0)
 }

@@ -14,6 +14,7 @@ const SOL_SOCKET: u64 = 1;
 const SOL_TCP: u64 = 6;
 const SOL_IP: u64 = 0;
 const SOL_IPV6: u64 = 41;
+const SOL_NETLINK: u64 = 270;
 const SO_REUSEADDR: u64 = 2;
 const SO_TYPE: u64 = 3;
 const SO_ERROR: u64 = 4;
@@ -169,6 +170,10 @@ fn check_level(socket: &Socket, level: u64, missing: Errno) -> Result<(), Errno>
     match level {
         SOL_SOCKET => Ok(()),
         _ if socket.domain == AF_UNIX => Err(Errno::EOPNOTSUPP),
+        _ if socket.domain == AF_NETLINK => match level {
+            SOL_NETLINK => Ok(()),
+            _ => Err(Errno::ENOPROTOOPT),
+        },
         SOL_TCP if socket.kind == SOCK_STREAM => Ok(()),
         SOL_IP => Ok(()),
         SOL_IPV6 if socket.domain == AF_INET6 => Ok(()),
@@ -351,6 +356,8 @@ pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u6
         // Devices, filters, groups of receivers, the way that congestion is met: none that would make a difference.
         (SOL_SOCKET, 25..=27 | 50) | (SOL_TCP, TCP_CONGESTION) | (SOL_IP, 32 | 35 | 36) => {}
         (SOL_IPV6, 17 | 20 | 21) => {}
+        // Groups, and how errors are told.
+        (SOL_NETLINK, _) => {}
         // Of a stream two bits are TCP's own.
         (SOL_IP, 1) if socket_kind == SOCK_STREAM => {
             options().set(level, option, given & 0xfc);

@@ -289,7 +289,15 @@ impl Server {
 
     /// Bytes that a read of connection `id` would find.
     pub fn readable_bytes(&mut self, id: u32) -> u64 {
-        self.open(id).map_or(0, Connection::readable_bytes)
+        let Some(connection) = self.open(id) else {
+            return 0;
+        };
+        let (bytes, is_new) = connection.readable_bytes();
+        // It has come just now, of which who waits for an edge is to be told.
+        if is_new {
+            mark(|socket| socket.state == State::Request(id));
+        }
+        bytes
     }
 
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.

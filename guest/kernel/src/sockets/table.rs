@@ -41,7 +41,7 @@ pub enum State {
 pub struct Mailbox {
     /// The queue of what has come.
     pub inbox: u8,
-    /// The queue of what the name server has not answered yet; `pipes::NONE` for one that is not of IP.
+    /// The queue of what the name server has not answered yet; `pipes::NONE` for a local one.
     pub queries: u8,
     /// The socket that a local one is connected to, if it is.
     pub to: Option<u16>,
@@ -67,8 +67,6 @@ pub enum Connecting {
 pub const SOCK_STREAM: u8 = 1;
 /// `SOCK_DGRAM`
 pub const SOCK_DGRAM: u8 = 2;
-/// `SOCK_RAW`
-pub const SOCK_RAW: u8 = 3;
 /// `SOCK_SEQPACKET`
 pub const SOCK_SEQPACKET: u8 = 5;
 
@@ -92,7 +90,7 @@ pub struct Socket {
     pub state: State,
     /// AF_INET, AF_INET6, AF_UNIX or AF_NETLINK.
     pub domain: u16,
-    /// SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET or, for AF_NETLINK, SOCK_RAW.
+    /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
     pub kind: u8,
     /// The `errno` that the next call is to be told, or 0.
     pub error: u8,
@@ -159,7 +157,7 @@ impl Socket {
         match self.local {
             Address::Inet(_, port) => port != 0,
             Address::Unix(name) => name != Name::NONE,
-            Address::Netlink(number) => number != 0,
+            Address::Netlink(port) => port != 0,
             Address::Unspecified => false,
         }
     }
@@ -217,8 +215,8 @@ impl Socket {
 fn unbound(domain: u16) -> Address {
     match domain {
         AF_UNIX => Address::Unix(Name::NONE),
-        AF_NETLINK => Address::Netlink(0),
         AF_INET6 => Address::Inet(Ip::ANY_V6, 0),
+        AF_NETLINK => Address::Netlink(0),
         _ => Address::Inet(Ip::ANY_V4, 0),
     }
 }

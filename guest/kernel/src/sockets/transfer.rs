@@ -3,7 +3,7 @@
 use super::address::{AF_INET6, AF_NETLINK, AF_UNIX, Address};
 use super::rights::{self, Outgoing};
 use super::table::{SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
-use super::{bind, datagrams, hold, netlink, outbound, request};
+use super::{bind, datagrams, hold, outbound, request};
 use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::{pipes, state, threads, time, user};
@@ -396,13 +396,12 @@ pub(super) fn receiver(number: u16, given: Option<&[u8]>) -> Result<Option<Addre
     };
     match (socket.domain, socket.state) {
         (AF_UNIX, _) if socket.kind == SOCK_SEQPACKET => Ok(None),
-        (AF_UNIX, State::Datagrams(_)) => Address::decode(given).map(Some),
+        (AF_UNIX | AF_NETLINK, State::Datagrams(_)) => Address::decode(given).map(Some),
         (AF_UNIX, _) => Ok(Some(Address::Unspecified)),
         (AF_INET6, State::Datagrams(_)) if given.len() >= 2 => match Address::decode(given)? {
-            Address::Unix(_) => Err(Errno::EINVAL),
+            Address::Unix(_) | Address::Netlink(_) => Err(Errno::EINVAL),
             address => Ok(Some(address)),
         },
-        (AF_NETLINK, _) => netlink::decode(given).map(Some),
         (domain, State::Datagrams(_)) => Address::decode_ip(domain, given).map(Some),
         _ => Ok(None),
     }

@@ -3,7 +3,7 @@
 use super::told;
 use crate::buffers::{Source, Target};
 use crate::errno::{Errno, SysResult};
-use crate::files::{Object, read_write, status};
+use crate::files::{self, Object, read_write, status};
 use crate::{state, user};
 
 /// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
@@ -56,7 +56,9 @@ pub(super) fn positioned_vector(
 pub(super) fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::readable(descriptor)?;
     check_vectors(array, count)?;
-    read_write::read_into(&held, Target::Parts { array, count })
+    let to = Target::Parts { array, count };
+    let asked = to.total()?;
+    files::or_edge(descriptor, asked, read_write::read_into(&held, to))
 }
 
 pub(super) fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
@@ -65,7 +67,7 @@ pub(super) fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult
     let from = Source::Parts { array, count };
     match from.total()? {
         0 => Ok(0),
-        _ => read_write::write_from(&held, from),
+        asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
     }
 }
 

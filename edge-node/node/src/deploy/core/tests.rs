@@ -49,8 +49,18 @@ fn bring_up(core: &mut Reconciler, attempt: u64) -> Vec<Action> {
 fn fail(core: &mut Reconciler, attempt: u64) {
     core.on(Event::Failed {
         attempt,
-        reason: "it crashed".into(),
+        why: Fault::of_function("it crashed"),
     });
+}
+
+/// The same through a fault of the node's: after which pause it is begun again.
+fn fail_here(core: &mut Reconciler, attempt: u64) -> Duration {
+    let why = Fault::ours("no space left on device");
+    let actions = core.on(Event::Failed { attempt, why });
+    let [Action::Wait { after, .. }] = actions[..] else {
+        panic!("{actions:?}")
+    };
+    after
 }
 
 #[test]
@@ -298,4 +308,65 @@ fn however_many_versions_fail_the_coordinator_can_be_told() {
 fn a_reason_of_any_length_is_cut_to_its_bound() {
     let cut = cut("ä".repeat(MAX_REASON_BYTES));
     assert!(cut.len() <= MAX_REASON_BYTES + '…'.len_utf8());
+}
+
+#[test]
+fn what_fails_through_the_nodes_fault_is_begun_again_until_it_works() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let attempt = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    let mut pauses = Vec::new();
+    for tries in 1..=12 {
+        // At any stage.
+        let events = [Event::Obtained { attempt }, Event::Prepared { attempt }];
+        for event in events.into_iter().take(tries as usize % 3) {
+            core.on(event);
+        }
+        pauses.push(fail_here(&mut core, attempt));
+        assert!(core.is_settled(), "nobody waits for it");
+        // The state is the same while it is under way again.
+        for again in [false, true] {
+            let observed = core.observed();
+            match &observed.versions[0].state {
+                VersionState::Preparing => assert!(tries <= QUIET_TRIES),
+                VersionState::Failed { reason } => {
+                    assert!(
+                        tries > QUIET_TRIES && reason.contains("no space left"),
+                        "{reason}"
+                    );
+                }
+                VersionState::Ready => panic!(),
+            }
+            if !again {
+                let version = v1.id();
+                let actions = core.on(Event::Waited { attempt });
+                assert_eq!(actions, [Action::ObtainAgain { attempt, version }]);
+            }
+        }
+    }
+    assert!(pauses.is_sorted());
+    assert_eq!(
+        (pauses[0], pauses[1], pauses[11]),
+        (MIN_AGAIN, 2 * MIN_AGAIN, MAX_AGAIN)
+    );
+    bring_up(&mut core, attempt);
+    assert_eq!(core.observed().versions[0].state, VersionState::Ready);
+}
+
+#[test]
+fn what_waits_to_be_begun_again_is_given_up_when_it_is_not_desired_any_more() {
+    let v1 = signed("v1", 1);
+    let mut core = Reconciler::default();
+    let attempt = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    fail_here(&mut core, attempt);
+    // The same again changes nothing.
+    assert_eq!(core.want(desired(1, &v1, None)), Some(vec![]));
+    let nothing = Desired {
+        generation: 2,
+        functions: vec![],
+        draining: Default::default(),
+    };
+    let actions = core.want(nothing).unwrap();
+    assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
+    assert_eq!(core.on(Event::Waited { attempt }), []);
 }

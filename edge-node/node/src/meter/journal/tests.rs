@@ -64,7 +64,8 @@ async fn records_of_several_threads_get_one_sequence_without_gaps() {
     let taken = journal.reader().take(1000).await.unwrap();
     let sequences: Vec<u64> = taken.iter().map(|record| record.sequence).collect();
     assert_eq!(sequences, (1..=300).collect::<Vec<_>>());
-    assert!(taken.iter().all(|record| record.boot_epoch == 1));
+    let epoch = journal.epoch;
+    assert!(taken.iter().all(|record| record.boot_epoch == epoch));
     journal.stop();
 }
 
@@ -80,7 +81,8 @@ async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_order() {
         batch.iter().map(|r| r.accepted_ms).collect::<Vec<_>>(),
         [1, 2]
     );
-    reader.stored(1, 2).await.unwrap();
+    let first = journal.epoch;
+    reader.stored(first, 2).await.unwrap();
     let rest = reader.take(10).await.unwrap();
     assert_eq!(
         rest.iter().map(|r| r.accepted_ms).collect::<Vec<_>>(),
@@ -89,7 +91,7 @@ async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_order() {
     journal.stop();
     // The next life goes on with a higher epoch and still has them.
     let journal = Journal::start(dir.path(), 1).unwrap();
-    assert_eq!(journal.epoch, 2);
+    assert!(journal.epoch > first);
     assert_eq!(journal.reader().take(10).await.unwrap(), rest);
     journal.stop();
 }
@@ -98,7 +100,7 @@ async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_order() {
 async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(&dir.path().join("journal.sqlite")).unwrap();
-    store.begin_epoch().unwrap();
+    store.begin_epoch(1).unwrap();
     let spill_dir = dir.path().join("spill");
     files::make_dir(&spill_dir).unwrap();
     let progress = Arc::new(Progress::new(1));
@@ -121,20 +123,28 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
         }
     }
     // Its last frame is torn: nobody was answered for it.
+    let path = spill_dir.join("1-0-a.log");
+    let before = std::fs::read(&path).unwrap();
     spill
         .append(&UsageRecord {
             boot_epoch: 1,
             ..numbered(4)
         })
         .unwrap();
-    let path = spill_dir.join("1-0-a.log");
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let differs = bytes
+        .iter()
+        .zip(&before)
+        .rposition(|(now, then)| now != then);
+    bytes[differs.unwrap()] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
     drop((store, spill));
 
-    for life in 2..4 {
+    let mut last = 1;
+    for _ in 2..4 {
         let journal = Journal::start(dir.path(), 1).unwrap();
-        assert_eq!(journal.epoch, life);
+        assert!(journal.epoch > last);
+        last = journal.epoch;
         let taken = journal.reader().take(10).await.unwrap();
         let keys: Vec<_> = taken
             .iter()
@@ -156,4 +166,28 @@ fn a_journal_of_another_schema_is_refused() {
         .unwrap();
     let error = Journal::start(dir.path(), 1).unwrap_err().to_string();
     assert!(error.contains("schema 9"), "{error}");
+}
+
+#[test]
+fn a_journal_that_begins_anew_has_another_epoch_and_one_that_goes_on_a_later_one() {
+    let begin = |dir: &Path| {
+        let journal = Journal::start(dir, 1).unwrap();
+        let epoch = journal.epoch;
+        journal.stop();
+        epoch
+    };
+    let dirs: Vec<_> = (0..5).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut epochs: Vec<u64> = dirs.iter().map(|dir| begin(dir.path())).collect();
+    // Within a second as well, but for one time in 100,000.
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), 5);
+    let largest_in_json = 1 << 53;
+    assert!(epochs.iter().all(|epoch| *epoch < largest_in_json));
+
+    // Where the clock has been set back, the last epoch counts.
+    let mut store = Store::open(&dirs[0].path().join("journal.sqlite")).unwrap();
+    store.begin_epoch(1 << 52).unwrap();
+    drop(store);
+    assert_eq!(begin(dirs[0].path()), (1 << 52) + 1);
 }

@@ -18,7 +18,7 @@ fn of(key: Key) -> Claim {
 
 fn pool(slots: u32) -> Core {
     let mut core = Core::default();
-    (0..slots).for_each(|n| assert_eq!(core.added(SlotId(n)), []));
+    (0..slots).for_each(|n| assert_eq!(core.added(SlotId(n), Holds::Nothing), []));
     core
 }
 
@@ -125,7 +125,7 @@ fn a_lost_slot_is_replaced_by_an_added_one_that_serves_who_waits() {
     let running = pool.want(Ticket(0), of(A)).unwrap();
     pool.want(Ticket(1), of(A));
     assert_eq!(pool.lost(running.slot), []);
-    let grants = pool.added(SlotId(7));
+    let grants = pool.added(SlotId(7), Holds::Nothing);
     assert_eq!(
         grants,
         [Grant {
@@ -228,7 +228,7 @@ fn who_breaks_slots_waits_for_others_in_their_places_and_leaves_the_rest() {
     }
     assert_eq!(pool.want(Ticket(3), of(A)), None);
     assert!(pool.want(Ticket(4), of(B)).is_some());
-    let grants = pool.added(SlotId(10));
+    let grants = pool.added(SlotId(10), Holds::Nothing);
     assert_eq!((grants.len(), grants[0].ticket), (1, Ticket(3)));
 }
 
@@ -362,7 +362,7 @@ proptest! {
                         users.remove(&slot);
                         let mut grants = pool.lost(slot);
                         next_slot += 1;
-                        grants.extend(pool.added(SlotId(next_slot)));
+                        grants.extend(pool.added(SlotId(next_slot), Holds::Nothing));
                         grants
                     }
                 },
@@ -395,4 +395,17 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_slot_that_is_made_with_the_version_of_the_one_before_it_serves_it_without_a_load() {
+    let mut pool = pool(2);
+    let first = pool.want(Ticket(1), of(A)).unwrap();
+    assert_eq!(pool.lost(first.slot), []);
+    assert_eq!(pool.want(Ticket(2), of(A)), None, "the share is in use");
+    let grants = pool.added(SlotId(7), Holds::Pristine(A));
+    let [grant] = grants[..] else {
+        panic!("{grants:?}")
+    };
+    assert_eq!((grant.slot, grant.load), (SlotId(7), false));
 }

@@ -27,11 +27,16 @@ pub(super) fn meminfo(to: &mut Content) -> fmt::Result {
         state::memory().total_bytes() / 1024,
         state::memory().free_bytes() / 1024,
     );
+    let used = total - free;
     writeln!(
         to,
         "MemTotal:       {total:8} kB\nMemFree:        {free:8} kB\nMemAvailable:   {free:8} kB\n\
-         Buffers:               0 kB\nCached:                0 kB\nSwapTotal:             0 kB\n\
-         SwapFree:              0 kB\nHugePages_Total:       0\nHugePages_Free:        0\n\
+         Buffers:               0 kB\nCached:                0 kB\nSwapCached:            0 kB\n\
+         Active:         {used:8} kB\nInactive:              0 kB\nSwapTotal:             0 kB\n\
+         SwapFree:              0 kB\nDirty:                 0 kB\nWriteback:             0 kB\n\
+         AnonPages:      {used:8} kB\nMapped:                0 kB\nShmem:                 0 kB\n\
+         Slab:                  0 kB\nCommitted_AS:   {used:8} kB\nVmallocTotal:          0 kB\n\
+         VmallocUsed:           0 kB\nVmallocChunk:          0 kB\nHugePages_Total:       0\nHugePages_Free:        0\n\
          Hugepagesize:       2048 kB"
     )
 }

@@ -173,12 +173,16 @@ impl Connection {
         done
     }
 
-    /// Gets more of the body, if nothing is here; gives how much is.
-    pub(super) fn readable_bytes(&mut self) -> u64 {
+    /// Gets more of the body, if nothing is here. Gives how much is, and whether it has come just now while the program
+    /// may wait for it.
+    pub(super) fn readable_bytes(&mut self) -> (u64, bool) {
+        let mut awaited = false;
         if self.here() == 0 && self.body_left > 0 {
+            awaited = core::mem::take(&mut self.starved);
             self.refill();
         }
-        self.here() as u64
+        let here = self.here() as u64;
+        (here, awaited && here > 0)
     }
 
     /// Reads what is here, and what the host has if that is too little.
@@ -212,6 +216,9 @@ impl Connection {
             (_, BODY_UNKNOWN) => BODY_UNKNOWN,
             (bytes, left) => left - bytes,
         };
+        // Who gets less than there is room for need not read once more to know that nothing is there, and may wait
+        // for an edge. If the host has more already, the wait ends at once.
+        self.starved = bytes < room as u64 && self.body_left != 0;
         bytes as usize
     }
 

@@ -1,5 +1,21 @@
 //! The smallest function there is: an HTTP server of 176 bytes, with which `holm doctor` tries a real
-//! machine. Written down byte by byte, so that the command needs no compiler for it.
+//! machine, and beside which other programs are measured. Written down byte by byte, so that nothing needs a
+//! compiler for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holm_model::bundle::Files;
+use holm_model::program::Program;
+
+use crate::{
+    Failure, GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, VmmError, prepare,
+};
+
+/// Far more than it needs, even on an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Least memory of a guest for it.
+pub const MEMORY_BYTES: u64 = 4 << 20;
 
 /// Where the program is linked; its one segment holds headers, code and data.
 const BASE: u64 = 0x40_0000;
@@ -49,10 +65,60 @@ const CODE: [u8; 124] = [
 const ADDRESS: [u8; 16] = [2, 0, 0x1f, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 const ANSWER: &[u8; 36] = b"HTTP/1.1 204 \r\nConnection: close\r\n\r\n";
 /// The status in [`ANSWER`].
-pub(super) const STATUS: u16 = 204;
+const STATUS: u16 = 204;
+
+/// Its snapshot, with as much memory as is said.
+pub fn snapshot(hypervisor: &Hypervisor, memory_bytes: u64) -> Result<Arc<Snapshot>, Failure> {
+    let program = Program::parse(&program())
+        .map_err(|_| VmmError::Misuse("the sample is no program that Holm takes"))?;
+    let config = GuestConfig {
+        name: "sample".to_owned(),
+        memory_bytes: memory_bytes.max(MEMORY_BYTES),
+        env: Vec::new(),
+        args: Vec::new(),
+        files: Files::default(),
+        inetd: false,
+        shared: false,
+        port: 8080,
+    };
+    let prepared = prepare(hypervisor, &program, &config, PATIENCE);
+    prepared
+        .map(|prepared| prepared.snapshot)
+        .map_err(|error| error.failure)
+}
+
+/// Sends an instance of it a request, and checks the answer.
+pub fn send(slot: &mut Slot) -> Result<(), Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    let limits = Limits {
+        deadline,
+        cpu: PATIENCE,
+        response_body_bytes: 0,
+        streams: false,
+    };
+    let headers: [(&[u8], &[u8]); 1] = [(b"host", b"sample")];
+    let request = Request {
+        method: "GET",
+        target: "/",
+        headers: &headers,
+        body: &[],
+    };
+    slot.begin(&request, limits)?;
+    loop {
+        match slot.run(PATIENCE) {
+            Step::Answered(response) if response.status == STATUS => return Ok(()),
+            Step::Answered(_) => {
+                return Err(VmmError::Misuse("the sample gave another answer than its own").into());
+            }
+            Step::Failed(failure) | Step::Dropped(_, failure) => return Err(failure),
+            Step::Yielded => {}
+            Step::Parked(until) => slot.wait(until.min(deadline)),
+        }
+    }
+}
 
 /// The program as an ELF file.
-pub(super) fn program() -> Vec<u8> {
+fn program() -> Vec<u8> {
     let total = (HEADER_BYTES + CODE.len() + ADDRESS.len() + ANSWER.len()) as u64;
     let entry = BASE + HEADER_BYTES as u64;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
