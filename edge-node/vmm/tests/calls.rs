@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::tells_the_same;
-use holm_test_support::require_kvm;
+use common::{Function, tells_the_same};
+use holm_test_support::{guest, require_kvm};
 
 #[test]
 fn kvm_close_on_exec_is_kept_as_on_linux() {
@@ -76,4 +76,53 @@ fn kvm_who_watches_files_is_told_as_on_linux() {
         return;
     }
     tells_the_same("watches", &[("/", "renamed: [1 0x40 a cookie \"a\"]")]);
+}
+
+#[test]
+fn kvm_fifos_are_pipes_with_a_name_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "fifos",
+        &[
+            ("/without_waits", "they have gone: 1 0x10"),
+            ("/with_waits", "read: 13 \"from a thread\""),
+            ("/names", "read: 5 \"moved\""),
+        ],
+    );
+}
+
+#[test]
+fn kvm_memory_files_are_sealed_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "seals",
+        &[
+            ("/adding", "seals: 62"),
+            ("/sizes", "from a page before: 4086"),
+            ("/writing", "through the mapping: m"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_a_file_is_mapped_in_place_of_memory_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "fixed_files",
+        &[
+            ("/private", "around: gg"),
+            ("/private/reserved", "left: ac"),
+            ("/shared/reserved", "in the mapping: F"),
+            ("/ring/reserved", "und aro"),
+        ],
+    );
+    // Program memory shows itself.
+    let shared = Function::new(&guest("fixed_files")).get("/shared");
+    assert!(shared.starts_with("mmap: ENOMEM\n"), "{shared}");
 }

@@ -388,6 +388,10 @@ fn kvm_what_is_not_supported_is_an_errno_and_is_named_once() {
     );
     let fork = unknown.fresh("GET", "/syscall/57", b"");
     assert!(fork.log.contains("fork"), "{}", fork.log);
+    let segment = unknown.fresh("GET", "/syscall/29", b"");
+    let shared =
+        "system call shmget: ENOSYS (a function is one process; shm_open and mmap share memory";
+    assert!(segment.log.contains(shared), "{}", segment.log);
 
     let mut files = Function::new(&guest("files"));
     assert_eq!(

@@ -158,6 +158,17 @@ impl Target<'_> {
         }
     }
 
+    /// Whether all of its first `most` bytes can be written, which they can then be until there is a wait.
+    pub fn check(&mut self, most: u64) -> Result<(), Errno> {
+        let mut unwritten = Ok(());
+        self.for_each_from(0, |place, done| {
+            let bytes = place.len();
+            unwritten = place.limit(most.saturating_sub(done)).whole().map(|_| ());
+            unwritten.map(|()| bytes)
+        })
+        .and(unwritten)
+    }
+
     /// Calls `each` for piece after piece behind the first `done` bytes, with the bytes before it, until one is
     /// cut short; gives how much was done.
     pub fn for_each_from(

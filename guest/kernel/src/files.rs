@@ -12,6 +12,7 @@ pub mod change;
 pub mod copy;
 pub mod descriptors;
 pub mod directory;
+mod fifo;
 pub mod held;
 pub mod lookup;
 pub mod map;
@@ -20,6 +21,7 @@ pub mod open;
 pub mod paths;
 pub mod piece;
 pub mod read_write;
+mod seals;
 pub mod splice;
 pub mod status;
 pub mod temporary;
@@ -95,7 +97,7 @@ pub enum Object {
     Timer(u8),
     /// An epoll instance.
     Epoll(u8),
-    /// An end of a pipe: the queue it reads from, or writes to.
+    /// An end of a pipe or a FIFO: the queue it reads from, or writes to.
     Stream {
         /// Or `pipes::NONE`.
         from: u8,

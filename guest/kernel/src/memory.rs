@@ -341,6 +341,12 @@ impl Memory {
         regions.any(|region| region.share.is_some_and(|share| share.file == file))
     }
 
+    /// Whether anything of a file is mapped that is writable, or could be made so.
+    pub fn is_file_writable(&self, file: u16) -> bool {
+        let mut shares = self.sparse.regions.all().iter().filter_map(|one| one.share);
+        shares.any(|share| share.file == file && share.may_write)
+    }
+
     /// Memory for the library OS itself, from the program's: in program memory, so that it can be used
     /// without a fault.
     pub fn take(&mut self, bytes: u64, machine: &mut impl Machine) -> SysResult {

@@ -1,4 +1,4 @@
-//! Pipes, and the byte queues under them and under sockets, by which a program talks to itself.
+//! Pipes, and the byte queues under them, under FIFOs and under sockets, by which a program talks to itself.
 
 use holm_hostcall::PAGE_BYTES;
 
@@ -35,10 +35,36 @@ pub struct Queue {
     used: u64,
     /// Bytes that were taken out since it is there.
     taken: u64,
-    has_reader: bool,
-    has_writer: bool,
+    /// Who reads from it: one end, or as many as there are of a FIFO.
+    readers: Ends,
+    /// Who writes to it.
+    writers: Ends,
+    /// The file of /tmp by which it is found, if it is a FIFO's.
+    file: Option<u16>,
     /// The reader wants nothing more.
     is_deaf: bool,
+}
+
+/// The ends of a queue on one of its sides.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// How many there are.
+    now: u16,
+    /// How many there ever were; it only has to change with each.
+    ever: u32,
+}
+
+impl Ends {
+    const NONE: Ends = Ends { now: 0, ever: 0 };
+
+    fn add(&mut self) {
+        self.now += 1;
+        self.ever = self.ever.wrapping_add(1);
+    }
+
+    fn remove(&mut self) {
+        self.now = self.now.saturating_sub(1);
+    }
 }
 
 impl Queue {
@@ -53,14 +79,15 @@ impl Queue {
             start: 0,
             used: 0,
             taken: 0,
-            has_reader: false,
-            has_writer: false,
+            readers: Ends::NONE,
+            writers: Ends::NONE,
+            file: None,
             is_deaf: false,
         }
     }
 
     fn is_free(&self) -> bool {
-        !self.has_reader && !self.has_writer
+        self.readers.now == 0 && self.writers.now == 0
     }
 
     /// Bytes in it.
@@ -84,7 +111,7 @@ impl Queue {
 
     /// Whether the other end takes nothing any more.
     pub fn is_refused(&self) -> bool {
-        !self.has_reader || self.is_deaf
+        self.readers.now == 0 || self.is_deaf
     }
 
     /// Whether a write would not wait.
@@ -94,7 +121,17 @@ impl Queue {
 
     /// Whether the other end writes nothing any more.
     pub fn is_ended(&self) -> bool {
-        !self.has_writer
+        self.writers.now == 0
+    }
+
+    /// Readers there are, and ever were.
+    pub fn readers(&self) -> (u16, u32) {
+        (self.readers.now, self.readers.ever)
+    }
+
+    /// The same of writers.
+    pub fn writers(&self) -> (u16, u32) {
+        (self.writers.now, self.writers.ever)
     }
 
     /// Calls `each` with the up to two parts that `count` bytes from the place `from` on consist of.
@@ -192,20 +229,57 @@ pub fn queue(number: u8) -> Option<&'static mut Queue> {
     state::queues().get_mut(usize::from(number))
 }
 
-/// A new queue that holds at most `limit` bytes.
+/// A new queue that holds at most `limit` bytes, with one end on either side.
 pub fn new_queue(limit: u64) -> Result<u8, Errno> {
+    let number = new_endless(limit)?;
+    let queue = &mut state::queues()[usize::from(number)];
+    queue.readers.add();
+    queue.writers.add();
+    Ok(number)
+}
+
+/// The same without an end, which it has to have before another is made.
+fn new_endless(limit: u64) -> Result<u8, Errno> {
     let queues = state::queues();
     let free = queues
         .iter()
         .position(Queue::is_free)
         .ok_or(Errno::EMFILE)?;
     queues[free] = Queue {
-        has_reader: true,
-        has_writer: true,
         limit,
         ..Queue::new()
     };
     Ok(free as u8)
+}
+
+/// The queue of a FIFO, while somebody has an end of it.
+pub fn of_fifo(file: u16) -> Option<u8> {
+    let mut queues = state::queues().iter();
+    let is_it = |queue: &Queue| queue.file == Some(file);
+    queues.position(is_it).map(|number| number as u8)
+}
+
+/// The file by which an end with these two queues, either of which may be `NONE`, is found: if it is a FIFO's.
+pub fn file_of(from: u8, to: u8) -> Option<u16> {
+    queue(from.min(to)).and_then(|queue| queue.file)
+}
+
+/// One more end of a FIFO, which reads, writes, or does both; gives its queue.
+pub fn join(file: u16, reads: bool, writes: bool) -> Result<u8, Errno> {
+    let number = match of_fifo(file) {
+        Some(number) => number,
+        None => new_endless(PIPE_BYTES)?,
+    };
+    let queue = &mut state::queues()[usize::from(number)];
+    (queue.unit, queue.file) = (PIPE_UNIT_BYTES, Some(file));
+    if reads {
+        queue.readers.add();
+    }
+    if writes {
+        queue.writers.add();
+    }
+    edge(|from, to| from == number || to == number);
+    Ok(number)
 }
 
 /// `pipe` and `pipe2`
@@ -382,11 +456,13 @@ pub fn refuse(from: u8) {
 /// One that read from `from` and wrote to `to` does so no more; either may be `NONE`.
 pub fn close(from: u8, to: u8) {
     if let Some(queue) = queue(from) {
-        queue.has_reader = false;
-        state::rights().lose(from);
+        queue.readers.remove();
+        if queue.readers.now == 0 {
+            state::rights().lose(from);
+        }
     }
     if let Some(queue) = queue(to) {
-        queue.has_writer = false;
+        queue.writers.remove();
     }
     for number in [from, to] {
         if let Some(queue) = queue(number)

@@ -63,8 +63,14 @@ fn ready(open: Open, reporting: &mut Reporting) -> u32 {
     match open.object {
         Object::Stream { from, to } => {
             let (input, output) = (pipes::queue(from), pipes::queue(to));
-            let (readable, ended) =
-                input.map_or((false, false), |queue| (queue.used() > 0, queue.is_ended()));
+            // Where no writer has come yet, none has gone.
+            let (readable, ended) = input.map_or((false, false), |queue| {
+                let (now, ever) = queue.writers();
+                (
+                    queue.used() > 0,
+                    now == 0 && open.position != u64::from(ever),
+                )
+            });
             let (writable, refused) = output.map_or((false, false), |queue| {
                 (queue.is_writable(), queue.is_refused())
             });

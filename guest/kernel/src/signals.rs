@@ -6,21 +6,27 @@
 //!                                        rt_sigreturn: the registers of before ◀─────┘
 //! ```
 //! A signal with a handler wakes the thread it is for; its blocked call gives EINTR, or is made again.
-//! What a handler finds on its stack is in `signals/frame.rs`.
+//! Here is what is pending for whom; what each file in the folder is for stands at its top.
 
+mod deliver;
 pub mod descriptor;
 mod frame;
+mod handlers;
+mod kill;
+mod mask;
 mod queue;
 pub mod timers;
 
-use holm_hostcall::{Call, FIRST_SIGNAL, FaultPage, Registers, abort_reason};
-
-use crate::errno::{Errno, SysResult, to_rax};
+use crate::errno::Errno;
 use crate::files::Object;
 use crate::process::PROCESS_ID;
 use crate::threads::MAX_THREADS;
-use crate::{fault, host, state, threads, time, user};
+use crate::{state, threads};
+pub use deliver::{deliver, force};
 pub use frame::{Cause, go_back};
+pub use handlers::{action, stack};
+pub use kill::{kill, kill_thread, kill_thread_of};
+pub use mask::{check_mask, mask, masked, pending, suspend, wait_for};
 use queue::{Origin, Queue, Sent};
 pub use queue::{send_with_info, send_with_info_to};
 
@@ -49,17 +55,12 @@ const FIRST_REAL_TIME: u32 = 32;
 
 const SIG_DFL: u64 = 0;
 const SIG_IGN: u64 = 1;
-const SA_ONSTACK: u64 = 0x0800_0000;
-const SA_RESTART: u64 = 0x1000_0000;
 const SA_NODEFER: u64 = 0x4000_0000;
 const SA_RESETHAND: u64 = 0x8000_0000;
 
 const SI_KERNEL: i32 = 0x80;
 const SI_TKILL: i32 = -6;
 
-const SS_ONSTACK: u32 = 1;
-const SS_DISABLE: u32 = 2;
-const MIN_STACK_BYTES: u64 = 2048;
 const MASK_BYTES: u64 = 8;
 /// Most that one timer has sent and nobody taken.
 const MAX_FORGOTTEN: usize = 4;
@@ -314,149 +315,6 @@ fn forget(which: impl Fn(&Origin) -> bool) {
     }
 }
 
-/// On the way back to the program: runs the handlers of what is pending, by laying frames on its stack.
-/// `called` is the number of the system call that is over, if it is one.
-pub fn deliver(registers: &mut Registers, called: Option<u64>) {
-    timers::ring();
-    let thread = state::threads().current();
-    let always = registers.rax == in_rax(Errno::RESTART_ALWAYS);
-    let mut restart = called.filter(|_| always || registers.rax == in_rax(Errno::RESTART));
-    while let deliverable = state::signals().deliverable(thread)
-        && deliverable != 0
-    {
-        let (signal, origin) = take_of(deliverable, thread);
-        let action = state::signals().actions[signal as usize - 1];
-        match action.handler {
-            _ if state::signals().is_ignored(signal) => continue,
-            SIG_DFL => {
-                registers.rip = fault::own_place(registers.rip);
-                terminate(signal, registers)
-            }
-            _ => {}
-        }
-        if let Some(number) = restart.take() {
-            // Before the first handler's frame is laid: what it goes back to.
-            match always || action.flags & SA_RESTART != 0 {
-                true => call_again(registers, number),
-                false => registers.rax = in_rax(Errno::EINTR),
-            }
-        }
-        let cause = Cause {
-            signal,
-            origin,
-            fault: None,
-        };
-        run_handler(registers, thread, &cause);
-    }
-    if let Some(number) = restart {
-        call_again(registers, number);
-    }
-    let of = &mut state::signals().threads[thread];
-    if let Some(before) = of.before.take() {
-        of.blocked = before;
-    }
-}
-
-fn in_rax(error: Errno) -> u64 {
-    to_rax(Err(error))
-}
-
-/// Goes back to the `syscall` instruction.
-fn call_again(registers: &mut Registers, number: u64) {
-    const SYSCALL_BYTES: u64 = 2;
-    registers.rax = number;
-    registers.rip = registers.rip.wrapping_sub(SYSCALL_BYTES);
-}
-
-fn run_handler(registers: &mut Registers, thread: usize, cause: &Cause) {
-    // Where nothing can be executed there is no stub of a call either.
-    if !cause.fault.is_some_and(|fault| fault::is_fetch(&fault)) {
-        registers.rip = fault::own_place(registers.rip);
-    }
-    let (action, before) = state::signals().enter(cause.signal, thread);
-    let of = state::signals().threads[thread];
-    let alternate =
-        action.flags & SA_ONSTACK != 0 && of.stack_bytes != 0 && !of.is_on_stack(registers.rsp);
-    let top = match alternate {
-        true => of.stack + of.stack_bytes,
-        // Below the red zone.
-        false => registers.rsp.wrapping_sub(128),
-    };
-    let laid = frame::lay(
-        registers,
-        cause,
-        top,
-        action.restorer,
-        before,
-        stack_of(&of, registers.rsp),
-    );
-    match laid {
-        Ok(()) if action.handler < NON_CANONICAL_FROM => registers.rip = action.handler,
-        _ => give_up(cause),
-    }
-}
-
-/// A handler that has no stack to run on, or is nowhere.
-fn give_up(cause: &Cause) -> ! {
-    host::abort_with(
-        abort_reason::SIGNAL,
-        u64::from(SIGSEGV),
-        format_args!(
-            "there is no handler of signal {} where the program says, or no stack for it",
-            cause.signal
-        ),
-    )
-}
-
-/// The end of the program, with a report of its registers.
-fn terminate(signal: u32, registers: &Registers) -> ! {
-    let registers = core::ptr::from_ref(registers).addr() as u64;
-    let vector = FIRST_SIGNAL + u64::from(signal);
-    host::call(Call::FAULT, 0, [vector, 0, 0, registers]);
-    host::halt()
-}
-
-/// An exception of the program's: runs its handler. `false` if there is none that may run.
-pub fn force(registers: &mut Registers, fault: &FaultPage) -> bool {
-    const SEGV_MAPERR: i32 = 1;
-    const SEGV_ACCERR: i32 = 2;
-    const BUS_ADRERR: i32 = 2;
-    const PRESENT: u64 = 1;
-    let (signal, code) = match fault.vector {
-        0 => (SIGFPE, 1),
-        1 => (SIGTRAP, 2),
-        3 => (SIGTRAP, SI_KERNEL),
-        6 => (SIGILL, 2),
-        14 if fault::is_behind_end(fault) => (SIGBUS, BUS_ADRERR),
-        14 if fault.error_code & PRESENT != 0 => (SIGSEGV, SEGV_ACCERR),
-        14 if state::memory().is_mapped(fault.cr2) => (SIGSEGV, SEGV_ACCERR),
-        14 => (SIGSEGV, SEGV_MAPERR),
-        16 | 19 => (SIGFPE, 7),
-        17 => (SIGBUS, 1),
-        _ => (SIGSEGV, SI_KERNEL),
-    };
-    let thread = state::threads().current();
-    let signals = state::signals();
-    let handler = signals.actions[signal as usize - 1].handler;
-    let blocked = signals.threads[thread].blocked & bit(signal) != 0;
-    if blocked || matches!(handler, SIG_DFL | SIG_IGN) {
-        return false;
-    }
-    let addr = match fault.vector {
-        14 => fault.cr2,
-        // A breakpoint is about no address: the program is behind it.
-        3 | 13 => 0,
-        _ => registers.rip,
-    };
-    let cause = Cause {
-        signal,
-        origin: Origin::of_fault(code, addr),
-        fault: Some(*fault),
-    };
-    run_handler(registers, thread, &cause);
-    true
-}
-
 /// A signal of the running thread's own doing.
 pub fn raise(signal: u32) {
     let thread = state::threads().current();
@@ -475,18 +333,6 @@ fn is_process(target: u64) -> bool {
     u64::from(target as u32) == PROCESS_ID || state::threads().index_of(target as u32).is_some()
 }
 
-/// `kill`: the one process is 1.
-pub fn kill(target: u64, signal: u64) -> SysResult {
-    if !matches!(target as i32, -1..=0) && !is_process(target) {
-        return Err(Errno::ESRCH);
-    }
-    if signal as u32 == 0 {
-        return Ok(0);
-    }
-    post(check(signal)?);
-    Ok(0)
-}
-
 /// A signal for the process.
 pub fn post(signal: u32) {
     // It carries nothing that there might be no room for.
@@ -494,214 +340,8 @@ pub fn post(signal: u32) {
     tell(signal);
 }
 
-/// `tgkill`
-pub fn kill_thread_of(process: u64, target: u64, signal: u64) -> SysResult {
-    match process as u32 as i32 {
-        ..=0 => Err(Errno::EINVAL),
-        1 => kill_thread(target, signal),
-        _ if (target as u32 as i32) <= 0 => Err(Errno::EINVAL),
-        _ => Err(Errno::ESRCH),
-    }
-}
-
-/// `tkill`
-pub fn kill_thread(target: u64, signal: u64) -> SysResult {
-    if (target as u32 as i32) <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    let thread = state::threads()
-        .index_of(target as u32)
-        .ok_or(Errno::ESRCH)?;
-    if signal as u32 == 0 {
-        return Ok(0);
-    }
-    let signal = check(signal)?;
-    state::signals().post(signal, Some(thread), None)?;
-    tell(signal);
-    Ok(0)
-}
-
-/// `rt_sigaction`
-pub fn action(signal: u64, new: u64, old: u64, mask_bytes: u64) -> SysResult {
-    if mask_bytes != MASK_BYTES {
-        return Err(Errno::EINVAL);
-    }
-    let signal = check(signal)?;
-    let place = signal as usize - 1;
-    let before = state::signals().actions[place];
-    if new != 0 {
-        if bit(signal) & ABSOLUTE != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let [handler, flags] = user::read::<[u64; 2]>(new)?;
-        let [restorer, mask] = user::read::<[u64; 2]>(new.wrapping_add(16))?;
-        let signals = state::signals();
-        signals.actions[place] = Action {
-            handler,
-            flags,
-            restorer,
-            mask: mask & !ABSOLUTE,
-        };
-        if signals.is_ignored(signal) {
-            signals.pending &= !bit(signal);
-            signals.sent.forget(|one| one.signal == signal);
-            for thread in &mut signals.threads {
-                thread.pending &= !bit(signal);
-            }
-        }
-    }
-    if old != 0 {
-        user::write(old, [before.handler, before.flags])?;
-        user::write(old.wrapping_add(16), [before.restorer, before.mask])?;
-    }
-    Ok(0)
-}
-
 fn own() -> &'static mut OfThread {
     &mut state::signals().threads[state::threads().current()]
-}
-
-/// `rt_sigprocmask`
-pub fn mask(how: u64, set: u64, old: u64, mask_bytes: u64) -> SysResult {
-    const BLOCK: u64 = 0;
-    const UNBLOCK: u64 = 1;
-    const SET: u64 = 2;
-    if mask_bytes != MASK_BYTES {
-        return Err(Errno::EINVAL);
-    }
-    let before = own().blocked;
-    if set != 0 {
-        let set = user::read::<u64>(set)?;
-        let after = match how as u32 as u64 {
-            BLOCK => before | set,
-            UNBLOCK => before & !set,
-            SET => set,
-            _ => return Err(Errno::EINVAL),
-        };
-        own().blocked = after & !ABSOLUTE;
-    }
-    if old != 0 {
-        user::write(old, before)?;
-    }
-    Ok(0)
-}
-
-/// Whether a mask, if there is one, has the size that masks have.
-pub fn check_mask(set: u64, bytes: u64) -> Result<(), Errno> {
-    match set == 0 || bytes == MASK_BYTES {
-        true => Ok(()),
-        false => Err(Errno::EINVAL),
-    }
-}
-
-/// Runs a call with another mask, as ppoll and its kin do; a null pointer leaves it.
-pub fn masked(set: u64, bytes: u64, call: impl FnOnce() -> SysResult) -> SysResult {
-    if set == 0 {
-        return call();
-    }
-    check_mask(set, bytes)?;
-    let set = user::read::<u64>(set)? & !ABSOLUTE;
-    let of = own();
-    of.before = Some(of.blocked);
-    of.blocked = set;
-    let result = call();
-    if result != Err(Errno::EINTR) {
-        // Else the handler runs first, under this mask.
-        let of = own();
-        of.blocked = of.before.take().unwrap_or(of.blocked);
-    }
-    result
-}
-
-/// `rt_sigsuspend` and, without a mask, `pause`
-pub fn suspend(set: u64, bytes: u64) -> SysResult {
-    masked(set, bytes, || {
-        loop {
-            if threads::wait(None) {
-                return Err(Errno::EINTR);
-            }
-        }
-    })
-}
-
-/// `rt_sigpending`
-pub fn pending(to: u64, mask_bytes: u64) -> SysResult {
-    if mask_bytes > MASK_BYTES {
-        return Err(Errno::EINVAL);
-    }
-    let of = own();
-    let pending = (of.pending | state::signals().pending) & of.blocked;
-    user::slice_mut(to, mask_bytes)?.copy_from_slice(&pending.to_le_bytes()[..mask_bytes as usize]);
-    Ok(0)
-}
-
-/// `rt_sigtimedwait`
-pub fn wait_for(set: u64, info: u64, timeout: u64, mask_bytes: u64) -> SysResult {
-    if mask_bytes != MASK_BYTES {
-        return Err(Errno::EINVAL);
-    }
-    let set = user::read::<u64>(set)? & !ABSOLUTE;
-    let deadline = time::timespec(timeout)?.map(|time| time::monotonic_ns().saturating_add(time));
-    loop {
-        let thread = state::threads().current();
-        let signals = state::signals();
-        let found = (signals.threads[thread].pending | signals.pending) & set;
-        if found != 0 {
-            let (signal, origin) = take_of(found, thread);
-            if info != 0 {
-                frame::write_info(info, signal, &origin)?;
-            }
-            return Ok(u64::from(signal));
-        }
-        if deadline.is_some_and(|deadline| deadline <= time::monotonic_ns()) {
-            return Err(Errno::EAGAIN);
-        }
-        if threads::wait(deadline) {
-            return Err(Errno::EINTR);
-        }
-    }
-}
-
-/// A thread's alternate stack as `stack_t` has it: address, flags, bytes.
-fn stack_of(of: &OfThread, rsp: u64) -> (u64, u32, u64) {
-    let flags = match of.stack_bytes {
-        0 => SS_DISABLE,
-        _ if of.is_on_stack(rsp) => SS_ONSTACK,
-        _ => 0,
-    };
-    (of.stack, flags, of.stack_bytes)
-}
-
-/// `sigaltstack`
-pub fn stack(new: u64, old: u64, rsp: u64) -> SysResult {
-    let before = stack_of(own(), rsp);
-    if new != 0 {
-        let [start, flags, bytes] = user::read::<[u64; 3]>(new)?;
-        if before.1 & SS_ONSTACK != 0 {
-            return Err(Errno::EPERM);
-        }
-        set_stack(start, flags as u32, bytes)?;
-    }
-    if old != 0 {
-        user::write(old, [before.0, u64::from(before.1), before.2])?;
-    }
-    Ok(0)
-}
-
-fn set_stack(start: u64, flags: u32, bytes: u64) -> Result<(), Errno> {
-    let of = own();
-    if flags == SS_DISABLE {
-        (of.stack, of.stack_bytes) = (0, 0);
-        return Ok(());
-    }
-    if flags & !SS_ONSTACK != 0 || start.checked_add(bytes).is_none() {
-        return Err(Errno::EINVAL);
-    }
-    if bytes < MIN_STACK_BYTES {
-        return Err(Errno::ENOMEM);
-    }
-    (of.stack, of.stack_bytes) = (start, bytes);
-    Ok(())
 }
 
 #[cfg(test)]

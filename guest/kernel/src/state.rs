@@ -62,6 +62,8 @@ parts! {
     [unsafe(link_section = ".data.low")]
     /// Program memory.
     memory: Memory = Memory::new();
+    /// The epoll instances.
+    epolls: Epolls = Epolls::new();
     /// The descriptors that travel through sockets.
     rights: Rights = Rights::new();
 }
@@ -92,8 +94,6 @@ parts! {
     working_directory: Path = Path::ROOT;
     /// `umask`: the permissions that new files do not get.
     file_mask: u32 = 0o022;
-    /// The epoll instances.
-    epolls: Epolls = Epolls::new();
     /// The sockets.
     sockets: Sockets = Sockets::new();
     /// The timers that send signals.

@@ -2,23 +2,28 @@
 //!
 //! A call that is not served is ENOSYS, named once in the function's log.
 
-use holm_hostcall::{PAGE_BYTES, Registers};
+mod left;
+mod memory;
+mod refused;
+mod vectors;
 
-use crate::buffers::{Source, Target};
+use holm_hostcall::Registers;
+
 use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
-use crate::files::{self, Object};
 use crate::files::{
-    attributes, change, copy, descriptors, directory, map, names, open, read_write, splice, status,
-    watch,
+    self, attributes, change, copy, descriptors, directory, map, names, open, read_write, splice,
+    status, watch,
 };
 use crate::memory::guest;
 use crate::sockets::{bind, connect, messages, options, transfer};
 use crate::{
-    host, identity, log, pipes, poll, process, signals, sockets, stat, state, threads, time,
-    timers, user,
+    identity, pipes, poll, process, signals, sockets, stat, state, threads, time, timers, user,
 };
+use left::{Left, time_value};
+use refused::{MISSING, REFUSED, refuse, served};
+use vectors::{positioned_vector, read_vector, read_vector_at, write_vector, write_vector_at};
 
 /// Serves one system call; the answer is put into rax.
 pub extern "C" fn handle(frame: &mut Registers) {
@@ -34,13 +39,10 @@ pub extern "C" fn handle(frame: &mut Registers) {
     signals::deliver(frame, (number != RT_SIGRETURN).then_some(number));
 }
 
-/// The release of Linux that programs see.
-pub const RELEASE: &str = "6.1.0-holm";
 const O_CREAT_WRONLY_TRUNC: u64 = 0o1101;
 
 fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
-    let memory = state::memory;
     match frame.rax {
         0 => files::or_edge(a, c, read_write::read(a, b, c)),
         1 => told(a, 0, || files::or_edge(a, c, read_write::write(a, b, c))),
@@ -52,9 +54,9 @@ fn serve(frame: &Registers) -> SysResult {
         7 => poll::poll(a, b, poll::timeout_ms(c)),
         8 => read_write::seek(a, b, c),
         9 => map::map(a, b, c, d, e, frame.r9),
-        10 => memory().protect(a, b, c, &mut guest()),
+        10 => state::memory().protect(a, b, c, &mut guest()),
         11 => map::unmap(a, b),
-        12 => Ok(memory().brk(a, &mut guest())),
+        12 => Ok(state::memory().brk(a, &mut guest())),
         13 => signals::action(a, b, c, d),
         14 => signals::mask(a, b, c, d),
         16 => descriptors::ioctl(a, b, c),
@@ -70,9 +72,9 @@ fn serve(frame: &Registers) -> SysResult {
         }
         24 => threads::yield_now(),
         25 => map::remap(a, b, c, d, e),
-        26 => memory().synchronise(a, b, c),
-        27 => resident(a, b, c),
-        28 => memory().advise(a, b, c, &mut guest()),
+        26 => state::memory().synchronise(a, b, c),
+        27 => memory::resident(a, b, c),
+        28 => state::memory().advise(a, b, c, &mut guest()),
         32 => descriptors::duplicate(a),
         33 => descriptors::duplicate_to(a, b),
         292 => descriptors::duplicate_to_other(a, b, c),
@@ -112,7 +114,7 @@ fn serve(frame: &Registers) -> SysResult {
         60 => threads::exit(a),
         62 => signals::kill(a, b),
         200 => signals::kill_thread(a, b),
-        63 => uname(a),
+        63 => process::names(a),
         72 => descriptors::control(a, b, c),
         73 => descriptors::lock(a, b),
         74 | 75 => read_write::synchronise(a),
@@ -144,7 +146,7 @@ fn serve(frame: &Registers) -> SysResult {
         160 if b == 0 => Err(Errno::EFAULT),
         160 => process::limits(0, a, b, 0),
         98 => process::usage(a, b),
-        99 => system_information(a),
+        99 => process::system_information(a),
         100 => process::times(a),
         61 => process::wait(a, c),
         247 => process::wait_for(a, b, d),
@@ -190,12 +192,12 @@ fn serve(frame: &Registers) -> SysResult {
         138 => status::file_system_of(a, b),
         157 => process::control(a, b, [c, d, e]),
         162 => Ok(0),
-        149 => memory().lock(a, b, 0, &mut guest()),
-        150 => memory().unlock(a, b),
-        151 => lock_all(a),
+        149 => state::memory().lock(a, b, 0, &mut guest()),
+        150 => state::memory().unlock(a, b),
+        151 => memory::lock_all(a),
         152 => Ok(0),
-        325 => memory().lock(a, b, c, &mut guest()),
-        158 => architecture(a, b),
+        325 => state::memory().lock(a, b, c, &mut guest()),
+        158 => threads::architecture(a, b),
         201 => time::time(a),
         186 => Ok(u64::from(state::threads().id())),
         202 => threads::futex(a, b, c, d, e, frame.r9),
@@ -310,197 +312,6 @@ fn serve(frame: &Registers) -> SysResult {
     }
 }
 
-/// What a sandboxed Linux refuses too, and programs ask for to do without: to trace, mount, set clocks and names,
-/// load modules and filters.
-const REFUSED: [u64; 31] = [
-    101, 103, 153, 155, 161, 163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 175, 176, 179,
-    227, 246, 298, 304, 308, 310, 311, 312, 313, 320, 321, 323,
-];
-
-/// What a kernel may be built without, and programs that know it do without: asynchronous I/O, fanotify,
-/// queues and keys of the system's, filters, descriptors of processes, and what is newer than this.
-const MISSING: [u64; 43] = [
-    206, 207, 208, 209, 210, 240, 241, 242, 243, 244, 245, 248, 249, 250, 300, 301, 317, 333, 424,
-    425, 426, 427, 434, 438, 440, 444, 445, 446, 447, 448, 449, 450, 451, 453, 454, 455, 456, 457,
-    458, 459, 460, 329, 330,
-];
-
-/// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
-/// last one ended.
-fn positioned_vector(
-    descriptor: u64,
-    array: u64,
-    count: u64,
-    at: u64,
-    flags: u64,
-    writes: bool,
-) -> SysResult {
-    // HIPRI, DSYNC, SYNC, NOWAIT, APPEND
-    const KNOWN: u64 = 0x1f;
-    const NOWAIT: u64 = 0x8;
-    const APPEND: u64 = 0x10;
-    const LAST: u64 = u64::MAX;
-    if at != LAST {
-        read_write::position(at)?;
-    }
-    match writes {
-        true => drop(read_write::writable(descriptor)?),
-        false => drop(read_write::readable(descriptor)?),
-    }
-    check_vectors(array, count)?;
-    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
-        return Ok(0);
-    }
-    // Not to wait is more than a file of /tmp's promises, as on Linux.
-    let is_file = matches!(state::files().get(descriptor)?.object, Object::File(_));
-    if flags as u32 as u64 & !KNOWN != 0 || flags & NOWAIT != 0 && is_file {
-        return Err(Errno::EOPNOTSUPP);
-    }
-    match (at, writes) {
-        (at, true) if flags & APPEND != 0 => {
-            let end = status::of_descriptor(descriptor)?.size;
-            let written = write_vector_at(descriptor, array, count, end)?;
-            if at == LAST {
-                read_write::seek(descriptor, end + written, 0)?;
-            }
-            Ok(written)
-        }
-        (LAST, false) => read_vector(descriptor, array, count),
-        (LAST, true) => told(descriptor, 0, || write_vector(descriptor, array, count)),
-        (at, false) => read_vector_at(descriptor, array, count, at),
-        (at, true) => write_vector_at(descriptor, array, count, at),
-    }
-}
-
-fn read_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
-    read_write::position(at)?;
-    let held = read_write::readable(descriptor)?;
-    check_vectors(array, count)?;
-    read_write::read_into_at(&held, at, Target::Parts { array, count })
-}
-
-fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
-    read_write::position(at)?;
-    let held = read_write::writable(descriptor)?;
-    check_vectors(array, count)?;
-    read_write::write_from_at(&held, at, Source::Parts { array, count })
-}
-
-fn zero<T: user::Plain>(to: u64, value: T) -> SysResult {
-    user::write(to, value)?;
-    Ok(0)
-}
-
-/// A call of which a part is served: what is not, is named.
-fn served(number: u64, result: SysResult) -> SysResult {
-    match result {
-        Err(Errno::ENOSYS) => refuse(number),
-        result => result,
-    }
-}
-
-/// ENOSYS, named once.
-fn refuse(number: u64) -> SysResult {
-    let named = state::named();
-    let (word, bit) = ((number / 64) as usize, 1u64 << (number % 64));
-    let first = named.get_mut(word).is_some_and(|word| {
-        let first = *word & bit == 0;
-        *word |= bit;
-        first
-    });
-    if first {
-        match name(number) {
-            Some((name, why)) => log::note(format_args!("system call {name}: ENOSYS ({why})")),
-            None => log::note(format_args!(
-                "system call number {number}: ENOSYS (not supported)"
-            )),
-        }
-    }
-    Err(Errno::ENOSYS)
-}
-
-/// Calls that programs are known to try, and why they are not there.
-fn name(number: u64) -> Option<(&'static str, &'static str)> {
-    const ONE_PROCESS: &str = "a function is one process; it cannot start others";
-    const NO_FORK: &str = "a function is one process; a server that forks for each connection can be \
-                           run as under inetd, with `inetd = true` in [function]";
-    Some(match number {
-        56 => ("clone", NO_FORK),
-        435 => ("clone3", NO_FORK),
-        57 => ("fork", NO_FORK),
-        58 => ("vfork", NO_FORK),
-        59 => ("execve", ONE_PROCESS),
-        322 => ("execveat", ONE_PROCESS),
-        _ => return None,
-    })
-}
-
-fn check_vectors(array: u64, count: u64) -> Result<(), Errno> {
-    const MAX_PARTS: u64 = 1024;
-    if count > MAX_PARTS {
-        return Err(Errno::EINVAL);
-    }
-    let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
-    // All of them are looked at before the first is used, and all sizes before the places.
-    for at in 0..count {
-        let [_, bytes] = part(at)?;
-        if bytes > i64::MAX as u64 {
-            return Err(Errno::EINVAL);
-        }
-    }
-    for at in 0..count {
-        let [start, bytes] = part(at)?;
-        user::range(start, bytes)?;
-    }
-    Ok(())
-}
-
-/// A C `struct timeval` in nanoseconds; `None` for a null pointer.
-fn time_value(addr: u64) -> Result<Option<u64>, Errno> {
-    if addr == 0 {
-        return Ok(None);
-    }
-    let [seconds, us] = user::read::<[u64; 2]>(addr)?;
-    if seconds > i64::MAX as u64 || us > i64::MAX as u64 {
-        return Err(Errno::EINVAL);
-    }
-    Ok(Some(
-        seconds
-            .saturating_mul(1_000_000_000)
-            .saturating_add(us.saturating_mul(1000)),
-    ))
-}
-
-/// A wait that says afterwards, in the place of its timeout, what is left of it.
-struct Left {
-    place: u64,
-    given: Option<u64>,
-    until: u64,
-    /// Nanoseconds of the unit of its second half.
-    unit_ns: u64,
-}
-
-impl Left {
-    fn of(place: u64, given: Option<u64>, unit_ns: u64) -> Self {
-        Left {
-            place,
-            given,
-            until: time::monotonic_ns().saturating_add(given.unwrap_or(0)),
-            unit_ns,
-        }
-    }
-
-    fn told(&self, result: SysResult) -> SysResult {
-        const SECOND: u64 = 1_000_000_000;
-        if self.given.is_some_and(|given| given > 0) {
-            let left = self.until.saturating_sub(time::monotonic_ns());
-            // As on Linux it is no mistake if it cannot be written.
-            let _ = user::write(self.place, [left / SECOND, left % SECOND / self.unit_ns]);
-        }
-        result
-    }
-}
-
 /// A write to what nobody reads is a signal too, unless the flags of a send say otherwise, or it is a message.
 fn told(descriptor: u64, flags: u64, call: impl FnOnce() -> SysResult) -> SysResult {
     const MSG_NOSIGNAL: u64 = 0x4000;
@@ -511,104 +322,4 @@ fn told(descriptor: u64, flags: u64, call: impl FnOnce() -> SysResult) -> SysRes
         signals::raise(signals::SIGPIPE);
     }
     result
-}
-
-fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
-    let held = read_write::readable(descriptor)?;
-    check_vectors(array, count)?;
-    let to = Target::Parts { array, count };
-    let asked = to.total()?;
-    files::or_edge(descriptor, asked, read_write::read_into(&held, to))
-}
-
-fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
-    let held = read_write::writable(descriptor)?;
-    check_vectors(array, count)?;
-    let from = Source::Parts { array, count };
-    match from.total()? {
-        0 => Ok(0),
-        asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
-    }
-}
-
-fn uname(to: u64) -> SysResult {
-    let fields: [&[u8]; 6] = [
-        b"Linux",
-        b"holm",
-        RELEASE.as_bytes(),
-        b"#1 Holm",
-        b"x86_64",
-        b"(none)",
-    ];
-    let room = user::slice_mut(to, 6 * 65)?;
-    room.fill(0);
-    for (field, room) in fields.iter().zip(room.chunks_mut(65)) {
-        room[..field.len()].copy_from_slice(field);
-    }
-    Ok(0)
-}
-
-/// `sysinfo`
-fn system_information(to: u64) -> SysResult {
-    let room = user::slice_mut(to, 112)?;
-    room.fill(0);
-    let memory = state::memory();
-    let mut put = |at: usize, value: u64| room[at..at + 8].copy_from_slice(&value.to_le_bytes());
-    put(0, time::monotonic_ns() / 1_000_000_000);
-    put(32, memory.total_bytes());
-    put(40, memory.free_bytes());
-    // One process; sizes are in bytes.
-    put(80, 1);
-    room[104..108].copy_from_slice(&1u32.to_le_bytes());
-    Ok(0)
-}
-
-/// `arch_prctl`: the thread pointer.
-fn architecture(operation: u64, value: u64) -> SysResult {
-    const ARCH_SET_GS: u64 = 0x1001;
-    const ARCH_SET_FS: u64 = 0x1002;
-    const ARCH_GET_FS: u64 = 0x1003;
-    const ARCH_GET_GS: u64 = 0x1004;
-    const NON_CANONICAL_FROM: u64 = 1 << 47;
-    match operation {
-        ARCH_SET_FS | ARCH_SET_GS if value >= NON_CANONICAL_FROM => Err(Errno::EPERM),
-        ARCH_SET_FS => {
-            host::set_fs_base(value);
-            Ok(0)
-        }
-        ARCH_SET_GS => {
-            host::set_gs_base(value);
-            Ok(0)
-        }
-        ARCH_GET_FS => zero(value, host::fs_base()),
-        ARCH_GET_GS => zero(value, host::gs_base()),
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-/// `mincore`
-fn resident(start: u64, bytes: u64, to: u64) -> SysResult {
-    let pages = state::memory().mapped_pages(start, bytes);
-    if pages != Err(Errno::EINVAL) {
-        user::range(start, bytes).map_err(|_| Errno::ENOMEM)?;
-        user::range(to, bytes.div_ceil(PAGE_BYTES))?;
-    }
-    let room = user::slice_mut(to, pages?)?;
-    for (page, room) in (0..).zip(room) {
-        let addr = start + page * PAGE_BYTES;
-        *room = u8::from(state::memory().is_resident(addr, &guest()));
-    }
-    Ok(0)
-}
-
-/// `mlockall`: nothing is ever written to a disk.
-fn lock_all(flags: u64) -> SysResult {
-    const CURRENT: u64 = 1;
-    const FUTURE: u64 = 2;
-    const ONFAULT: u64 = 4;
-    match flags as u32 as u64 {
-        flags if flags & !(CURRENT | FUTURE | ONFAULT) != 0 => Err(Errno::EINVAL),
-        0 | ONFAULT => Err(Errno::EINVAL),
-        _ => Ok(0),
-    }
 }

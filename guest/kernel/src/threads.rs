@@ -13,6 +13,7 @@
 
 mod clone;
 mod futex;
+mod pointer;
 
 use core::arch::{asm, global_asm};
 
@@ -22,6 +23,7 @@ use crate::errno::{Errno, SysResult};
 use crate::{fault, files, host, signals, state, time, timers, user};
 pub use clone::{clone, clone_with};
 pub use futex::{futex, robust_list, robust_list_of};
+pub use pointer::architecture;
 
 /// Most threads at a time.
 pub const MAX_THREADS: usize = 256;

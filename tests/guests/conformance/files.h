@@ -469,9 +469,24 @@ static void files_step(void) {
         break;
     }
     case 46: {
-        int kind = (int)PICK(0, S_IFREG, S_IFREG | 04000, 0150000);
+        int kind = (int)PICK(0, S_IFREG, S_IFREG | 04000, 0150000, S_IFIFO, S_IFSOCK);
         say("mknod(%s, %#o)", one, kind | 0644);
-        recorded(CALL(SYS_mknod, a, kind | 0644, 0));
+        long made = recorded(CALL(SYS_mknod, a, kind | 0644, 0));
+        /* Not for long: who opens one end of a FIFO waits. */
+        if (made == 0 && (kind == S_IFIFO || kind == S_IFSOCK)) {
+            if (recorded(CALL(SYS_stat, a, &status)) == 0)
+                say_status(&status);
+            recorded(CALL(SYS_open, a, O_WRONLY | O_NONBLOCK));
+            long both = recorded(CALL(SYS_open, a, O_RDWR | (int)PICK(0, O_TRUNC, O_CREAT, O_APPEND)));
+            if (both >= 0) {
+                recorded(CALL(SYS_write, both, ground, 10));
+                recorded(CALL(SYS_read, both, ground, 20));
+                recorded(CALL(SYS_ftruncate, both, 0));
+                recorded(CALL(SYS_close, both));
+            }
+            recorded(CALL(SYS_truncate, a, 0));
+            recorded(CALL(SYS_unlink, a));
+        }
         break;
     }
     case 47: {

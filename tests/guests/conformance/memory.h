@@ -7,7 +7,8 @@
  */
 enum { WINDOW_PAGES = 24, WINDOWS = 3, SHARED = 2 };
 static char *windows[WINDOWS];
-/* Which pages are mapped, by what the calls have said. */
+/* Which pages are mapped, by what the calls have said, and which of them show the file. */
+enum { MAPPED = 1, FILE_PAGE = 2 };
 static char is_mapped[WINDOWS][WINDOW_PAGES];
 static int file;
 
@@ -30,7 +31,7 @@ static void memory_start(void) {
             exit(72);
         /* A page on each side that stays as it is, so that nothing grows into it. */
         windows[i] += PAGE;
-        memset(is_mapped[i], 1, WINDOW_PAGES);
+        memset(is_mapped[i], i == SHARED ? FILE_PAGE : MAPPED, WINDOW_PAGES);
     }
 }
 
@@ -55,8 +56,11 @@ static void say_window(int which) {
 /* To a certain place, or so that the old one stays. A page at a time: what is one mapping is Linux's own matter. */
 static void moves(int which, char *at) {
     int target = (int)below(WINDOWS), page = (int)below(WINDOW_PAGES - 3);
+    char what = MAPPED;
+    if (at >= windows[which] && at < windows[which] + WINDOW_PAGES * PAGE)
+        what = is_mapped[which][(at - windows[which]) / PAGE];
     /* The window in program memory takes nothing of a file. */
-    if (which == SHARED && target == 0)
+    if ((which == SHARED || what == FILE_PAGE) && target == 0)
         target = 1;
     char *to = windows[target] + page * PAGE, far[32] = "";
     int is_there = at >= windows[which] && ((at - windows[which]) % PAGE != 0 || is_mapped[which][(at - windows[which]) / PAGE]);
@@ -80,7 +84,7 @@ static void moves(int which, char *at) {
         say(" = there");
         if (!(flags & 4) && before > 0)
             note(which, at, before, 0);
-        note(target, to, after, 1);
+        note(target, to, after, what);
     } else
         recorded(got);
     say_window(target);
@@ -124,7 +128,7 @@ static void memory_step(void) {
         say("mmap(%d:%#lx, %zu, %d, %#x, %ld)", AT, prot, flags, page);
         long got = CALL(SYS_mmap, at, bytes, prot, flags, from, page * PAGE);
         if (got > 0 && got == (long)at)
-            say(" = there"), note(which, at, bytes, 1);
+            say(" = there"), note(which, at, bytes, from >= 0 ? FILE_PAGE : MAPPED);
         else
             recorded(got);
         break;
@@ -176,7 +180,7 @@ static void memory_step(void) {
             if (after < before)
                 note(which, at + after, before - after, 0);
             else if (after > before)
-                note(which, at + before, after - before, 1);
+                note(which, at + before, after - before, is_mapped[which][(at - window) / PAGE]);
         } else if (got < 0 && got > -4096) {
             recorded(got);
         } else {

@@ -215,15 +215,24 @@ static void process_step(void) {
         break;
     }
     case 27: {
-        int64_t flags = PICK(0, MFD_CLOEXEC, 0x1000);
+        /* MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, and with MFD_EXEC */
+        int64_t flags = PICK(0, MFD_CLOEXEC, 0x1000, 2, 2, 2, 8, 0x12, 0x18);
+        int64_t seals = PICK(0, 1, 2, 4, 8, 16, 32, 6, 20, 64), at = PICK(0, 900, 4000, 5000);
         say("memfd_create(%#lx)", (long)flags);
         long fd = recorded(CALL(SYS_memfd_create, "name", flags));
         if (fd >= 0) {
             fill((char)step);
             recorded(CALL(SYS_write, fd, ground, 1000));
+            say(" seals %#lx", (long)seals);
+            recorded(CALL(SYS_fcntl, fd, 1033, seals));
+            recorded(CALL(SYS_fcntl, fd, 1034, 0));
+            say(" at %ld", (long)at);
+            recorded(CALL(SYS_pwrite64, fd, ground, 200, at));
+            recorded(CALL(SYS_fchmod, fd, PICK(0644, 0755)));
             memset(ground, 0, BUFFER_BYTES);
             recorded(CALL(SYS_pread64, fd, ground, 2000, 10));
             say_hash(ground, 2000);
+            recorded(CALL(SYS_ftruncate, fd, 500));
             recorded(CALL(SYS_ftruncate, fd, 5000));
             recorded(CALL(SYS_lseek, fd, 0, SEEK_END));
             recorded(CALL(SYS_close, fd));

@@ -1,11 +1,12 @@
 // An ordinary Go server: net/http, goroutines, timers, maps and garbage collection, a nil dereference that
-// becomes a panic, a loop that never yields, signals, a large heap, and an HTTP client and a reverse proxy of
-// what $UPSTREAM names.
+// becomes a panic, a loop that never yields, signals, a large heap, the network's interfaces, and an HTTP client and a
+// reverse proxy of what $UPSTREAM names.
 package main
 
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -98,6 +99,21 @@ func main() {
 		signal.Notify(caught, syscall.SIGUSR1)
 		syscall.Kill(os.Getpid(), syscall.SIGUSR1)
 		fmt.Fprintln(w, <-caught)
+	})
+	http.HandleFunc("/interfaces", func(w http.ResponseWriter, r *http.Request) {
+		// Over netlink. Of what it finds, only loopback is the same everywhere.
+		lo, err := net.InterfaceByName("lo")
+		if err != nil {
+			fmt.Fprintln(w, err)
+			return
+		}
+		addresses, err := lo.Addrs()
+		fmt.Fprintln(w, lo.Index, lo.MTU, lo.Flags&(net.FlagUp|net.FlagLoopback), err)
+		for _, address := range addresses {
+			if address.String() == "127.0.0.1/8" {
+				fmt.Fprintln(w, address)
+			}
+		}
 	})
 	http.HandleFunc("/heap", func(w http.ResponseWriter, r *http.Request) {
 		kept := [][]byte{}

@@ -87,6 +87,7 @@ pub(crate) const SUBJECTS: &[Subject] = &[
             post("/echo", 100_000),
             get("/stream"),
             get("/signal"),
+            get("/interfaces"),
             get("/heap"),
             get(ELSEWHERE),
             post("/proxy/x", 100_000),

@@ -4,9 +4,9 @@ use super::directory::path_of;
 use super::lookup::{AT_FDCWD, Follow, find, resolve};
 use super::paths::Path;
 use super::status::{AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
-use super::{Object, temporary, watch};
+use super::{Object, seals, temporary, watch};
 use crate::errno::{Errno, SysResult};
-use crate::{state, time, user};
+use crate::{pipes, state, time, user};
 
 const SECOND: u64 = 1_000_000_000;
 /// What leaves an owner as it is.
@@ -26,6 +26,7 @@ fn node_at(path: &Path) -> Result<Option<u16>, Errno> {
 fn node_of(descriptor: u64) -> Result<Option<u16>, Errno> {
     match state::files().get(descriptor)?.object {
         Object::File(number) => Ok(Some(number)),
+        Object::Stream { from, to } => Ok(pipes::file_of(from, to)),
         Object::Directory(number) => node_at(&path_of(number)),
         Object::Brought(_) | Object::Made(_) | Object::Info(_) | Object::Name(_) => {
             Err(Errno::EROFS)
@@ -57,11 +58,18 @@ fn node_of_open(descriptor: u64) -> Result<Option<u16>, Errno> {
     }
 }
 
-fn set_mode(node: Option<u16>, mode: u64) {
-    if let Some(number) = node {
-        state::temporary().node(number).mode = mode as u32 & 0o7777;
-        watch::tell_attributes(number);
+fn set_mode(node: Option<u16>, mode: u64) -> Result<(), Errno> {
+    let Some(number) = node else {
+        return Ok(());
+    };
+    let node = state::temporary().node(number);
+    let mode = mode as u32 & 0o7777;
+    if node.seals & seals::EXEC != 0 && (node.mode ^ mode) & seals::EXECUTABLE != 0 {
+        return Err(Errno::EPERM);
     }
+    node.mode = mode;
+    watch::tell_attributes(number);
+    Ok(())
 }
 
 /// `chmod`, `fchmodat` and `fchmodat2`
@@ -71,13 +79,13 @@ pub fn change_mode(directory: u64, path: u64, mode: u64, flags: u64) -> SysResul
     if node.is_some_and(is_link) {
         return Err(Errno::EOPNOTSUPP);
     }
-    set_mode(node, mode);
+    set_mode(node, mode)?;
     Ok(0)
 }
 
 /// `fchmod`
 pub fn change_mode_of(descriptor: u64, mode: u64) -> SysResult {
-    set_mode(node_of_open(descriptor)?, mode);
+    set_mode(node_of_open(descriptor)?, mode)?;
     Ok(0)
 }
 

@@ -126,7 +126,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/sys/kernel/ngroups_max", Text("65536\n")),
     (
         "/proc/sys/kernel/osrelease",
-        Made(|to| writeln!(to, "{}", crate::syscall::RELEASE)),
+        Made(|to| writeln!(to, "{}", crate::process::RELEASE)),
     ),
     ("/proc/sys/kernel/ostype", Text("Linux\n")),
     ("/proc/sys/kernel/perf_event_paranoid", Text("4\n")),
@@ -152,7 +152,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/uptime", Made(machine::uptime)),
     (
         "/proc/version",
-        Made(|to| writeln!(to, "Linux version {} (holm)", crate::syscall::RELEASE)),
+        Made(|to| writeln!(to, "Linux version {} (holm)", crate::process::RELEASE)),
     ),
     ("/sys/devices/system/cpu/cpu0/topology/core_id", Text("0\n")),
     (

@@ -1,6 +1,7 @@
 //! Changes to the size of files that are there.
 
 use super::lookup::{AT_FDCWD, Follow, Found, find, resolve};
+use super::temporary::Kind;
 use super::{O_RDWR, O_WRONLY, Object, watch};
 use crate::errno::{Errno, SysResult};
 use crate::state;
@@ -63,6 +64,9 @@ pub fn truncate(path: u64, size: u64) -> SysResult {
         return Err(Errno::EINVAL);
     }
     match find(&resolve(AT_FDCWD, path, Follow::Always)?)? {
+        Found::Node(number) if state::temporary().node(number).kind != Kind::File => {
+            Err(Errno::EINVAL)
+        }
         Found::Node(number) => {
             state::temporary().node(number).resize(size)?;
             watch::tell_node(number, watch::MODIFY);

@@ -2,7 +2,7 @@
 
 use super::{
     MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object,
-    watch,
+    fifo, seals, watch,
 };
 use crate::errno::{Errno, SysResult};
 use crate::sockets::{interfaces, rights};
@@ -31,7 +31,7 @@ pub fn let_go(index: u16) {
     match object {
         Object::Socket(number) => sockets::close(number),
         Object::Timer(number) => timers::close(number),
-        Object::Stream { from, to } => pipes::close(from, to),
+        Object::Stream { from, to } => fifo::close(from, to),
         Object::Epoll(number) => state::epolls().close(number),
         Object::Watcher(number) => watch::close(number),
         Object::File(number) => {
@@ -102,6 +102,8 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_DUPFD_CLOEXEC: u64 = 1030;
     const F_SETPIPE_SZ: u64 = 1031;
     const F_GETPIPE_SZ: u64 = 1032;
+    const F_ADD_SEALS: u64 = 1033;
+    const F_GET_SEALS: u64 = 1034;
     const F_SETOWN: u64 = 8;
     const F_GETOWN: u64 = 9;
     const F_SETSIG: u64 = 10;
@@ -153,6 +155,8 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
             (Object::Stream { from, to }, _) => pipes::set_size(from.min(to), argument),
             _ => Err(Errno::EBADF),
         },
+        F_ADD_SEALS => seals::add(open, argument),
+        F_GET_SEALS => seals::get(open),
         // Nobody is told of what comes by a signal.
         F_GETOWN | F_GETSIG => Ok(0),
         F_SETOWN | F_SETSIG => Ok(0),

@@ -245,6 +245,8 @@ impl Listing {
         room[18] = match kind {
             stat::Kind::Directory => 4,
             stat::Kind::Link => 10,
+            stat::Kind::Pipe => 1,
+            stat::Kind::Socket => 12,
             _ => 8,
         };
         room[HEAD_BYTES..HEAD_BYTES + name.len()].copy_from_slice(name);

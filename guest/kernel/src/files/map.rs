@@ -4,7 +4,7 @@ use holm_hostcall::PAGE_BYTES;
 
 use super::held::Held;
 use super::read_write::read_at;
-use super::{O_ACCESS, O_RDWR, O_WRONLY, Object};
+use super::{O_ACCESS, O_RDWR, O_WRONLY, Object, seals};
 use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
 use crate::memory::{Share, guest};
@@ -71,9 +71,13 @@ fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
     match open.object {
         _ if refuses => Err(Errno::EACCES),
         Object::File(file) if is_shared => {
+            let is_sealed = state::temporary().node(file).seals & seals::NO_WRITE != 0;
+            if is_sealed && prot & PROT_WRITE != 0 {
+                return Err(Errno::EPERM);
+            }
             let share = Share {
                 file: state::temporary().map(file)?,
-                may_write: open.access() == O_RDWR,
+                may_write: open.access() == O_RDWR && !is_sealed,
                 page: first_page(at, bytes)?,
             };
             let mapped = state::memory().map_file(hint, bytes, prot, flags, share, &mut guest());

@@ -58,25 +58,27 @@ pub fn make_directory(directory: u64, path: u64, mode: u64) -> SysResult {
     Ok(0)
 }
 
-/// `mknod` and `mknodat`: a file; nothing else is made so.
+/// `mknod` and `mknodat`: a file, a FIFO, or a name as local sockets have it; no devices.
 pub fn make_node(directory: u64, path: u64, mode: u64) -> SysResult {
     const KIND: u32 = 0o170_000;
-    const FILE: u32 = 0o100_000;
-    const KINDS: [u32; 4] = [0o010_000, 0o020_000, 0o060_000, 0o140_000];
     let mode = mode as u32;
-    if !matches!(mode & KIND, 0 | FILE) && !KINDS.contains(&(mode & KIND)) {
-        return Err(Errno::EINVAL);
-    }
+    let kind = match mode & KIND {
+        0 | 0o100_000 => Some(Kind::File),
+        0o010_000 => Some(Kind::Fifo),
+        0o140_000 => Some(Kind::Socket),
+        0o020_000 | 0o060_000 => None,
+        _ => return Err(Errno::EINVAL),
+    };
     let path = new_path(directory, path)?;
-    match mode & KIND {
+    match kind {
         _ if path.is_directory => Err(Errno::ENOENT),
-        0 | FILE => {
+        None => Err(Errno::EPERM),
+        Some(kind) => {
             let mode = mode & 0o7777 & !*state::file_mask();
-            state::temporary().make(path.as_bytes(), Kind::File, mode)?;
+            state::temporary().make(path.as_bytes(), kind, mode)?;
             watch::tell(path.as_bytes(), watch::CREATE);
             Ok(0)
         }
-        _ => Err(Errno::EPERM),
     }
 }
 

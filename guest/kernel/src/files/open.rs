@@ -9,7 +9,9 @@ use super::lookup::{
 };
 use super::paths::Path;
 use super::temporary::Kind;
-use super::{O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object, watch};
+use super::{
+    O_ACCESS, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object, fifo, seals, watch,
+};
 use crate::errno::{Errno, SysResult};
 use crate::host::Text;
 use crate::{log, state, user};
@@ -102,6 +104,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             match state::temporary().node(number).kind {
                 Kind::Link => return Err(Errno::ELOOP),
                 Kind::Socket => return Err(Errno::ENXIO),
+                Kind::Fifo => return fifo::open(number, flags),
                 Kind::File | Kind::Directory => {}
             }
             if flags & O_TRUNC != 0 {
@@ -224,8 +227,10 @@ pub fn open_memory(name: u64, flags: u64) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    let number = state::temporary().make_nameless(Kind::File, 0o777)?;
     const MFD_CLOEXEC: u64 = 1;
+    let (mode, kept) = seals::of_memory(flags)?;
+    let number = state::temporary().make_nameless(Kind::File, mode)?;
+    state::temporary().node(number).seals = kept;
     let closed_on_exec = if flags & MFD_CLOEXEC != 0 {
         O_CLOEXEC
     } else {

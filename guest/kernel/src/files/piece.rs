@@ -27,7 +27,7 @@ impl Piece {
     /// At least `bytes` bytes, all zero.
     pub(super) fn take(bytes: u64) -> Result<Piece, Errno> {
         match bytes {
-            ..=MAX_CELL_BYTES => state::cells().take(bytes),
+            1..=MAX_CELL_BYTES => state::cells().take(bytes),
             _ => Piece::pages(bytes),
         }
     }
@@ -56,7 +56,7 @@ impl Piece {
     pub(super) fn give(&mut self) {
         match self.size {
             0 => {}
-            ..=MAX_CELL_BYTES => state::cells().give(*self),
+            1..=MAX_CELL_BYTES => state::cells().give(*self),
             size => state::memory().give(self.start, size),
         }
         *self = Piece::NOTHING;

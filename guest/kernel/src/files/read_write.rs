@@ -66,6 +66,10 @@ pub fn read_into(held: &Held, mut to: Target<'_>) -> SysResult {
         return transfer::read(number, to, open.nonblocking);
     }
     threads::blocking(open.nonblocking, || {
+        if let Object::Stream { from, .. } = open.object {
+            // As on Linux nothing is taken out of a pipe for a place of which a part is not there.
+            to.check(pipes::queue(from).map_or(0, |queue| queue.used()))?;
+        }
         to.for_each_from(0, |place, _| try_read(held, place))
     })
 }

@@ -6,7 +6,7 @@ use super::paths::Path;
 use super::{Object, artifact, temporary};
 use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Kind, Status};
-use crate::{state, user};
+use crate::{pipes, state, user};
 
 /// It is about a link itself.
 pub const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
@@ -63,6 +63,7 @@ pub(super) fn kind_of(kind: temporary::Kind) -> Kind {
         temporary::Kind::Directory => Kind::Directory,
         temporary::Kind::Link => Kind::Link,
         temporary::Kind::Socket => Kind::Socket,
+        temporary::Kind::Fifo => Kind::Pipe,
     }
 }
 
@@ -226,7 +227,11 @@ fn of_object(object: Object) -> Status {
             let path = state::open_directories().path(number);
             return of_directory(path.as_bytes());
         }
-        Object::Stdin | Object::Log | Object::Stream { .. } => Kind::Pipe,
+        Object::Stream { from, to } => match pipes::file_of(from, to) {
+            Some(number) => return of_node(number),
+            None => Kind::Pipe,
+        },
+        Object::Stdin | Object::Log => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) => Kind::Socket,
         Object::Timer(_)

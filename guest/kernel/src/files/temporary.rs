@@ -9,6 +9,7 @@ use holm_hostcall::PAGE_BYTES;
 
 use super::paths::{MAX_PATH_BYTES, below};
 use super::piece::{KeptPath, Piece, Table};
+use super::seals;
 use crate::errno::Errno;
 use crate::memory::{MAX_FILES, guest};
 use crate::{identity, state, time};
@@ -29,6 +30,8 @@ pub enum Kind {
     Link,
     /// The name of a local socket.
     Socket,
+    /// A pipe that is found by its name.
+    Fifo,
 }
 
 /// A file, directory or symbolic link. The content is a piece of program memory.
@@ -53,6 +56,8 @@ pub struct Node {
     pub may_be_named: bool,
     /// Names that lead to it.
     names: u16,
+    /// What may not be done to it any more.
+    pub seals: u8,
     /// Descriptors' objects that stand for it.
     open: u16,
     /// Its place among those that are mapped, while a mapping shows its content.
@@ -71,6 +76,7 @@ const UNUSED: Node = Node {
     accessed_ns: 0,
     may_be_named: false,
     names: 0,
+    seals: 0,
     open: 0,
     mapped: None,
     data: Piece::NOTHING,
@@ -130,11 +136,12 @@ impl Node {
         u32::from(self.names)
     }
 
-    /// Writes at `at`; what lies between the end and there is zero.
+    /// Writes at `at`, as much as its seals allow; what lies between the end and there is zero.
     pub fn write(&mut self, at: u64, from: &[u8]) -> Result<u64, Errno> {
         if from.is_empty() {
             return Ok(0);
         }
+        let from = seals::writable(self, at, from)?;
         let end = at.checked_add(from.len() as u64).ok_or(Errno::EFBIG)?;
         if end > self.size {
             self.resize(end)?;
@@ -149,6 +156,7 @@ impl Node {
     /// Makes the content longer, with zeroes, or shorter.
     pub fn resize(&mut self, size: u64) -> Result<(), Errno> {
         let before = self.size;
+        seals::check_size(self, size)?;
         if size > self.data.size() {
             self.move_to_bigger(size)?;
         }
@@ -201,6 +209,12 @@ impl Node {
         self.tell_mappings();
         old.give();
         Ok(())
+    }
+
+    /// Whether a mapping shows the content that is writable, or could be made so.
+    pub fn is_written_by_mappings(&self) -> bool {
+        let is_writable = |place| state::memory().is_file_writable(place);
+        self.mapped.is_some_and(is_writable)
     }
 
     /// What shows the content follows it.
@@ -292,6 +306,7 @@ impl Temporary {
             kind,
             used: true,
             mode,
+            seals: seals::SEAL,
             user: identity::user().effective,
             group: identity::group().effective,
             modified_ns: time::realtime_ns(),

@@ -13,8 +13,9 @@ use core::arch::asm;
 
 use holm_hostcall::{FaultPage, Registers, abort_reason, selector};
 
+use super::handlers::set_stack;
 use super::queue::Origin;
-use super::{NON_CANONICAL_FROM, SIGSEGV, own, set_stack};
+use super::{NON_CANONICAL_FROM, SIGSEGV, own};
 use crate::errno::Errno;
 use crate::{host, state, user};
 

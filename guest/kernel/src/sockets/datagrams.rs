@@ -57,6 +57,12 @@ pub fn connect(number: u16, mailbox: Mailbox, given: &[u8]) -> SysResult {
         bind::bind_to_any(number)?;
     }
     let socket = *state::sockets().get(number);
+    // Before it is known whether the address is whole.
+    let is_v4 =
+        matches!(given.first_chunk(), Some(family) if u16::from_le_bytes(*family) == AF_INET);
+    if is_v4 && socket.domain == AF_INET6 && socket.options.v6_only() {
+        return Err(Errno::EAFNOSUPPORT);
+    }
     let (to, peer) = match (Address::decode(given), socket.domain) {
         (Ok(Address::Unspecified), _) => (None, Address::Unspecified),
         (Ok(Address::Unix(name)), AF_UNIX) if name != Name::NONE => {

@@ -1,5 +1,5 @@
-//! Network interfaces: the loopback interface is the only one. What `ioctl` tells of it is here, what netlink
-//! tells in `netlink`.
+//! The loopback interface, of which alone `ioctl` tells: that is here, and what netlink tells of it and of others
+//! is in `netlink`.
 
 use super::address::{AF_INET, Address, Ip};
 use crate::errno::{Errno, SysResult};

@@ -1,9 +1,10 @@
 //! Sockets of AF_NETLINK, by which programs ask the kernel what network interfaces and addresses there are
-//! (NETLINK_ROUTE; rtnetlink(7)). There is the loopback interface with its two addresses, and nothing to change.
+//! (NETLINK_ROUTE; rtnetlink(7)). There is the loopback interface, the way out of the guest, and nothing to change.
 //!
 //! A request is answered at once: its answer lies in the socket's own inbox before the send is over.
 
 use super::address::{AF_INET, AF_INET6, Address, Ip};
+use super::outbound::{OWN_V4, OWN_V6};
 use super::table::Mailbox;
 use super::{datagrams, interfaces, rights};
 use crate::buffers::Source;
@@ -32,6 +33,9 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_MAX: u16 = 123;
 const IFLA_IFNAME: u16 = 3;
+/// The number and the name of the interface by which connections leave the guest.
+const WAY_OUT: u32 = 2;
+const WAY_OUT_NAME: &[u8] = b"net0\0";
 
 /// `bind`: the port that it names, or one that no other has.
 pub fn bind(number: u16, port: u32) -> Result<(), Errno> {
@@ -157,6 +161,7 @@ impl<'a> Request<'a> {
         let result = match self.kind {
             RTM_GETLINK if self.is_dump() => {
                 link(to, NLM_F_MULTI);
+                way_out(to);
                 Ok(())
             }
             RTM_GETLINK if self.names_the_interface() => {
@@ -166,10 +171,12 @@ impl<'a> Request<'a> {
             RTM_GETLINK => Err(Errno::ENODEV),
             RTM_GETADDR if self.is_dump() => {
                 if matches!(family, 0 | AF_INET) {
-                    address(to, AF_INET, &[127, 0, 0, 1]);
+                    address(to, AF_INET, Ip::LOOPBACK_V4);
+                    address(to, AF_INET, OWN_V4);
                 }
                 if matches!(family, 0 | AF_INET6) {
-                    address(to, AF_INET6, &Ip::LOOPBACK_V6.0);
+                    address(to, AF_INET6, Ip::LOOPBACK_V6);
+                    address(to, AF_INET6, OWN_V6);
                 }
                 Ok(())
             }
@@ -220,8 +227,28 @@ fn link(to: &mut Answer, flags: u16) {
     });
 }
 
-/// RTM_NEWADDR of one of its addresses.
-fn address(to: &mut Answer, family: u16, ip: &[u8]) {
+/// RTM_NEWLINK of the interface by which connections leave the guest: of a point-to-point kind, without a hardware
+/// address. All instances would have the same, and programs take one for unique.
+fn way_out(to: &mut Answer) {
+    const IFLA_MTU: u16 = 4;
+    const ARPHRD_NONE: u16 = 0xfffe;
+    const MTU: u32 = 1500;
+    /// IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP
+    const FLAGS: u32 = 0x1_00d1;
+    to.message(RTM_NEWLINK, NLM_F_MULTI, |to| {
+        to.put(&[0, 0]);
+        to.put(&ARPHRD_NONE.to_le_bytes());
+        to.put(&WAY_OUT.to_le_bytes());
+        to.put(&FLAGS.to_le_bytes());
+        to.put(&[0; 4]);
+        to.attribute(IFLA_IFNAME, WAY_OUT_NAME);
+        to.attribute(IFLA_MTU, &MTU.to_le_bytes());
+    });
+}
+
+/// RTM_NEWADDR of an address. Those that connections out of the guest show are told too: with loopback's alone glibc
+/// would refuse to look up names (AI_ADDRCONFIG).
+fn address(to: &mut Answer, family: u16, address: Ip) {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const IFA_LABEL: u16 = 3;
@@ -229,14 +256,25 @@ fn address(to: &mut Answer, family: u16, ip: &[u8]) {
     const IFA_FLAGS: u16 = 8;
     const IFA_F_PERMANENT: u8 = 0x80;
     const SCOPE_HOST: u8 = 254;
-    let prefix_bits = if family == AF_INET { 8 } else { 128 };
+    let v4 = address.as_v4();
+    let ip = v4.as_ref().map_or(&address.0[..], |v4| &v4[..]);
+    let (index, name, scope) = match address.is_own() {
+        true => (interfaces::INDEX, interfaces::NAME, SCOPE_HOST),
+        false => (WAY_OUT, WAY_OUT_NAME, 0),
+    };
+    let prefix_bits = match (v4, address.is_own()) {
+        (Some(_), true) => 8,
+        (Some(_), false) => 24,
+        (None, true) => 128,
+        (None, false) => 64,
+    };
     to.message(RTM_NEWADDR, NLM_F_MULTI, |to| {
-        to.put(&[family as u8, prefix_bits, IFA_F_PERMANENT, SCOPE_HOST]);
-        to.put(&interfaces::INDEX.to_le_bytes());
+        to.put(&[family as u8, prefix_bits, IFA_F_PERMANENT, scope]);
+        to.put(&index.to_le_bytes());
         to.attribute(IFA_ADDRESS, ip);
         if family == AF_INET {
             to.attribute(IFA_LOCAL, ip);
-            to.attribute(IFA_LABEL, interfaces::NAME);
+            to.attribute(IFA_LABEL, name);
         }
         // Preferred and valid for ever, made and changed at the start.
         let mut cache = [0xff; 16];

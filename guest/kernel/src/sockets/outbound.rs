@@ -14,8 +14,8 @@ use crate::errno::{Errno, SysResult};
 use crate::{host, log, pipes, state, threads};
 
 /// The guest's own addresses on connections out of it.
-const OWN_V4: Ip = Ip::v4([10, 0, 2, 15]);
-const OWN_V6: Ip = Ip([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15]);
+pub(super) const OWN_V4: Ip = Ip::v4([10, 0, 2, 15]);
+pub(super) const OWN_V6: Ip = Ip([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 15]);
 /// Most queries of names that one socket holds, in bytes.
 const QUERIES_BYTES: u64 = 4096;
 

@@ -15,67 +15,24 @@
 //!   [expected] ──first use of the connection waits: WAIT_REQUEST──▶ [open] ──▶ [answered]
 //! ```
 
-use core::fmt::Write as _;
+mod connection;
 
-use holm_hostcall::message::{BODY_UNKNOWN, Malformed, Request, SliceSink};
-use holm_hostcall::{Call, MAX_REQUESTS, WAIT_ENDED, abort_reason, boot_flags, respond_flags};
+use holm_hostcall::message::Malformed;
+use holm_hostcall::{Call, MAX_REQUESTS, WAIT_ENDED, abort_reason, boot_flags};
 
 use super::table::State;
 use super::{mark, outbound};
 use crate::errno::{Errno, SysResult};
-use crate::host::Text;
-use crate::http::{Output, Reply, write_request};
-use crate::memory::guest;
 use crate::{host, log, ready, signals, state, threads, time};
+use connection::{Connection, Host, Phase};
 
-/// The encoded request, with the start of its body.
-const MESSAGE_BYTES: usize = 96 << 10;
-/// A read of so many bytes gets the body straight from the host.
-const DIRECT_BYTES: usize = 32 << 10;
-/// The request's head as text: it takes a hundred bytes more than encoded, of which there are at most 64 KiB.
-const TEXT_BYTES: usize = 66 << 10;
-/// Room for the line with a chunk's size before the chunk, and for the line end after it.
-const CHUNK_LINE_BYTES: usize = 16;
-const LINE_END: &[u8] = b"\r\n";
 /// A connection's id is its place, and above these bits a number that is new for every request.
 const PLACE_BITS: u32 = 6;
 
 const _: () = assert!(MAX_REQUESTS == 1 << PLACE_BITS);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// No request.
-    Idle,
-    /// The program has a connection whose request has yet to come.
-    Expected,
-    /// A request that the program has not accepted yet.
-    Pending,
-    /// Accepted and not answered in full.
-    Open,
-    /// Answered, or its caller has gone; the program may still hold the connection.
-    Answered,
-    /// The program closed the connection without answering; it may be about to end.
-    Unanswered,
-}
-
-/// One request being served, with its buffers.
-struct Connection {
-    phase: Phase,
-    id: u32,
-    /// The caller went before the answer was complete.
-    gone: bool,
-    message: [u8; MESSAGE_BYTES],
-    text: [u8; TEXT_BYTES],
-    text_end: usize,
-    text_at: usize,
-    /// What is left of the body's start, within `message`.
-    body_at: usize,
-    body_end: usize,
-    /// Bytes of the body that the host still has, or [`BODY_UNKNOWN`] before the end of one in chunks.
-    body_left: u64,
-    /// Somebody wants more of the body than has come.
-    starved: bool,
-    reply: Reply,
+fn place_of(id: u32) -> u8 {
+    (id % MAX_REQUESTS as u32) as u8
 }
 
 /// The requests being served.
@@ -92,195 +49,6 @@ pub struct Server {
     port_named: bool,
     /// The program was told to end: what it still waits for goes on although there is no request.
     ending: bool,
-}
-
-/// The host as the place where the response to the request at a place goes.
-struct Host(u8);
-
-impl Output for Host {
-    fn respond(&mut self, head: &[u8], body: &[u8], end: bool) {
-        let args = [
-            head.as_ptr() as u64,
-            head.len() as u64,
-            body.as_ptr() as u64,
-            body.len() as u64,
-        ];
-        host::call_about(self.0, Call::RESPOND, flags(end), args);
-    }
-
-    fn body(&mut self, body: &[u8], end: bool) {
-        let args = [body.as_ptr() as u64, body.len() as u64, 0, 0];
-        host::call_about(self.0, Call::RESPONSE_BODY, flags(end), args);
-    }
-}
-
-fn flags(end: bool) -> u32 {
-    if end { respond_flags::END } else { 0 }
-}
-
-fn give_up(error: Malformed) -> ! {
-    host::abort_with(abort_reason::MALFORMED_RESPONSE, 0, format_args!("{error}"))
-}
-
-fn place_of(id: u32) -> u8 {
-    (id % MAX_REQUESTS as u32) as u8
-}
-
-impl Connection {
-    const fn new() -> Self {
-        Connection {
-            phase: Phase::Idle,
-            id: 0,
-            gone: false,
-            message: [0; MESSAGE_BYTES],
-            text: [0; TEXT_BYTES],
-            text_end: 0,
-            text_at: 0,
-            body_at: 0,
-            body_end: 0,
-            body_left: 0,
-            starved: false,
-            reply: Reply::new(),
-        }
-    }
-
-    /// Makes one in memory that is all zero, without a copy on the stack, for which it is too large.
-    fn map() -> Option<*mut Connection> {
-        let bytes = size_of::<Connection>() as u64;
-        let at = state::memory().take(bytes, &mut guest()).ok()?;
-        let connection = core::ptr::with_exposed_provenance_mut::<Connection>(at as usize);
-        // SAFETY: mapped just now, in whole pages, for nobody else. The buffers of bytes are zero; every
-        // other field is written here.
-        unsafe {
-            (&raw mut (*connection).phase).write(Phase::Idle);
-            (&raw mut (*connection).id).write(0);
-            (&raw mut (*connection).gone).write(false);
-            (&raw mut (*connection).text_end).write(0);
-            (&raw mut (*connection).text_at).write(0);
-            (&raw mut (*connection).body_at).write(0);
-            (&raw mut (*connection).body_end).write(0);
-            (&raw mut (*connection).body_left).write(0);
-            (&raw mut (*connection).starved).write(false);
-            Reply::clear_at(&raw mut (*connection).reply);
-        }
-        Some(connection)
-    }
-
-    fn is_free(&self) -> bool {
-        matches!(self.phase, Phase::Idle | Phase::Answered)
-    }
-
-    fn is_over(&self) -> bool {
-        self.is_free() || self.phase == Phase::Unanswered
-    }
-
-    /// Takes in a request that was written into the message buffer.
-    fn begin(&mut self, bytes: usize) {
-        let request = match Request::decode(&self.message[..bytes.min(MESSAGE_BYTES)]) {
-            Ok(request) => request,
-            Err(error) => give_up(error),
-        };
-        let mut sink = SliceSink::new(&mut self.text);
-        if !write_request(&request, &mut sink) {
-            give_up(Malformed("the request's head is too long for this guest"));
-        }
-        let head_only = request.method == b"HEAD";
-        let inline = request.body.len();
-        (self.text_at, self.text_end) = (0, sink.used());
-        (self.body_at, self.body_end) = (bytes - inline, bytes);
-        self.gone = false;
-        self.starved = false;
-        self.body_left = match request.body_bytes {
-            BODY_UNKNOWN => BODY_UNKNOWN,
-            whole => whole - inline as u64,
-        };
-        if self.body_left == BODY_UNKNOWN && inline > 0 {
-            // The size goes behind the head; for the line end the wait has left room.
-            let line = chunk_line(inline);
-            let room = &mut self.text[self.text_end..][..line.used];
-            room.copy_from_slice(&line.bytes[..line.used]);
-            self.text_end += line.used;
-            self.message[bytes..][..LINE_END.len()].copy_from_slice(LINE_END);
-            self.body_end += LINE_END.len();
-        }
-        self.reply.start(head_only);
-    }
-
-    /// What is here of what the program has not read.
-    fn here(&self) -> usize {
-        self.text_end - self.text_at + self.body_end - self.body_at
-    }
-
-    /// Takes what is here.
-    fn take(&mut self, to: &mut [u8]) -> usize {
-        let done = take(&self.text[..self.text_end], &mut self.text_at, to);
-        let body = &self.message[..self.body_end];
-        done + take(body, &mut self.body_at, &mut to[done..])
-    }
-
-    fn read(&mut self, to: &mut [u8]) -> usize {
-        let mut done = self.take(to);
-        let rest = &mut to[done..];
-        if self.body_left == 0 || rest.is_empty() {
-            return done;
-        }
-        if rest.len() >= DIRECT_BYTES && self.body_left != BODY_UNKNOWN {
-            done += self.receive(rest.as_mut_ptr(), rest.len());
-        } else {
-            self.refill();
-            done += self.take(rest);
-        }
-        done
-    }
-
-    /// Gets more of the body from the host.
-    fn receive(&mut self, to: *mut u8, room: usize) -> usize {
-        let args = [to as u64, room as u64, 0, 0];
-        let result = host::call_about(place_of(self.id), Call::REQUEST_BODY, 0, args);
-        if result == -i64::from(Errno::EAGAIN.0) {
-            self.starved = true;
-            return 0;
-        }
-        let bytes = (result.max(0) as u64).min(room as u64).min(self.body_left);
-        self.body_left = match (bytes, self.body_left) {
-            // The caller went away in the middle of it, or it is the last chunk.
-            (0, _) => 0,
-            (_, BODY_UNKNOWN) => BODY_UNKNOWN,
-            (bytes, left) => left - bytes,
-        };
-        // Who gets less than there is room for need not read once more to know that nothing is there, and may wait
-        // for an edge. If the host has more already, the wait ends at once.
-        self.starved = bytes < room as u64 && self.body_left != 0;
-        bytes as usize
-    }
-
-    /// Gets more of the body into the message buffer, which has been read to its end: one exit for
-    /// many short reads.
-    fn refill(&mut self) {
-        let in_chunks = self.body_left == BODY_UNKNOWN;
-        let start = if in_chunks { CHUNK_LINE_BYTES } else { 0 };
-        let end = MESSAGE_BYTES - if in_chunks { LINE_END.len() } else { 0 };
-        let to = self.message[start..end].as_mut_ptr();
-        let bytes = self.receive(to, end - start);
-        (self.body_at, self.body_end) = (start, start + bytes);
-        if !in_chunks || bytes == 0 && self.body_left != 0 {
-            return;
-        }
-        // The last chunk has no bytes, and a line end behind it all the same.
-        let line = chunk_line(bytes);
-        self.body_at -= line.used;
-        self.message[self.body_at..start].copy_from_slice(&line.bytes[..line.used]);
-        self.message[self.body_end..][..LINE_END.len()].copy_from_slice(LINE_END);
-        self.body_end += LINE_END.len();
-    }
-}
-
-/// The line before a chunk of so many bytes.
-fn chunk_line(bytes: usize) -> Text<CHUNK_LINE_BYTES> {
-    let mut line = Text::new();
-    // At most five digits and two characters.
-    let _ = write!(line, "{bytes:x}\r\n");
-    line
 }
 
 impl Server {
@@ -483,8 +251,7 @@ impl Server {
         let Some(connection) = self.at(place) else {
             return;
         };
-        let buffer = connection.message.as_mut_ptr() as u64;
-        let room = (MESSAGE_BYTES - LINE_END.len()) as u64;
+        let (buffer, room) = connection.room();
         let args = [buffer, room, deadline.unwrap_or(u64::MAX), events];
         let bytes = self.leave(place, Call::WAIT_REQUEST, args);
         if bytes == WAIT_ENDED {
@@ -525,15 +292,12 @@ impl Server {
         let Some(connection) = self.open(id) else {
             return 0;
         };
-        if connection.here() == 0 && connection.body_left > 0 {
-            let starved = core::mem::take(&mut connection.starved);
-            connection.refill();
-            // It has come just now, of which who waits for an edge is to be told.
-            if starved && connection.here() > 0 {
-                mark(|socket| socket.state == State::Request(id));
-            }
+        let (bytes, is_new) = connection.readable_bytes();
+        // It has come just now, of which who waits for an edge is to be told.
+        if is_new {
+            mark(|socket| socket.state == State::Request(id));
         }
-        connection.here() as u64
+        bytes
     }
 
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
@@ -566,7 +330,7 @@ impl Server {
     }
 
     /// Looks at what is behind the next `skip` bytes, without taking it.
-    pub fn peek(&mut self, id: u32, mut skip: u64, to: &mut [u8]) -> SysResult {
+    pub fn peek(&mut self, id: u32, skip: u64, to: &mut [u8]) -> SysResult {
         if self.is_expected(id) {
             return Err(Errno::EAGAIN);
         }
@@ -578,17 +342,7 @@ impl Server {
         if readable == 0 && !connection.gone {
             return Err(Errno::EAGAIN);
         }
-        let (text_at, body_at) = (connection.text_at, connection.body_at);
-        for at in [
-            (&mut connection.text_at, connection.text_end),
-            (&mut connection.body_at, connection.body_end),
-        ] {
-            let passed = skip.min((at.1 - *at.0) as u64);
-            *at.0 += passed as usize;
-            skip -= passed;
-        }
-        let done = connection.take(to);
-        (connection.text_at, connection.body_at) = (text_at, body_at);
+        let done = connection.look(skip, to);
         Ok(done as u64)
     }
 
@@ -678,11 +432,4 @@ pub fn await_it(id: u32) -> Result<(), Errno> {
         false => Ok(0),
     })
     .map(|_| ())
-}
-
-fn take(from: &[u8], at: &mut usize, to: &mut [u8]) -> usize {
-    let bytes = (from.len() - *at).min(to.len());
-    to[..bytes].copy_from_slice(&from[*at..*at + bytes]);
-    *at += bytes;
-    bytes
 }

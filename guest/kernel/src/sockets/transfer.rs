@@ -83,8 +83,7 @@ fn receive_bytes(
         }
         loop {
             let read = to.for_each_from(done, |place, before| {
-                let skip = if peeks { before } else { 0 };
-                receive_some(number, place, skip, flags)
+                receive_some(number, place, before, flags)
             });
             let read = match read {
                 // Whether there is anything for a place that there is not comes first.
@@ -120,10 +119,12 @@ fn receive_bytes(
     })
 }
 
-/// Receives what is there of a stream; with MSG_PEEK looks at what is behind the next `skip` bytes.
-fn receive_some(number: u16, place: Place<'_>, skip: u64, flags: u64) -> SysResult {
+/// Receives what is there of a stream, of which the same call has had `before` bytes; with MSG_PEEK it looks at what is
+/// behind them.
+fn receive_some(number: u16, place: Place<'_>, before: u64, flags: u64) -> SysResult {
     let socket = *state::sockets().get(number);
     let peeks = flags & MSG_PEEK != 0;
+    let skip = if peeks { before } else { 0 };
     match socket.state {
         State::Request(_) if socket.read_shut => Ok(0),
         State::Request(id) if peeks => state::server().peek(id, skip, place.writable()?),
@@ -137,7 +138,7 @@ fn receive_some(number: u16, place: Place<'_>, skip: u64, flags: u64) -> SysResu
                 (false, place) if discards => pipes::discard(from, place.len()),
                 (false, place) => pipes::read(from, place.limit(room)),
             };
-            ended(number, &socket, read)
+            ended(number, &socket, before, read)
         }
         State::Outbound(_) if socket.read_shut => Ok(0),
         // The host looks at what is next, and at nothing behind it.
@@ -157,9 +158,11 @@ fn told(number: u16) -> Errno {
     error.unwrap_or(Errno::EIO)
 }
 
-/// What a read of a stream gives at its end, or where the other end has broken it off.
-fn ended(number: u16, socket: &Socket, read: SysResult) -> SysResult {
+/// What a read of a stream gives at its end, or where the other end has broken it off: of which the next call is told
+/// if this one has had `before` bytes.
+fn ended(number: u16, socket: &Socket, before: u64, read: SysResult) -> SysResult {
     match read {
+        Ok(0) | Err(Errno::EAGAIN) if socket.error != 0 && before > 0 => Ok(0),
         Ok(0) | Err(Errno::EAGAIN) if socket.error != 0 => Err(told(number)),
         Err(Errno::EAGAIN) if socket.read_shut || socket.reset => Ok(0),
         read => read,

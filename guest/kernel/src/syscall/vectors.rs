@@ -1,0 +1,106 @@
+//! The calls that read and write the parts of an `iovec` array.
+
+use super::told;
+use crate::buffers::{Source, Target};
+use crate::errno::{Errno, SysResult};
+use crate::files::{self, Object, read_write, status};
+use crate::{state, user};
+
+/// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
+/// last one ended.
+pub(super) fn positioned_vector(
+    descriptor: u64,
+    array: u64,
+    count: u64,
+    at: u64,
+    flags: u64,
+    writes: bool,
+) -> SysResult {
+    // HIPRI, DSYNC, SYNC, NOWAIT, APPEND
+    const KNOWN: u64 = 0x1f;
+    const NOWAIT: u64 = 0x8;
+    const APPEND: u64 = 0x10;
+    const LAST: u64 = u64::MAX;
+    if at != LAST {
+        read_write::position(at)?;
+    }
+    match writes {
+        true => drop(read_write::writable(descriptor)?),
+        false => drop(read_write::readable(descriptor)?),
+    }
+    check_vectors(array, count)?;
+    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
+        return Ok(0);
+    }
+    // Not to wait is more than a file of /tmp's promises, as on Linux.
+    let is_file = matches!(state::files().get(descriptor)?.object, Object::File(_));
+    if flags as u32 as u64 & !KNOWN != 0 || flags & NOWAIT != 0 && is_file {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    match (at, writes) {
+        (at, true) if flags & APPEND != 0 => {
+            let end = status::of_descriptor(descriptor)?.size;
+            let written = write_vector_at(descriptor, array, count, end)?;
+            if at == LAST {
+                read_write::seek(descriptor, end + written, 0)?;
+            }
+            Ok(written)
+        }
+        (LAST, false) => read_vector(descriptor, array, count),
+        (LAST, true) => told(descriptor, 0, || write_vector(descriptor, array, count)),
+        (at, false) => read_vector_at(descriptor, array, count, at),
+        (at, true) => write_vector_at(descriptor, array, count, at),
+    }
+}
+
+pub(super) fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
+    let held = read_write::readable(descriptor)?;
+    check_vectors(array, count)?;
+    let to = Target::Parts { array, count };
+    let asked = to.total()?;
+    files::or_edge(descriptor, asked, read_write::read_into(&held, to))
+}
+
+pub(super) fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
+    let held = read_write::writable(descriptor)?;
+    check_vectors(array, count)?;
+    let from = Source::Parts { array, count };
+    match from.total()? {
+        0 => Ok(0),
+        asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
+    }
+}
+
+pub(super) fn read_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
+    read_write::position(at)?;
+    let held = read_write::readable(descriptor)?;
+    check_vectors(array, count)?;
+    read_write::read_into_at(&held, at, Target::Parts { array, count })
+}
+
+pub(super) fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) -> SysResult {
+    read_write::position(at)?;
+    let held = read_write::writable(descriptor)?;
+    check_vectors(array, count)?;
+    read_write::write_from_at(&held, at, Source::Parts { array, count })
+}
+
+fn check_vectors(array: u64, count: u64) -> Result<(), Errno> {
+    const MAX_PARTS: u64 = 1024;
+    if count > MAX_PARTS {
+        return Err(Errno::EINVAL);
+    }
+    let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
+    // All of them are looked at before the first is used, and all sizes before the places.
+    for at in 0..count {
+        let [_, bytes] = part(at)?;
+        if bytes > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+    }
+    for at in 0..count {
+        let [start, bytes] = part(at)?;
+        user::range(start, bytes)?;
+    }
+    Ok(())
+}
