@@ -506,7 +506,9 @@ mod tests {
         let soak = run(Duration::from_secs(5)).unwrap();
         soak.verdict().unwrap();
         assert!(
-            soak.functions.iter().all(|seen| seen.answered + seen.left > 10),
+            soak.functions
+                .iter()
+                .all(|seen| seen.answered + seen.left > 10),
             "{soak:?}"
         );
     }

@@ -95,6 +95,10 @@ impl Peers {
             };
             let _ = timeout(COORDINATOR_TICK, wake).await;
             let tick = self.tick(seen).await;
+            if tick.is_err() {
+                // While the database is away nobody's beat can be seen; that is no silence of theirs.
+                seen.beats.clear();
+            }
             match &tick {
                 Ok(()) if failing => tracing::info!("the other coordinators can be seen again"),
                 Err(error) if !failing => {

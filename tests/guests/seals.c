@@ -61,8 +61,11 @@ static void adding(void) {
     told_of("and no more", fcntl(fd, ADD, WRITE));
     told_of("seals", fcntl(fd, GET));
     close(fd);
+}
 
-    fd = file(NOEXEC);
+/* What Linux knows since 6.3. */
+static void executable(void) {
+    int fd = file(NOEXEC);
     struct stat status;
     told_of("fstat", fstat(fd, &status));
     tell("mode %o\n", status.st_mode & 0777);
@@ -129,6 +132,8 @@ static void handle(const struct request *request) {
         adding();
     else if (is_path(request, "/sizes"))
         sizes();
+    else if (is_path(request, "/executable"))
+        executable();
     else
         writing();
     answer(request, "%s", told);

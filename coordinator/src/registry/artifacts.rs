@@ -84,11 +84,13 @@ impl Artifacts {
         let failed = |operation| disk(operation, &incoming);
         let mut entries = fs::read_dir(&incoming).await.map_err(failed("listing"))?;
         while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
-            let metadata = entry.metadata().await.map_err(failed("measuring"))?;
+            // Another coordinator may be done with it by now.
+            let Some(metadata) = if_there(entry.metadata().await).map_err(failed("measuring"))?
+            else {
+                continue;
+            };
             if !shared || age(&metadata) > ORPHAN_ARTIFACT_AGE {
-                fs::remove_file(entry.path())
-                    .await
-                    .map_err(failed("clearing"))?;
+                if_there(fs::remove_file(entry.path()).await).map_err(failed("clearing"))?;
             }
         }
         Ok(Artifacts { dir })
@@ -160,15 +162,24 @@ impl Artifacts {
             else {
                 continue;
             };
-            let metadata = entry.metadata().await.map_err(failed("measuring"))?;
+            let Some(metadata) = if_there(entry.metadata().await).map_err(failed("measuring"))?
+            else {
+                continue;
+            };
             if age(&metadata) > ORPHAN_ARTIFACT_AGE && !store.names_artifact(digest).await? {
-                fs::remove_file(entry.path())
-                    .await
-                    .map_err(failed("removing from"))?;
+                if_there(fs::remove_file(entry.path()).await).map_err(failed("removing from"))?;
                 removed += 1;
             }
         }
         Ok(removed)
+    }
+}
+
+/// None where there is nothing any more.
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
     }
 }
 

@@ -124,6 +124,8 @@ pub const NO_NAME_KEPT: Duration = Duration::from_secs(3);
 
 /// How long a program may take from its start to its first wait for a request.
 pub const PREPARE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the choice of how a version is restored may take in all; meanwhile no other version is prepared.
+pub const CHOICE_DEADLINE: Duration = Duration::from_secs(2);
 /// Shortest and longest pause before a version that failed through no fault of its own is begun again.
 pub const MIN_AGAIN: Duration = Duration::from_secs(1);
 /// See there.

@@ -166,6 +166,18 @@ impl Machine {
         Ok(at_cpl_3 && events.exception.injected == 0 && events.exception.pending == 0)
     }
 
+    /// Forgets an exception that was on its way into the guest when it was stopped.
+    pub(crate) fn forget_events(&self) -> Result<(), VmmError> {
+        let mut events = self
+            .vcpu
+            .get_vcpu_events()
+            .map_err(VmmError::kvm("tell the events of a vCPU"))?;
+        (events.exception, events.interrupt) = Default::default();
+        self.vcpu
+            .set_vcpu_events(&events)
+            .map_err(VmmError::kvm("set the events of a vCPU"))
+    }
+
     /// The system registers.
     pub(crate) fn sregs(&self) -> Result<kvm_sregs, VmmError> {
         self.vcpu

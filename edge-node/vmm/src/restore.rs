@@ -211,7 +211,8 @@ impl Strategy {
     }
 }
 
-/// For memory that is a copy: nothing tells what was written, so all that is there is put back.
+/// For memory that is a copy: nothing tells what was written, so all that is there is put back, and all is translated
+/// anew, since a page table that is what it was may have been another in between.
 fn copy_back(
     snapshot: &Snapshot,
     memory: &GuestMemory,
@@ -236,9 +237,7 @@ fn copy_back(
     for run in there {
         snapshot.put_back(memory, run.start, run.end)?;
     }
-    if tables == Tables::Leaves {
-        memory.retranslate_all()?;
-    }
+    memory.retranslate_all()?;
     Ok(Reset::Done)
 }
 

@@ -97,6 +97,9 @@ impl Slot {
         snapshot: &Arc<Snapshot>,
         strategy: Strategy,
     ) -> Result<(), VmmError> {
+        if !matches!(self.state, State::Empty | State::Ready) {
+            self.vm.machine.forget_events()?;
+        }
         let held = self.snapshot.as_ref();
         let in_place =
             self.state == State::Ready && held.is_some_and(|held| held.has_tables_of(snapshot));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Function, tells_the_same};
+use common::{Function, each_libc, tells_the_same};
 use holm_test_support::{guest, require_kvm};
 
 #[test]
@@ -101,11 +101,16 @@ fn kvm_memory_files_are_sealed_as_on_linux() {
     tells_the_same(
         "seals",
         &[
-            ("/adding", "seals: 62"),
+            ("/adding", "seals: 7"),
             ("/sizes", "from a page before: 4086"),
             ("/writing", "through the mapping: m"),
         ],
     );
+    each_libc("seals", |path| {
+        // What Linux says since 6.3; older ones do not know of it.
+        let expected = "fstat: 0\nmode 666\nseals: 32\nchmod: EPERM\nchmod: 0\nboth: EINVAL\nexecutable: 0\nseals: 62\n";
+        assert_eq!(Function::new(path).get("/executable"), expected);
+    });
 }
 
 #[test]

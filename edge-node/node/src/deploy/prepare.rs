@@ -16,7 +16,7 @@ use holm_vmm::{
 use super::core::Fault;
 use super::routes::Live;
 use super::store::DeployStore;
-use crate::limits::{MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
+use crate::limits::{CHOICE_DEADLINE, MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
 
 /// `$PORT` of every function.
 const PORT: u16 = 8080;
@@ -121,7 +121,7 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
     record.restore_ns = nanos(began.elapsed());
     slot.set_outbound(live.outbound());
     let began = Instant::now();
-    let ended = ask(&mut slot, live, record.request);
+    let ended = ask(&mut slot, live, record.request, live.deadline());
     record.run_ns = nanos(began.elapsed());
     let stats = slot.stats();
     (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
@@ -150,8 +150,8 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
     }
 }
 
-/// Has the probe answered by an instance.
-fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure> {
+/// Has the probe answered by an instance within `most`.
+fn ask(slot: &mut Slot, live: &Live, id: RequestId, most: Duration) -> Result<Response, Failure> {
     let id = id.to_string();
     let host = format!("{}.{}", live.function.function, live.function.tenant);
     let headers: [(&[u8], &[u8]); 4] = [
@@ -166,7 +166,7 @@ fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure>
         headers: &headers,
         body: b"",
     };
-    let deadline = Instant::now() + live.deadline();
+    let deadline = Instant::now() + most;
     let limits = Limits {
         deadline,
         cpu: Duration::from_millis(live.limits.cpu_ms),
@@ -182,8 +182,10 @@ fn ask(slot: &mut Slot, live: &Live, id: RequestId) -> Result<Response, Failure>
 /// an instance may keep to itself. That it cannot be measured is no reason not to serve it.
 pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live, room: u64) {
     let (function, version) = (&live.function, live.version.short());
+    let until = Instant::now() + CHOICE_DEADLINE;
     let measured = Choice::make(hypervisor, &live.snapshot, room, |slot| {
-        ask(slot, live, RequestId::NONE).map(drop)
+        let left = until.saturating_duration_since(Instant::now());
+        ask(slot, live, RequestId::NONE, left.min(live.deadline())).map(drop)
     });
     match (measured, live.snapshot.choice()) {
         (Ok(()), Some(choice)) => {

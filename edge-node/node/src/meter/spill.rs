@@ -13,7 +13,8 @@
 //!
 //! A record is a copy into a mapping of the file. The page cache outlives the process as it does after a
 //! `write`, which costs some ten times as much right after a guest has run. The disk has room for what is
-//! mapped before that, so a full disk is an error here and never a signal.
+//! mapped before that, so a full disk is an error here and never a signal. That holds where a file is written
+//! over in place; on other file systems a record is a `write`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -53,8 +54,10 @@ pub(crate) enum SpillError {
 struct Segment {
     path: PathBuf,
     file: Arc<File>,
-    /// As much of the file as the disk has room for.
+    /// As much of the file as the disk has room for, if it is to be mapped.
     mapping: Option<MmapRegion>,
+    reserved_bytes: u64,
+    in_place: bool,
     /// Bytes of frames.
     bytes: u64,
     last_counter: u64,
@@ -66,44 +69,47 @@ impl Segment {
         let file = options.read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|error| FileError::new("make", &path, error))?;
         Ok(Segment {
+            in_place: is_written_in_place(&file),
             path,
             file: Arc::new(file),
             mapping: None,
+            reserved_bytes: 0,
             bytes: 0,
             last_counter: 0,
         })
     }
 
-    fn mapped_bytes(&self) -> u64 {
-        self.mapping.as_ref().map_or(0, |map| map.len() as u64)
-    }
-
     /// Has room for another frame, whatever its size.
     fn make_room(&mut self) -> Result<(), FileError> {
         let needed = self.bytes + MAX_SPILL_FRAME_BYTES as u64 + PREFIX_BYTES as u64;
-        match needed <= self.mapped_bytes() {
+        match needed <= self.reserved_bytes {
             true => Ok(()),
-            false => self.map(needed.next_multiple_of(SPILL_SEGMENT_BYTES)),
+            false => self.reserve(needed.next_multiple_of(SPILL_SEGMENT_BYTES)),
         }
     }
 
-    fn map(&mut self, bytes: u64) -> Result<(), FileError> {
+    fn reserve(&mut self, bytes: u64) -> Result<(), FileError> {
         let error = |error: io::Error| FileError::new("reserve room in", &self.path, error);
-        reserve(&self.file, self.mapped_bytes(), bytes).map_err(error)?;
-        let from = FileOffset::from_arc(self.file.clone(), 0);
-        let mapping = MmapRegion::from_file(from, bytes as usize);
-        self.mapping = Some(mapping.map_err(|problem| error(io::Error::other(problem)))?);
+        reserve(&self.file, self.reserved_bytes, bytes).map_err(error)?;
+        if self.in_place {
+            let from = FileOffset::from_arc(self.file.clone(), 0);
+            let mapping = MmapRegion::from_file(from, bytes as usize);
+            self.mapping = Some(mapping.map_err(|problem| error(io::Error::other(problem)))?);
+        }
+        self.reserved_bytes = bytes;
         Ok(())
     }
 
     /// Behind the last frame, for which there is room.
     fn append(&mut self, frame: &[u8]) -> Result<(), FileError> {
-        let mapping = self.mapping.as_ref().map(MmapRegion::as_volatile_slice);
-        let written = mapping.map(|slice| slice.write_slice(frame, self.bytes as usize));
-        if !matches!(written, Some(Ok(()))) {
-            let error = io::Error::other("there is no room for a frame");
-            return Err(FileError::new("write to", &self.path, error));
-        }
+        let written = match &self.mapping {
+            Some(mapping) => mapping
+                .as_volatile_slice()
+                .write_slice(frame, self.bytes as usize)
+                .map_err(io::Error::other),
+            None => self.file.write_all_at(frame, self.bytes),
+        };
+        written.map_err(|error| FileError::new("write to", &self.path, error))?;
         self.bytes += frame.len() as u64;
         Ok(())
     }
@@ -111,13 +117,22 @@ impl Segment {
     /// What it holds is no longer needed. Gives back what it has more than usual.
     fn empty(&mut self) -> Result<(), FileError> {
         (self.bytes, self.last_counter) = (0, 0);
-        if self.mapped_bytes() <= SPILL_SEGMENT_BYTES {
+        if self.reserved_bytes <= SPILL_SEGMENT_BYTES {
             return Ok(());
         }
-        self.mapping = None;
+        (self.mapping, self.reserved_bytes) = (None, 0);
         let emptied = self.file.set_len(0);
         emptied.map_err(|error| FileError::new("empty", &self.path, error))
     }
+}
+
+/// Whether what is reserved is there for all that is written later, as it is not where each write takes a new
+/// block (btrfs, ZFS).
+fn is_written_in_place(file: &File) -> bool {
+    const EXT4: i64 = 0xEF53;
+    const XFS: i64 = 0x5846_5342;
+    const TMPFS: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|found| [EXT4, XFS, TMPFS].contains(&found.f_type))
 }
 
 /// Has blocks for the file up to `end`, zeroes after `start`.
@@ -248,7 +263,10 @@ impl SpillWriter {
             return Ok(());
         }
         self.sides[other].empty()?;
-        self.current = other;
+        // Without room there, this one may still have some.
+        if self.sides[other].make_room().is_ok() {
+            self.current = other;
+        }
         Ok(())
     }
 }
@@ -376,6 +394,20 @@ mod tests {
     }
 
     #[test]
+    fn where_a_file_is_not_written_in_place_it_is_not_mapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut spill, _) = writer(dir.path());
+        spill.sides[0].in_place = false;
+        (spill.sides[0].mapping, spill.sides[0].reserved_bytes) = (None, 0);
+        for n in 1..=3 {
+            spill.append(&numbered(n)).unwrap();
+        }
+        assert!(spill.sides[0].mapping.is_none());
+        let expected: Vec<_> = (1..=3).map(|n| (n, numbered(n))).collect();
+        assert_eq!(leftovers(dir.path()).unwrap()[0].records, expected);
+    }
+
+    #[test]
     fn every_torn_tail_leaves_the_records_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let (mut spill, _) = writer(dir.path());
@@ -480,6 +512,7 @@ mod tests {
         let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
         let roomy = std::mem::replace(&mut spill.sides[0].file, Arc::new(full));
         let mapping = spill.sides[0].mapping.take();
+        let reserved = std::mem::take(&mut spill.sides[0].reserved_bytes);
         assert!(matches!(
             spill.append(&numbered(2)),
             Err(SpillError::File(_))
@@ -488,6 +521,7 @@ mod tests {
         assert!(!spill.is_sound(Instant::now()));
         assert!(!spill.is_sound(later(1)), "still no room");
         (spill.sides[0].file, spill.sides[0].mapping) = (roomy, mapping);
+        spill.sides[0].reserved_bytes = reserved;
         assert!(!spill.is_sound(later(1)), "tried only from time to time");
         assert!(spill.is_sound(later(3)));
         spill.append(&numbered(3)).unwrap();

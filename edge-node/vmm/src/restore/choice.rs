@@ -213,7 +213,7 @@ fn measure(
         }
     }
     let costs = trials.into_iter().map(Trial::cost);
-    Ok(costs.collect::<Result<_, _>>()?)
+    costs.collect()
 }
 
 /// A strategy that is tried, in a slot of its own.
