@@ -95,6 +95,8 @@ pub(crate) fn run(workspace: &Path, subjects: &[&Subject]) -> Result<Vec<Verdict
     }
     // Once more, now that they take slots from each other.
     for (subject, answers, mut client) in deployed {
+        // A node closes what has been idle for longer than all the others may take.
+        client.hang_up();
         let again = compare(subject, &answers, |ask| client.ask(ask));
         let first = verdicts.iter_mut().find(|one| one.program == subject.name);
         if let Some(first) = first.filter(|first| first.is_good() && !again.is_good()) {

@@ -42,6 +42,11 @@ impl Client {
         Ok(BufReader::new(stream))
     }
 
+    /// Closes the connection that is kept, if there is one.
+    pub(crate) fn hang_up(&mut self) {
+        self.connection = None;
+    }
+
     /// One request.
     pub(crate) fn ask(&mut self, ask: &Ask) -> Result<Answer> {
         let body = ask.body();
