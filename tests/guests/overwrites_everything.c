@@ -224,7 +224,10 @@ __attribute__((noreturn)) static void overwrite(uint64_t pattern, uint64_t skip,
         "pushq $0x240cd5\n\tpopfq\n\t"
         "mov %%rax, %%rbx\n\tmov %%rax, %%rcx\n\tmov %%rax, %%rdx\n\tmov %%rax, %%rsi\n\tmov %%rax, %%rdi\n\t"
         "mov %%rax, %%rbp\n\tmov %%rax, %%r8\n\tmov %%rax, %%r9\n\tmov %%rax, %%r10\n\tmov %%rax, %%r11\n\t"
-        "mov %%rax, %%r12\n\tmov %%rax, %%r13\n\tmov %%rax, %%r14\n\tmov %%rax, %%r15\n\tmov %%rax, %%rsp\n\t"
+        "mov %%rax, %%r12\n\tmov %%rax, %%r13\n\tmov %%rax, %%r14\n\tmov %%rax, %%r15\n\t"
+        /* A canonical address. With another one PVM emulates a program that it has interrupted, and its emulator
+           answers `int3` with an invalid opcode. */
+        "mov %%eax, %%esp\n\t"
         "jmp *%c[way]"
         :
         : [list] "i"(LIST), [odd] "r"(0x5851f42d4c957f2dUL), "a"(pattern), [skip] "r"(skip * 4096),
