@@ -317,13 +317,17 @@ struct Counts {
 }
 
 async fn call(target: &Target, load: Load, stop: &AtomicBool) -> Result<Counts> {
-    let (method, sent) = match load.how {
+    let (method, sent, expected) = match load.how {
         How::Leave => return leave(target, stop).await,
         How::Echo(bytes) => {
             let bytes: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
-            (Method::POST, Bytes::from(bytes))
+            let sent = Bytes::from(bytes);
+            (Method::POST, sent.clone(), Some(sent))
         }
-        How::Ask(_) => (Method::GET, Bytes::new()),
+        How::Ask(expected) => {
+            let expected = expected.map(Bytes::copy_from_slice);
+            (Method::GET, Bytes::new(), expected)
+        }
     };
     let mut connection = Connection::open(target).await?;
     let mut counts = Counts::default();
@@ -340,13 +344,8 @@ async fn call(target: &Target, load: Load, stop: &AtomicBool) -> Result<Counts> 
             "{path} answered {status}, not {:?}",
             load.statuses
         );
-        let expected = match load.how {
-            How::Ask(expected) => expected,
-            How::Echo(_) => Some(&*sent),
-            How::Leave => None,
-        };
         ensure!(
-            status != 200 || expected.is_none_or(|expected| body == expected),
+            status != 200 || expected.as_ref().is_none_or(|expected| body == expected),
             "{path} answered {} bytes that are not what it should: {:?}",
             body.len(),
             String::from_utf8_lossy(&body[..body.len().min(64)])

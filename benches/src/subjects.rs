@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{
-    Choice, GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor, prepare,
+    Choice, Failure, GuestConfig, Hypervisor, Limits, Request, Slot, Snapshot, Step, floor::Floor,
+    prepare,
 };
 use tokio::runtime::Runtime;
 
@@ -163,16 +164,12 @@ pub(crate) fn choose(
     snapshot: &Arc<Snapshot>,
     slots: usize,
 ) -> Result<()> {
-    let mut problem = None;
-    Choice::make(hypervisor, snapshot, Choice::room(slots), |slot| {
-        problem = invoke(slot).err();
-        Ok(())
+    let choice = Choice::make(hypervisor, snapshot, Choice::room(slots), |slot| {
+        invoke(slot).map_err(|error| Failure::BadResponse(format!("{error:#}")))
     })
     .context("cannot measure the strategies")?;
-    if let Some(choice) = snapshot.choice() {
-        eprintln!("restored by {}: {choice}", choice.strategy.as_str());
-    }
-    problem.map_or(Ok(()), Err)
+    eprintln!("restored by {}: {choice}", choice.strategy.as_str());
+    Ok(())
 }
 
 /// Sends `GET /` and checks the answer.

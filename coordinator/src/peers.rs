@@ -29,14 +29,14 @@ use crate::store::{Store, StoreError};
 
 /// This coordinator among the others.
 pub(crate) struct Peers {
-    store: Store,
-    fleet: Arc<Fleet>,
-    rollouts: Arc<Rollouts>,
-    clock: Clock,
+    pub(crate) store: Store,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) clock: Clock,
     /// New at every start.
-    id: String,
+    pub(crate) id: String,
     /// Of its API, for people.
-    address: String,
+    pub(crate) address: String,
 }
 
 /// What was seen so far.
@@ -49,24 +49,6 @@ pub(crate) struct Seen {
 }
 
 impl Peers {
-    pub(crate) fn new(
-        store: Store,
-        fleet: Arc<Fleet>,
-        rollouts: Arc<Rollouts>,
-        clock: Clock,
-        id: String,
-        address: String,
-    ) -> Self {
-        Peers {
-            store,
-            fleet,
-            rollouts,
-            clock,
-            id,
-            address,
-        }
-    }
-
     /// Makes itself known, and looks around once.
     pub(crate) async fn join(&self) -> Result<Seen, StoreError> {
         self.register().await?;

@@ -188,7 +188,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
     }
 
-    let fleet = Arc::new(Fleet::new(&store.nodes().await?, clock, store.is_shared()));
+    let fleet = Arc::new(Fleet::new(clock, store.is_shared()));
     let timing = Timing {
         prepare_timeout_ms: millis(config.prepare_timeout),
         absent_grace_ms: millis(config.absent_grace),
@@ -249,9 +249,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let peers = match store.is_shared() {
         true => {
             let address = format!("http://{http_addr}");
-            let (store, rollouts) = (store.clone(), rollouts.clone());
-            let peers = Peers::new(store, fleet.clone(), rollouts, clock, id, address);
-            let peers = Arc::new(peers);
+            let peers = Arc::new(Peers {
+                store: store.clone(),
+                fleet: fleet.clone(),
+                rollouts: rollouts.clone(),
+                clock,
+                id,
+                address,
+            });
             let seen = peers.join().await?;
             let others = peers.clone();
             let watch = async move { others.run(seen).await };

@@ -3,40 +3,20 @@
  * something else: the call goes on with what it began with. `/read` has the ways to read, `/write` the ways to write
  * and to connect, `/whole` what is read and written at once.
  */
-#include "guest.h"
+#include "threads.h"
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/select.h>
 #include <sys/uio.h>
 #include <sys/un.h>
-#include <time.h>
 
 static int ends[2], other, listening;
-static long result;
-static int error;
 static char filler[4096], got[64];
 static struct sockaddr_un name = {.sun_family = AF_UNIX}, next_name = {.sun_family = AF_UNIX};
 static char file[64];
-
-/* Lets the other thread begin to wait. */
-static void pause_a_little(void) {
-    struct timespec time = {.tv_nsec = 20000000};
-    nanosleep(&time, NULL);
-}
-
-static void failed(const char *what) {
-    perror(what);
-    exit(95);
-}
-
-static void note(long value) {
-    error = value < 0 ? errno : 0;
-    result = value;
-}
 
 static void *run(void *call) {
     ((void (*)(void))call)();

@@ -3,21 +3,13 @@
  * spliced out of it, and every byte comes once, `/rights` closes a descriptor that is to travel, `/message` changes the parts of a message that
  * waits for room.
  */
-#include "guest.h"
+#include "threads.h"
 #include <fcntl.h>
-#include <pthread.h>
 #include <sys/uio.h>
-#include <time.h>
 
 static int ends[2], pipe_ends[2], travels;
 static char bytes[4096], other_bytes[4096];
 static struct iovec parts[2];
-
-/* Lets the other thread begin to wait. */
-static void pause_a_little(void) {
-    struct timespec time = {.tv_nsec = 20000000};
-    nanosleep(&time, NULL);
-}
 
 /* Fills the first of two connected sockets; gives how much it took. */
 static size_t fill(void) {

@@ -2,10 +2,9 @@
  * Threads whose memory another one unmaps while they wait in a call that uses it: what the call says then. `/read`
  * has the ways to read, `/write` the ways to write, `/wait` the other waits.
  */
-#include "guest.h"
+#include "threads.h"
 #include <fcntl.h>
 #include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -17,34 +16,15 @@
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/un.h>
-#include <time.h>
 
 enum { PAGE = 4096, RESERVED = 64 << 20, FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129 };
 
-/* What a call uses, and what it gave. */
+/* What a call uses. */
 static char *page;
 static int ends[2], other;
-static long result;
-static int error;
 static volatile pid_t waiting;
 static char filler[PAGE], file[64];
 static struct sockaddr_un name = {.sun_family = AF_UNIX};
-
-/* Lets the other thread begin to wait. */
-static void pause_a_little(void) {
-    struct timespec time = {.tv_nsec = 20000000};
-    nanosleep(&time, NULL);
-}
-
-static void failed(const char *what) {
-    perror(what);
-    exit(95);
-}
-
-static void note(long value) {
-    error = value < 0 ? errno : 0;
-    result = value;
-}
 
 static void *run(void *call) {
     waiting = (pid_t)syscall(SYS_gettid);

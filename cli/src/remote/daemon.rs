@@ -44,7 +44,7 @@ pub(crate) struct CoordinatorArgs {
     /// no place for its password; PGPASSWORD, ~/.pgpass and HOLM_DATABASE are.
     #[arg(
         long,
-        env = "HOLM_DATABASE",
+        env = DATABASE_VARIABLE,
         hide_env_values = true,
         value_name = "URL"
     )]

@@ -72,17 +72,15 @@ enum Link {
 }
 
 impl Fleet {
-    /// The nodes of the database, none of them connected yet.
-    pub(crate) fn new(rows: &[NodeRow], clock: Clock, shared: bool) -> Self {
-        let fleet = Fleet {
+    /// No nodes, until those of the database are learnt.
+    pub(crate) fn new(clock: Clock, shared: bool) -> Self {
+        Fleet {
             clock,
             inner: Mutex::default(),
             changed: Notify::new(),
             shared,
             to_tell: Notify::new(),
-        };
-        fleet.learn(rows);
-        fleet
+        }
     }
 
     /// What the database says of the nodes, some of which may not have been known here.
@@ -96,7 +94,7 @@ impl Fleet {
                 .entry(row.name.clone())
                 .or_insert_with(|| Entry::new(row.hello.clone(), now_ms));
             entry.drained = row.drained;
-            if !matches!(entry.link, Link::Here(_)) {
+            if entry.here().is_none() {
                 entry.hello = row.hello.clone();
                 entry.last_seen_ms = row.last_seen_ms;
             }
@@ -140,10 +138,7 @@ impl Fleet {
         entry.session = id;
         entry.heard = false;
         let replaced = std::mem::replace(&mut entry.link, Link::Here(connection));
-        self.tell(&mut inner, name);
-        if let Some(opened) = inner.untold.get_mut(name) {
-            *opened = true;
-        }
+        self.tell(&mut inner, name, true);
         drop(inner);
         self.wake();
         let replaced = match replaced {
@@ -161,16 +156,16 @@ impl Fleet {
         entry.link = Link::Down;
         entry.since_ms = now_ms;
         let last_seen_ms = entry.last_seen_ms;
-        self.tell(&mut inner, name);
+        self.tell(&mut inner, name, false);
         drop(inner);
         self.wake();
         Some(last_seen_ms)
     }
 
-    /// The others are to hear of a change of the node's link.
-    fn tell(&self, inner: &mut Inner, name: &Name) {
+    /// The others are to hear of a change of the node's link, or that it was `opened`.
+    fn tell(&self, inner: &mut Inner, name: &Name, opened: bool) {
         if self.shared {
-            inner.untold.entry(name.clone()).or_insert(false);
+            *inner.untold.entry(name.clone()).or_insert(false) |= opened;
             self.to_tell.notify_one();
         }
     }
@@ -189,7 +184,7 @@ impl Fleet {
             Some(LinkChange {
                 session: entry.session,
                 opened,
-                up: matches!(entry.link, Link::Here(_)),
+                up: entry.here().is_some(),
                 stopping: entry.stopping,
                 observed: entry.heard.then(|| entry.observed.clone()),
                 node: name,
@@ -210,9 +205,7 @@ impl Fleet {
     pub(crate) fn tell_all(&self) {
         let mut inner = self.lock();
         let Inner { nodes, untold, .. } = &mut *inner;
-        let here = nodes
-            .iter()
-            .filter(|(_, entry)| matches!(entry.link, Link::Here(_)));
+        let here = nodes.iter().filter(|(_, entry)| entry.here().is_some());
         for (name, _) in here {
             untold.entry(name.clone()).or_insert(false);
         }
@@ -229,7 +222,7 @@ impl Fleet {
                 continue;
             };
             // A link that the others do not know of yet is newer than what they tell.
-            let here = matches!(entry.link, Link::Here(_));
+            let here = entry.here().is_some();
             if here && (!row.up || untold.get(&row.node) == Some(&true)) {
                 continue;
             }
@@ -265,10 +258,7 @@ impl Fleet {
     /// The node's connection here.
     pub(crate) fn connection(&self, name: &Name) -> Option<Connection> {
         let inner = self.lock();
-        match &inner.nodes.get(name)?.link {
-            Link::Here(connection) => Some(connection.clone()),
-            Link::Down | Link::Elsewhere(_) => None,
-        }
+        inner.nodes.get(name)?.here().cloned()
     }
 
     /// A node tells what it has.
@@ -284,7 +274,7 @@ impl Fleet {
             entry.last_seen_ms = now_ms;
             entry.observed = observed;
             entry.heard = true;
-            self.tell(&mut inner, name);
+            self.tell(&mut inner, name, false);
         }
         drop(inner);
         self.wake();
@@ -299,7 +289,7 @@ impl Fleet {
         };
         entry.last_seen_ms = now_ms;
         if std::mem::replace(&mut entry.stopping, report.stopping) != report.stopping {
-            self.tell(&mut inner, name);
+            self.tell(&mut inner, name, false);
         }
         for version in &report.versions {
             let key = (version.function.clone(), version.version);
@@ -406,11 +396,10 @@ impl Fleet {
             connected: entry.connected(),
             drained: entry.drained,
             last_seen_ms: entry.last_seen_ms,
-            rtt_us: match &entry.link {
-                Link::Here(connection) => u64::try_from(connection.rtt().as_micros()).ok(),
-                // That coordinator knows.
-                Link::Down | Link::Elsewhere(_) => None,
-            },
+            // Where the link is elsewhere, that coordinator knows.
+            rtt_us: entry
+                .here()
+                .and_then(|connection| u64::try_from(connection.rtt().as_micros()).ok()),
             coordinator: match &entry.link {
                 Link::Elsewhere(id) => Some(id.clone()),
                 Link::Down | Link::Here(_) => None,
@@ -469,7 +458,7 @@ impl Fleet {
         let connected = inner
             .nodes
             .iter()
-            .filter(|(_, entry)| matches!(entry.link, Link::Here(_)));
+            .filter(|(_, entry)| entry.here().is_some());
         connected
             .map(|(name, entry)| (name.clone(), entry.last_seen_ms))
             .collect()
@@ -480,12 +469,20 @@ impl Inner {
     /// The node, if `session` is its newest one.
     fn session(&mut self, name: &Name, session: u64) -> Option<&mut Entry> {
         let entry = self.nodes.get_mut(name)?;
-        let here = matches!(entry.link, Link::Here(_));
+        let here = entry.here().is_some();
         (here && entry.session == session).then_some(entry)
     }
 }
 
 impl Entry {
+    /// Its connection, if that is here.
+    fn here(&self) -> Option<&Connection> {
+        match &self.link {
+            Link::Here(connection) => Some(connection),
+            Link::Down | Link::Elsewhere(_) => None,
+        }
+    }
+
     /// A node that has not been heard of here.
     fn new(hello: Hello, now_ms: u64) -> Self {
         Entry {

@@ -126,24 +126,15 @@ impl Artifacts {
     /// The whole artifact, for checks. At most [`MAX_ARTIFACT_BYTES`].
     pub(crate) async fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
         let path = self.path(digest);
-        match fs::read(&path).await {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(ArtifactError::Missing(digest))
-            }
-            Err(source) => Err(disk("reading", &path)(source)),
-        }
+        let bytes = if_there(fs::read(&path).await).map_err(disk("reading", &path))?;
+        bytes.ok_or(ArtifactError::Missing(digest))
     }
 
     /// The artifact's file and its length.
     pub(crate) async fn file(&self, digest: Digest) -> Result<(File, u64), ArtifactError> {
         let path = self.path(digest);
-        let file = match File::open(&path).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(ArtifactError::Missing(digest));
-            }
-            result => result.map_err(disk("opening", &path))?,
-        };
+        let file = if_there(File::open(&path).await).map_err(disk("opening", &path))?;
+        let file = file.ok_or(ArtifactError::Missing(digest))?;
         let metadata = file.metadata().await.map_err(disk("measuring", &path))?;
         Ok((file, metadata.len()))
     }

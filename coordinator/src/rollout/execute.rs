@@ -148,7 +148,9 @@ impl Rollouts {
             lease: None,
             functions: BTreeMap::new(),
         };
-        state.read(&store, store.decided().await?).await?;
+        let decided = store.decided().await?;
+        fleet.learn(&decided.nodes);
+        state.read(&store, decided).await?;
         let (target, _) = watch::channel(Arc::new(state.target()));
         fleet.watch(target.borrow().watched());
         Ok(Rollouts {

@@ -87,12 +87,7 @@ impl Store {
             .await
             .during(DOING)?;
         }
-        let rows: Vec<(Vec<u8>,)> =
-            query("SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
-                .bind(tenant)
-                .all(&mut tx)
-                .await
-                .during(DOING)?;
+        let rows = keys_of(&mut tx, tenant).await.during(DOING)?;
         if rows.len() > MAX_PUBLISHER_KEYS {
             return Ok(None);
         }
@@ -106,20 +101,15 @@ impl Store {
         tenant: &Name,
     ) -> Result<Option<Vec<PublisherKey>>, StoreError> {
         const DOING: &str = "look up a tenant";
-        let found: Option<(i64,)> = query("SELECT CAST(1 AS BIGINT) FROM tenants WHERE name = ?")
+        let known = query("SELECT 1 FROM tenants WHERE name = ?")
             .bind(tenant)
-            .optional(self.reader())
+            .found(self.reader())
             .await
             .during(DOING)?;
-        if found.is_none() {
+        if !known {
             return Ok(None);
         }
-        let rows: Vec<(Vec<u8>,)> =
-            query("SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
-                .bind(tenant)
-                .all(self.reader())
-                .await
-                .during(DOING)?;
+        let rows = keys_of(self.reader(), tenant).await.during(DOING)?;
         read_keys(rows).map(Some)
     }
 
@@ -137,12 +127,12 @@ impl Store {
         } = version;
         let function = statement.function.to_string();
         let mut tx = self.write(Turn::Registry).await?;
-        let known: Option<(i64,)> = query("SELECT CAST(1 AS BIGINT) FROM versions WHERE id = ?")
+        let known = query("SELECT 1 FROM versions WHERE id = ?")
             .bind(id)
-            .optional(&mut tx)
+            .found(&mut tx)
             .await
             .during(DOING)?;
-        if known.is_some() {
+        if known {
             return Ok(PublishOutcome::Known);
         }
         let (highest,): (Option<i64>,) =
@@ -248,13 +238,8 @@ impl Store {
         const DOING: &str = "look up labels";
         let mut rows: Vec<(Vec<u8>, String)> = Vec::new();
         for some in ids.chunks(LOOKUP_CHUNK_ROWS) {
-            let mut labels = query("SELECT id, label FROM versions WHERE id IN (");
-            for (index, id) in some.iter().enumerate() {
-                labels
-                    .push(if index > 0 { ", " } else { "" })
-                    .push_bind(*id);
-            }
-            labels.push(")");
+            let mut labels = query("SELECT id, label FROM versions WHERE id IN ");
+            labels.push_row(some.iter().map(|id| (*id).into()));
             rows.extend(labels.all(self.reader()).await.during(DOING)?);
         }
         rows.into_iter()
@@ -283,14 +268,20 @@ impl Store {
 
     /// Whether a version names the artifact.
     pub(crate) async fn names_artifact(&self, artifact: Digest) -> Result<bool, StoreError> {
-        let found: Option<(i64,)> =
-            query("SELECT CAST(1 AS BIGINT) FROM versions WHERE artifact = ? LIMIT 1")
-                .bind(artifact)
-                .optional(self.reader())
-                .await
-                .during("look up an artifact")?;
-        Ok(found.is_some())
+        query("SELECT 1 FROM versions WHERE artifact = ? LIMIT 1")
+            .bind(artifact)
+            .found(self.reader())
+            .await
+            .during("look up an artifact")
     }
+}
+
+/// A tenant's keys, the oldest first.
+async fn keys_of(on: impl Into<On<'_>>, tenant: &Name) -> Result<Vec<(Vec<u8>,)>, sqlx::Error> {
+    query("SELECT key FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
+        .bind(tenant)
+        .all(on)
+        .await
 }
 
 /// Every function by name.

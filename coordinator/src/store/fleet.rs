@@ -36,13 +36,11 @@ pub(crate) enum JoinOutcome {
 impl Store {
     /// Whether `digest` is that of a valid API token.
     pub(crate) async fn knows_api_token(&self, digest: Digest) -> Result<bool, StoreError> {
-        let found: Option<(i64,)> =
-            query("SELECT CAST(1 AS BIGINT) FROM api_tokens WHERE digest = ?")
-                .bind(digest)
-                .optional(self.reader())
-                .await
-                .during("look up an API token")?;
-        Ok(found.is_some())
+        query("SELECT 1 FROM api_tokens WHERE digest = ?")
+            .bind(digest)
+            .found(self.reader())
+            .await
+            .during("look up an API token")
     }
 
     /// Makes `digest` the API token called `label`, in place of the one before.

@@ -52,8 +52,6 @@ pub(crate) struct Decided {
     pub(crate) nodes: Vec<NodeRow>,
 }
 
-const OPEN: &str = "SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id";
-
 /// A function's current version changes with the end of a rollout.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adoption {
@@ -108,7 +106,11 @@ impl Store {
             found.map_or(0, |(_, value)| uint(*value))
         };
         let (revision, generation) = (counter("revision"), counter("generation"));
-        let open: Vec<Row> = query(OPEN).all(&mut tx).await.during(DOING)?;
+        let open: Vec<Row> =
+            query("SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id")
+                .all(&mut tx)
+                .await
+                .during(DOING)?;
         Ok(Decided {
             revision,
             generation,

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use holm_model::ids::{Digest, Name};
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
-use sqlx::{Arguments as _, AssertSqlSafe, Decode, FromRow, Postgres, Row as _, Sqlite, Type};
+use sqlx::{Arguments, AssertSqlSafe, Decode, Encode, FromRow, Postgres, Row as _, Sqlite, Type};
 
 use super::{During as _, StoreError, int};
 
@@ -83,28 +83,21 @@ pub(super) fn query(text: impl Into<Cow<'static, str>>) -> Query {
 macro_rules! run {
     ($query:expr, $on:expr, $method:ident) => {
         match $on {
-            On::Sqlite(pool) => {
-                let (text, arguments) = $query.for_sqlite()?;
-                let result = sqlx::query_with(text, arguments).$method(pool).await;
-                result.map(Either::Sqlite)
-            }
+            On::Sqlite(pool) => run!($query.for_sqlite(), pool, $method, Sqlite),
             On::In(Transaction::Sqlite(tx)) => {
-                let (text, arguments) = $query.for_sqlite()?;
-                let result = sqlx::query_with(text, arguments).$method(&mut **tx).await;
-                result.map(Either::Sqlite)
+                run!($query.for_sqlite(), &mut **tx, $method, Sqlite)
             }
-            On::Postgres(pool) => {
-                let (text, arguments) = $query.for_postgres()?;
-                let result = sqlx::query_with(text, arguments).$method(pool).await;
-                result.map(Either::Postgres)
-            }
+            On::Postgres(pool) => run!($query.for_postgres(), pool, $method, Postgres),
             On::In(Transaction::Postgres(tx)) => {
-                let (text, arguments) = $query.for_postgres()?;
-                let result = sqlx::query_with(text, arguments).$method(&mut **tx).await;
-                result.map(Either::Postgres)
+                run!($query.for_postgres(), &mut **tx, $method, Postgres)
             }
         }
     };
+    ($query:expr, $executor:expr, $method:ident, $database:ident) => {{
+        let (text, arguments) = $query?;
+        let result = sqlx::query_with(text, arguments).$method($executor).await;
+        result.map(Either::$database)
+    }};
 }
 
 /// A result of either database.
@@ -145,6 +138,17 @@ impl Query {
         self
     }
 
+    /// Such lists, one after the other.
+    pub(super) fn push_rows<V>(&mut self, rows: impl IntoIterator<Item = V>) -> &mut Self
+    where
+        V: IntoIterator<Item = Value>,
+    {
+        for (index, row) in rows.into_iter().enumerate() {
+            self.push(if index > 0 { ", " } else { "" }).push_row(row);
+        }
+        self
+    }
+
     /// Runs it, and returns how many rows it changed.
     pub(super) async fn execute<'a>(self, on: impl Into<On<'a>>) -> Result<u64, sqlx::Error> {
         self.execute_on(on.into()).await
@@ -171,6 +175,11 @@ impl Query {
     ) -> Result<Option<T>, sqlx::Error> {
         let row = self.row_on(on.into()).await?;
         row.as_ref().map(Row::columns).transpose()
+    }
+
+    /// Whether it gives a row.
+    pub(super) async fn found<'a>(self, on: impl Into<On<'a>>) -> Result<bool, sqlx::Error> {
+        Ok(self.row_on(on.into()).await?.is_some())
     }
 
     /// The one row that it gives.
@@ -204,30 +213,31 @@ impl Query {
     fn for_sqlite(
         self,
     ) -> Result<(AssertSqlSafe<Cow<'static, str>>, SqliteArguments), sqlx::Error> {
-        let mut arguments = SqliteArguments::default();
-        for value in self.values {
-            match value {
-                Value::Int(value) => arguments.add(value),
-                Value::Text(value) => arguments.add(value),
-                Value::Bytes(value) => arguments.add(value),
-            }
-            .map_err(sqlx::Error::Encode)?;
-        }
-        Ok((AssertSqlSafe(self.text), arguments))
+        Ok((AssertSqlSafe(self.text), arguments(self.values)?))
     }
 
     fn for_postgres(self) -> Result<(AssertSqlSafe<String>, PgArguments), sqlx::Error> {
-        let mut arguments = PgArguments::default();
-        for value in self.values {
-            match value {
-                Value::Int(value) => arguments.add(value),
-                Value::Text(value) => arguments.add(value),
-                Value::Bytes(value) => arguments.add(value),
-            }
-            .map_err(sqlx::Error::Encode)?;
-        }
-        Ok((AssertSqlSafe(numbered(&self.text)), arguments))
+        Ok((AssertSqlSafe(numbered(&self.text)), arguments(self.values)?))
     }
+}
+
+/// The values as a database takes them.
+fn arguments<A: Arguments>(values: Vec<Value>) -> Result<A, sqlx::Error>
+where
+    for<'v> Option<i64>: Encode<'v, A::Database> + Type<A::Database>,
+    for<'v> Option<String>: Encode<'v, A::Database> + Type<A::Database>,
+    for<'v> Option<Vec<u8>>: Encode<'v, A::Database> + Type<A::Database>,
+{
+    let mut arguments = A::default();
+    for value in values {
+        match value {
+            Value::Int(value) => arguments.add(value),
+            Value::Text(value) => arguments.add(value),
+            Value::Bytes(value) => arguments.add(value),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
 }
 
 /// The text with `$1`, `$2` and so on in place of `?`, which no text of ours has for anything else.

@@ -263,14 +263,21 @@ impl Store {
     }
 }
 
+impl Table {
+    /// As SQL has them.
+    fn column_names(&self) -> String {
+        let names: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
+        names.join(", ")
+    }
+}
+
 async fn export_table(
     tx: &mut Transaction,
     table: &Table,
     out: &mut (impl Write + Send),
 ) -> Result<u64, TransferError> {
     const DOING: &str = "export rows";
-    let columns: Vec<_> = table.columns.iter().map(|(name, _)| *name).collect();
-    let select = format!("SELECT {} FROM {}", columns.join(", "), table.name);
+    let select = format!("SELECT {} FROM {}", table.column_names(), table.name);
     let mut count = 0;
     let mut after = 0;
     loop {
@@ -388,16 +395,9 @@ async fn insert(
     if pending.is_empty() {
         return Ok(());
     }
-    let columns: Vec<_> = table.columns.iter().map(|(name, _)| *name).collect();
-    let mut insert = query(format!(
-        "INSERT INTO {} ({}) VALUES ",
-        table.name,
-        columns.join(", ")
-    ));
-    for (index, row) in pending.drain(..).enumerate() {
-        insert.push(if index > 0 { ", " } else { "" });
-        insert.push_row(row);
-    }
+    let (name, columns) = (table.name, table.column_names());
+    let mut insert = query(format!("INSERT INTO {name} ({columns}) VALUES "));
+    insert.push_rows(pending.drain(..));
     insert.execute(tx).await.during("import rows")?;
     Ok(())
 }

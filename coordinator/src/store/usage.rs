@@ -248,10 +248,7 @@ async fn insert(
 ) -> Result<u64, StoreError> {
     let mut insert = query("INSERT INTO usage (");
     insert.push(COLUMNS).push(") VALUES ");
-    for (index, record) in records.iter().enumerate() {
-        insert.push(if index > 0 { ", " } else { "" });
-        insert.push_row(values(node, record));
-    }
+    insert.push_rows(records.iter().map(|record| values(node, record)));
     // Not every conflict, so that a broken constraint of another kind is not passed over.
     insert.push(" ON CONFLICT (node, boot_epoch, sequence) DO NOTHING");
     insert.execute(tx).await.during("store usage")

@@ -43,17 +43,29 @@ struct Job {
     work: Work,
 }
 
+impl Work {
+    /// Whether nobody wants it any more.
+    fn is_given_up(&self) -> bool {
+        match self {
+            Work::Run {
+                cancelled, done, ..
+            } => cancelled.load(Ordering::Relaxed) || done.is_closed(),
+            Work::GoOn { done, .. } => done.is_closed(),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        match self {
+            Work::Run { deadline, .. } => *deadline,
+            Work::GoOn { bounds, .. } => bounds.deadline,
+        }
+    }
+}
+
 impl Job {
     /// Whether it is not to run any more: then it takes no time, and somebody waits for its end.
     fn is_over(&self, now: Instant) -> bool {
-        match &self.work {
-            Work::Run {
-                deadline,
-                cancelled,
-                done,
-            } => now >= *deadline || cancelled.load(Ordering::Relaxed) || done.is_closed(),
-            Work::GoOn { bounds, done } => now >= bounds.deadline || done.is_closed(),
-        }
+        now >= self.work.deadline() || self.work.is_given_up()
     }
 }
 
@@ -221,6 +233,12 @@ pub(crate) fn schedule(urgency: Urgency) {
 /// One slice: what it took, and the job if it wants another one. If nobody waits for the slot any more, it is
 /// dropped here, off the request path.
 fn work(Job { mut slot, work }: Job) -> (Duration, Option<Job>) {
+    if work.is_given_up() {
+        if let Work::Run { done, .. } = work {
+            drop(done.send((slot, Step::Yielded)));
+        }
+        return (Duration::ZERO, None);
+    }
     let before = slot.stats().cpu;
     let took = |slot: &Slot| slot.stats().cpu.saturating_sub(before);
     match work {
@@ -229,10 +247,6 @@ fn work(Job { mut slot, work }: Job) -> (Duration, Option<Job>) {
             cancelled,
             done,
         } => {
-            if cancelled.load(Ordering::Relaxed) || done.is_closed() {
-                drop(done.send((slot, Step::Yielded)));
-                return (Duration::ZERO, None);
-            }
             let step = slot.run(SLICE);
             let took = took(&slot);
             if matches!(step, Step::Yielded) && !slot.has_part() {
@@ -247,9 +261,6 @@ fn work(Job { mut slot, work }: Job) -> (Duration, Option<Job>) {
             (took, None)
         }
         Work::GoOn { bounds, done } => {
-            if done.is_closed() {
-                return (Duration::ZERO, None);
-            }
             let rest = match before < bounds.cpu {
                 true => slot.go_on(SLICE, bounds.deadline),
                 false => Err(Failure::CpuLimit(Place::default())),

@@ -342,11 +342,7 @@ fn load(
         rflags: 0x202,
         ..Default::default()
     };
-    Ok(CpuState {
-        regs,
-        fs_base: 0,
-        gs_base: 0,
-    })
+    Ok(regs.into())
 }
 
 /// The stack of a new program (System V ABI for AMD64, 3.4.1): strings, auxiliary vector, environment,

@@ -46,6 +46,17 @@ pub(crate) struct CpuState {
     pub(crate) gs_base: u64,
 }
 
+impl From<kvm_regs> for CpuState {
+    /// With nothing at FS and GS.
+    fn from(regs: kvm_regs) -> Self {
+        CpuState {
+            regs,
+            fs_base: 0,
+            gs_base: 0,
+        }
+    }
+}
+
 /// The frame that the CPU pushes for an interrupt from CPL 3.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InterruptFrame {
@@ -64,12 +75,8 @@ impl InterruptFrame {
     pub(crate) fn read(memory: &GuestMemory, addr: u64) -> Result<Self, VmmError> {
         let mut bytes = [0; FRAME_BYTES as usize];
         memory.read(addr, &mut bytes)?;
-        let word = |at: usize| {
-            bytes[at * 8..at * 8 + 8]
-                .iter()
-                .rev()
-                .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
-        };
+        let words = bytes.as_chunks().0;
+        let word = |at: usize| u64::from_le_bytes(words[at]);
         // The selectors in words 1 and 4 are not used: a guest only ever goes on at CPL 3.
         Ok(InterruptFrame {
             rip: word(0),

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use holm_hostcall::{HOSTCALL_PORT, PROGRAM_ADDR};
 use kvm_bindings::kvm_regs;
 
-use crate::cpu::CpuState;
 use crate::image::Image;
 use crate::layout::{Access, Layout, Range};
 use crate::machine::{Exit, Machine};
@@ -46,11 +45,7 @@ impl Floor {
             rflags: 0x202,
             ..Default::default()
         };
-        machine.set_state(&CpuState {
-            regs,
-            fs_base: 0,
-            gs_base: 0,
-        });
+        machine.set_state(&regs.into());
         Ok(Floor { machine })
     }
 

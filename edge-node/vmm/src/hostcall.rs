@@ -579,12 +579,8 @@ impl Exchange {
 fn read_call(memory: &GuestMemory) -> Result<CallPage, VmmError> {
     let mut bytes = [0; size_of::<CallPage>()];
     memory.read(CALL_ADDR, &mut bytes)?;
-    let word = |at: usize| {
-        bytes[at..at + 8]
-            .iter()
-            .rev()
-            .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
-    };
+    let words = bytes.as_chunks().0;
+    let word = |at: usize| u64::from_le_bytes(words[at / 8]);
     Ok(CallPage {
         number: word(0) as u32,
         flags: (word(0) >> 32) as u32,

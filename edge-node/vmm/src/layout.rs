@@ -408,11 +408,8 @@ impl Layout {
         let mut found = Vec::new();
         for at in tables {
             memory.read(at, &mut table)?;
-            for entry in table.chunks_exact(ENTRY_BYTES as usize) {
-                let entry = entry
-                    .iter()
-                    .rev()
-                    .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+            for entry in table.as_chunks().0 {
+                let entry = u64::from_le_bytes(*entry);
                 if entry & WANTED == WANTED {
                     found.push(entry & ADDRESS);
                 }

@@ -142,11 +142,8 @@ fn read_all(file: &File, memory: &GuestMemory, to: &mut Vec<Written>) -> io::Res
     while page < pages {
         let part = ((pages - page) * 8).min(buffer.len() as u64) as usize;
         file.read_exact_at(&mut buffer[..part], (first + page) * 8)?;
-        for entry in buffer[..part].chunks_exact(8) {
-            let entry = entry
-                .iter()
-                .rev()
-                .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+        for entry in buffer[..part].as_chunks().0 {
+            let entry = u64::from_le_bytes(*entry);
             if entry & PRESENT_OR_SWAPPED != 0 && entry & OF_FILE == 0 {
                 push(
                     to,

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | copy-on-write | mapping the snapshot | mapping it anew |
 //! | working set | the same, and what requests use is there ahead | copying back what was written |
-//! | full copy | copying all of it, into large pages where they are had | copying all of it |
+//! | full copy | copying all of it, into large pages where they are had | copying all of it, all translated anew |
 //! | own file | copying all of it into a file of the slot's own, which is mapped | copying back what was written |
 //!
 //! Which is best differs from one KVM to another and from one program to the next, so the node measures
@@ -78,7 +78,8 @@ pub(crate) struct Sets {
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Strategy; 4] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Strategy; 4] = [
         Strategy::CopyOnWrite,
         Strategy::WorkingSet,
         Strategy::FullCopy,
@@ -185,7 +186,7 @@ impl Strategy {
         memory: &GuestMemory,
         written: &[Written],
     ) -> Result<Reset, VmmError> {
-        let tables = Tables::of(&snapshot.layout, written.iter().copied());
+        let tables = Tables::of(&snapshot.layout, written);
         let anew = |pages| {
             self == Strategy::CopyOnWrite || tables != Tables::Same || pages > MAX_COPIED_PAGES
         };
@@ -218,21 +219,14 @@ fn copy_back(
     memory: &GuestMemory,
     there: &[Written],
 ) -> Result<Reset, VmmError> {
-    let (start, end) = snapshot.layout.all_tables();
-    let mut changed = Vec::new();
-    for run in there {
-        for page in pages(run.start.max(start), run.end.min(end)) {
-            if !snapshot.is_pristine(memory, page)? {
-                changed.push(page);
+    for (start, end) in [snapshot.layout.upper_tables(), snapshot.layout.first_leaf()] {
+        for run in there {
+            for page in pages(run.start.max(start), run.end.min(end)) {
+                if !snapshot.is_pristine(memory, page)? {
+                    return Ok(Tables::Upper.anew());
+                }
             }
         }
-    }
-    let tables = Tables::of(
-        &snapshot.layout,
-        pagemap::runs(changed.into_iter()).into_iter(),
-    );
-    if tables == Tables::Upper {
-        return Ok(tables.anew());
     }
     for run in there {
         snapshot.put_back(memory, run.start, run.end)?;
@@ -320,7 +314,7 @@ enum Tables {
 }
 
 impl Tables {
-    fn of(layout: &Layout, written: impl Iterator<Item = Written>) -> Self {
+    fn of(layout: &Layout, written: &[Written]) -> Self {
         let mut found = Tables::Same;
         for run in written {
             let touches = |(start, end): (u64, u64)| run.start < end && run.end > start;

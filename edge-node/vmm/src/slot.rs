@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use holm_hostcall::{LOG_ADDR, PAGE_BYTES, WAIT_ENDED};
 use kvm_bindings::kvm_regs;
 
-use crate::cpu::CpuState;
 use crate::hostcall::{Offer, set_result};
 use crate::image::Image;
 use crate::layout::View;
@@ -92,7 +91,7 @@ impl Slot {
     }
 
     /// The same by a strategy that need not be the chosen one.
-    pub fn load_by(
+    pub(crate) fn load_by(
         &mut self,
         snapshot: &Arc<Snapshot>,
         strategy: Strategy,
@@ -130,11 +129,7 @@ impl Slot {
             rflags: 0x202,
             ..Default::default()
         };
-        machine.set_state(&CpuState {
-            regs,
-            fs_base: 0,
-            gs_base: 0,
-        });
+        machine.set_state(&regs.into());
         let until = Instant::now() + TOUCH_DEADLINE;
         loop {
             match machine.run(until.saturating_duration_since(Instant::now()))? {

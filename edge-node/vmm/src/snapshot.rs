@@ -1,87 +1,33 @@
 //! Snapshots: memory and vCPU state of a program that waits for its first request.
 //!
 //! The memory is a sparse file: an anonymous one after a boot, or a part of a file on disk. Instances
-//! map it copy-on-write, so all of them share the page cache. On disk:
-//!
-//! ```text
-//! 0        magic "HOLMSNAP" | version u32 | header bytes u32 | SHA-256
-//! 48       header (JSON): what it fits, registers, where the program waits
-//! 64 KiB   memory, sparse
-//! …        names of the program's functions
-//! ```
-//! The checksum covers the header, every page that is not zero with its place, and the names. It is
-//! verified when a file is loaded, never on a request's path.
+//! map it copy-on-write, so all of them share the page cache. `snapshot/file.rs` has the form on disk, and
+//! `snapshot/pages.rs` which pages there are.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs::File;
 use std::mem::offset_of;
-use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use holm_hostcall::{ABI_VERSION, BOOT_ADDR, BootPage, PAGE_BYTES, TABLES_ALIAS, boot_flags};
-use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES};
-use holm_model::program::{END_ADDR, LOWEST_ADDR};
-use kvm_bindings::kvm_regs;
-use serde::{Deserialize, Serialize};
+use holm_hostcall::{BOOT_ADDR, BootPage, PAGE_BYTES, TABLES_ALIAS, boot_flags};
 use sha2::{Digest as _, Sha256};
 
 use crate::chunks::Chunks;
-use crate::cpu::{self, CpuState};
+use crate::cpu::CpuState;
 use crate::hostcall::{Buffer, Offer};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{self, GuestMemory, Sharing};
-use crate::restore::{Choice, Measured, Sets, Stored as StoredChoice, Strategy};
+use crate::restore::{Choice, Measured, Sets, Strategy};
 use crate::symbols::Symbols;
-use crate::unwind::FrameTables;
 use crate::{Hypervisor, RequestPlace, VmmError};
 
-const MAGIC: &[u8; 8] = b"HOLMSNAP";
-/// Version of the format on disk.
-const VERSION: u32 = 7;
-const HEADER_AT: u64 = 48;
-const MEMORY_AT: u64 = 64 << 10;
-/// Zeroes of no more than this between other pages are mapped with them: each part is a mapping of its own.
-const MIN_GAP_BYTES: u64 = 64 << 10;
-/// Most such parts. The mappings of a process are limited (vm.max_map_count), and what a program leaves in its
-/// memory is the program's choice.
-const MAX_PARTS: usize = 32;
-/// Most bytes of function names in a file.
-const MAX_SYMBOL_BYTES: u64 = 64 << 20;
+mod file;
+mod pages;
 
-/// A snapshot cannot be written or used.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    /// The file system refused.
-    #[error("the snapshot {path} cannot be {operation}: {error}")]
-    Io {
-        /// `written` or `read`.
-        operation: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        error: io::Error,
-    },
-    /// The file is not a snapshot, or not the one that was written.
-    #[error("the snapshot {path} is damaged: {problem}; it will have to be made again")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// It was made for something else.
-    #[error("the snapshot {path} was made {problem}; it will have to be made again")]
-    Unfit {
-        /// The file.
-        path: PathBuf,
-        /// For what.
-        problem: &'static str,
-    },
-}
+pub use file::{SnapshotError, Told};
+use pages::{Pages, for_each_page, hash_page};
 
 /// Memory and vCPU state of a program that is ready for its first request.
 #[derive(Debug)]
@@ -110,15 +56,6 @@ pub struct Snapshot {
     parts: Vec<(u64, u64)>,
     stored: Stored,
     cpu_digest: [u8; 32],
-}
-
-/// What a snapshot's file says of it.
-#[derive(Clone, Debug)]
-pub struct Told {
-    /// Of which guest it is: `tenant/function` on a node.
-    pub name: String,
-    /// How its instances are restored and reset, if that was measured.
-    pub choice: Option<Choice>,
 }
 
 /// Where the memory is: a part of a file.
@@ -167,27 +104,6 @@ impl Contents {
             );
         }
     }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Header {
-    name: String,
-    abi_version: u32,
-    kernel_image: String,
-    cpu: String,
-    program_start: u64,
-    memory_bytes: u64,
-    files_bytes: u64,
-    registers: [u64; 18],
-    fs_base: u64,
-    gs_base: u64,
-    wait_addr: u64,
-    wait_bytes: u64,
-    /// The program's call frame information.
-    frames: FrameTables,
-    symbol_bytes: u64,
-    restore: Option<StoredChoice>,
 }
 
 impl Snapshot {
@@ -405,404 +321,6 @@ impl Snapshot {
         let end = self.stored.offset + self.layout.total_bytes();
         memory::data_extents(&self.stored.file, self.stored.offset, end)
             .map(|extents| extents.iter().map(|(start, end)| end - start).sum())
-            .map_err(failed("read", Path::new("in memory")))
-    }
-
-    /// Writes it to `path`, atomically and synced: there is the whole file or none.
-    pub fn save(&self, path: &Path) -> Result<(), SnapshotError> {
-        let error = failed("written", path);
-        let temporary = path.with_extension(format!("tmp-{}-{}", std::process::id(), self.id));
-        let result = self.write_to(&temporary).and_then(|()| {
-            fs::rename(&temporary, path)?;
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty());
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-        });
-        result.map_err(|problem| {
-            // What is left of it is of no use; if it is not there, so much the better.
-            let _ = fs::remove_file(&temporary);
-            error(problem)
-        })
-    }
-
-    fn write_to(&self, path: &Path) -> io::Result<()> {
-        let symbols = self.symbols.as_text();
-        let registers = &self.state.regs;
-        let header = Header {
-            name: self.name.clone(),
-            abi_version: ABI_VERSION,
-            kernel_image: hex::encode(Image::get().digest),
-            cpu: hex::encode(self.cpu_digest),
-            program_start: self.layout.program_start,
-            memory_bytes: self.layout.program_bytes,
-            files_bytes: self.layout.files_bytes,
-            registers: register_words(registers),
-            fs_base: self.state.fs_base,
-            gs_base: self.state.gs_base,
-            wait_addr: self.wait.addr,
-            wait_bytes: self.wait.bytes,
-            frames: self.symbols.frames(),
-            symbol_bytes: symbols.len() as u64,
-            restore: StoredChoice::of(self),
-        };
-        let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
-        if HEADER_AT + header.len() as u64 > MEMORY_AT {
-            return Err(io::Error::other("the header is too long"));
-        }
-        let mut hash = Sha256::new();
-        hash.update(&header);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(path)?;
-        file.set_len(MEMORY_AT + self.layout.total_bytes())?;
-        for_each_page(
-            &self.stored.file,
-            self.stored.offset,
-            &self.layout,
-            |at, page| {
-                hash_page(&mut hash, at, page);
-                file.write_all_at(page, MEMORY_AT + at)
-            },
-        )?;
-        hash.update(symbols.as_bytes());
-        file.write_all_at(symbols.as_bytes(), MEMORY_AT + self.layout.total_bytes())?;
-        let mut start = Vec::with_capacity(HEADER_AT as usize);
-        start.extend_from_slice(MAGIC);
-        start.extend_from_slice(&VERSION.to_le_bytes());
-        start.extend_from_slice(&(header.len() as u32).to_le_bytes());
-        start.extend_from_slice(&hash.finalize());
-        start.write_all(&header)?;
-        file.write_all_at(&start, 0)?;
-        file.sync_all()
-    }
-
-    /// What a file says of its snapshot. Nothing is verified.
-    pub fn told(path: &Path) -> Result<Told, VmmError> {
-        let (_, _, header) = read_header(path)?;
-        let header: Header =
-            serde_json::from_slice(&header).map_err(|_| SnapshotError::Damaged {
-                path: path.into(),
-                problem: "its header cannot be read".into(),
-            })?;
-        Ok(Told {
-            name: header.name,
-            choice: header.restore.map(StoredChoice::into_choice),
-        })
-    }
-
-    /// Reads it from `path`, verifies its checksum and that it fits this CPU, kernel image and ABI.
-    pub fn load(hypervisor: &Hypervisor, path: &Path) -> Result<Arc<Self>, VmmError> {
-        let io = failed("read", path);
-        let damaged = |problem: &str| SnapshotError::Damaged {
-            path: path.into(),
-            problem: problem.into(),
-        };
-        let unfit = |problem| SnapshotError::Unfit {
-            path: path.into(),
-            problem,
-        };
-
-        let (file, start, header) = read_header(path)?;
-        let mut hash = Sha256::new();
-        hash.update(&header);
-        // A damaged header may fail to be read, or say anything; the checksum tells it apart from one
-        // that was written by something else, but can only be computed with the sizes in it.
-        let header: Header =
-            serde_json::from_slice(&header).map_err(|_| damaged("its header cannot be read"))?;
-        let sizes_good = (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&header.memory_bytes)
-            && header.memory_bytes.is_multiple_of(PAGE_BYTES)
-            && (LOWEST_ADDR..END_ADDR).contains(&header.program_start)
-            && header.program_start.is_multiple_of(PAGE_BYTES)
-            && header.files_bytes <= MAX_ARTIFACT_BYTES
-            && header.files_bytes.is_multiple_of(PAGE_BYTES)
-            && header.symbol_bytes <= MAX_SYMBOL_BYTES;
-        if !sizes_good {
-            return Err(damaged("its header holds impossible sizes").into());
-        }
-        let layout = Layout::new(
-            header.program_start,
-            header.memory_bytes,
-            header.files_bytes,
-        );
-        let memory_end = MEMORY_AT + layout.total_bytes();
-        if file.metadata().map_err(&io)?.len() != memory_end + header.symbol_bytes {
-            return Err(damaged("it has another size than its header says").into());
-        }
-        let mut contents = Contents::default();
-        for_each_page(&file, MEMORY_AT, &layout, |at, page| {
-            hash_page(&mut hash, at, page);
-            contents.add(&layout, at, page);
-            Ok(())
-        })
-        .map_err(&io)?;
-        let mut symbols = vec![0; header.symbol_bytes as usize];
-        file.read_exact_at(&mut symbols, memory_end).map_err(&io)?;
-        hash.update(&symbols);
-        if hash.finalize()[..] != start[16..48] {
-            return Err(damaged("its checksum does not match").into());
-        }
-
-        if header.abi_version != ABI_VERSION
-            || header.kernel_image != hex::encode(Image::get().digest)
-        {
-            return Err(unfit("with another guest kernel").into());
-        }
-        if header.cpu != hex::encode(hypervisor.inner.cpu_digest) {
-            return Err(unfit("on another kind of CPU or under another KVM").into());
-        }
-        // A buffer that lies nowhere is found out when the first request is to be written there.
-        let wait = Buffer {
-            addr: header.wait_addr,
-            bytes: header.wait_bytes,
-        };
-        let state = CpuState {
-            regs: registers_from(&header.registers),
-            fs_base: header.fs_base,
-            gs_base: header.gs_base,
-        };
-        let symbols = String::from_utf8_lossy(&symbols).into_owned();
-        let symbols = Symbols::from_text(symbols, header.frames);
-        let cpu_digest = hypervisor.inner.cpu_digest;
-        let stored = contents.of_file(file, MEMORY_AT);
-        let name = header.name;
-        let snapshot = Self::assemble(name, stored, layout, state, wait, symbols, cpu_digest)?;
-        if let Some(stored) = header.restore {
-            stored.give(hypervisor, &snapshot);
-        }
-        Ok(snapshot)
-    }
-}
-
-/// The file, its first bytes and the bytes of its header.
-fn read_header(path: &Path) -> Result<(File, [u8; HEADER_AT as usize], Vec<u8>), SnapshotError> {
-    let damaged = |problem: &str| SnapshotError::Damaged {
-        path: path.into(),
-        problem: problem.into(),
-    };
-    let file = File::open(path).map_err(failed("read", path))?;
-    let mut start = [0; HEADER_AT as usize];
-    file.read_exact_at(&mut start, 0)
-        .map_err(|_| damaged("it is cut short"))?;
-    if &start[..8] != MAGIC {
-        return Err(damaged("it does not begin as one"));
-    }
-    let word =
-        |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
-    if word(8) != VERSION {
-        return Err(SnapshotError::Unfit {
-            path: path.into(),
-            problem: "by another version of Holm",
-        });
-    }
-    let header_bytes = u64::from(word(12));
-    if header_bytes > MEMORY_AT - HEADER_AT {
-        return Err(damaged("its header has an impossible size"));
-    }
-    let mut header = vec![0; header_bytes as usize];
-    file.read_exact_at(&mut header, HEADER_AT)
-        .map_err(|_| damaged("it is cut short"))?;
-    Ok((file, start, header))
-}
-
-/// Pages in rising order, by where they begin and end in the guest.
-#[derive(Debug, Default)]
-struct Pages(Vec<(u64, u64)>);
-
-impl Pages {
-    /// Adds the page at an address behind all others.
-    fn push(&mut self, at: u64) {
-        match self.0.last_mut() {
-            Some((_, end)) if *end == at => *end += PAGE_BYTES,
-            _ => self.0.push((at, at + PAGE_BYTES)),
-        }
-    }
-
-    /// They and what lies between them, in [`MAX_PARTS`] at most; nothing of `hole`, in which none of them is.
-    fn parts(&self, hole: &Range<u64>) -> Vec<(u64, u64)> {
-        let mut gap = MIN_GAP_BYTES;
-        loop {
-            let parts: Vec<_> = self.joined(gap, hole).take(MAX_PARTS + 1).collect();
-            if parts.len() <= MAX_PARTS {
-                return parts;
-            }
-            gap *= 2;
-        }
-    }
-
-    /// The same with gaps of up to `gap` bytes.
-    fn joined(&self, gap: u64, hole: &Range<u64>) -> impl Iterator<Item = (u64, u64)> {
-        let mut runs = self.0.iter().copied().peekable();
-        let same = move |end: u64, from: u64| {
-            from - end <= gap && !(end <= hole.start && hole.end <= from)
-        };
-        std::iter::from_fn(move || {
-            let (start, mut end) = runs.next()?;
-            while let Some((_, next)) = runs.next_if(|(from, _)| same(end, *from)) {
-                end = next;
-            }
-            Some((start, end))
-        })
-    }
-
-    /// The parts of a range that are of them.
-    fn within(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
-        let first = self.0.partition_point(|(_, end)| *end <= start);
-        let runs = self.0[first..]
-            .iter()
-            .take_while(move |(from, _)| *from < end);
-        runs.map(move |(from, to)| ((*from).max(start), (*to).min(end)))
-    }
-}
-
-fn failed(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError + use<> {
-    let path = path.to_owned();
-    move |error| SnapshotError::Io {
-        operation,
-        path: path.clone(),
-        error,
-    }
-}
-
-/// Calls `each` with every page of a guest that is not zero, and its guest address.
-fn for_each_page(
-    file: &File,
-    offset: u64,
-    layout: &Layout,
-    mut each: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    const PAGE: usize = PAGE_BYTES as usize;
-    const ZEROES: &[u8] = &[0; PAGE];
-    let mut buffer = vec![0; 256 * PAGE];
-    for (start, end) in memory::data_extents(file, offset, offset + layout.total_bytes())? {
-        // File systems tell extents in their own blocks, which may be smaller than a page.
-        let mut at = (start - offset) / PAGE_BYTES * PAGE_BYTES + offset;
-        while at < end {
-            let whole = (end.next_multiple_of(PAGE_BYTES) - at).min(buffer.len() as u64);
-            let part = &mut buffer[..whole as usize];
-            file.read_exact_at(part, at)?;
-            for (index, page) in part.chunks_exact(PAGE).enumerate() {
-                if page != ZEROES {
-                    each(at - offset + index as u64 * PAGE_BYTES, page)?;
-                }
-            }
-            at += whole;
-        }
-    }
-    Ok(())
-}
-
-fn hash_page(hash: &mut Sha256, at: u64, page: &[u8]) {
-    hash.update(at.to_le_bytes());
-    hash.update(page);
-}
-
-fn register_words(regs: &kvm_regs) -> [u64; 18] {
-    [
-        regs.rax,
-        regs.rbx,
-        regs.rcx,
-        regs.rdx,
-        regs.rsi,
-        regs.rdi,
-        regs.rsp,
-        regs.rbp,
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-        regs.r14,
-        regs.r15,
-        regs.rip,
-        regs.rflags,
-    ]
-}
-
-fn registers_from(words: &[u64; 18]) -> kvm_regs {
-    let [
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    ] = *words;
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags: cpu::clean_rflags(rflags),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_told_apart_into_what_is_zero_and_what_is_not() {
-        let mut pages = Pages::default();
-        for page in [1, 2, 3, 7, 9] {
-            pages.push(page * PAGE_BYTES);
-        }
-        let within = |start: u64, end: u64| -> Vec<(u64, u64)> {
-            let parts = pages.within(start * PAGE_BYTES, end * PAGE_BYTES);
-            parts
-                .map(|(from, to)| (from / PAGE_BYTES, to / PAGE_BYTES))
-                .collect()
-        };
-        assert_eq!(within(0, 10), [(1, 4), (7, 8), (9, 10)]);
-        assert_eq!(within(2, 3), [(2, 3)]);
-        assert_eq!(within(3, 8), [(3, 4), (7, 8)]);
-        assert_eq!(within(4, 7), []);
-        assert_eq!(within(10, 20), []);
-    }
-
-    #[test]
-    fn however_a_programs_pages_lie_they_are_few_mappings() {
-        for stride in [2, 17, 18, 64, 1000] {
-            let mut pages = Pages::default();
-            for page in (0..1 << 20).step_by(stride) {
-                pages.push(page * PAGE_BYTES);
-            }
-            let parts = pages.parts(&(0..0));
-            assert!((1..=MAX_PARTS).contains(&parts.len()), "{stride}");
-            let held = |page: &(u64, u64)| {
-                parts
-                    .iter()
-                    .any(|(start, end)| *start <= page.0 && page.1 <= *end)
-            };
-            assert!(pages.0.iter().all(held), "{stride}");
-        }
+            .map_err(file::failed("read", Path::new("in memory")))
     }
 }

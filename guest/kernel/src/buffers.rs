@@ -49,13 +49,11 @@ pub enum Target<'a> {
         /// How many it has, which was checked.
         count: u64,
     },
-    /// So many bytes are thrown away.
-    Nowhere(u64),
 }
 
 /// Bytes of all parts together.
 fn total(array: u64, count: u64) -> SysResult {
-    user::for_each_part(array, count, |_, bytes, _| Ok(bytes))
+    for_each_from(array, count, 0, |_, bytes, _| Ok(bytes))
 }
 
 /// Calls `each` for what of the parts lies behind the first `done` bytes, with the bytes before it, until one is
@@ -74,9 +72,14 @@ fn for_each_from(
         if skip == bytes {
             continue;
         }
-        match each(start.wrapping_add(skip), bytes - skip, done + now) {
-            Ok(some) if some == bytes - skip => now += some,
-            Ok(some) => return Ok(now + some),
+        // Parts that another thread changes may be of any length.
+        match each(
+            start.wrapping_add(skip),
+            bytes - skip,
+            done.saturating_add(now),
+        ) {
+            Ok(some) if some == bytes - skip => now = some.saturating_add(now),
+            Ok(some) => return Ok(some.saturating_add(now)),
             Err(error) if now == 0 => return Err(error),
             Err(_) => break,
         }
@@ -109,7 +112,7 @@ impl Source<'_> {
             Source::Piece { start, bytes } => user::slice(start, bytes).map(|_| ()),
             Source::Parts { array, count } => {
                 let mut unread = Ok(());
-                user::for_each_part(array, count, |start, bytes, _| {
+                for_each_from(array, count, 0, |start, bytes, _| {
                     unread = user::slice(start, bytes).map(|_| ());
                     unread.map(|()| bytes)
                 })?;
@@ -153,7 +156,7 @@ impl Target<'_> {
     pub fn total(&self) -> SysResult {
         match self {
             Target::Own(bytes) => Ok(bytes.len() as u64),
-            Target::Piece { bytes, .. } | Target::Nowhere(bytes) => Ok(*bytes),
+            Target::Piece { bytes, .. } => Ok(*bytes),
             Target::Parts { array, count } => total(*array, *count),
         }
     }
@@ -185,7 +188,6 @@ impl Target<'_> {
                 let (start, bytes) = (start.wrapping_add(done), bytes.saturating_sub(done));
                 each(Place::Program { start, bytes }, done)
             }
-            Target::Nowhere(bytes) => each(Place::Nowhere(bytes.saturating_sub(done)), done),
             Target::Parts { array, count } => {
                 for_each_from(*array, *count, done, |start, bytes, before| {
                     each(Place::Program { start, bytes }, before)
@@ -206,8 +208,6 @@ pub enum Place<'a> {
         /// How long it is.
         bytes: u64,
     },
-    /// So many bytes are thrown away.
-    Nowhere(u64),
 }
 
 impl<'a> Place<'a> {
@@ -215,7 +215,7 @@ impl<'a> Place<'a> {
     pub fn len(&self) -> u64 {
         match self {
             Place::Own(bytes) => bytes.len() as u64,
-            Place::Program { bytes, .. } | Place::Nowhere(bytes) => *bytes,
+            Place::Program { bytes, .. } => *bytes,
         }
     }
 
@@ -235,7 +235,6 @@ impl<'a> Place<'a> {
                 start,
                 bytes: bytes.min(most),
             },
-            Place::Nowhere(bytes) => Place::Nowhere(bytes.min(most)),
         }
     }
 
@@ -244,7 +243,6 @@ impl<'a> Place<'a> {
         match self {
             Place::Own(own) => Ok(own),
             Place::Program { start, bytes } => user::buffer_mut(start, bytes),
-            Place::Nowhere(_) => Err(Errno::EFAULT),
         }
     }
 

@@ -241,8 +241,9 @@ impl Watched {
 
 /// The instances that those of a set watch.
 fn watched_by(set: u32) -> u32 {
-    let inner = |watched: &Watched| watched.inner().filter(|_| set >> watched.epoll & 1 != 0);
-    let found = state::epolls().all().filter_map(inner);
+    let watches = |watched: &&Watched| set >> watched.epoll & 1 != 0;
+    let found = state::epolls().all().filter(watches);
+    let found = found.filter_map(Watched::inner);
     found.fold(0, |found, inner| found | 1 << inner)
 }
 

@@ -27,7 +27,7 @@ pub mod transfer;
 
 use crate::errno::{Errno, SysResult};
 use crate::files::held::Held;
-use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, descriptors};
+use crate::files::{O_CLOEXEC, O_NONBLOCK, O_RDWR, Object, Open, descriptors};
 use crate::{host, pipes, state, user};
 use address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 pub use request::Server;
@@ -38,7 +38,10 @@ const KIND_MASK: u64 = 0xf;
 
 /// The number of the socket that a descriptor stands for. A call that may wait asks `hold` for it.
 fn number_of(descriptor: u64) -> Result<u16, Errno> {
-    let open = state::files().get(descriptor)?;
+    number_in(state::files().get(descriptor)?)
+}
+
+fn number_in(open: Open) -> Result<u16, Errno> {
     match open.object {
         _ if open.is_name() => Err(Errno::EBADF),
         Object::Socket(number) => Ok(number),
@@ -48,8 +51,8 @@ fn number_of(descriptor: u64) -> Result<u16, Errno> {
 
 /// The same, with what keeps the number that socket's although the descriptor may be closed.
 fn hold(descriptor: u64) -> Result<(u16, Held), Errno> {
-    let number = number_of(descriptor)?;
-    Ok((number, Held::of(descriptor)?))
+    let held = Held::of(descriptor)?;
+    Ok((number_in(held.open())?, held))
 }
 
 /// Whether what is sent at once by a socket is received at once.

@@ -3,7 +3,7 @@
 
 use holm_hostcall::abort_reason;
 
-use crate::errno::{Errno, SysResult};
+use crate::errno::Errno;
 use crate::memory::{Refusal, guest};
 use crate::{host, state, threads};
 
@@ -109,34 +109,6 @@ pub fn text(addr: u64, most: u64) -> Result<&'static [u8], Errno> {
         None if there == most => Ok(bytes),
         None => Err(Errno::EFAULT),
     }
-}
-
-/// Calls `each` for the parts of an `iovec` array, with the bytes that were done before, until one is cut
-/// short. How many there may be is the caller's to check.
-pub fn for_each_part(
-    array: u64,
-    count: u64,
-    mut each: impl FnMut(u64, u64, u64) -> SysResult,
-) -> SysResult {
-    let mut total = 0u64;
-    for at in 0..count {
-        let [start, bytes] = read::<[u64; 2]>(array.wrapping_add(at * 16))?;
-        if bytes == 0 {
-            continue;
-        }
-        match each(start, bytes, total) {
-            Ok(done) => {
-                // Parts that another thread changes may be of any length.
-                total = done.saturating_add(total);
-                if done < bytes {
-                    break;
-                }
-            }
-            Err(error) if total == 0 => return Err(error),
-            Err(_) => break,
-        }
-    }
-    Ok(total)
 }
 
 /// A text that ends with a zero byte, at most 4096 bytes.

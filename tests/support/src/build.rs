@@ -66,7 +66,7 @@ pub(crate) fn compile(name: &str, compiler: &str, output: &Path) {
                 .collect()
         })
         .unwrap_or_default();
-    let shared = ["guest.h", "gates.h"].map(|header| sources().join(header));
+    let shared = ["guest.h", "gates.h", "threads.h"].map(|header| sources().join(header));
     let inputs: Vec<&Path> = [source.as_path()]
         .into_iter()
         .chain(shared.iter().map(PathBuf::as_path))

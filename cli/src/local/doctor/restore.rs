@@ -100,7 +100,6 @@ fn snapshots(state_dir: &Path) -> Vec<PathBuf> {
 fn measured(hypervisor: &Hypervisor) -> Result<Choice, String> {
     let sample =
         sample::snapshot(hypervisor, sample::MEMORY_BYTES).map_err(|error| error.to_string())?;
-    Choice::make(hypervisor, &sample, u64::MAX, sample::send).map_err(|error| error.to_string())?;
-    let choice = sample.choice().cloned();
-    choice.ok_or_else(|| "nothing came of it".to_owned())
+    let choice = Choice::make(hypervisor, &sample, u64::MAX, sample::send);
+    choice.cloned().map_err(|error| error.to_string())
 }

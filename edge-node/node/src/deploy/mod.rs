@@ -39,8 +39,8 @@ pub(crate) struct Deployer {
     core: Reconciler,
     store: DeployStore,
     hypervisor: Hypervisor,
-    /// Slots of the node.
-    slots: usize,
+    /// Bytes that an instance may keep to itself for being faster.
+    room: u64,
     link: Link,
     tally: Arc<Tally>,
     logs: Arc<Logs>,
@@ -140,7 +140,7 @@ impl Opened {
             core: Reconciler::default(),
             store,
             hypervisor,
-            slots,
+            room: Choice::room(slots),
             link,
             tally,
             logs,
@@ -382,7 +382,7 @@ impl Deployer {
             return;
         };
         let (hypervisor, meter) = (self.hypervisor.clone(), self.meter.clone());
-        let room = Choice::room(self.slots);
+        let room = self.room;
         let boots = self.boots.clone();
         self.begin(version, async move {
             let probed = one_at_a_time(&boots, move || {

@@ -187,14 +187,13 @@ pub(crate) fn choose(hypervisor: &Hypervisor, live: &Live, room: u64) {
         let left = until.saturating_duration_since(Instant::now());
         ask(slot, live, RequestId::NONE, left.min(live.deadline())).map(drop)
     });
-    match (measured, live.snapshot.choice()) {
-        (Ok(()), Some(choice)) => {
+    match measured {
+        Ok(choice) => {
             let strategy = choice.strategy.as_str();
             let costs = choice.to_string();
             tracing::info!(%function, version, strategy, costs, "how its instances are restored");
         }
-        (Ok(()), None) => {}
-        (Err(failure), _) => {
+        Err(failure) => {
             tracing::warn!(%function, version, %failure, "how its instances are best restored could not be measured");
         }
     }

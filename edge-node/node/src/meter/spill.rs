@@ -256,9 +256,8 @@ impl SpillWriter {
     /// Goes to the other side if this one is large and the other is committed.
     fn turn(&mut self) -> Result<(), SpillError> {
         let other = 1 - self.current;
-        let committed = self.progress.committed(self.lane);
         if self.sides[self.current].bytes < self.segment_bytes
-            || self.sides[other].last_counter > committed
+            || self.sides[other].last_counter > self.progress.committed(self.lane)
         {
             return Ok(());
         }

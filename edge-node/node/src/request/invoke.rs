@@ -349,7 +349,7 @@ impl Instance {
 
 /// Ends a job whose request will not be answered. A function is not to blame for a caller that was too slow.
 fn fail(job: Job, failure: &Rc<Failure>, slot: &Slot, place: RequestPlace) {
-    let waited = job.call.rest.is_some() && slot.body_left(place) == 0;
+    let waited = wait::awaited(slot, place, &job).is_some();
     job.end(match **failure {
         Failure::Deadline(_) if waited => Ending::Refused(Problem::BodyTooSlow),
         _ => Ending::Failed(failure.clone()),

@@ -2,8 +2,8 @@
 //! `{function}.{tenant}.{domain}`. Pure text; whether the function exists is another question.
 
 /// The paths that the node answers itself, on every host name.
-pub(crate) const HEALTH_PATH: &str = "/.holm/health";
-pub(crate) const METRICS_PATH: &str = "/.holm/metrics";
+const HEALTH_PATH: &str = "/.holm/health";
+const METRICS_PATH: &str = "/.holm/metrics";
 
 /// Where a request goes.
 #[derive(Debug, PartialEq, Eq)]

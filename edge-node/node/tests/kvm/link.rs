@@ -6,7 +6,7 @@ use holm_test_support::require_kvm;
 
 use crate::common::http::{get, text};
 use crate::common::program::{Version, desired};
-use crate::common::{config, shutdown, start, until};
+use crate::common::{config, shutdown, snapshot_file, start, until};
 use crate::{outcomes, routed, serving};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -16,10 +16,7 @@ async fn kvm_a_node_without_coordinator_serves_what_it_has_and_catches_up_later(
     }
     let (v1, v2) = (Version::new("v1", 1), Version::new("v2", 2));
     let (mut coordinator, dir, node) = serving(&v1).await;
-    let snapshot = dir
-        .path()
-        .join("snapshots")
-        .join(format!("{}.snap", v1.signed.id().hex()));
+    let snapshot = snapshot_file(dir.path(), &v1);
     until("the snapshot is on disk", || snapshot.exists()).await;
     coordinator.stop().await;
     assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");

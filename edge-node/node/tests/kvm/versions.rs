@@ -8,7 +8,7 @@ use holm_test_support::{guest, require_kvm};
 use crate::common::coordinator::Coordinator;
 use crate::common::http::{Client, get, text};
 use crate::common::program::{Broken, Version, desired};
-use crate::common::{config, node, shutdown, start, until};
+use crate::common::{config, node, shutdown, snapshot_file, start, until};
 use crate::{routed, serving};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,10 +148,7 @@ async fn kvm_a_damaged_snapshot_is_made_anew() {
     }
     let v1 = Version::new("v1", 1);
     let (coordinator, dir, node) = serving(&v1).await;
-    let snapshot = dir
-        .path()
-        .join("snapshots")
-        .join(format!("{}.snap", v1.signed.id().hex()));
+    let snapshot = snapshot_file(dir.path(), &v1);
     until("the snapshot is on disk", || snapshot.exists()).await;
     shutdown(node).await;
     std::fs::write(&snapshot, b"nonsense").unwrap();
@@ -191,10 +188,7 @@ async fn kvm_metrics_say_how_a_version_is_restored_and_a_restart_measures_nothin
     }
     let v1 = Version::new("v1", 1);
     let (coordinator, dir, node) = serving(&v1).await;
-    let snapshot = dir
-        .path()
-        .join("snapshots")
-        .join(format!("{}.snap", v1.signed.id().hex()));
+    let snapshot = snapshot_file(dir.path(), &v1);
     until("the snapshot is on disk", || snapshot.exists()).await;
     // What was measured, to the nanosecond.
     let measured = async |node: &holm_node::Node| {

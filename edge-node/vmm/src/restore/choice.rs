@@ -124,40 +124,40 @@ impl Choice {
 
     /// Chooses, and measures for that, unless it was measured before the snapshot was written on a machine like this.
     /// `room`: bytes that an instance may keep to itself for being faster. `send` sends a request to an instance that
-    /// waits and takes its answer; nothing that it does may be seen from outside. Gives what the version failed of,
-    /// if it did; nothing is chosen then. What is chosen once stays.
-    pub fn make(
+    /// waits and takes its answer; nothing that it does may be seen from outside. The error is what the version
+    /// failed of; nothing is chosen then. What is chosen once stays.
+    pub fn make<'a>(
         hypervisor: &Hypervisor,
-        snapshot: &Arc<Snapshot>,
+        snapshot: &'a Arc<Snapshot>,
         room: u64,
         send: impl FnMut(&mut Slot) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        if snapshot.choice.get().is_some() {
-            return Ok(());
+    ) -> Result<&'a Choice, Failure> {
+        if let Some(choice) = snapshot.choice.get() {
+            return Ok(choice);
         }
-        let stored = snapshot.measured.get().and_then(|it| it.stored(room));
-        let strategy = match stored {
+        let measured = match snapshot.measured.get() {
+            Some(measured) => measured,
+            None => {
+                let usual = usual(hypervisor, room)?;
+                let costs = measure(hypervisor, snapshot, Some(usual), send)?;
+                snapshot.measured.get_or_init(|| Measured {
+                    costs,
+                    machine: machine(hypervisor),
+                    stored: None,
+                })
+            }
+        };
+        let strategy = match measured.stored(room) {
             Some(strategy) => strategy,
             None => {
                 let usual = usual(hypervisor, room)?;
-                if snapshot.measured.get().is_none() {
-                    let costs = measure(hypervisor, snapshot, Some(usual), send)?;
-                    snapshot.measured.get_or_init(|| Measured {
-                        costs,
-                        machine: machine(hypervisor),
-                        stored: None,
-                    });
-                }
-                let costs = snapshot.measured.get().map_or(&[][..], |it| &it.costs);
-                choose(costs, usual, snapshot.kept, room)
+                choose(&measured.costs, usual, snapshot.kept, room)
             }
         };
-        let costs = snapshot.measured.get().map(|it| it.costs.clone());
-        snapshot.choice.get_or_init(|| Choice {
+        Ok(snapshot.choice.get_or_init(|| Choice {
             strategy,
-            costs: costs.unwrap_or_default(),
-        });
-        Ok(())
+            costs: measured.costs.clone(),
+        }))
     }
 }
 

@@ -373,9 +373,7 @@ pub fn advise(descriptor: u64, advice: u64) -> SysResult {
 
 /// `readahead`: it is all there.
 pub fn read_ahead(descriptor: u64) -> SysResult {
-    state::files().get(descriptor)?;
-    readable(descriptor)?;
-    match state::files().get(descriptor)?.object {
+    match readable(descriptor)?.open().object {
         Object::File(_) | Object::Brought(_) | Object::Made(_) => Ok(0),
         _ => Err(Errno::EINVAL),
     }

@@ -1,7 +1,7 @@
 //! `splice`, `tee` and `vmsplice`: from and to pipes without a buffer of the program's. Here it is a copy.
 
 use super::held::Held;
-use super::read_write::{position, read_at, readable, try_read, try_write, writable, write_at};
+use super::read_write::{read_at, readable, try_read, try_write, writable, write_at};
 use super::{O_APPEND, Object};
 use crate::buffers::{Place, Source, Target};
 use crate::errno::{Errno, SysResult};
@@ -54,11 +54,7 @@ impl End {
         match (self.reads(), self.place) {
             (Some(queue), _) => pipes::peek(queue, skip, to),
             (None, 0) => try_read(&self.held, to),
-            (None, place) => {
-                let at = user::read::<u64>(place)?;
-                position(at)?;
-                read_at(&self.held, at, to)
-            }
+            (None, place) => read_at(&self.held, user::read::<u64>(place)?, to),
         }
     }
 

@@ -8,7 +8,7 @@ use super::address::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Address, Ip, Name};
 use super::rights::Outgoing;
 use super::table::{Mailbox, SOCK_DGRAM, Socket, State};
 use super::{bind, dns, mark, netlink, outbound, transfer};
-use crate::buffers::{Place, Source, Target};
+use crate::buffers::{Source, Target};
 use crate::errno::{Errno, SysResult};
 use crate::files::open;
 use crate::{pipes, state, threads};
@@ -455,11 +455,7 @@ pub fn take(queue: u8, domain: u16, to: &mut Target<'_>, peek: bool) -> Result<M
     let sender = decode_sender(domain, &head[HEAD_BYTES..head_bytes]);
     let wanted = bytes.min(to.total()?);
     let given = to.for_each_from(0, |place, done| {
-        let left = bytes - done;
-        match place {
-            Place::Nowhere(most) => Ok(left.min(most)),
-            place => at.look(head_bytes as u64 + done, place.limit(left).whole()?),
-        }
+        at.look(head_bytes as u64 + done, place.limit(bytes - done).whole()?)
     });
     let in_queue = head_bytes as u64 + bytes;
     if !peek {
@@ -517,14 +513,9 @@ pub fn receive(
     let bytes = outbound::answer(mailbox.queries, &mut reply, peek)?;
     to.for_each_from(0, |place, done| {
         let left = &reply[done as usize..bytes as usize];
-        match place.limit(left.len() as u64) {
-            Place::Nowhere(most) => Ok(most),
-            place => {
-                let to = place.whole()?;
-                to.copy_from_slice(&left[..to.len()]);
-                Ok(to.len() as u64)
-            }
-        }
+        let to = place.limit(left.len() as u64).whole()?;
+        to.copy_from_slice(&left[..to.len()]);
+        Ok(to.len() as u64)
     })?;
     Ok(Message {
         bytes,

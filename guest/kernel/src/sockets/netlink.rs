@@ -33,6 +33,7 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_MAX: u16 = 123;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 /// The number and the name of the interface by which connections leave the guest.
 const WAY_OUT: u32 = 2;
 const WAY_OUT_NAME: &[u8] = b"net0\0";
@@ -171,12 +172,12 @@ impl<'a> Request<'a> {
             RTM_GETLINK => Err(Errno::ENODEV),
             RTM_GETADDR if self.is_dump() => {
                 if matches!(family, 0 | AF_INET) {
-                    address(to, AF_INET, Ip::LOOPBACK_V4);
-                    address(to, AF_INET, OWN_V4);
+                    address(to, Ip::LOOPBACK_V4);
+                    address(to, OWN_V4);
                 }
                 if matches!(family, 0 | AF_INET6) {
-                    address(to, AF_INET6, Ip::LOOPBACK_V6);
-                    address(to, AF_INET6, OWN_V6);
+                    address(to, Ip::LOOPBACK_V6);
+                    address(to, OWN_V6);
                 }
                 Ok(())
             }
@@ -203,52 +204,67 @@ impl<'a> Request<'a> {
 fn link(to: &mut Answer, flags: u16) {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_BROADCAST: u16 = 2;
-    const IFLA_MTU: u16 = 4;
     const IFLA_QDISC: u16 = 6;
     const IFLA_TXQLEN: u16 = 13;
     const IFLA_OPERSTATE: u16 = 16;
     const IFLA_LINKMODE: u16 = 17;
     /// IFF_LOWER_UP
     const CARRIER: u32 = 0x1_0000;
-    to.message(RTM_NEWLINK, flags, |to| {
-        to.put(&[0, 0]);
-        to.put(&interfaces::HARDWARE.to_le_bytes());
-        to.put(&interfaces::INDEX.to_le_bytes());
-        to.put(&(interfaces::FLAGS | CARRIER).to_le_bytes());
-        to.put(&[0; 4]);
-        to.attribute(IFLA_IFNAME, interfaces::NAME);
-        to.attribute(IFLA_TXQLEN, &interfaces::QUEUE.to_le_bytes());
-        to.attribute(IFLA_OPERSTATE, &[0]);
-        to.attribute(IFLA_LINKMODE, &[0]);
-        to.attribute(IFLA_MTU, &interfaces::MTU.to_le_bytes());
-        to.attribute(IFLA_ADDRESS, &[0; 6]);
-        to.attribute(IFLA_BROADCAST, &[0; 6]);
-        to.attribute(IFLA_QDISC, b"noqueue\0");
-    });
+    let kind = interfaces::HARDWARE;
+    interface(
+        to,
+        flags,
+        kind,
+        interfaces::INDEX,
+        interfaces::FLAGS | CARRIER,
+        |to| {
+            to.attribute(IFLA_IFNAME, interfaces::NAME);
+            to.attribute(IFLA_TXQLEN, &interfaces::QUEUE.to_le_bytes());
+            to.attribute(IFLA_OPERSTATE, &[0]);
+            to.attribute(IFLA_LINKMODE, &[0]);
+            to.attribute(IFLA_MTU, &interfaces::MTU.to_le_bytes());
+            to.attribute(IFLA_ADDRESS, &[0; 6]);
+            to.attribute(IFLA_BROADCAST, &[0; 6]);
+            to.attribute(IFLA_QDISC, b"noqueue\0");
+        },
+    );
 }
 
 /// RTM_NEWLINK of the interface by which connections leave the guest: of a point-to-point kind, without a hardware
 /// address. All instances would have the same, and programs take one for unique.
 fn way_out(to: &mut Answer) {
-    const IFLA_MTU: u16 = 4;
     const ARPHRD_NONE: u16 = 0xfffe;
     const MTU: u32 = 1500;
     /// IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP
     const FLAGS: u32 = 0x1_00d1;
-    to.message(RTM_NEWLINK, NLM_F_MULTI, |to| {
-        to.put(&[0, 0]);
-        to.put(&ARPHRD_NONE.to_le_bytes());
-        to.put(&WAY_OUT.to_le_bytes());
-        to.put(&FLAGS.to_le_bytes());
-        to.put(&[0; 4]);
+    interface(to, NLM_F_MULTI, ARPHRD_NONE, WAY_OUT, FLAGS, |to| {
         to.attribute(IFLA_IFNAME, WAY_OUT_NAME);
         to.attribute(IFLA_MTU, &MTU.to_le_bytes());
     });
 }
 
+/// RTM_NEWLINK: an interface of a kind, its number, its flags and what else there is of it.
+fn interface(
+    to: &mut Answer,
+    flags: u16,
+    kind: u16,
+    index: u32,
+    interface_flags: u32,
+    attributes: impl FnOnce(&mut Answer),
+) {
+    to.message(RTM_NEWLINK, flags, |to| {
+        to.put(&[0, 0]);
+        to.put(&kind.to_le_bytes());
+        to.put(&index.to_le_bytes());
+        to.put(&interface_flags.to_le_bytes());
+        to.put(&[0; 4]);
+        attributes(to);
+    });
+}
+
 /// RTM_NEWADDR of an address. Those that connections out of the guest show are told too: with loopback's alone glibc
 /// would refuse to look up names (AI_ADDRCONFIG).
-fn address(to: &mut Answer, family: u16, address: Ip) {
+fn address(to: &mut Answer, address: Ip) {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const IFA_LABEL: u16 = 3;
@@ -257,7 +273,10 @@ fn address(to: &mut Answer, family: u16, address: Ip) {
     const IFA_F_PERMANENT: u8 = 0x80;
     const SCOPE_HOST: u8 = 254;
     let v4 = address.as_v4();
-    let ip = v4.as_ref().map_or(&address.0[..], |v4| &v4[..]);
+    let (family, ip) = match &v4 {
+        Some(v4) => (AF_INET, &v4[..]),
+        None => (AF_INET6, &address.0[..]),
+    };
     let (index, name, scope) = match address.is_own() {
         true => (interfaces::INDEX, interfaces::NAME, SCOPE_HOST),
         false => (WAY_OUT, WAY_OUT_NAME, 0),

@@ -130,10 +130,10 @@ fn receive_some(number: u16, place: Place<'_>, before: u64, flags: u64) -> SysRe
         State::Request(id) if peeks => state::server().peek(id, skip, place.writable()?),
         State::Request(id) => state::server().read(id, place.writable()?),
         State::Stream { from, .. } => {
+            // Then the buffer is not looked at, and need not be there.
             let discards = flags & MSG_TRUNC != 0 && socket.domain != AF_UNIX;
             let room = rights::room(from, skip, place.len());
             let read = match (peeks, place) {
-                (_, Place::Nowhere(bytes)) => pipes::discard(from, bytes),
                 (true, place) => pipes::peek(from, skip, place.limit(room)),
                 (false, place) if discards => pipes::discard(from, place.len()),
                 (false, place) => pipes::read(from, place.limit(room)),
@@ -449,13 +449,7 @@ pub fn receive_from(
 ) -> SysResult {
     user::range(bytes, count)?;
     let (number, held) = hold(descriptor)?;
-    let socket = *state::sockets().get(number);
-    let discards = flags & (MSG_TRUNC | MSG_PEEK) == MSG_TRUNC && socket.domain != AF_UNIX;
-    let to = match socket.state {
-        // The buffer is not looked at, and need not be there.
-        State::Stream { .. } if discards => Target::Nowhere(count),
-        _ => Target::piece(bytes, count),
-    };
+    let to = Target::piece(bytes, count);
     let received = receive_alone(number, to, flags, held.open().nonblocking)?;
     if address != 0 {
         put_sender(number, &received, address, address_bytes)?;

@@ -28,8 +28,7 @@ pub(super) fn positioned_vector(
         true => drop(read_write::writable(descriptor)?),
         false => drop(read_write::readable(descriptor)?),
     }
-    check_vectors(array, count)?;
-    if user::for_each_part(array, count, |_, bytes, _| Ok(bytes))? == 0 {
+    if check_vectors(array, count)? == 0 {
         return Ok(0);
     }
     // Not to wait is more than a file of /tmp's promises, as on Linux.
@@ -55,17 +54,16 @@ pub(super) fn positioned_vector(
 
 pub(super) fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::readable(descriptor)?;
-    check_vectors(array, count)?;
+    let asked = check_vectors(array, count)?;
     let to = Target::Parts { array, count };
-    let asked = to.total()?;
     files::or_edge(descriptor, asked, read_write::read_into(&held, to))
 }
 
 pub(super) fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::writable(descriptor)?;
-    check_vectors(array, count)?;
+    let asked = check_vectors(array, count)?;
     let from = Source::Parts { array, count };
-    match from.total()? {
+    match asked {
         0 => Ok(0),
         asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
     }
@@ -85,22 +83,25 @@ pub(super) fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) 
     read_write::write_from_at(&held, at, Source::Parts { array, count })
 }
 
-fn check_vectors(array: u64, count: u64) -> Result<(), Errno> {
+/// Gives the bytes of all of them.
+fn check_vectors(array: u64, count: u64) -> SysResult {
     const MAX_PARTS: u64 = 1024;
     if count > MAX_PARTS {
         return Err(Errno::EINVAL);
     }
     let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
+    let mut total = 0u64;
     // All of them are looked at before the first is used, and all sizes before the places.
     for at in 0..count {
         let [_, bytes] = part(at)?;
         if bytes > i64::MAX as u64 {
             return Err(Errno::EINVAL);
         }
+        total = total.saturating_add(bytes);
     }
     for at in 0..count {
         let [start, bytes] = part(at)?;
         user::range(start, bytes)?;
     }
-    Ok(())
+    Ok(total)
 }

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::Instance;
 use crate::limits::{BODY_WINDOW_BYTES, PLACE_LOOK};
-use crate::request::body::Pace;
+use crate::request::body::{Pace, Rest};
 use crate::request::job::{Ending, Job};
 use crate::request::problem::Problem;
 
@@ -49,7 +49,7 @@ impl Instance {
                 come = std::future::poll_fn(|cx| self.poll(&hungry, can_begin, cx)) => come,
                 () = woken(slot.wake()) => Come::Event,
                 () = tokio::time::sleep_until(until.into()) => Come::Event,
-                () = sleep(look), if look.is_some() => Come::Look,
+                () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => Come::Look,
             };
             for pace in self.paces(slot) {
                 pace.waited(since.elapsed());
@@ -86,9 +86,10 @@ impl Instance {
 
     /// The callers that the guest has to wait for, if it wants more of their bodies.
     fn paces(&mut self, slot: &Slot) -> impl Iterator<Item = &mut Pace> {
-        let late = |(place, _): &&mut (RequestPlace, Job)| slot.body_left(*place) == 0;
-        let jobs = self.jobs.iter_mut().filter(late);
-        jobs.filter_map(|(_, job)| Some(&mut job.call.rest.as_mut()?.pace))
+        self.jobs.iter_mut().filter_map(|(place, job)| {
+            awaited(slot, *place, job)?;
+            Some(&mut job.call.rest.as_mut()?.pace)
+        })
     }
 
     /// When to look whether one of them is to make room.
@@ -104,9 +105,7 @@ impl Instance {
             return None;
         }
         self.jobs.iter().position(|(place, job)| {
-            let rest = job.call.rest.as_ref();
-            let slow = rest.is_some_and(|rest| rest.pace.is_slow());
-            slow && slot.body_left(*place) == 0
+            awaited(slot, *place, job).is_some_and(|rest| rest.pace.is_slow())
         })
     }
 
@@ -212,11 +211,10 @@ async fn until_room<J>(
     }
 }
 
-async fn sleep(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
-    }
+/// What is still to come of a job's body, if the guest has taken all that has come.
+pub(super) fn awaited<'a>(slot: &Slot, place: RequestPlace, job: &'a Job) -> Option<&'a Rest> {
+    let rest = job.call.rest.as_ref();
+    rest.filter(|_| slot.body_left(place) == 0)
 }
 
 /// Waits until a guest's connections have something for it; for ever if it waits for none.
