@@ -10,7 +10,7 @@ use holm_model::ids::{FunctionName, Name};
 use holm_model::limits::{MAX_MEMORY_BYTES, MAX_USAGE_BATCH};
 use holm_model::usage::UsageRecord;
 
-use crate::store::{Store, StoreError, StoredUsage, UsageFilter, UsageGroup};
+use crate::store::{ALWAYS_MS, Store, StoreError, StoredUsage, UsageFilter, UsageGroup};
 
 /// Longest time that a record may claim: far above every limit, low enough that sums of products
 /// stay exact.
@@ -134,7 +134,7 @@ fn impossible(record: &UsageRecord) -> Option<&'static str> {
         _ if record.sequence == 0 => Some("sequence number 0"),
         _ if record.sequence > signed => Some("a sequence number above 2^63"),
         _ if record.boot_epoch > signed => Some("a boot epoch above 2^63"),
-        _ if record.accepted_ms > signed => Some("a time after the end of time"),
+        _ if record.accepted_ms >= ALWAYS_MS => Some("a time after the end of time"),
         _ if record.memory_bytes > MAX_MEMORY_BYTES => Some("more memory than a function can have"),
         _ if ns > MAX_NS => Some("more than a day of run time"),
         _ if bytes > signed => Some("more than 2^63 bytes"),
@@ -149,6 +149,7 @@ mod tests {
 
     use super::*;
     use crate::store::testing::{TestDatabase, on_both_databases};
+    use crate::store::{DAY_MS, HOUR_MS, MINUTE_MS};
 
     on_both_databases! {
         the_same_batch_twice_is_billed_once_and_counted_as_resent,
@@ -159,6 +160,7 @@ mod tests {
         sums_leave_probes_out_and_go_by_function_version_or_node,
         pages_of_rows_give_every_record_once_as_it_was_sent,
         sums_beyond_63_bits_stay_exact,
+        usage_is_summed_by_time_from_any_minute_to_any_other,
     }
 
     fn node(name: &str) -> Name {
@@ -306,8 +308,8 @@ mod tests {
         assert_eq!(bytes, [3 * 5, 3 * 6]);
         assert_eq!([sum.egress_bytes, sum.ingress_bytes], [3 * 7, 3 * 8]);
         assert_eq!(
-            sum.memory_byte_ms,
-            3 * 2 * (64 << 20),
+            sum.memory_kib_ms,
+            3 * 2 * (64 << 10),
             "a begun millisecond is a whole one"
         );
         let by_node = ledger.usage(&all, UsageGroup::Node).await.unwrap();
@@ -320,7 +322,7 @@ mod tests {
         let tenant = Some("nobody".parse().unwrap());
         let none = UsageFilter {
             tenant,
-            function: None,
+            ..UsageFilter::default()
         };
         assert_eq!(ledger.usage(&none, UsageGroup::Function).await.unwrap(), []);
     }
@@ -366,6 +368,8 @@ mod tests {
                 record.memory_bytes = MAX_MEMORY_BYTES;
                 record.run_ns = MAX_NS;
                 record.response_bytes = i64::MAX as u64;
+                // A day apart, so that no sum of a day is more than a column holds.
+                record.accepted_ms = sequence * DAY_MS;
                 record
             })
             .collect();
@@ -386,5 +390,73 @@ mod tests {
             u64::MAX,
             "what does not fit is held at the end"
         );
+        // Within a day, too.
+        let mut again = dear[0].clone();
+        again.sequence = 1000;
+        ledger
+            .add(&node("b"), &[dear[0].clone(), again])
+            .await
+            .unwrap();
+        let of_b = UsageFilter {
+            to_ms: 2 * DAY_MS,
+            ..UsageFilter::default()
+        };
+        let by_node = ledger.usage(&of_b, UsageGroup::Node).await.unwrap();
+        assert_eq!(by_node[1].response_bytes, i64::MAX as u64);
+    }
+
+    async fn usage_is_summed_by_time_from_any_minute_to_any_other(database: TestDatabase) {
+        let ledger = Ledger::new(database.store.clone());
+        // One in each of 3,000 minutes from an odd one on: two days and a bit.
+        let start = 1_700_000_040_000;
+        let batch: Vec<_> = (0..3000)
+            .map(|minute| UsageRecord {
+                accepted_ms: start + minute * MINUTE_MS + minute % 60_000,
+                ..record(1, minute + 1)
+            })
+            .collect();
+        ledger.add(&node("a"), &batch).await.unwrap();
+        // Sent again, it is in no sum twice.
+        ledger.add(&node("a"), &batch[1000..2000]).await.unwrap();
+        for (from, to) in [
+            (0, 3000),
+            (0, 1),
+            (7, 8),
+            (30, 1470),
+            (59, 61),
+            (1, 2999),
+            (2990, 4000),
+        ] {
+            let filter = UsageFilter {
+                from_ms: start + from * MINUTE_MS,
+                to_ms: start + to * MINUTE_MS,
+                ..UsageFilter::default()
+            };
+            let expected = to.min(3000) - from;
+            for group in [UsageGroup::Tenant, UsageGroup::Node] {
+                let sums = ledger.usage(&filter, group).await.unwrap();
+                assert_eq!(
+                    (sums.len(), sums[0].executions),
+                    (1, expected),
+                    "{from} to {to}"
+                );
+            }
+            for grain in [MINUTE_MS, HOUR_MS, DAY_MS] {
+                let sums = ledger
+                    .usage(&filter, UsageGroup::Time(grain))
+                    .await
+                    .unwrap();
+                let last = filter.to_ms.min(start + 3000 * MINUTE_MS) - 1;
+                let parts = last / grain - filter.from_ms / grain + 1;
+                assert_eq!(sums.len() as u64, parts, "{from} to {to} by {grain}");
+                let all: u64 = sums.iter().map(|sum| sum.executions).sum();
+                assert_eq!(all, expected, "{from} to {to} by {grain}");
+            }
+        }
+        let days = ledger
+            .usage(&UsageFilter::default(), UsageGroup::Time(DAY_MS))
+            .await
+            .unwrap();
+        assert_eq!(days[0].key, "2023-11-14T00:00:00Z");
     }
 }

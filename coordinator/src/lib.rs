@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod bill;
 mod ca;
 mod clock;
 mod ledger;
@@ -31,6 +32,7 @@ mod route;
 mod start;
 mod store;
 
+pub use bill::{UnverifiedBill, verify as verify_bill};
 pub use ca::{CaError, TokenError};
 pub use nodes::ServerError;
 pub use registry::ArtifactError;

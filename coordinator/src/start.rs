@@ -216,7 +216,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .clone()
         .unwrap_or_else(|| quic_addr.to_string());
     let joins = Arc::new(Joins {
-        authority,
+        authority: authority.clone(),
         store: store.clone(),
         clock,
         address,
@@ -239,6 +239,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         ledger,
         logs,
         joins: joins.clone(),
+        authority,
         clock,
         uploads: api::upload_turns(),
     });

@@ -35,7 +35,7 @@ use crate::remote::invoke::ask_route;
 use crate::remote::key::KeyFile;
 use crate::remote::rollout::{Pace, start, watch};
 use crate::remote::table::{table, time};
-use crate::remote::usage::{By, audit, usage};
+use crate::remote::usage::{UsageQuery, audit, usage};
 use crate::remote::{Threads, runtime};
 
 /// Whose functions they are.
@@ -611,7 +611,11 @@ impl<'a> Demo<'a> {
         let rows = ledger::settled(&self.fleet.api, &self.tenant, &answered).await?;
         let reckoning = ledger::reckon(&answered, &rows);
         let audit = audit(&self.fleet.api).await?;
-        let usage = usage(&self.fleet.api, By::Function, Some(&self.tenant), None).await?;
+        let query = UsageQuery {
+            tenant: Some(self.tenant.clone()),
+            ..UsageQuery::default()
+        };
+        let usage = usage(&self.fleet.api, &query).await?;
 
         self.check(reckoning.lost == 0, || {
             format!("{} answers are not in the ledger", reckoning.lost)

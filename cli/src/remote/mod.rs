@@ -9,9 +9,11 @@
 //! | [`invoke`] | `route`, `invoke` |
 //! | [`logs`] | `logs` |
 //! | [`usage`] | `usage` |
+//! | [`prices`] | `prices`, `explain` |
 //!
 //! The rest serves them: [`settings`] finds the coordinator and the token, [`client`] speaks its API,
-//! [`edge`] sends requests to functions, [`key`] keeps the publisher's key.
+//! [`edge`] sends requests to functions, [`key`] keeps the publisher's key, [`when`] reads
+//! times.
 
 pub(crate) mod client;
 pub(crate) mod daemon;
@@ -21,10 +23,12 @@ pub(crate) mod fleet;
 pub(crate) mod invoke;
 pub(crate) mod key;
 pub(crate) mod logs;
+pub(crate) mod prices;
 pub(crate) mod rollout;
 pub(crate) mod settings;
 pub(crate) mod table;
 pub(crate) mod usage;
+pub(crate) mod when;
 
 use clap::Subcommand;
 
@@ -52,8 +56,12 @@ pub(crate) enum Command {
     Nodes(fleet::NodesArgs),
     /// Look after tenants and the keys that may publish for them.
     Tenants(fleet::TenantsArgs),
-    /// Tell what executions used, and whether the ledger is whole.
+    /// Tell what executions used, what it costs, and whether the ledger is whole.
     Usage(usage::UsageArgs),
+    /// Tell one request's life: where it ran, what it used, what it costs.
+    Explain(prices::ExplainArgs),
+    /// Look at price plans, set prices, and give them to tenants.
+    Prices(prices::PricesArgs),
     /// Remember a coordinator and its token.
     Login(fleet::LoginArgs),
     /// Run a coordinator.
@@ -81,6 +89,8 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Nodes(args) => fleet::nodes(args, output).await,
             Command::Tenants(args) => fleet::tenants(args, output).await,
             Command::Usage(args) => usage::run(args, output).await,
+            Command::Explain(args) => prices::explain(args, output).await,
+            Command::Prices(args) => prices::run(args, output).await,
             Command::Login(args) => fleet::login(args, output).await,
             Command::Coordinator(args) => daemon::coordinator(args, output).await,
             Command::Node(args) => daemon::node(args, output).await,

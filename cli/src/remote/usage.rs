@@ -1,17 +1,22 @@
-//! `holm usage`: what executions used, and whether the ledger is whole.
+//! `holm usage`: what executions used, what it costs, and whether the ledger is whole.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use holm_model::api::{AuditView, UsageView};
-use holm_model::ids::{FunctionName, Name};
+use holm_model::api::{AuditView, Bill, SignedBill, UsageView};
+use holm_model::ids::{Digest, FunctionName, Name};
 
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::Client;
 use crate::remote::settings::Connection;
-use crate::remote::table::{bytes, table, time};
+use crate::remote::table::{bytes, moment, table, time};
+use crate::remote::when::{Month, When};
+
+/// Largest file that is taken for a bill.
+const MAX_BILL_BYTES: u64 = 64 << 20;
 
 /// `holm usage`.
 #[derive(Debug, clap::Args)]
@@ -19,23 +24,44 @@ use crate::remote::table::{bytes, table, time};
 pub(crate) struct UsageArgs {
     #[command(subcommand)]
     action: Option<UsageAction>,
-    /// What to add up by.
-    #[arg(long, value_enum, default_value_t = By::Function)]
-    by: By,
-    /// Only this tenant.
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<Name>,
-    /// Only this function, as tenant/function.
-    #[arg(long, value_name = "FUNCTION", conflicts_with = "tenant")]
-    function: Option<FunctionName>,
+    #[command(flatten)]
+    query: UsageQuery,
+    /// Print comma-separated values.
+    #[arg(long)]
+    csv: bool,
     #[command(flatten)]
     connection: Connection,
+}
+
+/// Which usage.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct UsageQuery {
+    /// What to add up by.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) by: By,
+    /// Only this tenant.
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<Name>,
+    /// Only this function, as tenant/function.
+    #[arg(long, value_name = "FUNCTION", conflicts_with = "tenant")]
+    pub(crate) function: Option<FunctionName>,
+    /// Only what nodes accepted from then on: a day or time (UTC; taken down to the minute), or how long ago, such
+    /// as 2h or 7d.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<When>,
+    /// And before this.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<When>,
 }
 
 #[derive(Debug, Subcommand)]
 enum UsageAction {
     /// Check that the ledger has every execution, and each only once.
     Audit(AuditArgs),
+    /// Tell what a tenant's usage costs, and keep it as a signed receipt.
+    Bill(BillArgs),
+    /// Verify a receipt, without asking anybody.
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,58 +70,351 @@ struct AuditArgs {
     connection: Connection,
 }
 
+#[derive(Debug, clap::Args)]
+struct BillArgs {
+    /// Whose.
+    #[arg(long, value_name = "TENANT")]
+    tenant: Name,
+    /// Of which month, as 2026-11, by UTC [default: this one].
+    #[arg(long, value_name = "MONTH", conflicts_with_all = ["since", "until"])]
+    month: Option<Month>,
+    /// From which hour on, in place of a month.
+    #[arg(long, value_name = "TIME", requires = "until")]
+    since: Option<When>,
+    /// Until which hour.
+    #[arg(long, value_name = "TIME", requires = "since")]
+    until: Option<When>,
+    /// Write the signed bill to this file.
+    #[arg(long, value_name = "FILE")]
+    receipt: Option<PathBuf>,
+    /// Print comma-separated values.
+    #[arg(long)]
+    csv: bool,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// The receipt.
+    file: PathBuf,
+    /// The digest of the fleet's CA certificate, as `holm coordinator` prints it at its start and join tokens carry
+    /// it. Without it, only that the receipt is whole is shown, not whose it is.
+    #[arg(long, value_name = "DIGEST")]
+    authority: Option<Digest>,
+}
+
 /// What usage is added up by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum By {
     /// By function.
+    #[default]
     Function,
+    /// By tenant.
+    Tenant,
     /// By node.
     Node,
     /// By version.
     Version,
+    /// By day.
+    Day,
+    /// By hour.
+    Hour,
+    /// By minute.
+    Minute,
+}
+
+impl By {
+    fn as_str(self) -> &'static str {
+        match self {
+            By::Function => "function",
+            By::Tenant => "tenant",
+            By::Node => "node",
+            By::Version => "version",
+            By::Day => "day",
+            By::Hour => "hour",
+            By::Minute => "minute",
+        }
+    }
 }
 
 /// Does it.
 pub(crate) async fn run(args: UsageArgs, output: Output) -> Result<(), Failure> {
-    if let Some(UsageAction::Audit(audit_args)) = args.action {
-        let found = audit(&audit_args.connection.client()?).await?;
-        output.result(&found, || describe_audit(&found))?;
-        return match found.whole {
-            true => Ok(()),
-            false => Err(Failure::reported(Exit::Failure, "the ledger is not whole")),
-        };
+    match args.action {
+        Some(UsageAction::Audit(audit_args)) => {
+            let found = audit(&audit_args.connection.client()?).await?;
+            output.result(&found, || describe_audit(&found))?;
+            match found.whole {
+                true => Ok(()),
+                false => Err(Failure::reported(Exit::Failure, "the ledger is not whole")),
+            }
+        }
+        Some(UsageAction::Bill(bill_args)) => bill(&bill_args, output).await,
+        Some(UsageAction::Verify(verify_args)) => verify(&verify_args, output),
+        None => {
+            let usage = usage(&args.connection.client()?, &args.query).await?;
+            match args.csv {
+                true => output.raw(&usage_csv(args.query.by, &usage)?),
+                false => output.result(&usage, || describe(args.query.by, &usage)),
+            }
+        }
     }
-    let client = args.connection.client()?;
-    let usage = usage(
-        &client,
-        args.by,
-        args.tenant.as_ref(),
-        args.function.as_ref(),
-    )
-    .await?;
-    output.result(&usage, || describe(args.by, &usage))
 }
 
 /// Asks for usage.
-pub(crate) async fn usage(
-    client: &Client,
-    by: By,
-    tenant: Option<&Name>,
-    function: Option<&FunctionName>,
-) -> Result<Vec<UsageView>, Failure> {
-    let by = match by {
-        By::Function => "function",
-        By::Node => "node",
-        By::Version => "version",
-    };
-    let mut path = format!("/v1/usage?by={by}");
-    if let Some(tenant) = tenant {
+pub(crate) async fn usage(client: &Client, query: &UsageQuery) -> Result<Vec<UsageView>, Failure> {
+    let mut path = format!("/v1/usage?by={}", query.by.as_str());
+    if let Some(tenant) = &query.tenant {
         path.push_str(&format!("&tenant={tenant}"));
     }
-    if let Some(function) = function {
+    if let Some(function) = &query.function {
         path.push_str(&format!("&function={function}"));
     }
+    for (name, when) in [("since", &query.since), ("until", &query.until)] {
+        if let Some(when) = when {
+            path.push_str(&format!("&{name}={}", when.ms()));
+        }
+    }
     client.get(&path).await
+}
+
+async fn bill(args: &BillArgs, output: Output) -> Result<(), Failure> {
+    let (from, to) = match (&args.since, &args.until) {
+        (Some(since), Some(until)) => (since.ms(), until.ms()),
+        _ => args.month.unwrap_or_default().bounds_ms(),
+    };
+    let client = args.connection.client()?;
+    let path = format!(
+        "/v1/usage/bill?tenant={}&since={from}&until={to}",
+        args.tenant
+    );
+    let signed: SignedBill = client.get(&path).await?;
+    let bill = holm_coordinator::verify_bill(&signed, None).map_err(|error| {
+        Failure::other(format!(
+            "the coordinator's bill cannot be believed: {error}"
+        ))
+    })?;
+    if let Some(path) = &args.receipt {
+        let text = serde_json::to_string_pretty(&signed)
+            .map_err(|error| Failure::other(format!("the receipt cannot be written: {error}")))?;
+        std::fs::write(path, text + "\n").map_err(|error| {
+            Failure::usage(format!(
+                "the receipt {} cannot be written: {error}",
+                path.display()
+            ))
+        })?;
+        output.note(format!("signed receipt written to {}", path.display()));
+    }
+    match args.csv {
+        true => output.raw(&bill_csv(&bill)?),
+        false => output.result(&bill, || describe_bill(&bill)),
+    }
+}
+
+fn verify(args: &VerifyArgs, output: Output) -> Result<(), Failure> {
+    let shown = args.file.display();
+    let cannot = |why: String| Failure::usage(format!("the receipt {shown} cannot be read: {why}"));
+    let size = std::fs::metadata(&args.file).map_err(|error| cannot(error.to_string()))?;
+    if size.len() > MAX_BILL_BYTES {
+        return Err(cannot(format!("it has more than {MAX_BILL_BYTES} bytes")));
+    }
+    let text = std::fs::read_to_string(&args.file).map_err(|error| cannot(error.to_string()))?;
+    let signed: SignedBill =
+        serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
+    let bill = holm_coordinator::verify_bill(&signed, args.authority).map_err(|error| {
+        Failure::other(format!(
+            "the receipt {shown} is not to be believed: {error}"
+        ))
+    })?;
+    if args.authority.is_none() {
+        output.warn("whose receipt it is was not looked at; give the fleet's --authority");
+    }
+    output.result(&bill, || {
+        let verdict = match args.authority {
+            Some(_) => "the receipt is genuine",
+            None => "the receipt is whole",
+        };
+        format!("{}\n{verdict}", describe_bill(&bill))
+    })
+}
+
+/// A bill, for people.
+fn describe_bill(bill: &Bill) -> String {
+    let rows: Vec<[String; 10]> = bill
+        .lines
+        .iter()
+        .map(|line| {
+            let plan = line.plan.as_ref();
+            let cost = line.cost.as_ref();
+            [
+                line.function.to_string(),
+                moment(line.from_ms),
+                moment(line.to_ms),
+                line.billed.requests.to_string(),
+                gib_seconds(line.billed.memory_kib_ms),
+                time(Duration::from_nanos(line.billed.cpu_ns)),
+                bytes(line.billed.egress_bytes),
+                plan.map_or_else(
+                    || "none".to_owned(),
+                    |plan| format!("{}/{}", plan.name, plan.version),
+                ),
+                cost.map_or_else(|| "-".to_owned(), |cost| cost.total.to_string()),
+                plan.map_or_else(String::new, |plan| plan.currency.to_string()),
+            ]
+        })
+        .collect();
+    let head = [
+        "FUNCTION",
+        "FROM",
+        "TO",
+        "BILLED",
+        "GIB-SECONDS",
+        "CPU",
+        "EGRESS",
+        "PLAN",
+        "COST",
+        "",
+    ];
+    let mut text = format!(
+        "{} from {} to {}, by the ledger up to row {}, at {}\n{}",
+        bill.tenant,
+        moment(bill.from_ms),
+        moment(bill.to_ms),
+        bill.last_row,
+        moment(bill.issued_ms),
+        table(head, &rows)
+    );
+    for total in &bill.totals {
+        text.push_str(&format!("\ntotal {} {}", total.total, total.currency));
+    }
+    if bill.lines.iter().any(|line| line.plan.is_none()) {
+        text.push_str("\nlines without a plan have no price; `holm prices set` makes one");
+    }
+    text
+}
+
+fn bill_csv(bill: &Bill) -> Result<Vec<u8>, Failure> {
+    let head = [
+        "tenant",
+        "function",
+        "from_ms",
+        "to_ms",
+        "executions",
+        "requests",
+        "memory_kib_ms",
+        "cpu_ns",
+        "egress_bytes",
+        "plan",
+        "plan_version",
+        "currency",
+        "cost_requests",
+        "cost_memory",
+        "cost_cpu",
+        "cost_egress",
+        "cost",
+    ];
+    let rows = bill.lines.iter().map(|line| {
+        let plan = line.plan.as_ref();
+        let of_plan = |text: Option<String>| text.unwrap_or_default();
+        let cost = |part: fn(&holm_model::price::Cost) -> holm_model::price::Amount| {
+            of_plan(line.cost.as_ref().map(|cost| part(cost).to_string()))
+        };
+        [
+            bill.tenant.to_string(),
+            line.function.to_string(),
+            line.from_ms.to_string(),
+            line.to_ms.to_string(),
+            line.executions.to_string(),
+            line.billed.requests.to_string(),
+            line.billed.memory_kib_ms.to_string(),
+            line.billed.cpu_ns.to_string(),
+            line.billed.egress_bytes.to_string(),
+            of_plan(plan.map(|plan| plan.name.to_string())),
+            of_plan(plan.map(|plan| plan.version.to_string())),
+            of_plan(plan.map(|plan| plan.currency.to_string())),
+            cost(|cost| cost.requests),
+            cost(|cost| cost.memory),
+            cost(|cost| cost.cpu),
+            cost(|cost| cost.egress),
+            cost(|cost| cost.total),
+        ]
+    });
+    csv_of(head, rows)
+}
+
+fn usage_csv(by: By, usage: &[UsageView]) -> Result<Vec<u8>, Failure> {
+    let head = [
+        by.as_str(),
+        "executions",
+        "answered",
+        "function_errors",
+        "crashes",
+        "timeouts",
+        "cancelled",
+        "shed",
+        "platform_faults",
+        "cold",
+        "run_ns",
+        "cpu_ns",
+        "memory_kib_ms",
+        "request_bytes",
+        "response_bytes",
+        "egress_bytes",
+        "ingress_bytes",
+        "billed_requests",
+        "billed_memory_kib_ms",
+        "billed_cpu_ns",
+        "billed_egress_bytes",
+    ];
+    let rows = usage.iter().map(|row| {
+        let numbers = [
+            row.executions,
+            row.answered,
+            row.function_errors,
+            row.crashes,
+            row.timeouts,
+            row.cancelled,
+            row.shed,
+            row.platform_faults,
+            row.cold,
+            row.run_ns,
+            row.cpu_ns,
+            row.memory_kib_ms,
+            row.request_bytes,
+            row.response_bytes,
+            row.egress_bytes,
+            row.ingress_bytes,
+            row.billed.requests,
+            row.billed.memory_kib_ms,
+            row.billed.cpu_ns,
+            row.billed.egress_bytes,
+        ];
+        let mut cells = vec![row.key.clone()];
+        cells.extend(numbers.map(|number| number.to_string()));
+        cells
+    });
+    csv_of(head, rows)
+}
+
+fn csv_of<const N: usize, R>(
+    head: [&str; N],
+    rows: impl Iterator<Item = R>,
+) -> Result<Vec<u8>, Failure>
+where
+    R: IntoIterator<Item = String>,
+{
+    let failed = |error: csv::Error| Failure::other(format!("CSV cannot be written: {error}"));
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(head).map_err(failed)?;
+    for row in rows {
+        writer.write_record(row).map_err(failed)?;
+    }
+    let inner = writer.into_inner();
+    inner.map_err(|error| Failure::other(format!("CSV cannot be written: {error}")))
+}
+
+fn gib_seconds(memory_kib_ms: u64) -> String {
+    format!("{:.4}", memory_kib_ms as f64 / f64::from(1 << 20) / 1e3)
 }
 
 /// Asks for the audit.
@@ -105,16 +424,11 @@ pub(crate) async fn audit(client: &Client) -> Result<AuditView, Failure> {
 
 /// Usage, for people.
 pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
-    let first = match by {
-        By::Function => "FUNCTION",
-        By::Node => "NODE",
-        By::Version => "VERSION",
-    };
+    let first = by.as_str().to_uppercase();
     let rows: Vec<[String; 13]> = usage
         .iter()
         .map(|row| {
             let failed = row.function_errors + row.crashes + row.timeouts;
-            let gigabyte_seconds = row.memory_byte_ms as f64 / (1u64 << 30) as f64 / 1e3;
             [
                 row.key.clone(),
                 row.executions.to_string(),
@@ -124,7 +438,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
                 row.cold.to_string(),
                 time(Duration::from_nanos(row.run_ns)),
                 time(Duration::from_nanos(row.cpu_ns)),
-                format!("{gigabyte_seconds:.4}"),
+                gib_seconds(row.memory_kib_ms),
                 bytes(row.request_bytes),
                 bytes(row.response_bytes),
                 bytes(row.egress_bytes),
@@ -133,7 +447,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
         })
         .collect();
     let head = [
-        first,
+        first.as_str(),
         "EXECUTIONS",
         "ANSWERED",
         "FAILED",

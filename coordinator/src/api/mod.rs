@@ -30,7 +30,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub(crate) use listener::BoundedListener;
 use problem::ApiError;
 
-use crate::ca::Joins;
+use crate::ca::{Authority, Joins};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
@@ -49,6 +49,7 @@ pub(crate) struct Api {
     pub(crate) ledger: Ledger,
     pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
+    pub(crate) authority: Authority,
     pub(crate) clock: Clock,
     pub(crate) uploads: Semaphore,
 }
@@ -100,6 +101,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/usage", get(usage::sums))
         .route("/v1/usage/audit", get(usage::audit))
         .route("/v1/usage/records", get(usage::records))
+        .route("/v1/usage/bill", get(usage::bill))
+        .route("/v1/requests/{request}", get(usage::explain))
+        .route("/v1/prices", get(usage::prices))
+        .route("/v1/prices/{plan}", post(usage::add_prices))
+        .route("/v1/tenants/{tenant}/prices", put(usage::assign_plan))
         .method_not_allowed_fallback(wrong_method)
         .route_layer(from_fn_with_state(api.clone(), authenticate));
     Router::new()

@@ -8,7 +8,7 @@ use holm_model::artifact::VersionError;
 use crate::ca::{CaError, JoinError};
 use crate::registry::{ArtifactError, RegistryError};
 use crate::rollout::RolloutError;
-use crate::store::{StoreError, Unstored};
+use crate::store::{StoreError, Unpriced, Unstored};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -184,6 +184,21 @@ impl From<RolloutError> for ApiError {
             RolloutError::BadWaves(_) | RolloutError::BadBake(_) => {
                 ApiError::bad_request(error.to_string())
             }
+        }
+    }
+}
+
+impl From<Unpriced> for ApiError {
+    fn from(error: Unpriced) -> Self {
+        const PRICES: &str = "The prices are not taken";
+        match error {
+            Unpriced::Store(error) => error.into(),
+            Unpriced::WithinAnHour(_) | Unpriced::TooDear(_) => {
+                ApiError::bad_request(error.to_string())
+            }
+            Unpriced::NoPlan(_) | Unpriced::NoTenant(_) => ApiError::not_found(error.to_string()),
+            Unpriced::Past { .. } => ApiError::conflict("prices-past", PRICES, error),
+            Unpriced::OtherCurrency { .. } => ApiError::conflict("other-currency", PRICES, error),
         }
     }
 }

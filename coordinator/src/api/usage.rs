@@ -1,17 +1,23 @@
-//! Usage and its audit.
+//! Usage, its audit, and what it costs.
 
 use axum::Json;
 use axum::extract::State;
-use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
-use holm_model::ids::{FunctionName, Name};
+use axum::http::StatusCode;
+use holm_model::api::{
+    AuditView, ExplainedRecord, NewAssignment, NewPrices, PricesView, SignedBill, UsageRecordsPage,
+    UsageView,
+};
+use holm_model::ids::{FunctionName, Name, RequestId};
 use holm_model::limits::MAX_USAGE_BATCH;
+use holm_model::price::{PlanAssignment, PricePlan};
 use serde::Deserialize;
 
 use super::Shared;
-use super::input::QueryOf;
+use super::input::{Id, JsonBody, QueryOf};
 use super::problem::ApiError;
+use crate::bill;
 use crate::limits::DEFAULT_PAGE_ROWS;
-use crate::store::{UsageFilter, UsageGroup};
+use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
 
 /// The query of a usage request.
 #[derive(Debug, Deserialize)]
@@ -20,8 +26,12 @@ pub(super) struct UsageQuery {
     tenant: Option<String>,
     /// A name, or `tenant/function`.
     function: Option<String>,
-    /// `function` (default), `version` or `node`.
+    /// `function` (default), `tenant`, `version`, `node`, `day`, `hour` or `minute`.
     by: Option<String>,
+    /// Milliseconds since 1970 UTC, taken down to the minute.
+    since: Option<u64>,
+    /// The same; exclusive.
+    until: Option<u64>,
 }
 
 pub(super) async fn sums(
@@ -67,6 +77,90 @@ pub(super) async fn records(
     ))
 }
 
+/// The query of a request for a bill.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BillQuery {
+    tenant: Name,
+    /// Milliseconds since 1970 UTC, the beginning of an hour.
+    since: u64,
+    /// The same; exclusive.
+    until: u64,
+}
+
+pub(super) async fn bill(
+    State(api): Shared,
+    QueryOf(query): QueryOf<BillQuery>,
+) -> Result<Json<SignedBill>, ApiError> {
+    let (from, to) = (query.since, query.until);
+    let whole = from.is_multiple_of(HOUR_MS) && to.is_multiple_of(HOUR_MS);
+    if !whole || from >= to || to > ALWAYS_MS {
+        let detail = "`since` and `until` are not a time from the beginning of an hour to that of a later one";
+        return Err(ApiError::bad_request(detail));
+    }
+    let now_ms = api.clock.now_ms();
+    bill::bill(
+        &api.store,
+        &api.authority,
+        &query.tenant,
+        (from, to),
+        now_ms,
+    )
+    .await
+    .map(Json)
+    .map_err(ApiError::internal)
+}
+
+pub(super) async fn explain(
+    State(api): Shared,
+    Id(request): Id<RequestId>,
+) -> Result<Json<Vec<ExplainedRecord>>, ApiError> {
+    let rows = bill::explain(&api.store, request).await?;
+    match rows.is_empty() {
+        false => Ok(Json(rows)),
+        true => Err(ApiError::not_found(format!(
+            "the ledger has no request {request}: its node has not uploaded it yet (a second or two, or until it \
+             reaches a coordinator), or it was never taken"
+        ))),
+    }
+}
+
+pub(super) async fn prices(State(api): Shared) -> Result<Json<PricesView>, ApiError> {
+    Ok(Json(api.store.prices().await?))
+}
+
+pub(super) async fn add_prices(
+    State(api): Shared,
+    Id(plan): Id<Name>,
+    JsonBody(new): JsonBody<NewPrices>,
+) -> Result<(StatusCode, Json<PricePlan>), ApiError> {
+    from_in_range(new.from_ms)?;
+    let plan = api
+        .store
+        .add_prices(&plan, &new, api.clock.now_ms())
+        .await?;
+    Ok((StatusCode::CREATED, Json(plan)))
+}
+
+pub(super) async fn assign_plan(
+    State(api): Shared,
+    Id(tenant): Id<Name>,
+    JsonBody(new): JsonBody<NewAssignment>,
+) -> Result<Json<PlanAssignment>, ApiError> {
+    from_in_range(new.from_ms)?;
+    let now_ms = api.clock.now_ms();
+    Ok(Json(api.store.assign_plan(&tenant, &new, now_ms).await?))
+}
+
+fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
+    match from_ms {
+        Some(from_ms) if from_ms > ALWAYS_MS => {
+            Err(ApiError::bad_request("`from_ms` is after the end of time"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn parse(query: &UsageQuery) -> Result<(UsageFilter, UsageGroup), ApiError> {
     let bad =
         |what, error: &dyn std::fmt::Display| ApiError::bad_request(format!("`{what}`: {error}"));
@@ -96,9 +190,22 @@ fn parse(query: &UsageQuery) -> Result<(UsageFilter, UsageGroup), ApiError> {
     }
     let group = match given(&query.by).as_deref() {
         None | Some("function") => UsageGroup::Function,
+        Some("tenant") => UsageGroup::Tenant,
         Some("version") => UsageGroup::Version,
         Some("node") => UsageGroup::Node,
-        Some(_) => return Err(bad("by", &"it is not function, version or node")),
+        Some("day") => UsageGroup::Time(DAY_MS),
+        Some("hour") => UsageGroup::Time(HOUR_MS),
+        Some("minute") => UsageGroup::Time(MINUTE_MS),
+        Some(_) => {
+            let detail = "it is not function, tenant, version, node, day, hour or minute";
+            return Err(bad("by", &detail));
+        }
     };
+    let minute = |ms: u64| ms - ms % MINUTE_MS;
+    filter.from_ms = minute(query.since.unwrap_or(0));
+    filter.to_ms = minute(query.until.unwrap_or(ALWAYS_MS)).min(ALWAYS_MS);
+    if filter.from_ms >= filter.to_ms {
+        return Err(bad("until", &"it is not at least a minute after `since`"));
+    }
     Ok((filter, group))
 }

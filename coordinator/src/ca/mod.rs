@@ -17,7 +17,7 @@ use holm_model::ids::{Digest, Name};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber, SigningKey as _,
 };
 use rustls_pki_types::{
     CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
@@ -132,6 +132,12 @@ impl Authority {
     /// SHA-256 of the CA's certificate, by which nodes know the coordinator when they join.
     pub(crate) fn fingerprint(&self) -> Digest {
         Digest::of(&self.certificate)
+    }
+
+    /// Signs with the CA's key: ECDSA with SHA-256, in DER. What is signed begins with what it is for.
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CaError> {
+        let signature = self.issuer.key().sign(message);
+        signature.map_err(making("a signature"))
     }
 
     /// A certificate and key for the coordinator's QUIC endpoint.

@@ -27,6 +27,10 @@ pub(super) const SQLITE: &Migrations = &[
         "coordinators",
         include_str!("../../migrations/sqlite/0004_coordinators.sql"),
     ),
+    (
+        "prices",
+        include_str!("../../migrations/sqlite/0005_prices.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -38,6 +42,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "coordinators",
         include_str!("../../migrations/postgres/0002_coordinators.sql"),
+    ),
+    (
+        "prices",
+        include_str!("../../migrations/postgres/0003_prices.sql"),
     ),
 ];
 

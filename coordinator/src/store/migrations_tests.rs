@@ -73,19 +73,47 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
         .await
         .unwrap();
     migrator(&SQLITE[..1]).run(&old).await.unwrap();
-    sqlx::query(
-        "INSERT INTO usage VALUES (1, 'n1', 1, 1, x'11', 'acme', 'hello', x'22', 5, 'answered', 200,
-                                   1, 2, 3, 4, 5, 6, 7, 0, 1, 0)",
-    )
-    .execute(&old)
-    .await
-    .unwrap();
+    let (request, version) = ("11".repeat(16), "22".repeat(32));
+    for (sequence, outcome, probe) in [
+        (1, "answered", 0),
+        (2, "crash", 0),
+        (3, "shed", 0),
+        (4, "answered", 1),
+    ] {
+        let insert = format!(
+            "INSERT INTO usage VALUES ({sequence}, 'n1', 1, {sequence}, x'{request}', 'acme', 'hello', x'{version}', 90000000,
+                                       '{outcome}', 200, 1, 2, 3000001, 4, 5000, 6, 7, 0, 1, {probe})"
+        );
+        let insert = sqlx::query(sqlx::AssertSqlSafe(insert));
+        insert.execute(&old).await.unwrap();
+    }
     old.close().await;
     let store = Store::open_sqlite(&path).await.unwrap();
     let usage = store.usage(&UsageFilter::default(), UsageGroup::Node).await;
     let usage = usage.unwrap();
-    assert_eq!((usage[0].executions, usage[0].response_bytes), (1, 7));
+    assert_eq!((usage[0].executions, usage[0].response_bytes), (3, 21));
     assert_eq!((usage[0].egress_bytes, usage[0].ingress_bytes), (0, 0));
+    // Its sums are what they would be had the rows come now.
+    let rows = store.usage_records(None, 0, 10).await.unwrap().records;
+    let records: Vec<_> = rows.into_iter().map(|row| row.record).collect();
+    for database in [TestDatabase::sqlite().await, TestDatabase::postgres().await] {
+        let node = "n1".parse().unwrap();
+        database.store.add_usage(&node, &records).await.unwrap();
+        for group in [
+            UsageGroup::Function,
+            UsageGroup::Time(60_000),
+            UsageGroup::Time(3_600_000),
+            UsageGroup::Time(86_400_000),
+        ] {
+            let all = UsageFilter::default();
+            let old = store.usage(&all, group).await.unwrap();
+            assert_eq!(old, database.store.usage(&all, group).await.unwrap());
+            assert_eq!(
+                (old[0].billed.requests, old[0].billed.memory_kib_ms),
+                (2, 2 * 4 * 5)
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -17,10 +17,12 @@ mod error;
 mod fleet;
 mod migrations;
 mod postgres;
+mod prices;
 mod rollouts;
 mod sql;
 #[cfg(test)]
 mod suite;
+mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
 mod transfer;
@@ -38,9 +40,11 @@ pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
 pub(crate) use fleet::{JoinOutcome, NodeRow};
 pub use postgres::DatabaseUrl;
+pub(crate) use prices::Unpriced;
 pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
+pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
 pub use transfer::TransferError;
-pub(crate) use usage::{StoredUsage, UsageFilter, UsageGroup};
+pub(crate) use usage::StoredUsage;
 
 use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};
 use error::During;

@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
+use holm_model::api::{NewAssignment, NewPrices};
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use holm_model::manifest::Manifest;
+use holm_model::price::Prices;
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::testing::{TestDatabase, on_both_databases};
@@ -659,6 +661,17 @@ pub(super) async fn fill(store: &Store) {
             .await
             .unwrap();
     }
+    let prices = NewPrices {
+        currency: "EUR".parse().unwrap(),
+        prices: Prices::default(),
+        from_ms: None,
+    };
+    store.add_prices(&name("large"), &prices, 7).await.unwrap();
+    let plan = NewAssignment {
+        plan: name("large"),
+        from_ms: None,
+    };
+    store.assign_plan(&name("acme"), &plan, 7).await.unwrap();
 }
 
 pub(super) async fn one_more_row(store: &Store) {

@@ -60,7 +60,7 @@ enum Kind {
 struct Table {
     name: &'static str,
     columns: &'static [(&'static str, Kind)],
-    /// By which rows are in order, the same in both databases.
+    /// By which columns, a key that is never NULL, rows are in order: the same in both databases.
     order: &'static str,
 }
 
@@ -188,6 +188,62 @@ const TABLES: &[Table] = &[
         ],
         order: "row",
     },
+    Table {
+        name: "usage_sums",
+        columns: &[
+            ("grain_ms", Int),
+            ("start_ms", Int),
+            ("tenant", Text),
+            ("function", Text),
+            ("version", Bytes),
+            ("node", Text),
+            ("answered", Int),
+            ("function_error", Int),
+            ("crash", Int),
+            ("timeout", Int),
+            ("cancelled", Int),
+            ("shed", Int),
+            ("platform_fault", Int),
+            ("cold", Int),
+            ("run_ns", Int),
+            ("cpu_ns", Int),
+            ("memory_kib_ms", Int),
+            ("request_bytes", Int),
+            ("response_bytes", Int),
+            ("egress_bytes", Int),
+            ("ingress_bytes", Int),
+            ("billed_requests", Int),
+            ("billed_memory_kib_ms", Int),
+            ("billed_cpu_ns", Int),
+            ("billed_egress_bytes", Int),
+        ],
+        order: "grain_ms, start_ms, tenant, function, version, node",
+    },
+    Table {
+        name: "price_plans",
+        columns: &[
+            ("name", Text),
+            ("version", Int),
+            ("from_ms", Int),
+            ("currency", Text),
+            ("million_requests", Int),
+            ("million_gib_ms", Int),
+            ("million_cpu_ms", Int),
+            ("gib_egress", Int),
+            ("created_ms", Int),
+        ],
+        order: "name, version",
+    },
+    Table {
+        name: "plan_assignments",
+        columns: &[
+            ("tenant", Text),
+            ("from_ms", Int),
+            ("plan", Text),
+            ("created_ms", Int),
+        ],
+        order: "tenant, from_ms",
+    },
 ];
 
 /// Tables of the moment.
@@ -269,6 +325,13 @@ impl Table {
         let names: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
         names.join(", ")
     }
+
+    /// A column of the key.
+    fn column(&self, name: &str) -> (&'static str, Kind) {
+        let mut columns = self.columns.iter().copied();
+        let column = columns.find(|(column, _)| *column == name);
+        column.expect("a table is ordered by its columns")
+    }
 }
 
 async fn export_table(
@@ -278,19 +341,25 @@ async fn export_table(
 ) -> Result<u64, TransferError> {
     const DOING: &str = "export rows";
     let select = format!("SELECT {} FROM {}", table.column_names(), table.name);
+    // Tables may be larger than memory: they are read in pages, each behind the last row of the one before.
+    let key: Vec<(&str, Kind)> = table
+        .order
+        .split(", ")
+        .map(|name| table.column(name))
+        .collect();
+    let mut after: Option<Vec<Value>> = None;
     let mut count = 0;
-    let mut after = 0;
     loop {
-        // The ledger is read in pages by its key; the other tables fit into memory.
-        let paged = table.name == "usage";
-        let rows = match paged {
-            true => {
-                let page = format!("{select} WHERE row > ? ORDER BY row LIMIT ?");
-                query(page).bind(after).bind(LEDGER_CHUNK_ROWS as u64)
-            }
-            false => query(format!("{select} ORDER BY {}", table.order)),
-        };
-        let rows = rows.rows(&mut *tx).await.during(DOING)?;
+        let mut page = query(select.clone());
+        if let Some(after) = after.take() {
+            page.push(&format!(" WHERE ({}) > ", table.order));
+            page.push_row(after);
+        }
+        page.push(&format!(
+            " ORDER BY {} LIMIT {LEDGER_CHUNK_ROWS}",
+            table.order
+        ));
+        let rows = page.rows(&mut *tx).await.during(DOING)?;
         for row in &rows {
             let mut line = vec![Json::from(table.name)];
             for (column, kind) in table.columns {
@@ -299,10 +368,15 @@ async fn export_table(
             write_line(out, &Json::Array(line))?;
         }
         count += rows.len() as u64;
-        match rows.last() {
-            Some(last) if paged => after = last.get::<i64>("row").during(DOING)?,
-            _ => return Ok(count),
-        }
+        let Some(last) = rows.last().filter(|_| rows.len() == LEDGER_CHUNK_ROWS) else {
+            return Ok(count);
+        };
+        let values = key.iter().map(|(name, kind)| match kind {
+            Int => last.get(name).map(Value::Int),
+            Text => last.get(name).map(Value::Text),
+            Bytes => last.get(name).map(Value::Bytes),
+        });
+        after = Some(values.collect::<Result<_, _>>().during(DOING)?);
     }
 }
 

@@ -1,11 +1,14 @@
 //! The ledger's rows.
 
+use std::collections::BTreeSet;
+
 use holm_model::api::{AuditJournal, AuditView, LedgerRow, UsageRecordsPage, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId};
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::error::During as _;
-use super::sql::{Query, Row, Transaction, Value, query};
+use super::sql::{Row, Transaction, Value, query};
+use super::sums::{self, UsageFilter, UsageGroup};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
@@ -16,22 +19,6 @@ pub(crate) enum StoredUsage {
     Stored { new: u64, known: u64 },
     /// A record has the key of a different one; nothing of the batch was stored.
     Conflict { boot_epoch: u64, sequence: u64 },
-}
-
-/// Which rows.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct UsageFilter {
-    pub(crate) tenant: Option<Name>,
-    pub(crate) function: Option<Name>,
-}
-
-/// By what rows are summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum UsageGroup {
-    #[default]
-    Function,
-    Version,
-    Node,
 }
 
 /// A row but for its number, in the order of [`insert`].
@@ -53,7 +40,7 @@ impl Store {
         let mut new = 0;
         for chunk in records.chunks(LEDGER_CHUNK_ROWS) {
             let added = insert(&mut tx, node, chunk).await?;
-            if added < chunk.len() as u64
+            if added.len() < chunk.len()
                 && let Some(record) = conflict(&mut tx, node, chunk).await?
             {
                 // Dropped, the transaction is rolled back.
@@ -62,7 +49,10 @@ impl Store {
                     sequence: record.sequence,
                 });
             }
-            new += added;
+            new += added.len() as u64;
+            let is_new =
+                |record: &&UsageRecord| added.contains(&(record.boot_epoch, record.sequence));
+            sums::add(&mut tx, node, chunk.iter().filter(is_new)).await?;
         }
         let known = records.len() as u64 - new;
         if known > 0 {
@@ -82,76 +72,20 @@ impl Store {
         filter: &UsageFilter,
         group: UsageGroup,
     ) -> Result<Vec<UsageView>, StoreError> {
-        const DOING: &str = "sum usage";
-        let mut sums = query("SELECT ");
-        sums.push(match group {
-            UsageGroup::Function => "tenant || '/' || function",
-            UsageGroup::Version => "version",
-            UsageGroup::Node => "node",
-        });
-        sums.push(" AS grouped, COUNT(*) AS executions, CAST(SUM(cold) AS BIGINT) AS cold");
-        for outcome in Outcome::ALL {
-            // The names are Holm's own words, not input.
-            let name = outcome.as_str();
-            sums.push(&format!(
-                ", COUNT(*) FILTER (WHERE outcome = '{name}') AS {name}"
-            ));
-        }
-        for column in [
-            "run_ns",
-            "cpu_ns",
-            "request_bytes",
-            "response_bytes",
-            "egress_bytes",
-            "ingress_bytes",
-        ] {
-            push_sum(&mut sums, column, column);
-        }
-        push_sum(
-            &mut sums,
-            "memory_bytes * ((run_ns + 999999) / 1000000)",
-            "memory_byte_ms",
-        );
-        sums.push(" FROM usage WHERE probe = 0");
-        if let Some(tenant) = &filter.tenant {
-            sums.push(" AND tenant = ").push_bind(tenant);
-        }
-        if let Some(function) = &filter.function {
-            sums.push(" AND function = ").push_bind(function);
-        }
-        sums.push(" GROUP BY grouped ORDER BY grouped");
-        let rows = sums.rows(self.reader()).await.during(DOING)?;
-        let read = |row: &Row| -> Result<UsageView, StoreError> {
-            let count = |column: &str| row.get::<i64>(column).map(uint).during(DOING);
-            let sum = |column: &str| sum(row, column).during(DOING);
-            let key = match group {
-                UsageGroup::Version => {
-                    let bytes: Vec<u8> = row.get("grouped").during(DOING)?;
-                    Digest(bytes32("a version's id", &bytes)?).to_string()
-                }
-                UsageGroup::Function | UsageGroup::Node => row.get("grouped").during(DOING)?,
-            };
-            Ok(UsageView {
-                key,
-                executions: count("executions")?,
-                answered: count("answered")?,
-                function_errors: count("function_error")?,
-                crashes: count("crash")?,
-                timeouts: count("timeout")?,
-                cancelled: count("cancelled")?,
-                shed: count("shed")?,
-                platform_faults: count("platform_fault")?,
-                cold: count("cold")?,
-                run_ns: sum("run_ns")?,
-                cpu_ns: sum("cpu_ns")?,
-                memory_byte_ms: sum("memory_byte_ms")?,
-                request_bytes: sum("request_bytes")?,
-                response_bytes: sum("response_bytes")?,
-                egress_bytes: sum("egress_bytes")?,
-                ingress_bytes: sum("ingress_bytes")?,
-            })
-        };
-        rows.iter().map(read).collect()
+        sums::read(self.reader(), filter, group).await
+    }
+
+    /// The rows of one request: more than one if it was begun again, or entered twice.
+    pub(crate) async fn request_records(
+        &self,
+        request: RequestId,
+    ) -> Result<Vec<LedgerRow>, StoreError> {
+        let mut rows = query("SELECT row, ");
+        rows.push(COLUMNS).push(" FROM usage WHERE request = ");
+        rows.push_bind(Value::from(&request.0[..]))
+            .push(" ORDER BY row LIMIT 100");
+        let rows = rows.rows(self.reader()).await.during("find a request")?;
+        rows.iter().map(ledger_row).collect()
     }
 
     /// Rows behind row `after`, at most `limit`.
@@ -240,18 +174,24 @@ impl Store {
     }
 }
 
-/// Inserts what is not there yet, and returns how many that were.
+/// Inserts what is not there yet, and returns what that was: boot epochs and sequences.
 async fn insert(
     tx: &mut Transaction,
     node: &Name,
     records: &[UsageRecord],
-) -> Result<u64, StoreError> {
+) -> Result<BTreeSet<(u64, u64)>, StoreError> {
     let mut insert = query("INSERT INTO usage (");
     insert.push(COLUMNS).push(") VALUES ");
     insert.push_rows(records.iter().map(|record| values(node, record)));
     // Not every conflict, so that a broken constraint of another kind is not passed over.
-    insert.push(" ON CONFLICT (node, boot_epoch, sequence) DO NOTHING");
-    insert.execute(tx).await.during("store usage")
+    insert.push(
+        " ON CONFLICT (node, boot_epoch, sequence) DO NOTHING RETURNING boot_epoch, sequence",
+    );
+    let new: Vec<(i64, i64)> = insert.all(tx).await.during("store usage")?;
+    let keys = new.into_iter();
+    Ok(keys
+        .map(|(epoch, sequence)| (uint(epoch), uint(sequence)))
+        .collect())
 }
 
 /// A row in the order of [`COLUMNS`].
@@ -348,18 +288,4 @@ async fn conflict<'a>(
         }
     }
     Ok(None)
-}
-
-/// Sums of billed numbers may leave the 63 bits of a column, so each is summed in two halves.
-fn push_sum(query: &mut Query, expression: &str, name: &str) {
-    query.push(&format!(
-        ", CAST(SUM(({expression}) >> 20) AS BIGINT) AS {name}_high,
-           CAST(SUM(({expression}) & 1048575) AS BIGINT) AS {name}_low"
-    ));
-}
-
-fn sum(row: &Row, name: &str) -> Result<u64, sqlx::Error> {
-    let half = |suffix| row.get(&format!("{name}_{suffix}")).map(uint);
-    let whole = (u128::from(half("high")?) << 20) + u128::from(half("low")?);
-    Ok(u64::try_from(whole).unwrap_or(u64::MAX))
 }

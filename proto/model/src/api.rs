@@ -23,9 +23,14 @@
 //! | `POST /v1/functions/{tenant}/{function}/rollback` | | 201 `RolloutView` |
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
 //! | `GET /v1/functions/{tenant}/{function}/logs?request=&after=&limit=` | | 200 `LogPage` |
-//! | `GET /v1/usage?tenant=&function=&by=function` | | 200 `Vec<UsageView>` |
+//! | `GET /v1/usage?tenant=&function=&by=function&since=&until=` | | 200 `Vec<UsageView>` |
+//! | `GET /v1/usage/bill?tenant=&since=&until=` | | 200 `SignedBill` |
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
 //! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
+//! | `GET /v1/requests/{request}` | | 200 `Vec<ExplainedRecord>` |
+//! | `GET /v1/prices` | | 200 `PricesView` |
+//! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
+//! | `PUT /v1/tenants/{tenant}/prices` | `NewAssignment` | 200 `PlanAssignment`, 404, 409 |
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -34,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::SignedVersion;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
+use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
 use crate::usage::UsageRecord;
 
 /// An error, RFC 9457.
@@ -310,12 +316,12 @@ pub struct RouteExcluded {
     pub why: String,
 }
 
-/// Usage of one function.
+/// Sums of usage, probes excluded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageView {
-    /// `tenant/function`, or the node or version when grouped so.
+    /// What was added up by: `tenant/function`, a tenant, a version, a node, or the beginning of a time, RFC 3339.
     pub key: String,
-    /// Executions, probes excluded.
+    /// Executions.
     pub executions: u64,
     /// Of those: answered below 500.
     pub answered: u64,
@@ -337,8 +343,8 @@ pub struct UsageView {
     pub run_ns: u64,
     /// Sum of CPU times.
     pub cpu_ns: u64,
-    /// Sum over executions of memory limit times run time, in byte-milliseconds, each rounded up.
-    pub memory_byte_ms: u64,
+    /// Sum over executions of memory limit times run time, in KiB-milliseconds, each rounded up.
+    pub memory_kib_ms: u64,
     /// Sum of request bodies.
     pub request_bytes: u64,
     /// Sum of response bodies.
@@ -347,6 +353,121 @@ pub struct UsageView {
     pub egress_bytes: u64,
     /// Sum of what they received over them.
     pub ingress_bytes: u64,
+    /// What is billed of all this.
+    pub billed: Units,
+}
+
+/// What a tenant's usage of a time costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bill {
+    /// Raised when the meaning of a field changes; 1.
+    pub holm_bill: u64,
+    /// The tenant.
+    pub tenant: Name,
+    /// From when on executions count that a node accepted, milliseconds since 1970 UTC; the beginning of an hour.
+    pub from_ms: u64,
+    /// Until when, exclusive.
+    pub to_ms: u64,
+    /// When the bill was made.
+    pub issued_ms: u64,
+    /// The number of the last row of the ledger that is in it. A record that a node uploads later is in a bill that
+    /// is made later.
+    pub last_row: u64,
+    /// One for each function and time of the same prices, in that order.
+    pub lines: Vec<BillLine>,
+    /// Sums of the lines, one for each currency.
+    pub totals: Vec<BillTotal>,
+}
+
+/// A function's usage while prices stayed the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BillLine {
+    /// The function, without its tenant.
+    pub function: Name,
+    /// From when on.
+    pub from_ms: u64,
+    /// Until when, exclusive.
+    pub to_ms: u64,
+    /// Executions, those that cost nothing included.
+    pub executions: u64,
+    /// What is billed of them.
+    pub billed: Units,
+    /// The plan by which; none if there was no price.
+    pub plan: Option<PricePlan>,
+    /// What it costs; none if there was no price.
+    pub cost: Option<Cost>,
+}
+
+/// What the lines of a currency cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BillTotal {
+    /// The currency.
+    pub currency: Currency,
+    /// The sum of the lines.
+    pub total: Amount,
+}
+
+/// A bill as the coordinator signed it. Who has the CA's certificate, or its digest, needs nobody to verify it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedBill {
+    /// The JSON of a [`Bill`], of which every byte is signed.
+    pub bill: String,
+    /// ECDSA with P-256 and SHA-256 over [`BILL_CONTEXT`] and `bill`, in ASN.1's DER, in base64.
+    pub signature: String,
+    /// The certificate of the fleet's CA, whose key signed, in DER, in base64.
+    pub authority: String,
+}
+
+/// What is signed before a bill, so that its signature is good for nothing else.
+pub const BILL_CONTEXT: &[u8] = b"holm bill 1\0";
+
+/// One row of the ledger and what it costs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedRecord {
+    /// The row.
+    #[serde(flatten)]
+    pub row: LedgerRow,
+    /// The version's label.
+    pub label: String,
+    /// What is billed of it.
+    pub billed: Units,
+    /// The plan by which; none if there was no price.
+    pub plan: Option<PricePlan>,
+    /// What it costs by itself. A bill rounds sums, not records.
+    pub cost: Option<Cost>,
+}
+
+/// All prices there are and were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PricesView {
+    /// Every version of every plan, by name and version.
+    pub plans: Vec<PricePlan>,
+    /// Which tenant has which; a tenant without one has [`crate::price::DEFAULT_PLAN`].
+    pub assignments: Vec<PlanAssignment>,
+}
+
+/// New prices for a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewPrices {
+    /// In which currency; that of the versions before, if there are any.
+    pub currency: Currency,
+    /// The prices.
+    pub prices: Prices,
+    /// From when on, the beginning of an hour. None: as soon as can be.
+    #[serde(default)]
+    pub from_ms: Option<u64>,
+}
+
+/// A plan for a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewAssignment {
+    /// Which.
+    pub plan: Name,
+    /// From when on, the beginning of an hour. None: as soon as can be.
+    #[serde(default)]
+    pub from_ms: Option<u64>,
 }
 
 /// Whether the ledger is whole.

@@ -14,5 +14,6 @@ pub mod join;
 pub mod limits;
 pub mod manifest;
 pub mod place;
+pub mod price;
 pub mod program;
 pub mod usage;
