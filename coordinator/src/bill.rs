@@ -113,6 +113,11 @@ pub fn verify(signed: &SignedBill, expected: Option<Digest>) -> Result<Bill, Unv
     }
 }
 
+/// The digest of the certificate that a bill names as its authority's, whoever that is.
+pub fn authority_of(signed: &SignedBill) -> Digest {
+    Digest::of(&BASE64.decode(&signed.authority).unwrap_or_default())
+}
+
 fn totals(lines: &[BillLine]) -> Vec<BillTotal> {
     let mut totals: BTreeMap<&Currency, Amount> = BTreeMap::new();
     for line in lines {

@@ -32,7 +32,7 @@ mod route;
 mod start;
 mod store;
 
-pub use bill::{UnverifiedBill, verify as verify_bill};
+pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
 pub use nodes::ServerError;
 pub use registry::ArtifactError;

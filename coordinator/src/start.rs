@@ -215,6 +215,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .public_quic_address
         .clone()
         .unwrap_or_else(|| quic_addr.to_string());
+    let fingerprint = authority.fingerprint();
     let joins = Arc::new(Joins {
         authority: authority.clone(),
         store: store.clone(),
@@ -284,7 +285,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.spawn(until(stopped, "last seen", async move {
         keep_last_seen(&seen_store, &fleet).await;
     }));
-    tracing::info!(%http_addr, %quic_addr, "the coordinator is up");
+    tracing::info!(%http_addr, %quic_addr, authority = %fingerprint, "the coordinator is up");
     Ok(Running {
         http_addr,
         quic_addr,

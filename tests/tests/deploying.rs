@@ -176,3 +176,44 @@ fn kvm_a_site_comes_with_its_artifact_and_outlives_a_node_and_the_coordinator() 
             .is_some_and(|answer| (answer.status, answer.body.as_str()) == (200, "page 7\n"))
     });
 }
+
+#[test]
+fn kvm_a_rollout_whose_gate_sees_too_little_is_paused_and_promoted_by_hand() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_nodes(&["a"]);
+    fleet.deploy("state", &guest("state"), "");
+    let status = || fleet.holm(&["rollout", "status", "test/state"]).ok();
+    std::thread::scope(|scope| {
+        let more = "min_requests = 5\n[env]\nA = \"b\"\n";
+        let deploy = scope.spawn(|| fleet.try_deploy("state", &guest("state"), more));
+        eventually("the second version to be watched", || {
+            let now = status();
+            now["version"]["label"] == "v2" && now["waves"][0]["state"] == "baking"
+        });
+        eventually("the gate to say that it has seen too little", || {
+            let reason = status()["reason"].clone();
+            reason
+                .as_str()
+                .unwrap()
+                .contains("inconclusive, 0 of the 5")
+        });
+        let paused = fleet.holm(&["rollout", "pause", "test/state"]).ok();
+        assert_eq!(
+            (&paused["paused"], &paused["state"]),
+            (&true.into(), &"running".into())
+        );
+        // Who watches is told, and does not wait for ever.
+        let deployed = deploy.join().unwrap();
+        assert_eq!(deployed.status, 1, "{deployed:?}");
+    });
+    let resumed = fleet
+        .holm(&["rollout", "resume", "test/state", "--no-wait"])
+        .ok();
+    assert_eq!(resumed["paused"], false);
+    let promoted = fleet.holm(&["rollout", "promote", "test/state"]).ok();
+    assert_eq!(promoted["state"], "completed", "{promoted}");
+    let again = fleet.holm(&["rollout", "promote", "test/state"]).error(5);
+    assert!(again.contains("has ended"), "{again}");
+}

@@ -307,6 +307,7 @@ impl<'a> Demo<'a> {
         let pace = Pace {
             waves: Some(waves.to_vec()),
             bake: Some(bake_ms),
+            ..Pace::default()
         };
         let rollout = start(&self.fleet.api, function, version.version, &pace).await?;
         watch(&self.fleet.api, rollout, self.output).await

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use holm_model::api::{
-    FunctionView, NodeView, RolloutRequest, RolloutState, RolloutView, VersionView,
+    FunctionView, NodeView, PromoteRequest, RolloutRequest, RolloutState, RolloutView, VersionView,
 };
 use holm_model::ids::{FunctionName, IdError, Name, VersionId};
 use holm_model::manifest::units::parse_millis;
@@ -70,6 +70,30 @@ enum Action {
         /// A rollout's number, or tenant/function for its latest.
         rollout: RolloutRef,
     },
+    /// Let no further wave begin or pass; gates that fail still take the nodes back.
+    Pause {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+    },
+    /// Go on after a pause; a wave that is watched is watched for its bake time again.
+    Resume {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+        /// Do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take the wave that is watched for passed, and go on.
+    Promote {
+        /// A rollout's number, or tenant/function for its latest.
+        rollout: RolloutRef,
+        /// Ask no gate any more: wave follows wave as soon as nodes serve the version.
+        #[arg(long)]
+        all: bool,
+        /// Do not wait for its end.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Stop a rollout and take the nodes back to the version before.
     Abort {
         /// A rollout's number, or tenant/function for its latest.
@@ -90,6 +114,12 @@ pub(crate) struct Pace {
     /// How long each wave is watched before the next, for example 30s.
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub(crate) bake: Option<u64>,
+    /// How many requests each wave's gate has to see; with fewer it waits, and then pauses.
+    #[arg(long, value_name = "N")]
+    pub(crate) min_requests: Option<u64>,
+    /// In an emergency: ask no gate. Wave follows wave as soon as nodes serve the version; it is told with the rollout.
+    #[arg(long)]
+    pub(crate) emergency: bool,
 }
 
 /// Options of `holm rollback`.
@@ -193,6 +223,28 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
             let rollout = rollout.get(&client).await?;
             end(&client, rollout, false, RolloutState::Completed, output).await
         }
+        Action::Pause { rollout } => {
+            let id = rollout.get(&client).await?.id;
+            let path = format!("/v1/rollouts/{id}/pause");
+            let rollout: RolloutView = client.post_empty(&path).await?;
+            output.result(&rollout, || describe(&rollout))
+        }
+        Action::Resume { rollout, no_wait } => {
+            let id = rollout.get(&client).await?.id;
+            let path = format!("/v1/rollouts/{id}/resume");
+            let rollout = client.post_empty(&path).await?;
+            end(&client, rollout, no_wait, RolloutState::Completed, output).await
+        }
+        Action::Promote {
+            rollout,
+            all,
+            no_wait,
+        } => {
+            let id = rollout.get(&client).await?.id;
+            let path = format!("/v1/rollouts/{id}/promote");
+            let rollout = client.post(&path, &PromoteRequest { all }).await?;
+            end(&client, rollout, no_wait, RolloutState::Completed, output).await
+        }
         Action::Abort { rollout, no_wait } => {
             let id = rollout.get(&client).await?.id;
             let rollout = client
@@ -229,6 +281,8 @@ pub(crate) async fn start(
         version,
         waves_percent: pace.waves.clone(),
         bake_ms: pace.bake,
+        min_requests: pace.min_requests,
+        emergency: pace.emergency,
     };
     client
         .post(&format!("{}/rollouts", function_path(function)), &request)
@@ -255,7 +309,7 @@ async fn end(
     }
 }
 
-/// Looks at a rollout until it has ended, and tells of every change on the way.
+/// Looks at a rollout until it has ended or is paused, and tells of every change on the way.
 pub(crate) async fn watch(
     client: &Client,
     rollout: RolloutView,
@@ -270,7 +324,7 @@ pub(crate) async fn watch(
     }
     let mut seen = rollout;
     let mut last_answer = Instant::now();
-    while !has_ended(seen.state) {
+    while !has_ended(seen.state) && !seen.paused {
         bar.set_position(
             seen.waves
                 .iter()
@@ -356,7 +410,8 @@ fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
             wave.state
         ));
     }
-    if before.map(|before| before.state) != Some(now.state) && now.state != RolloutState::Running {
+    let state = |rollout: &RolloutView| (rollout.state, rollout.paused);
+    if before.map(state) != Some(state(now)) && (now.state != RolloutState::Running || now.paused) {
         lines.push(headline(now));
     }
     lines
@@ -365,6 +420,7 @@ fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
 /// Its state and the reason, in one line.
 fn headline(rollout: &RolloutView) -> String {
     let state = match rollout.state {
+        RolloutState::Running if rollout.paused => "paused",
         RolloutState::Running => "running",
         RolloutState::Completed => "completed",
         RolloutState::RollingBack => "rolling back",
@@ -387,6 +443,9 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
         "{}: {previous} → {}",
         rollout.function, rollout.version.label
     ));
+    if rollout.emergency {
+        lines.push("its gates are skipped".to_owned());
+    }
     let rows: Vec<[String; 5]> = rollout
         .waves
         .iter()
@@ -556,6 +615,8 @@ mod tests {
             previous: Some(version("v1", 1)),
             state: RolloutState::Running,
             reason: String::new(),
+            paused: false,
+            emergency: false,
             waves: vec![wave("moving"), wave("waiting")],
             started_ms: 0,
             ended_ms: None,

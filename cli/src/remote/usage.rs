@@ -98,8 +98,8 @@ struct BillArgs {
 struct VerifyArgs {
     /// The receipt.
     file: PathBuf,
-    /// The digest of the fleet's CA certificate, as `holm coordinator` prints it at its start and join tokens carry
-    /// it. Without it, only that the receipt is whole is shown, not whose it is.
+    /// The digest of the fleet's CA certificate, as `holm coordinator` tells it at its start and `holm usage bill`
+    /// with each receipt. Without it, only that the receipt is whole is shown, not whose it is.
     #[arg(long, value_name = "DIGEST")]
     authority: Option<Digest>,
 }
@@ -203,7 +203,12 @@ async fn bill(args: &BillArgs, output: Output) -> Result<(), Failure> {
                 path.display()
             ))
         })?;
-        output.note(format!("signed receipt written to {}", path.display()));
+        let authority = holm_coordinator::authority_of(&signed);
+        output.note(format!(
+            "signed receipt written to {}; it is verified by `holm usage verify {} --authority {authority}`",
+            path.display(),
+            path.display()
+        ));
     }
     match args.csv {
         true => output.raw(&bill_csv(&bill)?),

@@ -181,9 +181,10 @@ impl From<RolloutError> for ApiError {
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
-            RolloutError::BadWaves(_) | RolloutError::BadBake(_) => {
-                ApiError::bad_request(error.to_string())
-            }
+            RolloutError::GoesBack(_) => ApiError::conflict("rollout-goes-back", ROLLOUT, error),
+            RolloutError::BadWaves(_)
+            | RolloutError::BadBake(_)
+            | RolloutError::BadMinRequests(_) => ApiError::bad_request(error.to_string()),
         }
     }
 }

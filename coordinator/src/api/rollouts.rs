@@ -3,13 +3,14 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use holm_model::api::{RolloutRequest, RolloutView, VersionView, WaveView};
+use holm_model::api::{PromoteRequest, RolloutRequest, RolloutView, VersionView, WaveView};
 use holm_model::ids::VersionId;
 
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
+use crate::rollout::Order;
 use crate::store::RolloutRow;
 
 pub(super) async fn start(
@@ -17,15 +18,7 @@ pub(super) async fn start(
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<RolloutRequest>,
 ) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
-    let RolloutRequest {
-        version,
-        waves_percent,
-        bake_ms,
-    } = request;
-    let row = api
-        .rollouts
-        .start(&function, version, waves_percent, bake_ms)
-        .await?;
+    let row = api.rollouts.start(&function, request).await?;
     Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
 }
 
@@ -59,11 +52,32 @@ pub(super) async fn get_one(
     Ok(Json(view(&api, row).await?))
 }
 
-pub(super) async fn abort(
+pub(super) async fn abort(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
+    order(api, id, Order::Abort).await
+}
+
+pub(super) async fn pause(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
+    order(api, id, Order::Pause).await
+}
+
+pub(super) async fn resume(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
+    order(api, id, Order::Resume).await
+}
+
+pub(super) async fn promote(
+    api: Shared,
+    id: Id<u64>,
+    JsonBody(request): JsonBody<PromoteRequest>,
+) -> Result<Json<RolloutView>, ApiError> {
+    order(api, id, Order::Promote { all: request.all }).await
+}
+
+async fn order(
     State(api): Shared,
     Id(id): Id<u64>,
+    order: Order,
 ) -> Result<Json<RolloutView>, ApiError> {
-    let row = api.rollouts.abort(id).await?;
+    let row = api.rollouts.order(id, order).await?;
     Ok(Json(view(&api, row).await?))
 }
 
@@ -85,6 +99,8 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         },
         state: rollout.state,
         reason: rollout.reason,
+        paused: rollout.paused.is_some(),
+        emergency: rollout.policy.skips_gates,
         waves: waves.collect(),
         started_ms: rollout.started_ms,
         ended_ms: rollout.ended_ms,

@@ -12,10 +12,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holm_model::api::RolloutState;
+use holm_model::api::{RolloutRequest, RolloutState};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
-use holm_model::limits::{MAX_BAKE_MS, MAX_WAVES};
+use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS, MAX_WAVES};
 use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
@@ -69,8 +69,12 @@ pub(crate) enum RolloutError {
     TooMuch,
     #[error("there is no rollout {0}")]
     UnknownRollout(u64),
-    #[error("rollout {0} has ended already and cannot be aborted; `holm rollback` goes back")]
+    #[error("rollout {0} has ended already; `holm rollback` goes back")]
     Ended(u64),
+    #[error("rollout {0} is on its way back already")]
+    GoesBack(u64),
+    #[error("{0} invocations are more than the {MAX_GATE_REQUESTS} that a gate may wait for")]
+    BadMinRequests(u64),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -82,6 +86,21 @@ struct Wish {
     to: To,
     waves_percent: Option<Vec<u8>>,
     bake_ms: Option<u64>,
+    min_requests: Option<u64>,
+    skips_gates: bool,
+}
+
+/// What people may tell a rollout that goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Stop, and send the nodes back.
+    Abort,
+    /// Begin and pass no further wave.
+    Pause,
+    /// Go on after a pause.
+    Resume,
+    /// Take the watched wave for passed; or all.
+    Promote { all: bool },
 }
 
 enum To {
@@ -249,14 +268,14 @@ impl Rollouts {
     pub(crate) async fn start(
         &self,
         function: &FunctionName,
-        version: VersionId,
-        waves_percent: Option<Vec<u8>>,
-        bake_ms: Option<u64>,
+        request: RolloutRequest,
     ) -> Result<RolloutRow, RolloutError> {
         let wish = Wish {
-            to: To::Version(version),
-            waves_percent,
-            bake_ms,
+            to: To::Version(request.version),
+            waves_percent: request.waves_percent,
+            bake_ms: request.bake_ms,
+            min_requests: request.min_requests,
+            skips_gates: request.emergency,
         };
         self.begin(function, &wish).await
     }
@@ -271,6 +290,8 @@ impl Rollouts {
             to: To::Before,
             waves_percent: Some(vec![100]),
             bake_ms: Some(0),
+            min_requests: Some(0),
+            skips_gates: false,
         };
         self.begin(function, &wish).await
     }
@@ -389,17 +410,23 @@ impl Rollouts {
         if bake_ms > MAX_BAKE_MS {
             return Err(RolloutError::BadBake(bake_ms));
         }
+        let min_requests = wish.min_requests.unwrap_or(manifest.min_requests);
+        if min_requests > MAX_GATE_REQUESTS {
+            return Err(RolloutError::BadMinRequests(min_requests));
+        }
         Ok(Policy {
             waves_percent,
             bake_ms,
             max_error_ppm: manifest.max_error_ppm,
             prepare_timeout_ms: self.timing.prepare_timeout_ms,
             absent_grace_ms: self.timing.absent_grace_ms,
+            min_requests,
+            skips_gates: wish.skips_gates,
         })
     }
 
-    /// Stops a rollout and sends its nodes back.
-    pub(crate) async fn abort(&self, id: u64) -> Result<RolloutRow, RolloutError> {
+    /// Tells a rollout that goes on what to do.
+    pub(crate) async fn order(&self, id: u64, order: Order) -> Result<RolloutRow, RolloutError> {
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
@@ -410,7 +437,26 @@ impl Rollouts {
                 .and_then(|managed| managed.open.as_ref())
                 .filter(|open| open.id == id);
             let mut open = open.cloned().ok_or(RolloutError::Ended(id))?;
-            let actions = open.rollout.abort(state.moment(&self.clock));
+            let moment = state.moment(&self.clock);
+            let actions = match order {
+                Order::Abort => open.rollout.abort(moment),
+                _ if open.rollout.state != RolloutState::Running => {
+                    return Err(RolloutError::GoesBack(id));
+                }
+                Order::Pause => {
+                    open.rollout.pause();
+                    Vec::new()
+                }
+                Order::Resume => {
+                    open.rollout.unpause(moment.now_ms);
+                    Vec::new()
+                }
+                Order::Promote { all } => {
+                    open.rollout.promote(all);
+                    Vec::new()
+                }
+            };
+            tracing::info!(rollout = id, function = %row.function, ?order, "told by the operator");
             let rollout = open.rollout.clone();
             let basis = state.basis();
             match self

@@ -10,7 +10,7 @@ mod sight;
 mod target;
 mod wave;
 
-pub(crate) use execute::{RolloutError, Rollouts, Timing};
+pub(crate) use execute::{Order, RolloutError, Rollouts, Timing};
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};
 pub(crate) use target::{Target, Version};

@@ -12,6 +12,9 @@
 //!                          └──▶ Failed
 //! ```
 //!
+//! While it is paused no wave begins or passes and it does not complete; gates that fail still turn it back. It
+//! pauses by itself when a gate has seen too little for too long: that is no reason to go on, nor to go back.
+//!
 //! A [`Rollout`] is plain data: the executor stores it after every change and before acting on it,
 //! so a restarted coordinator goes on from the stored one. What nodes say counts only if they say
 //! it of the desired state that moved them (`generation`): an old failure of the same version is
@@ -33,6 +36,9 @@ use crate::limits::{GATE_EARLY_INVOCATIONS, MAX_REASON_CHARS, cut};
 
 /// A node that keeps coming and going is waited for at most this many preparation times.
 const PATIENCE: u64 = 3;
+/// A gate that has seen too few invocations waits this many bake times in all, and no less than [`MIN_INCONCLUSIVE_MS`].
+const INCONCLUSIVE_BAKES: u64 = 4;
+const MIN_INCONCLUSIVE_MS: u64 = 60_000;
 
 /// The way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +61,9 @@ pub(crate) struct Rollout {
     /// Empty until a node is there to plan for.
     pub(crate) waves: Vec<Wave>,
     pub(crate) retreat: Option<Retreat>,
+    /// Why it is paused, if it is.
+    #[serde(default)]
+    pub(crate) paused: Option<String>,
     pub(crate) started_ms: u64,
     pub(crate) ended_ms: Option<u64>,
 }
@@ -98,6 +107,7 @@ impl Rollout {
             reason: "about to begin".into(),
             waves: Vec::new(),
             retreat: None,
+            paused: None,
             started_ms: now_ms,
             ended_ms: None,
         }
@@ -151,6 +161,43 @@ impl Rollout {
         actions
     }
 
+    /// Lets no further wave begin or pass. Nothing happens if it is not running.
+    pub(crate) fn pause(&mut self) {
+        if self.state == RolloutState::Running && self.paused.is_none() {
+            self.paused = Some("paused by the operator".into());
+        }
+    }
+
+    /// Goes on after a pause; a wave that is watched is watched for a bake time again.
+    pub(crate) fn unpause(&mut self, now_ms: u64) {
+        if self.state == RolloutState::Running && self.paused.take().is_some() {
+            self.reason = "resumed by the operator".into();
+            for wave in &mut self.waves {
+                if wave.state == WaveState::Baking {
+                    wave.since_ms = now_ms;
+                }
+            }
+        }
+    }
+
+    /// Takes the wave that is watched for passed, and goes on; with `all`, every wave to come, too: no gate is asked
+    /// any more. Nothing happens if it is not running.
+    pub(crate) fn promote(&mut self, all: bool) {
+        if self.state != RolloutState::Running {
+            return;
+        }
+        self.paused = None;
+        self.policy.skips_gates |= all;
+        self.reason = match all {
+            true => "promoted by the operator past all gates".into(),
+            false => "promoted by the operator past its gate".into(),
+        };
+        let mut waves = self.waves.iter_mut();
+        if let Some(wave) = waves.find(|wave| wave.state == WaveState::Baking) {
+            wave.state = WaveState::Passed;
+        }
+    }
+
     /// Looks at the fleet and goes on as far as it allows.
     pub(crate) fn tick(&mut self, fleet: &Fleet, at: Moment) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -186,7 +233,13 @@ impl Rollout {
         }
         let unfinished =
             |wave: &Wave| !matches!(wave.state, WaveState::Passed | WaveState::Skipped);
-        let Some(index) = self.waves.iter().position(unfinished) else {
+        let unfinished = self.waves.iter().position(unfinished);
+        let held = unfinished.is_none_or(|index| self.waves[index].state == WaveState::Waiting);
+        if held && let Some(why) = &self.paused {
+            self.reason = format!("{why}; `resume` goes on, `abort` goes back");
+            return Next::Rest;
+        }
+        let Some(index) = unfinished else {
             self.complete(at, actions);
             return Next::Rest;
         };
@@ -271,9 +324,14 @@ impl Rollout {
         let wave = &self.waves[index];
         let tally = wave.tally;
         let over = at.now_ms >= wave.since_ms.saturating_add(self.policy.bake_ms);
+        if self.policy.skips_gates {
+            self.waves[index].state = WaveState::Passed;
+            return Next::Again;
+        }
         let too_many =
             tally.errors > 0 && tally.error_ppm() > u128::from(self.policy.max_error_ppm);
-        if too_many && (over || tally.invocations >= GATE_EARLY_INVOCATIONS) {
+        let enough = tally.invocations >= self.policy.min_requests;
+        if too_many && (over && enough || tally.invocations >= GATE_EARLY_INVOCATIONS) {
             let why = format!(
                 "wave {} of {}: {} of {} invocations of the new version failed, {} parts per \
                  million where the manifest allows {}",
@@ -291,6 +349,30 @@ impl Rollout {
         if !over {
             return Next::Rest;
         }
+        let title = format!("wave {} of {}", index + 1, self.waves.len());
+        if let Some(why) = &self.paused {
+            self.reason = format!(
+                "{title}: {why}; `resume` watches it for a bake time more, `promote` takes it for passed, `abort` goes back"
+            );
+            return Next::Rest;
+        }
+        let wanted = self.policy.min_requests;
+        if !enough {
+            let seen = format!(
+                "{title}: inconclusive, {} of the {wanted} invocations that its gate is to see, {} of them failed",
+                tally.invocations, tally.errors
+            );
+            let longest = self.policy.bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
+            let until = self.waves[index]
+                .since_ms
+                .saturating_add(longest.max(MIN_INCONCLUSIVE_MS));
+            if at.now_ms >= until {
+                self.paused = Some("paused, because a gate has seen too little".into());
+                return Next::Again;
+            }
+            self.reason = seen;
+            return Next::Rest;
+        }
         self.waves[index].state = WaveState::Passed;
         Next::Again
     }
@@ -303,7 +385,7 @@ impl Rollout {
                 continue;
             }
             let title = format!("wave {} of {}", index + 1, self.waves.len());
-            if wave.tally.crashes > 0 {
+            if wave.tally.crashes > 0 && !self.policy.skips_gates {
                 let why = format!(
                     "{title}: the new version crashed {} times in {} invocations",
                     wave.tally.crashes, wave.tally.invocations
@@ -386,6 +468,7 @@ impl Rollout {
     fn turn_back(&mut self, why: String, at: Moment, actions: &mut Vec<Action>) {
         self.reason = cut(&why, MAX_REASON_CHARS);
         self.state = RolloutState::RollingBack;
+        self.paused = None;
         self.retreat = Some(Retreat {
             since_ms: at.now_ms,
             generation: at.next_generation,

@@ -18,6 +18,8 @@ fn policy() -> Policy {
         max_error_ppm: 10_000,
         prepare_timeout_ms: 60_000,
         absent_grace_ms: 5_000,
+        min_requests: 0,
+        skips_gates: false,
     }
 }
 
@@ -290,6 +292,135 @@ fn a_node_that_stays_away_is_skipped_but_never_all_of_them() {
 }
 
 #[test]
+fn while_it_is_paused_no_wave_begins_or_passes_and_a_gate_that_fails_still_goes_back() {
+    let (mut rollout, fleet) = baking();
+    rollout.pause();
+    // Far over its bake time.
+    assert_eq!(rollout.tick(&fleet, at(1_000_000, 3)), []);
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    assert!(
+        rollout.reason.contains("paused by the operator"),
+        "{}",
+        rollout.reason
+    );
+    let mut failing = rollout.clone();
+    failing.note(Tally {
+        invocations: 1,
+        errors: 1,
+        crashes: 1,
+    });
+    assert_eq!(failing.tick(&fleet, at(1_000_001, 3)), [Action::Publish]);
+    assert_eq!(
+        (failing.state, &failing.paused),
+        (RolloutState::RollingBack, &None)
+    );
+    // It is watched for a bake time again.
+    rollout.unpause(1_000_000);
+    assert_eq!(rollout.tick(&fleet, at(1_000_999, 3)), []);
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    assert_eq!(rollout.tick(&fleet, at(1_001_000, 3)), [Action::Publish]);
+    assert_eq!(rollout.waves[1].state, WaveState::Moving);
+}
+
+#[test]
+fn a_pause_before_its_first_wave_or_its_end_holds_it_there() {
+    let everyone = fleet((0..3).map(|_| serving(OLD, 1)));
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.pause();
+    assert_eq!(rollout.tick(&everyone, at(0, 2)), []);
+    assert!(rollout.moved().is_empty());
+    rollout.unpause(1);
+    assert_eq!(rollout.tick(&everyone, at(1, 2)), [Action::Publish]);
+    for wave in &mut rollout.waves {
+        wave.state = WaveState::Passed;
+    }
+    rollout.pause();
+    assert_eq!(rollout.tick(&everyone, at(2, 3)), []);
+    assert_eq!(rollout.state, RolloutState::Running);
+    rollout.unpause(3);
+    assert_eq!(
+        rollout.tick(&everyone, at(3, 3)),
+        [Action::Adopt, Action::Publish]
+    );
+    assert_eq!(rollout.state, RolloutState::Completed);
+}
+
+#[test]
+fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
+    let (mut rollout, fleet) = baking();
+    rollout.policy.min_requests = 5;
+    let seen = |invocations| Tally {
+        invocations,
+        ..Tally::default()
+    };
+    rollout.note(Tally {
+        errors: 1,
+        ..seen(3)
+    });
+    for now in [1000, 30_000, 59_999] {
+        assert_eq!(rollout.tick(&fleet, at(now, 3)), []);
+        assert!(
+            rollout.reason.contains("inconclusive, 3 of the 5"),
+            "{}",
+            rollout.reason
+        );
+    }
+    let mut failing = rollout.clone();
+    failing.note(seen(2));
+    failing.tick(&fleet, at(59_999, 3));
+    assert_eq!(failing.state, RolloutState::RollingBack);
+    let mut enough = rollout.clone();
+    enough.waves[0].tally.errors = 0;
+    enough.note(seen(2));
+    assert_eq!(enough.tick(&fleet, at(59_999, 3)), [Action::Publish]);
+    assert_eq!(enough.waves[0].state, WaveState::Passed);
+
+    assert_eq!(rollout.tick(&fleet, at(61_000, 3)), []);
+    assert!(
+        rollout.reason.contains("seen too little"),
+        "{}",
+        rollout.reason
+    );
+    assert_eq!(
+        (rollout.state, rollout.waves[0].state),
+        (RolloutState::Running, WaveState::Baking)
+    );
+    assert_eq!(rollout.tick(&fleet, at(10_000_000, 3)), []);
+    let mut promoted = rollout.clone();
+    promoted.promote(false);
+    assert_eq!(promoted.tick(&fleet, at(10_000_001, 3)), [Action::Publish]);
+    assert_eq!(promoted.waves[1].state, WaveState::Moving);
+    assert!(!promoted.policy.skips_gates);
+}
+
+#[test]
+fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_back() {
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.promote(true);
+    rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
+    rollout.note(Tally {
+        invocations: 9,
+        errors: 9,
+        crashes: 9,
+    });
+    let all = fleet((0..3).map(|_| serving(NEW, 2)));
+    assert_eq!(
+        rollout.tick(&all, at(1, 2)),
+        [Action::Publish, Action::Adopt]
+    );
+    assert_eq!(rollout.state, RolloutState::Completed);
+
+    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    rollout.promote(true);
+    rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
+    rollout.tick(
+        &fleet([failing(NEW, 2), serving(OLD, 1), serving(OLD, 1)]),
+        at(1, 3),
+    );
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+}
+
+#[test]
 fn abort_goes_back_and_abort_after_the_end_does_nothing() {
     let (mut rollout, _) = baking();
     assert_eq!(rollout.abort(at(5, 3)), [Action::Publish]);
@@ -345,11 +476,18 @@ enum Happens {
     /// Time goes on.
     Pass(u16),
     /// Invocations of the new version; every hundredth seed has a crash in it.
-    Traffic { errors: u8, crash: bool },
+    Traffic {
+        errors: u8,
+        crash: bool,
+    },
     /// The coordinator is killed and started again.
     Restart,
     /// The operator aborts.
     Abort,
+    /// The operator pauses it, resumes it, or promotes it, past all gates or one.
+    Pause,
+    Resume,
+    Promote(bool),
 }
 
 fn happens(nodes: usize) -> impl Strategy<Value = Happens> {
@@ -362,6 +500,9 @@ fn happens(nodes: usize) -> impl Strategy<Value = Happens> {
         1 => Just(Happens::Restart),
         1 => prop::bool::weighted(0.02)
             .prop_map(|abort| if abort { Happens::Abort } else { Happens::Pass(1) }),
+        1 => Just(Happens::Pause),
+        1 => Just(Happens::Resume),
+        1 => prop::bool::weighted(0.1).prop_map(Happens::Promote),
     ]
 }
 
@@ -394,6 +535,7 @@ impl World {
         let previous = (!first).then_some(OLD);
         let policy = Policy {
             bake_ms,
+            min_requests: bake_ms % 2 * 150,
             waves_percent: vec![10, 50, 100],
             ..policy()
         };
@@ -464,7 +606,14 @@ impl World {
     fn tick(&mut self) {
         let moment = at(self.now_ms, self.generation + 1);
         let mut next = self.rollout.clone();
+        let begun = |rollout: &Rollout| rollout.begun().count();
+        let paused = next.paused.is_some();
         let actions = next.tick(&self.sights(), moment);
+        if paused && (begun(&next) > begun(&self.rollout) || next.state == RolloutState::Completed)
+        {
+            self.violations
+                .push("it went on while it was paused".to_owned());
+        }
         self.commit(next, &actions);
         let mut open = false;
         for wave in &self.rollout.waves {
@@ -542,11 +691,20 @@ impl World {
                 let actions = next.abort(at(self.now_ms, self.generation + 1));
                 self.commit(next, &actions);
             }
+            Happens::Pause | Happens::Resume | Happens::Promote(_) => {
+                let mut next = self.rollout.clone();
+                match event {
+                    Happens::Pause => next.pause(),
+                    Happens::Promote(all) => next.promote(all),
+                    _ => next.unpause(self.now_ms),
+                }
+                self.commit(next, &[]);
+            }
         }
         self.tick();
     }
 
-    /// Every node comes back and works; enough time passes for every timeout.
+    /// Every node comes back and works, enough time passes for every timeout, and somebody looks after pauses.
     fn settle(&mut self) {
         for node in &mut self.nodes {
             node.linked = true;
@@ -558,6 +716,9 @@ impl World {
             }
             self.now_ms += 500;
             self.tick();
+            if self.rollout.paused.is_some() {
+                self.happen(Happens::Promote(false));
+            }
             if self.rollout.ended() {
                 break;
             }
@@ -636,7 +797,7 @@ proptest! {
                 // Short enough that no node that is connected runs out of its minute.
                 Happens::Pass(ms) => Happens::Pass(ms % 400),
                 Happens::Abort => Happens::Pass(1),
-                Happens::Restart => Happens::Restart,
+                other => other,
             };
             world.happen(event);
         }

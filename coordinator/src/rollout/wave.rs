@@ -19,6 +19,12 @@ pub(crate) struct Policy {
     pub(crate) prepare_timeout_ms: u64,
     /// How long a node may be away before the rollout goes on without it.
     pub(crate) absent_grace_ms: u64,
+    /// Invocations that a gate has to see before its wave passes.
+    #[serde(default)]
+    pub(crate) min_requests: u64,
+    /// In an emergency: no wave is watched, and what fails on a node is not held against the version.
+    #[serde(default)]
+    pub(crate) skips_gates: bool,
 }
 
 /// Invocations of the new version.

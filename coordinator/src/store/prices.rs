@@ -29,7 +29,7 @@ pub(crate) enum Unpriced {
     TooDear(Name),
     #[error("there is no price plan `{0}`; `holm prices list` shows those there are")]
     NoPlan(Name),
-    #[error("there is no tenant `{0}`; `holm tenants add` makes one")]
+    #[error("there is no tenant `{0}`; `holm tenants create` makes one")]
     NoTenant(Name),
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -340,6 +340,8 @@ fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
         waves_percent: vec![100],
         bake_ms: 0,
         max_error_ppm: 0,
+        min_requests: 0,
+        skips_gates: false,
         prepare_timeout_ms: 1,
         absent_grace_ms: 1,
     };

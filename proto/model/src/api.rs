@@ -19,7 +19,8 @@
 //! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
 //! | `GET /v1/functions/{tenant}/{function}/rollouts/latest` | | 200 `RolloutView` |
 //! | `GET /v1/rollouts/{id}` | | 200 `RolloutView` |
-//! | `POST /v1/rollouts/{id}/abort` | | 200 `RolloutView` |
+//! | `POST /v1/rollouts/{id}/abort`, `/pause`, `/resume` | | 200 `RolloutView`, 409 |
+//! | `POST /v1/rollouts/{id}/promote` | `PromoteRequest` | 200 `RolloutView`, 409 |
 //! | `POST /v1/functions/{tenant}/{function}/rollback` | | 201 `RolloutView` |
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
 //! | `GET /v1/functions/{tenant}/{function}/logs?request=&after=&limit=` | | 200 `LogPage` |
@@ -229,6 +230,21 @@ pub struct RolloutRequest {
     pub waves_percent: Option<Vec<u8>>,
     /// Instead of the manifest's bake time.
     pub bake_ms: Option<u64>,
+    /// Instead of the manifest's invocations that a gate has to see.
+    #[serde(default)]
+    pub min_requests: Option<u64>,
+    /// No gate is asked: waves follow each other as soon as their nodes serve the version.
+    #[serde(default)]
+    pub emergency: bool,
+}
+
+/// Takes the wave that is watched for passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromoteRequest {
+    /// And all to come.
+    #[serde(default)]
+    pub all: bool,
 }
 
 /// Where a rollout is.
@@ -260,6 +276,10 @@ pub struct RolloutView {
     pub state: RolloutState,
     /// Why it is there, for people: the gate that failed and on which node, who aborted.
     pub reason: String,
+    /// Whether it is paused, by the operator or because a gate has seen too little.
+    pub paused: bool,
+    /// Whether its gates are skipped.
+    pub emergency: bool,
     /// The waves in order.
     pub waves: Vec<WaveView>,
     /// When it began, milliseconds since 1970 UTC.

@@ -6,6 +6,8 @@ pub const MAX_NAME_BYTES: usize = 63;
 pub const MAX_ARTIFACT_BYTES: u64 = 256 << 20;
 /// Largest manifest file.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 10;
+/// Most invocations that a rollout's gate may be told to wait for.
+pub const MAX_GATE_REQUESTS: u64 = 1_000_000_000;
 /// Smallest memory a function may ask for.
 pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Largest memory a function may ask for.

@@ -19,10 +19,10 @@ use crate::ids::Name;
 use crate::limits::{
     DEFAULT_REQUESTS_PER_INSTANCE, MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY,
     MAX_COOLDOWN_MS, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
-    MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES, MAX_PROBE_PATH_BYTES,
-    MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES, MAX_REQUESTS_PER_INSTANCE,
-    MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN, MAX_WAVES, MIN_COOLDOWN_MS,
-    MIN_MEMORY_BYTES,
+    MAX_GATE_REQUESTS, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES,
+    MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
+    MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN, MAX_WAVES,
+    MIN_COOLDOWN_MS, MIN_MEMORY_BYTES,
 };
 pub use network::Network;
 use units::{format_bytes, format_millis};
@@ -217,6 +217,13 @@ pub struct Rollout {
     /// Failed invocations (crash, timeout, 5xx) of the new version that the gate lets pass, in
     /// parts per million.
     pub max_error_ppm: u32,
+    /// Invocations that the gate of a wave has to see before it passes. 0: the bake time alone does.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub min_requests: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Why a manifest is refused.
@@ -438,6 +445,12 @@ impl Rollout {
             "rollout.max_error_rate",
             format!("{ppm}ppm"),
             || "at most 100%".to_owned(),
+        )?;
+        require(
+            self.min_requests <= MAX_GATE_REQUESTS,
+            "rollout.min_requests",
+            self.min_requests,
+            || format!("at most {MAX_GATE_REQUESTS}"),
         )
     }
 }

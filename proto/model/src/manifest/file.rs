@@ -47,7 +47,10 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ("env", &[]),
     ("files", &[]),
     ("placement", &["regions"]),
-    ("rollout", &["waves", "bake", "probe", "max_error_rate"]),
+    (
+        "rollout",
+        &["waves", "bake", "probe", "max_error_rate", "min_requests"],
+    ),
     ("network", &["allow"]),
     ("secrets", &[]),
 ];
@@ -215,6 +218,7 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         max_error_ppm: rollout
             .ppm("max_error_rate")?
             .unwrap_or(DEFAULT_MAX_ERROR_PPM),
+        min_requests: rollout.count("min_requests")?.map_or(0, u64::from),
     };
 
     let schema = u32::try_from(schema).unwrap_or(u32::MAX);

@@ -127,6 +127,7 @@ fn every_key_of_the_file_is_read() {
             bake_ms: 2_000,
             probe_path: "/health?deep=1".into(),
             max_error_ppm: 5_000,
+            min_requests: 0,
         },
     };
     assert_eq!(manifest, expected);
