@@ -57,6 +57,12 @@ pub(crate) const MAX_PROBES: usize = 256;
 pub(crate) const MAX_JOIN_TTL_SECONDS: u64 = 7 * 86_400;
 /// Life of a join token whose request does not say.
 pub(crate) const DEFAULT_JOIN_TTL_SECONDS: u64 = 600;
+/// Most API tokens that are valid at a time, beside administrators'.
+pub(crate) const MAX_API_TOKENS: u64 = 10_000;
+/// Longest life of an API token that has an end.
+pub(crate) const MAX_API_TOKEN_TTL_SECONDS: u64 = 10 * 366 * 86_400;
+/// Longest text of an entry in the audit log; longer ones are cut.
+pub(crate) const MAX_AUDIT_TEXT_CHARS: usize = 500;
 /// Largest certificate signing request.
 pub(crate) const MAX_CSR_BYTES: usize = 8 << 10;
 /// Most publisher keys of a tenant.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use holm_model::api::{
-    Health, JoinTokenAnswer, JoinTokenRequest, NodeView, TenantRequest, TenantView,
+    Health, JoinTokenAnswer, JoinTokenRequest, NodeView, OwnToken, TenantRequest, TenantView,
 };
 use holm_model::ids::Name;
 use holm_model::manifest::units::parse_millis;
@@ -157,7 +157,7 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
     let client = args.connection.client()?;
     let health: Health = client.get("/v1/health").await?;
     // Answers only who shows a token that is good.
-    let _: Vec<NodeView> = client.get("/v1/nodes").await?;
+    let own: OwnToken = client.get("/v1/token").await?;
     let path = config_file()?;
     let mut settings = ConfigFile::read(&path)?;
     let default = format!("http://{DEFAULT_HTTP}");
@@ -175,12 +175,14 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
     settings.write(&path)?;
     let told = serde_json::json!({
         "coordinator": client.url(), "software": health.software, "settings": path,
+        "token": own,
     });
     output.result(&told, || {
         format!(
-            "{} (Holm {}), remembered in {}",
+            "{} (Holm {}), as `{}`, remembered in {}",
             client.url(),
             health.software,
+            own.name,
             path.display()
         )
     })

@@ -8,6 +8,7 @@
 //! | [`fleet`] | `nodes`, `tenants`, `login` |
 //! | [`invoke`] | `route`, `invoke` |
 //! | [`logs`] | `logs` |
+//! | [`tokens`] | `tokens`, `audit` |
 //! | [`usage`] | `usage` |
 //! | [`prices`] | `prices`, `explain` |
 //!
@@ -27,6 +28,7 @@ pub(crate) mod prices;
 pub(crate) mod rollout;
 pub(crate) mod settings;
 pub(crate) mod table;
+pub(crate) mod tokens;
 pub(crate) mod usage;
 pub(crate) mod when;
 
@@ -62,6 +64,10 @@ pub(crate) enum Command {
     Explain(prices::ExplainArgs),
     /// Look at price plans, set prices, and give them to tenants.
     Prices(prices::PricesArgs),
+    /// Make tokens for people and programs, weaken them, and revoke them.
+    Tokens(tokens::TokensArgs),
+    /// Tell who did what, and whether that record is whole.
+    Audit(tokens::AuditArgs),
     /// Remember a coordinator and its token.
     Login(fleet::LoginArgs),
     /// Run a coordinator.
@@ -91,6 +97,8 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Usage(args) => usage::run(args, output).await,
             Command::Explain(args) => prices::explain(args, output).await,
             Command::Prices(args) => prices::run(args, output).await,
+            Command::Tokens(args) => tokens::tokens(args, output).await,
+            Command::Audit(args) => tokens::audit(args, output).await,
             Command::Login(args) => fleet::login(args, output).await,
             Command::Coordinator(args) => daemon::coordinator(args, output).await,
             Command::Node(args) => daemon::node(args, output).await,

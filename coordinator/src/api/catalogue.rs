@@ -4,12 +4,14 @@ use axum::Json;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
-use holm_model::api::{FunctionView, PublishRequest, TenantRequest, TenantView, VersionView};
+use axum::response::IntoResponse;
+use holm_model::api::{FunctionView, PublishRequest, TenantRequest, TenantView};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{Digest, Name};
 use holm_model::limits::MAX_ARTIFACT_BYTES;
 use http_body_util::BodyExt as _;
 
+use super::access::{Caller, told};
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
@@ -20,7 +22,7 @@ pub(super) async fn put_tenant(
     State(api): Shared,
     Id(tenant): Id<Name>,
     JsonBody(request): JsonBody<TenantRequest>,
-) -> Result<Json<TenantView>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let key = |text: &String| -> Result<PublisherKey, ApiError> {
         text.parse()
             .map_err(|error| ApiError::bad_request(format!("`publisher_keys`: {error}")))
@@ -30,13 +32,15 @@ pub(super) async fn put_tenant(
         .iter()
         .map(key)
         .collect::<Result<_, _>>()?;
+    let told = told(format!("keys: {}", request.publisher_keys.join(" ")));
     let keys = api.registry.add_to_tenant(&tenant, &keys).await?;
     api.rollouts.keys_changed(&tenant, &keys).await?;
     let publisher_keys = keys.iter().map(|key| key.to_string()).collect();
-    Ok(Json(TenantView {
+    let view = TenantView {
         name: tenant,
         publisher_keys,
-    }))
+    };
+    Ok((told, Json(view)))
 }
 
 pub(super) async fn has_artifact(
@@ -89,7 +93,7 @@ pub(super) async fn publish(
     State(api): Shared,
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<PublishRequest>,
-) -> Result<(StatusCode, Json<VersionView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let signed = request
         .to_signed()
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
@@ -99,14 +103,18 @@ pub(super) async fn publish(
     } else {
         StatusCode::OK
     };
-    Ok((status, Json(view)))
+    let told = told(format!("{} {}", view.label, view.version));
+    Ok((status, told, Json(view)))
 }
 
+/// Those of the tenants that the token is for.
 pub(super) async fn list_functions(
     State(api): Shared,
+    caller: Caller,
 ) -> Result<Json<Vec<FunctionView>>, ApiError> {
     let mut views = Vec::new();
-    for row in api.store.functions().await? {
+    let rows = api.store.functions().await?.into_iter();
+    for row in rows.filter(|row| caller.grant.reaches(&row.name.tenant)) {
         views.push(function_view(&api, row).await?);
     }
     Ok(Json(views))

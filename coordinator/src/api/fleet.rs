@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, NodeView, RouteView};
 use holm_model::ids::Name;
 use serde::Deserialize;
 
-use super::Shared;
+use super::access::{self, told};
+use super::{Api, Shared};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction, QueryOf};
 use super::problem::ApiError;
@@ -19,7 +21,7 @@ use crate::route::{Caller, nearest};
 pub(super) async fn make_join_token(
     State(api): Shared,
     JsonBody(request): JsonBody<JoinTokenRequest>,
-) -> Result<(StatusCode, Json<JoinTokenAnswer>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let (token, expires_ms) = api
         .joins
         .token(request.ttl_seconds, request.node.as_ref())
@@ -28,10 +30,24 @@ pub(super) async fn make_join_token(
         token: token.to_string(),
         expires_ms,
     };
-    Ok((StatusCode::CREATED, Json(answer)))
+    let told = told(request.node.map_or(String::new(), |node| node.to_string()));
+    Ok((StatusCode::CREATED, told, Json(answer)))
 }
 
-pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>, ApiError> {
+/// With the versions of the tenants that the token is for.
+pub(super) async fn list_nodes(
+    State(api): Shared,
+    caller: access::Caller,
+) -> Result<Json<Vec<NodeView>>, ApiError> {
+    let mut views = views(&api).await?;
+    for view in &mut views {
+        let versions = &mut view.versions;
+        versions.retain(|seen| caller.grant.reaches(&seen.function.tenant));
+    }
+    Ok(Json(views))
+}
+
+async fn views(api: &Api) -> Result<Vec<NodeView>, ApiError> {
     let mut views = api.fleet.views();
     let ids: BTreeSet<_> = views
         .iter()
@@ -42,7 +58,7 @@ pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>
     for seen in views.iter_mut().flat_map(|view| &mut view.versions) {
         seen.label = labels.get(&seen.version).cloned().unwrap_or_default();
     }
-    Ok(Json(views))
+    Ok(views)
 }
 
 pub(super) async fn drain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
@@ -54,7 +70,7 @@ pub(super) async fn undrain(api: Shared, node: Id<Name>) -> Result<Json<NodeView
 }
 
 async fn set_drained(
-    api: Shared,
+    State(api): Shared,
     Id(node): Id<Name>,
     drained: bool,
 ) -> Result<Json<NodeView>, ApiError> {
@@ -66,8 +82,7 @@ async fn set_drained(
     if !api.rollouts.drain(&node, drained).await? {
         return Err(unknown());
     }
-    let Json(views) = list_nodes(api).await?;
-    let view = views.into_iter().find(|view| view.name == node);
+    let view = views(&api).await?.into_iter().find(|view| view.name == node);
     view.map(Json).ok_or_else(unknown)
 }
 

@@ -5,7 +5,8 @@ use axum::response::{IntoResponse, Response};
 use holm_model::api::Problem;
 use holm_model::artifact::VersionError;
 
-use crate::ca::{CaError, JoinError};
+use super::access::Told;
+use crate::ca::{ApiTokenError, CaError, JoinError};
 use crate::registry::{ArtifactError, RegistryError};
 use crate::rollout::RolloutError;
 use crate::store::{StoreError, Unpriced, Unstored};
@@ -60,14 +61,29 @@ impl ApiError {
         )
     }
 
+    /// The token does not allow it.
+    pub(super) fn forbidden(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "The token does not allow this",
+            detail,
+        )
+    }
+
+    /// This one, for people.
+    pub(super) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     pub(super) fn unauthorized(detail: &str) -> Self {
         ApiError::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             "A valid API token is needed",
             format!(
-                "{detail}; send `Authorization: Bearer TOKEN` with the token from the file \
-                 `admin-token` in the coordinator's state directory"
+                "{detail}; send `Authorization: Bearer TOKEN` with one that `holm tokens create` \
+                 made, or that from the file `admin-token` in the coordinator's state directory"
             ),
         )
     }
@@ -103,6 +119,8 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self.0).expect("a problem is text and a number");
         let mut response = (status, body).into_response();
+        // For the audit log.
+        response.extensions_mut().insert(Told(self.0.detail));
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if status == StatusCode::UNAUTHORIZED {
@@ -199,6 +217,20 @@ impl From<Unpriced> for ApiError {
             Unpriced::NoPlan(_) | Unpriced::NoTenant(_) => ApiError::not_found(error.to_string()),
             Unpriced::Past { .. } => ApiError::conflict("prices-past", PRICES, error),
             Unpriced::OtherCurrency { .. } => ApiError::conflict("other-currency", PRICES, error),
+        }
+    }
+}
+
+impl From<ApiTokenError> for ApiError {
+    fn from(error: ApiTokenError) -> Self {
+        const TOKEN: &str = "The token cannot be made";
+        match error {
+            ApiTokenError::Store(error) => error.into(),
+            ApiTokenError::NameTaken(_) => ApiError::conflict("name-taken", TOKEN, error),
+            ApiTokenError::TooMany => ApiError::conflict("too-many-tokens", TOKEN, error),
+            ApiTokenError::Nothing | ApiTokenError::BadTtl(_) | ApiTokenError::Caveats(_) => {
+                ApiError::bad_request(error.to_string())
+            }
         }
     }
 }

@@ -3,9 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use holm_model::api::{RolloutRequest, RolloutView, VersionView, WaveView};
 use holm_model::ids::VersionId;
+use holm_model::token::Verb;
 
+use super::access::{Caller, told};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
@@ -16,7 +19,7 @@ pub(super) async fn start(
     State(api): Shared,
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<RolloutRequest>,
-) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let RolloutRequest {
         version,
         waves_percent,
@@ -26,15 +29,22 @@ pub(super) async fn start(
         .rollouts
         .start(&function, version, waves_percent, bake_ms)
         .await?;
-    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+    begun(&api, row).await
 }
 
 pub(super) async fn roll_back(
     State(api): Shared,
     OfFunction(function): OfFunction,
-) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let row = api.rollouts.roll_back(&function).await?;
-    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+    begun(&api, row).await
+}
+
+async fn begun(api: &Api, row: RolloutRow) -> Result<impl IntoResponse + use<>, ApiError> {
+    let view = view(api, row).await?;
+    let (id, to) = (view.id, &view.version);
+    let told = told(format!("rollout {id} to {} {}", to.label, to.version));
+    Ok((StatusCode::CREATED, told, Json(view)))
 }
 
 pub(super) async fn latest(
@@ -52,19 +62,26 @@ pub(super) async fn latest(
 
 pub(super) async fn get_one(
     State(api): Shared,
+    caller: Caller,
     Id(id): Id<u64>,
 ) -> Result<Json<RolloutView>, ApiError> {
     let row = api.store.rollout(id).await?;
     let row = row.ok_or_else(|| ApiError::not_found(format!("there is no rollout {id}")))?;
+    caller.of_tenant(Verb::Read, &row.function.tenant)?;
     Ok(Json(view(&api, row).await?))
 }
 
 pub(super) async fn abort(
     State(api): Shared,
+    caller: Caller,
     Id(id): Id<u64>,
-) -> Result<Json<RolloutView>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
+    if let Some(row) = api.store.rollout(id).await? {
+        caller.of_tenant(Verb::Rollout, &row.function.tenant)?;
+    }
     let row = api.rollouts.abort(id).await?;
-    Ok(Json(view(&api, row).await?))
+    let told = told(row.function.to_string());
+    Ok((told, Json(view(&api, row).await?)))
 }
 
 async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {

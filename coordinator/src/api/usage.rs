@@ -10,9 +10,11 @@ use holm_model::api::{
 use holm_model::ids::{FunctionName, Name, RequestId};
 use holm_model::limits::MAX_USAGE_BATCH;
 use holm_model::price::{PlanAssignment, PricePlan};
+use holm_model::token::Verb;
 use serde::Deserialize;
 
 use super::Shared;
+use super::access::{Caller, told};
 use super::input::{Id, JsonBody, QueryOf};
 use super::problem::ApiError;
 use crate::bill;
@@ -36,9 +38,11 @@ pub(super) struct UsageQuery {
 
 pub(super) async fn sums(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<UsageQuery>,
 ) -> Result<Json<Vec<UsageView>>, ApiError> {
     let (filter, group) = parse(&query)?;
+    allow(&caller, filter.tenant.as_ref())?;
     Ok(Json(api.ledger.usage(&filter, group).await?))
 }
 
@@ -58,6 +62,7 @@ pub(super) struct RecordsQuery {
 
 pub(super) async fn records(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<RecordsQuery>,
 ) -> Result<Json<UsageRecordsPage>, ApiError> {
     let function: Option<FunctionName> = query
@@ -66,6 +71,7 @@ pub(super) async fn records(
         .map(|text| text.parse())
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`function`: {error}")))?;
+    allow(&caller, function.as_ref().map(|function| &function.tenant))?;
     let limit = query.limit.unwrap_or(DEFAULT_PAGE_ROWS);
     if !(1..=MAX_USAGE_BATCH).contains(&limit) {
         let detail = format!("`limit`: {limit} is not 1 to {MAX_USAGE_BATCH}");
@@ -158,6 +164,14 @@ fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
             Err(ApiError::bad_request("`from_ms` is after the end of time"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Who does not say a tenant wants to know of all.
+fn allow(caller: &Caller, tenant: Option<&Name>) -> Result<(), ApiError> {
+    match tenant {
+        Some(tenant) => caller.of_tenant(Verb::Usage, tenant),
+        None => caller.of_all(Verb::Usage),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Nodes, join tokens and API tokens.
+//! Nodes and join tokens.
 
 use holm_model::control::Hello;
 use holm_model::ids::{Digest, Name};
@@ -34,36 +34,6 @@ pub(crate) enum JoinOutcome {
 }
 
 impl Store {
-    /// Whether `digest` is that of a valid API token.
-    pub(crate) async fn knows_api_token(&self, digest: Digest) -> Result<bool, StoreError> {
-        query("SELECT 1 FROM api_tokens WHERE digest = ?")
-            .bind(digest)
-            .found(self.reader())
-            .await
-            .during("look up an API token")
-    }
-
-    /// Makes `digest` the API token called `label`, in place of the one before.
-    pub(crate) async fn set_api_token(
-        &self,
-        label: &str,
-        digest: Digest,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        query(
-            "INSERT INTO api_tokens (digest, label, created_ms) VALUES (?, ?, ?)
-             ON CONFLICT (label) DO UPDATE SET digest = excluded.digest,
-                                               created_ms = excluded.created_ms",
-        )
-        .bind(digest)
-        .bind(label)
-        .bind(now_ms)
-        .execute(self.writer())
-        .await
-        .during("store an API token")?;
-        Ok(())
-    }
-
     /// Stores a join token by its digest.
     pub(crate) async fn add_join_token(
         &self,

@@ -25,6 +25,8 @@ mod suite;
 mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tokens;
+mod trail;
 mod transfer;
 mod usage;
 
@@ -43,6 +45,8 @@ pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
 pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
 pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+pub(crate) use tokens::{TokenOutcome, TokenRow};
+pub(crate) use trail::{Came, Deed};
 pub use transfer::TransferError;
 pub(crate) use usage::StoredUsage;
 
@@ -75,6 +79,7 @@ enum Turn {
     Fleet = 1,
     Rollouts = 2,
     Ledger = 3,
+    Audit = 4,
 }
 
 impl Store {

@@ -10,12 +10,14 @@ use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use holm_model::manifest::Manifest;
 use holm_model::price::Prices;
+use holm_model::token::TokenId;
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::testing::{TestDatabase, on_both_databases};
+use super::sql::query;
 use super::{
-    Adoption, Basis, JoinOutcome, LinkChange, NewVersion, PublishOutcome, RolloutRow, Store,
-    StoredUsage, Unstored, UsageFilter, UsageGroup,
+    Adoption, Basis, Came, Deed, JoinOutcome, LinkChange, NewVersion, PublishOutcome, RolloutRow,
+    Store, StoredUsage, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS};
 use crate::rollout::{Policy, Rollout, Tally};
@@ -28,7 +30,10 @@ on_both_databases! {
     names_are_in_the_order_of_their_bytes,
     of_machines_that_join_at_once_with_one_token_one_is_let_in,
     a_join_token_is_refused_with_its_reason,
-    an_api_token_is_replaced_by_the_next_of_its_label,
+    an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided,
+    a_token_has_its_name_alone_until_it_is_revoked_or_over,
+    entries_of_the_audit_log_are_in_one_chain_whoever_adds_them,
+    what_is_changed_in_the_audit_log_shows,
     what_a_node_said_and_when_is_kept,
     a_drained_node_is_stored_with_the_generation_that_says_so,
     a_function_has_one_open_rollout,
@@ -259,16 +264,140 @@ async fn a_join_token_is_refused_with_its_reason(database: TestDatabase) {
     assert_eq!(store.certificate_of(&other).await.unwrap(), None);
 }
 
-async fn an_api_token_is_replaced_by_the_next_of_its_label(database: TestDatabase) {
+async fn an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided(database: TestDatabase) {
     let store = &database.store;
     let (old, new) = (Digest([1; 32]), Digest([2; 32]));
-    store.set_api_token("admin", old, 1).await.unwrap();
-    store.set_api_token("ci", Digest([3; 32]), 1).await.unwrap();
-    assert!(store.knows_api_token(old).await.unwrap());
-    store.set_api_token("admin", new, 2).await.unwrap();
-    assert!(!store.knows_api_token(old).await.unwrap());
-    assert!(store.knows_api_token(new).await.unwrap());
-    assert!(store.knows_api_token(Digest([3; 32])).await.unwrap());
+    store.set_admin_token("admin", old, 1).await.unwrap();
+    store.set_admin_token("ci", Digest([3; 32]), 1).await.unwrap();
+    assert!(store.admin_token(old).await.unwrap().is_some());
+    store.set_admin_token("admin", new, 2).await.unwrap();
+    assert_eq!(store.admin_token(old).await.unwrap(), None);
+    assert!(store.admin_token(new).await.unwrap().is_some());
+    let label = store.admin_token(Digest([3; 32])).await.unwrap();
+    assert_eq!(label.as_deref(), Some("ci"));
+    assert_eq!(store.void_admin_tokens(Some("ci")).await.unwrap(), 1);
+    assert_eq!(store.void_admin_tokens(Some("ci")).await.unwrap(), 0);
+    let left = store.admin_tokens().await.unwrap();
+    assert_eq!(left, [(new, "admin".to_owned(), 2)]);
+    assert_eq!(store.void_admin_tokens(None).await.unwrap(), 1);
+    assert_eq!(store.admin_token(new).await.unwrap(), None);
+}
+
+fn token(id: u8, of: &str, created_ms: u64, expires_ms: Option<u64>) -> TokenRow {
+    TokenRow {
+        id: TokenId([id; 16]),
+        name: of.to_owned(),
+        caveats: "verbs=read\ntenants=acme".to_owned(),
+        created_ms,
+        created_by: "admin".to_owned(),
+        expires_ms,
+        revoked_ms: None,
+    }
+}
+
+async fn a_token_has_its_name_alone_until_it_is_revoked_or_over(database: TestDatabase) {
+    let store = &database.store;
+    let first = token(1, "ci", 5, Some(100));
+    let add = async |token: &TokenRow| store.add_token(token).await.unwrap();
+    assert_eq!(add(&first).await, TokenOutcome::Stored);
+    assert_eq!(store.token(first.id).await.unwrap(), Some(first.clone()));
+    let second = token(2, "ci", 50, None);
+    assert_eq!(add(&second).await, TokenOutcome::NameTaken);
+    assert_eq!(store.token(second.id).await.unwrap(), None);
+    // The first one is over.
+    let second = token(2, "ci", 100, None);
+    assert_eq!(add(&second).await, TokenOutcome::Stored);
+    let over = store.token(first.id).await.unwrap().unwrap();
+    assert_eq!(over.revoked_ms, Some(100));
+
+    let revoked = store.revoke_token("ci", 120).await.unwrap().unwrap();
+    assert_eq!((revoked.id, revoked.revoked_ms), (second.id, Some(120)));
+    assert_eq!(store.revoke_token("ci", 130).await.unwrap(), None);
+    assert_eq!(add(&token(3, "ci", 140, None)).await, TokenOutcome::Stored);
+    let all = store.tokens().await.unwrap();
+    let ids: Vec<_> = all.iter().map(|row| row.id.0[0]).collect();
+    assert_eq!(ids, [1, 2, 3], "what was is kept");
+    store.set_admin_token("root", Digest([4; 32]), 1).await.unwrap();
+    assert_eq!(add(&token(4, "root", 150, None)).await, TokenOutcome::NameTaken);
+}
+
+fn deed(action: &str) -> Deed {
+    Deed {
+        actor_kind: "token",
+        actor: "ci".into(),
+        actor_id: "01".into(),
+        action: action.into(),
+        object: "acme/hello".into(),
+    }
+}
+
+async fn entries_of_the_audit_log_are_in_one_chain_whoever_adds_them(database: TestDatabase) {
+    let store = &database.store;
+    let none = store.check_audit_log(None).await.unwrap();
+    assert_eq!((none.entries, none.head, none.whole), (0, None, true));
+    let begun = store.record(&deed("a"), &Came::begun(), 5).await.unwrap();
+    let mut came = Came::done("v1\0\n");
+    came.begun = Some(begun);
+    store.record(&deed("a"), &came, 6).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let store = store.clone();
+        writers.spawn(async move {
+            let deed = deed(&format!("b{n}"));
+            store.record(&deed, &Came::done(""), 7).await.unwrap()
+        });
+    }
+    let mut rows = writers.join_all().await;
+    rows.sort_unstable();
+    assert_eq!(rows, (3..=10).collect::<Vec<u64>>());
+
+    let page = store.audit_entries(0, 0, 2).await.unwrap();
+    assert_eq!(page.next, Some(2));
+    let done = &page.entries[1];
+    assert_eq!((done.begun, done.outcome.as_str()), (Some(1), "done"));
+    assert_eq!(done.detail, "v1\u{fffd}\n");
+    let later = store.audit_entries(7, 0, 100).await.unwrap();
+    assert_eq!((later.entries.len(), later.next), (8, None));
+    let check = store.check_audit_log(Some(done.hash)).await.unwrap();
+    assert_eq!((check.entries, check.found, check.whole), (10, Some(2), true));
+    assert_eq!(check.head, Some(later.entries[7].hash));
+}
+
+async fn what_is_changed_in_the_audit_log_shows(database: TestDatabase) {
+    let store = &database.store;
+    for n in 0..5 {
+        let came = Came::done(format!("detail {n}"));
+        store.record(&deed("a"), &came, n).await.unwrap();
+    }
+    let head = store.check_audit_log(None).await.unwrap().head;
+    // By mistake nothing is changed.
+    for sql in ["UPDATE audit_log SET detail = 'x'", "DELETE FROM audit_log"] {
+        let refused = query(sql).execute(store.writer()).await.unwrap_err();
+        assert!(refused.to_string().contains("only added to"), "{refused}");
+    }
+    let unguarded = match database.url {
+        None => vec![
+            "DROP TRIGGER audit_log_is_not_changed",
+            "DROP TRIGGER audit_log_is_not_deleted",
+        ],
+        Some(_) => vec!["DROP TRIGGER audit_log_is_not_changed ON audit_log"],
+    };
+    for sql in unguarded {
+        query(sql).execute(store.writer()).await.unwrap();
+    }
+    let change = async |sql: &'static str| {
+        assert_eq!(query(sql).execute(store.writer()).await.unwrap(), 1);
+        store.check_audit_log(head).await.unwrap()
+    };
+    let edited = change("UPDATE audit_log SET actor = 'other' WHERE row = 3").await;
+    assert_eq!((edited.broken_at, edited.whole), (Some(3), false));
+    let mended = change("UPDATE audit_log SET actor = 'ci' WHERE row = 3").await;
+    assert!(mended.whole);
+    let cut = change("DELETE FROM audit_log WHERE row = 5").await;
+    assert!(cut.whole, "the chain alone does not show it");
+    assert_eq!(cut.found, None, "what was its head is gone");
+    let gap = change("DELETE FROM audit_log WHERE row = 2").await;
+    assert_eq!((gap.broken_at, gap.whole), (Some(2), false));
 }
 
 fn hello() -> Hello {
@@ -632,9 +761,13 @@ pub(super) async fn fill(store: &Store) {
         .await
         .unwrap();
     store
-        .set_api_token("admin", Digest([4; 32]), 5)
+        .set_admin_token("admin", Digest([4; 32]), 5)
         .await
         .unwrap();
+    store.add_token(&token(1, "ci", 5, Some(9))).await.unwrap();
+    for n in 0..LOOKUP_CHUNK_ROWS as u64 + 2 {
+        store.record(&deed("a"), &Came::done("x"), n).await.unwrap();
+    }
     store.authority(Some(Digest([6; 32]))).await.unwrap();
     let mut row = RolloutRow {
         id: 0,

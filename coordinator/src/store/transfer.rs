@@ -85,6 +85,36 @@ const TABLES: &[Table] = &[
         order: "label",
     },
     Table {
+        name: "tokens",
+        columns: &[
+            ("id", Bytes),
+            ("name", Text),
+            ("caveats", Text),
+            ("created_ms", Int),
+            ("created_by", Text),
+            ("expires_ms", Int),
+            ("revoked_ms", Int),
+        ],
+        order: "id",
+    },
+    Table {
+        name: "audit_log",
+        columns: &[
+            ("row", Int),
+            ("at_ms", Int),
+            ("actor_kind", Text),
+            ("actor", Text),
+            ("actor_id", Text),
+            ("action", Text),
+            ("object", Text),
+            ("outcome", Text),
+            ("detail", Text),
+            ("begun", Int),
+            ("hash", Bytes),
+        ],
+        order: "row",
+    },
+    Table {
         name: "join_tokens",
         columns: &[
             ("digest", Bytes),
@@ -247,7 +277,6 @@ const TABLES: &[Table] = &[
 ];
 
 /// Tables of the moment.
-#[cfg(test)]
 const LEFT_OUT: [&str; 4] = ["coordinators", "leases", "links", "tallies"];
 
 #[derive(Serialize, Deserialize)]
@@ -296,6 +325,9 @@ impl Store {
             return Err(lines.malformed("its format is that of another version of Holm"));
         }
         let mut tx = self.write(Turn::Ledger).await?;
+        let tables: Vec<_> = TABLES.iter().map(|table| table.name).collect();
+        // Not one turn alone: a coordinator that starts now has to wait as well.
+        tx.lock_out(&[&tables[..], &LEFT_OUT].concat()).await?;
         tx.defer_constraints().await?;
         // The schema itself makes them.
         query("DELETE FROM counters")

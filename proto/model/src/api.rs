@@ -1,11 +1,18 @@
 //! The coordinator's HTTP API `/v1`, as JSON: what the command and other clients send and get.
 //!
 //! Every request carries `Authorization: Bearer TOKEN`. Every error is [`Problem`], as
-//! `application/problem+json` (RFC 9457).
+//! `application/problem+json` (RFC 9457); what the token does not allow is one with status 403, which
+//! names the verb or the tenant that it lacks.
 //!
 //! | method and path | body | answer |
 //! | --- | --- | --- |
 //! | `GET /v1/health` (no token) | | 200 `Health` |
+//! | `GET /v1/token` | | 200 `OwnToken` |
+//! | `GET /v1/tokens` | | 200 `Vec<TokenView>` |
+//! | `POST /v1/tokens` | `TokenRequest` | 201 `TokenAnswer` |
+//! | `POST /v1/tokens/{token}/revoke` | | 200 `TokenView` |
+//! | `GET /v1/audit?since=&after=&limit=` | | 200 `AuditPage` |
+//! | `GET /v1/audit/check?head=` | | 200 `AuditCheck` |
 //! | `POST /v1/join-tokens` | `JoinTokenRequest` | 201 `JoinTokenAnswer` |
 //! | `GET /v1/nodes` | | 200 `Vec<NodeView>` |
 //! | `POST /v1/nodes/{node}/drain` | | 200 `NodeView` |
@@ -32,6 +39,8 @@
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
 //! | `PUT /v1/tenants/{tenant}/prices` | `NewAssignment` | 200 `PlanAssignment`, 404, 409 |
 
+use std::collections::BTreeSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -40,6 +49,7 @@ use crate::artifact::SignedVersion;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
+use crate::token::Verb;
 use crate::usage::UsageRecord;
 
 /// An error, RFC 9457.
@@ -93,6 +103,117 @@ pub struct LogView {
     pub failed: bool,
     /// The text.
     pub text: String,
+}
+
+/// Asks for an API token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What to call it; no other valid token is called so.
+    pub name: Name,
+    /// What it may do.
+    pub verbs: BTreeSet<Verb>,
+    /// For whom; for all, and for what is nobody's, if left out.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// How long it is good; until it is revoked if left out.
+    pub ttl_seconds: Option<u64>,
+}
+
+/// An API token, shown once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    /// Text of a [`crate::token::ApiToken`].
+    pub token: String,
+    /// What is known of it.
+    pub view: TokenView,
+}
+
+/// What is known of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// What it is called.
+    pub name: String,
+    /// Its id, which the tokens made from it have too.
+    pub id: String,
+    /// Whether it is an administrator's, which a coordinator keeps in its state directory.
+    pub administrator: bool,
+    /// What it may do; everything if none.
+    pub verbs: Option<BTreeSet<Verb>>,
+    /// For whom; for all if none.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// Who made it.
+    pub created_by: String,
+    /// When, milliseconds since 1970 UTC.
+    pub created_ms: u64,
+    /// Until when it is good.
+    pub expires_ms: Option<u64>,
+    /// Since when it is void, with all that was made from it.
+    pub revoked_ms: Option<u64>,
+}
+
+/// What the token that was shown is, and allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnToken {
+    /// What it, or the one it was made from, is called.
+    pub name: String,
+    /// What it may do; everything if none.
+    pub verbs: Option<BTreeSet<Verb>>,
+    /// For whom; for all if none.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// Until when it is good, milliseconds since 1970 UTC.
+    pub expires_ms: Option<u64>,
+}
+
+/// Entries of the audit log, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// The entries.
+    pub entries: Vec<AuditEntry>,
+    /// The `after` of the next page; none when this page reached the log's end.
+    pub next: Option<u64>,
+}
+
+/// One entry of the audit log. What is asked for over the API has two: one before it is done, with
+/// the outcome `begun`, and one that tells what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// From 1, without gaps.
+    pub row: u64,
+    /// When, milliseconds since 1970 UTC by the coordinator's clock.
+    pub at_ms: u64,
+    /// `token`, `node`, `coordinator`, or `operator` for who works on the coordinator's machine.
+    pub actor_kind: String,
+    /// The name of it.
+    pub actor: String,
+    /// The token's id.
+    pub actor_id: String,
+    /// What was done, for example `rollout.start`.
+    pub action: String,
+    /// To what.
+    pub object: String,
+    /// `begun`, `done`, `refused` or `failed`.
+    pub outcome: String,
+    /// For people.
+    pub detail: String,
+    /// The entry with which it began.
+    pub begun: Option<u64>,
+    /// SHA-256 over the hash of the entry before and everything above.
+    pub hash: Digest,
+}
+
+/// Whether the audit log is as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditCheck {
+    /// Entries.
+    pub entries: u64,
+    /// The hash of the newest one. Whoever keeps it elsewhere can tell later that what was there then is there still.
+    pub head: Option<Digest>,
+    /// The first entry that is not as it was written, or where one is missing.
+    pub broken_at: Option<u64>,
+    /// The entry with the hash that was asked for, if any was and it is there.
+    pub found: Option<u64>,
+    /// None is broken.
+    pub whole: bool,
 }
 
 /// Asks for a join token.

@@ -1,5 +1,9 @@
 //! Every bound of Holm that more than one crate must know, with its unit in its name.
 
+/// Most caveats of an API token.
+pub const MAX_CAVEATS: usize = 16;
+/// Longest of them; some dozens of tenants fit.
+pub const MAX_CAVEAT_BYTES: usize = 1024;
 /// Longest tenant or function name, in bytes. Names are DNS labels.
 pub const MAX_NAME_BYTES: usize = 63;
 /// Largest artifact.
