@@ -43,7 +43,9 @@ async fn a_token_does_what_it_is_for_and_a_refusal_says_what_it_lacks() {
     let mut beta = Publisher::register(&coordinator, "beta/hello", 2).await;
     let version = acme.publish(&coordinator, "").await;
     beta.publish(&coordinator, "").await;
-    let rollout = acme.roll_out(&coordinator, version.version, &[100], 0).await;
+    let rollout = acme
+        .roll_out(&coordinator, version.version, &[100], 0)
+        .await;
     let request = json!({ "name": "ci", "verbs": ["read", "usage"], "tenants": ["acme"] });
     let ci = with(&coordinator, create(&coordinator, request).await);
 
@@ -70,15 +72,31 @@ async fn a_token_does_what_it_is_for_and_a_refusal_says_what_it_lacks() {
         ("GET", "/v1/functions/beta/hello", "tenant `beta`"),
         ("GET", "/v1/route/beta/hello", "tenant `beta`"),
         ("GET", "/v1/usage?tenant=beta", "tenant `beta`"),
-        ("GET", "/v1/usage/records?function=beta/hello", "tenant `beta`"),
+        (
+            "GET",
+            "/v1/usage/records?function=beta/hello",
+            "tenant `beta`",
+        ),
         ("GET", "/v1/usage", "all tenants"),
         ("GET", "/v1/usage/records", "all tenants"),
         ("GET", "/v1/usage/audit", "all tenants"),
         ("GET", "/v1/functions/acme/hello/logs", "the verb `logs`"),
-        ("POST", "/v1/functions/acme/hello/versions", "the verb `deploy`"),
+        (
+            "POST",
+            "/v1/functions/acme/hello/versions",
+            "the verb `deploy`",
+        ),
         ("PUT", &digest, "the verb `deploy`"),
-        ("POST", "/v1/functions/acme/hello/rollouts", "the verb `rollout`"),
-        ("POST", "/v1/functions/acme/hello/rollback", "the verb `rollout`"),
+        (
+            "POST",
+            "/v1/functions/acme/hello/rollouts",
+            "the verb `rollout`",
+        ),
+        (
+            "POST",
+            "/v1/functions/acme/hello/rollback",
+            "the verb `rollout`",
+        ),
         ("POST", &abort, "the verb `rollout`"),
         ("PUT", "/v1/tenants/acme", "the verb `admin`"),
         ("POST", "/v1/join-tokens", "the verb `nodes`"),
@@ -90,7 +108,10 @@ async fn a_token_does_what_it_is_for_and_a_refusal_says_what_it_lacks() {
         let problem = ci.send(method, path, b"{}").await.problem(403);
         assert_eq!(problem.kind, "/problems/forbidden", "{method} {path}");
         let detail = &problem.detail;
-        assert!(detail.contains(lacks) && detail.contains("`ci`"), "{method} {path}: {detail}");
+        assert!(
+            detail.contains(lacks) && detail.contains("`ci`"),
+            "{method} {path}: {detail}"
+        );
     }
     // Of another's rollout the number alone does not help.
     let theirs = beta.publish(&coordinator, "").await;
@@ -98,10 +119,19 @@ async fn a_token_does_what_it_is_for_and_a_refusal_says_what_it_lacks() {
     let request = json!({ "name": "roller", "verbs": ["rollout", "read"], "tenants": ["acme"] });
     let roller = with(&coordinator, create(&coordinator, request).await);
     let path = format!("/v1/rollouts/{}", theirs.id);
-    assert!(roller.get(&path).await.problem(403).detail.contains("`beta`"));
+    assert!(
+        roller
+            .get(&path)
+            .await
+            .problem(403)
+            .detail
+            .contains("`beta`")
+    );
     let abort = roller.post(&format!("{path}/abort"), &json!({})).await;
     assert!(abort.problem(403).detail.contains("`beta`"));
-    let own = roller.post(&format!("/v1/rollouts/{}/abort", rollout.id), &json!({})).await;
+    let own = roller
+        .post(&format!("/v1/rollouts/{}/abort", rollout.id), &json!({}))
+        .await;
     assert_eq!(own.status, 200, "{}", own.text());
 }
 
@@ -121,7 +151,11 @@ async fn a_token_for_one_tenant_sees_nodes_without_the_versions_of_others() {
     let request = json!({ "name": "viewer", "verbs": ["read"], "tenants": ["beta"] });
     let viewer = with(&coordinator, create(&coordinator, request).await);
     let nodes: Vec<NodeView> = viewer.get("/v1/nodes").await.expect(200);
-    let seen: Vec<_> = nodes[0].versions.iter().map(|v| v.function.to_string()).collect();
+    let seen: Vec<_> = nodes[0]
+        .versions
+        .iter()
+        .map(|v| v.function.to_string())
+        .collect();
     assert_eq!(seen, ["beta/hello"]);
 }
 
@@ -130,22 +164,49 @@ async fn a_token_is_weakened_without_the_coordinator_and_revoked_with_all_that_w
     let mut coordinator = Coordinator::start().await;
     Publisher::register(&coordinator, "acme/hello", 1).await;
     Publisher::register(&coordinator, "beta/hello", 2).await;
-    let root = create(&coordinator, json!({ "name": "ops", "verbs": ["read", "usage"] })).await;
+    let root = create(
+        &coordinator,
+        json!({ "name": "ops", "verbs": ["read", "usage"] }),
+    )
+    .await;
     let acme = Caveat::Tenants(["acme".parse().unwrap()].into());
     let weak = root.clone().weaken(&acme).unwrap();
-    let weaker = weak.clone().weaken(&Caveat::Verbs([Verb::Usage].into())).unwrap();
+    let weaker = weak
+        .clone()
+        .weaken(&Caveat::Verbs([Verb::Usage].into()))
+        .unwrap();
     let over = weak.clone().weaken(&Caveat::Before(1000)).unwrap();
     // It takes what it has from whoever made it; more it does not get.
-    let more = root.clone().weaken(&Caveat::Verbs([Verb::Admin].into())).unwrap();
+    let more = root
+        .clone()
+        .weaken(&Caveat::Verbs([Verb::Admin].into()))
+        .unwrap();
 
     let get = async |token: &ApiToken, path: &str| with(&coordinator, token).get(path).await;
-    assert_eq!(get(&root, "/v1/usage").await.expect::<Vec<UsageView>>(200), []);
+    assert_eq!(
+        get(&root, "/v1/usage").await.expect::<Vec<UsageView>>(200),
+        []
+    );
     let refused = get(&weak, "/v1/usage").await.problem(403);
-    assert!(refused.detail.contains("read,usage for acme"), "{}", refused.detail);
+    assert!(
+        refused.detail.contains("read,usage for acme"),
+        "{}",
+        refused.detail
+    );
     assert_eq!(get(&weak, "/v1/usage?tenant=acme").await.status, 200);
     let refused = get(&weaker, "/v1/functions").await.problem(403);
-    assert!(refused.detail.contains("the verb `read`"), "{}", refused.detail);
-    assert!(get(&over, "/v1/functions").await.problem(401).detail.contains("has expired"));
+    assert!(
+        refused.detail.contains("the verb `read`"),
+        "{}",
+        refused.detail
+    );
+    assert!(
+        get(&over, "/v1/functions")
+            .await
+            .problem(401)
+            .detail
+            .contains("has expired")
+    );
     assert_eq!(get(&more, "/v1/tokens").await.status, 403);
     let own: OwnToken = get(&weaker, "/v1/token").await.expect(200);
     assert_eq!((own.name.as_str(), own.verbs.unwrap().len()), ("ops", 1));
@@ -156,14 +217,33 @@ async fn a_token_is_weakened_without_the_coordinator_and_revoked_with_all_that_w
 
     // It outlives the coordinator that made it.
     coordinator.restart().await;
-    assert_eq!(with(&coordinator, &weaker).get("/v1/usage?tenant=acme").await.status, 200);
-    let revoked = coordinator.client.post("/v1/tokens/ops/revoke", &json!({})).await;
+    assert_eq!(
+        with(&coordinator, &weaker)
+            .get("/v1/usage?tenant=acme")
+            .await
+            .status,
+        200
+    );
+    let revoked = coordinator
+        .client
+        .post("/v1/tokens/ops/revoke", &json!({}))
+        .await;
     assert!(revoked.expect::<TokenView>(200).revoked_ms.is_some());
     for token in [&root, &weak, &weaker] {
-        let refused = with(&coordinator, token).get("/v1/token").await.problem(401);
-        assert!(refused.detail.contains("`ops` was revoked"), "{}", refused.detail);
+        let refused = with(&coordinator, token)
+            .get("/v1/token")
+            .await
+            .problem(401);
+        assert!(
+            refused.detail.contains("`ops` was revoked"),
+            "{}",
+            refused.detail
+        );
     }
-    let again = coordinator.client.post("/v1/tokens/ops/revoke", &json!({})).await;
+    let again = coordinator
+        .client
+        .post("/v1/tokens/ops/revoke", &json!({}))
+        .await;
     assert!(again.problem(404).detail.contains("`ops`"));
 }
 
@@ -171,9 +251,17 @@ async fn a_token_is_weakened_without_the_coordinator_and_revoked_with_all_that_w
 async fn a_token_that_cannot_be_made_is_refused_with_the_reason() {
     let coordinator = Coordinator::start().await;
     let create = async |request: Value| coordinator.client.post("/v1/tokens", &request).await;
-    create(json!({ "name": "ci", "verbs": ["read"] })).await.expect::<TokenAnswer>(201);
-    let taken = create(json!({ "name": "ci", "verbs": ["read"] })).await.problem(409);
-    assert!(taken.detail.contains("holm tokens revoke ci"), "{}", taken.detail);
+    create(json!({ "name": "ci", "verbs": ["read"] }))
+        .await
+        .expect::<TokenAnswer>(201);
+    let taken = create(json!({ "name": "ci", "verbs": ["read"] }))
+        .await
+        .problem(409);
+    assert!(
+        taken.detail.contains("holm tokens revoke ci"),
+        "{}",
+        taken.detail
+    );
     for bad in [
         json!({ "name": "x", "verbs": [] }),
         json!({ "name": "x", "verbs": ["read"], "tenants": [] }),
@@ -183,7 +271,9 @@ async fn a_token_that_cannot_be_made_is_refused_with_the_reason() {
     ] {
         create(bad).await.problem(400);
     }
-    let long: Vec<_> = (0..100).map(|n| format!("a-tenant-with-a-long-name-{n}")).collect();
+    let long: Vec<_> = (0..100)
+        .map(|n| format!("a-tenant-with-a-long-name-{n}"))
+        .collect();
     let long = create(json!({ "name": "x", "verbs": ["read"], "tenants": long })).await;
     assert!(long.problem(400).detail.contains("caveats"));
     // One that is over leaves its name.
@@ -204,19 +294,43 @@ async fn whatever_changes_something_is_in_the_audit_log_with_who_did_it_and_what
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     let version = publisher.publish(&coordinator, "").await;
     client.get("/v1/functions").await;
-    client.post("/v1/functions/acme/hello/rollouts", &json!({})).await.problem(403);
-    client.post("/v1/functions/acme/hello/versions", &json!({})).await.problem(400);
+    client
+        .post("/v1/functions/acme/hello/rollouts", &json!({}))
+        .await
+        .problem(403);
+    client
+        .post("/v1/functions/acme/hello/versions", &json!({}))
+        .await
+        .problem(400);
     // Who shows no token gets nowhere near it.
-    let nobody = Client { token: None, ..client.clone() };
-    nobody.post("/v1/functions/acme/hello/versions", &json!({})).await.problem(401);
+    let nobody = Client {
+        token: None,
+        ..client.clone()
+    };
+    nobody
+        .post("/v1/functions/acme/hello/versions", &json!({}))
+        .await
+        .problem(401);
 
     let entries = audit_log(&coordinator).await;
     let told: Vec<_> = entries
         .iter()
         .filter(|entry| entry.outcome != "begun")
-        .map(|e| (e.actor.as_str(), e.action.as_str(), e.object.as_str(), e.outcome.as_str()))
+        .map(|e| {
+            (
+                e.actor.as_str(),
+                e.action.as_str(),
+                e.object.as_str(),
+                e.outcome.as_str(),
+            )
+        })
         .collect();
-    let artifact = format!("{}", publisher.statement(1, &common::program::elf(1), "").artifact);
+    let artifact = format!(
+        "{}",
+        publisher
+            .statement(1, &common::program::elf(1), "")
+            .artifact
+    );
     assert_eq!(
         told,
         [
@@ -229,15 +343,28 @@ async fn whatever_changes_something_is_in_the_audit_log_with_who_did_it_and_what
         ]
     );
     let of = |action: &str, outcome: &str| {
-        let mut found = entries.iter().filter(|e| e.action == action && e.outcome == outcome);
+        let mut found = entries
+            .iter()
+            .filter(|e| e.action == action && e.outcome == outcome);
         found.next().unwrap()
     };
     let published = of("version.publish", "done");
-    assert!(published.detail.contains(&version.version.to_string()), "{published:?}");
+    assert!(
+        published.detail.contains(&version.version.to_string()),
+        "{published:?}"
+    );
     assert_eq!(published.begun, Some(of("version.publish", "begun").row));
     assert_eq!(of("rollout.start", "refused").actor_id, ci.id().to_string());
-    assert!(of("rollout.start", "refused").detail.contains("the verb `rollout`"));
-    assert!(of("token.create", "done").detail.contains("ci: read,deploy for acme"));
+    assert!(
+        of("rollout.start", "refused")
+            .detail
+            .contains("the verb `rollout`")
+    );
+    assert!(
+        of("token.create", "done")
+            .detail
+            .contains("ci: read,deploy for acme")
+    );
     let check: AuditCheck = coordinator.client.get("/v1/audit/check").await.expect(200);
     assert!(check.whole && check.entries == entries.len() as u64);
     let since = format!("/v1/audit?since={}", published.at_ms);
@@ -262,15 +389,30 @@ async fn an_admin_token_is_renewed_on_the_machine_and_the_one_before_is_void() {
     })
     .await;
     coordinator.restart().await;
-    let old = Client { address: coordinator.client.address, ..old };
-    assert!(old.get("/v1/nodes").await.problem(401).detail.contains("is not valid here"));
+    let old = Client {
+        address: coordinator.client.address,
+        ..old
+    };
+    assert!(
+        old.get("/v1/nodes")
+            .await
+            .problem(401)
+            .detail
+            .contains("is not valid here")
+    );
     assert_eq!(coordinator.client.get("/v1/nodes").await.status, 200);
     let entries = audit_log(&coordinator).await;
     let renewed = entries.last().unwrap();
-    assert_eq!((renewed.action.as_str(), renewed.actor_kind.as_str()), ("token.renew", "operator"));
+    assert_eq!(
+        (renewed.action.as_str(), renewed.actor_kind.as_str()),
+        ("token.renew", "operator")
+    );
 
     // By the API too: the coordinator makes a new one when it starts.
-    let void = coordinator.client.post("/v1/tokens/admin/revoke", &json!({})).await;
+    let void = coordinator
+        .client
+        .post("/v1/tokens/admin/revoke", &json!({}))
+        .await;
     assert!(void.expect::<TokenView>(200).administrator);
     assert_eq!(coordinator.client.get("/v1/nodes").await.status, 401);
     coordinator.restart().await;

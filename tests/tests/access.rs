@@ -7,7 +7,15 @@ fn a_token_is_made_weakened_used_and_revoked_from_the_command_line() {
     let fleet = Fleet::without_nodes();
     fleet.holm(&["tenants", "create", "test"]).ok();
     let made = fleet.holm(&[
-        "tokens", "create", "ci", "--verbs", "read,deploy,rollout", "--tenant", "test", "--ttl", "90d",
+        "tokens",
+        "create",
+        "ci",
+        "--verbs",
+        "read,deploy,rollout",
+        "--tenant",
+        "test",
+        "--ttl",
+        "90d",
     ]);
     let token = made.ok()["token"].as_str().unwrap().to_owned();
     let ci = ["--token", &token];
@@ -20,9 +28,17 @@ fn a_token_is_made_weakened_used_and_revoked_from_the_command_line() {
 
     // Nobody is asked: there is no coordinator at this address.
     let offline = ["--coordinator", "http://127.0.0.1:9"];
-    let weaken = [&["tokens", "weaken", "--verbs", "read", "--ttl", "1h"], &ci[..], &offline];
+    let weaken = [
+        &["tokens", "weaken", "--verbs", "read", "--ttl", "1h"],
+        &ci[..],
+        &offline,
+    ];
     let weak = fleet.holm(&weaken.concat()).ok();
-    assert_eq!(weak["allows"]["verbs"], serde_json::json!(["read"]), "{weak}");
+    assert_eq!(
+        weak["allows"]["verbs"],
+        serde_json::json!(["read"]),
+        "{weak}"
+    );
     let weak = weak["token"].as_str().unwrap();
     let as_weak = |args: &[&str]| fleet.holm(&[args, &["--token", weak]].concat());
     as_weak(&["versions"]).ok();
@@ -32,8 +48,17 @@ fn a_token_is_made_weakened_used_and_revoked_from_the_command_line() {
     assert!(nothing.contains("--verbs"), "{nothing}");
 
     let listed = fleet.holm(&["tokens", "list"]).ok();
-    let names: Vec<_> = listed.as_array().unwrap().iter().map(|t| &t["name"]).collect();
-    assert_eq!(names, ["admin", "ci"], "what is made of one is not one more");
+    let names: Vec<_> = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| &t["name"])
+        .collect();
+    assert_eq!(
+        names,
+        ["admin", "ci"],
+        "what is made of one is not one more"
+    );
     fleet.holm(&["tokens", "revoke", "ci"]).ok();
     for token in [&token, weak] {
         let void = fleet.holm(&["versions", "--token", token]).error(5);
@@ -46,7 +71,10 @@ fn a_token_is_made_weakened_used_and_revoked_from_the_command_line() {
         let same = |e: &&serde_json::Value| {
             (e["actor"] == actor) && (e["action"] == action) && (e["outcome"] == outcome)
         };
-        assert!(log.iter().any(|entry| same(&entry)), "{actor} {action} {outcome}: {log:#?}");
+        assert!(
+            log.iter().any(|entry| same(&entry)),
+            "{actor} {action} {outcome}: {log:#?}"
+        );
     };
     has("admin", "token.create", "done");
     has("ci", "tenant.change", "refused");
@@ -67,14 +95,19 @@ fn an_admin_token_is_renewed_where_the_coordinator_is_not_running() {
     let state = fleet.path("coordinator");
     let renew = ["coordinator", "--state-dir", &state, "renew-token"];
     let refused = fleet.holm(&renew).error(1);
-    assert!(refused.contains("another coordinator is running"), "{refused}");
+    assert!(
+        refused.contains("another coordinator is running"),
+        "{refused}"
+    );
     fleet.kill_coordinator();
     eventually("the lock to be free", || fleet.holm(&renew).status == 0);
     fleet.start_coordinator();
     let new = std::fs::read_to_string(&file).unwrap();
     assert_ne!(new, old);
     fleet.holm(&["nodes", "list"]).ok();
-    let void = fleet.holm(&["nodes", "list", "--token", old.trim()]).error(5);
+    let void = fleet
+        .holm(&["nodes", "list", "--token", old.trim()])
+        .error(5);
     assert!(void.contains("not valid here"), "{void}");
 }
 

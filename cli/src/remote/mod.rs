@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`daemon`] | `coordinator`, `node join`, `node run` |
 //! | [`deploy`] | `deploy` |
-//! | [`rollout`] | `versions`, `rollout`, `rollback` |
+//! | [`rollout`] | `rollout`, `rollback` |
+//! | [`versions`] | `versions` |
 //! | [`fleet`] | `nodes`, `tenants`, `login` |
 //! | [`invoke`] | `route`, `invoke` |
 //! | [`logs`] | `logs` |
@@ -30,6 +31,7 @@ pub(crate) mod settings;
 pub(crate) mod table;
 pub(crate) mod tokens;
 pub(crate) mod usage;
+pub(crate) mod versions;
 pub(crate) mod when;
 
 use clap::Subcommand;
@@ -42,8 +44,8 @@ use crate::output::Output;
 pub(crate) enum Command {
     /// Publish a function and roll it out to the fleet.
     Deploy(deploy::Args),
-    /// List a function's versions.
-    Versions(rollout::VersionsArgs),
+    /// List a function's versions, name them, and remove what nobody needs.
+    Versions(versions::VersionsArgs),
     /// Move the fleet to a version, in waves.
     Rollout(rollout::RolloutArgs),
     /// Move the fleet back to the version before.
@@ -86,7 +88,7 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
     runtime(threads)?.block_on(async {
         match command {
             Command::Deploy(args) => deploy::run(args, output).await,
-            Command::Versions(args) => rollout::versions(args, output).await,
+            Command::Versions(args) => versions::versions(args, output).await,
             Command::Rollout(args) => rollout::run(args, output).await,
             Command::Rollback(args) => rollout::rollback(args, output).await,
             Command::Invoke(args) => invoke::run(args, output).await,

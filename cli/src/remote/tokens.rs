@@ -6,9 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::Subcommand;
 use serde::Serialize;
 
-use holm_model::api::{
-    AuditCheck, AuditEntry, AuditPage, TokenAnswer, TokenRequest, TokenView,
-};
+use holm_model::api::{AuditCheck, AuditEntry, AuditPage, TokenAnswer, TokenRequest, TokenView};
 use holm_model::ids::{Digest, Name};
 use holm_model::manifest::units::parse_millis;
 use holm_model::token::{ApiToken, Caveat, Grant, Verb};
@@ -17,6 +15,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::settings::Connection;
 use crate::remote::table::{moment, table};
+use crate::remote::when::When;
 
 /// `holm tokens …`.
 #[derive(Debug, clap::Args)]
@@ -72,7 +71,9 @@ struct Limits {
 
 /// Milliseconds of a time such as `90d` or `12h`.
 pub(crate) fn days(text: &str) -> Result<u64, String> {
-    let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
+    let days = text
+        .strip_suffix('d')
+        .and_then(|days| days.parse::<u64>().ok());
     match days {
         Some(days) => days
             .checked_mul(86_400_000)
@@ -190,8 +191,10 @@ fn weaken(token: ApiToken, limits: Limits) -> Result<ApiToken, Failure> {
     ];
     let mut caveats = caveats.into_iter().flatten().peekable();
     if caveats.peek().is_none() {
-        return Err(Failure::usage("nobody said in what the token is to be weaker")
-            .hint("give --verbs, --tenant or --ttl"));
+        return Err(
+            Failure::usage("nobody said in what the token is to be weaker")
+                .hint("give --verbs, --tenant or --ttl"),
+        );
     }
     caveats
         .try_fold(token, |token, caveat| token.weaken(&caveat))
@@ -262,9 +265,9 @@ pub(crate) struct AuditArgs {
 enum AuditAction {
     /// Tell who did what to what, the oldest first.
     Log {
-        /// Only what was done since: a time ago such as 2h or 7d, or a moment such as 2026-07-01T12:00:00Z.
-        #[arg(long, value_name = "TIME", value_parser = since)]
-        since: Option<u64>,
+        /// Only what was done since: a day or time, or how long ago, for example 2h.
+        #[arg(long, value_name = "TIME")]
+        since: Option<When>,
     },
     /// Compute every hash of the log anew: whether an entry was changed or is missing.
     Check {
@@ -274,23 +277,12 @@ enum AuditAction {
     },
 }
 
-/// Milliseconds since 1970 UTC.
-fn since(text: &str) -> Result<u64, String> {
-    if let Ok(ago) = days(text) {
-        return Ok(now_ms().saturating_sub(ago));
-    }
-    let moment: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "neither a time such as 2h nor a moment such as 2026-07-01T12:00:00Z")?;
-    Ok(u64::try_from(moment.as_millisecond()).unwrap_or(0))
-}
-
 /// `holm audit`.
 pub(crate) async fn audit(args: AuditArgs, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
     match args.action {
         AuditAction::Log { since } => {
-            let since = since.unwrap_or(0);
+            let since = since.map_or(0, When::ms);
             let (mut entries, mut after) = (Vec::<AuditEntry>::new(), Some(0));
             while let Some(from) = after {
                 let path = format!("/v1/audit?since={since}&after={from}");
@@ -352,12 +344,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_may_be_in_days_and_moments_are_moments() {
+    fn times_may_be_in_days() {
         assert_eq!(days("2d"), Ok(172_800_000));
         assert_eq!(days("90m"), Ok(5_400_000));
         assert!(days("d").is_err() && days("99999999999999999d").is_err());
-        assert_eq!(since("1970-01-01T00:00:01Z"), Ok(1000));
-        assert!(since("yesterday").is_err());
     }
 
     #[test]

@@ -31,3 +31,25 @@ BEGIN
 END $$;
 CREATE TRIGGER audit_log_is_not_changed BEFORE UPDATE OR DELETE ON audit_log
     FOR EACH ROW EXECUTE FUNCTION audit_log_is_only_added_to();
+
+ALTER TABLE versions ADD COLUMN author text COLLATE "C" NOT NULL DEFAULT '';
+-- A version that nobody may need keeps its row, without its statement, and its counter.
+ALTER TABLE versions ADD COLUMN removed_ms bigint;
+
+CREATE TABLE tags (
+    function text COLLATE "C" NOT NULL REFERENCES functions (name),
+    tag      text COLLATE "C" NOT NULL,
+    version  bytea NOT NULL REFERENCES versions (id),
+    set_ms   bigint NOT NULL,
+    PRIMARY KEY (function, tag)
+);
+
+-- JSON: what a cordoned node keeps, by function; none if it is not cordoned.
+ALTER TABLE nodes ADD COLUMN cordoned text COLLATE "C";
+-- JSON, by key.
+ALTER TABLE nodes ADD COLUMN labels text COLLATE "C" NOT NULL DEFAULT '{}';
+-- Since when its certificate is void.
+ALTER TABLE nodes ADD COLUMN revoked_ms bigint;
+
+-- From when on nothing new that it signs gets in; may be yet to come.
+ALTER TABLE publisher_keys ADD COLUMN revoked_ms bigint;

@@ -29,3 +29,25 @@ CREATE TRIGGER audit_log_is_not_changed BEFORE UPDATE ON audit_log
 BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END;
 CREATE TRIGGER audit_log_is_not_deleted BEFORE DELETE ON audit_log
 BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END;
+
+ALTER TABLE versions ADD COLUMN author TEXT NOT NULL DEFAULT '';
+-- A version that nobody may need keeps its row, without its statement, and its counter.
+ALTER TABLE versions ADD COLUMN removed_ms INTEGER;
+
+CREATE TABLE tags (
+    function TEXT NOT NULL REFERENCES functions (name),
+    tag      TEXT NOT NULL,
+    version  BLOB NOT NULL REFERENCES versions (id),
+    set_ms   INTEGER NOT NULL,
+    PRIMARY KEY (function, tag)
+) STRICT, WITHOUT ROWID;
+
+-- JSON: what a cordoned node keeps, by function; none if it is not cordoned.
+ALTER TABLE nodes ADD COLUMN cordoned TEXT;
+-- JSON, by key.
+ALTER TABLE nodes ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+-- Since when its certificate is void.
+ALTER TABLE nodes ADD COLUMN revoked_ms INTEGER;
+
+-- From when on nothing new that it signs gets in; may be yet to come.
+ALTER TABLE publisher_keys ADD COLUMN revoked_ms INTEGER;

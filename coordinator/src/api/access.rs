@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use axum::Extension;
+use axum::extract::rejection::RawPathParamsRejection;
 use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
@@ -104,6 +105,12 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("GET", "/v1/nodes") => (Read, Several, None),
         ("POST", "/v1/nodes/{node}/drain") => (Nodes, All, Some("node.drain")),
         ("POST", "/v1/nodes/{node}/undrain") => (Nodes, All, Some("node.undrain")),
+        ("POST", "/v1/nodes/{node}/cordon") => (Nodes, All, Some("node.cordon")),
+        ("POST", "/v1/nodes/{node}/uncordon") => (Nodes, All, Some("node.uncordon")),
+        ("PUT", "/v1/nodes/{node}/labels") => (Nodes, All, Some("node.label")),
+        ("POST", "/v1/nodes/{node}/revoke") => (Nodes, All, Some("node.revoke")),
+        ("GET", "/v1/tenants/{tenant}") => (Read, Tenant, None),
+        ("POST", "/v1/tenants/{tenant}/keys/revoke") => (Admin, Tenant, Some("key.revoke")),
         ("GET", "/v1/route/{tenant}/{function}") => (Read, Tenant, None),
         ("PUT", "/v1/tenants/{tenant}") => (Admin, Tenant, Some("tenant.change")),
         ("GET" | "HEAD", "/v1/artifacts/{digest}") => (Deploy, Several, None),
@@ -113,6 +120,13 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("POST", "/v1/functions/{tenant}/{function}/versions") => {
             (Deploy, Tenant, Some("version.publish"))
         }
+        ("PUT", "/v1/functions/{tenant}/{function}/tags/{tag}") => {
+            (Deploy, Tenant, Some("version.tag"))
+        }
+        ("DELETE", "/v1/functions/{tenant}/{function}/tags/{tag}") => {
+            (Deploy, Tenant, Some("version.untag"))
+        }
+        ("POST", "/v1/prune") => (Deploy, Several, Some("version.prune")),
         ("POST", "/v1/functions/{tenant}/{function}/rollouts") => {
             (Rollout, Tenant, Some("rollout.start"))
         }
@@ -124,6 +138,12 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("GET", "/v1/rollouts/{id}") => (Read, Several, None),
         ("POST", "/v1/rollouts/{id}/abort") => (Rollout, Several, Some("rollout.abort")),
         ("GET", "/v1/usage" | "/v1/usage/records") => (Usage, Several, None),
+        ("GET", "/v1/usage/bill" | "/v1/requests/{request}" | "/v1/prices") => {
+            (Usage, Several, None)
+        }
+        ("POST", "/v1/prices/{plan}") => (Admin, All, Some("prices.set")),
+        // Nobody chooses his own prices.
+        ("PUT", "/v1/tenants/{tenant}/prices") => (Admin, All, Some("prices.assign")),
         ("GET", "/v1/usage/audit") => (Usage, All, None),
         ("GET" | "HEAD", _) => (Admin, All, None),
         _ => (Admin, All, Some("other")),
@@ -143,11 +163,12 @@ pub(super) fn told(what: impl Into<String>) -> Extension<Told> {
 pub(super) async fn guard(
     State(api): Shared,
     path: MatchedPath,
-    params: RawPathParams,
+    params: Result<RawPathParams, RawPathParamsRejection>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let caller = authenticate(&api, request.headers()).await?;
+    let params = params.map_err(|error| ApiError::bad_request(error.body_text()))?;
     let (verb, of, action) = needs(request.method(), path.as_str());
     let allowed = match of {
         Of::Anyone => Ok(()),

@@ -6,15 +6,17 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, NodeView, RouteView};
+use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeView, RouteView};
 use holm_model::ids::Name;
+use holm_model::limits::{MAX_LABEL_BYTES, MAX_LABELS};
+use holm_model::place::is_label;
 use serde::Deserialize;
 
 use super::access::{self, told};
-use super::{Api, Shared};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction, QueryOf};
 use super::problem::ApiError;
+use super::{Api, Shared};
 use crate::limits::MAX_PROBES;
 use crate::route::{Caller, nearest};
 
@@ -39,6 +41,8 @@ pub(super) async fn list_nodes(
     State(api): Shared,
     caller: access::Caller,
 ) -> Result<Json<Vec<NodeView>>, ApiError> {
+    // Also those that have joined since, and were not connected yet.
+    api.rollouts.refresh_nodes().await?;
     let mut views = views(&api).await?;
     for view in &mut views {
         let versions = &mut view.versions;
@@ -61,29 +65,87 @@ async fn views(api: &Api) -> Result<Vec<NodeView>, ApiError> {
     Ok(views)
 }
 
-pub(super) async fn drain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
-    set_drained(api, node, true).await
-}
-
-pub(super) async fn undrain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
-    set_drained(api, node, false).await
-}
-
-async fn set_drained(
+pub(super) async fn drain(
     State(api): Shared,
     Id(node): Id<Name>,
-    drained: bool,
 ) -> Result<Json<NodeView>, ApiError> {
-    let unknown = || {
-        ApiError::not_found(format!(
-            "there is no node `{node}` that has been connected; `holm nodes list` shows those that have"
-        ))
-    };
-    if !api.rollouts.drain(&node, drained).await? {
-        return Err(unknown());
+    let known = api.rollouts.drain(&node, true).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn undrain(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.drain(&node, false).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn cordon(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.cordon(&node, true).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn uncordon(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.cordon(&node, false).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn set_labels(
+    State(api): Shared,
+    Id(node): Id<Name>,
+    JsonBody(request): JsonBody<LabelsRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    for (key, value) in &request.labels {
+        if !is_label(key, value.as_deref().unwrap_or_default()) {
+            let shown: String = key.chars().take(80).collect();
+            return Err(ApiError::bad_request(format!(
+                "`labels`: `{shown}` and its value are not up to {MAX_LABEL_BYTES} letters, digits, \
+                 `.`, `_`, `-` and `/` each"
+            )));
+        }
     }
-    let view = views(&api).await?.into_iter().find(|view| view.name == node);
-    view.map(Json).ok_or_else(unknown)
+    if request.labels.len() > MAX_LABELS {
+        let detail = format!("`labels`: more than the {MAX_LABELS} allowed");
+        return Err(ApiError::bad_request(detail));
+    }
+    let known = api.rollouts.label(&node, &request.labels).await?;
+    let one = |(key, value): (&String, &Option<String>)| match value {
+        Some(value) => format!("{key}={value}"),
+        None => format!("{key}-"),
+    };
+    let labels: Vec<String> = request.labels.iter().map(one).collect();
+    Ok((told(labels.join(" ")), changed(&api, &node, known).await?))
+}
+
+pub(super) async fn revoke(State(api): Shared, Id(node): Id<Name>) -> Result<StatusCode, ApiError> {
+    match api.rollouts.revoke(&node).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(unknown(&node)),
+    }
+}
+
+async fn changed(api: &Api, node: &Name, known: bool) -> Result<Json<NodeView>, ApiError> {
+    if !known {
+        return Err(unknown(node));
+    }
+    let view = views(api)
+        .await?
+        .into_iter()
+        .find(|view| view.name == *node);
+    view.map(Json).ok_or_else(|| unknown(node))
+}
+
+fn unknown(node: &Name) -> ApiError {
+    ApiError::not_found(format!(
+        "there is no node `{node}`; `holm nodes list` shows those that have joined"
+    ))
 }
 
 /// The query of a route request.

@@ -75,12 +75,28 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/nodes", get(fleet::list_nodes))
         .route("/v1/nodes/{node}/drain", post(fleet::drain))
         .route("/v1/nodes/{node}/undrain", post(fleet::undrain))
+        .route("/v1/nodes/{node}/cordon", post(fleet::cordon))
+        .route("/v1/nodes/{node}/uncordon", post(fleet::uncordon))
+        .route("/v1/nodes/{node}/labels", put(fleet::set_labels))
+        .route("/v1/nodes/{node}/revoke", post(fleet::revoke))
         .route("/v1/route/{tenant}/{function}", get(fleet::route))
-        .route("/v1/tenants/{tenant}", put(catalogue::put_tenant))
+        .route(
+            "/v1/tenants/{tenant}",
+            get(catalogue::get_tenant).put(catalogue::put_tenant),
+        )
+        .route(
+            "/v1/tenants/{tenant}/keys/revoke",
+            post(catalogue::revoke_key),
+        )
         .route(
             "/v1/artifacts/{digest}",
             head(catalogue::has_artifact).put(catalogue::put_artifact),
         )
+        .route(
+            "/v1/functions/{tenant}/{function}/tags/{tag}",
+            put(catalogue::set_tag).delete(catalogue::remove_tag),
+        )
+        .route("/v1/prune", post(catalogue::prune))
         .route("/v1/functions", get(catalogue::list_functions))
         .route(
             "/v1/functions/{tenant}/{function}",

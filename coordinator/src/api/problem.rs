@@ -7,7 +7,7 @@ use holm_model::artifact::VersionError;
 
 use super::access::Told;
 use crate::ca::{ApiTokenError, CaError, JoinError};
-use crate::registry::{ArtifactError, RegistryError};
+use crate::registry::{ArtifactError, RegistryError, SweepError};
 use crate::rollout::RolloutError;
 use crate::store::{StoreError, Unpriced, Unstored};
 
@@ -99,11 +99,11 @@ impl ApiError {
         )
     }
 
-    fn conflict(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+    pub(super) fn conflict(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
         ApiError::new(StatusCode::CONFLICT, name, title, error.to_string())
     }
 
-    fn unprocessable(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+    pub(super) fn unprocessable(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
         ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             name,
@@ -162,13 +162,25 @@ impl From<RegistryError> for ApiError {
                 VersionError::WrongDigest { .. } => "wrong-digest",
                 VersionError::WrongSize { .. } => "wrong-size",
             },
-            RegistryError::TooManyKeys(_) => "too-many-keys",
+            RegistryError::BadTag(_) => return ApiError::bad_request(error.to_string()),
+            RegistryError::UnknownVersion { .. } => return ApiError::not_found(error.to_string()),
+            RegistryError::Removed(_) => {
+                return ApiError::conflict("version-removed", VERSION, error);
+            }
+            RegistryError::TooManyTags(_) => "too-many-tags",
+            RegistryError::KeyRevoked(_) => "key-revoked",
             RegistryError::OtherFunction { .. } => "other-function",
             RegistryError::BadStatement(_) => "bad-statement",
             RegistryError::ArtifactMissing(_) => "artifact-missing",
             RegistryError::BadProgram(_) => "bad-program",
         };
         ApiError::unprocessable(name, VERSION, error)
+    }
+}
+
+impl From<SweepError> for ApiError {
+    fn from(error: SweepError) -> Self {
+        ApiError::internal(error)
     }
 }
 
@@ -197,6 +209,7 @@ impl From<RolloutError> for ApiError {
             RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
             RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
+            RolloutError::KeyRevoked { .. } => ApiError::conflict("key-revoked", ROLLOUT, error),
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
             RolloutError::BadWaves(_) | RolloutError::BadBake(_) => {

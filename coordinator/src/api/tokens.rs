@@ -4,9 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use holm_model::api::{
-    AuditCheck, AuditPage, OwnToken, TokenAnswer, TokenRequest, TokenView,
-};
+use holm_model::api::{AuditCheck, AuditPage, OwnToken, TokenAnswer, TokenRequest, TokenView};
 use holm_model::ids::Digest;
 use serde::Deserialize;
 

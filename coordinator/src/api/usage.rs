@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use holm_model::api::{
     AuditView, ExplainedRecord, NewAssignment, NewPrices, PricesView, SignedBill, UsageRecordsPage,
     UsageView,
@@ -96,8 +97,10 @@ pub(super) struct BillQuery {
 
 pub(super) async fn bill(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<BillQuery>,
 ) -> Result<Json<SignedBill>, ApiError> {
+    caller.of_tenant(Verb::Usage, &query.tenant)?;
     let (from, to) = (query.since, query.until);
     let whole = from.is_multiple_of(HOUR_MS) && to.is_multiple_of(HOUR_MS);
     if !whole || from >= to || to > ALWAYS_MS {
@@ -119,9 +122,13 @@ pub(super) async fn bill(
 
 pub(super) async fn explain(
     State(api): Shared,
+    caller: Caller,
     Id(request): Id<RequestId>,
 ) -> Result<Json<Vec<ExplainedRecord>>, ApiError> {
     let rows = bill::explain(&api.store, request).await?;
+    for explained in &rows {
+        caller.of_tenant(Verb::Usage, &explained.row.record.function.tenant)?;
+    }
     match rows.is_empty() {
         false => Ok(Json(rows)),
         true => Err(ApiError::not_found(format!(
@@ -131,31 +138,41 @@ pub(super) async fn explain(
     }
 }
 
-pub(super) async fn prices(State(api): Shared) -> Result<Json<PricesView>, ApiError> {
-    Ok(Json(api.store.prices().await?))
+/// With the plans of the tenants that the token is for.
+pub(super) async fn prices(
+    State(api): Shared,
+    caller: Caller,
+) -> Result<Json<PricesView>, ApiError> {
+    let mut view = api.store.prices().await?;
+    view.assignments
+        .retain(|assigned| caller.grant.reaches(&assigned.tenant));
+    Ok(Json(view))
 }
 
 pub(super) async fn add_prices(
     State(api): Shared,
     Id(plan): Id<Name>,
     JsonBody(new): JsonBody<NewPrices>,
-) -> Result<(StatusCode, Json<PricePlan>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     from_in_range(new.from_ms)?;
     let plan = api
         .store
         .add_prices(&plan, &new, api.clock.now_ms())
         .await?;
-    Ok((StatusCode::CREATED, Json(plan)))
+    let told = told(format!("version {}", plan.version));
+    Ok((StatusCode::CREATED, told, Json(plan)))
 }
 
 pub(super) async fn assign_plan(
     State(api): Shared,
     Id(tenant): Id<Name>,
     JsonBody(new): JsonBody<NewAssignment>,
-) -> Result<Json<PlanAssignment>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     from_in_range(new.from_ms)?;
     let now_ms = api.clock.now_ms();
-    Ok(Json(api.store.assign_plan(&tenant, &new, now_ms).await?))
+    let assigned = api.store.assign_plan(&tenant, &new, now_ms).await?;
+    let PlanAssignment { plan, from_ms, .. } = &assigned;
+    Ok((told(format!("{plan} from {from_ms}")), Json(assigned)))
 }
 
 fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {

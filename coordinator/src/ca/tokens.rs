@@ -19,7 +19,7 @@ use crate::clock::Clock;
 use crate::limits::{
     DEFAULT_JOIN_TTL_SECONDS, MAX_API_TOKEN_TTL_SECONDS, MAX_API_TOKENS, MAX_JOIN_TTL_SECONDS,
 };
-use crate::store::{JoinOutcome, Store, StoreError, TokenOutcome, TokenRow};
+use crate::store::{Came, Deed, JoinOutcome, Store, StoreError, TokenOutcome, TokenRow};
 
 const ADMIN_PREFIX: &str = "holm-admin-1.";
 
@@ -71,9 +71,7 @@ pub(crate) enum ApiTokenError {
          `holm tokens revoke {0}`"
     )]
     NameTaken(Name),
-    #[error(
-        "there are {MAX_API_TOKENS} valid tokens, which is all that are allowed; revoke some"
-    )]
+    #[error("there are {MAX_API_TOKENS} valid tokens, which is all that are allowed; revoke some")]
     TooMany,
     #[error("the token would allow nothing: it has no verb, or is for no tenant")]
     Nothing,
@@ -248,6 +246,22 @@ impl Joins {
         ))
     }
 
+    /// The node is in, so what is left is to say so if the audit log cannot.
+    async fn record(&self, node: &Name) {
+        let deed = Deed {
+            actor_kind: "node",
+            actor: node.to_string(),
+            action: "node.join".to_owned(),
+            object: node.to_string(),
+            ..Deed::default()
+        };
+        let came = Came::done("");
+        let recorded = self.store.record(&deed, &came, self.clock.now_ms());
+        if let Err(error) = recorded.await {
+            tracing::error!(%node, %error, "that a node has joined is not in the audit log");
+        }
+    }
+
     /// Lets a machine in: its certificate, after the token has been used up.
     pub(crate) async fn join(
         &self,
@@ -262,7 +276,10 @@ impl Joins {
             .join(token, node, digest, self.clock.now_ms())
             .await?
         {
-            JoinOutcome::Joined => Ok(certificate),
+            JoinOutcome::Joined => {
+                self.record(node).await;
+                Ok(certificate)
+            }
             JoinOutcome::UnknownToken => Err(JoinError::UnknownToken),
             JoinOutcome::UsedToken { by } => Err(JoinError::UsedToken { by }),
             JoinOutcome::ExpiredToken => Err(JoinError::ExpiredToken),

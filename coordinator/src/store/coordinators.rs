@@ -162,7 +162,9 @@ impl Store {
         tokio::time::sleep(COORDINATOR_SILENCE).await;
         let (after, _) = self.coordinators().await?;
         let beat = |id: &str| before.iter().find(|row| row.id == id).map(|row| row.beat);
-        let alive = after.into_iter().filter(|row| beat(&row.id) != Some(row.beat));
+        let alive = after
+            .into_iter()
+            .filter(|row| beat(&row.id) != Some(row.beat));
         Ok(alive.map(|row| row.address).collect())
     }
 

@@ -57,7 +57,8 @@ fn row(columns: Columns) -> Result<TokenRow, StoreError> {
     })
 }
 
-const SELECT: &str = "SELECT id, name, caveats, created_ms, created_by, expires_ms, revoked_ms FROM tokens";
+const SELECT: &str =
+    "SELECT id, name, caveats, created_ms, created_by, expires_ms, revoked_ms FROM tokens";
 
 impl Store {
     /// The label of the administrator's token with this digest, if it is valid.

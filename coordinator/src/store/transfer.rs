@@ -135,6 +135,9 @@ const TABLES: &[Table] = &[
             ("hello", Text),
             ("last_seen_ms", Int),
             ("drained", Int),
+            ("cordoned", Text),
+            ("labels", Text),
+            ("revoked_ms", Int),
         ],
         order: "name",
     },
@@ -145,7 +148,12 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "publisher_keys",
-        columns: &[("tenant", Text), ("key", Bytes), ("added_ms", Int)],
+        columns: &[
+            ("tenant", Text),
+            ("key", Bytes),
+            ("added_ms", Int),
+            ("revoked_ms", Int),
+        ],
         order: "tenant, key",
     },
     Table {
@@ -173,8 +181,20 @@ const TABLES: &[Table] = &[
             ("key", Bytes),
             ("signature", Bytes),
             ("published_ms", Int),
+            ("author", Text),
+            ("removed_ms", Int),
         ],
         order: "function, counter",
+    },
+    Table {
+        name: "tags",
+        columns: &[
+            ("function", Text),
+            ("tag", Text),
+            ("version", Bytes),
+            ("set_ms", Int),
+        ],
+        order: "function, tag",
     },
     Table {
         name: "rollouts",

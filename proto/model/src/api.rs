@@ -17,10 +17,19 @@
 //! | `GET /v1/nodes` | | 200 `Vec<NodeView>` |
 //! | `POST /v1/nodes/{node}/drain` | | 200 `NodeView` |
 //! | `POST /v1/nodes/{node}/undrain` | | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/cordon` | | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/uncordon` | | 200 `NodeView` |
+//! | `PUT /v1/nodes/{node}/labels` | `LabelsRequest` | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/revoke` | | 204 |
+//! | `GET /v1/tenants/{tenant}` | | 200 `TenantView` |
+//! | `POST /v1/tenants/{tenant}/keys/revoke` | `RevokeKeyRequest` | 200 `TenantView` |
 //! | `PUT /v1/tenants/{tenant}` | `TenantRequest` | 200 `TenantView` |
 //! | `HEAD /v1/artifacts/{digest}` | | 200 or 404 |
 //! | `PUT /v1/artifacts/{digest}` | raw bytes | 201, or 200 if it was there |
 //! | `POST /v1/functions/{tenant}/{function}/versions` | `PublishRequest` | 201 `VersionView` (200 if known) |
+//! | `PUT /v1/functions/{tenant}/{function}/tags/{tag}` | `TagRequest` | 200 `VersionView` |
+//! | `DELETE /v1/functions/{tenant}/{function}/tags/{tag}` | | 204 |
+//! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
 //! | `GET /v1/functions` | | 200 `Vec<FunctionView>` |
 //! | `GET /v1/functions/{tenant}/{function}` | | 200 `FunctionView` |
 //! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
@@ -39,7 +48,7 @@
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
 //! | `PUT /v1/tenants/{tenant}/prices` | `NewAssignment` | 200 `PlanAssignment`, 404, 409 |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -251,6 +260,15 @@ pub struct NodeView {
     /// Whether an operator has said that it takes no requests.
     #[serde(default)]
     pub drained: bool,
+    /// Whether an operator has said that nothing new comes to it.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Its labels, by key.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether it has joined and was never connected, so that it has not said where it is.
+    #[serde(default)]
+    pub never_connected: bool,
     /// When it was last heard, milliseconds since 1970 UTC.
     pub last_seen_ms: u64,
     /// Round-trip time of the link in microseconds, while it is up.
@@ -294,8 +312,38 @@ pub struct TenantRequest {
 pub struct TenantView {
     /// Its name.
     pub name: Name,
-    /// Ed25519 public keys, base64.
+    /// Ed25519 public keys that may sign its versions, base64.
     pub publisher_keys: Vec<String>,
+    /// Those that may not any more, or only for a while yet.
+    #[serde(default)]
+    pub revoked_keys: Vec<RevokedKeyView>,
+}
+
+/// A publisher's key that was revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedKeyView {
+    /// Ed25519 public key, base64.
+    pub key: String,
+    /// From when on nothing new that it signs gets in, milliseconds since 1970 UTC.
+    pub from_ms: u64,
+}
+
+/// Revokes a publisher's key: nothing new that it signs gets in, what runs keeps running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeKeyRequest {
+    /// Ed25519 public key, base64.
+    pub key: String,
+    /// How long it is still good; not at all if left out.
+    pub after_seconds: Option<u64>,
+}
+
+/// Sets labels of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsRequest {
+    /// By key; what has no value is taken off. Labels that are not here stay.
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 /// Publishes a version whose artifact has been put before.
@@ -323,6 +371,15 @@ pub struct VersionView {
     pub counter: u64,
     /// For people.
     pub message: String,
+    /// Who made it, as they say themselves.
+    #[serde(default)]
+    pub author: String,
+    /// The tags that name it.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Whether it was removed, so that only this is known of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
     /// [`crate::artifact::Statement::content`]: the same for two versions that do the same.
@@ -338,6 +395,50 @@ pub struct FunctionView {
     pub current: Option<VersionView>,
     /// Every version, newest first.
     pub versions: Vec<VersionView>,
+}
+
+/// Has a tag name a version, and no other one of the function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagRequest {
+    /// Which.
+    pub version: VersionId,
+}
+
+/// Removes versions that nobody may need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Of this function; of all if left out.
+    pub function: Option<FunctionName>,
+    /// As many of the newest of each function stay in any case; at least 1.
+    pub keep: u64,
+    /// Only tell what would be removed.
+    pub dry_run: bool,
+}
+
+/// What became of versions, or would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneView {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Those that go.
+    pub removed: Vec<VersionView>,
+    /// Those that stay.
+    pub kept: Vec<KeptView>,
+    /// Artifacts that go with them, because no version that stays has the same.
+    pub artifacts: Vec<Digest>,
+    /// Their bytes.
+    pub artifact_bytes: u64,
+}
+
+/// A version that stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptView {
+    /// Which.
+    pub version: VersionView,
+    /// Each reason, for people.
+    pub why: Vec<String>,
 }
 
 /// Starts a rollout.

@@ -66,6 +66,10 @@ pub const MAX_FILES_BYTES: usize = 8 << 10;
 pub const MAX_REGIONS: usize = 64;
 /// Longest name of a region.
 pub const MAX_REGION_BYTES: usize = 63;
+/// Most labels of a node, and most that a manifest may ask for.
+pub const MAX_LABELS: usize = 64;
+/// Longest key or value of a label.
+pub const MAX_LABEL_BYTES: usize = 63;
 /// Most places that a manifest may allow connections to.
 pub const MAX_ALLOWED: usize = 64;
 /// Longest of them.

@@ -458,7 +458,14 @@ mod tests {
     #[test]
     fn a_caveat_that_is_not_known_lets_nothing_pass() {
         let mut token = key().mint(TokenId([1; 16]));
-        for caveat in ["verbs=", "verbs=fly", "tenants=", "before=x", "source=10.0.0.1", ""] {
+        for caveat in [
+            "verbs=",
+            "verbs=fly",
+            "tenants=",
+            "before=x",
+            "source=10.0.0.1",
+            "",
+        ] {
             token.caveats = vec![caveat.to_owned()];
             assert!(token.grant().is_err(), "{caveat}");
         }
@@ -472,7 +479,13 @@ mod tests {
         }
         assert!(key().made(&token.to_string().parse().unwrap()));
         assert_eq!(token.weaken(&Caveat::Before(0)), Err(TokenError::TooMany));
-        for bad in ["", "holm-admin-1.x", "holm-api-1.", "holm-api-1.00.x.y", "holm-api-1.a.b.c.d"] {
+        for bad in [
+            "",
+            "holm-admin-1.x",
+            "holm-api-1.",
+            "holm-api-1.00.x.y",
+            "holm-api-1.a.b.c.d",
+        ] {
             assert_eq!(bad.parse::<ApiToken>(), Err(TokenError::NotOne), "{bad}");
         }
     }
