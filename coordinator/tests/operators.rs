@@ -135,7 +135,11 @@ async fn a_cordoned_node_keeps_what_it_has_and_gets_neither_versions_nor_callers
         .await
         .expect(200);
     assert!(!view.cordoned);
-    routes_to(&n1, third.version).await;
+    until("the node to be as others", || async {
+        let wanted = wanted(&n1);
+        wanted.contains(&third.version) && wanted.contains(&new.version)
+    })
+    .await;
 }
 
 #[tokio::test]

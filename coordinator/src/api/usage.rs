@@ -10,7 +10,7 @@ use holm_model::api::{
 };
 use holm_model::ids::{FunctionName, Name, RequestId};
 use holm_model::limits::MAX_USAGE_BATCH;
-use holm_model::price::{PlanAssignment, PricePlan};
+use holm_model::price::PlanAssignment;
 use holm_model::token::Verb;
 use serde::Deserialize;
 
