@@ -206,8 +206,8 @@ async fn a_revoked_key_signs_nothing_new_and_does_not_come_back(database: TestDa
     else {
         panic!("{rows:?}")
     };
-    assert_eq!(keys(&rows), [(old, Some(5)), (new, None)]);
-    assert!(rows[0].holds(4) && !rows[0].holds(5));
+    assert_eq!(keys(&rows), [(new, None), (old, Some(5))]);
+    assert!(rows[1].holds(4) && !rows[1].holds(5));
     let (_, late) = publish(store, &statement("acme/hello", 2, "v")).await;
     assert_eq!(late, PublishOutcome::KeyRevoked);
     // No later time is taken, and an old revision is none to decide on.
