@@ -4,8 +4,8 @@ use holm_model::price::{HOUR_MS, Prices};
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::*;
-use crate::store::Unpriced;
 use crate::store::testing::{TestDatabase, on_both_databases};
+use crate::store::{Basis, KeyChange, Unpriced};
 
 on_both_databases! {
     what_was_used_under_old_prices_keeps_them,
@@ -67,8 +67,15 @@ fn records(hours: std::ops::Range<u64>) -> Vec<UsageRecord> {
 
 async fn with_acme(database: &TestDatabase) -> &Store {
     let store = &database.store;
-    let key = [PublisherKey([1; 32])];
-    store.add_to_tenant(&name("acme"), &key, 1).await.unwrap();
+    let basis = Basis {
+        revision: 0,
+        lease: None,
+    };
+    let key = KeyChange::Add(vec![PublisherKey([1; 32])]);
+    store
+        .change_keys(basis, &name("acme"), &key, 1, 1)
+        .await
+        .unwrap();
     store
 }
 

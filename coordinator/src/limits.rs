@@ -57,12 +57,28 @@ pub(crate) const MAX_PROBES: usize = 256;
 pub(crate) const MAX_JOIN_TTL_SECONDS: u64 = 7 * 86_400;
 /// Life of a join token whose request does not say.
 pub(crate) const DEFAULT_JOIN_TTL_SECONDS: u64 = 600;
+/// Most API tokens that are valid at a time, beside administrators'.
+pub(crate) const MAX_API_TOKENS: u64 = 10_000;
+/// Longest life of an API token that has an end.
+pub(crate) const MAX_API_TOKEN_TTL_SECONDS: u64 = 10 * 366 * 86_400;
+/// Longest text of an entry in the audit log; longer ones are cut.
+pub(crate) const MAX_AUDIT_TEXT_CHARS: usize = 500;
 /// Largest certificate signing request.
 pub(crate) const MAX_CSR_BYTES: usize = 8 << 10;
 /// Most publisher keys of a tenant.
 pub(crate) const MAX_PUBLISHER_KEYS: usize = 32;
+/// Most publisher keys that a tenant has ever had.
+pub(crate) const MAX_KEYS_EVER: usize = 1000;
+/// Longest time until a key's revocation holds.
+pub(crate) const MAX_KEY_GRACE_SECONDS: u64 = 366 * 86_400;
 /// Longest label of a version.
 pub(crate) const MAX_LABEL_CHARS: usize = 64;
+/// Longest author of a version.
+pub(crate) const MAX_AUTHOR_CHARS: usize = 200;
+/// Most tags of a function.
+pub(crate) const MAX_TAGS: u64 = 100;
+/// Longest tag.
+pub(crate) const MAX_TAG_CHARS: usize = 64;
 /// Longest message of a version.
 pub(crate) const MAX_MESSAGE_CHARS: usize = 1000;
 /// Most versions of one function that an answer lists, newest first.

@@ -21,6 +21,8 @@ pub(crate) struct RouteNode {
     pub(crate) connected: bool,
     /// An operator says that it takes no requests.
     pub(crate) drained: bool,
+    /// An operator says that it gets nothing new.
+    pub(crate) cordoned: bool,
     /// It takes none because it is about to stop.
     pub(crate) stopping: bool,
     /// The function's versions on it, and whether they take requests.
@@ -66,6 +68,9 @@ fn unfit(node: &RouteNode) -> Option<String> {
     }
     if node.drained {
         return Some("it is drained; `holm nodes undrain` lets it take requests".into());
+    }
+    if node.cordoned {
+        return Some("it is cordoned; `holm nodes uncordon` lets it be chosen again".into());
     }
     if node.stopping {
         return Some("it is stopping".into());
@@ -135,6 +140,7 @@ mod tests {
             ingress_url: format!("http://{name}:8080/"),
             connected: true,
             drained: false,
+            cordoned: false,
             stopping: false,
             versions: vec![(VersionState::Ready, true)],
         }

@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{self, Api, BoundedListener};
-use crate::ca::{Authority, CaError, Joins, TokenError, ensure_admin_token, random};
+use crate::ca::{
+    Authority, CaError, Joins, TokenError, Tokens, ensure_admin_token, new_admin_token, random,
+};
 use crate::clock::{Clock, millis};
 use crate::ledger::Ledger;
 use crate::limits::LAST_SEEN_EVERY;
@@ -24,10 +26,13 @@ use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Registry};
 use crate::rollout::{Rollouts, Timing};
-use crate::store::{DatabaseUrl, Store, StoreError, TransferError};
+use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
 
 /// Time for requests under way to end.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// The file with the administrator's token in the state directory.
+const ADMIN_TOKEN: &str = "admin-token";
 
 /// How to run a coordinator.
 #[derive(Clone, Debug)]
@@ -101,6 +106,12 @@ pub enum StartError {
          database; copy `ca.key` and `ca.der` from the state directory of one of them, or give another database"
     )]
     OtherAuthority(PathBuf),
+    /// An export would miss what is done meanwhile.
+    #[error(
+        "coordinators are at work on the database ({0}): what they do from now on would not be in the export; end \
+         them first, or export what there is now with --running"
+    )]
+    AtWork(String),
     /// The administrator's token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -140,9 +151,21 @@ pub struct Running {
     _lock: File,
 }
 
-/// Writes every row of the database to `out`, while no coordinator changes them. Returns how many.
-pub async fn export(config: &Config, out: &mut (impl Write + Send)) -> Result<u64, StartError> {
+/// Writes every row of the database to `out`, as they are at one moment. Returns how many. Refuses while other
+/// coordinators are at work on it, unless `running`.
+pub async fn export(
+    config: &Config,
+    running: bool,
+    out: &mut (impl Write + Send),
+) -> Result<u64, StartError> {
     let (store, _lock) = offline(config).await?;
+    if !running {
+        let at_work = store.at_work().await?;
+        if !at_work.is_empty() {
+            return Err(StartError::AtWork(at_work.join(", ")));
+        }
+    }
+    record_offline(&store, "database.export", String::new()).await?;
     let rows = store.export(out).await?;
     store.close().await;
     Ok(rows)
@@ -152,8 +175,39 @@ pub async fn export(config: &Config, out: &mut (impl Write + Send)) -> Result<u6
 pub async fn import(config: &Config, input: &mut (impl BufRead + Send)) -> Result<u64, StartError> {
     let (store, _lock) = offline(config).await?;
     let rows = store.import(input).await?;
+    record_offline(&store, "database.import", format!("{rows} rows")).await?;
     store.close().await;
     Ok(rows)
+}
+
+/// Makes a new administrator's token for the state directory's coordinator, which must not be at work; the one
+/// before is void, and with `all` so is every other administrator's, as may have come with an import. Returns
+/// where the new one is, and how many were voided.
+pub async fn renew_admin_token(config: &Config, all: bool) -> Result<(PathBuf, u64), StartError> {
+    let dir = &config.state_dir;
+    let (store, _lock) = offline(config).await?;
+    let label = admin_label(dir, &store);
+    let path = dir.join(ADMIN_TOKEN);
+    let only = (!all).then_some(label.as_str());
+    let voided = store.void_admin_tokens(only).await?;
+    new_admin_token(&path, &label, &store, &Clock::start()).await?;
+    let detail = format!("{voided} administrators' tokens voided, a new one made for `{label}`");
+    record_offline(&store, "token.renew", detail).await?;
+    store.close().await;
+    Ok((path, voided))
+}
+
+/// Who works on the coordinator's machine needs no token; the audit log has it all the same.
+async fn record_offline(store: &Store, action: &str, detail: String) -> Result<(), StoreError> {
+    let deed = Deed {
+        actor_kind: "operator",
+        actor: host(),
+        action: action.to_owned(),
+        ..Deed::default()
+    };
+    let now_ms = Clock::start().now_ms();
+    store.record(&deed, &Came::done(detail), now_ms).await?;
+    Ok(())
 }
 
 /// The database, with no coordinator at work in the state directory.
@@ -178,7 +232,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let clock = Clock::start();
     let store = open_store(&config).await?;
     let authority = authority(dir, &store).await?;
-    let admin_token_path = dir.join("admin-token");
+    let admin_token_path = dir.join(ADMIN_TOKEN);
     let label = admin_label(dir, &store);
     ensure_admin_token(&admin_token_path, &label, &store, &clock).await?;
     let artifacts = Artifacts::open(dir.join("artifacts"), store.is_shared()).await?;
@@ -216,6 +270,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .clone()
         .unwrap_or_else(|| quic_addr.to_string());
     let fingerprint = authority.fingerprint();
+    let tokens = Tokens {
+        key: authority.token_key().clone(),
+        store: store.clone(),
+        clock,
+    };
     let joins = Arc::new(Joins {
         authority: authority.clone(),
         store: store.clone(),
@@ -241,6 +300,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         logs,
         joins: joins.clone(),
         authority,
+        tokens,
         clock,
         uploads: api::upload_turns(),
     });
@@ -395,8 +455,13 @@ fn admin_label(dir: &Path, store: &Store) -> String {
     if !store.is_shared() {
         return "admin".to_owned();
     }
+    format!("admin {}:{}", host(), dir.display())
+}
+
+/// This machine's name.
+fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("admin {}:{}", host.trim(), dir.display())
+    host.trim().to_owned()
 }
 
 /// The state directory, for its owner alone.

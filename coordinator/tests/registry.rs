@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::time::{Duration, SystemTime};
+
 use common::{Coordinator, Publisher, post_version, program, put_artifact};
 use ed25519_dalek::SigningKey;
-use holm_model::api::{FunctionView, VersionView};
+use holm_model::api::{FunctionView, PruneView, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion};
 use holm_model::bundle::{Bundle, Collected};
 use holm_model::ids::Digest;
 use holm_model::program::Program;
+use serde_json::json;
 
 /// A coordinator, a publisher, and a signed first version whose artifact is there.
 async fn ready() -> (Coordinator, Publisher, SignedVersion) {
@@ -327,4 +330,89 @@ async fn a_program_with_files_is_taken_and_one_with_a_damaged_tree_is_not() {
     let signed = SignedVersion::sign(&publisher.statement(1, &good, ""), &publisher.key);
     let response = post_version(&coordinator.client, &publisher.function, &signed).await;
     assert_eq!(response.status, 201);
+}
+
+/// The artifact's file.
+fn artifact_file(coordinator: &Coordinator, program: &[u8]) -> std::path::PathBuf {
+    let artifacts = coordinator.dir.path().join("state/artifacts");
+    artifacts.join(Digest::of(program).hex())
+}
+
+#[tokio::test]
+async fn an_orphan_that_a_deploy_has_asked_for_outlives_the_sweep() {
+    let (mut coordinator, publisher, signed) = ready().await;
+    let (asked, forgotten) = (program::elf(1), program::elf(2));
+    put_artifact(&coordinator.client, &forgotten).await;
+    for program in [&asked, &forgotten] {
+        let file = std::fs::File::options()
+            .append(true)
+            .open(artifact_file(&coordinator, program))
+            .unwrap();
+        let two_days_ago = SystemTime::now() - Duration::from_secs(2 * 86_400);
+        file.set_modified(two_days_ago).unwrap();
+    }
+    let path = format!("/v1/artifacts/{}", Digest::of(&asked));
+    let there = coordinator.client.send("HEAD", &path, b"").await;
+    assert_eq!(there.status, 200);
+    // Every start sweeps.
+    coordinator.restart().await;
+    assert!(!artifact_file(&coordinator, &forgotten).exists());
+    let published = post_version(&coordinator.client, &publisher.function, &signed).await;
+    assert_eq!(published.status, 201, "{}", published.text());
+}
+
+#[tokio::test]
+async fn a_version_that_nobody_needs_goes_with_its_artifact_and_does_not_come_back() {
+    let (coordinator, mut publisher, _) = ready().await;
+    let client = &coordinator.client;
+    let first = publisher.publish(&coordinator, "").await;
+    for _ in 0..3 {
+        publisher.publish(&coordinator, "").await;
+    }
+    let prune = async |dry_run: bool, keep: u64| {
+        let body = json!({ "function": "acme/hello", "keep": keep, "dry_run": dry_run });
+        client.post("/v1/prune", &body).await
+    };
+    let would: PruneView = prune(true, 3).await.expect(200);
+    assert!(artifact_file(&coordinator, &program::elf(1)).exists());
+    let done: PruneView = prune(false, 3).await.expect(200);
+    assert_eq!(
+        PruneView {
+            dry_run: false,
+            ..would.clone()
+        },
+        PruneView {
+            removed: would.removed.clone(),
+            ..done.clone()
+        }
+    );
+    assert!(done.removed[0].removed && !would.removed[0].removed);
+    assert_eq!(done.artifacts, [Digest::of(&program::elf(1))]);
+    assert_eq!(done.artifact_bytes, program::elf(1).len() as u64);
+    assert_eq!(done.kept.len(), 3);
+    assert!(!artifact_file(&coordinator, &program::elf(1)).exists());
+    assert!(artifact_file(&coordinator, &program::elf(2)).exists());
+    prune(false, 0).await.problem(400);
+    let unknown = json!({ "function": "acme/none", "keep": 1, "dry_run": true });
+    client.post("/v1/prune", &unknown).await.problem(404);
+
+    let statement = publisher.statement(1, &program::elf(1), "");
+    let again = SignedVersion::sign(&statement, &publisher.key);
+    assert_eq!(again.id(), first.version);
+    put_artifact(client, &program::elf(1)).await;
+    let refused = post_version(client, &publisher.function, &again)
+        .await
+        .problem(409);
+    assert_eq!(refused.kind, "/problems/version-removed");
+    let path = "/v1/functions/acme/hello/rollouts";
+    let rollout = client
+        .post(path, &json!({ "version": first.version }))
+        .await;
+    assert!(rollout.problem(404).detail.contains("publish it first"));
+    let tag = json!({ "version": first.version });
+    let tag = serde_json::to_vec(&tag).unwrap();
+    let path = "/v1/functions/acme/hello/tags/old";
+    client.put(path, &tag).await.problem(404);
+    let bad = client.put("/v1/functions/acme/hello/tags/-x", &tag).await;
+    assert!(bad.problem(400).detail.contains("is not a tag"));
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use common::node::{TestNode, hello, join};
 use common::{Coordinator, Publisher, until};
-use holm_coordinator::StartError;
+use holm_coordinator::{Config, DatabaseUrl, StartError, export};
 use holm_model::api::{RolloutState, RolloutView};
 use holm_model::ids::VersionId;
 use holm_model::usage::Outcome;
@@ -250,4 +250,22 @@ async fn a_coordinator_without_the_fleets_authority_is_turned_away() {
     let foreign = Coordinator::start_in(dir, database()).await;
     let error = foreign.err().unwrap();
     assert!(matches!(error, StartError::OtherAuthority(_)), "{error}");
+}
+
+#[tokio::test]
+async fn an_export_sees_coordinators_at_work_on_the_database() {
+    let mut coordinator = Coordinator::start_on_postgres().await;
+    let dir = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let mut config = Config::new(dir.path().join("state"), any, any);
+    config.database = coordinator.database.clone().map(DatabaseUrl::from);
+    let mut out = Vec::new();
+    let refused = export(&config, false, &mut out).await.unwrap_err();
+    let address = coordinator.client.address.to_string();
+    assert!(refused.to_string().contains(&address), "{refused}");
+    assert!(out.is_empty(), "nothing was written");
+    let rows = export(&config, true, &mut out).await.unwrap();
+    assert!(rows > 0 && !out.is_empty());
+    coordinator.running.take().unwrap().shutdown().await;
+    assert!(export(&config, false, &mut Vec::new()).await.unwrap() > rows);
 }

@@ -55,6 +55,7 @@ pub(crate) fn release(built: &Built, tenant: &Name, label: &str, crash: bool) ->
         artifact: Arc::clone(&built.artifact),
         label: Some(label.into()),
         message: "made by `holm demo`".into(),
+        author: String::new(),
         force: false,
     }
 }

@@ -138,6 +138,18 @@ impl Client {
         self.read(path, &answer)
     }
 
+    /// `POST path` without a body, for an answer without one.
+    pub(crate) async fn post_nothing(&self, path: &str) -> Result<(), Failure> {
+        let answer = self.send(Method::POST, path, empty(), None, CALL_TIMEOUT);
+        answer.await.map(|_| ())
+    }
+
+    /// `DELETE path`.
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), Failure> {
+        let answer = self.send(Method::DELETE, path, empty(), None, CALL_TIMEOUT);
+        answer.await.map(|_| ())
+    }
+
     /// Whether the coordinator has the artifact.
     pub(crate) async fn has_artifact(&self, digest: &Digest) -> Result<bool, Failure> {
         let path = format!("/v1/artifacts/{digest}");

@@ -4,10 +4,11 @@
 //! supervisor reads that with `--json`. Logs go to stderr. SIGINT and SIGTERM end them in an orderly
 //! way; nothing that matters is lost if they are killed instead.
 
+use std::fs::File;
 use std::io::{BufReader, BufWriter, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
@@ -71,11 +72,20 @@ enum CoordinatorAction {
     Export {
         /// Where to.
         file: PathBuf,
+        /// Also while other coordinators are at work on the database: what they do from then on is not in it.
+        #[arg(long)]
+        running: bool,
     },
     /// Take an exported file into an empty database.
     Import {
         /// From `holm coordinator export`.
         file: PathBuf,
+    },
+    /// Make a new admin token for this state directory; the one before is void.
+    RenewToken {
+        /// Void the admin tokens of all other coordinators too, as may have come with an import.
+        #[arg(long)]
+        all: bool,
     },
 }
 
@@ -207,7 +217,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     config.public_quic_address = args.public_quic;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     if let Some(action) = args.action {
-        return transfer(action, &config, output).await;
+        return act(action, &config, output).await;
     }
     let mut running = holm_coordinator::start(config)
         .await
@@ -238,41 +248,73 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     }
 }
 
-/// `holm coordinator export` and `import`.
-async fn transfer(
+/// `holm coordinator export`, `import` and `renew-token`.
+async fn act(
     action: CoordinatorAction,
     config: &holm_coordinator::Config,
     output: Output,
 ) -> Result<(), Failure> {
-    let (CoordinatorAction::Export { file: path } | CoordinatorAction::Import { file: path }) =
-        &action;
-    let unusable = |error: std::io::Error| {
-        Failure::usage(format!("{} cannot be used: {error}", path.display()))
-    };
-    let (done, rows) = match action {
-        CoordinatorAction::Export { .. } => {
-            // Nobody else is to read what the fleet was used for.
-            let mut options = std::fs::File::options();
-            let file = options.write(true).create_new(true).mode(0o600).open(path);
-            let mut out = BufWriter::new(file.map_err(unusable)?);
-            let rows = holm_coordinator::export(config, &mut out).await;
-            if rows.is_ok() {
-                out.get_ref().sync_all().map_err(unusable)?;
-            }
-            ("exported", rows)
+    match action {
+        CoordinatorAction::Export { file, running } => {
+            let rows = export(&file, running, config).await?;
+            moved("exported", rows, &file, output)
         }
-        CoordinatorAction::Import { .. } => {
-            let mut input = BufReader::new(std::fs::File::open(path).map_err(unusable)?);
-            (
-                "imported",
-                holm_coordinator::import(config, &mut input).await,
-            )
+        CoordinatorAction::Import { file } => {
+            let open = File::open(&file).map_err(|error| unusable(&file, &error))?;
+            let rows = holm_coordinator::import(config, &mut BufReader::new(open)).await;
+            let rows = rows.map_err(|error| coordinator_failure("nothing was imported", &error))?;
+            moved("imported", rows, &file, output)
         }
-    };
-    let nothing = format!("nothing was {done}");
-    let rows = rows.map_err(|error| coordinator_failure(&nothing, &error))?;
+        CoordinatorAction::RenewToken { all } => renew_token(config, all, output).await,
+    }
+}
+
+async fn export(
+    path: &Path,
+    running: bool,
+    config: &holm_coordinator::Config,
+) -> Result<u64, Failure> {
+    // Nobody else is to read what the fleet was used for.
+    let mut options = File::options();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    let mut out = BufWriter::new(file.map_err(|error| unusable(path, &error))?);
+    let rows = holm_coordinator::export(config, running, &mut out).await;
+    let rows = rows
+        .map_err(|error| coordinator_failure("nothing was exported", &error))
+        .and_then(|rows| match out.get_ref().sync_all() {
+            Ok(()) => Ok(rows),
+            Err(error) => Err(unusable(path, &error)),
+        });
+    if rows.is_err() {
+        // It was made here a moment ago. If it cannot be removed it is no export either: its last line is missing.
+        let _ = std::fs::remove_file(path);
+    }
+    rows
+}
+
+fn unusable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::usage(format!("{} cannot be used: {error}", path.display()))
+}
+
+fn moved(done: &str, rows: u64, path: &Path, output: Output) -> Result<(), Failure> {
     let told = serde_json::json!({ "rows": rows, "file": path });
     output.result(&told, || format!("{rows} rows were {done}"))
+}
+
+/// `holm coordinator renew-token`.
+async fn renew_token(
+    config: &holm_coordinator::Config,
+    all: bool,
+    output: Output,
+) -> Result<(), Failure> {
+    let (path, voided) = holm_coordinator::renew_admin_token(config, all)
+        .await
+        .map_err(|error| coordinator_failure("the admin token is as it was", &error))?;
+    let told = serde_json::json!({ "token_file": path, "voided": voided });
+    output.result(&told, || {
+        let path = path.display();
+        format!("a new admin token is in {path}; {voided} before it are void")
+    })
 }
 
 fn coordinator_failure(what: &str, error: &StartError) -> Failure {

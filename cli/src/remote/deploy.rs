@@ -25,6 +25,7 @@ use crate::remote::client::{Client, function_path};
 use crate::remote::key::KeyFile;
 use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
 use crate::remote::settings::Connection;
+use crate::remote::versions::set_tag;
 
 /// Options of `holm deploy`.
 #[derive(Debug, clap::Args)]
@@ -52,6 +53,12 @@ pub(crate) struct Args {
     /// What is new, for people.
     #[arg(long, short, value_name = "TEXT", default_value = "")]
     message: String,
+    /// Who makes it, for people [default: the name of the user].
+    #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
+    author: Option<String>,
+    /// Have a tag name the version as soon as it is published; may be given several times.
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
     #[command(flatten)]
     pace: Pace,
     /// Do not wait for the rollout's end.
@@ -89,6 +96,8 @@ pub(crate) struct Release {
     pub(crate) label: Option<String>,
     /// What is new, for people.
     pub(crate) message: String,
+    /// Who makes it, for people.
+    pub(crate) author: String,
     /// Publish although nothing has changed.
     pub(crate) force: bool,
 }
@@ -123,9 +132,15 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
         artifact,
         label: args.label,
         message: args.message,
+        author: args.author.unwrap_or_else(user),
         force: args.force,
     };
-    let version = match publish(&client, &key, release, output).await? {
+    let published = publish(&client, &key, release, output).await?;
+    let (Published::New(version) | Published::Unchanged(version)) = &published;
+    for tag in &args.tags {
+        set_tag(&client, version, tag).await?;
+    }
+    let version = match published {
         Published::New(version) => version,
         Published::Unchanged(version) => {
             let urls = places(&client, &function).await?;
@@ -170,6 +185,14 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     }
 }
 
+/// What the user is called here; nothing if nobody says.
+fn user() -> String {
+    let named = ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    named.unwrap_or_default()
+}
+
 /// The function that `manifest` is of.
 pub(crate) fn function_name(manifest: &Manifest) -> Result<FunctionName, Failure> {
     let tenant = manifest.function.tenant.clone().ok_or_else(|| {
@@ -194,6 +217,7 @@ pub(crate) async fn publish(
         artifact,
         label,
         message,
+        author,
         force,
     } = release;
     let function = function_name(&manifest)?;
@@ -215,33 +239,37 @@ pub(crate) async fn publish(
         manifest,
         label: label.unwrap_or_else(|| format!("v{counter}")),
         message,
+        author,
         created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
     };
     let current = known.and_then(|known| known.current);
     if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {
         return Ok(Published::Unchanged(current));
     }
-    upload(
-        client,
-        &statement,
-        Bytes::copy_from_slice(&artifact),
-        output,
-    )
-    .await?;
+    let bytes = Bytes::copy_from_slice(&artifact);
+    upload(client, &statement, bytes.clone(), output).await?;
     let request = PublishRequest::from_signed(&SignedVersion::sign(&statement, key));
     let path = format!("{}/versions", function_path(&function));
-    let version = client
-        .post(&path, &request)
-        .await
-        .map_err(|failure: Failure| match (failure.exit, &failure.hint) {
-            (Exit::Refused, None) if !failure.message.contains("holm tenants") => {
-                failure.hint(format!(
-                    "if the tenant is new or does not trust your key: `holm tenants create {}`",
-                    function.tenant
-                ))
-            }
-            _ => failure,
-        })?;
+    let mut answer: Result<VersionView, Failure> = client.post(&path, &request).await;
+    // The artifact was there, of a version that was removed just now.
+    if answer.is_err()
+        && !client
+            .has_artifact(&statement.artifact)
+            .await
+            .unwrap_or(true)
+    {
+        upload(client, &statement, bytes, output).await?;
+        answer = client.post(&path, &request).await;
+    }
+    let version = answer.map_err(|failure: Failure| match (failure.exit, &failure.hint) {
+        (Exit::Refused, None) if failure.message.contains("has not registered") => {
+            failure.hint(format!(
+                "if the tenant is new or does not trust your key: `holm tenants create {}`",
+                function.tenant
+            ))
+        }
+        _ => failure,
+    })?;
     Ok(Published::New(version))
 }
 

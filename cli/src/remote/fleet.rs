@@ -1,11 +1,13 @@
 //! `holm nodes`, `holm tenants` and `holm login`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
 
 use holm_model::api::{
-    Health, JoinTokenAnswer, JoinTokenRequest, NodeView, TenantRequest, TenantView,
+    Health, JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeView, OwnToken, RevokeKeyRequest,
+    TenantRequest, TenantView,
 };
 use holm_model::ids::Name;
 use holm_model::manifest::units::parse_millis;
@@ -16,6 +18,7 @@ use crate::remote::client::Client;
 use crate::remote::key::{KeyFile, public_base64};
 use crate::remote::settings::{ConfigFile, Connection, DEFAULT_HTTP, config_file, read_token};
 use crate::remote::table::{moment, table, time};
+use crate::remote::tokens::days;
 
 /// `holm nodes …`.
 #[derive(Debug, clap::Args)]
@@ -36,8 +39,36 @@ enum NodesAction {
         node: Name,
     },
     /// Let it take requests again.
-    #[command(alias = "uncordon")]
     Undrain {
+        /// Its name.
+        node: Name,
+    },
+    /// Have a node keep what it has and get nothing new: no versions, no rollouts, no callers that ask for the
+    /// nearest node. Requests that reach it all the same it serves.
+    Cordon {
+        /// Its name.
+        node: Name,
+    },
+    /// Let it be like others again.
+    Uncordon {
+        /// Its name.
+        node: Name,
+    },
+    /// Set labels of a node, by which manifests place functions ([placement] labels).
+    Label {
+        /// Its name.
+        node: Name,
+        /// KEY=VALUE sets a label, KEY- takes it off.
+        #[arg(
+            required = true,
+            value_name = "KEY=VALUE|KEY-",
+            allow_hyphen_values = true
+        )]
+        labels: Vec<String>,
+    },
+    /// Void a node's certificate: its link ends, and it is let in again only after it joins with a new token. What
+    /// it serves without a coordinator it goes on serving.
+    Revoke {
         /// Its name.
         node: Name,
     },
@@ -70,6 +101,22 @@ enum TenantsAction {
         #[command(flatten)]
         key: KeyFile,
     },
+    /// Tell which publisher keys a tenant trusts, and which it did.
+    Show {
+        /// The tenant's name.
+        name: Name,
+    },
+    /// Trust a publisher key no more: nothing new that it signs gets in, what runs keeps running. Add the next key
+    /// first, with `create --key`.
+    RevokeKey {
+        /// The tenant's name.
+        name: Name,
+        /// The public key, as `show` tells it.
+        key: String,
+        /// How long it is still good, for example 7d [default: not at all].
+        #[arg(long, value_name = "TIME", value_parser = days)]
+        after: Option<u64>,
+    },
 }
 
 /// Options of `holm login`.
@@ -101,6 +148,39 @@ pub(crate) async fn nodes(args: NodesArgs, output: Output) -> Result<(), Failure
                 .await?;
             output.result(&view, || format!("{node} takes requests"))
         }
+        NodesAction::Cordon { node } => {
+            let path = format!("/v1/nodes/{node}/cordon");
+            let view: NodeView = client.post_empty(&path).await?;
+            output.result(&view, || {
+                format!("{node} keeps what it has and gets nothing new")
+            })
+        }
+        NodesAction::Uncordon { node } => {
+            let path = format!("/v1/nodes/{node}/uncordon");
+            let view: NodeView = client.post_empty(&path).await?;
+            output.result(&view, || format!("{node} is like others again"))
+        }
+        NodesAction::Label { node, labels } => {
+            let labels = labels
+                .iter()
+                .map(|text| label(text))
+                .collect::<Result<_, _>>()?;
+            let path = format!("/v1/nodes/{node}/labels");
+            let view: NodeView = client.put(&path, &LabelsRequest { labels }).await?;
+            output.result(&view, || format!("{node} has {}", shown(&view.labels)))
+        }
+        NodesAction::Revoke { node } => {
+            client
+                .post_nothing(&format!("/v1/nodes/{node}/revoke"))
+                .await?;
+            let told = serde_json::json!({ "node": node });
+            output.result(&told, || {
+                format!(
+                    "{node} is let in no more; usage that it has not sent is lost to the ledger unless it joins \
+                     again under its name: `holm nodes token --node {node}`"
+                )
+            })
+        }
         NodesAction::Token { ttl, node } => {
             let answer = join_token(&client, ttl, node).await?;
             output.note(format!(
@@ -109,6 +189,27 @@ pub(crate) async fn nodes(args: NodesArgs, output: Output) -> Result<(), Failure
             ));
             output.result(&answer, || answer.token.clone())
         }
+    }
+}
+
+/// `KEY=VALUE`, or `KEY-` for none.
+fn label(text: &str) -> Result<(String, Option<String>), Failure> {
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) => Ok((key.to_owned(), Some(value.to_owned()))),
+        (None, Some(key)) => Ok((key.to_owned(), None)),
+        (None, None) => Err(Failure::usage(format!("`{text}` is not a label"))
+            .hint("give KEY=VALUE to set one, KEY- to take it off")),
+    }
+}
+
+fn shown(labels: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    match labels.is_empty() {
+        true => "no labels".to_owned(),
+        false => labels.join(" "),
     }
 }
 
@@ -127,15 +228,56 @@ pub(crate) async fn join_token(
 /// `holm tenants`.
 pub(crate) async fn tenants(args: TenantsArgs, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
-    let TenantsAction::Create { name, key } = args.action;
-    let tenant = create_tenant(&client, &name, &key, output).await?;
-    output.result(&tenant, || {
-        format!(
-            "tenant {}, {} publisher key(s)",
-            tenant.name,
-            tenant.publisher_keys.len()
-        )
-    })
+    match args.action {
+        TenantsAction::Create { name, key } => {
+            let tenant = create_tenant(&client, &name, &key, output).await?;
+            output.result(&tenant, || {
+                format!(
+                    "tenant {}, {} publisher key(s)",
+                    tenant.name,
+                    tenant.publisher_keys.len()
+                )
+            })
+        }
+        TenantsAction::Show { name } => {
+            let tenant: TenantView = client.get(&format!("/v1/tenants/{name}")).await?;
+            output.result(&tenant, || keys(&tenant))
+        }
+        TenantsAction::RevokeKey { name, key, after } => {
+            let request = RevokeKeyRequest {
+                key,
+                after_seconds: after.map(|ms| ms.div_ceil(1000)),
+            };
+            let path = format!("/v1/tenants/{name}/keys/revoke");
+            let tenant: TenantView = client.post(&path, &request).await?;
+            if tenant.publisher_keys.is_empty() {
+                output.warn(format!(
+                    "{name} has no valid key left; add one with `holm tenants create {name} --key FILE`"
+                ));
+            }
+            output.result(&tenant, || keys(&tenant))
+        }
+    }
+}
+
+fn keys(tenant: &TenantView) -> String {
+    let revoked = |key: &String| {
+        tenant
+            .revoked_keys
+            .iter()
+            .find(|revoked| revoked.key == *key)
+    };
+    let over = tenant.revoked_keys.iter().map(|revoked| &revoked.key);
+    let over = over.filter(|key| !tenant.publisher_keys.contains(key));
+    let row = |key: &String| {
+        let state = match revoked(key) {
+            None => "valid".to_owned(),
+            Some(revoked) => format!("revoked from {}", moment(revoked.from_ms)),
+        };
+        [key.clone(), state]
+    };
+    let rows: Vec<_> = tenant.publisher_keys.iter().chain(over).map(row).collect();
+    table(["PUBLISHER KEY", "STATE"], &rows)
 }
 
 /// Makes the tenant, trusting `key`.
@@ -157,7 +299,7 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
     let client = args.connection.client()?;
     let health: Health = client.get("/v1/health").await?;
     // Answers only who shows a token that is good.
-    let _: Vec<NodeView> = client.get("/v1/nodes").await?;
+    let own: OwnToken = client.get("/v1/token").await?;
     let path = config_file()?;
     let mut settings = ConfigFile::read(&path)?;
     let default = format!("http://{DEFAULT_HTTP}");
@@ -175,19 +317,36 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
     settings.write(&path)?;
     let told = serde_json::json!({
         "coordinator": client.url(), "software": health.software, "settings": path,
+        "token": own,
     });
     output.result(&told, || {
         format!(
-            "{} (Holm {}), remembered in {}",
+            "{} (Holm {}), as `{}`, remembered in {}",
             client.url(),
             health.software,
+            own.name,
             path.display()
         )
     })
 }
 
+/// Whether a node is there, and what an operator has said of it.
+fn link(node: &NodeView) -> String {
+    let there = match node.connected {
+        true => "connected".to_owned(),
+        false if node.never_connected => "never connected".to_owned(),
+        false => format!("away since {}", moment(node.last_seen_ms)),
+    };
+    let drained = node.drained.then_some(", drained");
+    let cordoned = node.cordoned.then_some(", cordoned");
+    [Some(there.as_str()), drained, cordoned]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
 fn list(nodes: &[NodeView]) -> String {
-    let rows: Vec<[String; 8]> = nodes
+    let rows: Vec<[String; 9]> = nodes
         .iter()
         .map(|node| {
             let rtt = node.rtt_us.map(|us| time(Duration::from_micros(us)));
@@ -207,16 +366,13 @@ fn list(nodes: &[NodeView]) -> String {
                 node.region.clone(),
                 node.coordinates.to_string(),
                 node.ingress_url.clone(),
-                match node.connected {
-                    true if node.drained => "connected, drained".into(),
-                    true => "connected".into(),
-                    false if node.drained => {
-                        format!("drained, away since {}", moment(node.last_seen_ms))
-                    }
-                    false => format!("away since {}", moment(node.last_seen_ms)),
-                },
+                link(node),
                 rtt.unwrap_or_else(|| "-".into()),
                 node.kvm.clone(),
+                match node.labels.is_empty() {
+                    true => String::new(),
+                    false => shown(&node.labels),
+                },
                 versions.join(", "),
             ]
         })
@@ -230,6 +386,7 @@ fn list(nodes: &[NodeView]) -> String {
             "LINK",
             "RTT",
             "KVM",
+            "LABELS",
             "VERSIONS (* takes requests)",
         ],
         &rows,

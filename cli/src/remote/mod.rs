@@ -4,10 +4,12 @@
 //! | --- | --- |
 //! | [`daemon`] | `coordinator`, `node join`, `node run` |
 //! | [`deploy`] | `deploy` |
-//! | [`rollout`] | `versions`, `rollout`, `rollback` |
+//! | [`rollout`] | `rollout`, `rollback` |
+//! | [`versions`] | `versions` |
 //! | [`fleet`] | `nodes`, `tenants`, `login` |
 //! | [`invoke`] | `route`, `invoke` |
 //! | [`logs`] | `logs` |
+//! | [`tokens`] | `tokens`, `audit` |
 //! | [`usage`] | `usage` |
 //! | [`prices`] | `prices`, `explain` |
 //!
@@ -27,7 +29,9 @@ pub(crate) mod prices;
 pub(crate) mod rollout;
 pub(crate) mod settings;
 pub(crate) mod table;
+pub(crate) mod tokens;
 pub(crate) mod usage;
+pub(crate) mod versions;
 pub(crate) mod when;
 
 use clap::Subcommand;
@@ -40,8 +44,8 @@ use crate::output::Output;
 pub(crate) enum Command {
     /// Publish a function and roll it out to the fleet.
     Deploy(deploy::Args),
-    /// List a function's versions.
-    Versions(rollout::VersionsArgs),
+    /// List a function's versions, name them, and remove what nobody needs.
+    Versions(versions::VersionsArgs),
     /// Move the fleet to a version, in waves.
     Rollout(rollout::RolloutArgs),
     /// Move the fleet back to the version before.
@@ -62,6 +66,10 @@ pub(crate) enum Command {
     Explain(prices::ExplainArgs),
     /// Look at price plans, set prices, and give them to tenants.
     Prices(prices::PricesArgs),
+    /// Make tokens for people and programs, weaken them, and revoke them.
+    Tokens(tokens::TokensArgs),
+    /// Tell who did what, and whether that record is whole.
+    Audit(tokens::AuditArgs),
     /// Remember a coordinator and its token.
     Login(fleet::LoginArgs),
     /// Run a coordinator.
@@ -80,7 +88,7 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
     runtime(threads)?.block_on(async {
         match command {
             Command::Deploy(args) => deploy::run(args, output).await,
-            Command::Versions(args) => rollout::versions(args, output).await,
+            Command::Versions(args) => versions::versions(args, output).await,
             Command::Rollout(args) => rollout::run(args, output).await,
             Command::Rollback(args) => rollout::rollback(args, output).await,
             Command::Invoke(args) => invoke::run(args, output).await,
@@ -91,6 +99,8 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Usage(args) => usage::run(args, output).await,
             Command::Explain(args) => prices::explain(args, output).await,
             Command::Prices(args) => prices::run(args, output).await,
+            Command::Tokens(args) => tokens::tokens(args, output).await,
+            Command::Audit(args) => tokens::audit(args, output).await,
             Command::Login(args) => fleet::login(args, output).await,
             Command::Coordinator(args) => daemon::coordinator(args, output).await,
             Command::Node(args) => daemon::node(args, output).await,

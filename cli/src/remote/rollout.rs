@@ -1,4 +1,4 @@
-//! `holm versions`, `holm rollout` and `holm rollback`: moving the fleet between versions, and
+//! `holm rollout` and `holm rollback`: moving the fleet between versions, and
 //! watching it move.
 //!
 //! The coordinator does the moving. Whoever watches may go away at any time; the rollout goes on.
@@ -20,21 +20,12 @@ use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
 use crate::remote::settings::Connection;
-use crate::remote::table::{moment, table};
+use crate::remote::table::table;
 
 /// Pause between two looks at a running rollout.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long the coordinator may be unreachable before the watcher gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Options of `holm versions`.
-#[derive(Debug, clap::Args)]
-pub(crate) struct VersionsArgs {
-    /// The function, as tenant/function; all functions if left out.
-    function: Option<FunctionName>,
-    #[command(flatten)]
-    connection: Connection,
-}
 
 /// `holm rollout …`.
 #[derive(Debug, clap::Args)]
@@ -51,8 +42,8 @@ enum Action {
     Start {
         /// The function, as tenant/function.
         function: FunctionName,
-        /// Label or id of the version [default: the newest].
-        #[arg(long, value_name = "LABEL|ID")]
+        /// Tag, label or id of the version [default: the newest].
+        #[arg(long, value_name = "TAG|LABEL|ID")]
         version: Option<String>,
         #[command(flatten)]
         pace: Pace,
@@ -164,40 +155,6 @@ impl RolloutRef {
             }
         }
     }
-}
-
-/// `holm versions`.
-pub(crate) async fn versions(args: VersionsArgs, output: Output) -> Result<(), Failure> {
-    let client = args.connection.client()?;
-    let functions: Vec<FunctionView> = match &args.function {
-        Some(function) => vec![client.get(&function_path(function)).await?],
-        None => client.get("/v1/functions").await?,
-    };
-    output.result(&functions, || {
-        let mut rows = Vec::new();
-        for function in &functions {
-            let current = function.current.as_ref().map(|current| current.version);
-            for version in &function.versions {
-                rows.push([
-                    function.name.to_string(),
-                    version.label.clone(),
-                    version.counter.to_string(),
-                    version.version.short(),
-                    moment(version.created_ms),
-                    if current == Some(version.version) {
-                        "current".into()
-                    } else {
-                        String::new()
-                    },
-                    version.message.clone(),
-                ]);
-            }
-        }
-        let head = [
-            "FUNCTION", "LABEL", "COUNTER", "VERSION", "MADE", "STATE", "MESSAGE",
-        ];
-        table(head, &rows)
-    })
 }
 
 /// `holm rollout`.
@@ -468,8 +425,11 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
     lines.join("\n")
 }
 
-/// The version that `wanted` names: a label, an id, or its first digits; the newest if it is `None`.
-fn pick<'a>(function: &'a FunctionView, wanted: Option<&str>) -> Result<&'a VersionView, Failure> {
+/// The version that `wanted` names: a tag, a label, an id, or its first digits; the newest if it is `None`.
+pub(crate) fn pick<'a>(
+    function: &'a FunctionView,
+    wanted: Option<&str>,
+) -> Result<&'a VersionView, Failure> {
     let none = |what: String| {
         let labels: Vec<&str> = function.versions.iter().map(|v| v.label.as_str()).collect();
         Failure::new(Exit::Refused, what).hint(format!(
@@ -493,15 +453,16 @@ fn pick<'a>(function: &'a FunctionView, wanted: Option<&str>) -> Result<&'a Vers
     let digits = wanted.strip_prefix("sha256:").unwrap_or(wanted);
     let by_id =
         |version: &&VersionView| digits.len() >= 6 && version.version.hex().starts_with(digits);
-    let by_label: Vec<&VersionView> = function
-        .versions
-        .iter()
-        .filter(|version| version.label == wanted)
-        .collect();
-    let found = match by_label.is_empty() {
-        true => function.versions.iter().filter(by_id).collect(),
-        false => by_label,
-    };
+    let by_tag = |version: &&VersionView| version.tags.iter().any(|tag| tag == wanted);
+    let by_label = |version: &&VersionView| version.label == wanted;
+    let all = || function.versions.iter();
+    let ways: [Vec<&VersionView>; 3] = [
+        all().filter(by_tag).collect(),
+        all().filter(by_label).collect(),
+        all().filter(by_id).collect(),
+    ];
+    let found = ways.into_iter().find(|found| !found.is_empty());
+    let found = found.unwrap_or_default();
     match found[..] {
         [one] => Ok(one),
         [] => Err(none(format!("there is no version `{wanted}`"))),
@@ -559,6 +520,9 @@ mod tests {
             label: label.into(),
             counter,
             message: String::new(),
+            author: String::new(),
+            tags: Vec::new(),
+            removed: false,
             created_ms: 0,
             content: Digest::of(label.as_bytes()),
         }
@@ -580,6 +544,15 @@ mod tests {
         let id = function.versions[2].version;
         assert_eq!(pick(&function, Some(&id.to_string())).unwrap().counter, 1);
         assert_eq!(pick(&function, Some(&id.hex()[..8])).unwrap().counter, 1);
+    }
+
+    #[test]
+    fn a_tag_comes_before_a_label_of_the_same_text() {
+        let mut function = function();
+        function.versions[2].tags = vec!["v3".into(), "v2".into()];
+        for tag in ["v3", "v2"] {
+            assert_eq!(pick(&function, Some(tag)).unwrap().counter, 1);
+        }
     }
 
     #[test]

@@ -60,6 +60,12 @@ impl Connection {
         Client::new(&url, token)
     }
 
+    /// The token that these options or `holm login` give.
+    pub(crate) fn given_token(&self) -> Result<Option<String>, Failure> {
+        let (_, token) = self.resolve(ConfigFile::read(&config_file()?)?)?;
+        Ok(token)
+    }
+
     /// The coordinator's URL, and the token for it, if any was given or remembered.
     fn resolve(&self, file: ConfigFile) -> Result<(String, Option<String>), Failure> {
         let url = self

@@ -1,26 +1,35 @@
 //! Tenants, artifacts, functions and versions.
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
-use holm_model::api::{FunctionView, PublishRequest, TenantRequest, TenantView, VersionView};
+use axum::response::IntoResponse;
+use holm_model::api::{
+    FunctionView, KeptView, PruneRequest, PruneView, PublishRequest, RevokeKeyRequest,
+    RevokedKeyView, TagRequest, TenantRequest, TenantView,
+};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{Digest, Name};
 use holm_model::limits::MAX_ARTIFACT_BYTES;
+use holm_model::token::Verb;
 use http_body_util::BodyExt as _;
 
-use super::input::{Id, JsonBody, OfFunction};
+use super::access::{Caller, told};
+use super::input::{Id, JsonBody, OfFunction, Tagged};
 use super::problem::ApiError;
 use super::{Api, Shared};
+use crate::limits::{MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS};
 use crate::registry::{ArtifactError, Incoming};
-use crate::store::FunctionRow;
+use crate::store::{Fate, FunctionRow, KeyChange, KeyRow, KeysOutcome, PruneWish};
 
 pub(super) async fn put_tenant(
     State(api): Shared,
     Id(tenant): Id<Name>,
     JsonBody(request): JsonBody<TenantRequest>,
-) -> Result<Json<TenantView>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let key = |text: &String| -> Result<PublisherKey, ApiError> {
         text.parse()
             .map_err(|error| ApiError::bad_request(format!("`publisher_keys`: {error}")))
@@ -30,20 +39,89 @@ pub(super) async fn put_tenant(
         .iter()
         .map(key)
         .collect::<Result<_, _>>()?;
-    let keys = api.registry.add_to_tenant(&tenant, &keys).await?;
-    api.rollouts.keys_changed(&tenant, &keys).await?;
-    let publisher_keys = keys.iter().map(|key| key.to_string()).collect();
-    Ok(Json(TenantView {
+    let told = told(format!("keys: {}", request.publisher_keys.join(" ")));
+    let outcome = api
+        .rollouts
+        .change_keys(&tenant, &KeyChange::Add(keys))
+        .await?;
+    Ok((told, Json(keys_view(&api, tenant, outcome)?)))
+}
+
+pub(super) async fn get_tenant(
+    State(api): Shared,
+    Id(tenant): Id<Name>,
+) -> Result<Json<TenantView>, ApiError> {
+    let rows = api.store.tenant_keys(&tenant).await?;
+    let rows = rows.ok_or_else(|| ApiError::not_found(format!("there is no tenant `{tenant}`")))?;
+    Ok(Json(tenant_view(&api, tenant, &rows)))
+}
+
+pub(super) async fn revoke_key(
+    State(api): Shared,
+    Id(tenant): Id<Name>,
+    JsonBody(request): JsonBody<RevokeKeyRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    let bad = |error: &dyn std::fmt::Display| ApiError::bad_request(format!("`key`: {error}"));
+    let key = request.key.parse().map_err(|error| bad(&error))?;
+    let after = request.after_seconds.unwrap_or(0);
+    if after > MAX_KEY_GRACE_SECONDS {
+        let most = MAX_KEY_GRACE_SECONDS;
+        let detail = format!("`after_seconds`: {after} is more than the {most} allowed");
+        return Err(ApiError::bad_request(detail));
+    }
+    let from_ms = api.clock.now_ms() + after * 1000;
+    let change = KeyChange::Revoke { key, from_ms };
+    let outcome = api.rollouts.change_keys(&tenant, &change).await?;
+    let told = told(format!("key {key}, in {after} s"));
+    Ok((told, Json(keys_view(&api, tenant, outcome)?)))
+}
+
+fn keys_view(api: &Api, tenant: Name, outcome: KeysOutcome) -> Result<TenantView, ApiError> {
+    const KEYS: &str = "The tenant's keys stay as they are";
+    match outcome {
+        KeysOutcome::Are { rows, .. } => Ok(tenant_view(api, tenant, &rows)),
+        KeysOutcome::TooMany => Err(ApiError::unprocessable(
+            "too-many-keys",
+            KEYS,
+            format!(
+                "tenant `{tenant}` would have more than the {MAX_PUBLISHER_KEYS} publisher keys \
+                 allowed; revoke some"
+            ),
+        )),
+        KeysOutcome::Revoked(key) => Err(ApiError::conflict(
+            "key-revoked",
+            KEYS,
+            format!(
+                "the key {key} of tenant `{tenant}` was revoked and does not come back; make another"
+            ),
+        )),
+        KeysOutcome::Unknown => Err(ApiError::not_found(format!(
+            "tenant `{tenant}` has no such key; `holm tenants show {tenant}` shows those it has"
+        ))),
+    }
+}
+
+fn tenant_view(api: &Api, tenant: Name, rows: &[KeyRow]) -> TenantView {
+    let now_ms = api.clock.now_ms();
+    let valid = rows.iter().filter(|row| row.holds(now_ms));
+    let revoked = |row: &KeyRow| {
+        row.revoked_ms.map(|from_ms| RevokedKeyView {
+            key: row.key.to_string(),
+            from_ms,
+        })
+    };
+    TenantView {
         name: tenant,
-        publisher_keys,
-    }))
+        publisher_keys: valid.map(|row| row.key.to_string()).collect(),
+        revoked_keys: rows.iter().filter_map(revoked).collect(),
+    }
 }
 
 pub(super) async fn has_artifact(
     State(api): Shared,
     Id(digest): Id<Digest>,
 ) -> Result<StatusCode, ApiError> {
-    match api.registry.artifacts().has(digest).await? {
+    match api.registry.artifacts().has_for_deploy(digest).await? {
         true => Ok(StatusCode::OK),
         false => Err(ApiError::not_found(format!(
             "there is no artifact {digest} here"
@@ -89,7 +167,7 @@ pub(super) async fn publish(
     State(api): Shared,
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<PublishRequest>,
-) -> Result<(StatusCode, Json<VersionView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let signed = request
         .to_signed()
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
@@ -99,14 +177,123 @@ pub(super) async fn publish(
     } else {
         StatusCode::OK
     };
-    Ok((status, Json(view)))
+    let told = told(format!("{} {}", view.label, view.version));
+    Ok((status, told, Json(view)))
 }
 
+pub(super) async fn set_tag(
+    State(api): Shared,
+    Tagged { function, tag }: Tagged,
+    JsonBody(request): JsonBody<TagRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    let set = api.registry.set_tag(&function, &tag, request.version);
+    let view = set.await?;
+    Ok((told(format!("{} {}", view.label, view.version)), Json(view)))
+}
+
+pub(super) async fn remove_tag(
+    State(api): Shared,
+    Tagged { function, tag }: Tagged,
+) -> Result<StatusCode, ApiError> {
+    match api.store.remove_tag(&function, &tag).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(ApiError::not_found(format!(
+            "there is no tag `{tag}` of `{function}`"
+        ))),
+    }
+}
+
+pub(super) async fn prune(
+    State(api): Shared,
+    caller: Caller,
+    JsonBody(request): JsonBody<PruneRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    match &request.function {
+        Some(function) => caller.of_tenant(Verb::Deploy, &function.tenant)?,
+        None => caller.of_all(Verb::Deploy)?,
+    }
+    if request.keep == 0 {
+        return Err(ApiError::bad_request(
+            "`keep`: the newest version always stays",
+        ));
+    }
+    if let Some(function) = &request.function
+        && api.store.function(function).await?.is_none()
+    {
+        return Err(no_function(function));
+    }
+    let wish = PruneWish {
+        function: request.function,
+        keep: request.keep,
+        held: api.fleet.held(),
+    };
+    let fates = match request.dry_run {
+        true => api.store.fates(&wish).await?,
+        false => api.rollouts.prune(&wish).await?,
+    };
+    let gone = fates.iter().filter(|fate| fate.goes());
+    let artifacts: BTreeSet<Digest> = gone.map(|fate| fate.artifact).collect();
+    let (artifacts, artifact_bytes) = match request.dry_run {
+        true => unneeded(&api, &fates, artifacts).await?,
+        false => api.registry.remove_unnamed(&artifacts).await?,
+    };
+    let mut view = PruneView {
+        dry_run: request.dry_run,
+        removed: Vec::new(),
+        kept: Vec::new(),
+        artifacts,
+        artifact_bytes,
+    };
+    for fate in fates {
+        let Some(version) = api.store.version_view(fate.version).await? else {
+            continue;
+        };
+        match fate.goes() {
+            true => view.removed.push(version),
+            false => view.kept.push(KeptView {
+                version,
+                why: fate.why,
+            }),
+        }
+    }
+    let what = match view.dry_run {
+        true => "would remove",
+        false => "removed",
+    };
+    let (versions, artifacts) = (view.removed.len(), view.artifacts.len());
+    let told = told(format!("{what} {versions} versions, {artifacts} artifacts"));
+    Ok((told, Json(view)))
+}
+
+/// Those of `artifacts` that no version that stays has, and their bytes.
+async fn unneeded(
+    api: &Api,
+    fates: &[Fate],
+    artifacts: BTreeSet<Digest>,
+) -> Result<(Vec<Digest>, u64), ApiError> {
+    let gone: Vec<_> = fates
+        .iter()
+        .filter(|fate| fate.goes())
+        .map(|fate| fate.version)
+        .collect();
+    let (mut unneeded, mut bytes) = (Vec::new(), 0);
+    for artifact in artifacts {
+        if !api.store.names_artifact_beside(artifact, &gone).await? {
+            bytes += api.registry.artifacts().bytes(artifact).await?;
+            unneeded.push(artifact);
+        }
+    }
+    Ok((unneeded, bytes))
+}
+
+/// Those of the tenants that the token is for.
 pub(super) async fn list_functions(
     State(api): Shared,
+    caller: Caller,
 ) -> Result<Json<Vec<FunctionView>>, ApiError> {
     let mut views = Vec::new();
-    for row in api.store.functions().await? {
+    let rows = api.store.functions().await?.into_iter();
+    for row in rows.filter(|row| caller.grant.reaches(&row.name.tenant)) {
         views.push(function_view(&api, row).await?);
     }
     Ok(Json(views))

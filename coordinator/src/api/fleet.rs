@@ -5,21 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, NodeView, RouteView};
+use axum::response::IntoResponse;
+use holm_model::api::{JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeView, RouteView};
 use holm_model::ids::Name;
+use holm_model::limits::{MAX_LABEL_BYTES, MAX_LABELS};
+use holm_model::place::is_label;
 use serde::Deserialize;
 
-use super::Shared;
+use super::access::{self, told};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction, QueryOf};
 use super::problem::ApiError;
+use super::{Api, Shared};
 use crate::limits::MAX_PROBES;
 use crate::route::{Caller, nearest};
 
 pub(super) async fn make_join_token(
     State(api): Shared,
     JsonBody(request): JsonBody<JoinTokenRequest>,
-) -> Result<(StatusCode, Json<JoinTokenAnswer>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let (token, expires_ms) = api
         .joins
         .token(request.ttl_seconds, request.node.as_ref())
@@ -28,10 +32,26 @@ pub(super) async fn make_join_token(
         token: token.to_string(),
         expires_ms,
     };
-    Ok((StatusCode::CREATED, Json(answer)))
+    let told = told(request.node.map_or(String::new(), |node| node.to_string()));
+    Ok((StatusCode::CREATED, told, Json(answer)))
 }
 
-pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>, ApiError> {
+/// With the versions of the tenants that the token is for.
+pub(super) async fn list_nodes(
+    State(api): Shared,
+    caller: access::Caller,
+) -> Result<Json<Vec<NodeView>>, ApiError> {
+    // Also those that have joined since, and were not connected yet.
+    api.rollouts.refresh_nodes().await?;
+    let mut views = views(&api).await?;
+    for view in &mut views {
+        let versions = &mut view.versions;
+        versions.retain(|seen| caller.grant.reaches(&seen.function.tenant));
+    }
+    Ok(Json(views))
+}
+
+async fn views(api: &Api) -> Result<Vec<NodeView>, ApiError> {
     let mut views = api.fleet.views();
     let ids: BTreeSet<_> = views
         .iter()
@@ -42,33 +62,90 @@ pub(super) async fn list_nodes(State(api): Shared) -> Result<Json<Vec<NodeView>>
     for seen in views.iter_mut().flat_map(|view| &mut view.versions) {
         seen.label = labels.get(&seen.version).cloned().unwrap_or_default();
     }
-    Ok(Json(views))
+    Ok(views)
 }
 
-pub(super) async fn drain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
-    set_drained(api, node, true).await
-}
-
-pub(super) async fn undrain(api: Shared, node: Id<Name>) -> Result<Json<NodeView>, ApiError> {
-    set_drained(api, node, false).await
-}
-
-async fn set_drained(
-    api: Shared,
+pub(super) async fn drain(
+    State(api): Shared,
     Id(node): Id<Name>,
-    drained: bool,
 ) -> Result<Json<NodeView>, ApiError> {
-    let unknown = || {
-        ApiError::not_found(format!(
-            "there is no node `{node}` that has been connected; `holm nodes list` shows those that have"
-        ))
-    };
-    if !api.rollouts.drain(&node, drained).await? {
-        return Err(unknown());
+    let known = api.rollouts.drain(&node, true).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn undrain(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.drain(&node, false).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn cordon(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.cordon(&node, true).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn uncordon(
+    State(api): Shared,
+    Id(node): Id<Name>,
+) -> Result<Json<NodeView>, ApiError> {
+    let known = api.rollouts.cordon(&node, false).await?;
+    changed(&api, &node, known).await
+}
+
+pub(super) async fn set_labels(
+    State(api): Shared,
+    Id(node): Id<Name>,
+    JsonBody(request): JsonBody<LabelsRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    for (key, value) in &request.labels {
+        if !is_label(key, value.as_deref().unwrap_or_default()) {
+            let shown: String = key.chars().take(80).collect();
+            return Err(ApiError::bad_request(format!(
+                "`labels`: `{shown}` and its value are not up to {MAX_LABEL_BYTES} letters, digits, \
+                 `.`, `_`, `-` and `/` each"
+            )));
+        }
     }
-    let Json(views) = list_nodes(api).await?;
-    let view = views.into_iter().find(|view| view.name == node);
-    view.map(Json).ok_or_else(unknown)
+    if request.labels.len() > MAX_LABELS {
+        let detail = format!("`labels`: more than the {MAX_LABELS} allowed");
+        return Err(ApiError::bad_request(detail));
+    }
+    let known = api.rollouts.label(&node, &request.labels).await?;
+    let one = |(key, value): (&String, &Option<String>)| match value {
+        Some(value) => format!("{key}={value}"),
+        None => format!("{key}-"),
+    };
+    let labels: Vec<String> = request.labels.iter().map(one).collect();
+    Ok((told(labels.join(" ")), changed(&api, &node, known).await?))
+}
+
+pub(super) async fn revoke(State(api): Shared, Id(node): Id<Name>) -> Result<StatusCode, ApiError> {
+    match api.rollouts.revoke(&node).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(unknown(&node)),
+    }
+}
+
+async fn changed(api: &Api, node: &Name, known: bool) -> Result<Json<NodeView>, ApiError> {
+    if !known {
+        return Err(unknown(node));
+    }
+    let view = views(api)
+        .await?
+        .into_iter()
+        .find(|view| view.name == *node);
+    view.map(Json).ok_or_else(|| unknown(node))
+}
+
+fn unknown(node: &Name) -> ApiError {
+    ApiError::not_found(format!(
+        "there is no node `{node}`; `holm nodes list` shows those that have joined"
+    ))
 }
 
 /// The query of a route request.

@@ -66,6 +66,36 @@ where
     }
 }
 
+/// `{tenant}/{function}` and `{tag}` in the path.
+pub(super) struct Tagged {
+    pub(super) function: FunctionName,
+    pub(super) tag: String,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Tagged {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((tenant, function, tag)) =
+            Path::<(String, String, String)>::from_request_parts(parts, state)
+                .await
+                .map_err(|error| ApiError::bad_request(error.body_text()))?;
+        let function = function_name(&tenant, &function)?;
+        Ok(Tagged { function, tag })
+    }
+}
+
+fn function_name(tenant: &str, function: &str) -> Result<FunctionName, ApiError> {
+    let name = |text: &str| {
+        text.parse()
+            .map_err(|error| ApiError::bad_request(format!("the path names no function: {error}")))
+    };
+    Ok(FunctionName {
+        tenant: name(tenant)?,
+        function: name(function)?,
+    })
+}
+
 /// `{tenant}/{function}` in the path.
 pub(super) struct OfFunction(pub(super) FunctionName);
 
@@ -76,14 +106,6 @@ impl<S: Send + Sync> FromRequestParts<S> for OfFunction {
         let Path((tenant, function)) = Path::<(String, String)>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::bad_request(error.body_text()))?;
-        let name = |text: &str| {
-            text.parse().map_err(|error| {
-                ApiError::bad_request(format!("the path names no function: {error}"))
-            })
-        };
-        Ok(OfFunction(FunctionName {
-            tenant: name(&tenant)?,
-            function: name(&function)?,
-        }))
+        function_name(&tenant, &function).map(OfFunction)
     }
 }

@@ -1,9 +1,10 @@
 //! The HTTP API `/v1`: for people and CI. What goes over it is defined in `holm_model::api`.
 //!
-//! Every request but `GET /v1/health` carries a bearer token; every error, whoever finds it, is
-//! `application/problem+json`. Handlers translate and nothing else: what may be done is decided by
+//! Every request but `GET /v1/health` carries a bearer token, which [`access`] looks at; every error,
+//! whoever finds it, is `application/problem+json`. Handlers translate and nothing else: what may be done is decided by
 //! the module that does it.
 
+mod access;
 mod catalogue;
 mod fleet;
 mod input;
@@ -11,26 +12,26 @@ mod listener;
 mod logs;
 mod problem;
 mod rollouts;
+mod tokens;
 mod usage;
 
 use std::any::Any;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, head, post, put};
 use axum::{Json, Router};
 use holm_model::api::Health;
-use holm_model::ids::Digest;
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub(crate) use listener::BoundedListener;
 use problem::ApiError;
 
-use crate::ca::{Authority, Joins};
+use crate::ca::{Authority, Joins, Tokens};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
@@ -50,6 +51,7 @@ pub(crate) struct Api {
     pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
     pub(crate) authority: Authority,
+    pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
     pub(crate) uploads: Semaphore,
 }
@@ -64,16 +66,37 @@ type Shared = State<Arc<Api>>;
 /// The whole API.
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let guarded = Router::new()
+        .route("/v1/token", get(tokens::own))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{token}/revoke", post(tokens::revoke))
+        .route("/v1/audit", get(tokens::audit))
+        .route("/v1/audit/check", get(tokens::check))
         .route("/v1/join-tokens", post(fleet::make_join_token))
         .route("/v1/nodes", get(fleet::list_nodes))
         .route("/v1/nodes/{node}/drain", post(fleet::drain))
         .route("/v1/nodes/{node}/undrain", post(fleet::undrain))
+        .route("/v1/nodes/{node}/cordon", post(fleet::cordon))
+        .route("/v1/nodes/{node}/uncordon", post(fleet::uncordon))
+        .route("/v1/nodes/{node}/labels", put(fleet::set_labels))
+        .route("/v1/nodes/{node}/revoke", post(fleet::revoke))
         .route("/v1/route/{tenant}/{function}", get(fleet::route))
-        .route("/v1/tenants/{tenant}", put(catalogue::put_tenant))
+        .route(
+            "/v1/tenants/{tenant}",
+            get(catalogue::get_tenant).put(catalogue::put_tenant),
+        )
+        .route(
+            "/v1/tenants/{tenant}/keys/revoke",
+            post(catalogue::revoke_key),
+        )
         .route(
             "/v1/artifacts/{digest}",
             head(catalogue::has_artifact).put(catalogue::put_artifact),
         )
+        .route(
+            "/v1/functions/{tenant}/{function}/tags/{tag}",
+            put(catalogue::set_tag).delete(catalogue::remove_tag),
+        )
+        .route("/v1/prune", post(catalogue::prune))
         .route("/v1/functions", get(catalogue::list_functions))
         .route(
             "/v1/functions/{tenant}/{function}",
@@ -110,7 +133,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/prices/{plan}", post(usage::add_prices))
         .route("/v1/tenants/{tenant}/prices", put(usage::assign_plan))
         .method_not_allowed_fallback(wrong_method)
-        .route_layer(from_fn_with_state(api.clone(), authenticate));
+        .route_layer(from_fn_with_state(api.clone(), access::guard));
     Router::new()
         .route("/v1/health", get(health))
         .method_not_allowed_fallback(wrong_method)
@@ -126,31 +149,6 @@ async fn health(State(api): Shared) -> Json<Health> {
         software,
         now_ms: api.clock.now_ms(),
     })
-}
-
-async fn authenticate(
-    State(api): Shared,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    // Looked up by digest: how long that takes says nothing about any valid token.
-    match bearer(request.headers()) {
-        Some(token) if api.store.knows_api_token(Digest::of(token)).await? => {
-            Ok(next.run(request).await)
-        }
-        Some(_) => Err(ApiError::unauthorized("the bearer token is not valid here")),
-        None => Err(ApiError::unauthorized("the request has no bearer token")),
-    }
-}
-
-/// The token that a request shows; the scheme's name may be in any case (RFC 9110, section 11.1).
-fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
-    const SCHEME: &[u8] = b"Bearer ";
-    let shown = headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = shown.split_at_checked(SCHEME.len())?;
-    scheme
-        .eq_ignore_ascii_case(SCHEME)
-        .then(|| token.trim_ascii())
 }
 
 async fn no_such_path(request: Request) -> ApiError {
@@ -181,27 +179,4 @@ async fn wrong_method(request: Request) -> ApiError {
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     // The panic hook has told where.
     ApiError::internal("a handler panicked").into_response()
-}
-
-#[cfg(test)]
-mod tests {
-    use axum::http::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn a_bearer_token_is_found_in_any_case_of_its_scheme_and_nothing_else_is_one() {
-        let of = |value: &'static str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, HeaderValue::from_static(value));
-            bearer(&headers).map(<[u8]>::to_vec)
-        };
-        for value in ["Bearer abc", "bearer abc", "BEARER  abc "] {
-            assert_eq!(of(value).as_deref(), Some(&b"abc"[..]), "{value}");
-        }
-        for value in ["", "abc", "Basic abc", "Bearer", "Bearerabc"] {
-            assert_eq!(of(value), None, "{value}");
-        }
-        assert_eq!(bearer(&HeaderMap::new()), None);
-    }
 }

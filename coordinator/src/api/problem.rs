@@ -5,8 +5,9 @@ use axum::response::{IntoResponse, Response};
 use holm_model::api::Problem;
 use holm_model::artifact::VersionError;
 
-use crate::ca::{CaError, JoinError};
-use crate::registry::{ArtifactError, RegistryError};
+use super::access::Told;
+use crate::ca::{ApiTokenError, CaError, JoinError};
+use crate::registry::{ArtifactError, RegistryError, SweepError};
 use crate::rollout::RolloutError;
 use crate::store::{StoreError, Unpriced, Unstored};
 
@@ -60,14 +61,29 @@ impl ApiError {
         )
     }
 
+    /// The token does not allow it.
+    pub(super) fn forbidden(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "The token does not allow this",
+            detail,
+        )
+    }
+
+    /// This one, for people.
+    pub(super) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     pub(super) fn unauthorized(detail: &str) -> Self {
         ApiError::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
             "A valid API token is needed",
             format!(
-                "{detail}; send `Authorization: Bearer TOKEN` with the token from the file \
-                 `admin-token` in the coordinator's state directory"
+                "{detail}; send `Authorization: Bearer TOKEN` with one that `holm tokens create` \
+                 made, or that from the file `admin-token` in the coordinator's state directory"
             ),
         )
     }
@@ -83,11 +99,11 @@ impl ApiError {
         )
     }
 
-    fn conflict(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+    pub(super) fn conflict(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
         ApiError::new(StatusCode::CONFLICT, name, title, error.to_string())
     }
 
-    fn unprocessable(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
+    pub(super) fn unprocessable(name: &str, title: &str, error: impl std::fmt::Display) -> Self {
         ApiError::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             name,
@@ -103,6 +119,8 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = serde_json::to_vec(&self.0).expect("a problem is text and a number");
         let mut response = (status, body).into_response();
+        // For the audit log.
+        response.extensions_mut().insert(Told(self.0.detail));
         let json = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
         if status == StatusCode::UNAUTHORIZED {
@@ -144,13 +162,25 @@ impl From<RegistryError> for ApiError {
                 VersionError::WrongDigest { .. } => "wrong-digest",
                 VersionError::WrongSize { .. } => "wrong-size",
             },
-            RegistryError::TooManyKeys(_) => "too-many-keys",
+            RegistryError::BadTag(_) => return ApiError::bad_request(error.to_string()),
+            RegistryError::UnknownVersion { .. } => return ApiError::not_found(error.to_string()),
+            RegistryError::Removed(_) => {
+                return ApiError::conflict("version-removed", VERSION, error);
+            }
+            RegistryError::TooManyTags(_) => "too-many-tags",
+            RegistryError::KeyRevoked(_) => "key-revoked",
             RegistryError::OtherFunction { .. } => "other-function",
             RegistryError::BadStatement(_) => "bad-statement",
             RegistryError::ArtifactMissing(_) => "artifact-missing",
             RegistryError::BadProgram(_) => "bad-program",
         };
         ApiError::unprocessable(name, VERSION, error)
+    }
+}
+
+impl From<SweepError> for ApiError {
+    fn from(error: SweepError) -> Self {
+        ApiError::internal(error)
     }
 }
 
@@ -179,6 +209,7 @@ impl From<RolloutError> for ApiError {
             RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
             RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
+            RolloutError::KeyRevoked { .. } => ApiError::conflict("key-revoked", ROLLOUT, error),
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
             RolloutError::GoesBack(_) => ApiError::conflict("rollout-goes-back", ROLLOUT, error),
@@ -200,6 +231,20 @@ impl From<Unpriced> for ApiError {
             Unpriced::NoPlan(_) | Unpriced::NoTenant(_) => ApiError::not_found(error.to_string()),
             Unpriced::Past { .. } => ApiError::conflict("prices-past", PRICES, error),
             Unpriced::OtherCurrency { .. } => ApiError::conflict("other-currency", PRICES, error),
+        }
+    }
+}
+
+impl From<ApiTokenError> for ApiError {
+    fn from(error: ApiTokenError) -> Self {
+        const TOKEN: &str = "The token cannot be made";
+        match error {
+            ApiTokenError::Store(error) => error.into(),
+            ApiTokenError::NameTaken(_) => ApiError::conflict("name-taken", TOKEN, error),
+            ApiTokenError::TooMany => ApiError::conflict("too-many-tokens", TOKEN, error),
+            ApiTokenError::Nothing | ApiTokenError::BadTtl(_) | ApiTokenError::Caveats(_) => {
+                ApiError::bad_request(error.to_string())
+            }
         }
     }
 }

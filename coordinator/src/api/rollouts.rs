@@ -3,9 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use holm_model::api::{PromoteRequest, RolloutRequest, RolloutView, VersionView, WaveView};
 use holm_model::ids::VersionId;
+use holm_model::token::Verb;
 
+use super::access::{Caller, told};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
@@ -17,17 +20,25 @@ pub(super) async fn start(
     State(api): Shared,
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<RolloutRequest>,
-) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let row = api.rollouts.start(&function, request).await?;
-    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+    begun(&api, row).await
 }
 
 pub(super) async fn roll_back(
     State(api): Shared,
     OfFunction(function): OfFunction,
-) -> Result<(StatusCode, Json<RolloutView>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let row = api.rollouts.roll_back(&function).await?;
-    Ok((StatusCode::CREATED, Json(view(&api, row).await?)))
+    begun(&api, row).await
+}
+
+async fn begun(api: &Api, row: RolloutRow) -> Result<impl IntoResponse + use<>, ApiError> {
+    let view = view(api, row).await?;
+    let (id, to) = (view.id, &view.version);
+    let gates = if view.emergency { ", its gates skipped" } else { "" };
+    let told = told(format!("rollout {id} to {} {}{gates}", to.label, to.version));
+    Ok((StatusCode::CREATED, told, Json(view)))
 }
 
 pub(super) async fn latest(
@@ -45,40 +56,63 @@ pub(super) async fn latest(
 
 pub(super) async fn get_one(
     State(api): Shared,
+    caller: Caller,
     Id(id): Id<u64>,
 ) -> Result<Json<RolloutView>, ApiError> {
     let row = api.store.rollout(id).await?;
     let row = row.ok_or_else(|| ApiError::not_found(format!("there is no rollout {id}")))?;
+    caller.of_tenant(Verb::Read, &row.function.tenant)?;
     Ok(Json(view(&api, row).await?))
 }
 
-pub(super) async fn abort(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
-    order(api, id, Order::Abort).await
+pub(super) async fn abort(
+    api: Shared,
+    caller: Caller,
+    id: Id<u64>,
+) -> Result<impl IntoResponse, ApiError> {
+    order(api, caller, id, Order::Abort).await
 }
 
-pub(super) async fn pause(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
-    order(api, id, Order::Pause).await
+pub(super) async fn pause(
+    api: Shared,
+    caller: Caller,
+    id: Id<u64>,
+) -> Result<impl IntoResponse, ApiError> {
+    order(api, caller, id, Order::Pause).await
 }
 
-pub(super) async fn resume(api: Shared, id: Id<u64>) -> Result<Json<RolloutView>, ApiError> {
-    order(api, id, Order::Resume).await
+pub(super) async fn resume(
+    api: Shared,
+    caller: Caller,
+    id: Id<u64>,
+) -> Result<impl IntoResponse, ApiError> {
+    order(api, caller, id, Order::Resume).await
 }
 
 pub(super) async fn promote(
     api: Shared,
+    caller: Caller,
     id: Id<u64>,
     JsonBody(request): JsonBody<PromoteRequest>,
-) -> Result<Json<RolloutView>, ApiError> {
-    order(api, id, Order::Promote { all: request.all }).await
+) -> Result<impl IntoResponse, ApiError> {
+    order(api, caller, id, Order::Promote { all: request.all }).await
 }
 
 async fn order(
     State(api): Shared,
+    caller: Caller,
     Id(id): Id<u64>,
     order: Order,
-) -> Result<Json<RolloutView>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
+    if let Some(row) = api.store.rollout(id).await? {
+        caller.of_tenant(Verb::Rollout, &row.function.tenant)?;
+    }
     let row = api.rollouts.order(id, order).await?;
-    Ok(Json(view(&api, row).await?))
+    let told = told(match order {
+        Order::Promote { all: true } => format!("{}, past all gates", row.function),
+        _ => row.function.to_string(),
+    });
+    Ok((told, Json(view(&api, row).await?)))
 }
 
 async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {

@@ -3,16 +3,19 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use holm_model::api::{
     AuditView, ExplainedRecord, NewAssignment, NewPrices, PricesView, SignedBill, UsageRecordsPage,
     UsageView,
 };
 use holm_model::ids::{FunctionName, Name, RequestId};
 use holm_model::limits::MAX_USAGE_BATCH;
-use holm_model::price::{PlanAssignment, PricePlan};
+use holm_model::price::PlanAssignment;
+use holm_model::token::Verb;
 use serde::Deserialize;
 
 use super::Shared;
+use super::access::{Caller, told};
 use super::input::{Id, JsonBody, QueryOf};
 use super::problem::ApiError;
 use crate::bill;
@@ -36,9 +39,11 @@ pub(super) struct UsageQuery {
 
 pub(super) async fn sums(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<UsageQuery>,
 ) -> Result<Json<Vec<UsageView>>, ApiError> {
     let (filter, group) = parse(&query)?;
+    allow(&caller, filter.tenant.as_ref())?;
     Ok(Json(api.ledger.usage(&filter, group).await?))
 }
 
@@ -58,6 +63,7 @@ pub(super) struct RecordsQuery {
 
 pub(super) async fn records(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<RecordsQuery>,
 ) -> Result<Json<UsageRecordsPage>, ApiError> {
     let function: Option<FunctionName> = query
@@ -66,6 +72,7 @@ pub(super) async fn records(
         .map(|text| text.parse())
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`function`: {error}")))?;
+    allow(&caller, function.as_ref().map(|function| &function.tenant))?;
     let limit = query.limit.unwrap_or(DEFAULT_PAGE_ROWS);
     if !(1..=MAX_USAGE_BATCH).contains(&limit) {
         let detail = format!("`limit`: {limit} is not 1 to {MAX_USAGE_BATCH}");
@@ -90,8 +97,10 @@ pub(super) struct BillQuery {
 
 pub(super) async fn bill(
     State(api): Shared,
+    caller: Caller,
     QueryOf(query): QueryOf<BillQuery>,
 ) -> Result<Json<SignedBill>, ApiError> {
+    caller.of_tenant(Verb::Usage, &query.tenant)?;
     let (from, to) = (query.since, query.until);
     let whole = from.is_multiple_of(HOUR_MS) && to.is_multiple_of(HOUR_MS);
     if !whole || from >= to || to > ALWAYS_MS {
@@ -113,9 +122,13 @@ pub(super) async fn bill(
 
 pub(super) async fn explain(
     State(api): Shared,
+    caller: Caller,
     Id(request): Id<RequestId>,
 ) -> Result<Json<Vec<ExplainedRecord>>, ApiError> {
     let rows = bill::explain(&api.store, request).await?;
+    for explained in &rows {
+        caller.of_tenant(Verb::Usage, &explained.row.record.function.tenant)?;
+    }
     match rows.is_empty() {
         false => Ok(Json(rows)),
         true => Err(ApiError::not_found(format!(
@@ -125,31 +138,41 @@ pub(super) async fn explain(
     }
 }
 
-pub(super) async fn prices(State(api): Shared) -> Result<Json<PricesView>, ApiError> {
-    Ok(Json(api.store.prices().await?))
+/// With the plans of the tenants that the token is for.
+pub(super) async fn prices(
+    State(api): Shared,
+    caller: Caller,
+) -> Result<Json<PricesView>, ApiError> {
+    let mut view = api.store.prices().await?;
+    view.assignments
+        .retain(|assigned| caller.grant.reaches(&assigned.tenant));
+    Ok(Json(view))
 }
 
 pub(super) async fn add_prices(
     State(api): Shared,
     Id(plan): Id<Name>,
     JsonBody(new): JsonBody<NewPrices>,
-) -> Result<(StatusCode, Json<PricePlan>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     from_in_range(new.from_ms)?;
     let plan = api
         .store
         .add_prices(&plan, &new, api.clock.now_ms())
         .await?;
-    Ok((StatusCode::CREATED, Json(plan)))
+    let told = told(format!("version {}", plan.version));
+    Ok((StatusCode::CREATED, told, Json(plan)))
 }
 
 pub(super) async fn assign_plan(
     State(api): Shared,
     Id(tenant): Id<Name>,
     JsonBody(new): JsonBody<NewAssignment>,
-) -> Result<Json<PlanAssignment>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     from_in_range(new.from_ms)?;
     let now_ms = api.clock.now_ms();
-    Ok(Json(api.store.assign_plan(&tenant, &new, now_ms).await?))
+    let assigned = api.store.assign_plan(&tenant, &new, now_ms).await?;
+    let PlanAssignment { plan, from_ms, .. } = &assigned;
+    Ok((told(format!("{plan} from {from_ms}")), Json(assigned)))
 }
 
 fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
@@ -158,6 +181,14 @@ fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
             Err(ApiError::bad_request("`from_ms` is after the end of time"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Who does not say a tenant wants to know of all.
+fn allow(caller: &Caller, tenant: Option<&Name>) -> Result<(), ApiError> {
+    match tenant {
+        Some(tenant) => caller.of_tenant(Verb::Usage, tenant),
+        None => caller.of_all(Verb::Usage),
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use holm_model::control::COORDINATOR_TLS_NAME;
 use holm_model::ids::{Digest, Name};
+use holm_model::token::TokenKey;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -26,7 +27,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub(crate) use files::write_secret;
 pub use tokens::TokenError;
-pub(crate) use tokens::{JoinError, Joins, ensure_admin_token, random};
+pub(crate) use tokens::{
+    ApiTokenError, JoinError, Joins, TokenWish, Tokens, ensure_admin_token, new_admin_token,
+    random, view,
+};
 
 use crate::limits::MAX_CSR_BYTES;
 
@@ -77,6 +81,7 @@ pub enum CaError {
 #[derive(Clone)]
 pub(crate) struct Authority {
     issuer: Arc<Issuer<'static, KeyPair>>,
+    token_key: TokenKey,
     certificate: CertificateDer<'static>,
 }
 
@@ -116,10 +121,12 @@ impl Authority {
             }
         };
         check_pair(&certificate, &key)?;
+        let token_key = TokenKey::derive(key.serialized_der());
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| CaError::Unusable(error.to_string()))?;
         Ok(Authority {
             issuer: Arc::new(issuer),
+            token_key,
             certificate,
         })
     }
@@ -127,6 +134,12 @@ impl Authority {
     /// The CA's certificate.
     pub(crate) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
+    }
+
+    /// From which the secrets of API tokens follow: whoever has the CA's key could let anybody in
+    /// anyhow, and all coordinators of a fleet have it.
+    pub(crate) fn token_key(&self) -> &TokenKey {
+        &self.token_key
     }
 
     /// SHA-256 of the CA's certificate, by which nodes know the coordinator when they join.

@@ -1,21 +1,25 @@
-//! Tokens: the administrator's, and those with which machines join.
+//! Tokens: the administrator's, those made for people and programs, and those with which machines join.
 //!
-//! The database holds digests only. A join token is good once, until it expires, and for one name
+//! The database holds digests and ids only. A join token is good once, until it expires, and for one name
 //! if it was made so; each refusal says which of these it was.
 
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use holm_model::api::{TokenRequest, TokenView};
 use holm_model::control::JoinRequest;
 use holm_model::ids::{Digest, Name};
 use holm_model::join::JoinToken;
+use holm_model::token::{ApiToken, Caveat, Grant, TokenId, TokenKey};
 use rustls_pki_types::CertificateDer;
 
 use super::{Authority, CaError, files, write_secret};
 use crate::clock::Clock;
-use crate::limits::{DEFAULT_JOIN_TTL_SECONDS, MAX_JOIN_TTL_SECONDS};
-use crate::store::{JoinOutcome, Store, StoreError};
+use crate::limits::{
+    DEFAULT_JOIN_TTL_SECONDS, MAX_API_TOKEN_TTL_SECONDS, MAX_API_TOKENS, MAX_JOIN_TTL_SECONDS,
+};
+use crate::store::{Came, Deed, JoinOutcome, Store, StoreError, TokenOutcome, TokenRow};
 
 const ADMIN_PREFIX: &str = "holm-admin-1.";
 
@@ -59,6 +63,151 @@ pub(crate) enum JoinError {
     Store(#[from] StoreError),
 }
 
+/// Why an API token cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiTokenError {
+    #[error(
+        "there is a valid token `{0}` already; choose another name, or revoke that one first, with \
+         `holm tokens revoke {0}`"
+    )]
+    NameTaken(Name),
+    #[error("there are {MAX_API_TOKENS} valid tokens, which is all that are allowed; revoke some")]
+    TooMany,
+    #[error("the token would allow nothing: it has no verb, or is for no tenant")]
+    Nothing,
+    #[error("a token may live 1 to {MAX_API_TOKEN_TTL_SECONDS} seconds, not {0}")]
+    BadTtl(u64),
+    #[error(transparent)]
+    Caveats(#[from] holm_model::token::TokenError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A token that somebody wants made.
+pub(crate) struct TokenWish<'a> {
+    pub(crate) by: &'a str,
+    /// What whoever makes it may do.
+    pub(crate) within: &'a Grant,
+    pub(crate) request: &'a TokenRequest,
+}
+
+/// API tokens. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Tokens {
+    pub(crate) key: TokenKey,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+}
+
+impl Tokens {
+    /// Whether the token was made here, or from one that was.
+    pub(crate) fn made(&self, token: &ApiToken) -> bool {
+        self.key.made(token)
+    }
+
+    /// A new token, to be shown once.
+    pub(crate) async fn create(
+        &self,
+        wish: TokenWish<'_>,
+    ) -> Result<(ApiToken, TokenRow), ApiTokenError> {
+        let TokenRequest {
+            name,
+            verbs,
+            tenants,
+            ttl_seconds,
+        } = wish.request;
+        if verbs.is_empty() || tenants.as_ref().is_some_and(|tenants| tenants.is_empty()) {
+            return Err(ApiTokenError::Nothing);
+        }
+        if let Some(ttl) = ttl_seconds.filter(|ttl| !(1..=MAX_API_TOKEN_TTL_SECONDS).contains(ttl))
+        {
+            return Err(ApiTokenError::BadTtl(ttl));
+        }
+        let now_ms = self.clock.now_ms();
+        let asked = ttl_seconds.map(|ttl| now_ms + ttl * 1000);
+        // It ends no later than the one by which it is made.
+        let expires_ms = asked.into_iter().chain(wish.within.before_ms).min();
+        let mut token = self.key.mint(TokenId(random()));
+        token = token.weaken(&Caveat::Verbs(verbs.clone()))?;
+        if let Some(tenants) = tenants {
+            token = token.weaken(&Caveat::Tenants(tenants.clone()))?;
+        }
+        if let Some(expires_ms) = expires_ms {
+            token = token.weaken(&Caveat::Before(expires_ms))?;
+        }
+        let row = TokenRow {
+            id: token.id(),
+            name: name.to_string(),
+            caveats: token.caveats().join("\n"),
+            created_ms: now_ms,
+            created_by: wish.by.to_owned(),
+            expires_ms,
+            revoked_ms: None,
+        };
+        match self.store.add_token(&row).await? {
+            TokenOutcome::Stored => Ok((token, row)),
+            TokenOutcome::NameTaken => Err(ApiTokenError::NameTaken(name.clone())),
+            TokenOutcome::TooMany => Err(ApiTokenError::TooMany),
+        }
+    }
+
+    /// Voids the token of this name and all that was made from it; none if there is none. In place
+    /// of an administrator's, its coordinator makes a new one at its next start.
+    pub(crate) async fn revoke(&self, name: &str) -> Result<Option<TokenView>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        if let Some(revoked) = self.store.revoke_token(name, now_ms).await? {
+            return Ok(Some(view(&revoked)));
+        }
+        let views = self.list().await?.into_iter();
+        let mut admins = views.filter(|view| view.administrator && view.name == name);
+        let Some(mut admin) = admins.next() else {
+            return Ok(None);
+        };
+        self.store.void_admin_tokens(Some(name)).await?;
+        admin.revoked_ms = Some(now_ms);
+        Ok(Some(admin))
+    }
+
+    /// Every token, the administrators' first.
+    pub(crate) async fn list(&self) -> Result<Vec<TokenView>, StoreError> {
+        let admin = |(digest, name, created_ms): (Digest, String, u64)| TokenView {
+            name,
+            id: digest.short(),
+            administrator: true,
+            verbs: None,
+            tenants: None,
+            created_by: "the coordinator".into(),
+            created_ms,
+            expires_ms: None,
+            revoked_ms: None,
+        };
+        let admins = self.store.admin_tokens().await?;
+        let mut views: Vec<_> = admins.into_iter().map(admin).collect();
+        views.extend(self.store.tokens().await?.iter().map(view));
+        Ok(views)
+    }
+}
+
+/// A token for people.
+pub(crate) fn view(row: &TokenRow) -> TokenView {
+    let mut grant = Grant::default();
+    // What cannot be read allows nothing, and is not shown.
+    for caveat in row.caveats.lines().filter_map(|caveat| caveat.parse().ok()) {
+        grant.restrict(caveat);
+    }
+    TokenView {
+        name: row.name.clone(),
+        id: row.id.to_string(),
+        administrator: false,
+        verbs: grant.verbs,
+        tenants: grant.tenants,
+        created_by: row.created_by.clone(),
+        created_ms: row.created_ms,
+        expires_ms: row.expires_ms,
+        revoked_ms: row.revoked_ms,
+    }
+}
+
 /// The door through which machines join.
 #[derive(Clone)]
 pub(crate) struct Joins {
@@ -97,6 +246,22 @@ impl Joins {
         ))
     }
 
+    /// The node is in, so what is left is to say so if the audit log cannot.
+    async fn record(&self, node: &Name) {
+        let deed = Deed {
+            actor_kind: "node",
+            actor: node.to_string(),
+            action: "node.join".to_owned(),
+            object: node.to_string(),
+            ..Deed::default()
+        };
+        let came = Came::done("");
+        let recorded = self.store.record(&deed, &came, self.clock.now_ms());
+        if let Err(error) = recorded.await {
+            tracing::error!(%node, %error, "that a node has joined is not in the audit log");
+        }
+    }
+
     /// Lets a machine in: its certificate, after the token has been used up.
     pub(crate) async fn join(
         &self,
@@ -111,7 +276,10 @@ impl Joins {
             .join(token, node, digest, self.clock.now_ms())
             .await?
         {
-            JoinOutcome::Joined => Ok(certificate),
+            JoinOutcome::Joined => {
+                self.record(node).await;
+                Ok(certificate)
+            }
             JoinOutcome::UnknownToken => Err(JoinError::UnknownToken),
             JoinOutcome::UsedToken { by } => Err(JoinError::UsedToken { by }),
             JoinOutcome::ExpiredToken => Err(JoinError::ExpiredToken),
@@ -135,14 +303,25 @@ pub(crate) async fn ensure_admin_token(
 ) -> Result<(), TokenError> {
     if let Some(token) = files::read(path)? {
         let token = token.trim_ascii();
-        if !token.is_empty() && store.knows_api_token(Digest::of(token)).await? {
+        if !token.is_empty() && store.admin_token(Digest::of(token)).await?.is_some() {
             return Ok(());
         }
     }
+    new_admin_token(path, label, store, clock).await
+}
+
+/// Makes a new administrator's token and writes it to the file at `path`; the one before, of the same
+/// `label`, is void.
+pub(crate) async fn new_admin_token(
+    path: &Path,
+    label: &str,
+    store: &Store,
+    clock: &Clock,
+) -> Result<(), TokenError> {
     let token = format!("{ADMIN_PREFIX}{}", URL_SAFE_NO_PAD.encode(random::<32>()));
     write_secret(path, format!("{token}\n").as_bytes())?;
     store
-        .set_api_token(label, Digest::of(token.as_bytes()), clock.now_ms())
+        .set_admin_token(label, Digest::of(token.as_bytes()), clock.now_ms())
         .await?;
     Ok(())
 }

@@ -11,15 +11,23 @@ use holm_model::api::{NodeVersionView, NodeView};
 use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::limits::MAX_OTHER_NODES;
+use holm_model::place::Coordinates;
 use holm_model::usage::Outcome;
 use quinn::Connection;
 use tokio::sync::Notify;
 
+use super::server::{close, shut};
 use crate::clock::Clock;
 use crate::limits::{MAX_REASON_CHARS, cut};
 use crate::rollout::{Presence, Seen, Sight, Tally};
 use crate::route::RouteNode;
 use crate::store::{LinkChange, LinkRow, NodeRow};
+
+/// Of a node that has not said where it is.
+const NOWHERE: Coordinates = Coordinates {
+    latitude_microdegrees: 0,
+    longitude_microdegrees: 0,
+};
 
 /// Outcomes by function and version.
 pub(crate) type Tallies = BTreeMap<(FunctionName, VersionId), Tally>;
@@ -46,7 +54,8 @@ struct Inner {
 }
 
 struct Entry {
-    hello: Hello,
+    /// None until it has been connected once.
+    hello: Option<Hello>,
     last_seen_ms: u64,
     /// When the link came or went.
     since_ms: u64,
@@ -59,6 +68,9 @@ struct Entry {
     heard: bool,
     /// An operator says that it takes no requests.
     drained: bool,
+    /// An operator says that nothing new comes to it.
+    cordoned: bool,
+    labels: BTreeMap<String, String>,
     /// It says so itself: it is stopping.
     stopping: bool,
 }
@@ -83,17 +95,33 @@ impl Fleet {
         }
     }
 
-    /// What the database says of the nodes, some of which may not have been known here.
+    /// What the database says of the nodes, some of which may not have been known here. Of those whose
+    /// certificates are void nothing is left.
     pub(crate) fn learn(&self, rows: &[NodeRow]) {
         let now_ms = self.clock.now_ms();
         let mut inner = self.lock();
         for row in rows {
+            if row.revoked {
+                inner.untold.remove(&row.name);
+                if let Some(gone) = inner.nodes.remove(&row.name)
+                    && let Some(connection) = gone.here()
+                {
+                    shut(
+                        connection,
+                        close::REFUSED,
+                        "this node's certificate was revoked",
+                    );
+                }
+                continue;
+            }
             // Nobody could reach the coordinator before it was there.
             let entry = inner
                 .nodes
                 .entry(row.name.clone())
                 .or_insert_with(|| Entry::new(row.hello.clone(), now_ms));
             entry.drained = row.drained;
+            entry.cordoned = row.cordoned.is_some();
+            entry.labels.clone_from(&row.labels);
             if entry.here().is_none() {
                 entry.hello = row.hello.clone();
                 entry.last_seen_ms = row.last_seen_ms;
@@ -130,8 +158,8 @@ impl Fleet {
         let entry = inner
             .nodes
             .entry(name.clone())
-            .or_insert_with(|| Entry::new(hello.clone(), now_ms));
-        entry.hello = hello;
+            .or_insert_with(|| Entry::new(None, now_ms));
+        entry.hello = Some(hello);
         entry.last_seen_ms = now_ms;
         entry.since_ms = now_ms;
         entry.stopping = false;
@@ -332,11 +360,12 @@ impl Fleet {
         std::mem::take(&mut self.lock().tallies)
     }
 
-    /// The nodes in the regions that `allowed` lets pass, as a rollout of `function` sees them.
+    /// The nodes whose region and labels `allowed` lets pass, as a rollout of `function` sees them; not those that
+    /// are cordoned.
     pub(crate) fn sights(
         &self,
         function: &FunctionName,
-        allowed: impl Fn(&str) -> bool,
+        allowed: impl Fn(&str, &BTreeMap<String, String>) -> bool,
     ) -> BTreeMap<Name, Sight> {
         let inner = self.lock();
         let sight = |(name, entry): (&Name, &Entry)| {
@@ -360,7 +389,10 @@ impl Fleet {
         inner
             .nodes
             .iter()
-            .filter(|(_, entry)| allowed(&entry.hello.region))
+            .filter(|(_, entry)| {
+                let hello = entry.hello.as_ref();
+                !entry.cordoned && hello.is_some_and(|hello| allowed(&hello.region, &entry.labels))
+            })
             .map(sight)
             .collect()
     }
@@ -368,21 +400,25 @@ impl Fleet {
     /// The nodes as routing sees them.
     pub(crate) fn route_nodes(&self, function: &FunctionName) -> Vec<RouteNode> {
         let inner = self.lock();
-        let node = |(name, entry): (&Name, &Entry)| RouteNode {
-            name: name.clone(),
-            region: entry.hello.region.clone(),
-            coordinates: entry.hello.coordinates,
-            ingress_url: entry.hello.ingress_url.clone(),
-            connected: entry.connected(),
-            drained: entry.drained,
-            stopping: entry.stopping,
-            versions: entry
-                .versions_of(function)
-                .into_values()
-                .map(|seen| (seen.state, seen.routed))
-                .collect(),
+        let node = |(name, entry): (&Name, &Entry)| {
+            let hello = entry.hello.as_ref()?;
+            Some(RouteNode {
+                name: name.clone(),
+                region: hello.region.clone(),
+                coordinates: hello.coordinates,
+                ingress_url: hello.ingress_url.clone(),
+                connected: entry.connected(),
+                drained: entry.drained,
+                cordoned: entry.cordoned,
+                stopping: entry.stopping,
+                versions: entry
+                    .versions_of(function)
+                    .into_values()
+                    .map(|seen| (seen.state, seen.routed))
+                    .collect(),
+            })
         };
-        inner.nodes.iter().map(node).collect()
+        inner.nodes.iter().filter_map(node).collect()
     }
 
     /// The nodes for people; labels of versions are left empty.
@@ -390,11 +426,17 @@ impl Fleet {
         let inner = self.lock();
         let view = |(name, entry): (&Name, &Entry)| NodeView {
             name: name.clone(),
-            region: entry.hello.region.clone(),
-            coordinates: entry.hello.coordinates,
-            ingress_url: entry.hello.ingress_url.clone(),
+            never_connected: entry.hello.is_none(),
+            region: entry.said(|hello| hello.region.clone()),
+            coordinates: entry
+                .hello
+                .as_ref()
+                .map_or(NOWHERE, |hello| hello.coordinates),
+            ingress_url: entry.said(|hello| hello.ingress_url.clone()),
             connected: entry.connected(),
             drained: entry.drained,
+            cordoned: entry.cordoned,
+            labels: entry.labels.clone(),
             last_seen_ms: entry.last_seen_ms,
             // Where the link is elsewhere, that coordinator knows.
             rtt_us: entry
@@ -404,20 +446,34 @@ impl Fleet {
                 Link::Elsewhere(id) => Some(id.clone()),
                 Link::Down | Link::Here(_) => None,
             },
-            kvm: entry.hello.kvm.clone(),
+            kvm: entry.said(|hello| hello.kvm.clone()),
             versions: entry.observed.versions.iter().map(version_view).collect(),
         };
         inner.nodes.iter().map(view).collect()
     }
 
-    /// Says whether a node is to take requests; whether it is known.
-    pub(crate) fn set_drained(&self, name: &Name, drained: bool) -> bool {
-        let mut inner = self.lock();
-        let Some(entry) = inner.nodes.get_mut(name) else {
-            return false;
-        };
-        entry.drained = drained;
-        true
+    /// The versions that nodes said last that they have, and which nodes.
+    pub(crate) fn held(&self) -> BTreeMap<VersionId, BTreeSet<Name>> {
+        let inner = self.lock();
+        let mut held = BTreeMap::<VersionId, BTreeSet<Name>>::new();
+        for (name, entry) in &inner.nodes {
+            for seen in &entry.observed.versions {
+                held.entry(seen.version).or_default().insert(name.clone());
+            }
+        }
+        held
+    }
+
+    /// Its labels, if it is known.
+    pub(crate) fn labels(&self, name: &Name) -> Option<BTreeMap<String, String>> {
+        let inner = self.lock();
+        inner.nodes.get(name).map(|entry| entry.labels.clone())
+    }
+
+    /// Whether it is cordoned.
+    pub(crate) fn is_cordoned(&self, name: &Name) -> bool {
+        let inner = self.lock();
+        inner.nodes.get(name).is_some_and(|entry| entry.cordoned)
     }
 
     /// What a node is to know of its own draining, and where else callers may go: the nearest that serve.
@@ -426,30 +482,35 @@ impl Fleet {
         let own = inner.nodes.get(name);
         let others = inner.nodes.iter().filter(|(other, entry)| {
             let serves = entry.observed.versions.iter().any(|version| version.routed);
-            *other != name && entry.connected() && serves && !entry.drained && !entry.stopping
+            let takes_none = entry.drained || entry.cordoned || entry.stopping;
+            *other != name && entry.connected() && serves && !takes_none
         });
-        let distance = |entry: &Entry| {
-            own.map_or(0.0, |own| {
-                own.hello.coordinates.distance_km(entry.hello.coordinates)
-            })
+        let here = own.and_then(|own| own.hello.as_ref());
+        let distance = |there: &Hello| {
+            here.map_or(0.0, |here| here.coordinates.distance_km(there.coordinates))
         };
-        let mut others: Vec<_> = others.map(|(_, entry)| (distance(entry), entry)).collect();
+        let mut others: Vec<_> = others
+            .filter_map(|(_, entry)| entry.hello.as_ref())
+            .map(|hello| (distance(hello), hello))
+            .collect();
         others.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         let urls = others.into_iter().take(MAX_OTHER_NODES);
         Draining {
             drained: own.is_some_and(|own| own.drained),
-            others: urls
-                .map(|(_, entry)| entry.hello.ingress_url.clone())
-                .collect(),
+            others: urls.map(|(_, hello)| hello.ingress_url.clone()).collect(),
         }
     }
 
-    /// The node's region.
-    pub(crate) fn region(&self, name: &Name) -> Option<String> {
-        self.lock()
-            .nodes
-            .get(name)
-            .map(|entry| entry.hello.region.clone())
+    /// The node's region and labels, by which versions are placed; nothing of both if it is not known.
+    pub(crate) fn place(&self, name: &Name) -> (String, BTreeMap<String, String>) {
+        let inner = self.lock();
+        let Some(entry) = inner.nodes.get(name) else {
+            return Default::default();
+        };
+        (
+            entry.said(|hello| hello.region.clone()),
+            entry.labels.clone(),
+        )
     }
 
     /// When nodes that are connected here were last seen.
@@ -484,7 +545,7 @@ impl Entry {
     }
 
     /// A node that has not been heard of here.
-    fn new(hello: Hello, now_ms: u64) -> Self {
+    fn new(hello: Option<Hello>, now_ms: u64) -> Self {
         Entry {
             hello,
             last_seen_ms: now_ms,
@@ -494,8 +555,15 @@ impl Entry {
             observed: Observed::default(),
             heard: false,
             drained: false,
+            cordoned: false,
+            labels: BTreeMap::new(),
             stopping: false,
         }
+    }
+
+    /// Something that it has said of itself; nothing if it never was there.
+    fn said(&self, what: impl Fn(&Hello) -> String) -> String {
+        self.hello.as_ref().map(what).unwrap_or_default()
     }
 
     /// Whether its link is up, here or elsewhere.

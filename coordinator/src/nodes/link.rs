@@ -101,6 +101,13 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
             if let Some(replaced) = replaced {
                 overtake(&replaced);
             }
+            // It may have been revoked since it was let in.
+            if let Err(error) = authenticate(&connection, &services).await {
+                services.fleet.disconnected(&name, session);
+                tracing::warn!(%peer, %error, "a link is refused");
+                shut(&connection, close::REFUSED, &error.to_string());
+                return;
+            }
             tracing::info!(node = %name, %peer, "a node is connected");
             let ended = Link {
                 connection: &connection,
@@ -304,11 +311,12 @@ impl Link<'_> {
     }
 
     /// The node's desired state as it is now, noted as what the node may write logs of.
-    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>, region: &str) -> Desired {
+    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>) -> Desired {
+        let (region, labels) = self.services.fleet.place(self.name);
         let draining = self.services.fleet.draining(self.name);
         let desired = target
             .borrow_and_update()
-            .desired(self.name, region, draining);
+            .desired(self.name, &region, &labels, draining);
         let functions = desired.functions.iter();
         *self.functions() = functions.map(|f| f.function.clone()).collect();
         desired
@@ -317,10 +325,9 @@ impl Link<'_> {
     /// Welcome, then desired state, now and whenever it changes. Only the newest counts: a slow
     /// node skips what was overtaken.
     async fn speak(&self, send: &mut SendStream) -> Result<(), LinkError> {
-        let region = self.services.fleet.region(self.name).unwrap_or_default();
         let mut target = self.services.target.clone();
         // A node that was here before has logs to tell as soon as it is welcome.
-        self.desired(&mut target, &region);
+        self.desired(&mut target);
         let now_ms = self.services.clock.now_ms();
         let welcome = CoordinatorMessage::Welcome {
             node: self.name.clone(),
@@ -329,7 +336,7 @@ impl Link<'_> {
         frames::write(send, &welcome).await?;
         target.mark_changed();
         while target.changed().await.is_ok() {
-            let desired = self.desired(&mut target, &region);
+            let desired = self.desired(&mut target);
             let generation = desired.generation;
             frames::write(send, &CoordinatorMessage::Desired(desired)).await?;
             tracing::debug!(node = %self.name, generation, "desired state is sent");

@@ -108,6 +108,43 @@ impl Artifacts {
             .map_err(disk("looking for", &path))
     }
 
+    /// Its length; 0 if it is not here.
+    pub(crate) async fn bytes(&self, digest: Digest) -> Result<u64, ArtifactError> {
+        let path = self.path(digest);
+        let metadata = if_there(fs::metadata(&path).await).map_err(disk("measuring", &path))?;
+        Ok(metadata.map_or(0, |metadata| metadata.len()))
+    }
+
+    /// Whether it is here; if so, it counts as new, so that a deploy that has been told so finds it still.
+    pub(crate) async fn has_for_deploy(&self, digest: Digest) -> Result<bool, ArtifactError> {
+        let path = self.path(digest);
+        let file = if_there(File::options().append(true).open(&path).await)
+            .map_err(disk("opening", &path))?;
+        let Some(file) = file else { return Ok(false) };
+        let file = file.into_std().await;
+        file.set_modified(SystemTime::now())
+            .map_err(disk("touching", &path))?;
+        Ok(true)
+    }
+
+    /// Removes the artifact.
+    pub(crate) async fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
+        let path = self.path(digest);
+        if_there(fs::remove_file(&path).await).map_err(disk("removing", &path))?;
+        Ok(())
+    }
+
+    /// Removes it if it is still old: a deploy may have touched it meanwhile.
+    async fn remove_old(&self, digest: Digest) -> Result<bool, ArtifactError> {
+        let path = self.path(digest);
+        let metadata = if_there(fs::metadata(&path).await).map_err(disk("measuring", &path))?;
+        let old = metadata.is_some_and(|metadata| age(&metadata) > ORPHAN_ARTIFACT_AGE);
+        if old {
+            self.remove(digest).await?;
+        }
+        Ok(old)
+    }
+
     /// Begins to receive an artifact.
     pub(crate) async fn receive(&self, announced: Digest) -> Result<Incoming, ArtifactError> {
         let path = self.dir.join("incoming").join(hex::encode(random::<16>()));
@@ -157,9 +194,12 @@ impl Artifacts {
             else {
                 continue;
             };
-            if age(&metadata) > ORPHAN_ARTIFACT_AGE && !store.names_artifact(digest).await? {
-                if_there(fs::remove_file(entry.path()).await).map_err(failed("removing from"))?;
-                removed += 1;
+            // Asked first without a turn, which most do not need.
+            if age(&metadata) <= ORPHAN_ARTIFACT_AGE || store.names_artifact(digest).await? {
+                continue;
+            }
+            if let Some(done) = store.unless_named(digest, self.remove_old(digest)).await? {
+                removed += usize::from(done?);
             }
         }
         Ok(removed)

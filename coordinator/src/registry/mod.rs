@@ -6,20 +6,23 @@
 
 mod artifacts;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use holm_model::api::VersionView;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement, VersionError};
 use holm_model::bundle::{Bundle, BundleError};
-use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use tokio::sync::Semaphore;
 
 pub use artifacts::ArtifactError;
-pub(crate) use artifacts::{Artifacts, Incoming};
+pub(crate) use artifacts::{Artifacts, Incoming, SweepError};
 
 use crate::clock::Clock;
-use crate::limits::{MAX_LABEL_CHARS, MAX_MESSAGE_CHARS, MAX_PUBLISHER_KEYS};
-use crate::store::{NewVersion, PublishOutcome, Store, StoreError};
+use crate::limits::{
+    MAX_AUTHOR_CHARS, MAX_LABEL_CHARS, MAX_MESSAGE_CHARS, MAX_TAG_CHARS, MAX_TAGS,
+};
+use crate::store::{KeyRow, NewVersion, PublishOutcome, Store, StoreError, TagOutcome};
 
 /// Why a version does not get in.
 #[derive(Debug, thiserror::Error)]
@@ -29,8 +32,11 @@ pub(crate) enum RegistryError {
          `holm tenants create {0}`"
     )]
     UnknownTenant(Name),
-    #[error("tenant `{0}` would have more than the {MAX_PUBLISHER_KEYS} publisher keys allowed")]
-    TooManyKeys(Name),
+    #[error(
+        "the version is signed with a key of tenant `{0}` that was revoked; sign it with one that is \
+         valid, `holm tenants show {0}` shows them"
+    )]
+    KeyRevoked(Name),
     #[error("the version is not accepted: {0}")]
     Refused(#[from] VersionError),
     #[error(
@@ -48,6 +54,22 @@ pub(crate) enum RegistryError {
          the version"
     )]
     ArtifactMissing(Digest),
+    #[error(
+        "the version {0} was removed because nobody needed it; deploy it again, as a new version"
+    )]
+    Removed(VersionId),
+    #[error(
+        "`{0}` is not a tag: 1 to {MAX_TAG_CHARS} letters, digits, `.`, `_` and `-`, beginning with a \
+         letter or digit"
+    )]
+    BadTag(String),
+    #[error("function `{function}` has no version {version}")]
+    UnknownVersion {
+        function: FunctionName,
+        version: VersionId,
+    },
+    #[error("function `{0}` would have more than the {MAX_TAGS} tags allowed; remove some")]
+    TooManyTags(FunctionName),
     #[error("the artifact is not a program that Holm can run: {0}")]
     BadProgram(#[from] BundleError),
     #[error(
@@ -90,18 +112,6 @@ impl Registry {
         &self.artifacts
     }
 
-    /// Makes a tenant, or adds keys to it; returns all of its keys.
-    pub(crate) async fn add_to_tenant(
-        &self,
-        tenant: &Name,
-        keys: &[PublisherKey],
-    ) -> Result<Vec<PublisherKey>, RegistryError> {
-        self.store
-            .add_to_tenant(tenant, keys, self.clock.now_ms())
-            .await?
-            .ok_or_else(|| RegistryError::TooManyKeys(tenant.clone()))
-    }
-
     /// Publishes a version of `function`; whether it is new. The same version may be published
     /// again and again.
     pub(crate) async fn publish(
@@ -114,6 +124,12 @@ impl Registry {
             .tenant_keys(&function.tenant)
             .await?
             .ok_or_else(|| RegistryError::UnknownTenant(function.tenant.clone()))?;
+        let now_ms = self.clock.now_ms();
+        let revoked = |row: &KeyRow| row.key == signed.key && !row.holds(now_ms);
+        if keys.iter().any(revoked) {
+            return Err(RegistryError::KeyRevoked(function.tenant.clone()));
+        }
+        let keys: Vec<PublisherKey> = keys.iter().map(|row| row.key).collect();
         let version = signed.verify(&keys)?;
         let statement = version.statement;
         if statement.function != *function {
@@ -123,8 +139,10 @@ impl Registry {
             });
         }
         check_statement(&statement)?;
-        if let Some(known) = self.store.version_view(version.id).await? {
-            return Ok((known, false));
+        match self.store.version_view(version.id).await? {
+            Some(known) if known.removed => return Err(RegistryError::Removed(version.id)),
+            Some(known) => return Ok((known, false)),
+            None => {}
         }
         self.check_artifact(&statement).await?;
         let new = NewVersion {
@@ -132,9 +150,18 @@ impl Registry {
             signed,
             statement: &statement,
         };
-        let stored = match self.store.publish(new, self.clock.now_ms()).await? {
+        let artifact = statement.artifact;
+        // What cannot be told is taken for gone: it is sent once more then.
+        let present = async { self.artifacts.has(artifact).await.unwrap_or(false) };
+        let now_ms = self.clock.now_ms();
+        let stored = match self.store.publish(new, present, now_ms).await? {
             PublishOutcome::Stored => true,
             PublishOutcome::Known => false,
+            PublishOutcome::KeyRevoked => {
+                return Err(RegistryError::KeyRevoked(function.tenant.clone()));
+            }
+            PublishOutcome::Removed => return Err(RegistryError::Removed(version.id)),
+            PublishOutcome::ArtifactGone => return Err(RegistryError::ArtifactMissing(artifact)),
             PublishOutcome::CounterTooLow { highest } => {
                 return Err(RegistryError::CounterTooLow {
                     function: function.clone(),
@@ -150,9 +177,56 @@ impl Registry {
             label: statement.label,
             counter: statement.counter,
             message: statement.message,
+            author: statement.author,
+            tags: Vec::new(),
+            removed: false,
             created_ms: statement.created_ms,
         };
         Ok((view, stored))
+    }
+
+    /// Has `tag` name a version, and no other one of the function.
+    pub(crate) async fn set_tag(
+        &self,
+        function: &FunctionName,
+        tag: &str,
+        version: VersionId,
+    ) -> Result<VersionView, RegistryError> {
+        let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let good = (1..=MAX_TAG_CHARS).contains(&tag.len())
+            && tag.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && tag.chars().all(part);
+        if !good {
+            return Err(RegistryError::BadTag(tag.chars().take(80).collect()));
+        }
+        let unknown = || RegistryError::UnknownVersion {
+            function: function.clone(),
+            version,
+        };
+        let now_ms = self.clock.now_ms();
+        match self.store.set_tag(function, tag, version, now_ms).await? {
+            TagOutcome::Set => self.store.version_view(version).await?.ok_or_else(unknown),
+            TagOutcome::UnknownVersion => Err(unknown()),
+            TagOutcome::TooMany => Err(RegistryError::TooManyTags(function.clone())),
+        }
+    }
+
+    /// Removes those of `artifacts` that no version names any more; returns which, and their bytes.
+    pub(crate) async fn remove_unnamed(
+        &self,
+        artifacts: &BTreeSet<Digest>,
+    ) -> Result<(Vec<Digest>, u64), SweepError> {
+        let (mut removed, mut bytes) = (Vec::new(), 0);
+        for artifact in artifacts {
+            let size = self.artifacts.bytes(*artifact).await?;
+            let remove = self.artifacts.remove(*artifact);
+            if let Some(done) = self.store.unless_named(*artifact, remove).await? {
+                done?;
+                removed.push(*artifact);
+                bytes += size;
+            }
+        }
+        Ok((removed, bytes))
     }
 
     /// The artifact is the signed one, and a program.
@@ -203,6 +277,11 @@ fn check_statement(statement: &Statement) -> Result<(), RegistryError> {
     if statement.label.is_empty() || !printable(&statement.label, MAX_LABEL_CHARS) {
         return bad(format!(
             "its label is not 1 to {MAX_LABEL_CHARS} printable characters"
+        ));
+    }
+    if !printable(&statement.author, MAX_AUTHOR_CHARS) {
+        return bad(format!(
+            "its author is not up to {MAX_AUTHOR_CHARS} printable characters"
         ));
     }
     if !printable(&statement.message, MAX_MESSAGE_CHARS) {

@@ -19,12 +19,15 @@ use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS, MAX_WAVES};
 use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
-use super::target::{Move, Target, TargetFunction, Version};
+use super::target::{Held, Move, Target, TargetFunction, Version};
 use super::wave::{Policy, Tally, are_waves};
 use crate::clock::Clock;
 use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
-use crate::store::{Adoption, Basis, Decided, RolloutRow, Store, StoreError, Unstored};
+use crate::store::{
+    Adoption, Basis, Came, Decided, Deed, Fate, KeyChange, KeyRow, KeysOutcome, NodeChange,
+    PruneWish, RolloutRow, Store, StoreError, Unstored,
+};
 
 /// How long rollouts wait for nodes.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +51,11 @@ pub(crate) enum RolloutError {
          `holm rollout abort {id}`"
     )]
     Running { function: FunctionName, id: u64 },
+    #[error(
+        "the key of tenant `{tenant}` that signed version {version} was revoked; deploy it again, signed \
+         with one that is valid"
+    )]
+    KeyRevoked { version: VersionId, tenant: Name },
     #[error("the fleet is on version {version} of `{function}` already")]
     Current {
         function: FunctionName,
@@ -126,6 +134,8 @@ struct State {
     /// The token of the lease under which this coordinator takes steps.
     lease: Option<u64>,
     functions: BTreeMap<FunctionName, Managed>,
+    /// What cordoned nodes keep.
+    held: BTreeMap<Name, Held>,
 }
 
 /// A function that the fleet has, or is to get.
@@ -166,6 +176,7 @@ impl Rollouts {
             generation: 0,
             lease: None,
             functions: BTreeMap::new(),
+            held: BTreeMap::new(),
         };
         let decided = store.decided().await?;
         fleet.learn(&decided.nodes);
@@ -338,11 +349,20 @@ impl Rollouts {
             return Err(unknown());
         }
         let policy = self.policy(&version, wish)?;
-        let keys = self
-            .store
-            .tenant_keys(&function.tenant)
-            .await?
-            .unwrap_or_default();
+        let rows = self.store.tenant_keys(&function.tenant).await?;
+        let rows = rows.unwrap_or_default();
+        let now_ms = self.clock.now_ms();
+        let signer = version.signed.key;
+        let revoked = |row: &KeyRow| row.key == signer && !row.holds(now_ms);
+        // Going back is to what ran here before.
+        if matches!(wish.to, To::Version(_)) && rows.iter().any(revoked) {
+            return Err(RolloutError::KeyRevoked {
+                version: version.id,
+                tenant: function.tenant.clone(),
+            });
+        }
+        let valid = rows.iter().filter(|row| row.revoked_ms.is_none());
+        let keys = valid.map(|row| row.key).collect();
         let managed = state
             .functions
             .entry(function.clone())
@@ -473,66 +493,119 @@ impl Rollouts {
         }
     }
 
-    /// A tenant's keys have changed: the nodes must know before a version signed with a new one
-    /// reaches them.
-    pub(crate) async fn keys_changed(
+    /// Changes a tenant's keys; the nodes know before a version signed with a new one reaches them.
+    pub(crate) async fn change_keys(
         &self,
         tenant: &Name,
-        keys: &[PublisherKey],
-    ) -> Result<(), Unstored> {
+        change: &KeyChange,
+    ) -> Result<KeysOutcome, Unstored> {
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
-            // Not by `state`, which may have been read after the keys were stored.
-            let shown = self.target.borrow().clone();
-            let mut own = shown.functions.iter().filter(|f| f.name.tenant == *tenant);
-            if own.all(|function| function.keys == keys) {
-                return Ok(());
-            }
-            let generation = state.generation + 1;
-            match self.store.set_generation(state.basis(), generation).await {
-                Ok(()) => state.revision += 1,
-                Err(Unstored::Outdated) => {
-                    self.reload(&mut state).await?;
-                    continue;
+            let (basis, generation) = (state.basis(), state.generation + 1);
+            let now_ms = self.clock.now_ms();
+            let changed = self
+                .store
+                .change_keys(basis, tenant, change, generation, now_ms);
+            match changed.await {
+                Ok(outcome) => {
+                    self.catch_up(&mut state).await?;
+                    return Ok(outcome);
                 }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
                 Err(error) => return Err(error),
             }
-            state.generation = generation;
-            for (name, managed) in &mut state.functions {
-                if name.tenant == *tenant {
-                    managed.keys = keys.to_vec();
-                }
-            }
-            self.show(&state);
-            return Ok(());
         }
     }
 
-    /// Says whether a node is to take requests; whether there is such a node.
-    pub(crate) async fn drain(&self, node: &Name, drained: bool) -> Result<bool, Unstored> {
+    /// Removes versions that nobody may need; returns what became of each.
+    pub(crate) async fn prune(&self, wish: &PruneWish) -> Result<Vec<Fate>, Unstored> {
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
-            let generation = state.generation + 1;
-            let basis = state.basis();
-            match self
-                .store
-                .set_drained(basis, node, drained, generation)
-                .await
-            {
-                Ok(true) => state.revision += 1,
-                Ok(false) => return Ok(false),
-                Err(Unstored::Outdated) => {
-                    self.reload(&mut state).await?;
-                    continue;
+            let now_ms = self.clock.now_ms();
+            match self.store.prune(state.basis(), wish, now_ms).await {
+                Ok(fates) => {
+                    state.revision += 1;
+                    return Ok(fates);
                 }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
                 Err(error) => return Err(error),
             }
-            state.generation = generation;
-            let known = self.fleet.set_drained(node, drained);
-            self.show(&state);
-            return Ok(known);
+        }
+    }
+
+    /// Has a node take no requests, or take them again; whether there is such a node.
+    pub(crate) async fn drain(&self, node: &Name, drained: bool) -> Result<bool, Unstored> {
+        self.change_node(node, |_| Some(NodeChange::Drained(drained)))
+            .await
+    }
+
+    /// Has a node keep what it has and get nothing new, or be as others again; whether there is such a
+    /// node.
+    pub(crate) async fn cordon(&self, node: &Name, cordoned: bool) -> Result<bool, Unstored> {
+        let change = |state: &State| {
+            // What it keeps is what it had when it was cordoned first.
+            if cordoned && self.fleet.is_cordoned(node) {
+                return None;
+            }
+            let (region, labels) = self.fleet.place(node);
+            let pins = cordoned.then(|| state.target().pins(node, &region, &labels));
+            Some(NodeChange::Cordoned(pins))
+        };
+        self.change_node(node, change).await
+    }
+
+    /// Sets labels of a node, or takes those off that have no value here; whether there is such a node.
+    pub(crate) async fn label(
+        &self,
+        node: &Name,
+        changes: &BTreeMap<String, Option<String>>,
+    ) -> Result<bool, Unstored> {
+        let change = |_: &State| {
+            let mut labels = self.fleet.labels(node).unwrap_or_default();
+            for (key, value) in changes {
+                match value {
+                    Some(value) => labels.insert(key.clone(), value.clone()),
+                    None => labels.remove(key),
+                };
+            }
+            Some(NodeChange::Labels(labels))
+        };
+        self.change_node(node, change).await
+    }
+
+    /// Voids a node's certificate and ends its link; whether there is such a node.
+    pub(crate) async fn revoke(&self, node: &Name) -> Result<bool, Unstored> {
+        self.change_node(node, |_| Some(NodeChange::Revoked)).await
+    }
+
+    async fn change_node(
+        &self,
+        node: &Name,
+        change: impl Fn(&State) -> Option<NodeChange>,
+    ) -> Result<bool, Unstored> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        // It may have joined since without anything being decided.
+        self.fleet.learn(&self.store.nodes().await?);
+        loop {
+            let Some(change) = change(&state) else {
+                return Ok(true);
+            };
+            let (basis, generation) = (state.basis(), state.generation + 1);
+            let now_ms = self.clock.now_ms();
+            let changed = self
+                .store
+                .change_node(basis, node, &change, generation, now_ms);
+            match changed.await {
+                Ok(known) => {
+                    self.catch_up(&mut state).await?;
+                    return Ok(known);
+                }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -564,9 +637,9 @@ impl Rollouts {
                 open.unstored.counted.add(*tally);
             }
             let mut next = open.clone();
-            let sights = self
-                .fleet
-                .sights(&function, |region| next.version.placed_in(region));
+            let sights = self.fleet.sights(&function, |region, labels| {
+                next.version.placed_on(region, labels)
+            });
             let actions = next.rollout.tick(&sights, state.moment(&self.clock));
             let Some(before) = state.functions.get(&function).and_then(|m| m.open.as_ref()) else {
                 continue;
@@ -637,7 +710,11 @@ impl Rollouts {
         state.revision += 1;
         state.generation = generation;
         if let Some(managed) = state.functions.get_mut(function) {
+            let before = managed.open.as_ref().map(|open| open.rollout.state);
             log(next.id, function, managed.open.as_ref(), &next.rollout);
+            if before != Some(next.rollout.state) {
+                self.record(function, &next).await;
+            }
             if adopt {
                 managed.fallback = managed.current.replace(next.version.clone());
             }
@@ -647,6 +724,29 @@ impl Rollouts {
             self.show(state);
         }
         Ok(())
+    }
+
+    /// A rollout is where it was not before, and it is stored: what is left is to say so if the audit log cannot.
+    async fn record(&self, function: &FunctionName, open: &Open) {
+        let action = match open.rollout.state {
+            RolloutState::Running => return,
+            RolloutState::Completed => "rollout.completed",
+            RolloutState::RollingBack => "rollout.turned",
+            RolloutState::RolledBack => "rollout.undone",
+        };
+        let deed = Deed {
+            actor_kind: "coordinator",
+            actor: "rollouts".to_owned(),
+            action: action.to_owned(),
+            object: function.to_string(),
+            ..Deed::default()
+        };
+        let (id, label) = (open.id, &open.version.statement.label);
+        let came = Came::done(format!("rollout {id} to {label}: {}", open.rollout.reason));
+        let recorded = self.store.record(&deed, &came, self.clock.now_ms());
+        if let Err(error) = recorded.await {
+            tracing::error!(rollout = id, %error, "where a rollout is is not in the audit log");
+        }
     }
 
     fn show(&self, state: &State) {
@@ -705,7 +805,20 @@ impl State {
                 });
             }
         }
+        let mut held = BTreeMap::<Name, Held>::new();
+        for row in decided.nodes {
+            let Some(pins) = row.cordoned.filter(|_| !row.revoked) else {
+                continue;
+            };
+            let of_node = held.entry(row.name).or_default();
+            for (function, (kept, before)) in pins {
+                let kept = version(store, &mut versions, Some(kept)).await?;
+                let before = version(store, &mut versions, before).await?;
+                of_node.extend(kept.map(|kept| (function, (kept, before))));
+            }
+        }
         self.functions = functions;
+        self.held = held;
         self.revision = decided.revision;
         self.generation = decided.generation;
         Ok(())
@@ -736,6 +849,7 @@ impl State {
         Target {
             generation: self.generation,
             functions: self.functions.iter().map(function).collect(),
+            held: self.held.clone(),
         }
     }
 
@@ -749,7 +863,7 @@ impl State {
                 managed.fallback.as_deref(),
                 managed.open.as_ref().map(|open| &*open.version),
             ];
-            versions.into_iter().flatten().map(bytes).sum::<usize>() + 40 * managed.keys.len() + 256
+            versions.into_iter().flatten().map(bytes).sum::<usize>() + 40 * managed.keys.len() + 512
         };
         self.functions.values().map(of).sum::<usize>() + bytes(version)
     }

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::error::During as _;
 use super::sql::{CHANNEL, Transaction, query};
 use super::{Database, Store, StoreError, Turn, bytes32, text, uint};
+use crate::limits::COORDINATOR_SILENCE;
 use crate::rollout::Tally;
 
 /// A coordinator at work.
@@ -149,6 +150,22 @@ impl Store {
             beat: uint(beat),
         };
         Ok((rows.into_iter().map(row).collect(), holder))
+    }
+
+    /// The addresses of the coordinators whose beats rise while this looks, which takes a while if there are any
+    /// at all.
+    pub(crate) async fn at_work(&self) -> Result<Vec<String>, StoreError> {
+        let (before, _) = self.coordinators().await?;
+        if before.is_empty() || !self.is_shared() {
+            return Ok(Vec::new());
+        }
+        tokio::time::sleep(COORDINATOR_SILENCE).await;
+        let (after, _) = self.coordinators().await?;
+        let beat = |id: &str| before.iter().find(|row| row.id == id).map(|row| row.beat);
+        let alive = after
+            .into_iter()
+            .filter(|row| beat(&row.id) != Some(row.beat));
+        Ok(alive.map(|row| row.address).collect())
     }
 
     /// A coordinator that lives no longer, unless its beat has risen beyond `beat`: its links are

@@ -1,7 +1,10 @@
-//! Nodes, join tokens and API tokens.
+//! Nodes and join tokens.
+
+use std::collections::BTreeMap;
 
 use holm_model::control::Hello;
-use holm_model::ids::{Digest, Name};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+use serde::de::DeserializeOwned;
 
 use super::error::During as _;
 use super::rollouts::{Basis, Unstored, save_generation};
@@ -9,13 +12,35 @@ use super::sql::{On, query};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::MAX_NODES;
 
-/// A node that has been connected at least once.
+/// A node that has joined.
 #[derive(Debug)]
 pub(crate) struct NodeRow {
     pub(crate) name: Name,
-    pub(crate) hello: Hello,
+    /// None until it has been connected once.
+    pub(crate) hello: Option<Hello>,
     pub(crate) last_seen_ms: u64,
     pub(crate) drained: bool,
+    /// What it keeps, if it is cordoned.
+    pub(crate) cordoned: Option<Pins>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Its certificate is void.
+    pub(crate) revoked: bool,
+}
+
+/// Version and previous version of each function.
+pub(crate) type Pins = BTreeMap<FunctionName, (VersionId, Option<VersionId>)>;
+
+/// What an operator wants changed about a node.
+#[derive(Clone, Debug)]
+pub(crate) enum NodeChange {
+    /// Whether it takes no requests.
+    Drained(bool),
+    /// What it keeps while nothing new comes to it, or that it is as others.
+    Cordoned(Option<Pins>),
+    /// All of its labels.
+    Labels(BTreeMap<String, String>),
+    /// Its certificate is void, until a machine joins under its name again.
+    Revoked,
 }
 
 /// Prescribed name, expiry, when it was used and by whom.
@@ -34,36 +59,6 @@ pub(crate) enum JoinOutcome {
 }
 
 impl Store {
-    /// Whether `digest` is that of a valid API token.
-    pub(crate) async fn knows_api_token(&self, digest: Digest) -> Result<bool, StoreError> {
-        query("SELECT 1 FROM api_tokens WHERE digest = ?")
-            .bind(digest)
-            .found(self.reader())
-            .await
-            .during("look up an API token")
-    }
-
-    /// Makes `digest` the API token called `label`, in place of the one before.
-    pub(crate) async fn set_api_token(
-        &self,
-        label: &str,
-        digest: Digest,
-        now_ms: u64,
-    ) -> Result<(), StoreError> {
-        query(
-            "INSERT INTO api_tokens (digest, label, created_ms) VALUES (?, ?, ?)
-             ON CONFLICT (label) DO UPDATE SET digest = excluded.digest,
-                                               created_ms = excluded.created_ms",
-        )
-        .bind(digest)
-        .bind(label)
-        .bind(now_ms)
-        .execute(self.writer())
-        .await
-        .during("store an API token")?;
-        Ok(())
-    }
-
     /// Stores a join token by its digest.
     pub(crate) async fn add_join_token(
         &self,
@@ -147,7 +142,8 @@ impl Store {
         query(
             "INSERT INTO nodes (name, certificate, joined_ms, last_seen_ms) VALUES (?, ?, ?, ?)
              ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate,
-                                              joined_ms = excluded.joined_ms",
+                                              joined_ms = excluded.joined_ms,
+                                              revoked_ms = NULL",
         )
         .bind(node)
         .bind(certificate)
@@ -160,13 +156,14 @@ impl Store {
         Ok(JoinOutcome::Joined)
     }
 
-    /// Digest of the certificate that `node` has got, if it has joined.
+    /// Digest of the certificate that `node` has got, if it has joined and that is not void.
     pub(crate) async fn certificate_of(&self, node: &Name) -> Result<Option<Digest>, StoreError> {
-        let row: Option<(Vec<u8>,)> = query("SELECT certificate FROM nodes WHERE name = ?")
-            .bind(node)
-            .optional(self.reader())
-            .await
-            .during("look up a node")?;
+        let row: Option<(Vec<u8>,)> =
+            query("SELECT certificate FROM nodes WHERE name = ? AND revoked_ms IS NULL")
+                .bind(node)
+                .optional(self.reader())
+                .await
+                .during("look up a node")?;
         row.map(|(bytes,)| bytes32("a node's certificate", &bytes).map(Digest))
             .transpose()
     }
@@ -204,24 +201,36 @@ impl Store {
         tx.commit("store when nodes were last seen").await
     }
 
-    /// Says whether a node is to take requests, with the generation of desired state that says so; both or
+    /// Changes something about a node, with the generation of desired state that says so; both or
     /// neither. Whether there is such a node.
-    pub(crate) async fn set_drained(
+    pub(crate) async fn change_node(
         &self,
         basis: Basis,
         node: &Name,
-        drained: bool,
+        change: &NodeChange,
         generation: u64,
+        now_ms: u64,
     ) -> Result<bool, Unstored> {
-        const DOING: &str = "store that a node is drained";
+        const DOING: &str = "store what an operator says of a node";
+        let json = |error| StoreError::corrupt("what an operator says of a node", error);
+        let mut update = query("UPDATE nodes SET ");
+        match change {
+            NodeChange::Drained(drained) => update.push("drained = ").push_bind(*drained),
+            NodeChange::Cordoned(pins) => {
+                let pins = pins.as_ref().map(serde_json::to_string).transpose();
+                update.push("cordoned = ").push_bind(pins.map_err(json)?)
+            }
+            NodeChange::Labels(labels) => {
+                let labels = serde_json::to_string(labels).map_err(json)?;
+                update.push("labels = ").push_bind(labels)
+            }
+            NodeChange::Revoked => update.push("revoked_ms = ").push_bind(now_ms),
+        };
+        update
+            .push(" WHERE revoked_ms IS NULL AND name = ")
+            .push_bind(node);
         let mut tx = self.decide(basis).await?;
-        let changed = query("UPDATE nodes SET drained = ? WHERE name = ? AND hello IS NOT NULL")
-            .bind(drained)
-            .bind(node)
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
-        if changed == 0 {
+        if update.execute(&mut tx).await.during(DOING)? == 0 {
             return Ok(false);
         }
         save_generation(&mut tx, generation).await?;
@@ -229,29 +238,49 @@ impl Store {
         Ok(true)
     }
 
-    /// Every node that has been connected.
+    /// Every node that has joined, those whose certificates are void too.
     pub(crate) async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
         nodes(self.reader()).await
     }
 }
 
-/// Every node that has been connected.
+/// Every node that has joined, those whose certificates are void too.
 pub(super) async fn nodes(on: impl Into<On<'_>>) -> Result<Vec<NodeRow>, StoreError> {
-    let rows: Vec<(String, String, i64, i64)> = query(
-        "SELECT name, hello, last_seen_ms, drained FROM nodes
-         WHERE hello IS NOT NULL ORDER BY name",
+    type Columns = (
+        String,
+        Option<String>,
+        i64,
+        i64,
+        Option<String>,
+        String,
+        Option<i64>,
+    );
+    let rows: Vec<Columns> = query(
+        "SELECT name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms FROM nodes
+         ORDER BY name",
     )
     .all(on)
     .await
     .during("list nodes")?;
-    let read = |(name, hello, last_seen_ms, drained): (String, String, i64, i64)| {
+    let read = |(name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms): Columns| {
         Ok(NodeRow {
             name: text("a node's name", &name)?,
-            hello: serde_json::from_str(&hello)
-                .map_err(|error| StoreError::corrupt("a node's hello", error))?,
+            hello: json("a node's hello", hello.as_deref())?,
             last_seen_ms: uint(last_seen_ms),
             drained: drained != 0,
+            cordoned: json("what a cordoned node keeps", cordoned.as_deref())?,
+            labels: json("a node's labels", Some(&labels))?.unwrap_or_default(),
+            revoked: revoked_ms.is_some(),
         })
     };
     rows.into_iter().map(read).collect()
+}
+
+fn json<T: DeserializeOwned>(
+    what: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, StoreError> {
+    text.map(serde_json::from_str)
+        .transpose()
+        .map_err(|error| StoreError::corrupt(what, error))
 }

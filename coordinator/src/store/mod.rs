@@ -18,6 +18,7 @@ mod fleet;
 mod migrations;
 mod postgres;
 mod prices;
+mod prune;
 mod rollouts;
 mod sql;
 #[cfg(test)]
@@ -25,6 +26,8 @@ mod suite;
 mod sums;
 #[cfg(test)]
 pub(crate) mod testing;
+mod tokens;
+mod trail;
 mod transfer;
 mod usage;
 
@@ -35,14 +38,19 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-pub(crate) use catalogue::{FunctionRow, NewVersion, PublishOutcome};
+pub(crate) use catalogue::{
+    FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
+};
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
-pub(crate) use fleet::{JoinOutcome, NodeRow};
+pub(crate) use fleet::{JoinOutcome, NodeChange, NodeRow, Pins};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
+pub(crate) use prune::{Fate, PruneWish};
 pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
 pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+pub(crate) use tokens::{TokenOutcome, TokenRow};
+pub(crate) use trail::{Came, Deed};
 pub use transfer::TransferError;
 pub(crate) use usage::StoredUsage;
 
@@ -75,6 +83,7 @@ enum Turn {
     Fleet = 1,
     Rollouts = 2,
     Ledger = 3,
+    Audit = 4,
 }
 
 impl Store {
@@ -153,11 +162,7 @@ impl Store {
                 let begin = "BEGIN ISOLATION LEVEL READ COMMITTED";
                 let tx = pool.begin_with(begin).await.during(DOING)?;
                 let mut tx = Transaction::Postgres(tx);
-                query("SELECT pg_advisory_xact_lock(?)")
-                    .bind(TURNS + turn as i64)
-                    .execute(&mut tx)
-                    .await
-                    .during(DOING)?;
+                tx.take(turn).await?;
                 Ok(tx)
             }
         }
@@ -177,6 +182,20 @@ impl Store {
                 Ok(Transaction::Postgres(tx))
             }
         }
+    }
+}
+
+impl Transaction {
+    /// Waits for a turn, until its own end. Who has several takes them in the order Rollouts, Registry.
+    async fn take(&mut self, turn: Turn) -> Result<(), StoreError> {
+        if let Transaction::Postgres(_) = self {
+            query("SELECT pg_advisory_xact_lock(?)")
+                .bind(TURNS + turn as i64)
+                .execute(self)
+                .await
+                .during("begin a transaction")?;
+        }
+        Ok(())
     }
 }
 

@@ -208,11 +208,11 @@ mod tests {
             .await
             .unwrap();
         let token = holm_model::ids::Digest([1; 32]);
-        store.set_api_token("t", token, 1).await.unwrap();
+        store.set_admin_token("t", token, 1).await.unwrap();
         let other = PgPool::connect(&database).await.unwrap();
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                    WHERE datname = current_database() AND pid <> pg_backend_pid()";
         other.execute(end).await.unwrap();
-        assert!(store.knows_api_token(token).await.unwrap());
+        assert!(store.admin_token(token).await.unwrap().is_some());
     }
 }

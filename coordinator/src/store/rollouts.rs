@@ -6,7 +6,7 @@ use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
 
 use super::error::During as _;
-use super::sql::{Transaction, query};
+use super::sql::{On, Transaction, query};
 use super::{FunctionRow, NodeRow, Store, StoreError, Turn, catalogue, fleet, text, uint};
 use crate::rollout::Rollout;
 
@@ -92,6 +92,36 @@ pub(super) async fn save_generation(
     tx.notify().await
 }
 
+/// The rollouts that have not ended.
+pub(super) async fn open_rollouts(tx: &mut Transaction) -> Result<Vec<RolloutRow>, StoreError> {
+    let open: Vec<Row> =
+        query("SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id")
+            .all(tx)
+            .await
+            .during("list open rollouts")?;
+    open.into_iter().map(row).collect()
+}
+
+/// The version that the fleet was on before it was first brought to `current`.
+pub(super) async fn version_before(
+    on: impl Into<On<'_>>,
+    function: &FunctionName,
+    current: VersionId,
+) -> Result<Option<VersionId>, StoreError> {
+    let found: Option<Row> = query(
+        "SELECT id, function, plan FROM rollouts
+         WHERE function = ? AND version = ? AND rollback = 0 AND state = 'completed'
+         ORDER BY id DESC LIMIT 1",
+    )
+    .bind(function.to_string())
+    .bind(current)
+    .optional(on)
+    .await
+    .during("look up the version before")?;
+    let found = found.map(row).transpose()?;
+    Ok(found.and_then(|found| found.rollout.previous))
+}
+
 impl Store {
     /// Everything about rollouts and desired state, as it is at one moment.
     pub(crate) async fn decided(&self) -> Result<Decided, StoreError> {
@@ -106,17 +136,13 @@ impl Store {
             found.map_or(0, |(_, value)| uint(*value))
         };
         let (revision, generation) = (counter("revision"), counter("generation"));
-        let open: Vec<Row> =
-            query("SELECT id, function, plan FROM rollouts WHERE ended_ms IS NULL ORDER BY id")
-                .all(&mut tx)
-                .await
-                .during(DOING)?;
+        let open = open_rollouts(&mut tx).await?;
         Ok(Decided {
             revision,
             generation,
             functions: catalogue::functions(&mut tx).await?,
             keys: catalogue::all_keys(&mut tx).await?,
-            open: open.into_iter().map(row).collect::<Result<_, _>>()?,
+            open,
             nodes: fleet::nodes(&mut tx).await?,
         })
     }
@@ -153,18 +179,6 @@ impl Store {
             0 => Err(Unstored::Outdated),
             _ => Ok(tx),
         }
-    }
-
-    /// Stores a new generation of desired state.
-    pub(crate) async fn set_generation(
-        &self,
-        basis: Basis,
-        generation: u64,
-    ) -> Result<(), Unstored> {
-        const DOING: &str = "store the generation";
-        let mut tx = self.decide(basis).await?;
-        save_generation(&mut tx, generation).await?;
-        Ok(tx.commit(DOING).await?)
     }
 
     /// Stores a rollout that begins, and returns its number.
@@ -266,17 +280,6 @@ impl Store {
         function: &FunctionName,
         current: VersionId,
     ) -> Result<Option<VersionId>, StoreError> {
-        let found: Option<Row> = query(
-            "SELECT id, function, plan FROM rollouts
-             WHERE function = ? AND version = ? AND rollback = 0 AND state = 'completed'
-             ORDER BY id DESC LIMIT 1",
-        )
-        .bind(function.to_string())
-        .bind(current)
-        .optional(self.reader())
-        .await
-        .during("look up the version before")?;
-        let found = found.map(row).transpose()?;
-        Ok(found.and_then(|found| found.rollout.previous))
+        version_before(self.reader(), function, current).await
     }
 }

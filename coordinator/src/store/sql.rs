@@ -292,6 +292,15 @@ impl Transaction {
         done.during("defer constraints").map(|_| ())
     }
 
+    /// Until its end, nobody else writes to these tables. SQLite has one writer anyway.
+    pub(super) async fn lock_out(&mut self, tables: &[&str]) -> Result<(), StoreError> {
+        if let Transaction::Postgres(_) = self {
+            let sql = format!("LOCK TABLE {} IN EXCLUSIVE MODE", tables.join(", "));
+            query(sql).execute(self).await.during("lock the tables")?;
+        }
+        Ok(())
+    }
+
     /// The numbers that the database gives in this column go on after the largest that is there, as
     /// SQLite's do by themselves.
     pub(super) async fn go_on_after(

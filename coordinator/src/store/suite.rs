@@ -2,35 +2,50 @@
 //! beside `ledger.rs`, in the same way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use holm_model::api::{NewAssignment, NewPrices};
+use holm_model::api::{NewAssignment, NewPrices, RolloutState, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use holm_model::manifest::Manifest;
 use holm_model::price::Prices;
+use holm_model::token::TokenId;
 use holm_model::usage::{Outcome, UsageRecord};
 
+use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, Basis, JoinOutcome, LinkChange, NewVersion, PublishOutcome, RolloutRow, Store,
-    StoredUsage, Unstored, UsageFilter, UsageGroup,
+    Adoption, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome, LinkChange,
+    NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store, StoredUsage,
+    TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
-use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS};
+use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
 use crate::rollout::{Policy, Rollout, Tally};
 
 on_both_databases! {
     a_tenant_keeps_each_key_once_and_only_so_many,
+    a_revoked_key_signs_nothing_new_and_does_not_come_back,
+    what_an_operator_says_of_a_node_is_stored_with_the_generation_that_says_so,
+    a_revoked_node_is_let_in_again_only_when_it_joins_again,
     a_version_is_stored_once_and_only_above_the_newest,
     of_versions_published_at_once_with_one_counter_one_is_stored,
+    a_version_whose_artifact_has_gone_since_is_not_stored,
+    an_artifact_goes_only_while_no_version_of_it_can_come,
+    a_tag_names_one_version_of_its_function,
+    versions_go_only_if_nobody_may_need_them,
     any_number_of_labels_can_be_looked_up,
     names_are_in_the_order_of_their_bytes,
     of_machines_that_join_at_once_with_one_token_one_is_let_in,
     a_join_token_is_refused_with_its_reason,
-    an_api_token_is_replaced_by_the_next_of_its_label,
+    an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided,
+    a_token_has_its_name_alone_until_it_is_revoked_or_over,
+    entries_of_the_audit_log_are_in_one_chain_whoever_adds_them,
+    what_is_changed_in_the_audit_log_shows,
     what_a_node_said_and_when_is_kept,
-    a_drained_node_is_stored_with_the_generation_that_says_so,
     a_function_has_one_open_rollout,
     a_step_is_stored_with_all_that_follows_from_it,
     what_rests_on_an_old_revision_is_not_stored,
@@ -68,6 +83,7 @@ fn statement(of: &str, counter: u64, label: &str) -> Statement {
         manifest: Manifest::from_toml(&manifest).unwrap(),
         label: label.to_owned(),
         message: "ünïcödé".to_owned(),
+        author: "someone".into(),
         created_ms: 1_700_000_000_000,
     }
 }
@@ -80,13 +96,12 @@ async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOut
         signed: &signed,
         statement,
     };
-    (id, store.publish(new, 5).await.unwrap())
+    (id, store.publish(new, async { true }, 5).await.unwrap())
 }
 
 /// A tenant with a function that has versions of these counters.
 async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [VersionId; N] {
-    let keys = [public(&key(1))];
-    store.add_to_tenant(&name("acme"), &keys, 1).await.unwrap();
+    add_key(store, &name("acme"), public(&key(1))).await;
     let mut ids = [Digest([0; 32]); N];
     for (id, counter) in ids.iter_mut().zip(counters) {
         let (published, outcome) = publish(store, &statement("acme/hello", counter, "v")).await;
@@ -96,39 +111,125 @@ async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [Ve
     ids
 }
 
+/// A tenant with this key, without a decision.
+async fn add_key(store: &Store, tenant: &Name, key: PublisherKey) {
+    for sql in [
+        query("INSERT INTO tenants (name, created_ms) VALUES (?, 1) ON CONFLICT DO NOTHING").bind(tenant),
+        query("INSERT INTO publisher_keys (tenant, key, added_ms) VALUES (?, ?, 1) ON CONFLICT DO NOTHING")
+            .bind(tenant)
+            .bind(&key.0[..]),
+    ] {
+        sql.execute(store.writer()).await.unwrap();
+    }
+}
+
+fn keys(rows: &[KeyRow]) -> Vec<(PublisherKey, Option<u64>)> {
+    rows.iter().map(|row| (row.key, row.revoked_ms)).collect()
+}
+
 async fn a_tenant_keeps_each_key_once_and_only_so_many(database: TestDatabase) {
     let store = &database.store;
     let acme = name("acme");
     assert_eq!(store.tenant_keys(&acme).await.unwrap(), None);
     let (one, other) = (public(&key(1)), public(&key(2)));
-    store.add_to_tenant(&acme, &[one], 1).await.unwrap();
-    let keys = store.add_to_tenant(&acme, &[other, one], 2).await.unwrap();
+    let add = async |revision, generation, keys: &[PublisherKey]| {
+        let add = KeyChange::Add(keys.to_vec());
+        let now_ms = generation;
+        store
+            .change_keys(at(revision), &acme, &add, generation, now_ms)
+            .await
+            .unwrap()
+    };
+    add(0, 1, &[one]).await;
+    let both = vec![
+        KeyRow {
+            key: one,
+            revoked_ms: None,
+        },
+        KeyRow {
+            key: other,
+            revoked_ms: None,
+        },
+    ];
+    let are = |rows: &Vec<KeyRow>, changed| KeysOutcome::Are {
+        rows: rows.clone(),
+        changed,
+    };
     assert_eq!(
-        keys,
-        Some(vec![one, other]),
+        add(1, 2, &[other, one]).await,
+        are(&both, true),
         "in the order in which they came"
     );
+    // What changes nothing is nothing for nodes to learn.
+    assert_eq!(add(2, 3, &[one]).await, are(&both, false));
+    let decided = store.decided().await.unwrap();
+    assert_eq!((decided.revision, decided.generation), (2, 2));
     let many: Vec<_> = (0..MAX_PUBLISHER_KEYS as u8)
         .map(|n| public(&key(n)))
         .collect();
-    assert!(
-        store
-            .add_to_tenant(&acme, &many, 3)
-            .await
-            .unwrap()
-            .is_some()
-    );
-    let one_more = [public(&key(200))];
-    assert_eq!(
-        store.add_to_tenant(&acme, &one_more, 4).await.unwrap(),
-        None
-    );
+    assert!(matches!(
+        add(2, 3, &many).await,
+        KeysOutcome::Are { changed: true, .. }
+    ));
+    assert_eq!(add(3, 4, &[public(&key(200))]).await, KeysOutcome::TooMany);
     let kept = store.tenant_keys(&acme).await.unwrap().unwrap();
     assert_eq!(
         kept.len(),
         MAX_PUBLISHER_KEYS,
         "what is refused is not stored"
     );
+    assert_eq!(store.decided().await.unwrap().generation, 3);
+}
+
+async fn a_revoked_key_signs_nothing_new_and_does_not_come_back(database: TestDatabase) {
+    let store = &database.store;
+    let acme = name("acme");
+    let (old, new) = (public(&key(1)), public(&key(2)));
+    add_key(store, &acme, old).await;
+    add_key(store, &acme, new).await;
+    let revoke = async |revision, key, from_ms| {
+        let revoke = KeyChange::Revoke { key, from_ms };
+        let generation = revision + 1;
+        store
+            .change_keys(at(revision), &acme, &revoke, generation, 1)
+            .await
+    };
+    // `publish` is at 5.
+    revoke(0, old, 100).await.unwrap();
+    let (_, early) = publish(store, &statement("acme/hello", 1, "v")).await;
+    assert_eq!(early, PublishOutcome::Stored, "it is not so far");
+    let rows = revoke(1, old, 5).await.unwrap();
+    let KeysOutcome::Are {
+        rows,
+        changed: true,
+    } = rows
+    else {
+        panic!("{rows:?}")
+    };
+    assert_eq!(keys(&rows), [(new, None), (old, Some(5))]);
+    assert!(rows[1].holds(4) && !rows[1].holds(5));
+    let (_, late) = publish(store, &statement("acme/hello", 2, "v")).await;
+    assert_eq!(late, PublishOutcome::KeyRevoked);
+    // No later time is taken, and an old revision is none to decide on.
+    let same = revoke(2, old, 50).await.unwrap();
+    assert_eq!(
+        same,
+        KeysOutcome::Are {
+            rows,
+            changed: false
+        }
+    );
+    assert!(matches!(revoke(1, old, 1).await, Err(Unstored::Outdated)));
+    let again = KeyChange::Add(vec![old]);
+    let again = store.change_keys(at(2), &acme, &again, 9, 9).await.unwrap();
+    assert_eq!(again, KeysOutcome::Revoked(old));
+    assert_eq!(
+        revoke(2, public(&key(9)), 1).await.unwrap(),
+        KeysOutcome::Unknown
+    );
+    let decided = store.decided().await.unwrap();
+    assert_eq!(decided.keys[&acme], [new]);
+    assert_eq!((decided.revision, decided.generation), (2, 2));
 }
 
 async fn a_version_is_stored_once_and_only_above_the_newest(database: TestDatabase) {
@@ -180,6 +281,179 @@ async fn of_versions_published_at_once_with_one_counter_one_is_stored(database: 
         outcomes.iter().filter(|outcome| **outcome == low).count(),
         3
     );
+}
+
+async fn a_version_whose_artifact_has_gone_since_is_not_stored(database: TestDatabase) {
+    let store = &database.store;
+    with_versions(store, []).await;
+    let statement = statement("acme/hello", 1, "v");
+    let signed = SignedVersion::sign(&statement, &key(1));
+    let id = signed.id();
+    let new = || NewVersion {
+        id,
+        signed: &signed,
+        statement: &statement,
+    };
+    let gone = store.publish(new(), async { false }, 5).await.unwrap();
+    assert_eq!(gone, PublishOutcome::ArtifactGone);
+    assert!(store.version_view(id).await.unwrap().is_none());
+    let here = store.publish(new(), async { true }, 5).await.unwrap();
+    assert_eq!(here, PublishOutcome::Stored);
+}
+
+/// The sweep looks for a version, finds none and removes the artifact; a publish finds the artifact and
+/// stores a version. Whichever comes first, the other one sees it.
+async fn an_artifact_goes_only_while_no_version_of_it_can_come(database: TestDatabase) {
+    let store = &database.store;
+    with_versions(store, []).await;
+    for round in 1..=20_u64 {
+        let statement = statement("acme/hello", round, "v");
+        let here = Arc::new(AtomicBool::new(true));
+        let (sweeper, removed) = (store.clone(), here.clone());
+        let artifact = statement.artifact;
+        let sweep = tokio::spawn(async move {
+            let remove = async {
+                tokio::time::sleep(Duration::from_millis(round % 3)).await;
+                removed.store(false, Ordering::SeqCst);
+            };
+            sweeper
+                .unless_named(artifact, remove)
+                .await
+                .unwrap()
+                .is_some()
+        });
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        let signed = SignedVersion::sign(&statement, &key(1));
+        let new = NewVersion {
+            id: signed.id(),
+            signed: &signed,
+            statement: &statement,
+        };
+        let present = async { here.load(Ordering::SeqCst) };
+        let published = store.publish(new, present, 5).await.unwrap();
+        let expected = match sweep.await.unwrap() {
+            true => PublishOutcome::ArtifactGone,
+            false => PublishOutcome::Stored,
+        };
+        assert_eq!(published, expected, "round {round}");
+        let there = here.load(Ordering::SeqCst);
+        assert_eq!(there, published == PublishOutcome::Stored, "round {round}");
+    }
+}
+
+async fn a_tag_names_one_version_of_its_function(database: TestDatabase) {
+    let store = &database.store;
+    let [one, two] = with_versions(store, [1, 2]).await;
+    let (other, _) = publish(store, &statement("acme/other", 1, "v")).await;
+    let hello = function("acme/hello");
+    let set = async |tag: &str, version| store.set_tag(&hello, tag, version, 5).await.unwrap();
+    assert_eq!(set("stable", one).await, TagOutcome::Set);
+    assert_eq!(set("old", one).await, TagOutcome::Set);
+    assert_eq!(set("stable", two).await, TagOutcome::Set);
+    assert_eq!(set("x", other).await, TagOutcome::UnknownVersion);
+    assert_eq!(set("x", Digest([9; 32])).await, TagOutcome::UnknownVersion);
+    let tags = |views: Vec<VersionView>| -> Vec<_> {
+        views
+            .into_iter()
+            .map(|view| (view.counter, view.tags))
+            .collect()
+    };
+    let listed = tags(store.versions_of(&hello).await.unwrap());
+    assert_eq!(
+        listed,
+        [(2, vec!["stable".to_owned()]), (1, vec!["old".to_owned()])]
+    );
+    assert!(store.remove_tag(&hello, "old").await.unwrap());
+    assert!(!store.remove_tag(&hello, "old").await.unwrap());
+    let view = store.version_view(one).await.unwrap().unwrap();
+    assert_eq!((view.tags.len(), view.author.as_str()), (0, "someone"));
+    for n in 1..MAX_TAGS {
+        assert_eq!(set(&format!("t{n}"), one).await, TagOutcome::Set);
+    }
+    assert_eq!(set("more", one).await, TagOutcome::TooMany);
+}
+
+async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
+    let store = &database.store;
+    let ids = with_versions(store, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]).await;
+    let hello = function("acme/hello");
+    let rollout_of = async |to: usize, from: Option<usize>, revision, end: bool| {
+        let mut row = RolloutRow {
+            id: 0,
+            function: hello.clone(),
+            rollout: rollout(ids[to], from.map(|from| ids[from])),
+        };
+        row.id = store
+            .begin_rollout(at(revision), &hello, &row.rollout, false)
+            .await
+            .unwrap();
+        if end {
+            row.rollout.state = RolloutState::Completed;
+            row.rollout.ended_ms = Some(9);
+            let adoption = Adoption {
+                current: ids[to],
+                fallback: from.map(|from| ids[from]),
+            };
+            store
+                .save_step(at(revision + 1), &row, None, Some(adoption))
+                .await
+                .unwrap();
+        }
+        row.id
+    };
+    rollout_of(1, Some(0), 0, true).await;
+    rollout_of(3, Some(1), 2, true).await;
+    let open = rollout_of(4, Some(3), 4, false).await;
+    store.set_tag(&hello, "golden", ids[2], 5).await.unwrap();
+    let mut wish = PruneWish {
+        function: None,
+        keep: 2,
+        held: BTreeMap::from([(ids[5], BTreeSet::from([name("edge")]))]),
+    };
+    let fates = store.fates(&wish).await.unwrap();
+    let why: BTreeMap<_, _> = fates
+        .iter()
+        .map(|fate| (fate.version, fate.why.join("; ")))
+        .collect();
+    let because = |place: usize| why[&ids[place]].as_str();
+    assert_eq!(because(0), "");
+    assert_eq!(because(1), "a rollback goes to it");
+    assert_eq!(because(2), "the tag golden names it");
+    assert_eq!(
+        because(3),
+        format!("the fleet is on it; rollout {open} has not ended")
+    );
+    assert_eq!(because(4), format!("rollout {open} has not ended"));
+    assert_eq!(because(5), "node edge has it");
+    assert_eq!((because(6), because(7)), ("", ""));
+    assert_eq!(
+        (because(8), because(9)),
+        ("it is one of the newest 2", "it is one of the newest 2")
+    );
+
+    // On an old revision nothing goes: a rollout may have begun.
+    let outdated = store.prune(at(4), &wish, 50).await.err().unwrap();
+    assert!(matches!(outdated, Unstored::Outdated), "{outdated}");
+    assert_eq!(store.versions_of(&hello).await.unwrap().len(), 10);
+    assert_eq!(store.prune(at(5), &wish, 50).await.unwrap(), fates);
+    let left: Vec<_> = store.versions_of(&hello).await.unwrap();
+    let left: Vec<_> = left.iter().map(|view| view.counter).collect();
+    assert_eq!(left, [10, 9, 6, 5, 4, 3, 2]);
+    assert!(store.version(ids[0]).await.unwrap().is_none());
+    let removed = store.version_view(ids[0]).await.unwrap().unwrap();
+    assert!(
+        removed.removed && removed.label == "v",
+        "history knows it still"
+    );
+    assert!(!store.names_artifact(Digest([1; 32])).await.unwrap());
+    let again = publish(store, &statement("acme/hello", 1, "v")).await;
+    assert_eq!(again, (ids[0], PublishOutcome::Removed));
+    let tag = store.set_tag(&hello, "late", ids[0], 60).await.unwrap();
+    assert_eq!(tag, TagOutcome::UnknownVersion);
+    wish.function = Some(function("acme/other"));
+    assert_eq!(store.fates(&wish).await.unwrap(), []);
 }
 
 async fn any_number_of_labels_can_be_looked_up(database: TestDatabase) {
@@ -259,16 +533,154 @@ async fn a_join_token_is_refused_with_its_reason(database: TestDatabase) {
     assert_eq!(store.certificate_of(&other).await.unwrap(), None);
 }
 
-async fn an_api_token_is_replaced_by_the_next_of_its_label(database: TestDatabase) {
+async fn an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided(
+    database: TestDatabase,
+) {
     let store = &database.store;
     let (old, new) = (Digest([1; 32]), Digest([2; 32]));
-    store.set_api_token("admin", old, 1).await.unwrap();
-    store.set_api_token("ci", Digest([3; 32]), 1).await.unwrap();
-    assert!(store.knows_api_token(old).await.unwrap());
-    store.set_api_token("admin", new, 2).await.unwrap();
-    assert!(!store.knows_api_token(old).await.unwrap());
-    assert!(store.knows_api_token(new).await.unwrap());
-    assert!(store.knows_api_token(Digest([3; 32])).await.unwrap());
+    store.set_admin_token("admin", old, 1).await.unwrap();
+    store
+        .set_admin_token("ci", Digest([3; 32]), 1)
+        .await
+        .unwrap();
+    assert!(store.admin_token(old).await.unwrap().is_some());
+    store.set_admin_token("admin", new, 2).await.unwrap();
+    assert_eq!(store.admin_token(old).await.unwrap(), None);
+    assert!(store.admin_token(new).await.unwrap().is_some());
+    let label = store.admin_token(Digest([3; 32])).await.unwrap();
+    assert_eq!(label.as_deref(), Some("ci"));
+    assert_eq!(store.void_admin_tokens(Some("ci")).await.unwrap(), 1);
+    assert_eq!(store.void_admin_tokens(Some("ci")).await.unwrap(), 0);
+    let left = store.admin_tokens().await.unwrap();
+    assert_eq!(left, [(new, "admin".to_owned(), 2)]);
+    assert_eq!(store.void_admin_tokens(None).await.unwrap(), 1);
+    assert_eq!(store.admin_token(new).await.unwrap(), None);
+}
+
+fn token(id: u8, of: &str, created_ms: u64, expires_ms: Option<u64>) -> TokenRow {
+    TokenRow {
+        id: TokenId([id; 16]),
+        name: of.to_owned(),
+        caveats: "verbs=read\ntenants=acme".to_owned(),
+        created_ms,
+        created_by: "admin".to_owned(),
+        expires_ms,
+        revoked_ms: None,
+    }
+}
+
+async fn a_token_has_its_name_alone_until_it_is_revoked_or_over(database: TestDatabase) {
+    let store = &database.store;
+    let first = token(1, "ci", 5, Some(100));
+    let add = async |token: &TokenRow| store.add_token(token).await.unwrap();
+    assert_eq!(add(&first).await, TokenOutcome::Stored);
+    assert_eq!(store.token(first.id).await.unwrap(), Some(first.clone()));
+    let second = token(2, "ci", 50, None);
+    assert_eq!(add(&second).await, TokenOutcome::NameTaken);
+    assert_eq!(store.token(second.id).await.unwrap(), None);
+    // The first one is over.
+    let second = token(2, "ci", 100, None);
+    assert_eq!(add(&second).await, TokenOutcome::Stored);
+    let over = store.token(first.id).await.unwrap().unwrap();
+    assert_eq!(over.revoked_ms, Some(100));
+
+    let revoked = store.revoke_token("ci", 120).await.unwrap().unwrap();
+    assert_eq!((revoked.id, revoked.revoked_ms), (second.id, Some(120)));
+    assert_eq!(store.revoke_token("ci", 130).await.unwrap(), None);
+    assert_eq!(add(&token(3, "ci", 140, None)).await, TokenOutcome::Stored);
+    let all = store.tokens().await.unwrap();
+    let ids: Vec<_> = all.iter().map(|row| row.id.0[0]).collect();
+    assert_eq!(ids, [1, 2, 3], "what was is kept");
+    store
+        .set_admin_token("root", Digest([4; 32]), 1)
+        .await
+        .unwrap();
+    assert_eq!(
+        add(&token(4, "root", 150, None)).await,
+        TokenOutcome::NameTaken
+    );
+}
+
+fn deed(action: &str) -> Deed {
+    Deed {
+        actor_kind: "token",
+        actor: "ci".into(),
+        actor_id: "01".into(),
+        action: action.into(),
+        object: "acme/hello".into(),
+    }
+}
+
+async fn entries_of_the_audit_log_are_in_one_chain_whoever_adds_them(database: TestDatabase) {
+    let store = &database.store;
+    let none = store.check_audit_log(None).await.unwrap();
+    assert_eq!((none.entries, none.head, none.whole), (0, None, true));
+    let begun = store.record(&deed("a"), &Came::begun(), 5).await.unwrap();
+    let mut came = Came::done("v1\0\n");
+    came.begun = Some(begun);
+    store.record(&deed("a"), &came, 6).await.unwrap();
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let store = store.clone();
+        writers.spawn(async move {
+            let deed = deed(&format!("b{n}"));
+            store.record(&deed, &Came::done(""), 7).await.unwrap()
+        });
+    }
+    let mut rows = writers.join_all().await;
+    rows.sort_unstable();
+    assert_eq!(rows, (3..=10).collect::<Vec<u64>>());
+
+    let page = store.audit_entries(0, 0, 2).await.unwrap();
+    assert_eq!(page.next, Some(2));
+    let done = &page.entries[1];
+    assert_eq!((done.begun, done.outcome.as_str()), (Some(1), "done"));
+    assert_eq!(done.detail, "v1\u{fffd}\n");
+    let later = store.audit_entries(7, 0, 100).await.unwrap();
+    assert_eq!((later.entries.len(), later.next), (8, None));
+    let check = store.check_audit_log(Some(done.hash)).await.unwrap();
+    assert_eq!(
+        (check.entries, check.found, check.whole),
+        (10, Some(2), true)
+    );
+    assert_eq!(check.head, Some(later.entries[7].hash));
+}
+
+async fn what_is_changed_in_the_audit_log_shows(database: TestDatabase) {
+    let store = &database.store;
+    for n in 0..5 {
+        let came = Came::done(format!("detail {n}"));
+        store.record(&deed("a"), &came, n).await.unwrap();
+    }
+    let head = store.check_audit_log(None).await.unwrap().head;
+    // By mistake nothing is changed.
+    for sql in ["UPDATE audit_log SET detail = 'x'", "DELETE FROM audit_log"] {
+        let refused = query(sql).execute(store.writer()).await.unwrap_err();
+        assert!(refused.to_string().contains("only added to"), "{refused}");
+    }
+    let unguarded = match database.url {
+        None => vec![
+            "DROP TRIGGER audit_log_is_not_changed",
+            "DROP TRIGGER audit_log_is_not_deleted",
+        ],
+        Some(_) => vec!["DROP TRIGGER audit_log_is_not_changed ON audit_log"],
+    };
+    for sql in unguarded {
+        query(sql).execute(store.writer()).await.unwrap();
+    }
+    let change = async |sql: &'static str| {
+        assert_eq!(query(sql).execute(store.writer()).await.unwrap(), 1);
+        store.check_audit_log(head).await.unwrap()
+    };
+    let edited = change("UPDATE audit_log SET actor = 'other' WHERE row = 3").await;
+    assert_eq!((edited.broken_at, edited.whole), (Some(3), false));
+    let mended = change("UPDATE audit_log SET actor = 'ci' WHERE row = 3").await;
+    assert!(mended.whole);
+    let cut = change("DELETE FROM audit_log WHERE row = 5").await;
+    assert!(cut.whole, "the chain alone does not show it");
+    assert_eq!(cut.found, None, "what was its head is gone");
+    let gap = change("DELETE FROM audit_log WHERE row = 2").await;
+    assert_eq!((gap.broken_at, gap.whole), (Some(2), false));
 }
 
 fn hello() -> Hello {
@@ -293,8 +705,10 @@ async fn what_a_node_said_and_when_is_kept(database: TestDatabase) {
     let store = &database.store;
     let edge = name("edge");
     with_node(store, &edge).await;
-    assert!(
-        store.nodes().await.unwrap().is_empty(),
+    let joined = store.nodes().await.unwrap();
+    assert_eq!(
+        (joined.len(), &joined[0].hello),
+        (1, &None),
         "it was never there"
     );
     store.save_hello(&edge, &hello(), 10).await.unwrap();
@@ -307,24 +721,86 @@ async fn what_a_node_said_and_when_is_kept(database: TestDatabase) {
     let row = &nodes[0];
     assert_eq!(
         (&row.name, &row.hello, row.last_seen_ms),
-        (&edge, &hello(), 20)
+        (&edge, &Some(hello()), 20)
     );
     assert!(!row.drained);
 }
 
-async fn a_drained_node_is_stored_with_the_generation_that_says_so(database: TestDatabase) {
+async fn change_node(
+    store: &Store,
+    revision: u64,
+    node: &Name,
+    change: NodeChange,
+    generation: u64,
+) -> Result<bool, Unstored> {
+    store
+        .change_node(at(revision), node, &change, generation, 7)
+        .await
+}
+
+async fn what_an_operator_says_of_a_node_is_stored_with_the_generation_that_says_so(
+    database: TestDatabase,
+) {
+    let store = &database.store;
+    let edge = name("edge");
+    let drain = || NodeChange::Drained(true);
+    assert!(!change_node(store, 0, &edge, drain(), 5).await.unwrap());
+    let nothing = store.decided().await.unwrap();
+    assert_eq!((nothing.revision, nothing.generation), (0, 0));
+    // It need not have been connected.
+    with_node(store, &edge).await;
+    assert!(change_node(store, 0, &edge, drain(), 6).await.unwrap());
+    let pins = Pins::from([(function("acme/hello"), (Digest([1; 32]), None))]);
+    let cordon = NodeChange::Cordoned(Some(pins.clone()));
+    assert!(change_node(store, 1, &edge, cordon, 7).await.unwrap());
+    let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
+    let label = NodeChange::Labels(labels.clone());
+    assert!(change_node(store, 2, &edge, label, 8).await.unwrap());
+    let outdated = change_node(store, 2, &edge, NodeChange::Drained(false), 9).await;
+    assert!(matches!(outdated, Err(Unstored::Outdated)));
+    let decided = store.decided().await.unwrap();
+    let node = &decided.nodes[0];
+    assert!(node.drained && node.hello.is_none() && !node.revoked);
+    assert_eq!((&node.cordoned, &node.labels), (&Some(pins), &labels));
+    assert_eq!((decided.revision, decided.generation), (3, 8));
+    assert!(
+        change_node(store, 3, &edge, NodeChange::Cordoned(None), 9)
+            .await
+            .unwrap()
+    );
+    assert_eq!(store.nodes().await.unwrap()[0].cordoned, None);
+}
+
+async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestDatabase) {
     let store = &database.store;
     let edge = name("edge");
     with_node(store, &edge).await;
-    let unknown = store.set_drained(at(0), &edge, true, 5).await.unwrap();
-    assert!(!unknown, "it was never there");
-    let nothing = store.decided().await.unwrap();
-    assert_eq!((nothing.revision, nothing.generation), (0, 0));
     store.save_hello(&edge, &hello(), 10).await.unwrap();
-    assert!(store.set_drained(at(0), &edge, true, 6).await.unwrap());
-    let decided = store.decided().await.unwrap();
-    assert!(decided.nodes[0].drained);
-    assert_eq!((decided.revision, decided.generation), (1, 6));
+    assert!(store.certificate_of(&edge).await.unwrap().is_some());
+    assert!(
+        change_node(store, 0, &edge, NodeChange::Revoked, 1)
+            .await
+            .unwrap()
+    );
+    assert_eq!(store.certificate_of(&edge).await.unwrap(), None);
+    assert!(store.nodes().await.unwrap()[0].revoked);
+    assert!(
+        !change_node(store, 1, &edge, NodeChange::Drained(true), 2)
+            .await
+            .unwrap()
+    );
+    let token = Digest([8; 32]);
+    store
+        .add_join_token(token, Some(&edge), 1, 100)
+        .await
+        .unwrap();
+    let joined = store.join(token, &edge, Digest([9; 32]), 50).await.unwrap();
+    assert_eq!(joined, JoinOutcome::Joined);
+    assert_eq!(
+        store.certificate_of(&edge).await.unwrap(),
+        Some(Digest([9; 32]))
+    );
+    assert!(!store.nodes().await.unwrap()[0].revoked);
 }
 
 /// What somebody rests on who takes no step.
@@ -412,9 +888,12 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
 
 async fn what_rests_on_an_old_revision_is_not_stored(database: TestDatabase) {
     let store = &database.store;
-    store.set_generation(at(0), 5).await.unwrap();
+    let edge = name("edge");
+    with_node(store, &edge).await;
+    let drain = || NodeChange::Drained(true);
+    change_node(store, 0, &edge, drain(), 5).await.unwrap();
     for old in [0, 2] {
-        let outdated = store.set_generation(at(old), 6).await;
+        let outdated = change_node(store, old, &edge, drain(), 6).await;
         assert!(matches!(outdated, Err(Unstored::Outdated)), "{outdated:?}");
     }
     let decided = store.decided().await.unwrap();
@@ -423,7 +902,13 @@ async fn what_rests_on_an_old_revision_is_not_stored(database: TestDatabase) {
     let mut tasks = tokio::task::JoinSet::new();
     for generation in 10..14 {
         let store = store.clone();
-        tasks.spawn(async move { store.set_generation(at(1), generation).await.is_ok() });
+        let edge = edge.clone();
+        tasks.spawn(async move {
+            let drain = NodeChange::Drained(true);
+            change_node(&store, 1, &edge, drain, generation)
+                .await
+                .is_ok()
+        });
     }
     let stored = tasks.join_all().await;
     assert_eq!(stored.iter().filter(|stored| **stored).count(), 1);
@@ -634,9 +1119,14 @@ pub(super) async fn fill(store: &Store) {
         .await
         .unwrap();
     store
-        .set_api_token("admin", Digest([4; 32]), 5)
+        .set_admin_token("admin", Digest([4; 32]), 5)
         .await
         .unwrap();
+    store.add_token(&token(1, "ci", 5, Some(9))).await.unwrap();
+    for n in 0..LOOKUP_CHUNK_ROWS as u64 + 2 {
+        store.record(&deed("a"), &Came::done("x"), n).await.unwrap();
+    }
+    store.set_tag(&hello, "stable", one, 5).await.unwrap();
     store.authority(Some(Digest([6; 32]))).await.unwrap();
     let mut row = RolloutRow {
         id: 0,

@@ -85,6 +85,36 @@ const TABLES: &[Table] = &[
         order: "label",
     },
     Table {
+        name: "tokens",
+        columns: &[
+            ("id", Bytes),
+            ("name", Text),
+            ("caveats", Text),
+            ("created_ms", Int),
+            ("created_by", Text),
+            ("expires_ms", Int),
+            ("revoked_ms", Int),
+        ],
+        order: "id",
+    },
+    Table {
+        name: "audit_log",
+        columns: &[
+            ("row", Int),
+            ("at_ms", Int),
+            ("actor_kind", Text),
+            ("actor", Text),
+            ("actor_id", Text),
+            ("action", Text),
+            ("object", Text),
+            ("outcome", Text),
+            ("detail", Text),
+            ("begun", Int),
+            ("hash", Bytes),
+        ],
+        order: "row",
+    },
+    Table {
         name: "join_tokens",
         columns: &[
             ("digest", Bytes),
@@ -105,6 +135,9 @@ const TABLES: &[Table] = &[
             ("hello", Text),
             ("last_seen_ms", Int),
             ("drained", Int),
+            ("cordoned", Text),
+            ("labels", Text),
+            ("revoked_ms", Int),
         ],
         order: "name",
     },
@@ -115,7 +148,12 @@ const TABLES: &[Table] = &[
     },
     Table {
         name: "publisher_keys",
-        columns: &[("tenant", Text), ("key", Bytes), ("added_ms", Int)],
+        columns: &[
+            ("tenant", Text),
+            ("key", Bytes),
+            ("added_ms", Int),
+            ("revoked_ms", Int),
+        ],
         order: "tenant, key",
     },
     Table {
@@ -143,8 +181,20 @@ const TABLES: &[Table] = &[
             ("key", Bytes),
             ("signature", Bytes),
             ("published_ms", Int),
+            ("author", Text),
+            ("removed_ms", Int),
         ],
         order: "function, counter",
+    },
+    Table {
+        name: "tags",
+        columns: &[
+            ("function", Text),
+            ("tag", Text),
+            ("version", Bytes),
+            ("set_ms", Int),
+        ],
+        order: "function, tag",
     },
     Table {
         name: "rollouts",
@@ -247,7 +297,6 @@ const TABLES: &[Table] = &[
 ];
 
 /// Tables of the moment.
-#[cfg(test)]
 const LEFT_OUT: [&str; 4] = ["coordinators", "leases", "links", "tallies"];
 
 #[derive(Serialize, Deserialize)]
@@ -296,6 +345,9 @@ impl Store {
             return Err(lines.malformed("its format is that of another version of Holm"));
         }
         let mut tx = self.write(Turn::Ledger).await?;
+        let tables: Vec<_> = TABLES.iter().map(|table| table.name).collect();
+        // Not one turn alone: a coordinator that starts now has to wait as well.
+        tx.lock_out(&[&tables[..], &LEFT_OUT].concat()).await?;
         tx.defer_constraints().await?;
         // The schema itself makes them.
         query("DELETE FROM counters")

@@ -202,6 +202,7 @@ impl Publisher {
             manifest: Manifest::from_toml(&text).unwrap(),
             label: format!("v{counter}"),
             message: "a test".into(),
+            author: "someone".into(),
             created_ms: 1_700_000_000_000,
         }
     }

@@ -1,19 +1,35 @@
 //! The coordinator's HTTP API `/v1`, as JSON: what the command and other clients send and get.
 //!
 //! Every request carries `Authorization: Bearer TOKEN`. Every error is [`Problem`], as
-//! `application/problem+json` (RFC 9457).
+//! `application/problem+json` (RFC 9457); what the token does not allow is one with status 403, which
+//! names the verb or the tenant that it lacks.
 //!
 //! | method and path | body | answer |
 //! | --- | --- | --- |
 //! | `GET /v1/health` (no token) | | 200 `Health` |
+//! | `GET /v1/token` | | 200 `OwnToken` |
+//! | `GET /v1/tokens` | | 200 `Vec<TokenView>` |
+//! | `POST /v1/tokens` | `TokenRequest` | 201 `TokenAnswer` |
+//! | `POST /v1/tokens/{token}/revoke` | | 200 `TokenView` |
+//! | `GET /v1/audit?since=&after=&limit=` | | 200 `AuditPage` |
+//! | `GET /v1/audit/check?head=` | | 200 `AuditCheck` |
 //! | `POST /v1/join-tokens` | `JoinTokenRequest` | 201 `JoinTokenAnswer` |
 //! | `GET /v1/nodes` | | 200 `Vec<NodeView>` |
 //! | `POST /v1/nodes/{node}/drain` | | 200 `NodeView` |
 //! | `POST /v1/nodes/{node}/undrain` | | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/cordon` | | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/uncordon` | | 200 `NodeView` |
+//! | `PUT /v1/nodes/{node}/labels` | `LabelsRequest` | 200 `NodeView` |
+//! | `POST /v1/nodes/{node}/revoke` | | 204 |
+//! | `GET /v1/tenants/{tenant}` | | 200 `TenantView` |
+//! | `POST /v1/tenants/{tenant}/keys/revoke` | `RevokeKeyRequest` | 200 `TenantView` |
 //! | `PUT /v1/tenants/{tenant}` | `TenantRequest` | 200 `TenantView` |
 //! | `HEAD /v1/artifacts/{digest}` | | 200 or 404 |
 //! | `PUT /v1/artifacts/{digest}` | raw bytes | 201, or 200 if it was there |
 //! | `POST /v1/functions/{tenant}/{function}/versions` | `PublishRequest` | 201 `VersionView` (200 if known) |
+//! | `PUT /v1/functions/{tenant}/{function}/tags/{tag}` | `TagRequest` | 200 `VersionView` |
+//! | `DELETE /v1/functions/{tenant}/{function}/tags/{tag}` | | 204 |
+//! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
 //! | `GET /v1/functions` | | 200 `Vec<FunctionView>` |
 //! | `GET /v1/functions/{tenant}/{function}` | | 200 `FunctionView` |
 //! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
@@ -33,6 +49,8 @@
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
 //! | `PUT /v1/tenants/{tenant}/prices` | `NewAssignment` | 200 `PlanAssignment`, 404, 409 |
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -41,6 +59,7 @@ use crate::artifact::SignedVersion;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
+use crate::token::Verb;
 use crate::usage::UsageRecord;
 
 /// An error, RFC 9457.
@@ -96,6 +115,117 @@ pub struct LogView {
     pub text: String,
 }
 
+/// Asks for an API token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// What to call it; no other valid token is called so.
+    pub name: Name,
+    /// What it may do.
+    pub verbs: BTreeSet<Verb>,
+    /// For whom; for all, and for what is nobody's, if left out.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// How long it is good; until it is revoked if left out.
+    pub ttl_seconds: Option<u64>,
+}
+
+/// An API token, shown once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    /// Text of a [`crate::token::ApiToken`].
+    pub token: String,
+    /// What is known of it.
+    pub view: TokenView,
+}
+
+/// What is known of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenView {
+    /// What it is called.
+    pub name: String,
+    /// Its id, which the tokens made from it have too.
+    pub id: String,
+    /// Whether it is an administrator's, which a coordinator keeps in its state directory.
+    pub administrator: bool,
+    /// What it may do; everything if none.
+    pub verbs: Option<BTreeSet<Verb>>,
+    /// For whom; for all if none.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// Who made it.
+    pub created_by: String,
+    /// When, milliseconds since 1970 UTC.
+    pub created_ms: u64,
+    /// Until when it is good.
+    pub expires_ms: Option<u64>,
+    /// Since when it is void, with all that was made from it.
+    pub revoked_ms: Option<u64>,
+}
+
+/// What the token that was shown is, and allows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnToken {
+    /// What it, or the one it was made from, is called.
+    pub name: String,
+    /// What it may do; everything if none.
+    pub verbs: Option<BTreeSet<Verb>>,
+    /// For whom; for all if none.
+    pub tenants: Option<BTreeSet<Name>>,
+    /// Until when it is good, milliseconds since 1970 UTC.
+    pub expires_ms: Option<u64>,
+}
+
+/// Entries of the audit log, oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// The entries.
+    pub entries: Vec<AuditEntry>,
+    /// The `after` of the next page; none when this page reached the log's end.
+    pub next: Option<u64>,
+}
+
+/// One entry of the audit log. What is asked for over the API has two: one before it is done, with
+/// the outcome `begun`, and one that tells what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// From 1, without gaps.
+    pub row: u64,
+    /// When, milliseconds since 1970 UTC by the coordinator's clock.
+    pub at_ms: u64,
+    /// `token`, `node`, `coordinator`, or `operator` for who works on the coordinator's machine.
+    pub actor_kind: String,
+    /// The name of it.
+    pub actor: String,
+    /// The token's id.
+    pub actor_id: String,
+    /// What was done, for example `rollout.start`.
+    pub action: String,
+    /// To what.
+    pub object: String,
+    /// `begun`, `done`, `refused` or `failed`.
+    pub outcome: String,
+    /// For people.
+    pub detail: String,
+    /// The entry with which it began.
+    pub begun: Option<u64>,
+    /// SHA-256 over the hash of the entry before and everything above.
+    pub hash: Digest,
+}
+
+/// Whether the audit log is as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditCheck {
+    /// Entries.
+    pub entries: u64,
+    /// The hash of the newest one. Whoever keeps it elsewhere can tell later that what was there then is there still.
+    pub head: Option<Digest>,
+    /// The first entry that is not as it was written, or where one is missing.
+    pub broken_at: Option<u64>,
+    /// The entry with the hash that was asked for, if any was and it is there.
+    pub found: Option<u64>,
+    /// None is broken.
+    pub whole: bool,
+}
+
 /// Asks for a join token.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,6 +261,15 @@ pub struct NodeView {
     /// Whether an operator has said that it takes no requests.
     #[serde(default)]
     pub drained: bool,
+    /// Whether an operator has said that nothing new comes to it.
+    #[serde(default)]
+    pub cordoned: bool,
+    /// Its labels, by key.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Whether it has joined and was never connected, so that it has not said where it is.
+    #[serde(default)]
+    pub never_connected: bool,
     /// When it was last heard, milliseconds since 1970 UTC.
     pub last_seen_ms: u64,
     /// Round-trip time of the link in microseconds, while it is up.
@@ -174,8 +313,38 @@ pub struct TenantRequest {
 pub struct TenantView {
     /// Its name.
     pub name: Name,
-    /// Ed25519 public keys, base64.
+    /// Ed25519 public keys that may sign its versions, base64.
     pub publisher_keys: Vec<String>,
+    /// Those that may not any more, or only for a while yet.
+    #[serde(default)]
+    pub revoked_keys: Vec<RevokedKeyView>,
+}
+
+/// A publisher's key that was revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedKeyView {
+    /// Ed25519 public key, base64.
+    pub key: String,
+    /// From when on nothing new that it signs gets in, milliseconds since 1970 UTC.
+    pub from_ms: u64,
+}
+
+/// Revokes a publisher's key: nothing new that it signs gets in, what runs keeps running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeKeyRequest {
+    /// Ed25519 public key, base64.
+    pub key: String,
+    /// How long it is still good; not at all if left out.
+    pub after_seconds: Option<u64>,
+}
+
+/// Sets labels of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsRequest {
+    /// By key; what has no value is taken off. Labels that are not here stay.
+    pub labels: BTreeMap<String, Option<String>>,
 }
 
 /// Publishes a version whose artifact has been put before.
@@ -203,6 +372,15 @@ pub struct VersionView {
     pub counter: u64,
     /// For people.
     pub message: String,
+    /// Who made it, as they say themselves.
+    #[serde(default)]
+    pub author: String,
+    /// The tags that name it.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Whether it was removed, so that only this is known of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
     /// When it was made, milliseconds since 1970 UTC.
     pub created_ms: u64,
     /// [`crate::artifact::Statement::content`]: the same for two versions that do the same.
@@ -218,6 +396,50 @@ pub struct FunctionView {
     pub current: Option<VersionView>,
     /// Every version, newest first.
     pub versions: Vec<VersionView>,
+}
+
+/// Has a tag name a version, and no other one of the function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TagRequest {
+    /// Which.
+    pub version: VersionId,
+}
+
+/// Removes versions that nobody may need.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Of this function; of all if left out.
+    pub function: Option<FunctionName>,
+    /// As many of the newest of each function stay in any case; at least 1.
+    pub keep: u64,
+    /// Only tell what would be removed.
+    pub dry_run: bool,
+}
+
+/// What became of versions, or would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneView {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Those that go.
+    pub removed: Vec<VersionView>,
+    /// Those that stay.
+    pub kept: Vec<KeptView>,
+    /// Artifacts that go with them, because no version that stays has the same.
+    pub artifacts: Vec<Digest>,
+    /// Their bytes.
+    pub artifact_bytes: u64,
+}
+
+/// A version that stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptView {
+    /// Which.
+    pub version: VersionView,
+    /// Each reason, for people.
+    pub why: Vec<String>,
 }
 
 /// Starts a rollout.

@@ -34,6 +34,9 @@ pub struct Statement {
     pub label: String,
     /// For people.
     pub message: String,
+    /// Who made it, as they say themselves; the signature is by whoever has the key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub author: String,
     /// Milliseconds since 1970 UTC.
     pub created_ms: u64,
 }
@@ -221,6 +224,7 @@ mod tests {
             manifest: Manifest::from_toml("schema = 1\n[function]\nname = \"hello\"").unwrap(),
             label: "v1".into(),
             message: String::new(),
+            author: String::new(),
             created_ms: 1_700_000_000_000,
         }
     }

@@ -16,4 +16,5 @@ pub mod manifest;
 pub mod place;
 pub mod price;
 pub mod program;
+pub mod token;
 pub mod usage;

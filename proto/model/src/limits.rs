@@ -1,5 +1,9 @@
 //! Every bound of Holm that more than one crate must know, with its unit in its name.
 
+/// Most caveats of an API token.
+pub const MAX_CAVEATS: usize = 16;
+/// Longest of them; some dozens of tenants fit.
+pub const MAX_CAVEAT_BYTES: usize = 1024;
 /// Longest tenant or function name, in bytes. Names are DNS labels.
 pub const MAX_NAME_BYTES: usize = 63;
 /// Largest artifact.
@@ -64,6 +68,10 @@ pub const MAX_FILES_BYTES: usize = 8 << 10;
 pub const MAX_REGIONS: usize = 64;
 /// Longest name of a region.
 pub const MAX_REGION_BYTES: usize = 63;
+/// Most labels of a node, and most that a manifest may ask for.
+pub const MAX_LABELS: usize = 64;
+/// Longest key or value of a label.
+pub const MAX_LABEL_BYTES: usize = 63;
 /// Most places that a manifest may allow connections to.
 pub const MAX_ALLOWED: usize = 64;
 /// Longest of them.

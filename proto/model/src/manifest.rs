@@ -19,11 +19,12 @@ use crate::ids::Name;
 use crate::limits::{
     DEFAULT_REQUESTS_PER_INSTANCE, MAX_ARGS, MAX_ARGS_BYTES, MAX_BAKE_MS, MAX_CONCURRENCY,
     MAX_COOLDOWN_MS, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
-    MAX_GATE_REQUESTS, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES,
+    MAX_GATE_REQUESTS, MAX_LABELS, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES,
     MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
     MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN, MAX_WAVES,
     MIN_COOLDOWN_MS, MIN_MEMORY_BYTES,
 };
+use crate::place::is_label;
 pub use network::Network;
 use units::{format_bytes, format_millis};
 
@@ -201,6 +202,9 @@ pub struct Placement {
     /// Regions in which the function runs; empty means everywhere.
     #[serde(default)]
     pub regions: Vec<String>,
+    /// Labels, written `key=value`, all of which a node must have for the function to run on it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// `[rollout]`: how a new version reaches the fleet.
@@ -392,7 +396,32 @@ impl Limits {
 }
 
 impl Placement {
+    /// Whether the function may run on a node in `region` that has these labels.
+    pub fn allows(&self, region: &str, labels: &BTreeMap<String, String>) -> bool {
+        let has = |wanted: &String| {
+            let (key, value) = wanted.split_once('=').unwrap_or((wanted, ""));
+            labels.get(key).is_some_and(|own| own == value)
+        };
+        (self.regions.is_empty() || self.regions.iter().any(|allowed| allowed == region))
+            && self.labels.iter().all(has)
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
+        let key = "placement.labels";
+        require(
+            self.labels.len() <= MAX_LABELS,
+            key,
+            self.labels.len(),
+            || format!("at most {MAX_LABELS} labels"),
+        )?;
+        for label in &self.labels {
+            let good = label
+                .split_once('=')
+                .is_some_and(|(label, value)| is_label(label, value));
+            require(good, key, format!("\"{}\"", cut(label)), || {
+                "labels, such as \"disk=ssd\"".to_owned()
+            })?;
+        }
         let key = "placement.regions";
         require(
             self.regions.len() <= MAX_REGIONS,

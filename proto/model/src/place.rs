@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::MAX_LABEL_BYTES;
+
 /// A point on the earth, in millionths of a degree so that it is exact and comparable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Coordinates {
@@ -62,6 +64,14 @@ impl fmt::Display for Coordinates {
             degrees(self.longitude_microdegrees)
         )
     }
+}
+
+/// Whether these can be a label of a node: a key of 1 to [`MAX_LABEL_BYTES`] letters, digits, `.`, `_`, `-`
+/// and `/`, and a value of as many or none.
+pub fn is_label(key: &str, value: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    let good = |text: &str| text.len() <= MAX_LABEL_BYTES && text.chars().all(part);
+    !key.is_empty() && good(key) && good(value)
 }
 
 #[cfg(test)]

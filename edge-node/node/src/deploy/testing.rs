@@ -23,6 +23,7 @@ pub(crate) fn statement(label: &str, counter: u64) -> Statement {
         manifest: manifest(),
         label: label.into(),
         message: String::new(),
+        author: "someone".into(),
         created_ms: 1,
     }
 }

@@ -103,6 +103,7 @@ impl Version {
             manifest: manifest(),
             label: label.into(),
             message: String::new(),
+            author: "someone".into(),
             created_ms: 1,
         };
         change(&mut statement);

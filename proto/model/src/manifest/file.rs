@@ -46,7 +46,7 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ),
     ("env", &[]),
     ("files", &[]),
-    ("placement", &["regions"]),
+    ("placement", &["labels", "regions"]),
     (
         "rollout",
         &["waves", "bake", "probe", "max_error_rate", "min_requests"],
@@ -197,9 +197,15 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
 
     let env = Section::open(root, "env", &mut places)?.pairs()?;
     let files = Section::open(root, "files", &mut places)?.pairs()?;
-    let regions = Section::open(root, "placement", &mut places)?
-        .texts("regions", "a list of texts, for example [\"eu-central\"]")?
-        .unwrap_or_default();
+    let mut placement = Section::open(root, "placement", &mut places)?;
+    let placement = Placement {
+        regions: placement
+            .texts("regions", "a list of texts, for example [\"eu-central\"]")?
+            .unwrap_or_default(),
+        labels: placement
+            .texts("labels", "a list of texts, for example [\"disk=ssd\"]")?
+            .unwrap_or_default(),
+    };
 
     let allow = Section::open(root, "network", &mut places)?
         .texts(
@@ -222,7 +228,6 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
     };
 
     let schema = u32::try_from(schema).unwrap_or(u32::MAX);
-    let placement = Placement { regions };
     let manifest = Manifest {
         schema,
         function,

@@ -75,6 +75,7 @@ fn every_key_of_the_file_is_read() {
         allow = ["api.example.com:443"]
         [placement]
         regions = ["eu", "us-east"]
+        labels = ["disk=ssd", "gpu="]
         [rollout]
         waves = [34, 67, 100]
         bake = "2s"
@@ -118,6 +119,7 @@ fn every_key_of_the_file_is_read() {
         ]),
         placement: Placement {
             regions: vec!["eu".into(), "us-east".into()],
+            labels: vec!["disk=ssd".into(), "gpu=".into()],
         },
         network: Network {
             allow: vec!["api.example.com:443".into()],
@@ -394,6 +396,10 @@ fn values_of_the_wrong_type_are_refused() {
         &refusal("[placement]\nregions = [\"\"]"),
         &["`placement.regions`"],
     );
+    assert_names(
+        &refusal("[placement]\nlabels = [\"disk\"]"),
+        &["`placement.labels`", "disk=ssd"],
+    );
     let text = Manifest::from_toml("schema = 1\nfunction = 3")
         .unwrap_err()
         .to_string();
@@ -542,4 +548,24 @@ fn a_manifest_without_files_and_arguments_is_written_as_before_there_were_any() 
     let manifest = with("args = [\"a\"]\n[files]\n\"/a\" = \"b\"").unwrap();
     let json = serde_json::to_string(&manifest).unwrap();
     assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap(), manifest);
+}
+
+#[test]
+fn a_function_runs_where_region_and_all_labels_fit() {
+    let placement = |text: &str| with(&format!("[placement]\n{text}")).unwrap().placement;
+    let labels = |of: &[(&str, &str)]| {
+        let owned = of
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        owned.collect::<BTreeMap<_, _>>()
+    };
+    let ssd = labels(&[("disk", "ssd"), ("rack", "7")]);
+    assert!(placement("").allows("eu", &labels(&[])));
+    let eu = placement("regions = [\"eu\"]\nlabels = [\"disk=ssd\"]");
+    assert!(eu.allows("eu", &ssd));
+    assert!(!eu.allows("us", &ssd), "the region");
+    assert!(!eu.allows("eu", &labels(&[("disk", "hdd")])), "the value");
+    assert!(!eu.allows("eu", &labels(&[("rack", "7")])), "the key");
+    let both = placement("labels = [\"disk=ssd\", \"rack=8\"]");
+    assert!(!both.allows("eu", &ssd), "one of two");
 }
