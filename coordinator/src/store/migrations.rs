@@ -31,6 +31,10 @@ pub(super) const SQLITE: &Migrations = &[
         "prices",
         include_str!("../../migrations/sqlite/0005_prices.sql"),
     ),
+    (
+        "usage chain",
+        include_str!("../../migrations/sqlite/0006_usage_chain.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -46,6 +50,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "prices",
         include_str!("../../migrations/postgres/0003_prices.sql"),
+    ),
+    (
+        "usage chain",
+        include_str!("../../migrations/postgres/0004_usage_chain.sql"),
     ),
 ];
 

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod artifact;
 pub mod bundle;
+pub mod chain;
 pub mod codec;
 pub mod control;
 pub mod ids;
@@ -17,3 +18,4 @@ pub mod place;
 pub mod price;
 pub mod program;
 pub mod usage;
+pub mod usage_batch;
