@@ -342,7 +342,7 @@ fn parse_frame(bytes: &[u8]) -> Option<(u64, UsageRecord, &[u8])> {
     }
     Some((
         u64::from_le_bytes(*counter),
-        codec::decode(following).ok()?,
+        codec::decode_stored(following).ok()?,
         after,
     ))
 }
