@@ -3,6 +3,7 @@
 //!
 //! `HOLM_FLEET_SEED` runs one seed, `HOLM_FLEET_SEEDS` so many new ones. Many more seeds, without processes, are run
 //! beside the node's journal, see `HOLM_METER_SEEDS` there.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
