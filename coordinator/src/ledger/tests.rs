@@ -541,19 +541,19 @@ async fn sums_beyond_63_bits_stay_exact(database: TestDatabase) {
         u64::MAX,
         "what does not fit is held at the end"
     );
-        // Within a day, too.
-        let mut again = dear[0].clone();
-        again.sequence = 2;
-        fleet
-            .add(&node("b"), &[dear[0].clone(), again])
-            .await
-            .unwrap();
-        let of_b = UsageFilter {
-            to_ms: 2 * DAY_MS,
-            ..UsageFilter::default()
-        };
-        let by_node = fleet.ledger.usage(&of_b, UsageGroup::Node).await.unwrap();
-        assert_eq!(by_node[1].response_bytes, i64::MAX as u64);
+    // Within a day, too.
+    let mut again = dear[0].clone();
+    again.sequence = 2;
+    fleet
+        .add(&node("b"), &[dear[0].clone(), again])
+        .await
+        .unwrap();
+    let of_b = UsageFilter {
+        to_ms: 2 * DAY_MS,
+        ..UsageFilter::default()
+    };
+    let by_node = fleet.ledger.usage(&of_b, UsageGroup::Node).await.unwrap();
+    assert_eq!(by_node[1].response_bytes, i64::MAX as u64);
 }
 
 /// CPU time of this process, which is the database's too where that is SQLite (proc(5); a tick is 10 ms).
@@ -652,7 +652,7 @@ async fn usage_is_summed_by_time_from_any_minute_to_any_other(database: TestData
         }
         for grain in [MINUTE_MS, HOUR_MS, DAY_MS] {
             let sums = fleet
-        .ledger
+                .ledger
                 .usage(&filter, UsageGroup::Time(grain))
                 .await
                 .unwrap();

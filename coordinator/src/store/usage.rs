@@ -125,6 +125,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut tx = self.write(Turn::Ledger).await?;
         insert(&mut tx, node, records).await?;
+        sums::add(&mut tx, node, records.iter()).await?;
         tx.commit("enter rows").await
     }
 
