@@ -87,7 +87,7 @@ fn authority() -> Authority {
 async fn what_was_used_under_old_prices_keeps_them(database: TestDatabase) {
     let store = with_acme(&database).await;
     store
-        .add_usage(&name("edge"), &records(0..100))
+        .enter_rows(&name("edge"), &records(0..100))
         .await
         .unwrap();
     let standard = name("standard");
@@ -233,7 +233,7 @@ async fn prices_that_make_no_sense_are_refused(database: TestDatabase) {
 async fn a_request_is_explained_by_the_prices_of_its_hour(database: TestDatabase) {
     let store = with_acme(&database).await;
     store
-        .add_usage(&name("edge"), &records(0..20))
+        .enter_rows(&name("edge"), &records(0..20))
         .await
         .unwrap();
     store
@@ -259,7 +259,7 @@ async fn a_bill_that_was_changed_or_is_anothers_is_not_believed() {
     let database = TestDatabase::sqlite().await;
     let store = with_acme(&database).await;
     store
-        .add_usage(&name("edge"), &records(0..20))
+        .enter_rows(&name("edge"), &records(0..20))
         .await
         .unwrap();
     store

@@ -127,6 +127,10 @@ pub(crate) const MAX_DATABASE_CONNECTIONS: u32 = 12;
 pub(crate) const MAX_EXPORT_LINE_BYTES: u64 = 64 << 20;
 /// Keys in one SQL statement that looks up several.
 pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
+/// Batches that an audit reads at a time; each has at most 128 KiB of leaves.
+pub(crate) const AUDIT_PAGE_BATCHES: u64 = 64;
+/// Most problems that an audit lists.
+pub(crate) const MAX_AUDIT_PROBLEMS: usize = 1000;
 /// Rows in one SQL statement of the ledger.
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 

@@ -249,7 +249,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let rollouts = Arc::new(Rollouts::load(store.clone(), fleet.clone(), clock, timing).await?);
     let registry = Registry::new(store.clone(), artifacts, clock);
-    let ledger = Ledger::new(store.clone());
+    let ledger = Ledger::new(store.clone(), authority.certificate().clone(), clock);
     let logs = Arc::new(Logs::new(clock.now_ms()));
 
     let http = |source| StartError::Http {

@@ -4,11 +4,14 @@
 mod common;
 
 use common::Coordinator;
-use common::node::{Control, bulk, connect, hello, join};
+use common::node::{Control, Identity, bulk, connect, hello, join};
 use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
+use holm_model::chain::{self, NOTHING_BEFORE};
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, RequestId};
 use holm_model::usage::{Outcome, UsageRecord};
+use holm_model::usage_batch::{PackedRecords, UsageBatch};
+use rcgen::{KeyPair, SigningKey as _};
 
 fn record(sequence: u64) -> UsageRecord {
     let mut request = [0; 16];
@@ -37,24 +40,66 @@ fn record(sequence: u64) -> UsageRecord {
     }
 }
 
-async fn node(coordinator: &Coordinator) -> Control {
-    let token = coordinator.join_token().await;
-    let identity = join(coordinator.quic, &token, "edge-1").await.unwrap();
-    connect(coordinator.quic, &identity, hello(1)).await
+/// A node and its chain.
+struct Node {
+    control: Control,
+    identity: Identity,
+    previous: Digest,
 }
 
-async fn upload(control: &Control, records: Vec<UsageRecord>) -> BulkAnswer {
-    bulk(&control.connection, &BulkRequest::Usage { records })
-        .await
-        .0
+async fn node(coordinator: &Coordinator) -> Node {
+    let token = coordinator.join_token().await;
+    let identity = join(coordinator.quic, &token, "edge-1").await.unwrap();
+    Node {
+        control: connect(coordinator.quic, &identity, hello(1)).await,
+        previous: chain::genesis(&identity.name, 1, NOTHING_BEFORE),
+        identity,
+    }
+}
+
+impl Node {
+    fn sign(&self, records: &[UsageRecord]) -> UsageBatch {
+        let mut batch = UsageBatch {
+            boot_epoch: 1,
+            first: records[0].sequence,
+            previous: self.previous,
+            hash: NOTHING_BEFORE,
+            signature: Vec::new(),
+            records: PackedRecords::pack(records),
+        };
+        let place = batch.place(records.len()).unwrap();
+        let leaves: Vec<_> = records.iter().map(chain::leaf).collect();
+        batch.hash = chain::batch_hash(&self.identity.name, &place, &leaves);
+        let key = KeyPair::try_from(&self.identity.key[..]).unwrap();
+        batch.signature = key.sign(&chain::to_sign(batch.hash)).unwrap();
+        batch
+    }
+
+    async fn send(&self, batch: &UsageBatch) -> BulkAnswer {
+        let request = BulkRequest::Usage(batch.clone());
+        bulk(&self.control.connection, &request).await.0
+    }
+
+    async fn upload(&mut self, records: &[UsageRecord]) -> BulkAnswer {
+        let batch = self.sign(records);
+        let answer = self.send(&batch).await;
+        if matches!(answer, BulkAnswer::UsageStored { .. }) {
+            self.previous = batch.hash;
+        }
+        answer
+    }
+}
+
+fn records(sequences: std::ops::RangeInclusive<u64>) -> Vec<UsageRecord> {
+    sequences.map(record).collect()
 }
 
 #[tokio::test]
 async fn a_batch_sent_twice_is_acknowledged_twice_and_entered_once() {
     let coordinator = Coordinator::start().await;
-    let control = node(&coordinator).await;
-    let batch: Vec<_> = (1..=4096).map(record).collect();
-    let first = upload(&control, batch.clone()).await;
+    let node = node(&coordinator).await;
+    let batch = node.sign(&records(1..=4096));
+    let first = node.send(&batch).await;
     assert_eq!(
         first,
         BulkAnswer::UsageStored {
@@ -62,7 +107,7 @@ async fn a_batch_sent_twice_is_acknowledged_twice_and_entered_once() {
             known: 0
         }
     );
-    let again = upload(&control, batch).await;
+    let again = node.send(&batch).await;
     assert_eq!(
         again,
         BulkAnswer::UsageStored {
@@ -83,8 +128,8 @@ async fn a_batch_sent_twice_is_acknowledged_twice_and_entered_once() {
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_the_coordinator_was_killed() {
     let mut coordinator = Coordinator::start().await;
-    let control = node(&coordinator).await;
-    let stored = upload(&control, (1..=100).map(record).collect()).await;
+    let mut node = node(&coordinator).await;
+    let stored = node.upload(&records(1..=100)).await;
     assert_eq!(stored, BulkAnswer::UsageStored { new: 100, known: 0 });
     coordinator.restart().await;
     let page: UsageRecordsPage = coordinator
@@ -102,23 +147,24 @@ async fn what_was_acknowledged_is_there_after_the_coordinator_was_killed() {
 #[tokio::test]
 async fn a_batch_that_cannot_be_is_refused_and_the_link_goes_on() {
     let coordinator = Coordinator::start().await;
-    let control = node(&coordinator).await;
-    upload(&control, vec![record(1)]).await;
+    let mut node = node(&coordinator).await;
+    node.upload(&records(1..=1)).await;
     let mut other = record(1);
     other.request = RequestId([0xff; 16]);
+    let mut unsigned = node.sign(&records(2..=2));
+    unsigned.signature[10] ^= 1;
     for (batch, says) in [
-        (vec![record(0)], "sequence number 0"),
-        (vec![other], "began its journal anew"),
-        (
-            (1..=4097).map(record).collect(),
-            "more than the 4096 allowed",
-        ),
+        (node.sign(&[record(0)]), "sequence number 0"),
+        (node.sign(&[other]), "fork the node's chain"),
+        (node.sign(&records(3..=3)), "do not follow"),
+        (unsigned, "not signed by the key"),
+        (node.sign(&records(2..=4098)), "more than the 4096 allowed"),
     ] {
-        match upload(&control, batch).await {
+        match node.send(&batch).await {
             BulkAnswer::Refused { reason } => assert!(reason.contains(says), "{reason}"),
             other => panic!("{other:?}"),
         }
     }
-    let next = upload(&control, vec![record(2)]).await;
+    let next = node.upload(&records(2..=2)).await;
     assert_eq!(next, BulkAnswer::UsageStored { new: 1, known: 0 });
 }

@@ -26,6 +26,8 @@ use crate::exit::{Exit, Failure};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may take that the coordinator reads its whole ledger for.
+const SLOW_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How long an artifact may take.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Largest answer that is read.
@@ -97,6 +99,14 @@ impl Client {
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let answer = self
             .send(Method::GET, path, empty(), None, CALL_TIMEOUT)
+            .await?;
+        self.read(path, &answer)
+    }
+
+    /// `GET path`, for what may take the coordinator minutes.
+    pub(crate) async fn get_slowly<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let answer = self
+            .send(Method::GET, path, empty(), None, SLOW_TIMEOUT)
             .await?;
         self.read(path, &answer)
     }

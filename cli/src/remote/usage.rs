@@ -56,7 +56,7 @@ pub(crate) struct UsageQuery {
 
 #[derive(Debug, Subcommand)]
 enum UsageAction {
-    /// Check that the ledger has every execution, and each only once.
+    /// Check that the ledger has every execution, each only once, and each as its node signed it.
     Audit(AuditArgs),
     /// Tell what a tenant's usage costs, and keep it as a signed receipt.
     Bill(BillArgs),
@@ -424,7 +424,7 @@ fn gib_seconds(memory_kib_ms: u64) -> String {
 
 /// Asks for the audit.
 pub(crate) async fn audit(client: &Client) -> Result<AuditView, Failure> {
-    client.get("/v1/usage/audit").await
+    client.get_slowly("/v1/usage/audit").await
 }
 
 /// Usage, for people.
@@ -471,7 +471,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
 
 /// The audit, for people.
 pub(crate) fn describe_audit(audit: &AuditView) -> String {
-    let rows: Vec<[String; 6]> = audit
+    let journals: Vec<[String; 8]> = audit
         .journals
         .iter()
         .map(|journal| {
@@ -482,21 +482,96 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
                 journal.last.to_string(),
                 journal.rows.to_string(),
                 journal.missing.to_string(),
+                journal.batches.to_string(),
+                journal.head.map_or("-".into(), |head| head.hex()),
             ]
         })
         .collect();
-    let verdict = match audit.whole {
-        true => "the ledger is whole",
-        false => "THE LEDGER IS NOT WHOLE",
-    };
-    format!(
-        "{}\n{} rows, {} of them probes; {} missing, {} duplicates; {} sent again and known already\n\
-         {verdict}",
-        table(["NODE", "LIFE", "FIRST", "LAST", "ROWS", "MISSING"], &rows),
+    let head = [
+        "NODE",
+        "LIFE",
+        "FIRST",
+        "LAST",
+        "ROWS",
+        "MISSING",
+        "BATCHES",
+        "CHAIN HEAD",
+    ];
+    let mut text = table(head, &journals);
+    text.push('\n');
+    text.push_str(&outcomes(audit));
+    for problem in &audit.problems {
+        text.push_str(&format!(
+            "\n{}: {}/{} to {} of node {}: {}",
+            problem.fault.as_str(),
+            problem.boot_epoch,
+            problem.first,
+            problem.last,
+            problem.node,
+            problem.why
+        ));
+    }
+    if audit.problems_left_out > 0 {
+        text.push_str(&format!("\nand {} more", audit.problems_left_out));
+    }
+    for notice in &audit.notices {
+        text.push_str(&format!("\nnote: {notice}"));
+    }
+    if audit.unchained > 0 {
+        text.push_str(&format!(
+            "\nnote: {} rows are from before usage was chained; no signature vouches for them",
+            audit.unchained
+        ));
+    }
+    text.push_str(&format!(
+        "\n{} rows, {} of them probes; {} missing, {} duplicates; {} sent again and known already; \
+         {} batches verified\n{}",
         audit.rows,
         audit.probes,
         audit.missing,
         audit.duplicates,
-        audit.resent
-    )
+        audit.resent,
+        audit.batches,
+        match audit.whole {
+            true => "the ledger is whole",
+            false => "THE LEDGER IS NOT WHOLE",
+        }
+    ));
+    text
+}
+
+/// That every admitted request has its outcome, for each node and all of them.
+fn outcomes(audit: &AuditView) -> String {
+    let rows: Vec<[String; 10]> = audit
+        .nodes
+        .iter()
+        .chain([&audit.total])
+        .map(|sums| {
+            [
+                sums.node.as_ref().map_or("all".into(), Name::to_string),
+                sums.admitted.to_string(),
+                sums.answered.to_string(),
+                sums.function_errors.to_string(),
+                sums.crashes.to_string(),
+                sums.timeouts.to_string(),
+                sums.cancelled.to_string(),
+                sums.shed.to_string(),
+                sums.platform_faults.to_string(),
+                if sums.balanced { "yes" } else { "NO" }.to_owned(),
+            ]
+        })
+        .collect();
+    let head = [
+        "NODE",
+        "ADMITTED",
+        "ANSWERED",
+        "ERRORS",
+        "CRASHES",
+        "TIMEOUTS",
+        "CANCELLED",
+        "SHED",
+        "FAULTS",
+        "ADDS UP",
+    ];
+    table(head, &rows)
 }

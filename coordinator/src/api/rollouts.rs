@@ -36,8 +36,15 @@ pub(super) async fn roll_back(
 async fn begun(api: &Api, row: RolloutRow) -> Result<impl IntoResponse + use<>, ApiError> {
     let view = view(api, row).await?;
     let (id, to) = (view.id, &view.version);
-    let gates = if view.emergency { ", its gates skipped" } else { "" };
-    let told = told(format!("rollout {id} to {} {}{gates}", to.label, to.version));
+    let gates = if view.emergency {
+        ", its gates skipped"
+    } else {
+        ""
+    };
+    let told = told(format!(
+        "rollout {id} to {} {}{gates}",
+        to.label, to.version
+    ));
     Ok((StatusCode::CREATED, told, Json(view)))
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
 use quinn::{RecvStream, SendStream};
+use rustls_pki_types::CertificateDer;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::time::timeout;
@@ -21,6 +22,7 @@ const CHUNK_BYTES: usize = 64 << 10;
 pub(super) async fn serve(
     services: Arc<Services>,
     node: Name,
+    certificate: CertificateDer<'static>,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), WireError> {
@@ -50,7 +52,7 @@ pub(super) async fn serve(
                 }
             }
         }
-        BulkRequest::Usage { records } => match services.ledger.add(&node, &records).await {
+        BulkRequest::Usage(batch) => match services.ledger.add(&node, &certificate, &batch).await {
             Ok((new, known)) => {
                 frames::write(&mut send, &BulkAnswer::UsageStored { new, known }).await?;
                 delivered(&mut send).await;

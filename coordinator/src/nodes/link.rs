@@ -95,7 +95,12 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
     let peer = connection.remote_address();
     let mut control = None;
     let error = match open(&connection, &services, &mut control).await {
-        Ok((name, hello, recv)) => {
+        Ok(Opened {
+            name,
+            certificate,
+            hello,
+            recv,
+        }) => {
             let Some(send) = &mut control else { return };
             let (session, replaced) = services.fleet.connected(&name, hello, connection.clone());
             if let Some(replaced) = replaced {
@@ -113,6 +118,7 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
                 connection: &connection,
                 services: &services,
                 name: &name,
+                certificate: &certificate,
                 session,
                 functions: Mutex::default(),
             }
@@ -168,8 +174,8 @@ async fn open(
     connection: &Connection,
     services: &Services,
     control: &mut Option<SendStream>,
-) -> Result<(Name, Hello, RecvStream), LinkError> {
-    let name = authenticate(connection, services).await?;
+) -> Result<Opened, LinkError> {
+    let (name, certificate) = authenticate(connection, services).await?;
     let hello = async {
         let (send, mut recv) = connection.accept_bi().await?;
         *control = Some(send);
@@ -190,10 +196,19 @@ async fn open(
         .await?;
     // The node may come from a coordinator that knew of more: its desired state never goes back.
     services.rollouts.refresh().await?;
-    Ok((name, hello, recv))
+    Ok(Opened {
+        name,
+        certificate,
+        hello,
+        recv,
+    })
 }
 
-async fn authenticate(connection: &Connection, services: &Services) -> Result<Name, LinkError> {
+/// Who the node is, with the certificate that says so.
+async fn authenticate(
+    connection: &Connection,
+    services: &Services,
+) -> Result<(Name, CertificateDer<'static>), LinkError> {
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
@@ -201,7 +216,7 @@ async fn authenticate(connection: &Connection, services: &Services) -> Result<Na
     let certificate = chain.first().ok_or(LinkError::NoCertificate)?;
     let name = node_name(certificate).ok_or(LinkError::Nameless)?;
     match services.store.certificate_of(&name).await? {
-        Some(own) if own == Digest::of(certificate) => Ok(name),
+        Some(own) if own == Digest::of(certificate) => Ok((name, certificate.clone())),
         _ => Err(LinkError::Unknown(name)),
     }
 }
@@ -231,11 +246,20 @@ fn check(hello: &Hello) -> Result<(), LinkError> {
     }
 }
 
+/// What a link begins with.
+struct Opened {
+    name: Name,
+    certificate: CertificateDer<'static>,
+    hello: Hello,
+    recv: RecvStream,
+}
+
 /// A link after `Hello`.
 struct Link<'a> {
     connection: &'a Connection,
     services: &'a Arc<Services>,
     name: &'a Name,
+    certificate: &'a CertificateDer<'static>,
     session: u64,
     /// What the node is to have: it may write the logs of these.
     functions: Mutex<BTreeSet<FunctionName>>,
@@ -353,7 +377,8 @@ impl Link<'_> {
                 stream = self.connection.accept_bi() => {
                     let (send, recv) = stream?;
                     let (services, name) = (self.services.clone(), self.name.clone());
-                    streams.spawn(bulk::serve(services, name, send, recv));
+                    let certificate = self.certificate.clone();
+                    streams.spawn(bulk::serve(services, name, certificate, send, recv));
                 }
                 Some(ended) = streams.join_next() => match ended {
                     Ok(Ok(())) => {}

@@ -35,6 +35,10 @@ pub(super) const SQLITE: &Migrations = &[
         "access",
         include_str!("../../migrations/sqlite/0006_access.sql"),
     ),
+    (
+        "usage chain",
+        include_str!("../../migrations/sqlite/0007_usage_chain.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -54,6 +58,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "access",
         include_str!("../../migrations/postgres/0004_access.sql"),
+    ),
+    (
+        "usage chain",
+        include_str!("../../migrations/postgres/0005_usage_chain.sql"),
     ),
 ];
 

@@ -98,7 +98,7 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
     let records: Vec<_> = rows.into_iter().map(|row| row.record).collect();
     for database in [TestDatabase::sqlite().await, TestDatabase::postgres().await] {
         let node = "n1".parse().unwrap();
-        database.store.add_usage(&node, &records).await.unwrap();
+        database.store.enter_rows(&node, &records).await.unwrap();
         for group in [
             UsageGroup::Function,
             UsageGroup::Time(60_000),

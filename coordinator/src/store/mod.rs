@@ -11,6 +11,7 @@
 //! It refuses a database that a newer Holm has migrated. An SQLite database that another process
 //! writes to is kept out by the lock on the state directory (see the crate's root).
 
+mod audit;
 mod catalogue;
 mod coordinators;
 mod error;

@@ -10,19 +10,20 @@ use ed25519_dalek::SigningKey;
 use holm_model::api::{NewAssignment, NewPrices, RolloutState, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::control::{Hello, Observed};
-use holm_model::ids::{Digest, FunctionName, Name, RequestId, VersionId};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::manifest::Manifest;
 use holm_model::price::Prices;
 use holm_model::token::TokenId;
-use holm_model::usage::{Outcome, UsageRecord};
+use holm_model::usage::UsageRecord;
 
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
     Adoption, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome, LinkChange,
-    NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store, StoredUsage,
-    TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
+    NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store, TagOutcome,
+    TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
+use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
 use crate::rollout::{Policy, Rollout, Tally};
 
@@ -1032,31 +1033,9 @@ async fn a_fleet_has_one_certificate_authority(database: TestDatabase) {
 }
 
 fn record(node: u64, sequence: u64) -> UsageRecord {
-    let mut request = [0; 16];
-    request[..8].copy_from_slice(&node.to_le_bytes());
-    request[8..].copy_from_slice(&sequence.to_le_bytes());
-    UsageRecord {
-        boot_epoch: 1,
-        sequence,
-        request: RequestId(request),
-        function: function("acme/hello"),
-        version: Digest([7; 32]),
-        accepted_ms: 1,
-        outcome: Outcome::Answered,
-        status: 200,
-        queue_ns: 1,
-        restore_ns: 1,
-        run_ns: 1,
-        cpu_ns: 1,
-        memory_bytes: 1,
-        request_bytes: 1,
-        response_bytes: 1,
-        egress_bytes: 1,
-        ingress_bytes: 1,
-        cold: false,
-        exits: 1,
-        probe: false,
-    }
+    let mut record = testing::record(1, sequence);
+    record.request.0[..8].copy_from_slice(&node.to_le_bytes());
+    record
 }
 
 /// Whoever bills reads the ledger page by page and never looks back.
@@ -1064,20 +1043,19 @@ async fn a_reader_of_pages_misses_no_row_that_is_entered_meanwhile(database: Tes
     const NODES: u64 = 6;
     const BATCHES: u64 = 20;
     let store = &database.store;
+    let fleet = std::sync::Arc::new(TestFleet::new(store));
     let mut writers = tokio::task::JoinSet::new();
     for node in 0..NODES {
-        let store = store.clone();
+        let fleet = fleet.clone();
         writers.spawn(async move {
             let name = name(&format!("n{node}"));
             for batch in 0..BATCHES {
                 // Batches of different lengths, so that they overtake each other.
-                let first = 1 + batch * 40;
-                let records: Vec<_> = (first..first + 1 + node * 7)
-                    .map(|n| record(node, n))
-                    .collect();
-                let stored = store.add_usage(&name, &records).await.unwrap();
-                let new = records.len() as u64;
-                assert_eq!(stored, StoredUsage::Stored { new, known: 0 });
+                let length = 1 + node * 7;
+                let first = 1 + batch * length;
+                let records: Vec<_> = (first..first + length).map(|n| record(node, n)).collect();
+                let stored = fleet.add(&name, &records).await.unwrap();
+                assert_eq!(stored, (length, 0));
             }
         });
     }
@@ -1145,13 +1123,13 @@ pub(super) async fn fill(store: &Store) {
         .save_step(at(1), &row, Some(9), adoption)
         .await
         .unwrap();
-    for first in [1, 1001] {
+    let fleet = TestFleet::new(store);
+    let mut edge = fleet.join("edge");
+    for first in [1, 701] {
         let records: Vec<_> = (first..first + 700).map(|n| record(1, n)).collect();
-        store.add_usage(&name("edge"), &records).await.unwrap();
-        store
-            .add_usage(&name("edge"), &records[..10])
-            .await
-            .unwrap();
+        let batch = edge.seal(&records);
+        fleet.send(&edge, &batch).await.unwrap();
+        fleet.send(&edge, &batch).await.unwrap();
     }
     let prices = NewPrices {
         currency: "EUR".parse().unwrap(),
@@ -1167,9 +1145,7 @@ pub(super) async fn fill(store: &Store) {
 }
 
 pub(super) async fn one_more_row(store: &Store) {
-    let stored = store
-        .add_usage(&name("other"), &[record(2, 1)])
-        .await
-        .unwrap();
-    assert_eq!(stored, StoredUsage::Stored { new: 1, known: 0 });
+    let fleet = TestFleet::new(store);
+    let stored = fleet.add(&name("other"), &[record(2, 1)]).await.unwrap();
+    assert_eq!(stored, (1, 0));
 }

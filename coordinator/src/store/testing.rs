@@ -2,6 +2,7 @@
 
 use holm_test_support::Postgres;
 
+use super::sql::query;
 use super::{DatabaseUrl, Store, StoreError};
 
 /// A database of a test's own.
@@ -31,6 +32,22 @@ impl TestDatabase {
             url: Some(url),
             directory: None,
         }
+    }
+
+    /// Does to it what somebody may do who has it.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let done = query(sql.to_owned()).execute(self.store.writer()).await;
+        assert!(done.unwrap() > 0, "{sql} changes nothing");
+    }
+
+    /// What it takes on disk, indexes included.
+    pub(crate) async fn bytes(&self) -> u64 {
+        let sql = match self.url {
+            Some(_) => "SELECT pg_database_size(current_database())",
+            None => "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size",
+        };
+        let (bytes,): (i64,) = query(sql).one(self.store.reader()).await.unwrap();
+        bytes as u64
     }
 
     /// Opens it once more, as a coordinator that starts again does.

@@ -294,6 +294,36 @@ const TABLES: &[Table] = &[
         ],
         order: "tenant, from_ms",
     },
+    Table {
+        name: "usage_chains",
+        columns: &[("node", Text), ("unchained_upto", Int)],
+        order: "node",
+    },
+    Table {
+        name: "usage_signers",
+        columns: &[
+            ("node", Text),
+            ("fingerprint", Bytes),
+            ("certificate", Bytes),
+        ],
+        order: "node, fingerprint",
+    },
+    Table {
+        name: "usage_batches",
+        columns: &[
+            ("node", Text),
+            ("boot_epoch", Int),
+            ("first", Int),
+            ("last", Int),
+            ("previous", Bytes),
+            ("hash", Bytes),
+            ("leaves", Bytes),
+            ("signature", Bytes),
+            ("signer", Bytes),
+            ("received_ms", Int),
+        ],
+        order: "node, boot_epoch, first",
+    },
 ];
 
 /// Tables of the moment.

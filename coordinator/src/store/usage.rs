@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use holm_model::api::{AuditJournal, AuditView, LedgerRow, UsageRecordsPage, UsageView};
+use holm_model::api::{LedgerRow, UsageRecordsPage, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId};
 use holm_model::usage::{Outcome, UsageRecord};
 
@@ -10,35 +10,91 @@ use super::error::During as _;
 use super::sql::{Row, Transaction, Value, query};
 use super::sums::{self, UsageFilter, UsageGroup};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
+use crate::ledger::Sealed;
+use crate::ledger::chain::{Break, Head, Link, follow};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StoredUsage {
-    /// All of it is in the ledger.
-    Stored { new: u64, known: u64 },
+    /// All of it is in the ledger; `after` what, if it is not the next in the chain.
+    Stored {
+        new: u64,
+        known: u64,
+        after: Option<Break>,
+    },
+    /// It is not the next in the chain, which ends at `head`; nothing was stored.
+    Broken { why: Break, head: Option<Head> },
     /// A record has the key of a different one; nothing of the batch was stored.
     Conflict { boot_epoch: u64, sequence: u64 },
 }
 
 /// A row but for its number, in the order of [`insert`].
-const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, function, version, accepted_ms, \
+pub(super) const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, function, version, accepted_ms, \
                        outcome, status, queue_ns, restore_ns, run_ns, cpu_ns, memory_bytes, \
                        request_bytes, response_bytes, egress_bytes, ingress_bytes, cold, exits, \
                        probe";
 
 impl Store {
-    /// Stores a batch of one node: rows, deduplication and the counter of resent records in one
-    /// transaction.
+    /// Stores a batch of one node that follows in its chain: the link, rows, deduplication and the counter of resent
+    /// records in one transaction.
     pub(crate) async fn add_usage(
         &self,
         node: &Name,
-        records: &[UsageRecord],
+        batch: &Sealed<'_>,
     ) -> Result<StoredUsage, StoreError> {
         const DOING: &str = "store usage";
         let mut tx = self.write(Turn::Ledger).await?;
+        let place = &batch.place;
+        let count = batch.records.len() as u64;
+        if let Some((last, hash)) = at_place(&mut tx, node, batch).await? {
+            if (last, hash) != (place.last, batch.hash) {
+                let head = head(&mut tx, node).await?;
+                let why = Break::Fork;
+                return Ok(StoredUsage::Broken { why, head });
+            }
+            resent(&mut tx, count).await?;
+            tx.commit(DOING).await?;
+            return Ok(StoredUsage::Stored {
+                new: 0,
+                known: count,
+                after: None,
+            });
+        }
+        let head = head(&mut tx, node).await?;
+        let signer = Digest::of(batch.certificate);
+        let known_key = query("SELECT 1 FROM usage_signers WHERE node = ? AND fingerprint = ?")
+            .bind(node)
+            .bind(signer)
+            .found(&mut tx)
+            .await
+            .during(DOING)?;
+        let after = match follow(node, head.as_ref(), place, !known_key) {
+            Ok(Link::Next) => None,
+            Ok(Link::After(broken)) => Some(broken),
+            Err(why) => return Ok(StoredUsage::Broken { why, head }),
+        };
+        if !known_key {
+            let mut insert =
+                query("INSERT INTO usage_signers (node, fingerprint, certificate) VALUES ");
+            insert.push_row([node.into(), signer.into(), batch.certificate.into()]);
+            insert.execute(&mut tx).await.during(DOING)?;
+        }
+        if head.is_none() {
+            query(
+                "INSERT INTO usage_chains (node, unchained_upto)
+                 VALUES (?, (SELECT COALESCE(MAX(row), 0) FROM usage WHERE node = ?))
+                 ON CONFLICT (node) DO NOTHING",
+            )
+            .bind(node)
+            .bind(node)
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
+        }
+        insert_batch(&mut tx, node, batch, signer).await?;
         let mut new = 0;
-        for chunk in records.chunks(LEDGER_CHUNK_ROWS) {
+        for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
             let added = insert(&mut tx, node, chunk).await?;
             if added.len() < chunk.len()
                 && let Some(record) = conflict(&mut tx, node, chunk).await?
@@ -54,16 +110,23 @@ impl Store {
                 |record: &&UsageRecord| added.contains(&(record.boot_epoch, record.sequence));
             sums::add(&mut tx, node, chunk.iter().filter(is_new)).await?;
         }
-        let known = records.len() as u64 - new;
-        if known > 0 {
-            query("UPDATE counters SET value = value + ? WHERE name = 'usage_resent'")
-                .bind(known)
-                .execute(&mut tx)
-                .await
-                .during(DOING)?;
-        }
+        let known = count - new;
+        resent(&mut tx, known).await?;
         tx.commit(DOING).await?;
-        Ok(StoredUsage::Stored { new, known })
+        Ok(StoredUsage::Stored { new, known, after })
+    }
+
+    /// Enters rows without a chain, as they were before there were chains.
+    #[cfg(test)]
+    pub(crate) async fn enter_rows(
+        &self,
+        node: &Name,
+        records: &[UsageRecord],
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write(Turn::Ledger).await?;
+        insert(&mut tx, node, records).await?;
+        sums::add(&mut tx, node, records.iter()).await?;
+        tx.commit("enter rows").await
     }
 
     /// Sums of usage, probes excluded.
@@ -119,59 +182,85 @@ impl Store {
             .map(|last| last.row);
         Ok(UsageRecordsPage { records, next })
     }
+}
 
-    /// Whether the ledger is whole, by its own keys.
-    pub(crate) async fn audit(&self) -> Result<AuditView, StoreError> {
-        const DOING: &str = "audit the ledger";
-        // One transaction, so that the numbers belong together.
-        let mut tx = self.read().await?;
-        let rows: Vec<(String, i64, i64, i64, i64)> = query(
-            "SELECT node, boot_epoch, MIN(sequence), MAX(sequence), COUNT(*) FROM usage
-             GROUP BY node, boot_epoch ORDER BY node, boot_epoch",
-        )
-        .all(&mut tx)
-        .await
-        .during(DOING)?;
-        let (total, probes, requests): (i64, i64, i64) = query(
-            "SELECT COUNT(*), CAST(COALESCE(SUM(probe), 0) AS BIGINT), COUNT(DISTINCT request) FROM usage",
-        )
-        .one(&mut tx)
-        .await
-        .during(DOING)?;
-        let (resent,): (i64,) = query("SELECT value FROM counters WHERE name = 'usage_resent'")
-            .one(&mut tx)
-            .await
-            .during(DOING)?;
-        let journal = |(node, boot_epoch, first, last, rows): (String, i64, i64, i64, i64)| {
-            Ok(AuditJournal {
-                node: text("a node's name", &node)?,
-                boot_epoch: uint(boot_epoch),
-                first: uint(first),
-                last: uint(last),
-                rows: uint(rows),
-                // Sequence numbers begin with 1, so what is missing before the first counts too.
-                missing: uint(last).saturating_sub(uint(rows)),
-            })
-        };
-        let journals: Vec<_> = rows
-            .into_iter()
-            .map(journal)
-            .collect::<Result<_, StoreError>>()?;
-        let missing = journals
-            .iter()
-            .map(|journal| journal.missing)
-            .fold(0, u64::saturating_add);
-        let duplicates = uint(total - requests);
-        Ok(AuditView {
-            journals,
-            rows: uint(total),
-            probes: uint(probes),
-            duplicates,
-            missing,
-            resent: uint(resent),
-            whole: duplicates == 0 && missing == 0,
+/// The last sequence and the hash of the batch that begins at the place of this one.
+async fn at_place(
+    tx: &mut Transaction,
+    node: &Name,
+    batch: &Sealed<'_>,
+) -> Result<Option<(u64, Digest)>, StoreError> {
+    let found: Option<(i64, Vec<u8>)> = query(
+        "SELECT last, hash FROM usage_batches WHERE node = ? AND boot_epoch = ? AND first = ?",
+    )
+    .bind(node)
+    .bind(batch.place.boot_epoch)
+    .bind(batch.place.first)
+    .optional(tx)
+    .await
+    .during("look up a batch of usage")?;
+    found
+        .map(|(last, hash)| Ok((uint(last), Digest(bytes32("a batch's hash", &hash)?))))
+        .transpose()
+}
+
+/// The newest batch of a node.
+async fn head(tx: &mut Transaction, node: &Name) -> Result<Option<Head>, StoreError> {
+    let found: Option<(i64, i64, Vec<u8>)> = query(
+        "SELECT boot_epoch, last, hash FROM usage_batches WHERE node = ?
+         ORDER BY boot_epoch DESC, first DESC LIMIT 1",
+    )
+    .bind(node)
+    .optional(tx)
+    .await
+    .during("look up a chain of usage")?;
+    let read = |(boot_epoch, last, hash): (i64, i64, Vec<u8>)| {
+        Ok(Head {
+            boot_epoch: uint(boot_epoch),
+            last: uint(last),
+            hash: Digest(bytes32("a batch's hash", &hash)?),
         })
+    };
+    found.map(read).transpose()
+}
+
+async fn insert_batch(
+    tx: &mut Transaction,
+    node: &Name,
+    batch: &Sealed<'_>,
+    signer: Digest,
+) -> Result<(), StoreError> {
+    let leaves: Vec<u8> = batch.leaves.iter().flat_map(|leaf| leaf.0).collect();
+    let mut insert = query(
+        "INSERT INTO usage_batches (node, boot_epoch, first, last, previous, hash, leaves, signature, signer,
+                                    received_ms) VALUES ",
+    );
+    insert.push_row([
+        node.into(),
+        batch.place.boot_epoch.into(),
+        batch.place.first.into(),
+        batch.place.last.into(),
+        batch.place.previous.into(),
+        batch.hash.into(),
+        Value::from(&leaves[..]),
+        batch.signature.into(),
+        signer.into(),
+        batch.received_ms.into(),
+    ]);
+    insert.execute(tx).await.during("store a batch of usage")?;
+    Ok(())
+}
+
+/// Counts records that were sent again.
+async fn resent(tx: &mut Transaction, known: u64) -> Result<(), StoreError> {
+    if known > 0 {
+        query("UPDATE counters SET value = value + ? WHERE name = 'usage_resent'")
+            .bind(known)
+            .execute(tx)
+            .await
+            .during("count usage that was sent again")?;
     }
+    Ok(())
 }
 
 /// Inserts what is not there yet, and returns what that was: boot epochs and sequences.
@@ -222,7 +311,7 @@ fn values(node: &Name, record: &UsageRecord) -> [Value; 22] {
     ]
 }
 
-fn ledger_row(row: &Row) -> Result<LedgerRow, StoreError> {
+pub(super) fn ledger_row(row: &Row) -> Result<LedgerRow, StoreError> {
     const WHAT: &str = "a row of the ledger";
     let number = |column: &str| row.get(column).map(uint).during("read usage");
     let flag = |column: &str| number(column).map(|flag| flag != 0);
@@ -267,23 +356,22 @@ fn ledger_row(row: &Row) -> Result<LedgerRow, StoreError> {
     })
 }
 
-/// The first of `records` whose key the ledger has for another request.
+/// The first of `records` whose key the ledger has for another record.
 async fn conflict<'a>(
     tx: &mut Transaction,
     node: &Name,
     records: &'a [UsageRecord],
 ) -> Result<Option<&'a UsageRecord>, StoreError> {
     for record in records {
-        let found: Option<(Vec<u8>,)> =
-            query("SELECT request FROM usage WHERE node = ? AND boot_epoch = ? AND sequence = ?")
-                .bind(node)
-                .bind(record.boot_epoch)
-                .bind(record.sequence)
-                .optional(&mut *tx)
-                .await
-                .during("compare usage")?;
-        let RequestId(expected) = record.request;
-        if found.is_some_and(|(request,)| request != expected) {
+        let mut same = query("SELECT row, ");
+        same.push(COLUMNS).push(" FROM usage WHERE node = ");
+        same.push_bind(node).push(" AND boot_epoch = ");
+        same.push_bind(record.boot_epoch).push(" AND sequence = ");
+        same.push_bind(record.sequence);
+        let found = same.rows(&mut *tx).await.during("compare usage")?;
+        if let Some(row) = found.first()
+            && ledger_row(row)?.record != *record
+        {
             return Ok(Some(record));
         }
     }

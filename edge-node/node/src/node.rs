@@ -32,6 +32,7 @@ use crate::lane::Shared;
 use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_HANDED_OVER, MAX_SLOTS_PER_THREAD};
 use crate::logs::Logs;
 use crate::meter::journal::{Journal, JournalError};
+use crate::meter::sign::{BatchSigner, SignError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
@@ -72,6 +73,9 @@ pub enum RunError {
     /// The usage journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The node's key cannot sign what it meters.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -155,7 +159,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
 
     // One lane for each ingress thread, and one for the deployer's probes.
     let lanes = u32::try_from(threads + 1).unwrap_or(u32::MAX);
-    let journal = Journal::start(dir, lanes)?;
+    let journal = Journal::start(dir, &identity.name, lanes)?;
     let meter = |lane: u32| {
         let progress = journal.progress.clone();
         let spill = SpillWriter::create(&journal.spill_dir, journal.epoch, lane, progress.clone())?;
@@ -204,6 +208,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     };
     let deployer = opened.begin(means, link.clone());
     let reader = journal.reader();
+    let signer = BatchSigner::new(&identity)?;
 
     let (janitor, janitor_thread) = Janitor::start(hypervisor, logs.clone())?;
     let (workers, worker_threads) = Workers::start(cores)?;
@@ -259,7 +264,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                     tasks.spawn(certificates.follow());
                 }
                 let stopped = control_stopped.clone();
-                let upload = tokio::spawn(upload::run(reader, link.clone(), stopped));
+                let upload = tokio::spawn(upload::run(reader, signer, link.clone(), stopped));
                 until_stopped(control_stopped, upload, &link, &last_logs).await;
                 tasks.shutdown().await;
             });

@@ -713,21 +713,35 @@ pub struct NewAssignment {
 }
 
 /// Whether the ledger is whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditView {
     /// One for each node and boot epoch.
     pub journals: Vec<AuditJournal>,
+    /// One for each node.
+    pub nodes: Vec<AuditNode>,
+    /// All nodes together.
+    pub total: AuditNode,
     /// Rows in the ledger, probes included.
     pub rows: u64,
     /// Rows that are probes.
     pub probes: u64,
+    /// Batches whose hash, signature and link were verified.
+    pub batches: u64,
+    /// Rows from before usage was chained, which nothing vouches for.
+    pub unchained: u64,
     /// Rows that share a request id with another: one execution entered twice.
     pub duplicates: u64,
     /// Sequence numbers that are missing.
     pub missing: u64,
     /// Records that nodes sent again and the ledger already had; harmless.
     pub resent: u64,
-    /// Neither duplicates nor missing.
+    /// What is not as it was signed.
+    pub problems: Vec<AuditProblem>,
+    /// Problems beyond those listed.
+    pub problems_left_out: u64,
+    /// What is no fault and yet to be known, for people.
+    pub notices: Vec<String>,
+    /// No problems, neither duplicates nor missing, and every admitted request has its outcome.
     pub whole: bool,
 }
 
@@ -746,6 +760,97 @@ pub struct AuditJournal {
     pub rows: u64,
     /// Numbers from 1 to the highest that are not there: a journal counts from 1.
     pub missing: u64,
+    /// Rows that are in no batch, from before usage was chained.
+    pub unchained: u64,
+    /// Batches.
+    pub batches: u64,
+    /// Hash of the last of them.
+    pub head: Option<Digest>,
+}
+
+/// What became of a node's requests. `admitted` is the sum of the others, probes included, if nothing is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditNode {
+    /// The node; none for all together.
+    pub node: Option<Name>,
+    /// Numbers that its journals gave, up to the highest that it signed or that is in the ledger.
+    pub admitted: u64,
+    /// Answered below 500.
+    pub answered: u64,
+    /// Answered with 500 or above.
+    pub function_errors: u64,
+    /// Crashed.
+    pub crashes: u64,
+    /// Out of time.
+    pub timeouts: u64,
+    /// Caller gone.
+    pub cancelled: u64,
+    /// Refused for lack of room.
+    pub shed: u64,
+    /// The platform's fault.
+    pub platform_faults: u64,
+    /// Of all these: probes of the node's own.
+    pub probes: u64,
+    /// Whether it adds up.
+    pub balanced: bool,
+    /// Boot epoch of the newest batch of its chain.
+    pub head_boot_epoch: u64,
+    /// Its last sequence.
+    pub head_sequence: u64,
+    /// Its hash, which stands for all before it; keep it to find a chain cut off later.
+    pub head: Option<Digest>,
+}
+
+/// Records that are not as the node signed them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditProblem {
+    /// What was done to them.
+    pub fault: AuditFault,
+    /// Whose they are.
+    pub node: Name,
+    /// Of which life.
+    pub boot_epoch: u64,
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+    /// For people.
+    pub why: String,
+}
+
+/// What was done to records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditFault {
+    /// A row differs from the record that was signed.
+    Changed,
+    /// A row that was signed is not there.
+    Removed,
+    /// A row is in no batch.
+    PutIn,
+    /// A row has the request of another.
+    Replayed,
+    /// A batch's own entry was changed.
+    Batch,
+    /// A batch is not signed by its node.
+    Signature,
+    /// A batch does not follow the one before.
+    Gap,
+}
+
+impl AuditFault {
+    /// In one word, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuditFault::Changed => "changed",
+            AuditFault::Removed => "removed",
+            AuditFault::PutIn => "put in",
+            AuditFault::Replayed => "replayed",
+            AuditFault::Batch => "batch changed",
+            AuditFault::Signature => "not signed",
+            AuditFault::Gap => "gap",
+        }
+    }
 }
 
 /// Rows of the ledger in the order in which they were entered, probes included.

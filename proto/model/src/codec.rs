@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::control::PROTOCOL_VERSION;
 use crate::limits::MAX_CONTROL_FRAME_BYTES;
+use crate::usage::UsageRecord;
 
 /// Bytes before the payload.
 pub const FRAME_HEADER_BYTES: usize = 6;
@@ -69,6 +70,23 @@ pub fn decode<T: DeserializeOwned>(following: &[u8]) -> Result<T, FrameError> {
     if version != PROTOCOL_VERSION {
         return Err(FrameError::Version(version));
     }
+    decode_payload(payload)
+}
+
+/// Reads a usage record that a node has stored, maybe before it was updated: a record is the same in all protocol
+/// versions from 3 on.
+pub fn decode_stored(following: &[u8]) -> Result<UsageRecord, FrameError> {
+    match following.split_first_chunk::<2>() {
+        Some((version, payload))
+            if (3..=PROTOCOL_VERSION).contains(&u16::from_le_bytes(*version)) =>
+        {
+            decode_payload(payload)
+        }
+        _ => decode(following),
+    }
+}
+
+fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<T, FrameError> {
     let (message, used) = bincode::serde::decode_from_slice(payload, config())
         .map_err(|error| FrameError::Malformed(error.to_string()))?;
     if used != payload.len() {

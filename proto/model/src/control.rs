@@ -1,4 +1,4 @@
-//! The messages between a node and the coordinator, protocol version 3.
+//! The messages between a node and the coordinator, protocol version 4.
 //!
 //! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
 //! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::{PublisherKey, SignedVersion};
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
-use crate::usage::{Outcome, UsageRecord};
+use crate::usage::Outcome;
+use crate::usage_batch::UsageBatch;
 
 /// The version of these messages, in every frame's header.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 /// ALPN of the control link.
 pub const ALPN: &[u8] = b"holm/1";
 /// ALPN for joining.
@@ -211,11 +212,8 @@ pub enum BulkRequest {
         /// Bytes the node has already.
         offset: u64,
     },
-    /// Usage records in order of (`boot_epoch`, `sequence`).
-    Usage {
-        /// At most [`crate::limits::MAX_USAGE_BATCH`].
-        records: Vec<UsageRecord>,
-    },
+    /// The next batch of the node's usage, or one whose answer it did not get.
+    Usage(UsageBatch),
 }
 
 /// Answer on a bulk stream.

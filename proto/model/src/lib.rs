@@ -7,6 +7,7 @@
 pub mod api;
 pub mod artifact;
 pub mod bundle;
+pub mod chain;
 pub mod codec;
 pub mod control;
 pub mod ids;
@@ -18,3 +19,4 @@ pub mod price;
 pub mod program;
 pub mod token;
 pub mod usage;
+pub mod usage_batch;

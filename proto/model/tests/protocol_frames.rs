@@ -1,4 +1,4 @@
-//! The bytes of protocol version 3, message by message.
+//! The bytes of protocol version 4, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
@@ -12,6 +12,7 @@ use holm_model::ids::{Digest, FunctionName, RequestId};
 use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
 use holm_model::place::Coordinates;
 use holm_model::usage::{Outcome, UsageRecord};
+use holm_model::usage_batch::{PackedRecords, UsageBatch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -147,9 +148,14 @@ fn bulk_requests() -> Vec<BulkRequest> {
             digest: Digest([4; 32]),
             offset: 65_536,
         },
-        BulkRequest::Usage {
-            records: vec![record()],
-        },
+        BulkRequest::Usage(UsageBatch {
+            boot_epoch: 3,
+            first: 300,
+            previous: Digest([5; 32]),
+            hash: Digest([6; 32]),
+            signature: vec![7; 64],
+            records: PackedRecords::pack(&[record()]),
+        }),
     ]
 }
 
@@ -199,17 +205,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_3() {
+fn node_messages_have_the_bytes_of_version_4() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_3() {
+fn coordinator_messages_have_the_bytes_of_version_4() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_3() {
+fn bulk_messages_have_the_bytes_of_version_4() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -218,7 +224,7 @@ fn bulk_messages_have_the_bytes_of_version_3() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_3() {
+fn join_messages_have_the_bytes_of_version_4() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -260,7 +266,7 @@ fn every_kind_of_message_is_in_the_lists() {
     assert_eq!([coordinator, bulk], [[1; 3]; 2]);
     for request in bulk_requests() {
         match request {
-            BulkRequest::FetchArtifact { .. } | BulkRequest::Usage { .. } => {}
+            BulkRequest::FetchArtifact { .. } | BulkRequest::Usage(_) => {}
         }
     }
     for answer in join_answers() {
@@ -283,7 +289,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 3"),
+            error.to_string().contains("version 1, this side 4"),
             "{error}"
         );
     }
@@ -389,7 +395,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 3, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 4, 0]);
 }
 
 proptest::proptest! {

@@ -5,9 +5,9 @@
 //!        │ channel
 //!        ▼
 //!  journal thread ──group commit, fsync──▶ SQLite: sequence assigned here     [journal]
-//!        │ batches in order
+//!        │ batches in order, each chained to the one before
 //!        ▼
-//!  upload ──▶ coordinator's ledger; rows are deleted once it has them         [upload]
+//!  upload ──signed──▶ coordinator's ledger; deleted here once it has them     [upload, sign]
 //! ```
 //! Why two steps: a commit with fsync takes milliseconds, a copy into the page cache less than a
 //! microsecond, and the page cache outlives the process. So an answered request is in the spill
@@ -17,6 +17,7 @@
 //! Sequences are assigned in the commit, so that they have no gaps however many threads write.
 
 pub(crate) mod journal;
+pub(crate) mod sign;
 pub(crate) mod spill;
 pub(crate) mod upload;
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! file   spill/EPOCH-LANE-SIDE.log, SIDE a or b
-//! frame  length u32 LE | check 8 bytes | counter u64 LE | record (a frame of holm_model::codec)
+//! frame  length u32 LE | check 8 bytes | counter u64 LE | record (the bytes of holm_model::chain)
 //! ```
 //! `length` counts what follows `check`; `check` is the start of the SHA-256 of that. Each lane (a
 //! thread that meters) writes its own two segments by turns: when the current one is large and everything
@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use holm_model::codec::{self, FrameError};
+use holm_model::chain::{self, MAX_RECORD_BYTES};
+use holm_model::codec;
 use holm_model::ids::Digest;
 use holm_model::usage::UsageRecord;
 use rustix::fs::FallocateFlags;
@@ -39,13 +40,13 @@ const CHECK_BYTES: usize = 8;
 const PREFIX_BYTES: usize = 4 + CHECK_BYTES;
 const COUNTER_BYTES: usize = 8;
 
+const _: () = assert!(COUNTER_BYTES + MAX_RECORD_BYTES <= MAX_SPILL_FRAME_BYTES);
+
 /// A record could not be made to outlive the process. The node is to blame; see its disk.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpillError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("a usage record cannot be encoded: {0}")]
-    Encode(#[from] FrameError),
     #[error("the journal is so far behind that its spill segment is full; check the node's disk")]
     Full,
 }
@@ -220,8 +221,8 @@ impl SpillWriter {
         match &appended {
             Ok(_) => self.failed = None,
             Err(SpillError::File(_)) => self.failed = Some(Instant::now()),
-            // Of the record, or seen by its size.
-            Err(SpillError::Encode(_) | SpillError::Full) => {}
+            // Seen by its size.
+            Err(SpillError::Full) => {}
         }
         appended
     }
@@ -229,15 +230,11 @@ impl SpillWriter {
     fn try_append(&mut self, record: &UsageRecord) -> Result<u64, SpillError> {
         self.turn()?;
         let counter = self.counter + 1;
-        let encoded = codec::encode(record)?;
         self.frame.clear();
         self.frame.extend_from_slice(&[0; PREFIX_BYTES]);
         self.frame.extend_from_slice(&counter.to_le_bytes());
-        self.frame.extend_from_slice(&encoded);
+        chain::encode(record, &mut self.frame);
         let length = self.frame.len() - PREFIX_BYTES;
-        if length > MAX_SPILL_FRAME_BYTES {
-            return Err(FrameError::TooLarge(length).into());
-        }
         let check = Digest::of(&self.frame[PREFIX_BYTES..]);
         self.frame[..4].copy_from_slice(&(length as u32).to_le_bytes());
         self.frame[4..PREFIX_BYTES].copy_from_slice(&check.0[..CHECK_BYTES]);
@@ -335,16 +332,21 @@ fn parse_frame(bytes: &[u8]) -> Option<(u64, UsageRecord, &[u8])> {
     if Digest::of(payload).0[..CHECK_BYTES] != *check {
         return None;
     }
-    let (counter, frame) = payload.split_first_chunk::<COUNTER_BYTES>()?;
+    let (counter, encoded) = payload.split_first_chunk::<COUNTER_BYTES>()?;
+    let record = match chain::decode(encoded) {
+        Some((record, [])) => record,
+        _ => parse_earlier(encoded)?,
+    };
+    Some((u64::from_le_bytes(*counter), record, after))
+}
+
+/// A record as it was written until there were chains: a frame of [`holm_model::codec`].
+fn parse_earlier(frame: &[u8]) -> Option<UsageRecord> {
     let (length, following) = frame.split_first_chunk::<4>()?;
     if codec::following_bytes(*length).ok()? != following.len() {
         return None;
     }
-    Some((
-        u64::from_le_bytes(*counter),
-        codec::decode(following).ok()?,
-        after,
-    ))
+    codec::decode_stored(following).ok()
 }
 
 /// An error of the file system as the journal reports it.
@@ -390,6 +392,20 @@ mod tests {
         assert_eq!((first.epoch, first.lane), (7, 0));
         let expected: Vec<_> = (1..=3).map(|n| (n, numbered(n))).collect();
         assert_eq!(first.records, expected);
+    }
+
+    #[test]
+    fn what_a_node_left_before_it_was_updated_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut payload = 1_u64.to_le_bytes().to_vec();
+        payload.extend(codec::encode(&numbered(5)).unwrap());
+        payload[COUNTER_BYTES + 4] = 3;
+        let mut frame = (payload.len() as u32).to_le_bytes().to_vec();
+        frame.extend(&Digest::of(&payload).0[..CHECK_BYTES]);
+        frame.extend(payload);
+        fs::write(dir.path().join("7-0-a.log"), frame).unwrap();
+        let found = leftovers(dir.path()).unwrap();
+        assert_eq!(found[0].records, [(1, numbered(5))]);
     }
 
     #[test]

@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use holm_model::chain;
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
     JOIN_ALPN, JoinAnswer, JoinRequest, LogEntry, NodeMessage, Observed, Report, VersionState,
 };
-use holm_model::ids::{Digest, VersionId};
+use holm_model::ids::{Digest, Name, VersionId};
 use holm_model::join::JoinToken;
 use holm_model::usage::UsageRecord;
+use holm_model::usage_batch::UsageBatch;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{
@@ -34,6 +36,10 @@ pub struct State {
     pub logs: Vec<LogEntry>,
     /// Rows in the ledger, by (epoch, sequence).
     pub ledger: Vec<UsageRecord>,
+    /// The batches that they came in.
+    pub batches: Vec<UsageBatch>,
+    /// Whose they are.
+    pub node: Option<Name>,
     pub duplicates: usize,
     pub artifacts: HashMap<Digest, Vec<u8>>,
     /// Offsets of all fetches.
@@ -46,6 +52,27 @@ pub struct State {
     /// Said in the next session in place of desired state, and then the stream ends.
     pub nonsense: Option<Vec<u8>>,
     pub token_used: bool,
+}
+
+impl State {
+    /// Enters a new batch, which is to be the next in the node's chain.
+    fn enter(&mut self, batch: &UsageBatch, records: Vec<UsageRecord>) {
+        let node = self.node.clone().unwrap();
+        let place = batch.place(records.len()).unwrap();
+        let previous = match self.batches.last() {
+            Some(last) if last.boot_epoch == batch.boot_epoch => last.hash,
+            last => {
+                let before = last.map_or(chain::NOTHING_BEFORE, |last| last.hash);
+                chain::genesis(&node, batch.boot_epoch, before)
+            }
+        };
+        assert_eq!(batch.previous, previous, "a batch that follows no other");
+        let leaves: Vec<_> = records.iter().map(chain::leaf).collect();
+        assert_eq!(chain::batch_hash(&node, &place, &leaves), batch.hash);
+        assert!(!batch.signature.is_empty());
+        self.batches.push(batch.clone());
+        self.ledger.extend(records);
+    }
 }
 
 struct Authority {
@@ -213,6 +240,7 @@ async fn joining(
     let request: JoinRequest = receive(&mut from).await?;
     let refused = {
         let mut state = state.lock().unwrap();
+        state.node = Some(request.node.clone());
         let used = std::mem::replace(&mut state.token_used, true);
         used || request.secret != b"secret"
     };
@@ -327,18 +355,16 @@ async fn answer_bulk(
                 }
             }
         }
-        BulkRequest::Usage { records } => {
+        BulkRequest::Usage(batch) => {
             let (new, known, lost) = {
                 let mut state = state.lock().unwrap();
+                let records = batch.unpack().unwrap();
                 let (mut new, mut known) = (0, 0);
-                for record in records {
-                    let key = |r: &UsageRecord| (r.boot_epoch, r.sequence);
-                    match state.ledger.iter().any(|row| key(row) == key(&record)) {
-                        true => known += 1,
-                        false => {
-                            new += 1;
-                            state.ledger.push(record);
-                        }
+                match state.batches.iter().any(|before| before.hash == batch.hash) {
+                    true => known = records.len() as u64,
+                    false => {
+                        new = records.len() as u64;
+                        state.enter(&batch, records);
                     }
                 }
                 state.duplicates += known as usize;

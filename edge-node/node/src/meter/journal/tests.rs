@@ -1,5 +1,10 @@
 //! The journal on real files.
 
+use std::collections::BTreeSet;
+
+use holm_model::chain::{self, NOTHING_BEFORE};
+use rusqlite::Connection;
+
 use super::*;
 use crate::meter::Meter;
 use crate::meter::spill::SpillWriter;
@@ -31,6 +36,10 @@ pub(crate) fn record() -> UsageRecord {
     }
 }
 
+pub(crate) fn node() -> Name {
+    "edge".parse().unwrap()
+}
+
 fn meter(journal: &Journal, lane: u32) -> Meter {
     let progress = journal.progress.clone();
     let spill = SpillWriter::create(&journal.spill_dir, journal.epoch, lane, progress.clone());
@@ -47,7 +56,7 @@ fn numbered(n: u64) -> UsageRecord {
 #[tokio::test]
 async fn records_of_several_threads_get_one_sequence_without_gaps() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = Journal::start(dir.path(), 3).unwrap();
+    let journal = Journal::start(dir.path(), &node(), 3).unwrap();
     let threads: Vec<_> = (0..3)
         .map(|lane| {
             let mut meter = meter(&journal, lane);
@@ -61,7 +70,7 @@ async fn records_of_several_threads_get_one_sequence_without_gaps() {
     threads
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
-    let taken = journal.reader().take(1000).await.unwrap();
+    let taken = journal.reader().take(1000).await.unwrap().unwrap().records;
     let sequences: Vec<u64> = taken.iter().map(|record| record.sequence).collect();
     assert_eq!(sequences, (1..=300).collect::<Vec<_>>());
     let epoch = journal.epoch;
@@ -70,36 +79,56 @@ async fn records_of_several_threads_get_one_sequence_without_gaps() {
 }
 
 #[tokio::test]
-async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_order() {
+async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_a_chain() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = Journal::start(dir.path(), 1).unwrap();
+    let journal = Journal::start(dir.path(), &node(), 1).unwrap();
     let mut meter = meter(&journal, 0);
     (1..=5).for_each(|n| meter.record(numbered(n)).unwrap());
     let reader = journal.reader();
-    let batch = reader.take(2).await.unwrap();
-    assert_eq!(
-        batch.iter().map(|r| r.accepted_ms).collect::<Vec<_>>(),
-        [1, 2]
-    );
-    let first = journal.epoch;
-    reader.stored(first, 2).await.unwrap();
-    let rest = reader.take(10).await.unwrap();
-    assert_eq!(
-        rest.iter().map(|r| r.accepted_ms).collect::<Vec<_>>(),
-        [3, 4, 5]
-    );
+    let first = reader.take(2).await.unwrap().unwrap();
+    let times = |batch: &Batch| {
+        batch
+            .records
+            .iter()
+            .map(|r| r.accepted_ms)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(times(&first), [1, 2]);
+    let epoch = journal.epoch;
+    let genesis = chain::genesis(&node(), epoch, NOTHING_BEFORE);
+    assert_eq!(first.place.previous, genesis);
+    // Whatever has come since, and however much is asked for, it is the same batch until the ledger has it.
+    assert_eq!(reader.take(1).await.unwrap().unwrap(), first);
+    assert_eq!(reader.take(10).await.unwrap().unwrap(), first);
+    reader.stored(NOTHING_BEFORE).await.unwrap();
+    assert_eq!(reader.take(10).await.unwrap().unwrap(), first);
+    reader.stored(first.hash).await.unwrap();
+    let rest = reader.take(10).await.unwrap().unwrap();
+    assert_eq!(times(&rest), [3, 4, 5]);
+    assert_eq!(rest.place.previous, first.hash);
     journal.stop();
-    // The next life goes on with a higher epoch and still has them.
-    let journal = Journal::start(dir.path(), 1).unwrap();
-    assert!(journal.epoch > first);
-    assert_eq!(journal.reader().take(10).await.unwrap(), rest);
+    // The next life goes on with a higher epoch and still has it.
+    let journal = Journal::start(dir.path(), &node(), 1).unwrap();
+    assert!(journal.epoch > epoch);
+    assert_eq!(journal.reader().take(2).await.unwrap().unwrap(), rest);
+    // And stands on it, also when the journal is empty in between.
+    journal.reader().stored(rest.hash).await.unwrap();
+    assert_eq!(journal.reader().take(2).await.unwrap(), None);
+    journal.stop();
+    let journal = Journal::start(dir.path(), &node(), 1).unwrap();
+    self::meter(&journal, 0).record(numbered(6)).unwrap();
+    let next = journal.reader().take(2).await.unwrap().unwrap();
+    assert_eq!(
+        next.place.previous,
+        chain::genesis(&node(), journal.epoch, rest.hash)
+    );
     journal.stop();
 }
 
 #[tokio::test]
 async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = Store::open(&dir.path().join("journal.sqlite")).unwrap();
+    let mut store = Store::open(&dir.path().join("journal.sqlite"), &node()).unwrap();
     store.begin_epoch(1).unwrap();
     let spill_dir = dir.path().join("spill");
     files::make_dir(&spill_dir).unwrap();
@@ -114,7 +143,7 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
         // The first two were committed before the kill, the third was not.
         if n < 3 {
             store
-                .insert(&[Entry {
+                .insert(&mut [Entry {
                     lane: 0,
                     counter,
                     record,
@@ -142,11 +171,12 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
 
     let mut last = 1;
     for _ in 2..4 {
-        let journal = Journal::start(dir.path(), 1).unwrap();
+        let journal = Journal::start(dir.path(), &node(), 1).unwrap();
         assert!(journal.epoch > last);
         last = journal.epoch;
-        let taken = journal.reader().take(10).await.unwrap();
+        let taken = journal.reader().take(10).await.unwrap().unwrap();
         let keys: Vec<_> = taken
+            .records
             .iter()
             .map(|r| (r.boot_epoch, r.sequence, r.accepted_ms))
             .collect();
@@ -159,19 +189,21 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
 fn a_journal_of_another_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal.sqlite");
-    drop(Store::open(&path).unwrap());
+    drop(Store::open(&path, &node()).unwrap());
     Connection::open(&path)
         .unwrap()
         .pragma_update(None, "user_version", 9)
         .unwrap();
-    let error = Journal::start(dir.path(), 1).unwrap_err().to_string();
+    let error = Journal::start(dir.path(), &node(), 1)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("schema 9"), "{error}");
 }
 
 #[test]
 fn a_journal_that_begins_anew_has_another_epoch_and_one_that_goes_on_a_later_one() {
     let begin = |dir: &Path| {
-        let journal = Journal::start(dir, 1).unwrap();
+        let journal = Journal::start(dir, &node(), 1).unwrap();
         let epoch = journal.epoch;
         journal.stop();
         epoch
@@ -186,8 +218,255 @@ fn a_journal_that_begins_anew_has_another_epoch_and_one_that_goes_on_a_later_one
     assert!(epochs.iter().all(|epoch| *epoch < largest_in_json));
 
     // Where the clock has been set back, the last epoch counts.
-    let mut store = Store::open(&dirs[0].path().join("journal.sqlite")).unwrap();
+    let mut store = Store::open(&dirs[0].path().join("journal.sqlite"), &node()).unwrap();
     store.begin_epoch(1 << 52).unwrap();
     drop(store);
     assert_eq!(begin(dirs[0].path()), (1 << 52) + 1);
+}
+
+/// A journal with five commits of three records each, of which a batch of the first four records is in the ledger.
+fn filled(path: &Path) -> Store {
+    let mut store = Store::open(path, &node()).unwrap();
+    store.begin_epoch(7).unwrap();
+    for commit in 0..5 {
+        let entry = |n: u64| Entry {
+            lane: 0,
+            counter: commit * 3 + n,
+            record: numbered(commit * 3 + n),
+        };
+        store.insert(&mut [1, 2, 3].map(entry)).unwrap();
+    }
+    let first = store.take(4).unwrap().unwrap();
+    assert_eq!((first.place.first, first.place.last), (1, 4));
+    store.stored(first.hash).unwrap();
+    store
+}
+
+/// Does something to the records or the leaves of the third commit, which has records 7 to 9.
+fn edit(journal: &Connection, column: &str, edit: impl FnOnce(&mut Vec<u8>)) {
+    let of = format!("SELECT {column} FROM commits WHERE first = 7");
+    let mut bytes: Vec<u8> = journal.query_row(&of, [], |row| row.get(0)).unwrap();
+    edit(&mut bytes);
+    let to = format!("UPDATE commits SET {column} = ?1 WHERE first = 7");
+    assert_eq!(journal.execute(&to, [bytes]).unwrap(), 1);
+}
+
+/// What is changed, taken out, put in or there a second time is named, and nothing of it is sealed.
+#[test]
+fn what_is_altered_in_the_journal_is_named() {
+    const BYTES: usize = 153 + 1 + "acme".len() + 1 + "hello".len();
+    const SECOND: std::ops::Range<usize> = BYTES..2 * BYTES;
+    const ROW: &str = "epoch, first, last, records, leaves, \"check\"";
+    type Alter = fn(&Connection);
+    let run = |journal: &Connection, sql: &str| {
+        assert_eq!(journal.execute(sql, []).unwrap(), 1, "{sql}");
+    };
+    let alterations: [(Alter, u64, &str); 9] = [
+        // A byte of its run time, of its name's length, of its leaf.
+        (
+            |j| edit(j, "records", |r| r[SECOND][95] ^= 1),
+            8,
+            "was changed",
+        ),
+        (
+            |j| edit(j, "records", |r| r[SECOND][153] ^= 0x40),
+            8,
+            "was changed",
+        ),
+        (|j| edit(j, "leaves", |l| l[40] ^= 1), 8, "was changed"),
+        (
+            |j| edit(j, "records", |r| drop(r.drain(SECOND))),
+            8,
+            "is missing",
+        ),
+        (
+            |j| edit(j, "records", |r| r.truncate(2 * BYTES)),
+            9,
+            "is missing",
+        ),
+        (
+            |j| edit(j, "records", |r| r.copy_within(SECOND, 2 * BYTES)),
+            9,
+            "a second time",
+        ),
+        (
+            |j| edit(j, "records", |r| r.extend_from_within(SECOND)),
+            10,
+            "put in later",
+        ),
+        // Whoever changes the leaf as well has the commit's check against him.
+        (
+            |j| {
+                edit(j, "records", |r| r[SECOND][95] ^= 1);
+                let of = "SELECT records FROM commits WHERE first = 7";
+                let records: Vec<u8> = j.query_row(of, [], |row| row.get(0)).unwrap();
+                let leaf = chain::leaf_of(&records[SECOND]);
+                edit(j, "leaves", |l| l[32..64].copy_from_slice(&leaf.0));
+            },
+            7,
+            "was changed",
+        ),
+        (
+            |j| {
+                edit(j, "records", |r| {
+                    let of = "SELECT records FROM commits WHERE first = 10";
+                    *r = j.query_row(of, [], |row| row.get(0)).unwrap();
+                })
+            },
+            7,
+            "is missing",
+        ),
+    ];
+    let named = |alter: &dyn Fn(&Connection), sequence: u64, says: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal.sqlite");
+        let mut store = filled(&path);
+        alter(&Connection::open(&path).unwrap());
+        let error = loop {
+            match store.take(100) {
+                Ok(Some(batch)) => store.stored(batch.hash).unwrap(),
+                Ok(None) => panic!("nothing is found where {sequence} {says}"),
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(error, JournalError::Altered { epoch: 7, sequence: named, .. } if named == sequence),
+            "{error}, not {sequence}"
+        );
+        assert!(error.to_string().contains(says), "{error}");
+    };
+    for (alter, sequence, says) in alterations {
+        named(&alter, sequence, says);
+    }
+    named(
+        &|j| run(j, "DELETE FROM commits WHERE first = 7"),
+        7,
+        "is missing",
+    );
+    named(
+        &|j| run(j, "DELETE FROM commits WHERE first = 13"),
+        13,
+        "is missing",
+    );
+    let again = format!(
+        "INSERT INTO commits ({ROW}) SELECT epoch, 16, 18, records, leaves, \"check\" FROM commits WHERE first = 7"
+    );
+    named(&|j| run(j, &again), 18, "put in later");
+}
+
+#[test]
+fn a_sealed_batch_that_is_altered_is_not_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.sqlite");
+    let mut store = filled(&path);
+    let sealed = store.take(5).unwrap().unwrap();
+    let other = Connection::open(&path).unwrap();
+    other
+        .execute("UPDATE batch SET last = last + 1", [])
+        .unwrap();
+    assert!(matches!(
+        store.take(5),
+        Err(JournalError::Altered { sequence: 5, .. })
+    ));
+    other
+        .execute("UPDATE batch SET last = last - 1", [])
+        .unwrap();
+    assert_eq!(store.take(5).unwrap().unwrap(), sealed);
+    other.execute("DELETE FROM commits", []).unwrap();
+    assert!(matches!(store.take(5), Err(JournalError::Altered { .. })));
+}
+
+#[test]
+fn a_journal_without_a_chain_is_brought_up_to_date_with_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.sqlite");
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch(
+        "CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, next_sequence INTEGER NOT NULL);
+         CREATE TABLE spilled (
+             epoch INTEGER NOT NULL, lane INTEGER NOT NULL, upto INTEGER NOT NULL,
+             PRIMARY KEY (epoch, lane)
+         ) WITHOUT ROWID;
+         CREATE TABLE records (
+             epoch INTEGER NOT NULL, sequence INTEGER NOT NULL, record BLOB NOT NULL,
+             PRIMARY KEY (epoch, sequence)
+         ) WITHOUT ROWID;
+         INSERT INTO epochs VALUES (5, 7), (6, 3);
+         PRAGMA user_version = 2;",
+    )
+    .unwrap();
+    let mut sent = BTreeSet::new();
+    // The first three of epoch 5 are in the ledger.
+    for (epoch, sequence) in [(5, 4), (5, 5), (5, 6), (6, 1), (6, 2)] {
+        let record = UsageRecord {
+            boot_epoch: epoch,
+            sequence,
+            ..record()
+        };
+        let mut frame = holm_model::codec::encode(&record).unwrap();
+        frame[4] = 3;
+        old.execute(
+            "INSERT INTO records VALUES (?1, ?2, ?3)",
+            rusqlite::params![epoch as i64, sequence as i64, frame],
+        )
+        .unwrap();
+        sent.insert((epoch, sequence));
+    }
+    drop(old);
+    let mut store = Store::open(&path, &node()).unwrap();
+    store.begin_epoch(1).unwrap();
+    assert_eq!(store.epoch(), 7);
+    let mut got = BTreeSet::new();
+    let mut before = NOTHING_BEFORE;
+    while let Some(batch) = store.take(100).unwrap() {
+        assert_eq!(
+            batch.place.previous,
+            chain::genesis(&node(), batch.place.boot_epoch, before)
+        );
+        before = batch.hash;
+        got.extend(batch.records.iter().map(|r| (r.boot_epoch, r.sequence)));
+        store.stored(batch.hash).unwrap();
+    }
+    assert_eq!(got, sent);
+}
+
+/// What metering adds to a request, of the CPU and in all; for people:
+/// `cargo test --workspace --lib --release -- --ignored --nocapture measures`
+#[test]
+#[ignore = "a measurement"]
+fn measures_metering() {
+    const RECORDS: u64 = 200_000;
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::start(dir.path(), &node(), 1).unwrap();
+    let mut meter = meter(&journal, 0);
+    let records: Vec<_> = (0..RECORDS)
+        .map(|n| {
+            let mut record = numbered(1_700_000_000_000 + n);
+            record.request.0[..8].copy_from_slice(&n.to_le_bytes());
+            record
+        })
+        .collect();
+    let cpu = || rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let (began, cpu_before) = (Instant::now(), cpu());
+    for record in records {
+        meter.record(record).unwrap();
+    }
+    // Returns behind every commit.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async { journal.reader().take(1).await.unwrap() });
+    let (took, cpu_after) = (began.elapsed(), cpu());
+    let ns = |time: rustix::time::Timespec| time.tv_sec * 1_000_000_000 + time.tv_nsec;
+    let cpu_ns = (ns(cpu_after) - ns(cpu_before)) as u64 / RECORDS;
+    let bytes: u64 = ["journal.sqlite", "journal.sqlite-wal"]
+        .iter()
+        .map(|file| std::fs::metadata(dir.path().join(file)).map_or(0, |file| file.len()))
+        .sum();
+    println!(
+        "{:.0} records/s journaled, {cpu_ns} ns of CPU time for each, {} bytes in the journal for each",
+        RECORDS as f64 / took.as_secs_f64(),
+        bytes / RECORDS
+    );
+    journal.stop();
 }

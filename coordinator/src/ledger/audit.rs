@@ -1,0 +1,325 @@
+//! The audit: every batch's hash from the ledger's rows, every signature, every link, once more.
+//!
+//! It is given one node's batches and rows in their order, one at a time, so that it needs no more memory for a
+//! large ledger, and names what is not as it was signed. It trusts the fleet's authority and nothing else in the
+//! database. What it cannot see by itself is the end of a chain cut off, rows and batches together: for that, keep
+//! the heads that an audit tells, and compare; a node that is still there says so with its next batch.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holm_model::api::{AuditFault, AuditJournal, AuditNode, AuditProblem};
+use holm_model::chain::{self, NOTHING_BEFORE, Place};
+use holm_model::ids::{Digest, Name};
+use holm_model::usage::{Outcome, UsageRecord};
+
+use super::chain::{Break, Head, Link, follow, has_signed, is_of};
+use crate::limits::MAX_AUDIT_PROBLEMS;
+
+/// A batch as the ledger has it.
+pub(crate) struct StoredBatch {
+    pub(crate) place: Place,
+    pub(crate) hash: Digest,
+    pub(crate) leaves: Vec<u8>,
+    pub(crate) signature: Vec<u8>,
+    pub(crate) signer: Digest,
+}
+
+/// A row as the ledger has it.
+pub(crate) struct StoredRow {
+    pub(crate) row: u64,
+    pub(crate) boot_epoch: u64,
+    pub(crate) sequence: u64,
+    /// None if it is no record.
+    pub(crate) record: Option<UsageRecord>,
+}
+
+/// What is wrong, as far as it is listed.
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub(crate) problems: Vec<AuditProblem>,
+    pub(crate) left_out: u64,
+    /// What is no fault, for people.
+    pub(crate) notices: Vec<String>,
+}
+
+impl Findings {
+    pub(crate) fn add(&mut self, problem: AuditProblem) {
+        match self.problems.len() < MAX_AUDIT_PROBLEMS {
+            true => self.problems.push(problem),
+            false => self.left_out += 1,
+        }
+    }
+}
+
+/// What the ledger says of a node beside its batches and rows.
+pub(crate) struct Chained {
+    /// Rows up to this one may be outside of every batch; all of them, if the node has no chain.
+    pub(crate) unchained_upto: u64,
+    /// Certificates by their fingerprints.
+    pub(crate) certificates: BTreeMap<Digest, Vec<u8>>,
+}
+
+/// The audit of one node's chain.
+pub(crate) struct NodeAudit<'a> {
+    node: Name,
+    chained: Chained,
+    findings: &'a mut Findings,
+    signed_before: BTreeSet<Digest>,
+    head: Option<Head>,
+    /// The batch whose rows come, and the next sequence in it.
+    open: Option<(StoredBatch, u64)>,
+    journals: BTreeMap<u64, AuditJournal>,
+    sums: AuditNode,
+}
+
+impl<'a> NodeAudit<'a> {
+    pub(crate) fn begin(
+        node: Name,
+        mut chained: Chained,
+        authority: &[u8],
+        findings: &'a mut Findings,
+    ) -> Self {
+        chained.certificates.retain(|fingerprint, certificate| {
+            Digest::of(certificate) == *fingerprint && is_of(certificate, &node, authority)
+        });
+        NodeAudit {
+            findings,
+            signed_before: BTreeSet::new(),
+            head: None,
+            open: None,
+            journals: BTreeMap::new(),
+            sums: AuditNode {
+                node: Some(node.clone()),
+                ..AuditNode::default()
+            },
+            chained,
+            node,
+        }
+    }
+
+    /// The next batch; its rows follow.
+    pub(crate) fn batch(&mut self, batch: StoredBatch) {
+        self.end_batch();
+        let Place {
+            boot_epoch,
+            first,
+            last,
+            ..
+        } = batch.place;
+        let leaves: Vec<Digest> = batch
+            .leaves
+            .as_chunks::<32>()
+            .0
+            .iter()
+            .map(|leaf| Digest(*leaf))
+            .collect();
+        let count = last.checked_sub(first).map(|less| less + 1);
+        let node = self.node.clone();
+        let whole = count == Some(leaves.len() as u64)
+            && batch.leaves.len() == 32 * leaves.len()
+            && chain::batch_hash(&node, &batch.place, &leaves) == batch.hash;
+        if !whole {
+            self.fault(
+                AuditFault::Batch,
+                &batch.place,
+                "its leaves, place or hash were changed in the ledger",
+            );
+        }
+        match self.chained.certificates.get(&batch.signer) {
+            Some(certificate) if has_signed(certificate, batch.hash, &batch.signature) => {}
+            Some(_) => self.fault(
+                AuditFault::Signature,
+                &batch.place,
+                "its hash is not signed by the node's key: batch or signature were made or changed by somebody else",
+            ),
+            None => self.fault(
+                AuditFault::Signature,
+                &batch.place,
+                "the key that signed it is not certified for the node by this fleet's authority",
+            ),
+        }
+        let key_is_new = self.signed_before.insert(batch.signer);
+        match follow(&node, self.head.as_ref(), &batch.place, key_is_new) {
+            Ok(Link::Next) => {}
+            Ok(Link::After(Break::Anew)) => self.findings.notices.push(format!(
+                "the chain of node {node} begins anew at {boot_epoch}/{first}, after the node joined again: what its \
+                 former journal had not uploaded is not here"
+            )),
+            Ok(Link::After(_)) => self.fault(
+                AuditFault::Gap,
+                &batch.place,
+                "what comes before it was missing when the node joined again and went on",
+            ),
+            Err(_) => self.fault(
+                AuditFault::Gap,
+                &batch.place,
+                "it does not follow the batch before it: batches between them were removed, put in or changed",
+            ),
+        }
+        self.head = Some(Head {
+            boot_epoch,
+            last,
+            hash: batch.hash,
+        });
+        let journal = self.journal(boot_epoch);
+        journal.batches += 1;
+        journal.head = Some(batch.hash);
+        journal.last = journal.last.max(last);
+        self.open = Some((batch, first));
+    }
+
+    /// The next row. Rows of a batch come after it, in their order; others between batches.
+    pub(crate) fn row(&mut self, row: &StoredRow) {
+        let journal = self.journal(row.boot_epoch);
+        if journal.rows == 0 {
+            journal.first = row.sequence;
+        }
+        journal.rows += 1;
+        journal.last = journal.last.max(row.sequence);
+        if let Some(record) = &row.record {
+            self.count(record);
+        }
+        let within = |batch: &StoredBatch| {
+            batch.place.boot_epoch == row.boot_epoch
+                && (batch.place.first..=batch.place.last).contains(&row.sequence)
+        };
+        if !self.open.as_ref().is_some_and(|(batch, _)| within(batch)) {
+            return self.outside(row);
+        }
+        let Some((batch, next)) = &mut self.open else {
+            return;
+        };
+        let (place, due) = (batch.place, *next);
+        let index = (row.sequence - place.first) as usize;
+        let leaf = row.record.as_ref().map(chain::leaf);
+        let signed = batch.leaves.as_chunks::<32>().0.get(index);
+        let same = leaf.is_some_and(|leaf| Some(&leaf.0) == signed);
+        *next = row.sequence + 1;
+        self.missing(place.boot_epoch, due, row.sequence);
+        if !same {
+            let place = Place {
+                first: row.sequence,
+                last: row.sequence,
+                ..place
+            };
+            self.fault(
+                AuditFault::Changed,
+                &place,
+                "the row is not the record that the node signed",
+            );
+        }
+    }
+
+    /// What it found.
+    pub(crate) fn end(mut self) -> (Vec<AuditJournal>, AuditNode) {
+        self.end_batch();
+        let mut sums = self.sums;
+        for journal in self.journals.values_mut() {
+            journal.missing = journal.last.saturating_sub(journal.rows);
+            sums.admitted = sums.admitted.saturating_add(journal.last);
+        }
+        let ended = [
+            sums.answered,
+            sums.function_errors,
+            sums.crashes,
+            sums.timeouts,
+            sums.cancelled,
+            sums.shed,
+            sums.platform_faults,
+        ];
+        sums.balanced = ended.iter().sum::<u64>() == sums.admitted;
+        if let Some(head) = self.head {
+            sums.head = Some(head.hash);
+            sums.head_boot_epoch = head.boot_epoch;
+            sums.head_sequence = head.last;
+        }
+        (self.journals.into_values().collect(), sums)
+    }
+
+    fn journal(&mut self, boot_epoch: u64) -> &mut AuditJournal {
+        let node = &self.node;
+        self.journals
+            .entry(boot_epoch)
+            .or_insert_with(|| AuditJournal {
+                node: node.clone(),
+                boot_epoch,
+                first: 0,
+                last: 0,
+                rows: 0,
+                missing: 0,
+                unchained: 0,
+                batches: 0,
+                head: None,
+            })
+    }
+
+    fn count(&mut self, record: &UsageRecord) {
+        let sums = &mut self.sums;
+        let sum = match record.outcome {
+            Outcome::Answered => &mut sums.answered,
+            Outcome::FunctionError => &mut sums.function_errors,
+            Outcome::Crash => &mut sums.crashes,
+            Outcome::Timeout => &mut sums.timeouts,
+            Outcome::Cancelled => &mut sums.cancelled,
+            Outcome::Shed => &mut sums.shed,
+            Outcome::PlatformFault => &mut sums.platform_faults,
+        };
+        *sum += 1;
+        sums.probes += u64::from(record.probe);
+    }
+
+    /// A row that is in no batch.
+    fn outside(&mut self, row: &StoredRow) {
+        if row.row <= self.chained.unchained_upto {
+            self.journal(row.boot_epoch).unchained += 1;
+            return;
+        }
+        let place = Place {
+            boot_epoch: row.boot_epoch,
+            first: row.sequence,
+            last: row.sequence,
+            previous: NOTHING_BEFORE,
+        };
+        let what =
+            "the row is in no batch that the node signed: it was put in, or the batch was removed";
+        self.fault(AuditFault::PutIn, &place, what);
+    }
+
+    fn end_batch(&mut self) {
+        if let Some((batch, next)) = self.open.take() {
+            self.missing(
+                batch.place.boot_epoch,
+                next,
+                batch.place.last.saturating_add(1),
+            );
+        }
+    }
+
+    /// Rows from `from` until before `until` are not there.
+    fn missing(&mut self, boot_epoch: u64, from: u64, until: u64) {
+        if from < until {
+            let place = Place {
+                boot_epoch,
+                first: from,
+                last: until - 1,
+                previous: NOTHING_BEFORE,
+            };
+            self.fault(
+                AuditFault::Removed,
+                &place,
+                "the node signed it, and its row is not there",
+            );
+        }
+    }
+
+    fn fault(&mut self, fault: AuditFault, place: &Place, why: &str) {
+        self.findings.add(AuditProblem {
+            fault,
+            node: self.node.clone(),
+            boot_epoch: place.boot_epoch,
+            first: place.first,
+            last: place.last,
+            why: why.to_owned(),
+        });
+    }
+}

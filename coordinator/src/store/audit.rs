@@ -1,0 +1,268 @@
+//! The ledger from end to end, for its audit: one node after the other, in pages.
+
+use std::collections::BTreeMap;
+
+use holm_model::api::{AuditFault, AuditNode, AuditProblem, AuditView};
+use holm_model::chain::Place;
+use holm_model::ids::{Digest, Name};
+
+use super::error::During as _;
+use super::sql::{Row, Transaction, query};
+use super::usage::{COLUMNS, ledger_row};
+use super::{Store, StoreError, bytes32, text, uint};
+use crate::ledger::audit::{Chained, Findings, NodeAudit, StoredBatch, StoredRow};
+use crate::limits::{AUDIT_PAGE_BATCHES, LEDGER_CHUNK_ROWS, MAX_AUDIT_PROBLEMS};
+
+const DOING: &str = "audit the ledger";
+
+impl Store {
+    /// Whether the ledger is whole: by its keys, by the hashes of its batches, and by their signatures, for which the
+    /// certificate of the fleet's authority vouches.
+    pub(crate) async fn audit(&self, authority: &[u8]) -> Result<AuditView, StoreError> {
+        // One transaction, so that the numbers belong together.
+        let mut tx = self.read().await?;
+        let mut findings = Findings::default();
+        let mut view = AuditView::default();
+        let mut after: Option<Name> = None;
+        while let Some(node) = next_node(&mut tx, after.as_ref()).await? {
+            let (journals, sums) = audit_node(&mut tx, &node, authority, &mut findings).await?;
+            view.journals.extend(journals);
+            view.nodes.push(sums);
+            after = Some(node);
+        }
+        let (resent,): (i64,) = query("SELECT value FROM counters WHERE name = 'usage_resent'")
+            .one(&mut tx)
+            .await
+            .during(DOING)?;
+        let (rows, requests): (i64, i64) =
+            query("SELECT COUNT(*), COUNT(DISTINCT request) FROM usage")
+                .one(&mut tx)
+                .await
+                .during(DOING)?;
+        view.duplicates = uint(rows - requests);
+        if view.duplicates > 0 {
+            name_duplicates(&mut tx, &mut findings).await?;
+        }
+        view.rows = uint(rows);
+        view.resent = uint(resent);
+        view.total = total(&view.nodes);
+        view.probes = view.total.probes;
+        let sum = |of: fn(&holm_model::api::AuditJournal) -> u64| {
+            view.journals.iter().map(of).fold(0, u64::saturating_add)
+        };
+        view.missing = sum(|journal| journal.missing);
+        view.unchained = sum(|journal| journal.unchained);
+        view.batches = sum(|journal| journal.batches);
+        view.whole = view.duplicates == 0
+            && view.missing == 0
+            && view.total.balanced
+            && findings.problems.is_empty();
+        view.problems = findings.problems;
+        view.problems_left_out = findings.left_out;
+        view.notices = findings.notices;
+        Ok(view)
+    }
+}
+
+/// All nodes together.
+fn total(nodes: &[AuditNode]) -> AuditNode {
+    let mut total = AuditNode {
+        balanced: true,
+        ..AuditNode::default()
+    };
+    for node in nodes {
+        total.admitted = total.admitted.saturating_add(node.admitted);
+        total.answered += node.answered;
+        total.function_errors += node.function_errors;
+        total.crashes += node.crashes;
+        total.timeouts += node.timeouts;
+        total.cancelled += node.cancelled;
+        total.shed += node.shed;
+        total.platform_faults += node.platform_faults;
+        total.probes += node.probes;
+        total.balanced &= node.balanced;
+    }
+    total
+}
+
+/// The node after this one that has usage.
+async fn next_node(tx: &mut Transaction, after: Option<&Name>) -> Result<Option<Name>, StoreError> {
+    let after = after.map_or("", Name::as_str);
+    let (found,): (Option<String>,) = query(
+        "SELECT MIN(node) FROM (SELECT MIN(node) AS node FROM usage WHERE node > ?
+                                UNION ALL
+                                SELECT MIN(node) AS node FROM usage_batches WHERE node > ?) AS nodes",
+    )
+    .bind(after)
+    .bind(after)
+    .one(tx)
+    .await
+    .during(DOING)?;
+    found.map(|node| text("a node's name", &node)).transpose()
+}
+
+async fn audit_node(
+    tx: &mut Transaction,
+    node: &Name,
+    authority: &[u8],
+    findings: &mut Findings,
+) -> Result<(Vec<holm_model::api::AuditJournal>, AuditNode), StoreError> {
+    let chained = chained(tx, node).await?;
+    let mut audit = NodeAudit::begin(node.clone(), chained, authority, findings);
+    let mut rows = Rows {
+        node,
+        after: (0, 0),
+    };
+    let mut after = (0, 0);
+    loop {
+        let page = batches(tx, node, after).await?;
+        let Some(last) = page.last() else { break };
+        after = (last.place.boot_epoch, last.place.first);
+        for batch in page {
+            let (epoch, first, last) =
+                (batch.place.boot_epoch, batch.place.first, batch.place.last);
+            // What is before it belongs to no batch.
+            rows.read(tx, (epoch, first.saturating_sub(1)), &mut audit)
+                .await?;
+            audit.batch(batch);
+            rows.read(tx, (epoch, last), &mut audit).await?;
+        }
+    }
+    let end = (i64::MAX as u64, i64::MAX as u64);
+    rows.read(tx, end, &mut audit).await?;
+    Ok(audit.end())
+}
+
+async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreError> {
+    let upto: Option<(i64,)> = query("SELECT unchained_upto FROM usage_chains WHERE node = ?")
+        .bind(node)
+        .optional(&mut *tx)
+        .await
+        .during(DOING)?;
+    let signers: Vec<(Vec<u8>, Vec<u8>)> =
+        query("SELECT fingerprint, certificate FROM usage_signers WHERE node = ?")
+            .bind(node)
+            .all(tx)
+            .await
+            .during(DOING)?;
+    let mut certificates = BTreeMap::new();
+    for (fingerprint, certificate) in signers {
+        // Of another length it is nobody's.
+        if let Ok(fingerprint) = bytes32("a fingerprint", &fingerprint) {
+            certificates.insert(Digest(fingerprint), certificate);
+        }
+    }
+    Ok(Chained {
+        unchained_upto: upto.map_or(u64::MAX, |(row,)| uint(row)),
+        certificates,
+    })
+}
+
+async fn batches(
+    tx: &mut Transaction,
+    node: &Name,
+    (epoch, first): (u64, u64),
+) -> Result<Vec<StoredBatch>, StoreError> {
+    let rows = query(
+        "SELECT boot_epoch, first, last, previous, hash, leaves, signature, signer FROM usage_batches
+         WHERE node = ? AND (boot_epoch, first) > (?, ?) ORDER BY boot_epoch, first LIMIT ?",
+    )
+    .bind(node)
+    .bind(epoch)
+    .bind(first)
+    .bind(AUDIT_PAGE_BATCHES)
+    .rows(tx)
+    .await
+    .during(DOING)?;
+    let read = |row: &Row| {
+        let number = |column: &str| row.get(column).map(uint).during(DOING);
+        let bytes = |column: &str| row.get::<Vec<u8>>(column).during(DOING);
+        // Of another length it is not what was hashed or signed, and is found to be so.
+        let digest = |column: &str| {
+            let bytes = bytes(column)?;
+            Ok::<_, StoreError>(Digest(bytes.try_into().unwrap_or_default()))
+        };
+        Ok(StoredBatch {
+            place: Place {
+                boot_epoch: number("boot_epoch")?,
+                first: number("first")?,
+                last: number("last")?,
+                previous: digest("previous")?,
+            },
+            hash: digest("hash")?,
+            leaves: bytes("leaves")?,
+            signature: bytes("signature")?,
+            signer: digest("signer")?,
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+/// A node's rows in the order of their keys.
+struct Rows<'a> {
+    node: &'a Name,
+    after: (u64, u64),
+}
+
+impl Rows<'_> {
+    /// Tells the audit of every row up to this key that was not told yet.
+    async fn read(
+        &mut self,
+        tx: &mut Transaction,
+        upto: (u64, u64),
+        audit: &mut NodeAudit<'_>,
+    ) -> Result<(), StoreError> {
+        while self.after < upto {
+            let mut page = query("SELECT row, ");
+            page.push(COLUMNS).push(" FROM usage WHERE node = ");
+            page.push_bind(self.node)
+                .push(" AND (boot_epoch, sequence) > ");
+            page.push_row([self.after.0.into(), self.after.1.into()]);
+            page.push(" AND (boot_epoch, sequence) <= ");
+            page.push_row([upto.0.into(), upto.1.into()]);
+            page.push(" ORDER BY boot_epoch, sequence LIMIT ");
+            page.push_bind(LEDGER_CHUNK_ROWS as u64);
+            let rows = page.rows(&mut *tx).await.during(DOING)?;
+            for row in &rows {
+                let number = |column: &str| row.get(column).map(uint).during(DOING);
+                let stored = StoredRow {
+                    row: number("row")?,
+                    boot_epoch: number("boot_epoch")?,
+                    sequence: number("sequence")?,
+                    record: ledger_row(row).ok().map(|row| row.record),
+                };
+                self.after = (stored.boot_epoch, stored.sequence);
+                audit.row(&stored);
+            }
+            if rows.len() < LEDGER_CHUNK_ROWS {
+                self.after = self.after.max(upto);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows whose request another row has already.
+async fn name_duplicates(tx: &mut Transaction, findings: &mut Findings) -> Result<(), StoreError> {
+    let rows: Vec<(String, i64, i64, i64)> = query(
+        "SELECT node, boot_epoch, sequence, row FROM usage AS later
+         WHERE EXISTS (SELECT 1 FROM usage AS earlier
+                       WHERE earlier.request = later.request AND earlier.row < later.row)
+         ORDER BY row LIMIT ?",
+    )
+    .bind(MAX_AUDIT_PROBLEMS as u64)
+    .all(tx)
+    .await
+    .during(DOING)?;
+    for (node, boot_epoch, sequence, _) in rows {
+        findings.add(AuditProblem {
+            fault: AuditFault::Replayed,
+            node: text("a node's name", &node)?,
+            boot_epoch: uint(boot_epoch),
+            first: uint(sequence),
+            last: uint(sequence),
+            why: "its request is in the ledger already, under another key".into(),
+        });
+    }
+    Ok(())
+}
