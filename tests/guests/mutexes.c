@@ -230,8 +230,11 @@ static void sleepers(void) {
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     for (int turn = 0; turn < 10; turn++) {
         kill(getpid(), SIGUSR1);
-        nanosleep(&(struct timespec){0, 5000000}, NULL);
+        /* One that is pending still would take the next one in. */
+        for (int wait = 0; wait < 5000 && caught <= turn; wait++)
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
     }
+    nanosleep(&(struct timespec){0, 5000000}, NULL);
     tell("caught: %d, lasted no longer: %d\n", caught, lasted);
     __atomic_store_n(&slept_on, 1, __ATOMIC_SEQ_CST);
     syscall(SYS_futex, &slept_on, 1 /* WAKE */, THREADS, NULL);
