@@ -93,7 +93,7 @@ pub(super) fn maps(to: &mut Content) -> fmt::Result {
     let end = boot.program_start + boot.memory_bytes;
     writeln!(
         to,
-        "{:08x}-{:08x} r-xp 00000000 00:01 1 /proc/self/exe",
+        "{:08x}-{:08x} r-xp 00000000 00:01 1 /function",
         boot.program_start, boot.brk_start
     )?;
     let mut result = Ok(());
