@@ -93,8 +93,8 @@ impl Locks {
                 continue;
             };
             let is_same = kept && old.is_exclusive == new.is_exclusive;
-            let touches = old.first <= new.last.saturating_add(1)
-                && new.first <= old.last.saturating_add(1);
+            let touches =
+                old.first <= new.last.saturating_add(1) && new.first <= old.last.saturating_add(1);
             if !(old.overlaps(&new) || is_same && touches) {
                 continue;
             }

@@ -72,7 +72,8 @@ pub fn by_index(index: u32) -> Option<&'static Interface> {
 /// The interface of a name, which ends with a zero byte or with `bytes`.
 pub fn by_name(bytes: &[u8]) -> Option<&'static Interface> {
     let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-    ALL.iter().find(|one| one.name.strip_suffix(b"\0") == Some(name))
+    ALL.iter()
+        .find(|one| one.name.strip_suffix(b"\0") == Some(name))
 }
 
 /// What /proc/net/dev tells: packets are not counted.

@@ -189,15 +189,22 @@ impl Connection {
     pub(super) fn read(&mut self, to: &mut [u8]) -> usize {
         let mut done = self.take(to);
         let rest = &mut to[done..];
-        if self.body_left == 0 || rest.is_empty() {
+        if self.body_left == 0 {
             return done;
         }
-        if rest.len() >= DIRECT_BYTES && self.body_left != BODY_UNKNOWN {
-            done += self.receive(rest.as_mut_ptr(), rest.len());
-        } else {
-            self.refill();
-            done += self.take(rest);
+        match rest.len() {
+            0 => {}
+            DIRECT_BYTES.. if self.body_left != BODY_UNKNOWN => {
+                done += self.receive(rest.as_mut_ptr(), rest.len());
+            }
+            _ => {
+                self.refill();
+                done += self.take(rest);
+            }
         }
+        // Who knows how much there was (FIONREAD), or got less than asked for, need not read once more to know that
+        // nothing is there, and may wait for an edge. If the host has more already, the wait ends at once.
+        self.starved |= self.here() == 0 && self.body_left != 0;
         done
     }
 
@@ -216,8 +223,6 @@ impl Connection {
             (_, BODY_UNKNOWN) => BODY_UNKNOWN,
             (bytes, left) => left - bytes,
         };
-        // Who gets less than there is room for need not read once more to know that nothing is there, and may wait
-        // for an edge. If the host has more already, the wait ends at once.
         self.starved = bytes < room as u64 && self.body_left != 0;
         bytes as usize
     }
