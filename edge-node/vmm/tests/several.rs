@@ -309,6 +309,7 @@ fn kvm_after_a_short_read_an_edge_tells_of_the_rest_of_a_body() {
 #[test]
 fn kvm_after_a_read_of_what_there_was_an_edge_tells_of_the_rest_of_a_body() {
     tells_of_the_rest_of_a_body("3");
+    tells_of_the_rest_of_a_body("4");
 }
 
 fn tells_of_the_rest_of_a_body(edge: &str) {
