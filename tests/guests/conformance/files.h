@@ -506,10 +506,13 @@ static void files_step(void) {
         break;
     }
     case 48: {
-        /* F_OFD_GETLK and F_OFD_SETLK, and F_GETLK: of the process's own locks nothing is kept. */
+        /* F_OFD_GETLK and F_OFD_SETLK, and F_GETLK: of the process's own locks nothing is kept. Newer kernels tell of
+           an opening's own locks by F_UNLCK. */
         struct flock lock = {.l_type = (short)PICK(0, 1, 1, 2, 7), .l_whence = (short)PICK(0, 0, 1, 2, 3),
                              .l_start = PICK(0, 10, 20, -5), .l_len = PICK(0, 10, 25, -5), .l_pid = (pid_t)PICK(0, 0, 0, 5)};
         int command = (int)PICK(36, 37, 37, 37, 5);
+        if (command == 36 && lock.l_type == 2)
+            lock.l_type = 1;
         if (!is_file)
             fd = -1;
         say("fcntl(%d, %d, %d from %d %ld+%ld of %d)", fd, command, lock.l_type, lock.l_whence, (long)lock.l_start,

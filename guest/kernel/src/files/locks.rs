@@ -241,9 +241,6 @@ pub fn lock_range(descriptor: u64, operation: Operation, is_own: bool, at: u64) 
     let held = Held::of(descriptor)?;
     let open = held.open();
     let range = Range::read(at, &held)?;
-    if is_own && range.process != 0 || operation == Operation::Get && range.kind == F_UNLCK {
-        return Err(Errno::EINVAL);
-    }
     let may = match range.kind {
         F_RDLCK => open.access() != O_WRONLY,
         F_WRLCK => matches!(open.access(), O_WRONLY | O_RDWR),
@@ -251,6 +248,9 @@ pub fn lock_range(descriptor: u64, operation: Operation, is_own: bool, at: u64) 
     };
     if !may && operation != Operation::Get {
         return Err(Errno::EBADF);
+    }
+    if is_own && range.process != 0 || operation == Operation::Get && range.kind == F_UNLCK {
+        return Err(Errno::EINVAL);
     }
     let lock = Lock {
         file: open.object,
