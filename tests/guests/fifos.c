@@ -162,6 +162,11 @@ static void names(void) {
     closedir(directory);
 
     snprintf(own, sizeof own, "%s-moved", name);
+    tell_result("another name", linkat(fd, "", AT_FDCWD, own, AT_EMPTY_PATH));
+    stat(own, &by_name);
+    tell("names: %ld\n", (long)by_name.st_nlink);
+    tell_result("unlink", unlink(own));
+
     tell_result("rename", rename(name, own));
     int second = open(own, O_WRONLY | O_NONBLOCK);
     tell_result("write", write(second, "moved", 5));

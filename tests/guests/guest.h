@@ -174,7 +174,7 @@ static const char *strerrorname(int number) {
         {ENOPROTOOPT, "ENOPROTOOPT"}, {ECANCELED, "ECANCELED"},     {ENOMEM, "ENOMEM"},
         {EFAULT, "EFAULT"},           {EEXIST, "EEXIST"},           {EXDEV, "EXDEV"},
         {ENODEV, "ENODEV"},           {ENXIO, "ENXIO"},              {ESOCKTNOSUPPORT, "ESOCKTNOSUPPORT"},
-        {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},
+        {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},           {EMSGSIZE, "EMSGSIZE"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].number == number)

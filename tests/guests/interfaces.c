@@ -1,5 +1,5 @@
 /* What programs ask about network interfaces, by ioctl and by netlink. A host may have more of them: what is told
-   is of the loopback interface. */
+   is of the loopback interface, and whether all tell the same of the others. */
 #define _GNU_SOURCE
 #include "guest.h"
 #include <arpa/inet.h>
@@ -165,6 +165,66 @@ static void messages(void) {
     close(fd);
 }
 
+/* Whatever there is, all who are asked tell the same of it. */
+static void agreement(void) {
+    int fd = socket(AF_INET, SOCK_DGRAM, 0), links = 0, different = 0;
+    static char counts[16384], line[IF_NAMESIZE + 2];
+    FILE *file = fopen("/proc/net/dev", "r");
+    counts[fread(counts, 1, sizeof counts - 1, file)] = '\0';
+    fclose(file);
+    struct if_nameindex *all = if_nameindex();
+    struct ifaddrs *addresses;
+    getifaddrs(&addresses);
+    for (struct if_nameindex *one = all; one && one->if_index; one++) {
+        struct ifreq request = {.ifr_ifindex = (int)one->if_index};
+        char name[IF_NAMESIZE] = "";
+        links++;
+        different += ioctl(fd, SIOCGIFNAME, &request) != 0 || strcmp(request.ifr_name, one->if_name) != 0;
+        different += if_nametoindex(one->if_name) != one->if_index;
+        different += if_indextoname(one->if_index, name) == NULL || strcmp(name, one->if_name) != 0;
+        snprintf(line, sizeof line, "%s:", one->if_name);
+        different += strstr(counts, line) == NULL;
+        for (struct ifaddrs *at = addresses; at; at = at->ifa_next) {
+            if (strcmp(at->ifa_name, one->if_name) != 0 || !at->ifa_addr || at->ifa_addr->sa_family != AF_INET)
+                continue;
+            different += ioctl(fd, SIOCGIFFLAGS, &request) != 0 ||
+                         (unsigned short)request.ifr_flags != (unsigned short)at->ifa_flags;
+            different += ioctl(fd, SIOCGIFADDR, &request) != 0 ||
+                         memcmp(&request.ifr_addr, at->ifa_addr, sizeof(struct sockaddr_in)) != 0;
+            different += ioctl(fd, SIOCGIFNETMASK, &request) != 0 ||
+                         memcmp(&request.ifr_addr, at->ifa_netmask, sizeof(struct sockaddr_in)) != 0;
+        }
+    }
+    tell("some: %d, different: %d\n", links > 0, different);
+    if_freenameindex(all);
+    freeifaddrs(addresses);
+
+    char name[IF_NAMESIZE] = "unchanged";
+    socklen_t bytes = sizeof name;
+    tell_result("bound to none", getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, &bytes));
+    tell("%d bytes\n", (int)bytes);
+    tell_result("to what is not there", setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "none", 5));
+    tell_result("to lo", setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "lo", 2));
+    bytes = sizeof name;
+    tell_result("bound", getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, &bytes));
+    tell("%s, %d bytes\n", name, (int)bytes);
+    tell_result("little room", getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, &(socklen_t){4}));
+    tell_result("to any", setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, "", 0));
+    close(fd);
+}
+
+/* A message that is longer than any the guest understands is refused whole. */
+static void too_long(void) {
+    int fd = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+    struct nlmsghdr head = {.nlmsg_len = sizeof head, .nlmsg_type = RTM_GETLINK, .nlmsg_flags = NLM_F_REQUEST};
+    static char rest[1024];
+    struct iovec parts[] = {{&head, sizeof head}, {rest, sizeof rest}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    tell_result("sent", sendmsg(fd, &message, 0));
+    tell_result("answered", recv(fd, rest, sizeof rest, MSG_DONTWAIT));
+    close(fd);
+}
+
 static void handle(const struct request *request) {
     told[0] = '\0';
     if (is_path(request, "/names"))
@@ -177,6 +237,10 @@ static void handle(const struct request *request) {
         controls();
     if (is_path(request, "/messages"))
         messages();
+    if (is_path(request, "/agreement"))
+        agreement();
+    if (is_path(request, "/too_long"))
+        too_long();
     answer(request, "%s", told);
 }
 

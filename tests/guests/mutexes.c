@@ -194,6 +194,55 @@ static void words(void) {
     tell("\nleft: %#x\n", word);
 }
 
+/* A signal for any thread wakes all that sleep, and one of them takes it: the others go on sleeping, and none has
+   waited long enough. */
+static uint32_t slept_on;
+static volatile int caught, lasted, otherwise;
+
+static void catch(int signal) {
+    (void)signal;
+    __atomic_add_fetch(&caught, 1, __ATOMIC_SEQ_CST);
+}
+
+static void *sleeps(void *argument) {
+    struct timespec minute = {.tv_sec = 60}, *limit = argument ? &minute : NULL;
+    __atomic_add_fetch(&arrived, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&slept_on, __ATOMIC_SEQ_CST) == 0)
+        if (syscall(SYS_futex, &slept_on, 0 /* WAIT */, 0, limit) != 0 && errno != EINTR && errno != EAGAIN)
+            __atomic_add_fetch(&otherwise, 1, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&lasted, 1, __ATOMIC_SEQ_CST);
+    return argument;
+}
+
+static void sleepers(void) {
+    struct sigaction action = {.sa_handler = catch, .sa_flags = SA_RESTART};
+    pthread_t threads[THREADS];
+    sigaction(SIGUSR1, &action, NULL);
+    arrived = 0;
+    for (int at = 0; at < THREADS; at++)
+        pthread_create(&threads[at], NULL, sleeps, at % 2 ? threads : NULL);
+    while (arrived < THREADS)
+        sched_yield();
+    nanosleep(&(struct timespec){0, 20000000}, NULL);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    for (int turn = 0; turn < 10; turn++) {
+        kill(getpid(), SIGUSR1);
+        /* One that is pending still would take the next one in. */
+        for (int wait = 0; wait < 5000 && caught <= turn; wait++)
+            nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+    nanosleep(&(struct timespec){0, 5000000}, NULL);
+    tell("caught: %d, lasted no longer: %d\n", caught, lasted);
+    __atomic_store_n(&slept_on, 1, __ATOMIC_SEQ_CST);
+    syscall(SYS_futex, &slept_on, 1 /* WAKE */, THREADS, NULL);
+    for (int at = 0; at < THREADS; at++)
+        pthread_join(threads[at], NULL);
+    tell("woken: %d, otherwise: %d\n", lasted, otherwise);
+}
+
 struct arguments {
     uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid,
         set_tid_size, cgroup, unknown;
@@ -274,6 +323,8 @@ static void handle(const struct request *request) {
         interrupted(inherits);
     else if (is_path(request, "/words"))
         words();
+    else if (is_path(request, "/sleepers"))
+        sleepers();
     else if (is_path(request, "/clone3"))
         clone3();
     answer(request, "%s", told);

@@ -47,6 +47,36 @@ fn kvm_locks_are_handed_over_and_outlive_their_owners_as_on_linux() {
 }
 
 #[test]
+fn kvm_a_signal_that_one_thread_takes_ends_no_other_ones_sleep() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "mutexes",
+        &[(
+            "/sleepers",
+            "caught: 10, lasted no longer: 0\nwoken: 8, otherwise: 0",
+        )],
+    );
+}
+
+#[test]
+fn kvm_locks_of_files_meet_between_openings_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "locks",
+        &[
+            ("/whole", "the other, exclusive: EAGAIN"),
+            ("/ranges", "in the way: write 10 5 -1"),
+            ("/waits", "has it: 1"),
+            ("/process", "in the way of its own: none"),
+        ],
+    );
+}
+
+#[test]
 fn kvm_there_may_be_as_many_files_and_mappings_as_there_is_memory_for() {
     if !require_kvm() {
         return;

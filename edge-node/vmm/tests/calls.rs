@@ -88,7 +88,7 @@ fn kvm_fifos_are_pipes_with_a_name_as_on_linux() {
         &[
             ("/without_waits", "they have gone: 1 0x10"),
             ("/with_waits", "read: 13 \"from a thread\""),
-            ("/names", "read: 5 \"moved\""),
+            ("/names", "another name: 0\nnames: 2\n"),
         ],
     );
 }

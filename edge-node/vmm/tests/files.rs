@@ -128,6 +128,26 @@ fn kvm_a_file_is_sent_whole_whatever_its_size() {
 }
 
 #[test]
+fn kvm_a_program_that_is_brought_as_a_file_finds_itself() {
+    if !require_kvm() {
+        return;
+    }
+    let path = guest("brought_files");
+    let own = std::fs::read(&path).unwrap();
+    let mut tree = Collected::default();
+    tree.file(b"/function", true, own.clone()).unwrap();
+    let mut function = Function::with(&path, &with_files(&tree.finish().unwrap()));
+    assert_eq!(
+        function.get("/size?/proc/self/exe"),
+        format!("{}\n", own.len())
+    );
+    let outcome = function.fresh("GET", "/file?/proc/self/exe", b"");
+    assert!(outcome.result.unwrap().body == own);
+    let told = Function::new(&path).get("/file?/proc/self/exe");
+    assert_eq!(told, "No such file or directory\n");
+}
+
+#[test]
 fn kvm_files_in_etc_take_the_place_of_those_that_are_built_in() {
     if !require_kvm() {
         return;

@@ -303,12 +303,22 @@ fn kvm_parts_of_a_response_come_when_they_are_written() {
 
 #[test]
 fn kvm_after_a_short_read_an_edge_tells_of_the_rest_of_a_body() {
+    tells_of_the_rest_of_a_body("2");
+}
+
+#[test]
+fn kvm_after_a_read_of_what_there_was_an_edge_tells_of_the_rest_of_a_body() {
+    tells_of_the_rest_of_a_body("3");
+    tells_of_the_rest_of_a_body("4");
+}
+
+fn tells_of_the_rest_of_a_body(edge: &str) {
     if !require_kvm() {
         return;
     }
     let config = GuestConfig {
         shared: true,
-        ..config(&[("HOLM_EDGE", "2")])
+        ..config(&[("HOLM_EDGE", edge)])
     };
     let mut instance = Instance(Function::with(&guest("epoll_server"), &config), Vec::new());
     // What the host has when the guest reads, and what comes then.

@@ -74,12 +74,15 @@ fn kvm_programs_find_the_loopback_interface_as_on_linux() {
             ("/v4", "address 127.0.0.1 mask 255.0.0.0"),
             ("/controls", "flags of none: ENODEV"),
             ("/messages", "index 1, hardware 772, flags 49"),
+            ("/agreement", "some: 1, different: 0\n"),
         ],
     );
     // A host may be without version 6.
     each_libc("interfaces", |path| {
         let told = Function::new(path).get("/v6");
         assert!(told.contains("address ::1 mask ffff:ffff:"), "{told}");
+        let told = Function::new(path).get("/too_long");
+        assert_eq!(told, "sent: EMSGSIZE\nanswered: EAGAIN\n");
     });
 }
 

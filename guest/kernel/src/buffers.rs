@@ -51,6 +51,28 @@ pub enum Target<'a> {
     },
 }
 
+/// Most parts of an `iovec` array.
+pub const MAX_PARTS: u64 = 1024;
+
+/// Looks at all parts of an array before the first is used, and at all sizes before the places; gives the bytes of
+/// all of them. More than [`MAX_PARTS`] the caller refuses, each in its own words.
+pub fn check_parts(array: u64, count: u64) -> SysResult {
+    let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
+    let mut total = 0u64;
+    for at in 0..count {
+        let [_, bytes] = part(at)?;
+        if bytes > i64::MAX as u64 {
+            return Err(Errno::EINVAL);
+        }
+        total = total.saturating_add(bytes);
+    }
+    for at in 0..count {
+        let [start, bytes] = part(at)?;
+        user::range(start, bytes)?;
+    }
+    Ok(total)
+}
+
 /// Bytes of all parts together.
 fn total(array: u64, count: u64) -> SysResult {
     for_each_from(array, count, 0, |_, bytes, _| Ok(bytes))
@@ -119,6 +141,25 @@ impl Source<'_> {
                 unread
             }
         }
+    }
+
+    /// Copies a message, which is taken whole or not at all, to the start of `to`; gives how long it is. EMSGSIZE if
+    /// there is no room for it.
+    pub fn copy_whole(&self, to: &mut [u8]) -> Result<usize, Errno> {
+        let room = usize::try_from(self.total()?).ok();
+        let mut rest = room
+            .and_then(|bytes| to.get_mut(..bytes))
+            .ok_or(Errno::EMSGSIZE)?;
+        self.check()?;
+        let copied = self.for_each(|part| {
+            let (place, behind) = core::mem::take(&mut rest)
+                .split_at_mut_checked(part.len())
+                .ok_or(Errno::EMSGSIZE)?;
+            place.copy_from_slice(part);
+            rest = behind;
+            Ok(part.len() as u64)
+        })?;
+        Ok(copied as usize)
     }
 
     /// Calls `each` for piece after piece, until one is cut short; gives how much was done.

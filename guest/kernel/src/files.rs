@@ -14,6 +14,7 @@ pub mod descriptors;
 pub mod directory;
 mod fifo;
 pub mod held;
+pub mod locks;
 pub mod lookup;
 pub mod map;
 pub mod names;
@@ -28,8 +29,7 @@ pub mod temporary;
 pub mod watch;
 
 use crate::errno::{Errno, SysResult};
-use crate::memory::MAX_BACKED_BYTES;
-use crate::state;
+use crate::{pipes, state};
 
 /// Most open descriptors.
 pub const MAX_DESCRIPTORS: usize = 1024;
@@ -50,19 +50,6 @@ pub const O_WRONLY: u64 = 1;
 pub const O_RDWR: u64 = 2;
 /// Nothing but the name of a file: neither read nor written.
 const O_PATH: u64 = 0o10_000_000;
-
-/// The result of a transfer of up to `asked` bytes. One that was cut because the program's memory was not backed so far
-/// looks like one that took all there was, after which some wait for an edge: there is one then.
-pub fn or_edge(descriptor: u64, asked: u64, result: SysResult) -> SysResult {
-    let files = state::files();
-    if let (Ok(done), Ok(index)) = (result, files.index(descriptor))
-        && (MAX_BACKED_BYTES..asked).contains(&done)
-    {
-        let object = files.object(index).object;
-        files.edge(|other| other == object);
-    }
-    result
-}
 
 /// What a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +117,17 @@ pub struct Open {
     pub position: u64,
 }
 
+impl Object {
+    /// The file of /tmp that it is an opening of, if it is.
+    pub fn node(self) -> Option<u16> {
+        match self {
+            Object::File(number) => Some(number),
+            Object::Stream { from, to } => pipes::file_of(from, to),
+            _ => None,
+        }
+    }
+}
+
 impl Open {
     /// Whether it is nothing but the name of a file (O_PATH).
     pub fn is_name(&self) -> bool {
@@ -184,6 +182,14 @@ impl Files {
                 .and_then(|_| self.open(Object::Log, O_WRONLY)),
         };
         let _ = self.open(Object::Log, O_WRONLY);
+    }
+
+    /// Marks an edge on what `descriptor` stands for, if it stands for something.
+    pub fn edge_of(&mut self, descriptor: u64) {
+        if let Ok(index) = self.index(descriptor) {
+            let object = self.object(index).object;
+            self.edge(|other| other == object);
+        }
     }
 
     /// A new descriptor for a new object, with the flags of `open`.

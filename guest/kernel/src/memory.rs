@@ -64,7 +64,7 @@ const MAX_COMMIT_BYTES: u64 = 64 << 20;
 const MAX_PROMISES: u64 = 4;
 const PROMISED_BESIDE_BYTES: u64 = 256 << 20;
 /// A buffer that is not backed is backed for so much of a system call's sake.
-pub const MAX_BACKED_BYTES: u64 = 64 << 10;
+const MAX_BACKED_BYTES: u64 = 64 << 10;
 
 /// The bookkeeping of the program's memory.
 pub struct Memory {
@@ -75,6 +75,8 @@ pub struct Memory {
     /// Whether something of a file was mapped that is not there any more.
     lost_file: bool,
     wiped: Wiped,
+    /// Something was taken to be shorter than it is, because no more of it was backed.
+    cut: bool,
 }
 
 fn page_up(bytes: u64) -> Option<u64> {
@@ -103,6 +105,7 @@ impl Memory {
             files: MappedFiles::new(),
             lost_file: false,
             wiped: Wiped::new(),
+            cut: false,
         }
     }
 
@@ -508,6 +511,11 @@ impl Memory {
         }
     }
 
+    /// Whether [`access`](Self::access) has given less than there is since this was asked.
+    pub fn take_cut(&mut self) -> bool {
+        core::mem::take(&mut self.cut)
+    }
+
     /// Makes a range of the program's usable by the library OS; gives how much of it is, from its start
     /// on. All of it where it is backed already or `whole`; else what can be had without much ado. An
     /// error if nothing of it is.
@@ -530,7 +538,10 @@ impl Memory {
                 };
                 match backed {
                     Ok(()) => {}
-                    Err(_) if at > addr && !whole => return Ok(at - addr),
+                    Err(_) if at > addr && !whole => {
+                        self.cut |= enough;
+                        return Ok(at - addr);
+                    }
                     Err(refusal) => return Err(refusal),
                 }
             }

@@ -6,6 +6,7 @@ use core::cell::UnsafeCell;
 use holm_hostcall::tree::Tree;
 
 use crate::files::directory::OpenDirectories;
+use crate::files::locks::Locks;
 use crate::files::open::NotFound;
 use crate::files::paths::Path;
 use crate::files::piece::Cells;
@@ -64,6 +65,8 @@ parts! {
     memory: Memory = Memory::new();
     /// The epoll instances.
     epolls: Epolls = Epolls::new();
+    /// The locks of files.
+    locks: Locks = Locks::new();
     /// The descriptors that travel through sockets.
     rights: Rights = Rights::new();
 }

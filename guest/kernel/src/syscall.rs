@@ -13,7 +13,7 @@ use crate::errno::{Errno, SysResult, to_rax};
 use crate::files::lookup::AT_FDCWD;
 use crate::files::names::AT_REMOVEDIR;
 use crate::files::{
-    self, attributes, change, copy, descriptors, directory, map, names, open, read_write, splice,
+    attributes, change, copy, descriptors, directory, locks, map, names, open, read_write, splice,
     status, watch,
 };
 use crate::memory::guest;
@@ -34,6 +34,11 @@ pub extern "C" fn handle(frame: &mut Registers) {
         signals::go_back(frame);
     } else {
         frame.rax = to_rax(serve(frame));
+        if state::memory().take_cut() {
+            // What was transferred looks like all there was, after which some wait for an edge: there is one then. Of
+            // all calls that transfer, the descriptor comes first.
+            state::files().edge_of(frame.rdi);
+        }
     }
     threads::preempt_if_missed();
     signals::deliver(frame, (number != RT_SIGRETURN).then_some(number));
@@ -44,8 +49,8 @@ const O_CREAT_WRONLY_TRUNC: u64 = 0o1101;
 fn serve(frame: &Registers) -> SysResult {
     let (a, b, c, d, e) = (frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8);
     match frame.rax {
-        0 => files::or_edge(a, c, read_write::read(a, b, c)),
-        1 => told(a, 0, || files::or_edge(a, c, read_write::write(a, b, c))),
+        0 => read_write::read(a, b, c),
+        1 => told(a, 0, || read_write::write(a, b, c)),
         2 => open::open(AT_FDCWD, a, b, c),
         3 => descriptors::close(a),
         4 => stat::stat(status::at(AT_FDCWD, a, 0)?, b),
@@ -96,10 +101,8 @@ fn serve(frame: &Registers) -> SysResult {
         41 => sockets::socket(a, b, c),
         42 => connect::connect(a, b, c),
         43 => connect::accept(a, b, c, 0),
-        44 => told(a, d, || {
-            files::or_edge(a, c, transfer::send_to(a, b, c, d, e, frame.r9))
-        }),
-        45 => files::or_edge(a, c, transfer::receive_from(a, b, c, d, e, frame.r9)),
+        44 => told(a, d, || transfer::send_to(a, b, c, d, e, frame.r9)),
+        45 => transfer::receive_from(a, b, c, d, e, frame.r9),
         46 => told(a, c, || messages::send(a, b, c)),
         47 => messages::receive(a, b, c),
         48 => sockets::shutdown(a, b),
@@ -116,7 +119,7 @@ fn serve(frame: &Registers) -> SysResult {
         200 => signals::kill_thread(a, b),
         63 => process::names(a),
         72 => descriptors::control(a, b, c),
-        73 => descriptors::lock(a, b),
+        73 => locks::lock_whole(a, b),
         74 | 75 => read_write::synchronise(a),
         76 => change::truncate(a, b),
         77 => change::truncate_open(a, b),

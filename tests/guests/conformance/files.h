@@ -107,7 +107,7 @@ static void files_step(void) {
     char one[320], two[320];
     const char *a = any_name(one);
     const char *b = any_name(two);
-    int which_call = (int)below(48);
+    int which_call = (int)below(49);
     /* Which of two bad names is told of first is nobody's promise. */
     if (which_call == 21 || which_call == 22) {
         if (one[0] != '"')
@@ -505,6 +505,24 @@ static void files_step(void) {
         say_hash(ground, BUFFER_BYTES);
         break;
     }
+    case 48: {
+        /* F_OFD_GETLK and F_OFD_SETLK, and F_GETLK: of the process's own locks nothing is kept. Newer kernels tell of
+           an opening's own locks by F_UNLCK. */
+        struct flock lock = {.l_type = (short)PICK(0, 1, 1, 2, 7), .l_whence = (short)PICK(0, 0, 1, 2, 3),
+                             .l_start = PICK(0, 10, 20, -5), .l_len = PICK(0, 10, 25, -5), .l_pid = (pid_t)PICK(0, 0, 0, 5)};
+        int command = (int)PICK(36, 37, 37, 37, 5);
+        if (command == 36 && lock.l_type == 2)
+            lock.l_type = 1;
+        if (!is_file)
+            fd = -1;
+        say("fcntl(%d, %d, %d from %d %ld+%ld of %d)", fd, command, lock.l_type, lock.l_whence, (long)lock.l_start,
+            (long)lock.l_len, lock.l_pid);
+        long got = CALL(SYS_fcntl, fd, command, &lock);
+        recorded(got);
+        if (got == 0 && (command == 36 || command == 5))
+            say(" %d from %d %ld+%ld of %d", lock.l_type, lock.l_whence, (long)lock.l_start, (long)lock.l_len, lock.l_pid);
+        break;
+    }
     default: {
         int which = (int)below(6);
         int64_t advice = PICK(0, 3, 4, 9);
@@ -513,7 +531,7 @@ static void files_step(void) {
                    : which == 1 ? CALL(SYS_fsync, fd)
                    : which == 2 ? CALL(SYS_fadvise64, fd, 0, 100, advice)
                    : which == 3 ? CALL(SYS_readahead, fd, 0, 100)
-                   : which == 4 ? CALL(SYS_flock, fd, PICK(1, 2, 8, 6, 0, 77))
+                   : which == 4 ? CALL(SYS_flock, fd, PICK(5, 6, 8, 6, 0, 77))
                                 : CALL(SYS_fchdir, fd);
         if (which == 5 && got == 0)
             CALL(SYS_chdir, "/tmp/w");

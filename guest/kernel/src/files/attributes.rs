@@ -6,7 +6,7 @@ use super::paths::Path;
 use super::status::{AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
 use super::{Object, seals, temporary, watch};
 use crate::errno::{Errno, SysResult};
-use crate::{pipes, state, time, user};
+use crate::{state, time, user};
 
 const SECOND: u64 = 1_000_000_000;
 /// What leaves an owner as it is.
@@ -25,13 +25,11 @@ fn node_at(path: &Path) -> Result<Option<u16>, Errno> {
 /// The node that a descriptor stands for; `None` for what is no file.
 fn node_of(descriptor: u64) -> Result<Option<u16>, Errno> {
     match state::files().get(descriptor)?.object {
-        Object::File(number) => Ok(Some(number)),
-        Object::Stream { from, to } => Ok(pipes::file_of(from, to)),
         Object::Directory(number) => node_at(&path_of(number)),
         Object::Brought(_) | Object::Made(_) | Object::Info(_) | Object::Name(_) => {
             Err(Errno::EROFS)
         }
-        _ => Ok(None),
+        object => Ok(object.node()),
     }
 }
 

@@ -5,6 +5,7 @@ use core::fmt::{self, Write as _};
 
 use super::{Object, paths};
 use crate::host;
+use crate::sockets::interfaces;
 
 mod machine;
 pub mod own;
@@ -81,15 +82,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/1/maps", Made(own::maps)),
     ("/proc/1/mountinfo", Text(MOUNT_INFO)),
     ("/proc/1/mounts", Text(MOUNTS)),
-    (
-        "/proc/1/net/dev",
-        Text(
-            "Inter-|   Receive                                                |  Transmit\n \
-             face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo \
-             colls carrier compressed\n    lo:       0       0    0    0    0     0          0         0        \
-             0       0    0    0    0     0       0          0\n",
-        ),
-    ),
+    ("/proc/1/net/dev", Made(interfaces::counts)),
     ("/proc/1/oom_score", Text("0\n")),
     ("/proc/1/oom_score_adj", Text("0\n")),
     ("/proc/1/root", Link("/")),

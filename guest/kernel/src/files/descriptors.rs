@@ -1,8 +1,10 @@
-//! The calls about a descriptor itself, whatever it stands for: close, dup, fcntl, ioctl, flock.
+//! The calls about a descriptor itself, whatever it stands for: close, dup, fcntl, ioctl.
 
 use super::{
     MAX_DESCRIPTORS, O_ACCESS, O_APPEND, O_CLOEXEC, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, Object,
-    fifo, seals, watch,
+    fifo,
+    locks::{self, Operation},
+    seals, watch,
 };
 use crate::errno::{Errno, SysResult};
 use crate::sockets::{interfaces, rights};
@@ -28,6 +30,7 @@ pub fn let_go(index: u16) {
         return;
     };
     state::epolls().forget(index);
+    locks::forget(index);
     match object {
         Object::Socket(number) => sockets::close(number),
         Object::Timer(number) => timers::close(number),
@@ -109,13 +112,15 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
     const F_SETSIG: u64 = 10;
     const F_GETSIG: u64 = 11;
     const F_GETLK: u64 = 5;
+    const F_SETLK: u64 = 6;
     const F_SETLKW: u64 = 7;
     const F_OFD_GETLK: u64 = 36;
+    const F_OFD_SETLK: u64 = 37;
     const F_OFD_SETLKW: u64 = 38;
-    const F_UNLCK: i32 = 2;
     const FD_CLOEXEC: u64 = 1;
     // Beside O_NONBLOCK: O_DIRECT, O_NOATIME.
     const O_CHANGEABLE: u64 = O_APPEND | 0o1_040_000;
+    let lock = |operation, is_own| locks::lock_range(descriptor, operation, is_own, argument);
     let files = state::files();
     let open = files.get_mut(descriptor)?;
     match command {
@@ -160,13 +165,9 @@ pub fn control(descriptor: u64, command: u64, argument: u64) -> SysResult {
         // Nobody is told of what comes by a signal.
         F_GETOWN | F_GETSIG => Ok(0),
         F_SETOWN | F_SETSIG => Ok(0),
-        // One process: it never meets a lock of another's.
-        F_GETLK | F_OFD_GETLK => {
-            let kind = user::read::<i32>(argument)? & !0xffff | F_UNLCK;
-            user::write(argument, kind)?;
-            Ok(0)
-        }
-        F_GETLK..=F_SETLKW | F_OFD_GETLK..=F_OFD_SETLKW => Ok(0),
+        F_GETLK | F_OFD_GETLK => lock(Operation::Get, command == F_OFD_GETLK),
+        F_SETLK | F_OFD_SETLK => lock(Operation::Set, command == F_OFD_SETLK),
+        F_SETLKW | F_OFD_SETLKW => lock(Operation::SetWaiting, command == F_OFD_SETLKW),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -207,22 +208,5 @@ pub fn ioctl(descriptor: u64, request: u64, argument: u64) -> SysResult {
             Ok(0)
         }
         _ => Err(Errno::ENOTTY),
-    }
-}
-
-/// `flock`: one process, which never meets a lock of another's.
-pub fn lock(descriptor: u64, operation: u64) -> SysResult {
-    const WITHOUT_WAITING: u64 = 4;
-    const SHARED: u64 = 1;
-    const EXCLUSIVE: u64 = 2;
-    const UNLOCK: u64 = 8;
-    let operation = operation as u32 as u64 & !WITHOUT_WAITING;
-    if !matches!(operation, SHARED | EXCLUSIVE | UNLOCK) {
-        return Err(Errno::EINVAL);
-    }
-    let open = state::files().get(descriptor)?;
-    match open.is_name() || (open.access() == O_ACCESS && operation != UNLOCK) {
-        true => Err(Errno::EBADF),
-        false => Ok(0),
     }
 }

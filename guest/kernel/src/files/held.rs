@@ -20,6 +20,11 @@ impl Held {
         Ok(Held { index, descriptor })
     }
 
+    /// Its place in the table of objects.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
     /// The object as it is now.
     pub fn open(&self) -> Open {
         state::files().object(self.index)

@@ -16,7 +16,8 @@ use crate::{state, user};
 pub const AT_FDCWD: u64 = -100i32 as u64;
 /// Most links that a path may lead through.
 const MAX_LINKS: usize = 40;
-/// What /proc/self/exe leads to: the program is not a file here.
+/// What /proc/self/exe leads to. The program is a file there if the artifact brings it as one: most never look, and
+/// in every snapshot it would be there twice.
 pub(super) const PROGRAM: &[u8] = b"/function";
 
 /// What is at a path.
@@ -250,6 +251,9 @@ fn find_own(path: &[u8]) -> Option<Found> {
 
 /// Where a link in /proc/self leads.
 fn own_link(path: &[u8]) -> Option<&'static [u8]> {
+    if path == b"/proc/1/exe" && artifact::find(PROGRAM).is_some() {
+        return Some(PROGRAM);
+    }
     if path == b"/proc/1/cwd" {
         return Some(state::working_directory().as_bytes());
     }

@@ -7,7 +7,7 @@ use super::lookup::{
 use super::paths::{Path, below};
 use super::status::AT_EMPTY_PATH;
 use super::temporary::{self, Kind};
-use super::{Object, watch};
+use super::watch;
 use crate::errno::{Errno, SysResult};
 use crate::{state, user};
 
@@ -151,10 +151,7 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
 fn node_of(descriptor: u64) -> Result<Option<u16>, Errno> {
     match descriptor as u32 {
         at if at == AT_FDCWD as u32 => Ok(None),
-        _ => match state::files().get(descriptor)?.object {
-            Object::File(number) => Ok(Some(number)),
-            _ => Ok(None),
-        },
+        _ => Ok(state::files().get(descriptor)?.object.node()),
     }
 }
 

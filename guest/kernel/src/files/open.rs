@@ -87,8 +87,10 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
         Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
         Ok(Found::Node(number)) if flags & O_PATH != 0 => open_node(number, flags),
-        Ok(Found::Link(PROGRAM)) => Err(Errno::ENOENT),
-        Ok(Found::Link(_)) => Err(Errno::ELOOP),
+        Ok(Found::Link(to)) => Err(match to {
+            PROGRAM if flags & O_NOFOLLOW == 0 => Errno::ENOENT,
+            _ => Errno::ELOOP,
+        }),
         Ok(Found::Descriptor(number)) => {
             state::files().duplicate(number, 0, flags & O_CLOEXEC != 0)
         }

@@ -214,7 +214,7 @@ pub fn of_descriptor(descriptor: u64) -> Result<Status, Errno> {
     Ok(of_object(state::files().get(descriptor)?.object))
 }
 
-fn of_object(object: Object) -> Status {
+pub(super) fn of_object(object: Object) -> Status {
     Status::of(match object {
         Object::File(number) => return of_node(number),
         Object::Brought(number) => match artifact::entry(number) {

@@ -526,13 +526,8 @@ pub fn receive(
 
 /// Asks the name server.
 fn ask(queries: u8, from: Source<'_>) -> SysResult {
-    let (mut query, mut used) = ([0; dns::MAX_QUERY_BYTES], 0);
-    from.for_each(|part| {
-        let room = query.get_mut(used..used + part.len());
-        room.ok_or(Errno::EMSGSIZE)?.copy_from_slice(part);
-        used += part.len();
-        Ok(part.len() as u64)
-    })?;
+    let mut query = [0; dns::MAX_QUERY_BYTES];
+    let used = from.copy_whole(&mut query)?;
     outbound::ask(queries, &query[..used])
 }
 

@@ -1,26 +1,104 @@
-//! The loopback interface, of which alone `ioctl` tells: that is here, and what netlink tells of it and of others
-//! is in `netlink`.
+//! The network interfaces: loopback, and the way by which connections leave the guest. What `ioctl` tells of them is
+//! here; `netlink`, /proc/net/dev and SO_BINDTODEVICE look in the same table.
+
+use core::fmt::{self, Write as _};
 
 use super::address::{AF_INET, Address, Ip};
+use super::outbound::{OWN_V4, OWN_V6};
 use crate::errno::{Errno, SysResult};
+use crate::files::builtin::Content;
 use crate::user;
 
-/// Its number.
-pub const INDEX: u32 = 1;
-/// Its name, with the zero byte behind it.
-pub const NAME: &[u8] = b"lo\0";
-/// Longest packet.
-pub const MTU: u32 = 65_536;
-/// IFF_UP, IFF_LOOPBACK, IFF_RUNNING
-pub const FLAGS: u32 = 0x49;
-/// `ARPHRD_LOOPBACK`
-pub const HARDWARE: u16 = 772;
-/// Packets that wait to be sent.
-pub const QUEUE: u32 = 1000;
+/// An interface.
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name, with the zero byte behind it.
+    pub name: &'static [u8],
+    /// Longest packet.
+    pub mtu: u32,
+    /// What kind of hardware it is (`ARPHRD_LOOPBACK`, `ARPHRD_NONE`).
+    pub hardware: u16,
+    /// IFF_UP, IFF_RUNNING, and those of its kind.
+    pub flags: u32,
+    /// Packets that wait to be sent.
+    pub queue: u32,
+    /// Its address of version 4, and how many bits of it are the network's.
+    pub v4: (Ip, u8),
+    /// The same of version 6.
+    pub v6: (Ip, u8),
+}
+
+/// All of them, in the order of their numbers.
+pub const ALL: [Interface; 2] = [
+    Interface {
+        index: 1,
+        name: b"lo\0",
+        mtu: 65_536,
+        hardware: 772,
+        // IFF_UP, IFF_LOOPBACK, IFF_RUNNING
+        flags: 0x49,
+        queue: 1000,
+        v4: (Ip::LOOPBACK_V4, 8),
+        v6: (Ip::LOOPBACK_V6, 128),
+    },
+    // Of a point-to-point kind, without a hardware address: all instances would have the same, and programs take one
+    // for unique.
+    Interface {
+        index: 2,
+        name: b"net0\0",
+        mtu: 1500,
+        hardware: 0xfffe,
+        // IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP
+        flags: 0xd1,
+        queue: 500,
+        v4: (OWN_V4, 24),
+        v6: (OWN_V6, 64),
+    },
+];
+
+impl Interface {
+    /// Whether it is the one by which the guest reaches itself.
+    pub fn is_loopback(&self) -> bool {
+        self.v4.0.is_own()
+    }
+}
+
+/// The interface of a number.
+pub fn by_index(index: u32) -> Option<&'static Interface> {
+    ALL.iter().find(|one| one.index == index)
+}
+
+/// The interface of a name, which ends with a zero byte or with `bytes`.
+pub fn by_name(bytes: &[u8]) -> Option<&'static Interface> {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    ALL.iter()
+        .find(|one| one.name.strip_suffix(b"\0") == Some(name))
+}
+
+/// What /proc/net/dev tells: packets are not counted.
+pub fn counts(to: &mut Content) -> fmt::Result {
+    to.write_str(
+        "Inter-|   Receive                                                |  Transmit\n \
+         face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo \
+         colls carrier compressed\n",
+    )?;
+    for one in &ALL {
+        let name = core::str::from_utf8(one.name).unwrap_or_default();
+        writeln!(
+            to,
+            "{:>6}:       0       0    0    0    0     0          0         0        \
+             0       0    0    0    0     0       0          0",
+            name.trim_end_matches('\0')
+        )?;
+    }
+    Ok(())
+}
 
 /// Bytes of a `struct ifreq`: a name, and what is told of the interface.
 const REQUEST_BYTES: usize = 40;
-const NAME_BYTES: usize = 16;
+/// Longest name of an interface, its zero byte included.
+pub const NAME_BYTES: usize = 16;
 
 /// The requests of `ioctl` that are about interfaces.
 pub const REQUESTS: core::ops::RangeInclusive<u64> = 0x8910..=0x8970;
@@ -43,10 +121,7 @@ pub fn ioctl(request: u64, argument: u64) -> SysResult {
         SIOCGIFCONF => return list(argument),
         SIOCGIFNAME => {
             let index: u32 = user::read(argument.wrapping_add(NAME_BYTES as u64))?;
-            return match index {
-                INDEX => put(argument, 0, NAME),
-                _ => Err(Errno::ENODEV),
-            };
+            return put(argument, 0, by_index(index).ok_or(Errno::ENODEV)?.name);
         }
         SIOCGIFFLAGS | SIOCGIFADDR | SIOCGIFDSTADDR | SIOCGIFBRDADDR | SIOCGIFNETMASK
         | SIOCGIFMETRIC | SIOCGIFMTU | SIOCGIFHWADDR | SIOCGIFINDEX | SIOCGIFTXQLEN => {}
@@ -55,22 +130,21 @@ pub fn ioctl(request: u64, argument: u64) -> SysResult {
         _ => return Err(Errno::ENOTTY),
     }
     let name: [u8; NAME_BYTES] = user::read(argument)?;
-    if !name.starts_with(NAME) {
-        return Err(Errno::ENODEV);
-    }
+    let one = by_name(&name).ok_or(Errno::ENODEV)?;
+    let mask = u32::MAX << (32 - one.v4.1);
     match request {
-        SIOCGIFFLAGS => put(argument, NAME_BYTES, &(FLAGS as u16).to_le_bytes()),
-        SIOCGIFADDR | SIOCGIFDSTADDR => put_ip(argument, Ip::LOOPBACK_V4),
+        SIOCGIFFLAGS => put(argument, NAME_BYTES, &(one.flags as u16).to_le_bytes()),
+        SIOCGIFADDR | SIOCGIFDSTADDR => put_ip(argument, one.v4.0),
         SIOCGIFBRDADDR => put_ip(argument, Ip::ANY_V4),
-        SIOCGIFNETMASK => put_ip(argument, Ip::v4([255, 0, 0, 0])),
+        SIOCGIFNETMASK => put_ip(argument, Ip::v4(mask.to_be_bytes())),
         SIOCGIFMETRIC => put(argument, NAME_BYTES, &[0; 4]),
-        SIOCGIFMTU => put(argument, NAME_BYTES, &MTU.to_le_bytes()),
-        SIOCGIFTXQLEN => put(argument, NAME_BYTES, &QUEUE.to_le_bytes()),
-        SIOCGIFINDEX => put(argument, NAME_BYTES, &INDEX.to_le_bytes()),
+        SIOCGIFMTU => put(argument, NAME_BYTES, &one.mtu.to_le_bytes()),
+        SIOCGIFTXQLEN => put(argument, NAME_BYTES, &one.queue.to_le_bytes()),
+        SIOCGIFINDEX => put(argument, NAME_BYTES, &one.index.to_le_bytes()),
         // SIOCGIFHWADDR: a family that says what hardware it is, and an address of zeroes.
         _ => {
             let mut address = [0; 16];
-            address[..2].copy_from_slice(&HARDWARE.to_le_bytes());
+            address[..2].copy_from_slice(&one.hardware.to_le_bytes());
             put(argument, NAME_BYTES, &address)
         }
     }
@@ -92,14 +166,17 @@ fn list(configuration: u64) -> SysResult {
     let room: i32 = user::read(configuration)?;
     let place: u64 = user::read(configuration.wrapping_add(8))?;
     let used = match (place, usize::try_from(room)) {
-        (0, _) => REQUEST_BYTES,
-        (_, Ok(REQUEST_BYTES..)) => {
-            user::slice_mut(place, REQUEST_BYTES as u64)?.fill(0);
-            put(place, 0, NAME)?;
-            put_ip(place, Ip::LOOPBACK_V4)?;
-            REQUEST_BYTES
+        (0, _) => ALL.len() * REQUEST_BYTES,
+        (_, Ok(room)) => {
+            let fit = ALL.iter().take(room / REQUEST_BYTES);
+            for (one, place) in fit.clone().zip((place..).step_by(REQUEST_BYTES)) {
+                user::slice_mut(place, REQUEST_BYTES as u64)?.fill(0);
+                put(place, 0, one.name)?;
+                put_ip(place, one.v4.0)?;
+            }
+            fit.count() * REQUEST_BYTES
         }
-        _ => 0,
+        (_, Err(_)) => 0,
     };
     user::write(configuration, used as i32)?;
     Ok(0)

@@ -4,14 +4,12 @@ use super::address::{AF_UNIX, Address};
 use super::hold;
 use super::rights::{self, Outgoing};
 use super::transfer::{self, MSG_DONTWAIT, MSG_PEEK};
-use crate::buffers::{Source, Target};
+use crate::buffers::{MAX_PARTS, Source, Target, check_parts};
 use crate::errno::{Errno, SysResult};
 use crate::{state, time, user};
 
 const MSG_WAITFORONE: u64 = 0x1_0000;
 const MSG_CMSG_CLOEXEC: u32 = 0x4000_0000;
-/// Most parts of a message.
-const MAX_PARTS: u64 = 1024;
 /// Bytes of a `struct mmsghdr`, and where its length is.
 const MULTIPLE_BYTES: u64 = 64;
 const MULTIPLE_LENGTH: u64 = 56;
@@ -47,20 +45,8 @@ impl Header {
         if header.count > MAX_PARTS {
             return Err(Errno::EMSGSIZE);
         }
-        header.check_parts()?;
+        check_parts(header.array, header.count)?;
         Ok(header)
-    }
-
-    /// All of them are looked at before the first is used.
-    fn check_parts(&self) -> Result<(), Errno> {
-        for at in 0..self.count {
-            let [start, bytes] = user::read::<[u64; 2]>(self.array.wrapping_add(at * 16))?;
-            if bytes > i64::MAX as u64 {
-                return Err(Errno::EINVAL);
-            }
-            user::range(start, bytes)?;
-        }
-        Ok(())
     }
 
     fn source(&self) -> Source<'static> {

@@ -1,12 +1,12 @@
 //! Sockets of AF_NETLINK, by which programs ask the kernel what network interfaces and addresses there are
-//! (NETLINK_ROUTE; rtnetlink(7)). There is the loopback interface, the way out of the guest, and nothing to change.
+//! (NETLINK_ROUTE; rtnetlink(7)): those of `interfaces`, and nothing to change.
 //!
 //! A request is answered at once: its answer lies in the socket's own inbox before the send is over.
 
-use super::address::{AF_INET, AF_INET6, Address, Ip};
-use super::outbound::{OWN_V4, OWN_V6};
+use super::address::{AF_INET, AF_INET6, Address};
+use super::interfaces::{self, Interface};
 use super::table::Mailbox;
-use super::{datagrams, interfaces, rights};
+use super::{datagrams, rights};
 use crate::buffers::Source;
 use crate::errno::{Errno, SysResult};
 use crate::process::PROCESS_ID;
@@ -34,9 +34,6 @@ const RTM_GETADDR: u16 = 22;
 const RTM_MAX: u16 = 123;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
-/// The number and the name of the interface by which connections leave the guest.
-const WAY_OUT: u32 = 2;
-const WAY_OUT_NAME: &[u8] = b"net0\0";
 
 /// `bind`: the port that it names, or one that no other has.
 pub fn bind(number: u16, port: u32) -> Result<(), Errno> {
@@ -64,13 +61,8 @@ pub fn send(number: u16, mailbox: Mailbox, from: Source<'_>, to: Option<Address>
         return Err(Errno::ECONNREFUSED);
     }
     bind(number, 0)?;
-    let (mut bytes, mut used) = ([0; MAX_REQUEST_BYTES], 0);
-    from.for_each(|part| {
-        let room = bytes.get_mut(used..used + part.len());
-        room.ok_or(Errno::EMSGSIZE)?.copy_from_slice(part);
-        used += part.len();
-        Ok(part.len() as u64)
-    })?;
+    let mut bytes = [0; MAX_REQUEST_BYTES];
+    let used = from.copy_whole(&mut bytes)?;
     let Address::Netlink(port) = state::sockets().get(number).local else {
         return Err(Errno::EINVAL);
     };
@@ -147,13 +139,12 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Whether the interface is meant: by its number or its name.
-    fn names_the_interface(&self) -> bool {
+    /// The interface that is meant: by its number or its name.
+    fn interface(&self) -> Option<&'static Interface> {
         const BODY_BYTES: usize = 16;
         match (word(self.body, 4), self.attribute(BODY_BYTES, IFLA_IFNAME)) {
-            // With the zero byte or without.
-            (0, Some(name)) => interfaces::NAME.starts_with(name) && name.len() >= 2,
-            (index, _) => index == interfaces::INDEX,
+            (0, Some(name)) => interfaces::by_name(name),
+            (index, _) => interfaces::by_index(index),
         }
     }
 
@@ -161,23 +152,25 @@ impl<'a> Request<'a> {
         let family = u16::from(self.body.first().copied().unwrap_or(0));
         let result = match self.kind {
             RTM_GETLINK if self.is_dump() => {
-                link(to, NLM_F_MULTI);
-                way_out(to);
-                Ok(())
-            }
-            RTM_GETLINK if self.names_the_interface() => {
-                link(to, 0);
-                Ok(())
-            }
-            RTM_GETLINK => Err(Errno::ENODEV),
-            RTM_GETADDR if self.is_dump() => {
-                if matches!(family, 0 | AF_INET) {
-                    address(to, Ip::LOOPBACK_V4);
-                    address(to, OWN_V4);
+                for one in &interfaces::ALL {
+                    link(to, NLM_F_MULTI, one);
                 }
-                if matches!(family, 0 | AF_INET6) {
-                    address(to, Ip::LOOPBACK_V6);
-                    address(to, OWN_V6);
+                Ok(())
+            }
+            RTM_GETLINK => match self.interface() {
+                Some(one) => {
+                    link(to, 0, one);
+                    Ok(())
+                }
+                None => Err(Errno::ENODEV),
+            },
+            RTM_GETADDR if self.is_dump() => {
+                for version in [AF_INET, AF_INET6] {
+                    if family == 0 || family == version {
+                        for one in &interfaces::ALL {
+                            address(to, one, version);
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -200,8 +193,8 @@ impl<'a> Request<'a> {
     }
 }
 
-/// RTM_NEWLINK of the loopback interface.
-fn link(to: &mut Answer, flags: u16) {
+/// RTM_NEWLINK of an interface.
+fn link(to: &mut Answer, flags: u16, one: &Interface) {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_BROADCAST: u16 = 2;
     const IFLA_QDISC: u16 = 6;
@@ -210,61 +203,28 @@ fn link(to: &mut Answer, flags: u16) {
     const IFLA_LINKMODE: u16 = 17;
     /// IFF_LOWER_UP
     const CARRIER: u32 = 0x1_0000;
-    let kind = interfaces::HARDWARE;
-    interface(
-        to,
-        flags,
-        kind,
-        interfaces::INDEX,
-        interfaces::FLAGS | CARRIER,
-        |to| {
-            to.attribute(IFLA_IFNAME, interfaces::NAME);
-            to.attribute(IFLA_TXQLEN, &interfaces::QUEUE.to_le_bytes());
-            to.attribute(IFLA_OPERSTATE, &[0]);
-            to.attribute(IFLA_LINKMODE, &[0]);
-            to.attribute(IFLA_MTU, &interfaces::MTU.to_le_bytes());
-            to.attribute(IFLA_ADDRESS, &[0; 6]);
-            to.attribute(IFLA_BROADCAST, &[0; 6]);
-            to.attribute(IFLA_QDISC, b"noqueue\0");
-        },
-    );
-}
-
-/// RTM_NEWLINK of the interface by which connections leave the guest: of a point-to-point kind, without a hardware
-/// address. All instances would have the same, and programs take one for unique.
-fn way_out(to: &mut Answer) {
-    const ARPHRD_NONE: u16 = 0xfffe;
-    const MTU: u32 = 1500;
-    /// IFF_UP, IFF_POINTOPOINT, IFF_RUNNING, IFF_NOARP, IFF_LOWER_UP
-    const FLAGS: u32 = 0x1_00d1;
-    interface(to, NLM_F_MULTI, ARPHRD_NONE, WAY_OUT, FLAGS, |to| {
-        to.attribute(IFLA_IFNAME, WAY_OUT_NAME);
-        to.attribute(IFLA_MTU, &MTU.to_le_bytes());
-    });
-}
-
-/// RTM_NEWLINK: an interface of a kind, its number, its flags and what else there is of it.
-fn interface(
-    to: &mut Answer,
-    flags: u16,
-    kind: u16,
-    index: u32,
-    interface_flags: u32,
-    attributes: impl FnOnce(&mut Answer),
-) {
     to.message(RTM_NEWLINK, flags, |to| {
         to.put(&[0, 0]);
-        to.put(&kind.to_le_bytes());
-        to.put(&index.to_le_bytes());
-        to.put(&interface_flags.to_le_bytes());
+        to.put(&one.hardware.to_le_bytes());
+        to.put(&one.index.to_le_bytes());
+        to.put(&(one.flags | CARRIER).to_le_bytes());
         to.put(&[0; 4]);
-        attributes(to);
+        to.attribute(IFLA_IFNAME, one.name);
+        to.attribute(IFLA_TXQLEN, &one.queue.to_le_bytes());
+        to.attribute(IFLA_OPERSTATE, &[0]);
+        to.attribute(IFLA_LINKMODE, &[0]);
+        to.attribute(IFLA_MTU, &one.mtu.to_le_bytes());
+        if one.is_loopback() {
+            to.attribute(IFLA_ADDRESS, &[0; 6]);
+            to.attribute(IFLA_BROADCAST, &[0; 6]);
+        }
+        to.attribute(IFLA_QDISC, b"noqueue\0");
     });
 }
 
-/// RTM_NEWADDR of an address. Those that connections out of the guest show are told too: with loopback's alone glibc
-/// would refuse to look up names (AI_ADDRCONFIG).
-fn address(to: &mut Answer, address: Ip) {
+/// RTM_NEWADDR of an interface's address of a version. Those that connections out of the guest show are told too: with
+/// loopback's alone glibc would refuse to look up names (AI_ADDRCONFIG).
+fn address(to: &mut Answer, one: &Interface, version: u16) {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
     const IFA_LABEL: u16 = 3;
@@ -272,28 +232,20 @@ fn address(to: &mut Answer, address: Ip) {
     const IFA_FLAGS: u16 = 8;
     const IFA_F_PERMANENT: u8 = 0x80;
     const SCOPE_HOST: u8 = 254;
+    let (address, prefix_bits) = match version {
+        AF_INET => one.v4,
+        _ => one.v6,
+    };
     let v4 = address.as_v4();
-    let (family, ip) = match &v4 {
-        Some(v4) => (AF_INET, &v4[..]),
-        None => (AF_INET6, &address.0[..]),
-    };
-    let (index, name, scope) = match address.is_own() {
-        true => (interfaces::INDEX, interfaces::NAME, SCOPE_HOST),
-        false => (WAY_OUT, WAY_OUT_NAME, 0),
-    };
-    let prefix_bits = match (v4, address.is_own()) {
-        (Some(_), true) => 8,
-        (Some(_), false) => 24,
-        (None, true) => 128,
-        (None, false) => 64,
-    };
+    let ip = v4.as_ref().map_or(&address.0[..], |v4| &v4[..]);
+    let scope = if one.is_loopback() { SCOPE_HOST } else { 0 };
     to.message(RTM_NEWADDR, NLM_F_MULTI, |to| {
-        to.put(&[family as u8, prefix_bits, IFA_F_PERMANENT, scope]);
-        to.put(&index.to_le_bytes());
+        to.put(&[version as u8, prefix_bits, IFA_F_PERMANENT, scope]);
+        to.put(&one.index.to_le_bytes());
         to.attribute(IFA_ADDRESS, ip);
-        if family == AF_INET {
+        if version == AF_INET {
             to.attribute(IFA_LOCAL, ip);
-            to.attribute(IFA_LABEL, name);
+            to.attribute(IFA_LABEL, one.name);
         }
         // Preferred and valid for ever, made and changed at the start.
         let mut cache = [0xff; 16];

@@ -2,7 +2,7 @@
 
 use super::address::{AF_INET6, AF_NETLINK, AF_UNIX};
 use super::table::{SOCK_DGRAM, SOCK_STREAM, Socket, State};
-use super::{number_of, outbound};
+use super::{interfaces, number_of, outbound};
 use crate::errno::{Errno, SysResult};
 use crate::process::PROCESS_ID;
 use crate::{identity, state, user};
@@ -31,6 +31,7 @@ const SO_PROTOCOL: u64 = 38;
 const SO_DOMAIN: u64 = 39;
 const SO_SNDBUFFORCE: u64 = 32;
 const SO_RCVBUFFORCE: u64 = 33;
+const SO_BINDTODEVICE: u64 = 25;
 const SO_COOKIE: u64 = 57;
 const IPV6_V6ONLY: u64 = 26;
 const TCP_INFO: u64 = 11;
@@ -297,7 +298,10 @@ pub fn get_option(descriptor: u64, level: u64, option: u64, to: u64, bytes: u64)
     check_level(state::sockets().get(number), level, Errno::EOPNOTSUPP)?;
     let room = user::read::<i32>(bytes)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let value = value_of(number, level, option)?;
+    let value = match (level, option) {
+        (SOL_SOCKET, SO_BINDTODEVICE) => device(number, room)?,
+        _ => value_of(number, level, option)?,
+    };
     let used = match value.bytes[1..4] {
         // Of a short number IP tells one byte.
         [0, 0, 0] if level == SOL_IP && (1..4).contains(&room) => 1,
@@ -305,6 +309,34 @@ pub fn get_option(descriptor: u64, level: u64, option: u64, to: u64, bytes: u64)
     };
     user::slice_mut(to, used as u64)?.copy_from_slice(&value.bytes[..used]);
     user::write(bytes, used as u32)?;
+    Ok(0)
+}
+
+/// The name of the interface that a socket is bound to, or nothing.
+fn device(number: u16, room: usize) -> Result<Value, Errno> {
+    let options = &state::sockets().get(number).options;
+    let index = options.get(SOL_SOCKET, SO_BINDTODEVICE).unwrap_or(0);
+    let mut value = Value::of(&[]);
+    if let Some(one) = interfaces::by_index(index as u32) {
+        if room < interfaces::NAME_BYTES {
+            return Err(Errno::EINVAL);
+        }
+        value.used = one.name.len();
+        value.bytes[..value.used].copy_from_slice(one.name);
+    }
+    Ok(value)
+}
+
+/// SO_BINDTODEVICE: an interface's name, or nothing for any. It is kept and makes no difference: an address is reached
+/// by one interface only.
+fn bind_to_device(number: u16, from: u64, bytes: u64) -> SysResult {
+    let name = user::slice(from, bytes.min(interfaces::NAME_BYTES as u64 - 1))?;
+    let index = match name {
+        [] | [0, ..] => 0,
+        name => interfaces::by_name(name).ok_or(Errno::ENODEV)?.index,
+    };
+    let options = &mut state::sockets().get(number).options;
+    options.set(SOL_SOCKET, SO_BINDTODEVICE, index as i32);
     Ok(0)
 }
 
@@ -317,6 +349,9 @@ pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u6
     let number = number_of(descriptor)?;
     let (level, option) = (u64::from(level as u32), u64::from(option as u32));
     check_level(state::sockets().get(number), level, Errno::ENOPROTOOPT)?;
+    if (level, option) == (SOL_SOCKET, SO_BINDTODEVICE) {
+        return bind_to_device(number, from, bytes.into());
+    }
     let given = match (level, bytes) {
         (SOL_IP, 0) => 0,
         (SOL_IP, 1..4) => user::read::<u8>(from)?.into(),
@@ -353,8 +388,8 @@ pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u6
         ) => {
             return Err(Errno::ENOPROTOOPT);
         }
-        // Devices, filters, groups of receivers, the way that congestion is met: none that would make a difference.
-        (SOL_SOCKET, 25..=27 | 50) | (SOL_TCP, TCP_CONGESTION) | (SOL_IP, 32 | 35 | 36) => {}
+        // Filters, groups of receivers, the way that congestion is met: none that would make a difference.
+        (SOL_SOCKET, 26 | 27 | 50) | (SOL_TCP, TCP_CONGESTION) | (SOL_IP, 32 | 35 | 36) => {}
         (SOL_IPV6, 17 | 20 | 21) => {}
         // Groups, and how errors are told.
         (SOL_NETLINK, _) => {}

@@ -164,6 +164,13 @@ pub fn receive(number: u16, handle: u64, to: &mut [u8], peek: bool) -> SysResult
     received
 }
 
+/// Bytes that a read would find, as far as they are looked at. Who knows that may read so many and wait for an edge.
+pub fn readable_bytes(number: u16, handle: u64) -> u64 {
+    let there = receive(number, handle, &mut state::content().bytes, true);
+    awaits(number, READ);
+    there.unwrap_or(0)
+}
+
 /// Sends some; EAGAIN where nothing fits.
 pub fn send(number: u16, handle: u64, bytes: &[u8]) -> SysResult {
     let args = [handle, bytes.as_ptr() as u64, bytes.len() as u64, 0];

@@ -12,13 +12,14 @@ pub fn readable_bytes(number: u16) -> SysResult {
     let socket = *state::sockets().get(number);
     Ok(match socket.state {
         State::Listening { .. } => return Err(Errno::EINVAL),
-        State::Request(id) => state::server().readable_bytes(id),
+        State::Request(id) => state::server().tell_readable_bytes(id),
         State::Stream { from, .. } if socket.kind == SOCK_SEQPACKET => datagrams::all_bytes(from),
         State::Stream { from, .. } => pipes::queue(from).map_or(0, |queue| queue.used()),
         // The first datagram: glibc makes room for so much.
         State::Datagrams(mailbox) => datagrams::first_bytes(mailbox.inbox)
             .or_else(|| outbound::answer(mailbox.queries, &mut [], true).ok())
             .unwrap_or(0),
+        State::Outbound(at) => outbound::readable_bytes(number, at.handle),
         _ => 0,
     })
 }

@@ -300,6 +300,15 @@ impl Server {
         bytes
     }
 
+    /// The same for a program that counts on it: who has read so many may wait for an edge.
+    pub fn tell_readable_bytes(&mut self, id: u32) -> u64 {
+        let bytes = self.readable_bytes(id);
+        if let Some(connection) = self.open(id) {
+            connection.counted = true;
+        }
+        bytes
+    }
+
     /// Whether a read of connection `id` would not wait: there is something, or it is at its end.
     pub fn is_readable(&mut self, id: u32) -> bool {
         self.is_ended(id) || self.readable_bytes(id) > 0
@@ -321,8 +330,13 @@ impl Server {
         let Some(connection) = self.open(id).filter(|_| !to.is_empty()) else {
             return Ok(0);
         };
-        match connection.read(to) {
-            0 if connection.gone => Ok(0),
+        let (done, is_new) = connection.read(to);
+        let gone = connection.gone;
+        if is_new {
+            mark(|socket| socket.state == State::Request(id));
+        }
+        match done {
+            0 if gone => Ok(0),
             // The caller has said everything and waits for the answer, or has yet to say it.
             0 => Err(Errno::EAGAIN),
             done => Ok(done as u64),

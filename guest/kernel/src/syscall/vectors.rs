@@ -1,10 +1,10 @@
 //! The calls that read and write the parts of an `iovec` array.
 
 use super::told;
-use crate::buffers::{Source, Target};
+use crate::buffers::{MAX_PARTS, Source, Target, check_parts};
 use crate::errno::{Errno, SysResult};
-use crate::files::{self, Object, read_write, status};
-use crate::{state, user};
+use crate::files::{Object, read_write, status};
+use crate::state;
 
 /// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
 /// last one ended.
@@ -54,18 +54,15 @@ pub(super) fn positioned_vector(
 
 pub(super) fn read_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::readable(descriptor)?;
-    let asked = check_vectors(array, count)?;
-    let to = Target::Parts { array, count };
-    files::or_edge(descriptor, asked, read_write::read_into(&held, to))
+    check_vectors(array, count)?;
+    read_write::read_into(&held, Target::Parts { array, count })
 }
 
 pub(super) fn write_vector(descriptor: u64, array: u64, count: u64) -> SysResult {
     let held = read_write::writable(descriptor)?;
-    let asked = check_vectors(array, count)?;
-    let from = Source::Parts { array, count };
-    match asked {
+    match check_vectors(array, count)? {
         0 => Ok(0),
-        asked => files::or_edge(descriptor, asked, read_write::write_from(&held, from)),
+        _ => read_write::write_from(&held, Source::Parts { array, count }),
     }
 }
 
@@ -85,23 +82,8 @@ pub(super) fn write_vector_at(descriptor: u64, array: u64, count: u64, at: u64) 
 
 /// Gives the bytes of all of them.
 fn check_vectors(array: u64, count: u64) -> SysResult {
-    const MAX_PARTS: u64 = 1024;
-    if count > MAX_PARTS {
-        return Err(Errno::EINVAL);
+    match count {
+        ..=MAX_PARTS => check_parts(array, count),
+        _ => Err(Errno::EINVAL),
     }
-    let part = |at: u64| user::read::<[u64; 2]>(array.wrapping_add(at * 16));
-    let mut total = 0u64;
-    // All of them are looked at before the first is used, and all sizes before the places.
-    for at in 0..count {
-        let [_, bytes] = part(at)?;
-        if bytes > i64::MAX as u64 {
-            return Err(Errno::EINVAL);
-        }
-        total = total.saturating_add(bytes);
-    }
-    for at in 0..count {
-        let [start, bytes] = part(at)?;
-        user::range(start, bytes)?;
-    }
-    Ok(total)
 }

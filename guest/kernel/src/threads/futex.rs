@@ -110,32 +110,36 @@ fn wait(word: u64, value: u32, bits: u32, deadline: u64, wants_lock: bool) -> Sy
         return Err(Errno::EINVAL);
     }
     is_word(word)?;
-    if user::read::<u32>(word)? != value {
-        return Err(Errno::EAGAIN);
-    }
-    let threads = state::threads();
-    let slept_at = threads.next_sleep();
-    let sleeper = &mut threads.all[threads.current];
-    (sleeper.slept_at, sleeper.wants_lock) = (slept_at, wants_lock);
-    sleeper.doing = Doing::Sleeping {
-        word,
-        bits,
-        deadline,
-    };
-    sleeper.woken = false;
-    let current = threads.current;
-    if !state::signals().interrupts(current) {
-        give_way();
-    } else {
-        sleeper.doing = Doing::Ready;
-    }
-    let woken = state::threads().all[current].woken;
-    match state::signals().interrupts(current) {
-        _ if woken => Ok(0),
-        true if wants_lock => Err(Errno::RESTART_ALWAYS),
-        true if deadline == u64::MAX => Err(Errno::RESTART),
-        true => Err(Errno::EINTR),
-        false => Err(Errno::ETIMEDOUT),
+    loop {
+        if user::read::<u32>(word)? != value {
+            return Err(Errno::EAGAIN);
+        }
+        let threads = state::threads();
+        let slept_at = threads.next_sleep();
+        let sleeper = &mut threads.all[threads.current];
+        (sleeper.slept_at, sleeper.wants_lock) = (slept_at, wants_lock);
+        sleeper.doing = Doing::Sleeping {
+            word,
+            bits,
+            deadline,
+        };
+        sleeper.woken = false;
+        let current = threads.current;
+        if !state::signals().interrupts(current) {
+            give_way();
+        } else {
+            sleeper.doing = Doing::Ready;
+        }
+        let woken = state::threads().all[current].woken;
+        match state::signals().interrupts(current) {
+            _ if woken => return Ok(0),
+            true if wants_lock => return Err(Errno::RESTART_ALWAYS),
+            true if deadline == u64::MAX => return Err(Errno::RESTART),
+            true => return Err(Errno::EINTR),
+            false if time::monotonic_ns() >= deadline => return Err(Errno::ETIMEDOUT),
+            // A signal was for any thread, and another one has taken it.
+            false => {}
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use core::fmt::{self, Write as _};
 use super::Content;
 use crate::files::{MAX_DESCRIPTORS, Object, artifact, directory};
 use crate::memory::Protection;
-use crate::{host, identity, pipes, process, state, time, user};
+use crate::{host, identity, process, state, time, user};
 
 /// Puts bytes of whatever kind at the end, as far as there is room.
 fn push(to: &mut Content, bytes: &[u8]) {
@@ -93,7 +93,7 @@ pub(super) fn maps(to: &mut Content) -> fmt::Result {
     let end = boot.program_start + boot.memory_bytes;
     writeln!(
         to,
-        "{:08x}-{:08x} r-xp 00000000 00:01 1 /proc/self/exe",
+        "{:08x}-{:08x} r-xp 00000000 00:01 1 /function",
         boot.program_start, boot.brk_start
     )?;
     let mut result = Ok(());
@@ -252,12 +252,7 @@ pub fn describe(to: &mut Content, descriptor: u64) {
     let Ok(open) = state::files().get(descriptor) else {
         return;
     };
-    let file = match open.object {
-        Object::File(number) => Some(number),
-        Object::Stream { from, to } => pipes::file_of(from, to),
-        _ => None,
-    };
-    if let Some(number) = file {
+    if let Some(number) = open.object.node() {
         let path = state::temporary().path_of(number);
         return push(to, path.unwrap_or(b"/tmp/ (deleted)"));
     }

@@ -56,6 +56,8 @@ pub(super) struct Connection {
     body_left: u64,
     /// Somebody wants more of the body than has come.
     pub(super) starved: bool,
+    /// The program was told how much is here (FIONREAD), and no more has come since.
+    pub(super) counted: bool,
     pub(super) reply: Reply,
 }
 
@@ -73,6 +75,7 @@ impl Connection {
             body_end: 0,
             body_left: 0,
             starved: false,
+            counted: false,
             reply: Reply::new(),
         }
     }
@@ -94,6 +97,7 @@ impl Connection {
             (&raw mut (*connection).body_end).write(0);
             (&raw mut (*connection).body_left).write(0);
             (&raw mut (*connection).starved).write(false);
+            (&raw mut (*connection).counted).write(false);
             Reply::clear_at(&raw mut (*connection).reply);
         }
         Some(connection)
@@ -128,7 +132,7 @@ impl Connection {
         (self.text_at, self.text_end) = (0, sink.used());
         (self.body_at, self.body_end) = (bytes - inline, bytes);
         self.gone = false;
-        self.starved = false;
+        (self.starved, self.counted) = (false, false);
         self.body_left = match request.body_bytes {
             BODY_UNKNOWN => BODY_UNKNOWN,
             whole => whole - inline as u64,
@@ -185,20 +189,33 @@ impl Connection {
         (here, awaited && here > 0)
     }
 
-    /// Reads what is here, and what the host has if that is too little.
-    pub(super) fn read(&mut self, to: &mut [u8]) -> usize {
+    /// Reads what is here, and what the host has if that is too little. Gives how much it was, and whether there is more
+    /// than the program was told, which looks as if it had come just now.
+    pub(super) fn read(&mut self, to: &mut [u8]) -> (usize, bool) {
         let mut done = self.take(to);
         let rest = &mut to[done..];
-        if self.body_left == 0 || rest.is_empty() {
-            return done;
+        if self.body_left == 0 {
+            return (done, false);
         }
-        if rest.len() >= DIRECT_BYTES && self.body_left != BODY_UNKNOWN {
-            done += self.receive(rest.as_mut_ptr(), rest.len());
-        } else {
-            self.refill();
-            done += self.take(rest);
+        let asks = !rest.is_empty();
+        match rest.len() {
+            0 => {}
+            DIRECT_BYTES.. if self.body_left != BODY_UNKNOWN => {
+                done += self.receive(rest.as_mut_ptr(), rest.len());
+            }
+            _ => {
+                self.refill();
+                done += self.take(rest);
+            }
         }
-        done
+        // Who knows how much there was (FIONREAD), or got less than asked for, need not read once more to know that
+        // nothing is there, and may wait for an edge. If the host has more already, the wait ends at once.
+        let is_empty = self.here() == 0;
+        self.starved |= is_empty && self.body_left != 0;
+        (
+            done,
+            !is_empty && asks && core::mem::take(&mut self.counted),
+        )
     }
 
     /// Gets more of the body from the host.
@@ -216,8 +233,6 @@ impl Connection {
             (_, BODY_UNKNOWN) => BODY_UNKNOWN,
             (bytes, left) => left - bytes,
         };
-        // Who gets less than there is room for need not read once more to know that nothing is there, and may wait
-        // for an edge. If the host has more already, the wait ends at once.
         self.starved = bytes < room as u64 && self.body_left != 0;
         bytes as usize
     }
