@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use holm_model::api::{AuditView, Bill, SignedBill, UsageView};
+use holm_model::api::{AuditFault, AuditView, Bill, SignedBill, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name};
 
 use crate::exit::{Exit, Failure};
@@ -501,6 +501,13 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
     text.push('\n');
     text.push_str(&outcomes(audit));
     for problem in &audit.problems {
+        if problem.fault == AuditFault::Sums {
+            text.push_str(&format!(
+                "\nsums: of node {}: {}",
+                problem.node, problem.why
+            ));
+            continue;
+        }
         text.push_str(&format!(
             "\n{}: {}/{} to {} of node {}: {}",
             problem.fault.as_str(),

@@ -8,6 +8,7 @@ use holm_model::ids::{Digest, Name};
 
 use super::error::During as _;
 use super::sql::{Row, Transaction, query};
+use super::sums;
 use super::usage::{COLUMNS, ledger_row};
 use super::{Store, StoreError, bytes32, text, uint};
 use crate::ledger::audit::{Chained, Findings, NodeAudit, StoredBatch, StoredRow};
@@ -42,6 +43,20 @@ impl Store {
         view.duplicates = uint(rows - requests);
         if view.duplicates > 0 {
             name_duplicates(&mut tx, &mut findings).await?;
+        }
+        for (node, grain) in sums::disagreements(&mut tx).await? {
+            findings.add(AuditProblem {
+                fault: AuditFault::Sums,
+                node,
+                boot_epoch: 0,
+                first: 0,
+                last: 0,
+                why: format!(
+                    "its sums by {} s are not those of its rows: they were changed, or a coordinator of an older Holm \
+                     entered rows; bills made of them are wrong",
+                    grain / 1000
+                ),
+            });
         }
         view.rows = uint(rows);
         view.resent = uint(resent);

@@ -1,6 +1,6 @@
 //! Sums of the ledger by minute, hour and day: made with the rows, in the same transaction, and kept for ever.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::api::UsageView;
 use holm_model::ids::{Digest, FunctionName, Name};
@@ -9,7 +9,7 @@ use holm_model::usage::{Outcome, UsageRecord};
 
 use super::error::During as _;
 use super::sql::{On, Query, Row, Transaction, Value, query};
-use super::{StoreError, bytes32, uint};
+use super::{StoreError, bytes32, text, uint};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
 pub(crate) const MINUTE_MS: u64 = 60_000;
@@ -182,7 +182,7 @@ pub(super) async fn read(
     });
     sums.push(" AS grouped");
     for quantity in QUANTITIES {
-        push_sum(&mut sums, quantity);
+        push_sum(&mut sums, quantity, quantity);
     }
     sums.push(" FROM usage_sums WHERE (");
     let coarsest = match group {
@@ -223,13 +223,7 @@ fn view(row: &Row, group: UsageGroup) -> Result<UsageView, StoreError> {
         }
         _ => row.get("grouped").during(DOING)?,
     };
-    let mut sums = [0; QUANTITIES.len()];
-    for (sum, quantity) in sums.iter_mut().zip(QUANTITIES) {
-        let half = |suffix| row.get(&format!("{quantity}_{suffix}")).map(uint);
-        let high = u128::from(half("high").during(DOING)?);
-        let whole = (high << HALF_BITS) + u128::from(half("low").during(DOING)?);
-        *sum = u64::try_from(whole).unwrap_or(u64::MAX);
-    }
+    let sums = sums_in(row)?;
     let [
         answered,
         function_errors,
@@ -279,15 +273,81 @@ fn view(row: &Row, group: UsageGroup) -> Result<UsageView, StoreError> {
     })
 }
 
+/// Nodes whose sums are not those of their rows, with the finest grain of which that is so.
+pub(super) async fn disagreements(tx: &mut Transaction) -> Result<BTreeMap<Name, u64>, StoreError> {
+    let of_rows = totals(tx, "usage WHERE probe = 0", in_a_row).await?;
+    let mut found = BTreeMap::new();
+    for grain in GRAINS {
+        let from = format!("usage_sums WHERE grain_ms = {grain}");
+        let of_sums = totals(tx, &from, |quantity| quantity.to_owned()).await?;
+        let nodes: BTreeSet<&String> = of_rows.keys().chain(of_sums.keys()).collect();
+        for node in nodes {
+            if of_rows.get(node) != of_sums.get(node) {
+                let node = text("a node's name", node)?;
+                found.entry(node).or_insert(grain);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Sums of all quantities by node.
+async fn totals(
+    tx: &mut Transaction,
+    from: &str,
+    expression: impl Fn(&str) -> String,
+) -> Result<BTreeMap<String, Quantities>, StoreError> {
+    const DOING: &str = "compare sums of usage with its rows";
+    let mut query = query("SELECT node");
+    for quantity in QUANTITIES {
+        push_sum(&mut query, &expression(quantity), quantity);
+    }
+    query.push(&format!(" FROM {from} GROUP BY node"));
+    let rows = query.rows(tx).await.during(DOING)?;
+    let total = |row: &Row| Ok((row.get("node").during(DOING)?, sums_in(row)?));
+    rows.iter().map(total).collect()
+}
+
+/// A quantity in SQL, by the columns of a row of the ledger: the same as [`quantities`].
+fn in_a_row(quantity: &str) -> String {
+    const MEMORY: &str = "(memory_bytes + 1023) / 1024 * ((run_ns + 999999) / 1000000)";
+    if Outcome::from_name(quantity).is_some() {
+        return format!("CASE WHEN outcome = '{quantity}' THEN 1 ELSE 0 END");
+    }
+    let billed = |expression: &str| {
+        format!("CASE WHEN outcome IN ('shed', 'platform_fault') THEN 0 ELSE {expression} END")
+    };
+    match quantity {
+        "memory_kib_ms" => MEMORY.to_owned(),
+        "billed_requests" => billed("1"),
+        "billed_memory_kib_ms" => billed(MEMORY),
+        "billed_cpu_ns" => billed("cpu_ns"),
+        "billed_egress_bytes" => billed("(response_bytes + egress_bytes)"),
+        column => column.to_owned(),
+    }
+}
+
 const HALF_BITS: u32 = 20;
 
 /// A sum may leave the 63 bits of a column, so each is made in two halves.
-fn push_sum(query: &mut Query, name: &str) {
+fn push_sum(query: &mut Query, expression: &str, name: &str) {
     let mask = (1 << HALF_BITS) - 1;
     query.push(&format!(
-        ", CAST(SUM({name} >> {HALF_BITS}) AS BIGINT) AS {name}_high,
-           CAST(SUM({name} & {mask}) AS BIGINT) AS {name}_low"
+        ", CAST(SUM(({expression}) >> {HALF_BITS}) AS BIGINT) AS {name}_high,
+           CAST(SUM(({expression}) & {mask}) AS BIGINT) AS {name}_low"
     ));
+}
+
+fn sums_in(row: &Row) -> Result<Quantities, StoreError> {
+    const DOING: &str = "read sums of usage";
+    let mut sums = [0; QUANTITIES.len()];
+    for (sum, quantity) in sums.iter_mut().zip(QUANTITIES) {
+        let half = |suffix| row.get(&format!("{quantity}_{suffix}")).map(uint);
+        let high = u128::from(half("high").during(DOING)?);
+        let whole = (high << HALF_BITS) + u128::from(half("low").during(DOING)?);
+        *sum = u64::try_from(whole).unwrap_or(u64::MAX);
+    }
+    Ok(sums)
 }
 
 /// A time that is read from sums of one grain.

@@ -836,6 +836,8 @@ pub enum AuditFault {
     Signature,
     /// A batch does not follow the one before.
     Gap,
+    /// Sums of usage are not those of the rows.
+    Sums,
 }
 
 impl AuditFault {
@@ -849,6 +851,7 @@ impl AuditFault {
             AuditFault::Batch => "batch changed",
             AuditFault::Signature => "not signed",
             AuditFault::Gap => "gap",
+            AuditFault::Sums => "sums",
         }
     }
 }
