@@ -13,6 +13,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::ca::{Authority, CaError};
 use crate::store::{Store, StoreError};
 
+/// Raised when the meaning of a bill's fields changes.
+const BILL_FORMAT: u64 = 1;
+
 /// A bill cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BillError {
@@ -34,7 +37,7 @@ pub(crate) async fn bill(
 ) -> Result<SignedBill, BillError> {
     let (lines, last_row) = store.bill_lines(tenant, from_ms, to_ms).await?;
     let bill = Bill {
-        holm_bill: 1,
+        holm_bill: BILL_FORMAT,
         tenant: tenant.clone(),
         from_ms,
         to_ms,
@@ -72,9 +75,7 @@ pub enum UnverifiedBill {
     #[error("the signature does not belong to the bill: the bill was changed, or is forged")]
     BadSignature,
     /// Its own numbers do not fit.
-    #[error(
-        "the bill is signed, but its {0} do not add up; the coordinator that made it is to blame"
-    )]
+    #[error("the bill is signed, but its {0} do not fit; the coordinator that made it is to blame")]
     Sums(&'static str),
 }
 
@@ -99,6 +100,25 @@ pub fn verify(signed: &SignedBill, expected: Option<Digest>) -> Result<Bill, Unv
         .verify(&message, &bytes(&signed.signature, "signature")?)
         .map_err(|_| UnverifiedBill::BadSignature)?;
     let bill: Bill = serde_json::from_str(&signed.bill).map_err(|_| Unreadable("bill"))?;
+    if bill.holm_bill != BILL_FORMAT {
+        return Err(Unreadable("holm_bill"));
+    }
+    let in_its_time = |line: &BillLine| {
+        bill.from_ms <= line.from_ms
+            && line.from_ms < line.to_ms
+            && line.to_ms <= bill.to_ms
+            && line
+                .plan
+                .as_ref()
+                .is_none_or(|plan| plan.from_ms <= line.from_ms)
+    };
+    let apart = |pair: &[BillLine]| {
+        pair[0].function < pair[1].function
+            || pair[0].function == pair[1].function && pair[0].to_ms <= pair[1].from_ms
+    };
+    if !bill.lines.iter().all(in_its_time) || !bill.lines.windows(2).all(apart) {
+        return Err(UnverifiedBill::Sums("times"));
+    }
     let cost = |line: &BillLine| {
         line.plan
             .as_ref()

@@ -94,14 +94,14 @@ async fn what_was_used_under_old_prices_keeps_them(database: TestDatabase) {
     // From hour 10 a euro a request, from 60 two; from 70 on acme pays three by a plan of its own.
     for (hour, price) in [(10, "1000000"), (60, "2000000")] {
         let new = prices(price, Some(hour * HOUR_MS));
-        store.add_prices(&standard, &new, 5).await.unwrap();
+        store.add_prices(&standard, &new, || 5).await.unwrap();
     }
     store
-        .add_prices(&name("own"), &prices("3000000", Some(0)), 5)
+        .add_prices(&name("own"), &prices("3000000", Some(0)), || 5)
         .await
         .unwrap();
     store
-        .assign_plan(&name("acme"), &plan("own", Some(70 * HOUR_MS)), 5)
+        .assign_plan(&name("acme"), &plan("own", Some(70 * HOUR_MS)), || 5)
         .await
         .unwrap();
 
@@ -150,13 +150,13 @@ async fn a_time_that_has_begun_keeps_its_prices(database: TestDatabase) {
     let hour = |hours: u64| Some(hours * HOUR_MS);
     // Where there was no price there may be one from any time on.
     let first = store
-        .add_prices(&standard, &prices("1", hour(3)), NOW_MS)
+        .add_prices(&standard, &prices("1", hour(3)), || NOW_MS)
         .await
         .unwrap();
     assert_eq!((first.version, first.from_ms), (1, 3 * HOUR_MS));
     for past in [0, 3, 999, 1000] {
         let refused = store
-            .add_prices(&standard, &prices("2", hour(past)), NOW_MS)
+            .add_prices(&standard, &prices("2", hour(past)), || NOW_MS)
             .await
             .unwrap_err();
         assert!(
@@ -165,29 +165,29 @@ async fn a_time_that_has_begun_keeps_its_prices(database: TestDatabase) {
         );
     }
     let next = store
-        .add_prices(&standard, &prices("2", None), NOW_MS)
+        .add_prices(&standard, &prices("2", None), || NOW_MS)
         .await
         .unwrap();
     assert_eq!((next.version, next.from_ms), (2, 1001 * HOUR_MS));
     // The same for who has which plan.
     store
-        .add_prices(&name("own"), &prices("3", hour(0)), NOW_MS)
+        .add_prices(&name("own"), &prices("3", hour(0)), || NOW_MS)
         .await
         .unwrap();
     let acme = name("acme");
     let refused = store
-        .assign_plan(&acme, &plan("own", hour(999)), NOW_MS)
+        .assign_plan(&acme, &plan("own", hour(999)), || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(refused, Unpriced::Past { .. }), "{refused}");
     let given = store
-        .assign_plan(&acme, &plan("own", None), NOW_MS)
+        .assign_plan(&acme, &plan("own", None), || NOW_MS)
         .await
         .unwrap();
     assert_eq!(given.from_ms, 1001 * HOUR_MS);
     // It may be decided anew until it begins.
     store
-        .assign_plan(&acme, &plan("standard", hour(1001)), NOW_MS)
+        .assign_plan(&acme, &plan("standard", hour(1001)), || NOW_MS)
         .await
         .unwrap();
     assert_eq!(store.prices().await.unwrap().assignments[0].plan, standard);
@@ -197,33 +197,33 @@ async fn prices_that_make_no_sense_are_refused(database: TestDatabase) {
     let store = with_acme(&database).await;
     let standard = name("standard");
     let within = store
-        .add_prices(&standard, &prices("1", Some(HOUR_MS + 1)), NOW_MS)
+        .add_prices(&standard, &prices("1", Some(HOUR_MS + 1)), || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(within, Unpriced::WithinAnHour(_)), "{within}");
     let dear = store
-        .add_prices(&standard, &prices("10000000000", None), NOW_MS)
+        .add_prices(&standard, &prices("10000000000", None), || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(dear, Unpriced::TooDear(_)), "{dear}");
     let none = store
-        .assign_plan(&name("acme"), &plan("standard", None), NOW_MS)
+        .assign_plan(&name("acme"), &plan("standard", None), || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(none, Unpriced::NoPlan(_)), "{none}");
     store
-        .add_prices(&standard, &prices("1", None), NOW_MS)
+        .add_prices(&standard, &prices("1", None), || NOW_MS)
         .await
         .unwrap();
     let nobody = store
-        .assign_plan(&name("nobody"), &plan("standard", None), NOW_MS)
+        .assign_plan(&name("nobody"), &plan("standard", None), || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(nobody, Unpriced::NoTenant(_)), "{nobody}");
     let mut other = prices("1", None);
     other.currency = "USD".parse().unwrap();
     let other = store
-        .add_prices(&standard, &other, NOW_MS)
+        .add_prices(&standard, &other, || NOW_MS)
         .await
         .unwrap_err();
     assert!(matches!(other, Unpriced::OtherCurrency { .. }), "{other}");
@@ -237,7 +237,11 @@ async fn a_request_is_explained_by_the_prices_of_its_hour(database: TestDatabase
         .await
         .unwrap();
     store
-        .add_prices(&name("standard"), &prices("1000000", Some(10 * HOUR_MS)), 5)
+        .add_prices(
+            &name("standard"),
+            &prices("1000000", Some(10 * HOUR_MS)),
+            || 5,
+        )
         .await
         .unwrap();
     let cost = async |request| {
@@ -263,7 +267,7 @@ async fn a_bill_that_was_changed_or_is_anothers_is_not_believed() {
         .await
         .unwrap();
     store
-        .add_prices(&name("standard"), &prices("1000000", Some(0)), 5)
+        .add_prices(&name("standard"), &prices("1000000", Some(0)), || 5)
         .await
         .unwrap();
     let (authority, other) = (authority(), self::authority());

@@ -17,7 +17,7 @@ mod tests;
 use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
 use holm_model::chain::{Place, batch_hash, leaf};
 use holm_model::ids::{Digest, FunctionName, Name};
-use holm_model::limits::MAX_MEMORY_BYTES;
+use holm_model::limits::{MAX_MEMORY_BYTES, MAX_RECORD_BYTES, MAX_RECORD_NS};
 use holm_model::usage::UsageRecord;
 use holm_model::usage_batch::{UnpackError, UsageBatch};
 use rustls_pki_types::CertificateDer;
@@ -25,10 +25,6 @@ use rustls_pki_types::CertificateDer;
 use crate::clock::Clock;
 use crate::store::{ALWAYS_MS, Store, StoreError, StoredUsage, UsageFilter, UsageGroup};
 use chain::Break;
-
-/// Longest time that a record may claim: far above every limit, low enough that sums of products
-/// stay exact.
-const MAX_NS: u64 = 86_400_000_000_000;
 
 /// Why a batch is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -256,8 +252,8 @@ fn impossible(record: &UsageRecord) -> Option<&'static str> {
         _ if record.boot_epoch > signed => Some("a boot epoch above 2^63"),
         _ if record.accepted_ms >= ALWAYS_MS => Some("a time after the end of time"),
         _ if record.memory_bytes > MAX_MEMORY_BYTES => Some("more memory than a function can have"),
-        _ if ns > MAX_NS => Some("more than a day of run time"),
-        _ if bytes > signed => Some("more than 2^63 bytes"),
+        _ if ns > MAX_RECORD_NS => Some("more than a day of run time"),
+        _ if bytes > MAX_RECORD_BYTES => Some("more than 1 PiB"),
         _ => None,
     }
 }

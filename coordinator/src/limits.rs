@@ -50,6 +50,10 @@ pub(crate) const HTTP_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const MAX_JSON_BODY_BYTES: usize = 512 << 10;
 /// Artifacts that may be uploaded at a time.
 pub(crate) const MAX_UPLOADS: usize = 4;
+/// Most parts of time that usage is told by at once: hours of more than five years.
+pub(crate) const MAX_TIME_PARTS: u64 = 50_000;
+/// How long an upload waits for its turn.
+pub(crate) const UPLOAD_TURN: Duration = Duration::from_secs(30);
 /// Most measurements in a route request.
 pub(crate) const MAX_PROBES: usize = 256;
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use holm_model::ids::Digest;
 use quinn::{Endpoint, VarInt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -189,7 +190,13 @@ pub async fn renew_admin_token(config: &Config, all: bool) -> Result<(PathBuf, u
     let label = admin_label(dir, &store);
     let path = dir.join(ADMIN_TOKEN);
     let only = (!all).then_some(label.as_str());
-    let voided = store.void_admin_tokens(only).await?;
+    let mut voided = store.void_admin_tokens(only).await?;
+    // The machine or the path may have been called otherwise when the one before was made.
+    let before = std::fs::read(&path).unwrap_or_default();
+    let before = store.admin_token(Digest::of(before.trim_ascii())).await?;
+    if let Some(label) = before {
+        voided += store.void_admin_tokens(Some(&label)).await?;
+    }
     new_admin_token(&path, &label, &store, &Clock::start()).await?;
     let detail = format!("{voided} administrators' tokens voided, a new one made for `{label}`");
     record_offline(&store, "token.renew", detail).await?;
@@ -455,6 +462,7 @@ fn admin_label(dir: &Path, store: &Store) -> String {
     if !store.is_shared() {
         return "admin".to_owned();
     }
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     format!("admin {}:{}", host(), dir.display())
 }
 

@@ -197,9 +197,10 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
             all,
             no_wait,
         } => {
-            let id = rollout.get(&client).await?.id;
-            let path = format!("/v1/rollouts/{id}/promote");
-            let rollout = client.post(&path, &PromoteRequest { all }).await?;
+            let seen = rollout.get(&client).await?;
+            let wave = seen.waves.iter().position(|wave| wave.state == "baking");
+            let path = format!("/v1/rollouts/{}/promote", seen.id);
+            let rollout = client.post(&path, &PromoteRequest { wave, all }).await?;
             end(&client, rollout, no_wait, RolloutState::Completed, output).await
         }
         Action::Abort { rollout, no_wait } => {

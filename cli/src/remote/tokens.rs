@@ -41,7 +41,7 @@ enum TokensAction {
         #[arg(long)]
         all: bool,
     },
-    /// Void a token and all that was made from it.
+    /// Void a token and all that was weakened from it; what was made with it by `create` is a token of its own.
     Revoke {
         /// Its name.
         name: String,
@@ -119,7 +119,7 @@ pub(crate) async fn tokens(args: TokensArgs, output: Output) -> Result<(), Failu
             output.result(&view, || {
                 let more = match view.administrator {
                     true => "; its coordinator makes a new one when it starts",
-                    false => ", and with it all that was made from it",
+                    false => ", and with it all that was weakened from it",
                 };
                 format!("{name} is void{more}")
             })

@@ -78,7 +78,7 @@ struct BillArgs {
     /// Of which month, as 2026-11, by UTC [default: this one].
     #[arg(long, value_name = "MONTH", conflicts_with_all = ["since", "until"])]
     month: Option<Month>,
-    /// From which hour on, in place of a month.
+    /// From which hour on, in place of a month; taken down to the hour.
     #[arg(long, value_name = "TIME", requires = "until")]
     since: Option<When>,
     /// Until which hour.
@@ -180,7 +180,7 @@ pub(crate) async fn usage(client: &Client, query: &UsageQuery) -> Result<Vec<Usa
 
 async fn bill(args: &BillArgs, output: Output) -> Result<(), Failure> {
     let (from, to) = match (&args.since, &args.until) {
-        (Some(since), Some(until)) => (since.ms(), until.ms()),
+        (Some(since), Some(until)) => (since.hour_ms(), until.hour_ms()),
         _ => args.month.unwrap_or_default().bounds_ms(),
     };
     let client = args.connection.client()?;

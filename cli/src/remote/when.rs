@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use holm_model::price::HOUR_MS;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, ToSpan as _, Zoned};
@@ -14,6 +15,11 @@ impl When {
     /// Milliseconds since 1970 UTC.
     pub(crate) fn ms(self) -> u64 {
         u64::try_from(self.0.as_millisecond()).unwrap_or(0)
+    }
+
+    /// The beginning of its hour.
+    pub(crate) fn hour_ms(self) -> u64 {
+        self.ms() - self.ms() % HOUR_MS
     }
 }
 

@@ -214,7 +214,14 @@ pub(super) async fn guard(
     let now_ms = api.clock.now_ms();
     let begun = api.store.record(&deed, &Came::begun(), now_ms).await?;
     request.extensions_mut().insert(caller);
-    let response = next.run(request).await;
+    // A caller that goes away ends no change halfway, nor the record of it.
+    let changed =
+        tokio::spawn(async move { finish(&api, &deed, begun, next.run(request).await).await });
+    changed.await.map_err(ApiError::internal)
+}
+
+/// Enters what came of a change.
+async fn finish(api: &Api, deed: &Deed, begun: u64, response: Response) -> Response {
     let told = response.extensions().get::<Told>();
     let came = Came {
         outcome: match response.status() {
@@ -225,11 +232,11 @@ pub(super) async fn guard(
         detail: told.map(|told| told.0.clone()).unwrap_or_default(),
         begun: Some(begun),
     };
-    if let Err(error) = api.store.record(&deed, &came, api.clock.now_ms()).await {
+    if let Err(error) = api.store.record(deed, &came, api.clock.now_ms()).await {
         // It has been done, and the log has it as begun.
         tracing::error!(%error, "what came of a request is not in the audit log");
     }
-    Ok(response)
+    response
 }
 
 async fn authenticate(api: &Arc<Api>, headers: &HeaderMap) -> Result<Caller, ApiError> {
@@ -255,7 +262,7 @@ async fn authenticate(api: &Arc<Api>, headers: &HeaderMap) -> Result<Caller, Api
     let row = api.store.token(token.id()).await?.ok_or_else(invalid)?;
     if row.revoked_ms.is_some() {
         return Err(ApiError::unauthorized(&format!(
-            "the token `{}` was revoked, and with it all that was made from it",
+            "the token `{}` was revoked, and with it all that was weakened from it",
             row.name
         )));
     }

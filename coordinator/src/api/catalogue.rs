@@ -21,7 +21,7 @@ use super::access::{Caller, told};
 use super::input::{Id, JsonBody, OfFunction, Tagged};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::limits::{MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS};
+use crate::limits::{BULK_ARTIFACT, MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS, UPLOAD_TURN};
 use crate::registry::{ArtifactError, Incoming};
 use crate::store::{Fate, FunctionRow, KeyChange, KeyRow, KeysOutcome, PruneWish};
 
@@ -39,7 +39,17 @@ pub(super) async fn put_tenant(
         .iter()
         .map(key)
         .collect::<Result<_, _>>()?;
-    let told = told(format!("keys: {}", request.publisher_keys.join(" ")));
+    let known = api.store.tenant_keys(&tenant).await?.unwrap_or_default();
+    let known: BTreeSet<_> = known.iter().map(|row| row.key.to_string()).collect();
+    let new: BTreeSet<_> = keys.iter().map(ToString::to_string).collect();
+    let new: Vec<_> = new.difference(&known).map(String::as_str).collect();
+    // The log cuts a long text; by their number and digest what it leaves out can be told.
+    let told = told(format!(
+        "{} new keys, {}: {}",
+        new.len(),
+        Digest::of(new.join(" ").as_bytes()),
+        new.join(" ")
+    ));
     let outcome = api
         .rollouts
         .change_keys(&tenant, &KeyChange::Add(keys))
@@ -138,13 +148,18 @@ pub(super) async fn put_artifact(
     if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
         return Err(ArtifactError::TooLarge.into());
     }
-    let _turn = api
-        .uploads
-        .acquire()
-        .await
-        .expect("the semaphore is never closed");
+    let turn = tokio::time::timeout(UPLOAD_TURN, api.uploads.acquire()).await;
+    let Ok(Ok(_turn)) = turn else {
+        return Err(ApiError::busy(
+            "as many artifacts as can be are being uploaded; try again in a minute",
+        ));
+    };
     let mut incoming = api.registry.artifacts().receive(digest).await?;
-    receive(&mut incoming, body).await?;
+    let received = tokio::time::timeout(BULK_ARTIFACT, receive(&mut incoming, body)).await;
+    received.map_err(|_| {
+        let most = BULK_ARTIFACT.as_secs();
+        ApiError::bad_request(format!("the artifact did not come within {most} s"))
+    })??;
     match incoming.finish(api.registry.artifacts()).await? {
         true => Ok(StatusCode::CREATED),
         false => Ok(StatusCode::OK),

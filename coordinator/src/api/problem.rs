@@ -51,6 +51,16 @@ impl ApiError {
         )
     }
 
+    /// Not now.
+    pub(super) fn busy(detail: impl Into<String>) -> Self {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "The coordinator has too much to do",
+            detail,
+        )
+    }
+
     /// Something that the path names is not there.
     pub(super) fn not_found(detail: impl Into<String>) -> Self {
         ApiError::new(
@@ -212,6 +222,9 @@ impl From<RolloutError> for ApiError {
             RolloutError::KeyRevoked { .. } => ApiError::conflict("key-revoked", ROLLOUT, error),
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
+            RolloutError::NothingToPromote(_) => {
+                ApiError::conflict("nothing-to-promote", ROLLOUT, error)
+            }
             RolloutError::GoesBack(_) => ApiError::conflict("rollout-goes-back", ROLLOUT, error),
             RolloutError::BadWaves(_)
             | RolloutError::BadBake(_)

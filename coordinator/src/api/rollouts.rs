@@ -6,7 +6,6 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use holm_model::api::{PromoteRequest, RolloutRequest, RolloutView, VersionView, WaveView};
 use holm_model::ids::VersionId;
-use holm_model::token::Verb;
 
 use super::access::{Caller, told};
 use super::catalogue::no_function;
@@ -67,9 +66,14 @@ pub(super) async fn get_one(
     Id(id): Id<u64>,
 ) -> Result<Json<RolloutView>, ApiError> {
     let row = api.store.rollout(id).await?;
-    let row = row.ok_or_else(|| ApiError::not_found(format!("there is no rollout {id}")))?;
-    caller.of_tenant(Verb::Read, &row.function.tenant)?;
+    // Another tenant's is told from none at all by nobody.
+    let row = row.filter(|row| caller.grant.reaches(&row.function.tenant));
+    let row = row.ok_or_else(|| no_rollout(id))?;
     Ok(Json(view(&api, row).await?))
+}
+
+fn no_rollout(id: u64) -> ApiError {
+    ApiError::not_found(format!("there is no rollout {id}"))
 }
 
 pub(super) async fn abort(
@@ -102,7 +106,8 @@ pub(super) async fn promote(
     id: Id<u64>,
     JsonBody(request): JsonBody<PromoteRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    order(api, caller, id, Order::Promote { all: request.all }).await
+    let PromoteRequest { wave, all } = request;
+    order(api, caller, id, Order::Promote { wave, all }).await
 }
 
 async fn order(
@@ -111,12 +116,13 @@ async fn order(
     Id(id): Id<u64>,
     order: Order,
 ) -> Result<impl IntoResponse, ApiError> {
-    if let Some(row) = api.store.rollout(id).await? {
-        caller.of_tenant(Verb::Rollout, &row.function.tenant)?;
+    let row = api.store.rollout(id).await?;
+    if !row.is_some_and(|row| caller.grant.reaches(&row.function.tenant)) {
+        return Err(no_rollout(id));
     }
     let row = api.rollouts.order(id, order).await?;
     let told = told(match order {
-        Order::Promote { all: true } => format!("{}, past all gates", row.function),
+        Order::Promote { all: true, .. } => format!("{}, past all gates", row.function),
         _ => row.function.to_string(),
     });
     Ok((told, Json(view(&api, row).await?)))

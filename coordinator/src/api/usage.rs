@@ -10,6 +10,7 @@ use holm_model::api::{
 };
 use holm_model::ids::{FunctionName, Name, RequestId};
 use holm_model::limits::MAX_USAGE_BATCH;
+use holm_model::price::DEFAULT_PLAN;
 use holm_model::price::PlanAssignment;
 use holm_model::token::Verb;
 use serde::Deserialize;
@@ -19,7 +20,7 @@ use super::access::{Caller, told};
 use super::input::{Id, JsonBody, QueryOf};
 use super::problem::ApiError;
 use crate::bill;
-use crate::limits::DEFAULT_PAGE_ROWS;
+use crate::limits::{DEFAULT_PAGE_ROWS, MAX_TIME_PARTS};
 use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
 
 /// The query of a usage request.
@@ -42,7 +43,7 @@ pub(super) async fn sums(
     caller: Caller,
     QueryOf(query): QueryOf<UsageQuery>,
 ) -> Result<Json<Vec<UsageView>>, ApiError> {
-    let (filter, group) = parse(&query)?;
+    let (filter, group) = parse(&query, api.clock.now_ms())?;
     allow(&caller, filter.tenant.as_ref())?;
     Ok(Json(api.ledger.usage(&filter, group).await?))
 }
@@ -125,10 +126,9 @@ pub(super) async fn explain(
     caller: Caller,
     Id(request): Id<RequestId>,
 ) -> Result<Json<Vec<ExplainedRecord>>, ApiError> {
-    let rows = bill::explain(&api.store, request).await?;
-    for explained in &rows {
-        caller.of_tenant(Verb::Usage, &explained.row.record.function.tenant)?;
-    }
+    let mut rows = bill::explain(&api.store, request).await?;
+    // Another tenant's is told from none at all by nobody.
+    rows.retain(|explained| caller.grant.reaches(&explained.row.record.function.tenant));
     match rows.is_empty() {
         false => Ok(Json(rows)),
         true => Err(ApiError::not_found(format!(
@@ -146,6 +146,15 @@ pub(super) async fn prices(
     let mut view = api.store.prices().await?;
     view.assignments
         .retain(|assigned| caller.grant.reaches(&assigned.tenant));
+    if !caller.grant.reaches_all() {
+        let assignments = &view.assignments;
+        view.plans.retain(|plan| {
+            plan.name.as_str() == DEFAULT_PLAN
+                || assignments
+                    .iter()
+                    .any(|assigned| assigned.plan == plan.name)
+        });
+    }
     Ok(Json(view))
 }
 
@@ -157,7 +166,7 @@ pub(super) async fn add_prices(
     from_in_range(new.from_ms)?;
     let plan = api
         .store
-        .add_prices(&plan, &new, api.clock.now_ms())
+        .add_prices(&plan, &new, || api.clock.now_ms())
         .await?;
     let told = told(format!("version {}", plan.version));
     Ok((StatusCode::CREATED, told, Json(plan)))
@@ -169,8 +178,10 @@ pub(super) async fn assign_plan(
     JsonBody(new): JsonBody<NewAssignment>,
 ) -> Result<impl IntoResponse, ApiError> {
     from_in_range(new.from_ms)?;
-    let now_ms = api.clock.now_ms();
-    let assigned = api.store.assign_plan(&tenant, &new, now_ms).await?;
+    let assigned = api
+        .store
+        .assign_plan(&tenant, &new, || api.clock.now_ms())
+        .await?;
     let PlanAssignment { plan, from_ms, .. } = &assigned;
     Ok((told(format!("{plan} from {from_ms}")), Json(assigned)))
 }
@@ -192,7 +203,7 @@ fn allow(caller: &Caller, tenant: Option<&Name>) -> Result<(), ApiError> {
     }
 }
 
-fn parse(query: &UsageQuery) -> Result<(UsageFilter, UsageGroup), ApiError> {
+fn parse(query: &UsageQuery, now_ms: u64) -> Result<(UsageFilter, UsageGroup), ApiError> {
     let bad =
         |what, error: &dyn std::fmt::Display| ApiError::bad_request(format!("`{what}`: {error}"));
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
@@ -237,6 +248,15 @@ fn parse(query: &UsageQuery) -> Result<(UsageFilter, UsageGroup), ApiError> {
     filter.to_ms = minute(query.until.unwrap_or(ALWAYS_MS)).min(ALWAYS_MS);
     if filter.from_ms >= filter.to_ms {
         return Err(bad("until", &"it is not at least a minute after `since`"));
+    }
+    if let UsageGroup::Time(part) = group {
+        let to = filter.to_ms.min(now_ms.saturating_add(DAY_MS));
+        if to.saturating_sub(filter.from_ms) / part > MAX_TIME_PARTS {
+            let detail = format!(
+                "it leaves more than {MAX_TIME_PARTS} parts; say a later time, or larger parts"
+            );
+            return Err(bad("since", &detail));
+        }
     }
     Ok((filter, group))
 }

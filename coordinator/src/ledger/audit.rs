@@ -270,7 +270,8 @@ impl<'a> NodeAudit<'a> {
 
     /// A row that is in no batch.
     fn outside(&mut self, row: &StoredRow) {
-        if row.row <= self.chained.unchained_upto {
+        // Before its chain began alone, and no number that the database does not give.
+        if self.head.is_none() && (1..=self.chained.unchained_upto).contains(&row.row) {
             self.journal(row.boot_epoch).unchained += 1;
             return;
         }

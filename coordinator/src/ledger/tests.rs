@@ -25,7 +25,7 @@ on_both_databases! {
     the_audit_names_gaps_and_executions_entered_twice,
     sums_leave_probes_out_and_go_by_function_version_or_node,
     pages_of_rows_give_every_record_once_as_it_was_sent,
-    sums_beyond_63_bits_stay_exact,
+    sums_of_the_largest_records_are_exact,
     usage_is_summed_by_time_from_any_minute_to_any_other,
 }
 
@@ -515,51 +515,30 @@ async fn pages_of_rows_give_every_record_once_as_it_was_sent(database: TestDatab
     assert_eq!(fleet.ledger.records(None, 0, 8).await.unwrap().next, None);
 }
 
-async fn sums_beyond_63_bits_stay_exact(database: TestDatabase) {
+async fn sums_of_the_largest_records_are_exact(database: TestDatabase) {
     let fleet = TestFleet::new(&database.store);
     let dear: Vec<_> = (1..=200)
-        .map(|sequence| {
-            let mut record = record(1, sequence);
-            record.memory_bytes = MAX_MEMORY_BYTES;
-            record.run_ns = MAX_NS;
-            record.response_bytes = i64::MAX as u64;
-            // A day apart, so that no sum of a day is more than a column holds.
-            record.accepted_ms = sequence * DAY_MS;
-            record
+        .map(|sequence| UsageRecord {
+            memory_bytes: MAX_MEMORY_BYTES,
+            run_ns: MAX_RECORD_NS,
+            response_bytes: MAX_RECORD_BYTES,
+            egress_bytes: MAX_RECORD_BYTES,
+            ..record(1, sequence)
         })
         .collect();
-    fleet.add(&node("a"), &dear[..1]).await.unwrap();
-    fleet.add(&node("a"), &dear[1..2]).await.unwrap();
+    fleet.add(&node("a"), &dear).await.unwrap();
+    let all = UsageFilter::default();
     let usage = fleet
         .ledger
-        .usage(&UsageFilter::default(), UsageGroup::Function)
+        .usage(&all, UsageGroup::Function)
         .await
         .unwrap();
-    assert_eq!(usage[0].response_bytes, 2 * (i64::MAX as u64));
-    fleet.add(&node("a"), &dear[2..]).await.unwrap();
-    let usage = fleet
-        .ledger
-        .usage(&UsageFilter::default(), UsageGroup::Function)
-        .await
-        .unwrap();
-    assert_eq!(
-        usage[0].response_bytes,
-        u64::MAX,
-        "what does not fit is held at the end"
-    );
-    // Within a day, too.
-    let mut again = dear[0].clone();
-    again.sequence = 2;
-    fleet
-        .add(&node("b"), &[dear[0].clone(), again])
-        .await
-        .unwrap();
-    let of_b = UsageFilter {
-        to_ms: 2 * DAY_MS,
-        ..UsageFilter::default()
-    };
-    let by_node = fleet.ledger.usage(&of_b, UsageGroup::Node).await.unwrap();
-    assert_eq!(by_node[1].response_bytes, i64::MAX as u64);
+    let memory_kib_ms = 200 * (MAX_MEMORY_BYTES >> 10) * (MAX_RECORD_NS / 1_000_000);
+    assert_eq!(usage[0].response_bytes, 200 * MAX_RECORD_BYTES);
+    assert_eq!(usage[0].billed.egress_bytes, 400 * MAX_RECORD_BYTES);
+    assert_eq!(usage[0].memory_kib_ms, memory_kib_ms);
+    let audit = fleet.ledger.audit().await.unwrap();
+    assert!(audit.whole, "{audit:?}");
 }
 
 /// CPU time of this process, which is the database's too where that is SQLite (proc(5); a tick is 10 ms).

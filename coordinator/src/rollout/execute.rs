@@ -79,6 +79,11 @@ pub(crate) enum RolloutError {
     UnknownRollout(u64),
     #[error("rollout {0} has ended already; `holm rollback` goes back")]
     Ended(u64),
+    #[error(
+        "rollout {0} is neither paused nor watching the wave that was to be promoted; look at it again with \
+         `holm rollout status {0}`"
+    )]
+    NothingToPromote(u64),
     #[error("rollout {0} is on its way back already")]
     GoesBack(u64),
     #[error("{0} invocations are more than the {MAX_GATE_REQUESTS} that a gate may wait for")]
@@ -107,8 +112,8 @@ pub(crate) enum Order {
     Pause,
     /// Go on after a pause.
     Resume,
-    /// Take the watched wave for passed; or all.
-    Promote { all: bool },
+    /// Take the watched wave for passed, which is to be the one with this index if it is given; or all.
+    Promote { wave: Option<usize>, all: bool },
 }
 
 enum To {
@@ -471,8 +476,10 @@ impl Rollouts {
                     open.rollout.unpause(moment.now_ms);
                     Vec::new()
                 }
-                Order::Promote { all } => {
-                    open.rollout.promote(all);
+                Order::Promote { wave, all } => {
+                    if !open.rollout.promote(wave, all) {
+                        return Err(RolloutError::NothingToPromote(id));
+                    }
                     Vec::new()
                 }
             };
@@ -709,12 +716,11 @@ impl Rollouts {
         next.unstored = Additions::default();
         state.revision += 1;
         state.generation = generation;
+        let mut moved = None;
         if let Some(managed) = state.functions.get_mut(function) {
             let before = managed.open.as_ref().map(|open| open.rollout.state);
             log(next.id, function, managed.open.as_ref(), &next.rollout);
-            if before != Some(next.rollout.state) {
-                self.record(function, &next).await;
-            }
+            moved = (before != Some(next.rollout.state)).then(|| next.clone());
             if adopt {
                 managed.fallback = managed.current.replace(next.version.clone());
             }
@@ -722,6 +728,10 @@ impl Rollouts {
         }
         if publish {
             self.show(state);
+        }
+        // Last: whoever waits for this may go away.
+        if let Some(moved) = moved {
+            self.record(function, &moved).await;
         }
         Ok(())
     }

@@ -12,7 +12,7 @@
 //!                          └──▶ Failed
 //! ```
 //!
-//! While it is paused no wave begins or passes and it does not complete; gates that fail still turn it back. It
+//! While it is paused no wave begins or passes a gate and it does not complete; gates that fail still turn it back. It
 //! pauses by itself when a gate has seen too little for too long: that is no reason to go on, nor to go back.
 //!
 //! A [`Rollout`] is plain data: the executor stores it after every change and before acting on it,
@@ -181,10 +181,15 @@ impl Rollout {
     }
 
     /// Takes the wave that is watched for passed, and goes on; with `all`, every wave to come, too: no gate is asked
-    /// any more. Nothing happens if it is not running.
-    pub(crate) fn promote(&mut self, all: bool) {
-        if self.state != RolloutState::Running {
-            return;
+    /// any more. `false`, and nothing happens, if it is not running, if the watched wave is not the one with the index
+    /// `wave`, or if there is nothing to pass.
+    pub(crate) fn promote(&mut self, wave: Option<usize>, all: bool) -> bool {
+        let baking = |wave: &Wave| wave.state == WaveState::Baking;
+        let watched = self.waves.iter().position(baking);
+        let other = wave.is_some() && wave != watched;
+        let nothing = watched.is_none() && self.paused.is_none() && !all;
+        if self.state != RolloutState::Running || other || nothing {
+            return false;
         }
         self.paused = None;
         self.policy.skips_gates |= all;
@@ -192,10 +197,10 @@ impl Rollout {
             true => "promoted by the operator past all gates".into(),
             false => "promoted by the operator past its gate".into(),
         };
-        let mut waves = self.waves.iter_mut();
-        if let Some(wave) = waves.find(|wave| wave.state == WaveState::Baking) {
-            wave.state = WaveState::Passed;
+        if let Some(wave) = watched {
+            self.waves[wave].state = WaveState::Passed;
         }
+        true
     }
 
     /// Looks at the fleet and goes on as far as it allows.

@@ -387,7 +387,8 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
     );
     assert_eq!(rollout.tick(&fleet, at(10_000_000, 3)), []);
     let mut promoted = rollout.clone();
-    promoted.promote(false);
+    assert!(!promoted.promote(Some(1), false), "the first is watched");
+    assert!(promoted.promote(Some(0), false));
     assert_eq!(promoted.tick(&fleet, at(10_000_001, 3)), [Action::Publish]);
     assert_eq!(promoted.waves[1].state, WaveState::Moving);
     assert!(!promoted.policy.skips_gates);
@@ -396,7 +397,7 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
 #[test]
 fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_back() {
     let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
-    rollout.promote(true);
+    assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     rollout.note(Tally {
         invocations: 9,
@@ -411,7 +412,7 @@ fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_ba
     assert_eq!(rollout.state, RolloutState::Completed);
 
     let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
-    rollout.promote(true);
+    assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     rollout.tick(
         &fleet([failing(NEW, 2), serving(OLD, 1), serving(OLD, 1)]),
@@ -695,7 +696,9 @@ impl World {
                 let mut next = self.rollout.clone();
                 match event {
                     Happens::Pause => next.pause(),
-                    Happens::Promote(all) => next.promote(all),
+                    Happens::Promote(all) => {
+                        next.promote(None, all);
+                    }
                     _ => next.unpause(self.now_ms),
                 }
                 self.commit(next, &[]);

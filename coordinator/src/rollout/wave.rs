@@ -22,7 +22,8 @@ pub(crate) struct Policy {
     /// Invocations that a gate has to see before its wave passes.
     #[serde(default)]
     pub(crate) min_requests: u64,
-    /// In an emergency: no wave is watched, and what fails on a node is not held against the version.
+    /// In an emergency: no wave is watched, and neither errors nor crashes turn back. A version that a node cannot have
+    /// still does.
     #[serde(default)]
     pub(crate) skips_gates: bool,
 }

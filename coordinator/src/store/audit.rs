@@ -68,7 +68,9 @@ impl Store {
         view.missing = sum(|journal| journal.missing);
         view.unchained = sum(|journal| journal.unchained);
         view.batches = sum(|journal| journal.batches);
+        // Rows that are under no key that a node gives were told to nobody.
         view.whole = view.duplicates == 0
+            && view.rows == sum(|journal| journal.rows)
             && view.missing == 0
             && view.total.balanced
             && findings.problems.is_empty();

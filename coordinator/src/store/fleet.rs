@@ -125,7 +125,7 @@ impl Store {
         if lived && prescribed.is_none() {
             return Ok(JoinOutcome::NameTaken);
         }
-        let (nodes,): (i64,) = query("SELECT COUNT(*) FROM nodes")
+        let (nodes,): (i64,) = query("SELECT COUNT(*) FROM nodes WHERE revoked_ms IS NULL")
             .one(&mut tx)
             .await
             .during(DOING)?;
@@ -152,6 +152,13 @@ impl Store {
         .execute(&mut tx)
         .await
         .during(DOING)?;
+        if known.is_some() {
+            // What operators have said of it holds again: whoever has read before reads anew.
+            query("UPDATE counters SET value = value + 1 WHERE name = 'revision'")
+                .execute(&mut tx)
+                .await
+                .during(DOING)?;
+        }
         tx.commit(DOING).await?;
         Ok(JoinOutcome::Joined)
     }
@@ -224,7 +231,10 @@ impl Store {
                 let labels = serde_json::to_string(labels).map_err(json)?;
                 update.push("labels = ").push_bind(labels)
             }
-            NodeChange::Revoked => update.push("revoked_ms = ").push_bind(now_ms),
+            // What it was to keep nobody needs any more.
+            NodeChange::Revoked => update
+                .push("cordoned = NULL, revoked_ms = ")
+                .push_bind(now_ms),
         };
         update
             .push(" WHERE revoked_ms IS NULL AND name = ")

@@ -91,10 +91,12 @@ impl Store {
         &self,
         name: &Name,
         new: &NewPrices,
-        now_ms: u64,
+        now_ms: impl FnOnce() -> u64,
     ) -> Result<PricePlan, Unpriced> {
         const DOING: &str = "store prices";
         let mut tx = self.write(Turn::Registry).await?;
+        // Not before it is its turn: an hour may have begun while it waited.
+        let now_ms = now_ms();
         let plans = plans(&mut tx).await?;
         let before = || plans.iter().filter(|plan| plan.name == *name);
         if let Some(other) = before().find(|plan| plan.currency != new.currency) {
@@ -148,10 +150,12 @@ impl Store {
         &self,
         tenant: &Name,
         new: &NewAssignment,
-        now_ms: u64,
+        now_ms: impl FnOnce() -> u64,
     ) -> Result<PlanAssignment, Unpriced> {
         const DOING: &str = "give a tenant a price plan";
         let mut tx = self.write(Turn::Registry).await?;
+        // Not before it is its turn: an hour may have begun while it waited.
+        let now_ms = now_ms();
         let known = query("SELECT 1 FROM tenants WHERE name = ?").bind(tenant);
         if !known.found(&mut tx).await.during(DOING)? {
             return Err(Unpriced::NoTenant(tenant.clone()));

@@ -98,6 +98,7 @@ async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, Stor
         .during(DOING)?;
     let cordoned = nodes(&mut *tx).await?.into_iter();
     let cordoned: Vec<_> = cordoned
+        .filter(|row| !row.revoked)
         .filter_map(|row| Some((row.name, row.cordoned?)))
         .collect();
     let mut all = Vec::new();

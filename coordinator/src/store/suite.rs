@@ -1136,12 +1136,15 @@ pub(super) async fn fill(store: &Store) {
         prices: Prices::default(),
         from_ms: None,
     };
-    store.add_prices(&name("large"), &prices, 7).await.unwrap();
+    store
+        .add_prices(&name("large"), &prices, || 7)
+        .await
+        .unwrap();
     let plan = NewAssignment {
         plan: name("large"),
         from_ms: None,
     };
-    store.assign_plan(&name("acme"), &plan, 7).await.unwrap();
+    store.assign_plan(&name("acme"), &plan, || 7).await.unwrap();
 }
 
 pub(super) async fn one_more_row(store: &Store) {

@@ -16,7 +16,7 @@ use super::{Store, StoreError, Turn};
 use crate::limits::{LEDGER_CHUNK_ROWS, MAX_EXPORT_LINE_BYTES};
 
 /// Raised when the meaning of the lines changes.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// A file cannot be written or taken in.
 #[derive(Debug, thiserror::Error)]

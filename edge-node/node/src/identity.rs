@@ -52,7 +52,7 @@ pub enum IdentityError {
     File(#[from] FileError),
     /// A file whose content is no good.
     #[error(
-        "{file} in the state directory cannot be used: {why}; restore it, or remove the directory and join again"
+        "{file} in the state directory cannot be used: {why}; restore it, or remove `node.json`, and nothing else, and join again"
     )]
     Damaged {
         /// Its name.

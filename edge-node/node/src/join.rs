@@ -32,7 +32,7 @@ pub struct JoinConfig {
 pub enum JoinError {
     /// The directory belongs to a node already.
     #[error(
-        "{0} belongs to a node that has joined already; use another directory, or remove this one to join anew"
+        "{0} belongs to a node that has joined already; use another directory; or, to join anew with the usage that is not uploaded yet, remove `node.json` in it and nothing else"
     )]
     AlreadyJoined(String),
     /// The coordinator cannot be reached or is not the token's.

@@ -464,6 +464,9 @@ pub struct RolloutRequest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromoteRequest {
+    /// Which wave is seen to be watched, counted from 0: another one is not promoted. None: whichever it is.
+    #[serde(default)]
+    pub wave: Option<usize>,
     /// And all to come.
     #[serde(default)]
     pub all: bool,

@@ -12,6 +12,11 @@ pub const MAX_ARTIFACT_BYTES: u64 = 256 << 20;
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 10;
 /// Most invocations that a rollout's gate may be told to wait for.
 pub const MAX_GATE_REQUESTS: u64 = 1_000_000_000;
+/// Longest time that a usage record may tell, in nanoseconds: a day, far above every limit of a function and low
+/// enough that sums of products stay exact.
+pub const MAX_RECORD_NS: u64 = 86_400_000_000_000;
+/// Most bytes of a kind that a usage record may tell: 1 PiB, so that sums stay exact.
+pub const MAX_RECORD_BYTES: u64 = 1 << 50;
 /// Smallest memory a function may ask for.
 pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
 /// Largest memory a function may ask for.

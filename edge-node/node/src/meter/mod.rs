@@ -26,6 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Instant;
 
+use holm_model::limits::{MAX_RECORD_BYTES, MAX_RECORD_NS};
 use holm_model::usage::UsageRecord;
 
 use crate::limits::JOURNAL_ROOM;
@@ -65,6 +66,23 @@ impl Meter {
     pub(crate) fn record(&mut self, mut record: UsageRecord) -> Result<(), SpillError> {
         record.boot_epoch = self.spill.epoch();
         record.sequence = 0;
+        // A machine that was suspended may have waited for longer than any ledger takes.
+        for ns in [
+            &mut record.queue_ns,
+            &mut record.restore_ns,
+            &mut record.run_ns,
+            &mut record.cpu_ns,
+        ] {
+            *ns = (*ns).min(MAX_RECORD_NS);
+        }
+        for bytes in [
+            &mut record.request_bytes,
+            &mut record.response_bytes,
+            &mut record.egress_bytes,
+            &mut record.ingress_bytes,
+        ] {
+            *bytes = (*bytes).min(MAX_RECORD_BYTES);
+        }
         let counter = self.spill.append(&record)?;
         self.progress.queued.fetch_add(1, Ordering::Relaxed);
         let entry = Message::Record(Entry {

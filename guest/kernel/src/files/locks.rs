@@ -84,8 +84,15 @@ impl Locks {
 
     /// Takes a range out of the owner's own locks, and joins it with those that it touches if it is `kept`.
     fn replace(&mut self, mut new: Lock, kept: bool) -> Result<(), Errno> {
-        // What is left of a lock before the range, and behind it.
-        if self.count + 2 > MAX_LOCKS {
+        // Of each lock that the range overlaps, what is left before it and behind it.
+        let (mut more, mut fewer) = (usize::from(kept), 0);
+        for old in self.all.iter().flatten() {
+            if old.is_beside(&new) && old.overlaps(&new) {
+                fewer += 1;
+                more += usize::from(old.first < new.first) + usize::from(old.last > new.last);
+            }
+        }
+        if self.count + more > MAX_LOCKS + fewer {
             return Err(Errno::ENOLCK);
         }
         for at in 0..MAX_LOCKS {

@@ -82,6 +82,7 @@ pub fn connect(
         connecting: true,
         ready: 0,
         awaited: READ | WRITE,
+        counted: false,
     });
     if nonblocking {
         return Err(Errno::EINPROGRESS);
@@ -157,18 +158,38 @@ pub fn receive(number: u16, handle: u64, to: &mut [u8], peek: bool) -> SysResult
     let flags = if peek { receive_flags::PEEK } else { 0 };
     let args = [handle, to.as_mut_ptr() as u64, to.len() as u64, 0];
     let received = result(host::call(Call::RECEIVE, flags, args));
-    if received.is_ok_and(|count| count == to.len() as u64) {
-        return received;
+    // What is looked at alone stays, and is no news again.
+    let whole = match received {
+        Ok(count) => peek && count > 0 || count == to.len() as u64,
+        Err(_) => false,
+    };
+    let counted = !peek && tell_counted(number, false);
+    if !whole || counted {
+        awaits(number, READ);
     }
-    awaits(number, READ);
     received
 }
 
 /// Bytes that a read would find, as far as they are looked at. Who knows that may read so many and wait for an edge.
 pub fn readable_bytes(number: u16, handle: u64) -> u64 {
+    refresh();
+    if let State::Outbound(outbound) = &state::sockets().get(number).state
+        && (outbound.connecting || outbound.ready & FAILED != 0)
+    {
+        // To look would take the error, which a later call is to be told.
+        return 0;
+    }
+    tell_counted(number, true);
     let there = receive(number, handle, &mut state::content().bytes, true);
-    awaits(number, READ);
     there.unwrap_or(0)
+}
+
+/// Notes whether the program knows how many bytes there are; whether it did.
+fn tell_counted(number: u16, counted: bool) -> bool {
+    match &mut state::sockets().get(number).state {
+        State::Outbound(outbound) => core::mem::replace(&mut outbound.counted, counted),
+        _ => false,
+    }
 }
 
 /// Sends some; EAGAIN where nothing fits.

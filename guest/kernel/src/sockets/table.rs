@@ -81,6 +81,8 @@ pub struct Outbound {
     pub ready: u8,
     /// What the program may be waiting for.
     pub awaited: u8,
+    /// It has been told how many bytes there are: who reads so many believes to have read all.
+    pub counted: bool,
 }
 
 /// A socket.

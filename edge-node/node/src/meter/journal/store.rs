@@ -550,6 +550,10 @@ fn check_ends(transaction: &Transaction<'_>) -> Result<(), Failure> {
     while let Some(row) = rows.next()? {
         let (epoch, last) = (number(row, 0)?, number(row, 1)?);
         let there = row.get::<_, Option<i64>>(2)?.unwrap_or(0) as u64;
+        // From before there was a chain, and all of it is in the ledger.
+        if there == 0 && head.epoch == 0 {
+            continue;
+        }
         let in_ledger = match epoch.cmp(&head.epoch) {
             std::cmp::Ordering::Less => last,
             std::cmp::Ordering::Equal => head.last,

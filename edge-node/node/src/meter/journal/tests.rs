@@ -413,6 +413,25 @@ fn a_journal_without_a_chain_is_brought_up_to_date_with_what_it_has() {
         sent.insert((epoch, sequence));
     }
     drop(old);
+    // One whose records are all in the ledger, or only those of its older life.
+    for left in ["DELETE FROM records", "DELETE FROM records WHERE epoch = 5"] {
+        let copy = dir.path().join("copy.sqlite");
+        std::fs::copy(&path, &copy).unwrap();
+        Connection::open(&copy)
+            .unwrap()
+            .execute_batch(left)
+            .unwrap();
+        let mut store = Store::open(&copy, &node()).unwrap();
+        store.begin_epoch(1).unwrap();
+        assert_eq!(store.epoch(), 7);
+        drop(store);
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with("copy") {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+    }
     let mut store = Store::open(&path, &node()).unwrap();
     store.begin_epoch(1).unwrap();
     assert_eq!(store.epoch(), 7);
