@@ -85,7 +85,7 @@ async fn an_export_that_was_cut_off_or_altered_is_not_imported(database: TestDat
     without_one.remove(lines.len() / 2);
     let without_one = without_one.join("\n");
     let altered = whole.replace("[\"usage\",1,", "[\"usage\",\"t1\",");
-    let newer = whole.replacen(":1}", ":99}", 1);
+    let newer = whole.replacen(&format!(":{FORMAT}}}"), ":99}", 1);
     for bad in [cut, without_one, altered, newer, String::new()] {
         let error = import(&database, bad.as_bytes()).await.err().unwrap();
         assert!(matches!(error, TransferError::Malformed { .. }), "{error}");

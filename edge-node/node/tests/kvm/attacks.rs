@@ -264,7 +264,8 @@ async fn kvm_a_storm_of_callers_leaves_nothing_behind() {
         };
         let all = tokio::time::timeout(Duration::from_secs(20), healthy).await;
         assert!(all.is_ok(), "not all slots came back");
-        assert_eq!(get(to, "/acme/hello/ok").await.status(), 200);
+        let last = get(to, "/acme/hello/ok").await;
+        assert_eq!(last.status(), 200, "{}", text(&last));
         drop(client);
         until("connections and machines are closed again", || {
             descriptors() <= before + 8
