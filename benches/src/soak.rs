@@ -38,9 +38,12 @@ const STAYS: [Option<Duration>; 4] = [
     Some(Duration::from_millis(100)),
 ];
 /// How much more of its own memory a node may have at the end than when it had settled: the allocator's and the
-/// database's whims, and nothing that goes on. A run of seconds has not settled fully when that is looked at: it grows
-/// by some 5 MiB, one of 45 s by 0.1 MiB.
-const MEMORY_SLACK_BYTES: f64 = (8 << 20) as f64;
+/// database's whims, and nothing that goes on.
+const MEMORY_SLACK_BYTES: f64 = (4 << 20) as f64;
+/// The same for a run of less than [`SETTLING_SECONDS`], which has not settled when that is looked at: it grows by
+/// some 5 MiB, one of 45 s by 0.1 MiB.
+const SHORT_MEMORY_SLACK_BYTES: f64 = (8 << 20) as f64;
+const SETTLING_SECONDS: u64 = 30;
 /// Longest wait for the beginning of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the ledger may take to have the last records.
@@ -436,7 +439,11 @@ impl Soak {
     fn compare(&mut self) {
         let (from, to) = (self.settled, self.end);
         let grown = to.private_bytes as f64 - from.private_bytes as f64;
-        if grown > MEMORY_SLACK_BYTES {
+        let slack = match self.seconds < SETTLING_SECONDS {
+            true => SHORT_MEMORY_SLACK_BYTES,
+            false => MEMORY_SLACK_BYTES,
+        };
+        if grown > slack {
             self.problems.push(format!(
                 "the node's own memory grew by {:.0} KiB",
                 grown / 1024.0

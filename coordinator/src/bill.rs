@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use holm_model::api::{BILL_CONTEXT, Bill, BillLine, BillTotal, ExplainedRecord, SignedBill};
 use holm_model::ids::{Digest, Name, RequestId};
-use holm_model::price::{Amount, Currency, Units, periods};
+use holm_model::price::{Amount, Currency, Units, in_force};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::ca::{Authority, CaError};
@@ -164,10 +164,8 @@ pub(crate) async fn explain(
     let labels = store.labels(&versions).await?;
     let explained = rows.into_iter().map(|row| {
         let record = &row.record;
-        let at = record.accepted_ms;
-        let tenant = &record.function.tenant;
-        let periods = periods(tenant, &prices.plans, &prices.assignments, at, at + 1);
-        let plan = periods.first().and_then(|period| period.plan);
+        let (tenant, at) = (&record.function.tenant, record.accepted_ms);
+        let plan = in_force(tenant, &prices.plans, &prices.assignments, at);
         let billed = Units::of(record);
         ExplainedRecord {
             label: labels.get(&record.version).cloned().unwrap_or_default(),

@@ -157,7 +157,7 @@ impl Ledger {
                 });
             }
         }
-        let place = batch.place(records.len());
+        let place = batch.place();
         let place = place.ok_or_else(|| unreadable(UnpackError::Malformed))?;
         let leaves: Vec<Digest> = records.iter().map(leaf).collect();
         let named = Named {

@@ -278,7 +278,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .unwrap_or_else(|| quic_addr.to_string());
     let fingerprint = authority.fingerprint();
     let tokens = Tokens {
-        key: authority.token_key().clone(),
+        key: authority.token_key(),
         store: store.clone(),
         clock,
     };

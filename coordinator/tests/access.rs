@@ -38,8 +38,7 @@ async fn audit_log(coordinator: &Coordinator) -> Vec<AuditEntry> {
 #[tokio::test]
 async fn a_token_does_what_it_is_for_and_a_refusal_says_what_it_lacks() {
     let coordinator = Coordinator::start().await;
-    let acme = Publisher::register(&coordinator, "acme/hello", 1).await;
-    let mut acme = acme;
+    let mut acme = Publisher::register(&coordinator, "acme/hello", 1).await;
     let mut beta = Publisher::register(&coordinator, "beta/hello", 2).await;
     let version = acme.publish(&coordinator, "").await;
     beta.publish(&coordinator, "").await;
@@ -370,11 +369,8 @@ async fn whatever_changes_something_is_in_the_audit_log_with_who_did_it_and_what
 async fn an_admin_token_is_renewed_on_the_machine_and_the_one_before_is_void() {
     let mut coordinator = Coordinator::start().await;
     let old = coordinator.client.clone();
-    let config = || {
-        let any = "127.0.0.1:0".parse().unwrap();
-        Config::new(coordinator.dir.path().join("state"), any, any)
-    };
-    let config = config();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let config = Config::new(coordinator.dir.path().join("state"), any, any);
     let busy = renew_admin_token(&config, false).await.unwrap_err();
     assert!(busy.to_string().contains("end it first"), "{busy}");
     coordinator.kill();

@@ -67,7 +67,7 @@ impl Node {
             signature: Vec::new(),
             records: PackedRecords::pack(records),
         };
-        let place = batch.place(records.len()).unwrap();
+        let place = batch.place().unwrap();
         let leaves: Vec<_> = records.iter().map(chain::leaf).collect();
         batch.hash = chain::batch_hash(&self.identity.name, &place, &leaves);
         let key = KeyPair::try_from(&self.identity.key[..]).unwrap();

@@ -63,6 +63,21 @@ fn wanted(node: &TestNode) -> Vec<VersionId> {
     functions.flat_map(of).flatten().collect()
 }
 
+async fn both_are_connected(coordinator: &Coordinator) {
+    until("both nodes to be connected", || async {
+        let nodes = coordinator.nodes().await;
+        nodes.iter().filter(|node| node.connected).count() == 2
+    })
+    .await;
+}
+
+async fn knows_that_it_is_drained(node: &TestNode) {
+    until("a node that knows that it is drained", || async {
+        node.behaviour.lock().unwrap().desired.draining.drained
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_cordoned_node_keeps_what_it_has_and_gets_neither_versions_nor_callers() {
     let mut coordinator = Coordinator::start().await;
@@ -115,16 +130,7 @@ async fn a_cordoned_node_keeps_what_it_has_and_gets_neither_versions_nor_callers
 
     // Whoever starts anew, it stays so.
     coordinator.restart().await;
-    until("both nodes to be back", || async {
-        coordinator
-            .nodes()
-            .await
-            .iter()
-            .filter(|node| node.connected)
-            .count()
-            == 2
-    })
-    .await;
+    both_are_connected(&coordinator).await;
     assert!(coordinator.nodes().await[0].cordoned);
     // Again: what it keeps is what it had first.
     post(&coordinator, "/v1/nodes/n1/cordon")
@@ -211,10 +217,7 @@ async fn a_node_that_has_joined_and_was_never_connected_can_be_drained_and_begin
     let view: NodeView = post(&coordinator, "/v1/nodes/n1/drain").await.expect(200);
     assert!(view.drained && view.never_connected && !view.connected);
     let n1 = TestNode::run(coordinator.quic, identity, hello(1));
-    until("a node that knows that it is drained", || async {
-        n1.behaviour.lock().unwrap().desired.draining.drained
-    })
-    .await;
+    knows_that_it_is_drained(&n1).await;
     assert!(!coordinator.nodes().await[0].never_connected);
 }
 
@@ -244,16 +247,7 @@ async fn a_revoked_node_is_let_in_no_more_until_it_joins_again() {
     let token = answer.expect::<holm_model::api::JoinTokenAnswer>(201).token;
     let identity = join(coordinator.quic, &token, "n1").await.unwrap();
     let _n1 = TestNode::run(coordinator.quic, identity, hello(1));
-    until("the node to be back", || async {
-        coordinator
-            .nodes()
-            .await
-            .iter()
-            .filter(|node| node.connected)
-            .count()
-            == 2
-    })
-    .await;
+    both_are_connected(&coordinator).await;
 }
 
 #[tokio::test]
@@ -264,10 +258,7 @@ async fn what_an_operator_says_of_a_node_holds_for_all_coordinators() {
     // Asked of the one that the node is not linked to.
     let view: NodeView = post(&second, "/v1/nodes/n1/drain").await.expect(200);
     assert!(view.drained);
-    until("a node that knows that it is drained", || async {
-        node.behaviour.lock().unwrap().desired.draining.drained
-    })
-    .await;
+    knows_that_it_is_drained(&node).await;
     post(&second, "/v1/nodes/n1/cordon")
         .await
         .expect::<NodeView>(200);

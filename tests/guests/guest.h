@@ -30,16 +30,23 @@ struct request {
     size_t body_bytes;
 };
 
-static void send_all(int connection, const void *bytes, size_t count) {
+/* Whether all of it could be sent. */
+static int sends_all(int connection, const void *bytes, size_t count) {
     const char *at = bytes;
     while (count > 0) {
         ssize_t sent = write(connection, at, count);
-        if (sent <= 0) {
-            perror("guest: write");
-            exit(90);
-        }
+        if (sent <= 0)
+            return 0;
         at += sent;
         count -= (size_t)sent;
+    }
+    return 1;
+}
+
+static void send_all(int connection, const void *bytes, size_t count) {
+    if (!sends_all(connection, bytes, count)) {
+        perror("guest: write");
+        exit(90);
     }
 }
 

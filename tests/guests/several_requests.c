@@ -16,14 +16,8 @@ static pthread_cond_t condition = PTHREAD_COND_INITIALIZER;
 static int meeting, met, released, gone;
 
 /* A caller that has gone ends nobody else's request. */
-static void send_to_caller(int connection, const char *bytes, size_t count) {
-    while (count > 0) {
-        ssize_t sent = write(connection, bytes, count);
-        if (sent <= 0)
-            return;
-        bytes += sent;
-        count -= (size_t)sent;
-    }
+static void send_to_caller(int connection, const void *bytes, size_t count) {
+    (void)sends_all(connection, bytes, count);
 }
 
 static void respond(int connection, const char *format, long number) {

@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ed25519_dalek::SigningKey;
 use hyper::body::Bytes;
@@ -26,6 +25,7 @@ use crate::remote::key::KeyFile;
 use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
 use crate::remote::settings::Connection;
 use crate::remote::versions::set_tag;
+use crate::remote::when::now_ms;
 
 /// Options of `holm deploy`.
 #[derive(Debug, clap::Args)]
@@ -228,9 +228,6 @@ pub(crate) async fn publish(
         .map(|v| v.counter)
         .max();
     let counter = highest.unwrap_or_default().saturating_add(1);
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     let statement = Statement {
         function: function.clone(),
         counter,
@@ -240,7 +237,7 @@ pub(crate) async fn publish(
         label: label.unwrap_or_else(|| format!("v{counter}")),
         message,
         author,
-        created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        created_ms: now_ms(),
     };
     let current = known.and_then(|known| known.current);
     if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {

@@ -167,7 +167,10 @@ pub(crate) async fn nodes(args: NodesArgs, output: Output) -> Result<(), Failure
                 .collect::<Result<_, _>>()?;
             let path = format!("/v1/nodes/{node}/labels");
             let view: NodeView = client.put(&path, &LabelsRequest { labels }).await?;
-            output.result(&view, || format!("{node} has {}", shown(&view.labels)))
+            output.result(&view, || match view.labels.is_empty() {
+                true => format!("{node} has no labels"),
+                false => format!("{node} has {}", shown(&view.labels)),
+            })
         }
         NodesAction::Revoke { node } => {
             client
@@ -207,10 +210,7 @@ fn shown(labels: &BTreeMap<String, String>) -> String {
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    match labels.is_empty() {
-        true => "no labels".to_owned(),
-        false => labels.join(" "),
-    }
+    labels.join(" ")
 }
 
 /// Asks for a token with which one node may join.
@@ -369,10 +369,7 @@ fn list(nodes: &[NodeView]) -> String {
                 link(node),
                 rtt.unwrap_or_else(|| "-".into()),
                 node.kvm.clone(),
-                match node.labels.is_empty() {
-                    true => String::new(),
-                    false => shown(&node.labels),
-                },
+                shown(&node.labels),
                 versions.join(", "),
             ]
         })

@@ -1,7 +1,6 @@
 //! `holm tokens` and `holm audit`: who may do what, and who did it.
 
 use std::collections::BTreeSet;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -15,7 +14,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::settings::Connection;
 use crate::remote::table::{moment, table};
-use crate::remote::when::When;
+use crate::remote::when::{When, now_ms};
 
 /// `holm tokens …`.
 #[derive(Debug, clap::Args)]
@@ -235,11 +234,6 @@ fn list(views: &[TokenView], now_ms: u64) -> String {
     };
     let rows: Vec<_> = views.iter().map(row).collect();
     table(["TOKEN", "ALLOWS", "STATE", "MADE", "BY"], &rows)
-}
-
-fn now_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since_1970.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A text as one segment of a path.

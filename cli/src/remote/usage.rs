@@ -348,61 +348,41 @@ fn bill_csv(bill: &Bill) -> Result<Vec<u8>, Failure> {
 }
 
 fn usage_csv(by: By, usage: &[UsageView]) -> Result<Vec<u8>, Failure> {
-    let head = [
-        by.as_str(),
-        "executions",
-        "answered",
-        "function_errors",
-        "crashes",
-        "timeouts",
-        "cancelled",
-        "shed",
-        "platform_faults",
-        "cold",
-        "run_ns",
-        "cpu_ns",
-        "memory_kib_ms",
-        "request_bytes",
-        "response_bytes",
-        "egress_bytes",
-        "ingress_bytes",
-        "billed_requests",
-        "billed_memory_kib_ms",
-        "billed_cpu_ns",
-        "billed_egress_bytes",
+    type Column = (&'static str, fn(&UsageView) -> u64);
+    const COLUMNS: [Column; 20] = [
+        ("executions", |row| row.executions),
+        ("answered", |row| row.answered),
+        ("function_errors", |row| row.function_errors),
+        ("crashes", |row| row.crashes),
+        ("timeouts", |row| row.timeouts),
+        ("cancelled", |row| row.cancelled),
+        ("shed", |row| row.shed),
+        ("platform_faults", |row| row.platform_faults),
+        ("cold", |row| row.cold),
+        ("run_ns", |row| row.run_ns),
+        ("cpu_ns", |row| row.cpu_ns),
+        ("memory_kib_ms", |row| row.memory_kib_ms),
+        ("request_bytes", |row| row.request_bytes),
+        ("response_bytes", |row| row.response_bytes),
+        ("egress_bytes", |row| row.egress_bytes),
+        ("ingress_bytes", |row| row.ingress_bytes),
+        ("billed_requests", |row| row.billed.requests),
+        ("billed_memory_kib_ms", |row| row.billed.memory_kib_ms),
+        ("billed_cpu_ns", |row| row.billed.cpu_ns),
+        ("billed_egress_bytes", |row| row.billed.egress_bytes),
     ];
+    let head = [by.as_str()]
+        .into_iter()
+        .chain(COLUMNS.map(|(name, _)| name));
     let rows = usage.iter().map(|row| {
-        let numbers = [
-            row.executions,
-            row.answered,
-            row.function_errors,
-            row.crashes,
-            row.timeouts,
-            row.cancelled,
-            row.shed,
-            row.platform_faults,
-            row.cold,
-            row.run_ns,
-            row.cpu_ns,
-            row.memory_kib_ms,
-            row.request_bytes,
-            row.response_bytes,
-            row.egress_bytes,
-            row.ingress_bytes,
-            row.billed.requests,
-            row.billed.memory_kib_ms,
-            row.billed.cpu_ns,
-            row.billed.egress_bytes,
-        ];
-        let mut cells = vec![row.key.clone()];
-        cells.extend(numbers.map(|number| number.to_string()));
-        cells
+        let numbers = COLUMNS.map(|(_, number)| number(row).to_string());
+        [row.key.clone()].into_iter().chain(numbers)
     });
     csv_of(head, rows)
 }
 
-fn csv_of<const N: usize, R>(
-    head: [&str; N],
+fn csv_of<'a, R>(
+    head: impl IntoIterator<Item = &'a str>,
     rows: impl Iterator<Item = R>,
 ) -> Result<Vec<u8>, Failure>
 where

@@ -52,6 +52,11 @@ impl FromStr for When {
     }
 }
 
+/// Milliseconds since 1970 UTC, now.
+pub(crate) fn now_ms() -> u64 {
+    When(Timestamp::now()).ms()
+}
+
 /// A month, by UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Month(Date);

@@ -177,14 +177,14 @@ pub(super) async fn guard(
         Of::Anyone => Ok(()),
         Of::Some => caller.with(verb),
         Of::All => caller.of_all(verb),
-        Of::Tenant => match params.iter().find(|(name, _)| *name == "tenant") {
+        Of::Tenant => {
+            let tenant = params.iter().find(|(name, _)| *name == "tenant");
             // What is no name at all is the handler's to refuse, but not before the verb.
-            Some((_, tenant)) => match tenant.parse() {
-                Ok(tenant) => caller.of_tenant(verb, &tenant),
-                Err(_) => caller.of_all(verb),
-            },
-            None => caller.of_all(verb),
-        },
+            match tenant.and_then(|(_, tenant)| tenant.parse().ok()) {
+                Some(tenant) => caller.of_tenant(verb, &tenant),
+                None => caller.of_all(verb),
+            }
+        }
     };
     let Some(action) = action else {
         allowed?;

@@ -39,21 +39,19 @@ pub(super) async fn put_tenant(
         .iter()
         .map(key)
         .collect::<Result<_, _>>()?;
-    let known = api.store.tenant_keys(&tenant).await?.unwrap_or_default();
-    let known: BTreeSet<_> = known.iter().map(|row| row.key.to_string()).collect();
-    let new: BTreeSet<_> = keys.iter().map(ToString::to_string).collect();
-    let new: Vec<_> = new.difference(&known).map(String::as_str).collect();
-    // The log cuts a long text; by their number and digest what it leaves out can be told.
-    let told = told(format!(
-        "{} new keys, {}: {}",
-        new.len(),
-        Digest::of(new.join(" ").as_bytes()),
-        new.join(" ")
-    ));
     let outcome = api
         .rollouts
         .change_keys(&tenant, &KeyChange::Add(keys))
         .await?;
+    let mut new: Vec<String> = match &outcome {
+        KeysOutcome::Are { added, .. } => added.iter().map(ToString::to_string).collect(),
+        _ => Vec::new(),
+    };
+    new.sort_unstable();
+    let keys = new.join(" ");
+    // The log cuts a long text; by their number and digest what it leaves out can be told.
+    let digest = Digest::of(keys.as_bytes());
+    let told = told(format!("{} new keys, {digest}: {keys}", new.len()));
     Ok((told, Json(keys_view(&api, tenant, outcome)?)))
 }
 
@@ -259,8 +257,10 @@ pub(super) async fn prune(
         artifacts,
         artifact_bytes,
     };
+    let ids: Vec<_> = fates.iter().map(|fate| fate.version).collect();
+    let mut views = api.store.version_views(&ids).await?;
     for fate in fates {
-        let Some(version) = api.store.version_view(fate.version).await? else {
+        let Some(version) = views.remove(&fate.version) else {
             continue;
         };
         match fate.goes() {
@@ -331,9 +331,13 @@ pub(super) fn no_function(function: &impl std::fmt::Display) -> ApiError {
 
 async fn function_view(api: &Api, row: FunctionRow) -> Result<FunctionView, ApiError> {
     let versions = api.store.versions_of(&row.name).await?;
-    let current = match row.current {
-        Some(id) => api.store.version_view(id).await?,
-        None => None,
+    let listed = versions
+        .iter()
+        .find(|version| Some(version.version) == row.current);
+    let current = match (listed, row.current) {
+        // It is older than those that are listed.
+        (None, Some(id)) => api.store.version_view(id).await?,
+        (listed, _) => listed.cloned(),
     };
     Ok(FunctionView {
         name: row.name,

@@ -43,16 +43,16 @@ pub(super) async fn list_nodes(
 ) -> Result<Json<Vec<NodeView>>, ApiError> {
     // Also those that have joined since, and were not connected yet.
     api.rollouts.refresh_nodes().await?;
-    let mut views = views(&api).await?;
+    let mut views = api.fleet.views();
     for view in &mut views {
         let versions = &mut view.versions;
         versions.retain(|seen| caller.grant.reaches(&seen.function.tenant));
     }
-    Ok(Json(views))
+    Ok(Json(labelled(&api, views).await?))
 }
 
-async fn views(api: &Api) -> Result<Vec<NodeView>, ApiError> {
-    let mut views = api.fleet.views();
+/// With the labels of their versions.
+async fn labelled(api: &Api, mut views: Vec<NodeView>) -> Result<Vec<NodeView>, ApiError> {
     let ids: BTreeSet<_> = views
         .iter()
         .flat_map(|view| view.versions.iter().map(|seen| seen.version))
@@ -135,10 +135,9 @@ async fn changed(api: &Api, node: &Name, known: bool) -> Result<Json<NodeView>, 
     if !known {
         return Err(unknown(node));
     }
-    let view = views(api)
-        .await?
-        .into_iter()
-        .find(|view| view.name == *node);
+    let mut views = api.fleet.views();
+    views.retain(|view| view.name == *node);
+    let view = labelled(api, views).await?.pop();
     view.map(Json).ok_or_else(|| unknown(node))
 }
 

@@ -7,7 +7,7 @@ use holm_model::ids::FunctionName;
 use serde::de::DeserializeOwned;
 
 use super::problem::ApiError;
-use crate::limits::MAX_JSON_BODY_BYTES;
+use crate::limits::{DEFAULT_PAGE_ROWS, MAX_JSON_BODY_BYTES};
 
 /// A JSON body.
 pub(super) struct JsonBody<T>(pub(super) T);
@@ -107,5 +107,17 @@ impl<S: Send + Sync> FromRequestParts<S> for OfFunction {
             .await
             .map_err(|error| ApiError::bad_request(error.body_text()))?;
         function_name(&tenant, &function).map(OfFunction)
+    }
+}
+
+/// How many rows a page is to have, at most `most`.
+pub(super) fn page_rows(asked: Option<usize>, most: usize) -> Result<usize, ApiError> {
+    let limit = asked.unwrap_or(DEFAULT_PAGE_ROWS);
+    match (1..=most).contains(&limit) {
+        true => Ok(limit),
+        false => {
+            let detail = format!("`limit`: {limit} is not 1 to {most}");
+            Err(ApiError::bad_request(detail))
+        }
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::catalogue::no_function;
-use super::input::{OfFunction, QueryOf};
+use super::input::{OfFunction, QueryOf, page_rows};
 use super::problem::ApiError;
 use crate::limits::DEFAULT_PAGE_ROWS;
 
@@ -33,11 +33,7 @@ pub(super) async fn page(
         .map(|text| text.parse())
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`request`: {error}")))?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE_ROWS);
-    if !(1..=DEFAULT_PAGE_ROWS).contains(&limit) {
-        let detail = format!("`limit`: {limit} is not 1 to {DEFAULT_PAGE_ROWS}");
-        return Err(ApiError::bad_request(detail));
-    }
+    let limit = page_rows(query.limit, DEFAULT_PAGE_ROWS)?;
     if api.store.function(&function).await?.is_none() {
         return Err(no_function(&function));
     }

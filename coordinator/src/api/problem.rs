@@ -213,9 +213,9 @@ impl From<RolloutError> for ApiError {
         match error {
             RolloutError::Store(error) => error.into(),
             RolloutError::Unstored(error) => error.into(),
-            RolloutError::UnknownFunction(_)
-            | RolloutError::UnknownVersion { .. }
-            | RolloutError::UnknownRollout(_) => ApiError::not_found(error.to_string()),
+            RolloutError::UnknownFunction(_) | RolloutError::UnknownVersion { .. } => {
+                ApiError::not_found(error.to_string())
+            }
             RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
             RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),

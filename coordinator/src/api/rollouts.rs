@@ -65,15 +65,15 @@ pub(super) async fn get_one(
     caller: Caller,
     Id(id): Id<u64>,
 ) -> Result<Json<RolloutView>, ApiError> {
-    let row = api.store.rollout(id).await?;
-    // Another tenant's is told from none at all by nobody.
-    let row = row.filter(|row| caller.grant.reaches(&row.function.tenant));
-    let row = row.ok_or_else(|| no_rollout(id))?;
+    let row = reached(&api, &caller, id).await?;
     Ok(Json(view(&api, row).await?))
 }
 
-fn no_rollout(id: u64) -> ApiError {
-    ApiError::not_found(format!("there is no rollout {id}"))
+/// The rollout, if the token reaches its tenant: another tenant's is told from none at all by nobody.
+async fn reached(api: &Api, caller: &Caller, id: u64) -> Result<RolloutRow, ApiError> {
+    let row = api.store.rollout(id).await?;
+    let row = row.filter(|row| caller.grant.reaches(&row.function.tenant));
+    row.ok_or_else(|| ApiError::not_found(format!("there is no rollout {id}")))
 }
 
 pub(super) async fn abort(
@@ -116,11 +116,8 @@ async fn order(
     Id(id): Id<u64>,
     order: Order,
 ) -> Result<impl IntoResponse, ApiError> {
-    let row = api.store.rollout(id).await?;
-    if !row.is_some_and(|row| caller.grant.reaches(&row.function.tenant)) {
-        return Err(no_rollout(id));
-    }
-    let row = api.rollouts.order(id, order).await?;
+    let row = reached(&api, &caller, id).await?;
+    let row = api.rollouts.order(row, order).await?;
     let told = told(match order {
         Order::Promote { all: true, .. } => format!("{}, past all gates", row.function),
         _ => row.function.to_string(),

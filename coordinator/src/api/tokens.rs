@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::access::{Caller, told};
-use super::input::{Id, JsonBody, QueryOf};
+use super::input::{Id, JsonBody, QueryOf, page_rows};
 use super::problem::ApiError;
 use crate::ca::{TokenWish, view};
 use crate::limits::DEFAULT_PAGE_ROWS;
@@ -76,11 +76,7 @@ pub(super) async fn audit(
     State(api): Shared,
     QueryOf(query): QueryOf<AuditQuery>,
 ) -> Result<Json<AuditPage>, ApiError> {
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE_ROWS);
-    if !(1..=DEFAULT_PAGE_ROWS).contains(&limit) {
-        let detail = format!("`limit`: {limit} is not 1 to {DEFAULT_PAGE_ROWS}");
-        return Err(ApiError::bad_request(detail));
-    }
+    let limit = page_rows(query.limit, DEFAULT_PAGE_ROWS)?;
     let (since, after) = (query.since.unwrap_or(0), query.after.unwrap_or(0));
     Ok(Json(api.store.audit_entries(since, after, limit).await?))
 }

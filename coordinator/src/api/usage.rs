@@ -17,10 +17,10 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::access::{Caller, told};
-use super::input::{Id, JsonBody, QueryOf};
+use super::input::{Id, JsonBody, QueryOf, page_rows};
 use super::problem::ApiError;
 use crate::bill;
-use crate::limits::{DEFAULT_PAGE_ROWS, MAX_TIME_PARTS};
+use crate::limits::MAX_TIME_PARTS;
 use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
 
 /// The query of a usage request.
@@ -74,11 +74,7 @@ pub(super) async fn records(
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`function`: {error}")))?;
     allow(&caller, function.as_ref().map(|function| &function.tenant))?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE_ROWS);
-    if !(1..=MAX_USAGE_BATCH).contains(&limit) {
-        let detail = format!("`limit`: {limit} is not 1 to {MAX_USAGE_BATCH}");
-        return Err(ApiError::bad_request(detail));
-    }
+    let limit = page_rows(query.limit, MAX_USAGE_BATCH)?;
     let after = query.after.unwrap_or(0);
     Ok(Json(
         api.ledger.records(function.as_ref(), after, limit).await?,

@@ -81,7 +81,6 @@ pub enum CaError {
 #[derive(Clone)]
 pub(crate) struct Authority {
     issuer: Arc<Issuer<'static, KeyPair>>,
-    token_key: TokenKey,
     certificate: CertificateDer<'static>,
 }
 
@@ -121,12 +120,10 @@ impl Authority {
             }
         };
         check_pair(&certificate, &key)?;
-        let token_key = TokenKey::derive(key.serialized_der());
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| CaError::Unusable(error.to_string()))?;
         Ok(Authority {
             issuer: Arc::new(issuer),
-            token_key,
             certificate,
         })
     }
@@ -138,8 +135,8 @@ impl Authority {
 
     /// From which the secrets of API tokens follow: whoever has the CA's key could let anybody in
     /// anyhow, and all coordinators of a fleet have it.
-    pub(crate) fn token_key(&self) -> &TokenKey {
-        &self.token_key
+    pub(crate) fn token_key(&self) -> TokenKey {
+        TokenKey::derive(self.issuer.key().serialized_der())
     }
 
     /// SHA-256 of the CA's certificate, by which nodes know the coordinator when they join.

@@ -158,9 +158,8 @@ impl Tokens {
         if let Some(revoked) = self.store.revoke_token(name, now_ms).await? {
             return Ok(Some(view(&revoked)));
         }
-        let views = self.list().await?.into_iter();
-        let mut admins = views.filter(|view| view.administrator && view.name == name);
-        let Some(mut admin) = admins.next() else {
+        let admins = self.store.admin_tokens().await?.into_iter();
+        let Some(mut admin) = admins.map(admin_view).find(|view| view.name == name) else {
             return Ok(None);
         };
         self.store.void_admin_tokens(Some(name)).await?;
@@ -170,21 +169,25 @@ impl Tokens {
 
     /// Every token, the administrators' first.
     pub(crate) async fn list(&self) -> Result<Vec<TokenView>, StoreError> {
-        let admin = |(digest, name, created_ms): (Digest, String, u64)| TokenView {
-            name,
-            id: digest.short(),
-            administrator: true,
-            verbs: None,
-            tenants: None,
-            created_by: "the coordinator".into(),
-            created_ms,
-            expires_ms: None,
-            revoked_ms: None,
-        };
         let admins = self.store.admin_tokens().await?;
-        let mut views: Vec<_> = admins.into_iter().map(admin).collect();
+        let mut views: Vec<_> = admins.into_iter().map(admin_view).collect();
         views.extend(self.store.tokens().await?.iter().map(view));
         Ok(views)
+    }
+}
+
+/// An administrator's token for people.
+fn admin_view((digest, name, created_ms): (Digest, String, u64)) -> TokenView {
+    TokenView {
+        name,
+        id: digest.short(),
+        administrator: true,
+        verbs: None,
+        tenants: None,
+        created_by: "the coordinator".into(),
+        created_ms,
+        expires_ms: None,
+        revoked_ms: None,
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::api::{AuditFault, AuditJournal, AuditNode, AuditProblem};
-use holm_model::chain::{self, NOTHING_BEFORE, Place};
+use holm_model::chain::{self, Place};
 use holm_model::ids::{Digest, Name};
 use holm_model::usage::{Outcome, UsageRecord};
 
@@ -106,6 +106,7 @@ impl<'a> NodeAudit<'a> {
             last,
             ..
         } = batch.place;
+        let range = (boot_epoch, first, last);
         let leaves: Vec<Digest> = batch
             .leaves
             .as_chunks::<32>()
@@ -121,7 +122,7 @@ impl<'a> NodeAudit<'a> {
         if !whole {
             self.fault(
                 AuditFault::Batch,
-                &batch.place,
+                range,
                 "its leaves, place or hash were changed in the ledger",
             );
         }
@@ -129,12 +130,12 @@ impl<'a> NodeAudit<'a> {
             Some(certificate) if has_signed(certificate, batch.hash, &batch.signature) => {}
             Some(_) => self.fault(
                 AuditFault::Signature,
-                &batch.place,
+                range,
                 "its hash is not signed by the node's key: batch or signature were made or changed by somebody else",
             ),
             None => self.fault(
                 AuditFault::Signature,
-                &batch.place,
+                range,
                 "the key that signed it is not certified for the node by this fleet's authority",
             ),
         }
@@ -147,12 +148,12 @@ impl<'a> NodeAudit<'a> {
             )),
             Ok(Link::After(_)) => self.fault(
                 AuditFault::Gap,
-                &batch.place,
+                range,
                 "what comes before it was missing when the node joined again and went on",
             ),
             Err(_) => self.fault(
                 AuditFault::Gap,
-                &batch.place,
+                range,
                 "it does not follow the batch before it: batches between them were removed, put in or changed",
             ),
         }
@@ -183,11 +184,9 @@ impl<'a> NodeAudit<'a> {
             batch.place.boot_epoch == row.boot_epoch
                 && (batch.place.first..=batch.place.last).contains(&row.sequence)
         };
-        if !self.open.as_ref().is_some_and(|(batch, _)| within(batch)) {
+        let open = self.open.as_mut().filter(|(batch, _)| within(batch));
+        let Some((batch, next)) = open else {
             return self.outside(row);
-        }
-        let Some((batch, next)) = &mut self.open else {
-            return;
         };
         let (place, due) = (batch.place, *next);
         let index = (row.sequence - place.first) as usize;
@@ -197,14 +196,9 @@ impl<'a> NodeAudit<'a> {
         *next = row.sequence + 1;
         self.missing(place.boot_epoch, due, row.sequence);
         if !same {
-            let place = Place {
-                first: row.sequence,
-                last: row.sequence,
-                ..place
-            };
             self.fault(
                 AuditFault::Changed,
-                &place,
+                (row.boot_epoch, row.sequence, row.sequence),
                 "the row is not the record that the node signed",
             );
         }
@@ -275,15 +269,10 @@ impl<'a> NodeAudit<'a> {
             self.journal(row.boot_epoch).unchained += 1;
             return;
         }
-        let place = Place {
-            boot_epoch: row.boot_epoch,
-            first: row.sequence,
-            last: row.sequence,
-            previous: NOTHING_BEFORE,
-        };
         let what =
             "the row is in no batch that the node signed: it was put in, or the batch was removed";
-        self.fault(AuditFault::PutIn, &place, what);
+        let range = (row.boot_epoch, row.sequence, row.sequence);
+        self.fault(AuditFault::PutIn, range, what);
     }
 
     fn end_batch(&mut self) {
@@ -299,27 +288,21 @@ impl<'a> NodeAudit<'a> {
     /// Rows from `from` until before `until` are not there.
     fn missing(&mut self, boot_epoch: u64, from: u64, until: u64) {
         if from < until {
-            let place = Place {
-                boot_epoch,
-                first: from,
-                last: until - 1,
-                previous: NOTHING_BEFORE,
-            };
             self.fault(
                 AuditFault::Removed,
-                &place,
+                (boot_epoch, from, until - 1),
                 "the node signed it, and its row is not there",
             );
         }
     }
 
-    fn fault(&mut self, fault: AuditFault, place: &Place, why: &str) {
+    fn fault(&mut self, fault: AuditFault, (boot_epoch, first, last): (u64, u64, u64), why: &str) {
         self.findings.add(AuditProblem {
             fault,
             node: self.node.clone(),
-            boot_epoch: place.boot_epoch,
-            first: place.first,
-            last: place.last,
+            boot_epoch,
+            first,
+            last,
             why: why.to_owned(),
         });
     }

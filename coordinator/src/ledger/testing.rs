@@ -113,7 +113,7 @@ impl TestNode {
             records: PackedRecords::pack(records),
         };
         let leaves: Vec<_> = records.iter().map(chain::leaf).collect();
-        let place = batch.place(records.len()).unwrap();
+        let place = batch.place().unwrap();
         batch.hash = chain::batch_hash(&self.name, &place, &leaves);
         batch.signature = self.key.sign(&chain::to_sign(batch.hash)).unwrap();
         batch

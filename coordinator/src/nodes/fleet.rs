@@ -464,12 +464,6 @@ impl Fleet {
         held
     }
 
-    /// Its labels, if it is known.
-    pub(crate) fn labels(&self, name: &Name) -> Option<BTreeMap<String, String>> {
-        let inner = self.lock();
-        inner.nodes.get(name).map(|entry| entry.labels.clone())
-    }
-
     /// Whether it is cordoned.
     pub(crate) fn is_cordoned(&self, name: &Name) -> bool {
         let inner = self.lock();

@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::limits::{
     MAX_AUTHOR_CHARS, MAX_LABEL_CHARS, MAX_MESSAGE_CHARS, MAX_TAG_CHARS, MAX_TAGS,
 };
-use crate::store::{KeyRow, NewVersion, PublishOutcome, Store, StoreError, TagOutcome};
+use crate::store::{NewVersion, PublishOutcome, Store, StoreError, TagOutcome};
 
 /// Why a version does not get in.
 #[derive(Debug, thiserror::Error)]
@@ -125,8 +125,7 @@ impl Registry {
             .await?
             .ok_or_else(|| RegistryError::UnknownTenant(function.tenant.clone()))?;
         let now_ms = self.clock.now_ms();
-        let revoked = |row: &KeyRow| row.key == signed.key && !row.holds(now_ms);
-        if keys.iter().any(revoked) {
+        if keys.iter().any(|row| row.refuses(&signed.key, now_ms)) {
             return Err(RegistryError::KeyRevoked(function.tenant.clone()));
         }
         let keys: Vec<PublisherKey> = keys.iter().map(|row| row.key).collect();

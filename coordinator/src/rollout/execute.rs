@@ -75,8 +75,6 @@ pub(crate) enum RolloutError {
          bytes; remove functions or make manifests smaller"
     )]
     TooMuch,
-    #[error("there is no rollout {0}")]
-    UnknownRollout(u64),
     #[error("rollout {0} has ended already; `holm rollback` goes back")]
     Ended(u64),
     #[error(
@@ -357,8 +355,7 @@ impl Rollouts {
         let rows = self.store.tenant_keys(&function.tenant).await?;
         let rows = rows.unwrap_or_default();
         let now_ms = self.clock.now_ms();
-        let signer = version.signed.key;
-        let revoked = |row: &KeyRow| row.key == signer && !row.holds(now_ms);
+        let revoked = |row: &KeyRow| row.refuses(&version.signed.key, now_ms);
         // Going back is to what ran here before.
         if matches!(wish.to, To::Version(_)) && rows.iter().any(revoked) {
             return Err(RolloutError::KeyRevoked {
@@ -451,38 +448,35 @@ impl Rollouts {
     }
 
     /// Tells a rollout that goes on what to do.
-    pub(crate) async fn order(&self, id: u64, order: Order) -> Result<RolloutRow, RolloutError> {
+    pub(crate) async fn order(
+        &self,
+        row: RolloutRow,
+        order: Order,
+    ) -> Result<RolloutRow, RolloutError> {
+        let id = row.id;
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
-            let row = self.store.rollout(id).await?;
-            let row = row.ok_or(RolloutError::UnknownRollout(id))?;
             let managed = state.functions.get(&row.function);
             let open = managed
                 .and_then(|managed| managed.open.as_ref())
                 .filter(|open| open.id == id);
             let mut open = open.cloned().ok_or(RolloutError::Ended(id))?;
             let moment = state.moment(&self.clock);
-            let actions = match order {
-                Order::Abort => open.rollout.abort(moment),
+            let mut actions = Vec::new();
+            match order {
+                Order::Abort => actions = open.rollout.abort(moment),
                 _ if open.rollout.state != RolloutState::Running => {
                     return Err(RolloutError::GoesBack(id));
                 }
-                Order::Pause => {
-                    open.rollout.pause();
-                    Vec::new()
-                }
-                Order::Resume => {
-                    open.rollout.unpause(moment.now_ms);
-                    Vec::new()
-                }
+                Order::Pause => open.rollout.pause(),
+                Order::Resume => open.rollout.unpause(moment.now_ms),
                 Order::Promote { wave, all } => {
                     if !open.rollout.promote(wave, all) {
                         return Err(RolloutError::NothingToPromote(id));
                     }
-                    Vec::new()
                 }
-            };
+            }
             tracing::info!(rollout = id, function = %row.function, ?order, "told by the operator");
             let rollout = open.rollout.clone();
             let basis = state.basis();
@@ -570,7 +564,7 @@ impl Rollouts {
         changes: &BTreeMap<String, Option<String>>,
     ) -> Result<bool, Unstored> {
         let change = |_: &State| {
-            let mut labels = self.fleet.labels(node).unwrap_or_default();
+            let (_, mut labels) = self.fleet.place(node);
             for (key, value) in changes {
                 match value {
                     Some(value) => labels.insert(key.clone(), value.clone()),

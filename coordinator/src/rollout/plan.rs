@@ -361,12 +361,7 @@ impl Rollout {
             );
             return Next::Rest;
         }
-        let wanted = self.policy.min_requests;
         if !enough {
-            let seen = format!(
-                "{title}: inconclusive, {} of the {wanted} invocations that its gate is to see, {} of them failed",
-                tally.invocations, tally.errors
-            );
             let longest = self.policy.bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
             let until = self.waves[index]
                 .since_ms
@@ -375,7 +370,10 @@ impl Rollout {
                 self.paused = Some("paused, because a gate has seen too little".into());
                 return Next::Again;
             }
-            self.reason = seen;
+            self.reason = format!(
+                "{title}: inconclusive, {} of the {} invocations that its gate is to see, {} of them failed",
+                tally.invocations, self.policy.min_requests, tally.errors
+            );
             return Next::Rest;
         }
         self.waves[index].state = WaveState::Passed;

@@ -1,6 +1,6 @@
 //! The ledger from end to end, for its audit: one node after the other, in pages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use holm_model::api::{AuditFault, AuditNode, AuditProblem, AuditView};
 use holm_model::chain::Place;
@@ -129,6 +129,8 @@ async fn audit_node(
     let mut rows = Rows {
         node,
         after: (0, 0),
+        ahead: VecDeque::new(),
+        ended: false,
     };
     let mut after = (0, 0);
     loop {
@@ -215,10 +217,14 @@ async fn batches(
     rows.iter().map(read).collect()
 }
 
-/// A node's rows in the order of their keys.
+/// A node's rows in the order of their keys, read in pages.
 struct Rows<'a> {
     node: &'a Name,
+    /// The key of the last row that was read.
     after: (u64, u64),
+    /// Read, and not told yet.
+    ahead: VecDeque<StoredRow>,
+    ended: bool,
 }
 
 impl Rows<'_> {
@@ -229,32 +235,41 @@ impl Rows<'_> {
         upto: (u64, u64),
         audit: &mut NodeAudit<'_>,
     ) -> Result<(), StoreError> {
-        while self.after < upto {
-            let mut page = query("SELECT row, ");
-            page.push(COLUMNS).push(" FROM usage WHERE node = ");
-            page.push_bind(self.node)
-                .push(" AND (boot_epoch, sequence) > ");
-            page.push_row([self.after.0.into(), self.after.1.into()]);
-            page.push(" AND (boot_epoch, sequence) <= ");
-            page.push_row([upto.0.into(), upto.1.into()]);
-            page.push(" ORDER BY boot_epoch, sequence LIMIT ");
-            page.push_bind(LEDGER_CHUNK_ROWS as u64);
-            let rows = page.rows(&mut *tx).await.during(DOING)?;
-            for row in &rows {
-                let number = |column: &str| row.get(column).map(uint).during(DOING);
-                let stored = StoredRow {
-                    row: number("row")?,
-                    boot_epoch: number("boot_epoch")?,
-                    sequence: number("sequence")?,
-                    record: ledger_row(row).ok().map(|row| row.record),
-                };
-                self.after = (stored.boot_epoch, stored.sequence);
-                audit.row(&stored);
+        loop {
+            while let Some(row) = self
+                .ahead
+                .pop_front_if(|row| (row.boot_epoch, row.sequence) <= upto)
+            {
+                audit.row(&row);
             }
-            if rows.len() < LEDGER_CHUNK_ROWS {
-                self.after = self.after.max(upto);
+            if self.ended || !self.ahead.is_empty() {
+                return Ok(());
             }
+            self.next_page(tx).await?;
         }
+    }
+
+    async fn next_page(&mut self, tx: &mut Transaction) -> Result<(), StoreError> {
+        let mut page = query("SELECT row, ");
+        page.push(COLUMNS).push(" FROM usage WHERE node = ");
+        page.push_bind(self.node)
+            .push(" AND (boot_epoch, sequence) > ");
+        page.push_row([self.after.0.into(), self.after.1.into()]);
+        page.push(" ORDER BY boot_epoch, sequence LIMIT ");
+        page.push_bind(LEDGER_CHUNK_ROWS as u64);
+        let rows = page.rows(tx).await.during(DOING)?;
+        for row in &rows {
+            let number = |column: &str| row.get(column).map(uint).during(DOING);
+            let stored = StoredRow {
+                row: number("row")?,
+                boot_epoch: number("boot_epoch")?,
+                sequence: number("sequence")?,
+                record: ledger_row(row).ok().map(|row| row.record),
+            };
+            self.after = (stored.boot_epoch, stored.sequence);
+            self.ahead.push_back(stored);
+        }
+        self.ended = rows.len() < LEDGER_CHUNK_ROWS;
         Ok(())
     }
 }

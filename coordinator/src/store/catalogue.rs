@@ -44,6 +44,11 @@ impl KeyRow {
     pub(crate) fn holds(&self, now_ms: u64) -> bool {
         self.revoked_ms.is_none_or(|revoked_ms| now_ms < revoked_ms)
     }
+
+    /// Whether it is `key`, and nothing new that it signs gets in.
+    pub(crate) fn refuses(&self, key: &PublisherKey, now_ms: u64) -> bool {
+        self.key == *key && !self.holds(now_ms)
+    }
 }
 
 /// What is to become of a tenant's keys.
@@ -60,6 +65,8 @@ pub(crate) enum KeyChange {
 pub(crate) enum KeysOutcome {
     Are {
         rows: Vec<KeyRow>,
+        /// Those that were not there before.
+        added: Vec<PublisherKey>,
         changed: bool,
     },
     TooMany,
@@ -142,7 +149,7 @@ impl Store {
         let mut tx = self.decide(basis).await?;
         // Nothing is published meanwhile.
         tx.take(Turn::Registry).await?;
-        let mut changed = 0;
+        let (mut changed, mut added) = (0, Vec::new());
         match change {
             KeyChange::Add(keys) => {
                 changed += query(
@@ -154,7 +161,7 @@ impl Store {
                 .await
                 .during(DOING)?;
                 for key in keys {
-                    changed += query(
+                    let new = query(
                         "INSERT INTO publisher_keys (tenant, key, added_ms) VALUES (?, ?, ?)
                          ON CONFLICT DO NOTHING",
                     )
@@ -164,6 +171,10 @@ impl Store {
                     .execute(&mut tx)
                     .await
                     .during(DOING)?;
+                    if new > 0 {
+                        added.push(*key);
+                    }
+                    changed += new;
                 }
             }
             KeyChange::Revoke { key, from_ms } => {
@@ -206,6 +217,7 @@ impl Store {
         }
         Ok(KeysOutcome::Are {
             rows,
+            added,
             changed: changed > 0,
         })
     }
@@ -331,22 +343,39 @@ impl Store {
         }))
     }
 
+    /// Versions for people, also such as were removed, as far as they are known.
+    pub(crate) async fn version_views(
+        &self,
+        ids: &[VersionId],
+    ) -> Result<BTreeMap<VersionId, VersionView>, StoreError> {
+        const DOING: &str = "look up versions";
+        let mut views = BTreeMap::new();
+        for some in ids.chunks(LOOKUP_CHUNK_ROWS) {
+            let mut versions = query(select("FROM versions WHERE id IN "));
+            versions.push_row(some.iter().map(|id| (*id).into()));
+            let versions: Vec<VersionColumns> = versions.all(self.reader()).await.during(DOING)?;
+            for row in versions {
+                let view = view(row)?;
+                views.insert(view.version, view);
+            }
+            let mut tags = query("SELECT version, tag FROM tags WHERE version IN ");
+            tags.push_row(some.iter().map(|id| (*id).into()));
+            tags.push(" ORDER BY tag");
+            let tags: Vec<(Vec<u8>, String)> = tags.all(self.reader()).await.during(DOING)?;
+            for (id, tag) in tags {
+                let id = Digest(bytes32("a version's id", &id)?);
+                views.entry(id).and_modify(|view| view.tags.push(tag));
+            }
+        }
+        Ok(views)
+    }
+
     /// A version for people, also one that was removed.
     pub(crate) async fn version_view(
         &self,
         id: VersionId,
     ) -> Result<Option<VersionView>, StoreError> {
-        let sql = select("FROM versions WHERE id = ?");
-        let row: Option<VersionColumns> = query(sql)
-            .bind(id)
-            .optional(self.reader())
-            .await
-            .during("look up a version")?;
-        let Some(row) = row else { return Ok(None) };
-        let mut views = [view(row)?];
-        self.add_tags(&mut views).await?;
-        let [view] = views;
-        Ok(Some(view))
+        Ok(self.version_views(&[id]).await?.remove(&id))
     }
 
     /// Adds the tags of versions of one function.
@@ -489,9 +518,7 @@ impl Store {
     pub(crate) async fn names_artifact(&self, artifact: Digest) -> Result<bool, StoreError> {
         names_artifact(self.reader(), artifact).await
     }
-}
 
-impl Store {
     /// Whether a version names the artifact that is none of `those`.
     pub(crate) async fn names_artifact_beside(
         &self,

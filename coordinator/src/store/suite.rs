@@ -152,17 +152,18 @@ async fn a_tenant_keeps_each_key_once_and_only_so_many(database: TestDatabase) {
             revoked_ms: None,
         },
     ];
-    let are = |rows: &Vec<KeyRow>, changed| KeysOutcome::Are {
+    let are = |rows: &Vec<KeyRow>, added: &[PublisherKey], changed| KeysOutcome::Are {
         rows: rows.clone(),
+        added: added.to_vec(),
         changed,
     };
     assert_eq!(
         add(1, 2, &[other, one]).await,
-        are(&both, true),
+        are(&both, &[other], true),
         "in the order in which they came"
     );
     // What changes nothing is nothing for nodes to learn.
-    assert_eq!(add(2, 3, &[one]).await, are(&both, false));
+    assert_eq!(add(2, 3, &[one]).await, are(&both, &[], false));
     let decided = store.decided().await.unwrap();
     assert_eq!((decided.revision, decided.generation), (2, 2));
     let many: Vec<_> = (0..MAX_PUBLISHER_KEYS as u8)
@@ -203,6 +204,7 @@ async fn a_revoked_key_signs_nothing_new_and_does_not_come_back(database: TestDa
     let KeysOutcome::Are {
         rows,
         changed: true,
+        ..
     } = rows
     else {
         panic!("{rows:?}")
@@ -217,6 +219,7 @@ async fn a_revoked_key_signs_nothing_new_and_does_not_come_back(database: TestDa
         same,
         KeysOutcome::Are {
             rows,
+            added: Vec::new(),
             changed: false
         }
     );

@@ -224,53 +224,34 @@ fn view(row: &Row, group: UsageGroup) -> Result<UsageView, StoreError> {
         _ => row.get("grouped").during(DOING)?,
     };
     let sums = sums_in(row)?;
-    let [
-        answered,
-        function_errors,
-        crashes,
-        timeouts,
-        cancelled,
-        shed,
-        platform_faults,
-        cold,
-        run_ns,
-        cpu_ns,
-        memory_kib_ms,
-        request_bytes,
-        response_bytes,
-        egress_bytes,
-        ingress_bytes,
-        billed_requests,
-        billed_memory_kib_ms,
-        billed_cpu_ns,
-        billed_egress_bytes,
-    ] = sums;
-    let outcomes = &sums[..Outcome::ALL.len()];
-    Ok(UsageView {
+    let outcomes = sums[..Outcome::ALL.len()].iter().copied();
+    let mut view = UsageView {
         key,
-        executions: outcomes.iter().copied().fold(0, u64::saturating_add),
-        answered,
-        function_errors,
-        crashes,
-        timeouts,
-        cancelled,
-        shed,
-        platform_faults,
-        cold,
-        run_ns,
-        cpu_ns,
-        memory_kib_ms,
-        request_bytes,
-        response_bytes,
-        egress_bytes,
-        ingress_bytes,
-        billed: Units {
-            requests: billed_requests,
-            memory_kib_ms: billed_memory_kib_ms,
-            cpu_ns: billed_cpu_ns,
-            egress_bytes: billed_egress_bytes,
-        },
-    })
+        executions: outcomes.fold(0, u64::saturating_add),
+        ..UsageView::default()
+    };
+    [
+        view.answered,
+        view.function_errors,
+        view.crashes,
+        view.timeouts,
+        view.cancelled,
+        view.shed,
+        view.platform_faults,
+        view.cold,
+        view.run_ns,
+        view.cpu_ns,
+        view.memory_kib_ms,
+        view.request_bytes,
+        view.response_bytes,
+        view.egress_bytes,
+        view.ingress_bytes,
+        view.billed.requests,
+        view.billed.memory_kib_ms,
+        view.billed.cpu_ns,
+        view.billed.egress_bytes,
+    ] = sums;
+    Ok(view)
 }
 
 /// Nodes whose sums are not those of their rows, with the finest grain of which that is so.
@@ -314,9 +295,13 @@ fn in_a_row(quantity: &str) -> String {
     if Outcome::from_name(quantity).is_some() {
         return format!("CASE WHEN outcome = '{quantity}' THEN 1 ELSE 0 END");
     }
-    let billed = |expression: &str| {
-        format!("CASE WHEN outcome IN ('shed', 'platform_fault') THEN 0 ELSE {expression} END")
-    };
+    let free = Outcome::ALL.iter().filter(|outcome| !outcome.is_billed());
+    let free: Vec<_> = free
+        .map(|outcome| format!("'{}'", outcome.as_str()))
+        .collect();
+    let free = free.join(", ");
+    let billed =
+        |expression: &str| format!("CASE WHEN outcome IN ({free}) THEN 0 ELSE {expression} END");
     match quantity {
         "memory_kib_ms" => MEMORY.to_owned(),
         "billed_requests" => billed("1"),

@@ -93,7 +93,7 @@ impl Store {
             .during(DOING)?;
         }
         insert_batch(&mut tx, node, batch, signer).await?;
-        let mut new = 0;
+        let mut new = BTreeSet::new();
         for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
             let added = insert(&mut tx, node, chunk).await?;
             if added.len() < chunk.len()
@@ -105,11 +105,11 @@ impl Store {
                     sequence: record.sequence,
                 });
             }
-            new += added.len() as u64;
-            let is_new =
-                |record: &&UsageRecord| added.contains(&(record.boot_epoch, record.sequence));
-            sums::add(&mut tx, node, chunk.iter().filter(is_new)).await?;
+            new.extend(added);
         }
+        let is_new = |record: &&UsageRecord| new.contains(&(record.boot_epoch, record.sequence));
+        sums::add(&mut tx, node, batch.records.iter().filter(is_new)).await?;
+        let new = new.len() as u64;
         let known = count - new;
         resent(&mut tx, known).await?;
         tx.commit(DOING).await?;

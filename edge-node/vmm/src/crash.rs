@@ -92,11 +92,8 @@ pub(crate) fn read_registers(view: View<'_>, addr: u64) -> Result<Registers, Vmm
     if !view.read(addr, &mut bytes)? {
         return Ok(Registers::default());
     }
-    let word = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
-        u64::from_le_bytes(word)
-    };
+    let words = bytes.as_chunks().0;
+    let word = |at: usize| u64::from_le_bytes(words[at]);
     Ok(Registers {
         rdi: word(0),
         rsi: word(1),

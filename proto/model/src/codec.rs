@@ -73,9 +73,14 @@ pub fn decode<T: DeserializeOwned>(following: &[u8]) -> Result<T, FrameError> {
     decode_payload(payload)
 }
 
-/// Reads a usage record that a node has stored, maybe before it was updated: a record is the same in all protocol
-/// versions from 3 on.
-pub fn decode_stored(following: &[u8]) -> Result<UsageRecord, FrameError> {
+/// Reads a usage record that a node has stored as a whole frame, maybe before it was updated: a record is the same in
+/// all protocol versions from 3 on.
+pub fn decode_stored(frame: &[u8]) -> Result<UsageRecord, FrameError> {
+    let cut = || FrameError::Malformed("a stored record is cut short".into());
+    let (length, following) = frame.split_first_chunk::<4>().ok_or_else(cut)?;
+    if following_bytes(*length)? != following.len() {
+        return Err(cut());
+    }
     match following.split_first_chunk::<2>() {
         Some((version, payload))
             if (3..=PROTOCOL_VERSION).contains(&u16::from_le_bytes(*version)) =>

@@ -278,6 +278,25 @@ pub struct Period<'a> {
     pub plan: Option<&'a PricePlan>,
 }
 
+/// The plan by which a tenant pays for what was accepted at `at_ms`; none if nobody had set a price.
+pub fn in_force<'a>(
+    tenant: &Name,
+    plans: &'a [PricePlan],
+    assignments: &[PlanAssignment],
+    at_ms: u64,
+) -> Option<&'a PricePlan> {
+    let assigned = assignments
+        .iter()
+        .filter(|one| one.tenant == *tenant && one.from_ms <= at_ms);
+    let name = assigned
+        .max_by_key(|one| one.from_ms)
+        .map_or(DEFAULT_PLAN, |one| one.plan.as_str());
+    let versions = plans
+        .iter()
+        .filter(|plan| plan.name.as_str() == name && plan.from_ms <= at_ms);
+    versions.max_by_key(|plan| (plan.from_ms, plan.version))
+}
+
 /// Cuts the time from `from_ms` to `to_ms` where the prices of `tenant` change. `plans` are all versions,
 /// `assignments` all there are, in any order.
 pub fn periods<'a>(
@@ -287,21 +306,11 @@ pub fn periods<'a>(
     from_ms: u64,
     to_ms: u64,
 ) -> Vec<Period<'a>> {
-    let of_tenant = || assignments.iter().filter(|one| one.tenant == *tenant);
-    let in_force = |at: u64| {
-        let assigned = of_tenant().filter(|one| one.from_ms <= at);
-        let name = assigned
-            .max_by_key(|one| one.from_ms)
-            .map_or(DEFAULT_PLAN, |one| one.plan.as_str());
-        let versions = plans.iter().filter(|plan| plan.name.as_str() == name);
-        versions
-            .filter(|plan| plan.from_ms <= at)
-            .max_by_key(|plan| (plan.from_ms, plan.version))
-    };
+    let of_tenant = assignments.iter().filter(|one| one.tenant == *tenant);
     let changes = plans
         .iter()
         .map(|plan| plan.from_ms)
-        .chain(of_tenant().map(|one| one.from_ms));
+        .chain(of_tenant.map(|one| one.from_ms));
     if from_ms >= to_ms {
         return Vec::new();
     }
@@ -313,7 +322,7 @@ pub fn periods<'a>(
     cuts.dedup();
     let mut periods: Vec<Period<'a>> = Vec::new();
     for (from_ms, to_ms) in cuts.iter().copied().zip(cuts.iter().copied().skip(1)) {
-        let plan = in_force(from_ms);
+        let plan = in_force(tenant, plans, assignments, from_ms);
         match periods.last_mut() {
             Some(last) if last.plan == plan => last.to_ms = to_ms,
             _ => periods.push(Period {

@@ -83,9 +83,10 @@ struct PackedRecord {
 }
 
 impl UsageBatch {
-    /// Its place in the chain, once its records are unpacked.
-    pub fn place(&self, records: usize) -> Option<Place> {
-        let last = self.first.checked_add(records.checked_sub(1)? as u64)?;
+    /// Its place in the chain.
+    pub fn place(&self) -> Option<Place> {
+        let more = self.records.records.len().checked_sub(1)?;
+        let last = self.first.checked_add(more as u64)?;
         Some(Place {
             boot_epoch: self.boot_epoch,
             first: self.first,
@@ -142,11 +143,15 @@ impl PackedRecords {
         let base_ms = records.first().map_or(0, |record| record.accepted_ms);
         let mut versions = Vec::new();
         let mut known = HashMap::new();
-        let mut pack = |record: &UsageRecord| {
+        let packed = records.iter().map(|record| {
             let key = (&record.function, record.version, record.memory_bytes);
             // MAX_USAGE_BATCH records have no more versions than that.
-            let version = *known.entry(key_of(key)).or_insert_with_key(|version| {
-                versions.push(version.clone());
+            let version = *known.entry(key).or_insert_with(|| {
+                versions.push(Version {
+                    function: record.function.clone(),
+                    version: record.version,
+                    memory_bytes: record.memory_bytes,
+                });
                 (versions.len() - 1) as u16
             });
             PackedRecord {
@@ -166,31 +171,13 @@ impl PackedRecords {
                 exits: record.exits,
                 flags: u8::from(record.cold) | u8::from(record.probe) << 1,
             }
-        };
-        let records = records.iter().map(&mut pack).collect();
+        });
+        let records = packed.collect();
         PackedRecords {
             versions,
             base_ms,
             records,
         }
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-}
-
-fn key_of((function, version, memory_bytes): (&FunctionName, VersionId, u64)) -> Version {
-    Version {
-        function: function.clone(),
-        version,
-        memory_bytes,
     }
 }
 
@@ -271,6 +258,6 @@ mod tests {
         let mut endless = batch(&[record(1), record(2)]);
         endless.first = u64::MAX;
         assert_eq!(endless.unpack(), Err(UnpackError::Malformed));
-        assert_eq!(endless.place(2), None);
+        assert_eq!(endless.place(), None);
     }
 }

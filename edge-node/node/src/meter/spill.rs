@@ -335,18 +335,10 @@ fn parse_frame(bytes: &[u8]) -> Option<(u64, UsageRecord, &[u8])> {
     let (counter, encoded) = payload.split_first_chunk::<COUNTER_BYTES>()?;
     let record = match chain::decode(encoded) {
         Some((record, [])) => record,
-        _ => parse_earlier(encoded)?,
+        // As it was written until there were chains.
+        _ => codec::decode_stored(encoded).ok()?,
     };
     Some((u64::from_le_bytes(*counter), record, after))
-}
-
-/// A record as it was written until there were chains: a frame of [`holm_model::codec`].
-fn parse_earlier(frame: &[u8]) -> Option<UsageRecord> {
-    let (length, following) = frame.split_first_chunk::<4>()?;
-    if codec::following_bytes(*length).ok()? != following.len() {
-        return None;
-    }
-    codec::decode_stored(following).ok()
 }
 
 /// An error of the file system as the journal reports it.

@@ -58,7 +58,7 @@ impl State {
     /// Enters a new batch, which is to be the next in the node's chain.
     fn enter(&mut self, batch: &UsageBatch, records: Vec<UsageRecord>) {
         let node = self.node.clone().unwrap();
-        let place = batch.place(records.len()).unwrap();
+        let place = batch.place().unwrap();
         let previous = match self.batches.last() {
             Some(last) if last.boot_epoch == batch.boot_epoch => last.hash,
             last => {

@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use holm_node::{JoinConfig, Node, NodeConfig};
 
-/// Settings of a node for tests.
 /// Where a node keeps the snapshot of a version.
 pub fn snapshot_file(dir: &Path, version: &program::Version) -> PathBuf {
     let name = format!("{}.snap", version.signed.id().hex());
     dir.join("snapshots").join(name)
 }
 
+/// Settings of a node for tests.
 pub fn config(dir: &Path) -> NodeConfig {
     let listen: SocketAddr = ([127, 0, 0, 1], 0).into();
     let mut config = NodeConfig::new(dir, listen, "test", "52.5,13.4".parse().unwrap());

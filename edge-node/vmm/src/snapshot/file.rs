@@ -144,8 +144,7 @@ impl Snapshot {
         if HEADER_AT + header.len() as u64 > MEMORY_AT {
             return Err(io::Error::other("the header is too long"));
         }
-        let mut hash = Sha256::new();
-        hash.update(&header);
+        let mut hash = Sha256::new_with_prefix(&header);
         let file = File::options()
             .read(true)
             .write(true)
@@ -185,14 +184,7 @@ impl Snapshot {
     /// Reads it from `path`, verifies its checksum and that it fits this CPU, kernel image and ABI.
     pub fn load(hypervisor: &Hypervisor, path: &Path) -> Result<Arc<Self>, VmmError> {
         let io = failed("read", path);
-        let damaged = |problem: &str| SnapshotError::Damaged {
-            path: path.into(),
-            problem: problem.into(),
-        };
-        let unfit = |problem| SnapshotError::Unfit {
-            path: path.into(),
-            problem,
-        };
+        let (damaged, unfit) = (damaged(path), unfit(path));
 
         let Start {
             file,
@@ -278,10 +270,7 @@ struct Start {
 
 impl Start {
     fn read(path: &Path) -> Result<Self, SnapshotError> {
-        let damaged = |problem: &str| SnapshotError::Damaged {
-            path: path.into(),
-            problem: problem.into(),
-        };
+        let (damaged, unfit) = (damaged(path), unfit(path));
         let file = File::open(path).map_err(failed("read", path))?;
         let mut start = [0; HEADER_AT as usize];
         file.read_exact_at(&mut start, 0)
@@ -289,14 +278,10 @@ impl Start {
         if &start[..8] != MAGIC {
             return Err(damaged("it does not begin as one"));
         }
-        let word = |at: usize| {
-            u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]])
-        };
+        let words = start.as_chunks().0;
+        let word = |at: usize| u32::from_le_bytes(words[at / 4]);
         if word(8) != VERSION {
-            return Err(SnapshotError::Unfit {
-                path: path.into(),
-                problem: "by another version of Holm",
-            });
+            return Err(unfit("by another version of Holm"));
         }
         let header_bytes = u64::from(word(12));
         if header_bytes > MEMORY_AT - HEADER_AT {
@@ -329,68 +314,36 @@ pub(super) fn failed(
     }
 }
 
-fn register_words(regs: &kvm_regs) -> [u64; 18] {
-    [
-        regs.rax,
-        regs.rbx,
-        regs.rcx,
-        regs.rdx,
-        regs.rsi,
-        regs.rdi,
-        regs.rsp,
-        regs.rbp,
-        regs.r8,
-        regs.r9,
-        regs.r10,
-        regs.r11,
-        regs.r12,
-        regs.r13,
-        regs.r14,
-        regs.r15,
-        regs.rip,
-        regs.rflags,
-    ]
-}
-
-fn registers_from(words: &[u64; 18]) -> kvm_regs {
-    let [
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-    ] = *words;
-    kvm_regs {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rsp,
-        rbp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags: cpu::clean_rflags(rflags),
+fn damaged(path: &Path) -> impl Fn(&str) -> SnapshotError {
+    move |problem| SnapshotError::Damaged {
+        path: path.into(),
+        problem: problem.into(),
     }
 }
+
+fn unfit(path: &Path) -> impl Fn(&'static str) -> SnapshotError {
+    move |problem| SnapshotError::Unfit {
+        path: path.into(),
+        problem,
+    }
+}
+
+/// The registers in the order of the form on disk.
+macro_rules! registers {
+    ($($name:ident),*) => {
+        fn register_words(regs: &kvm_regs) -> [u64; 18] {
+            [$(regs.$name),*]
+        }
+
+        fn registers_from(words: &[u64; 18]) -> kvm_regs {
+            let [$($name),*] = *words;
+            let mut regs = kvm_regs { $($name),* };
+            regs.rflags = cpu::clean_rflags(regs.rflags);
+            regs
+        }
+    };
+}
+
+registers!(
+    rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags
+);

@@ -72,14 +72,16 @@ impl Locks {
         Ok(())
     }
 
-    /// Takes away what `which` holds for.
-    fn remove(&mut self, which: impl Fn(&Lock) -> bool) {
+    /// Takes away what `which` holds for; whether there was any.
+    fn remove(&mut self, which: impl Fn(&Lock) -> bool) -> bool {
+        let before = self.count;
         for place in &mut self.all {
             if place.as_ref().is_some_and(&which) {
                 *place = None;
                 self.count -= 1;
             }
         }
+        self.count < before
     }
 
     /// Takes a range out of the owner's own locks, and joins it with those that it touches if it is `kept`.
@@ -133,8 +135,7 @@ impl Default for Locks {
 /// An opening is gone, and its locks with it.
 pub fn forget(owner: u16) {
     let locks = state::locks();
-    if locks.count > 0 {
-        locks.remove(|lock| lock.owner == owner);
+    if locks.count > 0 && locks.remove(|lock| lock.owner == owner) {
         state::threads().changed();
     }
 }
@@ -176,8 +177,9 @@ pub fn lock_whole(descriptor: u64, operation: u64) -> SysResult {
         return Ok(0);
     }
     // As on Linux the old one is gone, whether there is a new one or not.
-    state::locks().remove(|other| other.is_beside(&lock));
-    state::threads().changed();
+    if state::locks().remove(|other| other.is_beside(&lock)) {
+        state::threads().changed();
+    }
     if operation == UNLOCK {
         return Ok(0);
     }

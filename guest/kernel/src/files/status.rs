@@ -6,7 +6,7 @@ use super::paths::Path;
 use super::{Object, artifact, temporary};
 use crate::errno::{Errno, SysResult};
 use crate::stat::{self, Kind, Status};
-use crate::{pipes, state, user};
+use crate::{state, user};
 
 /// It is about a link itself.
 pub const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
@@ -215,23 +215,21 @@ pub fn of_descriptor(descriptor: u64) -> Result<Status, Errno> {
 }
 
 pub(super) fn of_object(object: Object) -> Status {
+    if let Some(number) = object.node() {
+        return of_node(number);
+    }
     Status::of(match object {
-        Object::File(number) => return of_node(number),
         Object::Brought(number) => match artifact::entry(number) {
             Some(entry) => return artifact::status(number, &entry),
             None => Kind::File,
         },
         Object::Made(entry) => return of_made(entry),
-        Object::Info(_) | Object::Name(_) => Kind::File,
+        Object::File(_) | Object::Info(_) | Object::Name(_) => Kind::File,
         Object::Directory(number) => {
             let path = state::open_directories().path(number);
             return of_directory(path.as_bytes());
         }
-        Object::Stream { from, to } => match pipes::file_of(from, to) {
-            Some(number) => return of_node(number),
-            None => Kind::Pipe,
-        },
-        Object::Stdin | Object::Log => Kind::Pipe,
+        Object::Stream { .. } | Object::Stdin | Object::Log => Kind::Pipe,
         Object::Null | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) => Kind::Socket,
         Object::Timer(_)

@@ -143,13 +143,6 @@ pub fn error_of(number: u16) -> i32 {
     errno
 }
 
-/// Notes that a call gave less than it could have.
-fn awaits(number: u16, half: u8) {
-    if let State::Outbound(outbound) = &mut state::sockets().get(number).state {
-        outbound.awaited |= half;
-    }
-}
-
 /// Receives; EAGAIN where nothing is there yet.
 pub fn receive(number: u16, handle: u64, to: &mut [u8], peek: bool) -> SysResult {
     if to.is_empty() {
@@ -159,45 +152,40 @@ pub fn receive(number: u16, handle: u64, to: &mut [u8], peek: bool) -> SysResult
     let args = [handle, to.as_mut_ptr() as u64, to.len() as u64, 0];
     let received = result(host::call(Call::RECEIVE, flags, args));
     // What is looked at alone stays, and is no news again.
-    let whole = match received {
-        Ok(count) => peek && count > 0 || count == to.len() as u64,
-        Err(_) => false,
-    };
-    let counted = !peek && tell_counted(number, false);
-    if !whole || counted {
-        awaits(number, READ);
+    let is_whole = received.is_ok_and(|count| count == to.len() as u64 || peek && count > 0);
+    if let State::Outbound(outbound) = &mut state::sockets().get(number).state {
+        let counted = !peek && core::mem::take(&mut outbound.counted);
+        if !is_whole || counted {
+            outbound.awaited |= READ;
+        }
     }
     received
 }
 
 /// Bytes that a read would find, as far as they are looked at. Who knows that may read so many and wait for an edge.
-pub fn readable_bytes(number: u16, handle: u64) -> u64 {
+pub fn readable_bytes(number: u16) -> u64 {
     refresh();
-    if let State::Outbound(outbound) = &state::sockets().get(number).state
-        && (outbound.connecting || outbound.ready & FAILED != 0)
-    {
+    let State::Outbound(outbound) = &mut state::sockets().get(number).state else {
+        return 0;
+    };
+    if outbound.connecting || outbound.ready & FAILED != 0 {
         // To look would take the error, which a later call is to be told.
         return 0;
     }
-    tell_counted(number, true);
+    outbound.counted = true;
+    let handle = outbound.handle;
     let there = receive(number, handle, &mut state::content().bytes, true);
     there.unwrap_or(0)
-}
-
-/// Notes whether the program knows how many bytes there are; whether it did.
-fn tell_counted(number: u16, counted: bool) -> bool {
-    match &mut state::sockets().get(number).state {
-        State::Outbound(outbound) => core::mem::replace(&mut outbound.counted, counted),
-        _ => false,
-    }
 }
 
 /// Sends some; EAGAIN where nothing fits.
 pub fn send(number: u16, handle: u64, bytes: &[u8]) -> SysResult {
     let args = [handle, bytes.as_ptr() as u64, bytes.len() as u64, 0];
     let sent = result(host::call(Call::SEND, 0, args));
-    if !sent.is_ok_and(|count| count == bytes.len() as u64) {
-        awaits(number, WRITE);
+    if !sent.is_ok_and(|count| count == bytes.len() as u64)
+        && let State::Outbound(outbound) = &mut state::sockets().get(number).state
+    {
+        outbound.awaited |= WRITE;
     }
     sent
 }

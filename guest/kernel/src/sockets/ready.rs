@@ -19,7 +19,7 @@ pub fn readable_bytes(number: u16) -> SysResult {
         State::Datagrams(mailbox) => datagrams::first_bytes(mailbox.inbox)
             .or_else(|| outbound::answer(mailbox.queries, &mut [], true).ok())
             .unwrap_or(0),
-        State::Outbound(at) => outbound::readable_bytes(number, at.handle),
+        State::Outbound(_) => outbound::readable_bytes(number),
         _ => 0,
     })
 }

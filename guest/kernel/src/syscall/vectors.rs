@@ -4,7 +4,6 @@ use super::told;
 use crate::buffers::{MAX_PARTS, Source, Target, check_parts};
 use crate::errno::{Errno, SysResult};
 use crate::files::{Object, read_write, status};
-use crate::state;
 
 /// `preadv2` and `pwritev2`: the older calls with flags, of which none makes a difference; place -1 is where the
 /// last one ended.
@@ -24,31 +23,35 @@ pub(super) fn positioned_vector(
     if at != LAST {
         read_write::position(at)?;
     }
-    match writes {
-        true => drop(read_write::writable(descriptor)?),
-        false => drop(read_write::readable(descriptor)?),
-    }
+    let held = match writes {
+        true => read_write::writable(descriptor)?,
+        false => read_write::readable(descriptor)?,
+    };
     if check_vectors(array, count)? == 0 {
         return Ok(0);
     }
     // Not to wait is more than a file of /tmp's promises, as on Linux.
-    let is_file = matches!(state::files().get(descriptor)?.object, Object::File(_));
+    let is_file = matches!(held.open().object, Object::File(_));
     if flags as u32 as u64 & !KNOWN != 0 || flags & NOWAIT != 0 && is_file {
         return Err(Errno::EOPNOTSUPP);
     }
+    let (from, to) = (
+        Source::Parts { array, count },
+        Target::Parts { array, count },
+    );
     match (at, writes) {
         (at, true) if flags & APPEND != 0 => {
             let end = status::of_descriptor(descriptor)?.size;
-            let written = write_vector_at(descriptor, array, count, end)?;
+            let written = read_write::write_from_at(&held, end, from)?;
             if at == LAST {
                 read_write::seek(descriptor, end + written, 0)?;
             }
             Ok(written)
         }
-        (LAST, false) => read_vector(descriptor, array, count),
-        (LAST, true) => told(descriptor, 0, || write_vector(descriptor, array, count)),
-        (at, false) => read_vector_at(descriptor, array, count, at),
-        (at, true) => write_vector_at(descriptor, array, count, at),
+        (LAST, false) => read_write::read_into(&held, to),
+        (LAST, true) => told(descriptor, 0, || read_write::write_from(&held, from)),
+        (at, false) => read_write::read_into_at(&held, at, to),
+        (at, true) => read_write::write_from_at(&held, at, from),
     }
 }
 

@@ -116,19 +116,18 @@ fn wait(word: u64, value: u32, bits: u32, deadline: u64, wants_lock: bool) -> Sy
         }
         let threads = state::threads();
         let slept_at = threads.next_sleep();
-        let sleeper = &mut threads.all[threads.current];
-        (sleeper.slept_at, sleeper.wants_lock) = (slept_at, wants_lock);
-        sleeper.doing = Doing::Sleeping {
-            word,
-            bits,
-            deadline,
-        };
-        sleeper.woken = false;
         let current = threads.current;
+        let sleeper = &mut threads.all[current];
+        sleeper.slept_at = slept_at;
+        sleeper.wants_lock = wants_lock;
+        sleeper.woken = false;
         if !state::signals().interrupts(current) {
+            sleeper.doing = Doing::Sleeping {
+                word,
+                bits,
+                deadline,
+            };
             give_way();
-        } else {
-            sleeper.doing = Doing::Ready;
         }
         let woken = state::threads().all[current].woken;
         match state::signals().interrupts(current) {

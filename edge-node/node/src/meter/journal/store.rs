@@ -233,28 +233,21 @@ impl Store {
         let begin = |database: &mut Connection| -> Result<u64, Failure> {
             let transaction = database.transaction()?;
             check_ends(&transaction)?;
-            let last: i64 = transaction.query_row(
-                "SELECT max((SELECT coalesce(max(epoch), 0) FROM epochs), (SELECT epoch FROM head))",
-                [],
-                |row| row.get(0),
-            )?;
+            let last = newest_epoch(&transaction)?;
             // Old epochs are of use only while records of theirs are still here.
             transaction.execute(
                 "DELETE FROM epochs WHERE epoch NOT IN (SELECT epoch FROM commits)",
                 [],
             )?;
-            let epoch = (last + 1).max(fresh as i64);
+            let epoch = (last + 1).max(fresh);
             transaction.execute(
                 "INSERT INTO epochs (epoch, next_sequence) VALUES (?1, 1)",
-                [epoch],
+                [epoch as i64],
             )?;
             transaction.commit()?;
-            Ok(epoch as u64)
+            Ok(epoch)
         };
-        match begin(&mut self.database) {
-            Ok(epoch) => self.epoch = epoch,
-            Err(error) => return Err(self.error(error)),
-        }
+        self.epoch = begin(&mut self.database).map_err(|error| self.error(error))?;
         Ok(())
     }
 
@@ -275,11 +268,7 @@ impl Store {
     /// Inserts those of the sorted entries of earlier epochs that are not in yet; how many those were.
     fn insert_new(&mut self, entries: Vec<(u64, Entry)>) -> Result<usize, rusqlite::Error> {
         let transaction = self.database.transaction()?;
-        let last: i64 = transaction.query_row(
-            "SELECT max((SELECT coalesce(max(epoch), 0) FROM epochs), (SELECT epoch FROM head))",
-            [],
-            |row| row.get(0),
-        )?;
+        let last = newest_epoch(&transaction)?;
         let mut by_epoch: BTreeMap<u64, Vec<Entry>> = BTreeMap::new();
         for (epoch, entry) in entries {
             let upto: Option<i64> = transaction
@@ -293,7 +282,7 @@ impl Store {
         let (mut replayed, mut checked) = (0, self.checked);
         for (spilled_in, mut entries) in by_epoch {
             // The chain goes on and never back, wherever an old segment may come from.
-            let epoch = spilled_in.max(last as u64);
+            let epoch = spilled_in.max(last);
             for entries in entries.chunks_mut(MAX_COMMIT_RECORDS) {
                 checked = append(&transaction, spilled_in, epoch, entries, checked)?;
                 replayed += entries.len();
@@ -315,7 +304,7 @@ impl Store {
             let (Some(first), Some(last)) = (records.first(), records.last()) else {
                 check_ends(&transaction)?;
                 return match sealed {
-                    Some((place, _)) => Err(place.first_is(MISSING).into()),
+                    Some((place, _)) => Err(altered(place.boot_epoch, place.first, MISSING).into()),
                     None => Ok(None),
                 };
             };
@@ -332,7 +321,9 @@ impl Store {
             let hash = chain::batch_hash(node, &place, &leaves);
             match sealed {
                 Some(sealed) if sealed == (place, hash) => {}
-                Some((place, _)) => return Err(place.first_is(CHANGED).into()),
+                Some((place, _)) => {
+                    return Err(altered(place.boot_epoch, place.first, CHANGED).into());
+                }
                 None => seal(&transaction, &place, hash)?,
             }
             transaction.commit()?;
@@ -354,9 +345,13 @@ impl Store {
                 return Ok(());
             };
             let (epoch, last) = (place.boot_epoch as i64, place.last as i64);
-            let done = "FROM commits WHERE epoch < ?1 OR (epoch = ?1 AND last <= ?2)";
+            // By the first sequences, of which there is an index: a backlog may be long.
+            let done =
+                "FROM commits WHERE (epoch, first) <= (?1, ?2) AND (epoch < ?1 OR last <= ?2)";
             let checked: Option<[u8; 32]> = transaction
-                .prepare_cached(&format!("SELECT \"check\" {done} ORDER BY id DESC LIMIT 1"))?
+                .prepare_cached(&format!(
+                    "SELECT \"check\" {done} ORDER BY epoch DESC, first DESC LIMIT 1"
+                ))?
                 .query_row([epoch, last], |row| row.get(0))
                 .optional()?;
             transaction
@@ -390,31 +385,19 @@ fn append(
              RETURNING next_sequence - ?2",
         )?
         .query_row([epoch as i64, count], |row| row.get(0))?;
-    let mut records = Vec::with_capacity(entries.len() * 192);
-    let mut leaves = Vec::with_capacity(entries.len() * 32);
     let mut upto = BTreeMap::new();
     for (entry, sequence) in entries.iter_mut().zip(first as u64..) {
         entry.record.boot_epoch = epoch;
         entry.record.sequence = sequence;
-        let begin = records.len();
-        chain::encode(&entry.record, &mut records);
-        leaves.extend(chain::leaf_of(&records[begin..]).0);
         upto.insert(entry.lane, entry.counter);
     }
-    let check = check(before, &leaves);
-    transaction
-        .prepare_cached(
-            "INSERT INTO commits (epoch, first, last, records, leaves, \"check\")
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?
-        .execute(params![
-            epoch as i64,
-            first,
-            first + count - 1,
-            records,
-            leaves,
-            check.0
-        ])?;
+    let place = (epoch, first as u64, (first + count - 1) as u64);
+    let check = keep(
+        transaction,
+        place,
+        entries.iter().map(|entry| &entry.record),
+        before,
+    )?;
     for (lane, counter) in upto {
         transaction
             .prepare_cached(
@@ -428,6 +411,15 @@ fn append(
 
 fn check(before: Digest, leaves: &[u8]) -> Digest {
     Digest::of(&[&before.0[..], leaves].concat())
+}
+
+/// The newest that the journal or the ledger has had.
+fn newest_epoch(transaction: &Transaction<'_>) -> Result<u64, rusqlite::Error> {
+    transaction.query_row(
+        "SELECT max((SELECT coalesce(max(epoch), 0) FROM epochs), (SELECT epoch FROM head))",
+        [],
+        |row| number(row, 0),
+    )
 }
 
 fn newest_check(database: &Connection) -> Result<Digest, rusqlite::Error> {
@@ -494,30 +486,36 @@ fn read(
     )?;
     let mut rows = statement.query([])?;
     let mut before = head.checked;
-    let mut epoch = None;
+    // The epoch, and its last sequence given.
+    let mut given: Option<(u64, u64)> = None;
     // The first sequence that has not been read, in the commits' order; a journal's first commit may begin anywhere,
     // since the ledger may have what was before it from a time without a chain.
     let mut next = (head.epoch, head.last + 1);
     while let Some(row) = rows.next()? {
+        let epoch = number(row, 0)?;
+        if records.len() >= max || given.is_some_and(|(of, _)| of != epoch) {
+            break;
+        }
+        let last_given = match given {
+            Some((_, last)) => last,
+            None => transaction
+                .prepare_cached("SELECT next_sequence - 1 FROM epochs WHERE epoch = ?1")?
+                .query_row([epoch as i64], |row| number(row, 0))
+                .optional()?
+                .unwrap_or(0),
+        };
+        given = Some((epoch, last_given));
         let commit = Commit {
-            epoch: number(row, 0)?,
+            epoch,
             first: number(row, 1)?,
             last: number(row, 2)?,
             records: row.get(3)?,
             leaves: row.get(4)?,
             check: Digest(row.get(5)?),
         };
-        if records.len() >= max || epoch.is_some_and(|epoch| epoch != commit.epoch) {
-            break;
-        }
-        let given: Option<i64> = transaction
-            .prepare_cached("SELECT next_sequence - 1 FROM epochs WHERE epoch = ?1")?
-            .query_row([commit.epoch as i64], |row| row.get(0))
-            .optional()?;
-        if commit.last > given.unwrap_or(0) as u64 {
+        if commit.last > last_given {
             return Err(commit.altered(commit.last, PUT_IN).into());
         }
-        epoch = Some(commit.epoch);
         if commit.epoch != next.0 {
             let begins = if next.0 == 0 { commit.first } else { 1 };
             next = (commit.epoch, begins);
@@ -543,7 +541,8 @@ fn read(
 fn check_ends(transaction: &Transaction<'_>) -> Result<(), Failure> {
     let head = head(transaction)?;
     let mut epochs = transaction.prepare_cached(
-        "SELECT epoch, next_sequence - 1, (SELECT max(last) FROM commits WHERE commits.epoch = epochs.epoch)
+        "SELECT epoch, next_sequence - 1, (SELECT last FROM commits WHERE commits.epoch = epochs.epoch
+                                            ORDER BY first DESC LIMIT 1)
          FROM epochs ORDER BY epoch",
     )?;
     let mut rows = epochs.query([])?;
@@ -561,12 +560,7 @@ fn check_ends(transaction: &Transaction<'_>) -> Result<(), Failure> {
         };
         let until = there.max(in_ledger);
         if until < last {
-            return Err(Altered {
-                epoch,
-                sequence: until + 1,
-                what: MISSING,
-            }
-            .into());
+            return Err(altered(epoch, until + 1, MISSING).into());
         }
     }
     Ok(())
@@ -574,11 +568,7 @@ fn check_ends(transaction: &Transaction<'_>) -> Result<(), Failure> {
 
 impl Commit {
     fn altered(&self, sequence: u64, what: &'static str) -> Altered {
-        Altered {
-            epoch: self.epoch,
-            sequence,
-            what,
-        }
+        altered(self.epoch, sequence, what)
     }
 
     /// Its records with their leaves. `next` is the sequence that is to be in it, and the first one unless a batch
@@ -620,17 +610,11 @@ impl Commit {
     }
 }
 
-trait Named {
-    fn first_is(&self, what: &'static str) -> Altered;
-}
-
-impl Named for Place {
-    fn first_is(&self, what: &'static str) -> Altered {
-        Altered {
-            epoch: self.boot_epoch,
-            sequence: self.first,
-            what,
-        }
+fn altered(epoch: u64, sequence: u64, what: &'static str) -> Altered {
+    Altered {
+        epoch,
+        sequence,
+        what,
     }
 }
 
@@ -645,7 +629,8 @@ fn chain_rows(database: &mut Connection) -> Result<(), Failure> {
         let (mut checked, mut commit) = (NOTHING_BEFORE, Vec::new());
         let mut row = rows.next()?;
         while let Some(found) = row {
-            let record = decode_frame(&found.get::<_, Vec<u8>>(2)?).map_err(Failure::Record)?;
+            let record =
+                codec::decode_stored(&found.get::<_, Vec<u8>>(2)?).map_err(Failure::Record)?;
             let epoch = record.boot_epoch;
             commit.push(record);
             row = rows.next()?;
@@ -654,7 +639,11 @@ fn chain_rows(database: &mut Connection) -> Result<(), Failure> {
                 None => false,
             };
             if !more || commit.len() == MAX_COMMIT_RECORDS {
-                checked = keep(&transaction, &std::mem::take(&mut commit), checked)?;
+                let done: Vec<UsageRecord> = std::mem::take(&mut commit);
+                if let (Some(first), Some(last)) = (done.first(), done.last()) {
+                    let place = (epoch, first.sequence, last.sequence);
+                    checked = keep(&transaction, place, done.iter(), checked)?;
+                }
             }
         }
     }
@@ -663,16 +652,15 @@ fn chain_rows(database: &mut Connection) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Stores records that have their sequences already as one commit; returns its check.
-fn keep(
+/// Stores records that have their sequences, from `first` to `last`, as one commit; returns its check.
+fn keep<'a>(
     transaction: &Transaction<'_>,
-    records: &[UsageRecord],
+    (epoch, first, last): (u64, u64, u64),
+    records: impl ExactSizeIterator<Item = &'a UsageRecord>,
     before: Digest,
 ) -> Result<Digest, rusqlite::Error> {
-    let (Some(first), Some(last)) = (records.first(), records.last()) else {
-        return Ok(before);
-    };
-    let (mut bytes, mut leaves) = (Vec::new(), Vec::new());
+    let mut bytes = Vec::with_capacity(records.len() * 192);
+    let mut leaves = Vec::with_capacity(records.len() * 32);
     for record in records {
         let begin = bytes.len();
         chain::encode(record, &mut bytes);
@@ -685,23 +673,14 @@ fn keep(
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute(params![
-            first.boot_epoch as i64,
-            first.sequence as i64,
-            last.sequence as i64,
+            epoch as i64,
+            first as i64,
+            last as i64,
             bytes,
             leaves,
             check.0
         ])?;
     Ok(check)
-}
-
-fn decode_frame(row: &[u8]) -> Result<UsageRecord, FrameError> {
-    let cut = || FrameError::Malformed("a row of the journal is cut short".into());
-    let (length, following) = row.split_first_chunk::<4>().ok_or_else(cut)?;
-    if codec::following_bytes(*length)? != following.len() {
-        return Err(cut());
-    }
-    codec::decode_stored(following)
 }
 
 fn number(row: &Row<'_>, column: usize) -> Result<u64, rusqlite::Error> {
