@@ -34,6 +34,7 @@ mod store;
 
 pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
+pub use limits::NODE_CERTIFICATE_LIFE;
 pub use nodes::ServerError;
 pub use registry::ArtifactError;
 pub use start::{Config, Running, StartError, export, import, renew_admin_token, start};

@@ -67,6 +67,9 @@ pub(crate) const MAX_API_TOKENS: u64 = 10_000;
 pub(crate) const MAX_API_TOKEN_TTL_SECONDS: u64 = 10 * 366 * 86_400;
 /// Longest text of an entry in the audit log; longer ones are cut.
 pub(crate) const MAX_AUDIT_TEXT_CHARS: usize = 500;
+/// Shortest and longest life of a node's certificate; its renewal needs some seconds.
+pub const NODE_CERTIFICATE_LIFE: (Duration, Duration) =
+    (Duration::from_secs(3), Duration::from_secs(366 * 86_400));
 /// Largest certificate signing request.
 pub(crate) const MAX_CSR_BYTES: usize = 8 << 10;
 /// Most publisher keys of a tenant.

@@ -53,6 +53,9 @@ pub struct Config {
     pub prepare_timeout: Duration,
     /// How long a rollout waits for a node that is away.
     pub absent_grace: Duration,
+    /// How long a node's certificate is good, within [`crate::NODE_CERTIFICATE_LIFE`]. The node has it renewed when two thirds of that are over, so one that
+    /// is away for no longer than the last third comes back by itself.
+    pub node_certificate_life: Duration,
 }
 
 impl Config {
@@ -66,6 +69,7 @@ impl Config {
             public_quic_address: None,
             prepare_timeout: Duration::from_secs(60),
             absent_grace: Duration::from_secs(10),
+            node_certificate_life: Duration::from_secs(30 * 86_400),
         }
     }
 }
@@ -287,10 +291,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         clock,
         address,
+        certificate_life: config.node_certificate_life,
     });
     let services = Arc::new(Services {
         store: store.clone(),
         fleet: fleet.clone(),
+        joins: joins.clone(),
         ledger: ledger.clone(),
         logs: logs.clone(),
         registry: registry.clone(),
@@ -342,7 +348,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     tasks.spawn(serve_http(listener, api, stopped.clone()));
     tasks.spawn(async move {
-        server.run(services, joins).await;
+        server.run(services).await;
         "the nodes' endpoint"
     });
     tasks.spawn(until(stopped.clone(), "rollouts", async move {

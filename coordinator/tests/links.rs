@@ -3,9 +3,11 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::node::{self, TestNode, bulk, connect, dial, hello, join, read, write};
+use common::node::{
+    self, TestNode, bulk, connect, dial, hello, join, read, signing_request, write,
+};
 use common::{Coordinator, PATIENCE, Publisher, until};
 use holm_model::codec;
 use holm_model::control::{
@@ -15,6 +17,7 @@ use holm_model::control::{
 use holm_model::ids::{Digest, RequestId};
 use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES};
 use quinn::{Connection, RecvStream, SendStream};
+use rcgen::KeyPair;
 use tokio::time::timeout;
 
 async fn identity(coordinator: &Coordinator, name: &str) -> node::Identity {
@@ -185,6 +188,61 @@ async fn a_certificate_of_another_fleet_is_worth_nothing() {
     let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
     assert!(closed.to_string().contains("aborted by peer"), "{closed}");
     assert!(own.nodes().await.iter().all(|node| node.never_connected));
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_key_and_the_old_one_is_good_until_the_new_one_is_shown()
+ {
+    let coordinator = Coordinator::start().await;
+    let old = identity(&coordinator, "edge-1").await;
+    let control = connect(coordinator.quic, &old, hello(1)).await;
+    let key = KeyPair::try_from(old.key.as_slice()).unwrap();
+    let renew = async |connection, key: &KeyPair| {
+        let csr_der = signing_request(key);
+        bulk(connection, &BulkRequest::Renew { csr_der }).await.0
+    };
+    let other = KeyPair::generate().unwrap();
+    match renew(&control.connection, &other).await {
+        BulkAnswer::Refused { reason } => assert!(reason.contains("for the same key"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    // What nobody can read costs neither the link nor the certificate.
+    let csr_der = b"no request".to_vec();
+    match bulk(&control.connection, &BulkRequest::Renew { csr_der })
+        .await
+        .0
+    {
+        BulkAnswer::Refused { reason } => assert!(reason.contains("PKCS#10"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let BulkAnswer::Renewed { certificate_der } = renew(&control.connection, &key).await else {
+        panic!("not renewed");
+    };
+    let mut new = old.clone();
+    new.chain = vec![certificate_der.into()];
+    // The answer may have been lost.
+    drop(connect(coordinator.quic, &old, hello(1)).await);
+    let control = connect(coordinator.quic, &new, hello(1)).await;
+    let until = coordinator.nodes().await[0].certificate_until_ms.unwrap();
+    let left = Duration::from_millis(until) - SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let days = left.as_secs() / 86_400;
+    assert!((29..=30).contains(&days), "{days}");
+
+    let connection = dial(coordinator.quic, ALPN, Some(&old)).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, &NodeMessage::Hello(hello(1))).await;
+    let reason = refusal(&connection, &mut recv).await;
+    assert!(reason.contains("renewed"), "{reason}");
+    assert!(matches!(
+        renew(&control.connection, &key).await,
+        BulkAnswer::Renewed { .. }
+    ));
+    let recorded = coordinator.client.get("/v1/audit?limit=100").await;
+    assert!(
+        recorded.text().contains("node.renew"),
+        "{}",
+        recorded.text()
+    );
 }
 
 #[tokio::test]

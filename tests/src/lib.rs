@@ -35,6 +35,8 @@ pub struct Fleet {
     quic: String,
     nodes: Vec<(String, Option<Daemon>, String)>,
     size: NodeSize,
+    /// Further options of the coordinator.
+    coordinator_options: Vec<String>,
 }
 
 /// Ingress threads of each node, and their slots in all; 0 is what a node takes by itself.
@@ -124,10 +126,10 @@ impl Daemon {
 impl Fleet {
     /// A coordinator without nodes.
     pub fn without_nodes() -> Fleet {
-        Fleet::with_coordinator(NodeSize::FOR_TESTS)
+        Fleet::with_coordinator(NodeSize::FOR_TESTS, &[])
     }
 
-    fn with_coordinator(size: NodeSize) -> Fleet {
+    fn with_coordinator(size: NodeSize, options: &[&str]) -> Fleet {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut fleet = Fleet {
             directory,
@@ -136,8 +138,16 @@ impl Fleet {
             quic: "127.0.0.1:0".into(),
             nodes: Vec::new(),
             size,
+            coordinator_options: options.iter().map(|option| (*option).to_owned()).collect(),
         };
         fleet.start_coordinator();
+        fleet
+    }
+
+    /// A coordinator with these options, and connected nodes of these names.
+    pub fn with_options(options: &[&str], names: &[&str]) -> Fleet {
+        let mut fleet = Fleet::with_coordinator(NodeSize::FOR_TESTS, options);
+        fleet.add_nodes(names);
         fleet
     }
 
@@ -148,40 +158,42 @@ impl Fleet {
 
     /// The same with nodes of this size.
     pub fn with_nodes_of(size: NodeSize, names: &[&str]) -> Fleet {
-        let mut fleet = Fleet::with_coordinator(size);
+        let mut fleet = Fleet::with_coordinator(size, &[]);
+        fleet.add_nodes(names);
+        fleet
+    }
+
+    fn add_nodes(&mut self, names: &[&str]) {
         for name in names {
-            let token = fleet.token(&[]);
-            let state = fleet.path(name);
-            fleet
-                .holm(&[
-                    "node",
-                    "join",
-                    &token,
-                    "--name",
-                    name,
-                    "--state-dir",
-                    &state,
-                ])
-                .ok();
-            fleet
-                .nodes
+            let token = self.token(&[]);
+            let state = self.path(name);
+            self.holm(&[
+                "node",
+                "join",
+                &token,
+                "--name",
+                name,
+                "--state-dir",
+                &state,
+            ])
+            .ok();
+            self.nodes
                 .push(((*name).to_owned(), None, "127.0.0.1:0".into()));
-            fleet.start_node(name);
+            self.start_node(name);
         }
         eventually("every node to be connected", || {
-            let nodes = fleet.holm(&["nodes", "list"]).ok();
+            let nodes = self.holm(&["nodes", "list"]).ok();
             nodes
                 .as_array()
                 .is_some_and(|nodes| nodes.iter().all(|node| node["connected"] == true))
         });
-        fleet
     }
 
     /// Starts the coordinator, again on its old addresses if it ran before.
     pub fn start_coordinator(&mut self) {
         let state = self.path("coordinator");
         let (http, quic) = (self.http.clone(), self.quic.clone());
-        let args = [
+        let mut args = vec![
             "coordinator",
             "--http",
             &http,
@@ -190,6 +202,7 @@ impl Fleet {
             "--state-dir",
             &state,
         ];
+        args.extend(self.coordinator_options.iter().map(String::as_str));
         let (daemon, ready) = Daemon::start(self.directory.path(), "coordinator", &args);
         let url = ready["url"].as_str().expect("a URL");
         self.http = url.strip_prefix("http://").expect("an http URL").to_owned();

@@ -1,9 +1,10 @@
 //! Becoming a node, and what a coordinator does not let in.
 
+use std::path::Path;
 use std::time::Duration;
 
 use holm_test_support::require_kvm;
-use holm_tests::{Fleet, Ran};
+use holm_tests::{Fleet, Ran, eventually};
 
 fn join(fleet: &Fleet, token: &str, name: &str) -> Ran {
     fleet.holm(&[
@@ -74,6 +75,81 @@ fn a_coordinator_that_is_away_is_told_from_one_that_refuses() {
     fleet.kill_coordinator();
     let error = fleet.holm(&["nodes", "list"]).error(6);
     assert!(error.contains("cannot be reached"), "{error}");
+}
+
+/// The node, as `holm nodes show` tells of it.
+fn shown(fleet: &Fleet, name: &str) -> serde_json::Value {
+    fleet.holm(&["nodes", "show", name]).ok()
+}
+
+fn until_ms(fleet: &Fleet, name: &str) -> u64 {
+    let until = shown(fleet, name)["certificate_until_ms"].as_u64();
+    until.expect("a node that has shown a certificate")
+}
+
+#[test]
+fn a_certificate_is_renewed_in_time_and_a_node_that_was_away_too_long_is_told_what_to_do() {
+    if !require_kvm() {
+        return;
+    }
+    let mut fleet = Fleet::with_options(&["--node-certificates", "6s"], &["a"]);
+    let certificate = Path::new(&fleet.path("a")).join("node.crt");
+    let read = || std::fs::read_to_string(&certificate).expect("a certificate");
+    let (first, ends) = (read(), until_ms(&fleet, "a"));
+    eventually("a renewed certificate", || read() != first);
+    // The link was made with the first one; the next one is made with what there is then.
+    assert_eq!(until_ms(&fleet, "a"), ends);
+    fleet.kill_coordinator();
+    fleet.start_coordinator();
+    eventually("a link with the renewed certificate", || {
+        shown(&fleet, "a")["connected"] == true && until_ms(&fleet, "a") > ends
+    });
+    // Long after the first one has ended there is still a link, also for a node that starts anew.
+    std::thread::sleep(Duration::from_secs(8));
+    fleet.kill_node("a");
+    fleet.start_node("a");
+    eventually("a link long after the first one has ended", || {
+        shown(&fleet, "a")["connected"] == true
+    });
+
+    fleet.kill_node("a");
+    std::thread::sleep(Duration::from_secs(7));
+    fleet.start_node("a");
+    eventually("the node to say what to do", || {
+        fleet.log("a").contains("this node's certificate has ended")
+    });
+    assert_eq!(shown(&fleet, "a")["connected"], false);
+    fleet.kill_node("a");
+    std::fs::remove_file(Path::new(&fleet.path("a")).join("node.json")).expect("its identity");
+    join(&fleet, &fleet.token(&["--node", "a"]), "a").ok();
+    fleet.start_node("a");
+    eventually("the node that has joined again", || {
+        shown(&fleet, "a")["connected"] == true
+    });
+}
+
+#[test]
+fn how_long_certificates_are_good_has_bounds() {
+    let fleet = Fleet::without_nodes();
+    for life in ["1s", "9999d", "soon"] {
+        let state = fleet.path("other");
+        let options = [
+            "coordinator",
+            "--state-dir",
+            &state,
+            "--node-certificates",
+            life,
+        ];
+        let error = fleet.holm(&options).error(2);
+        assert!(error.contains("--node-certificates"), "{life}: {error}");
+    }
+}
+
+#[test]
+fn a_node_that_is_not_there_is_not_shown() {
+    let fleet = Fleet::without_nodes();
+    let error = fleet.holm(&["nodes", "show", "nobody"]).error(5);
+    assert!(error.contains("holm nodes list"), "{error}");
 }
 
 /// `holm node run` on the state of `name` with these options.

@@ -9,6 +9,7 @@ use std::io::{BufReader, BufWriter, Read as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,7 @@ use holm_node::outbound::Outside;
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, logging};
 use crate::remote::settings::{DEFAULT_HTTP, state_directory};
+use crate::remote::tokens::days;
 
 /// The file in a coordinator's state directory that holds its admin token.
 pub(crate) const ADMIN_TOKEN_FILE: &str = "admin-token";
@@ -59,6 +61,10 @@ pub(crate) struct CoordinatorArgs {
     /// The host and port that join tokens give to nodes [default: the address of --quic].
     #[arg(long, value_name = "HOST:PORT")]
     public_quic: Option<String>,
+    /// How long a node's certificate is good. Nodes have it renewed when a third of that is left; one that is away
+    /// for longer than that has to join again.
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = certificate_life)]
+    node_certificates: Duration,
     #[command(flatten)]
     supervision: Supervision,
     #[command(subcommand)]
@@ -204,6 +210,19 @@ pub(crate) struct NodeReady {
     pub(crate) url: String,
 }
 
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = Duration::from_millis(days(text)?);
+    let (least, most) = holm_coordinator::NODE_CERTIFICATE_LIFE;
+    match (least..=most).contains(&life) {
+        true => Ok(life),
+        false => Err(format!(
+            "a certificate lives {} to {} seconds",
+            least.as_secs(),
+            most.as_secs()
+        )),
+    }
+}
+
 /// `holm coordinator`.
 pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
     logging("info", args.supervision.log_format == LogFormat::Json);
@@ -215,6 +234,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let end = End::new(&args.supervision)?;
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
+    config.node_certificate_life = args.node_certificates;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     if let Some(action) = args.action {
         return act(action, &config, output).await;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use holm_model::api::{
-    Health, JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeView, OwnToken, RevokeKeyRequest,
-    TenantRequest, TenantView,
+    Health, JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeVersionView, NodeView, OwnToken,
+    RevokeKeyRequest, TenantRequest, TenantView,
 };
 use holm_model::ids::Name;
 use holm_model::manifest::units::parse_millis;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::Client;
 use crate::remote::key::{KeyFile, public_base64};
@@ -33,6 +33,11 @@ pub(crate) struct NodesArgs {
 enum NodesAction {
     /// List the nodes.
     List,
+    /// Tell all that is known of a node.
+    Show {
+        /// Its name.
+        node: Name,
+    },
     /// Have a node finish what it has and take no new requests, also after a restart.
     Drain {
         /// Its name.
@@ -133,6 +138,14 @@ pub(crate) async fn nodes(args: NodesArgs, output: Output) -> Result<(), Failure
         NodesAction::List => {
             let nodes: Vec<NodeView> = client.get("/v1/nodes").await?;
             output.result(&nodes, || list(&nodes))
+        }
+        NodesAction::Show { node } => {
+            let nodes: Vec<NodeView> = client.get("/v1/nodes").await?;
+            let Some(view) = nodes.into_iter().find(|view| view.name == node) else {
+                let none = format!("there is no node called `{node}`");
+                return Err(Failure::new(Exit::Refused, none).hint("`holm nodes list` shows them"));
+            };
+            output.result(&view, || show(&view))
         }
         NodesAction::Drain { node } => {
             let view: NodeView = client
@@ -345,22 +358,53 @@ fn link(node: &NodeView) -> String {
         .collect()
 }
 
+/// A version on a node, with a star if it takes requests.
+fn version(version: &NodeVersionView) -> String {
+    let routed = if version.routed { "*" } else { "" };
+    format!(
+        "{}@{}{routed} {}",
+        version.function, version.label, version.state
+    )
+}
+
+fn show(node: &NodeView) -> String {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let mut lines = vec![
+        ["node", node.name.as_str()].map(str::to_owned),
+        ["link".into(), link(node)],
+        ["coordinator".into(), or_none(node.coordinator.clone())],
+        [
+            "round trip".into(),
+            or_none(node.rtt_us.map(|us| time(Duration::from_micros(us)))),
+        ],
+        [
+            "certificate until".into(),
+            or_none(node.certificate_until_ms.map(moment)),
+        ],
+        ["region".into(), node.region.clone()],
+        ["place".into(), node.coordinates.to_string()],
+        ["url".into(), node.ingress_url.clone()],
+        ["kvm".into(), node.kvm.clone()],
+        ["labels".into(), shown(&node.labels)],
+    ];
+    let versions = node.versions.iter().map(|one| {
+        let failed = one.reason.as_ref().map(|reason| format!(": {reason}"));
+        [
+            "version".into(),
+            version(one) + failed.as_deref().unwrap_or_default(),
+        ]
+    });
+    lines.extend(versions);
+    let lines = lines.iter().map(|[what, is]| format!("{what:18} {is}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 fn list(nodes: &[NodeView]) -> String {
     let rows: Vec<[String; 9]> = nodes
         .iter()
         .map(|node| {
             let rtt = node.rtt_us.map(|us| time(Duration::from_micros(us)));
-            let versions: Vec<String> = node
-                .versions
-                .iter()
-                .map(|version| {
-                    let routed = if version.routed { "*" } else { "" };
-                    format!(
-                        "{}@{}{routed} {}",
-                        version.function, version.label, version.state
-                    )
-                })
-                .collect();
+            let versions: Vec<String> = node.versions.iter().map(version).collect();
             [
                 node.name.to_string(),
                 node.region.clone(),

@@ -2,7 +2,7 @@
 //!
 //! The CA's key is made at the first start and never leaves the state directory. A node's
 //! certificate carries the node's name and nothing else that the node asked for; it is good for
-//! being a client for [`NODE_DAYS`] days. The coordinator's own certificate is made afresh, with a
+//! being a client, for some weeks, and the node has it renewed over its link in time. The coordinator's own certificate is made afresh, with a
 //! fresh key held in memory only, at every start: nodes know the CA, not the certificate.
 
 mod files;
@@ -34,12 +34,9 @@ pub(crate) use tokens::{
 
 use crate::limits::MAX_CSR_BYTES;
 
-/// How long a node's certificate is good.
-pub(crate) const NODE_DAYS: u32 = 30;
 /// How long the CA's certificate is good.
-const CA_DAYS: u32 = 3650;
-const DAY: Duration = Duration::from_secs(86_400);
-/// Clocks of nodes may be behind by this much.
+const CA_LIFE: Duration = Duration::from_secs(3650 * 86_400);
+/// Clocks of nodes may be behind by this much, or by a certificate's whole life if that is shorter.
 const SKEW: Duration = Duration::from_secs(3600);
 
 /// The certificate authority cannot do its work.
@@ -161,7 +158,7 @@ impl Authority {
         params.distinguished_name = common_name("Holm coordinator");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        valid_for(&mut params, CA_DAYS);
+        valid_for(&mut params, CA_LIFE);
         let certificate = params.signed_by(&key, &self.issuer).map_err(making(WHAT))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok((
@@ -170,11 +167,12 @@ impl Authority {
         ))
     }
 
-    /// Signs a node's own key. Of the request, only the key is taken; what is certified is `node`.
+    /// Signs a node's own key, for so long. Of the request, only the key is taken; what is certified is `node`.
     pub(crate) fn sign_node(
         &self,
         node: &Name,
         csr_der: &[u8],
+        life: Duration,
     ) -> Result<CertificateDer<'static>, CaError> {
         const WHAT: &str = "a node's certificate";
         if csr_der.len() > MAX_CSR_BYTES {
@@ -191,7 +189,7 @@ impl Authority {
         params.distinguished_name = common_name(node.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        valid_for(&mut params, NODE_DAYS);
+        valid_for(&mut params, life);
         let certificate = params
             .signed_by(&request.public_key, &self.issuer)
             .map_err(making(WHAT))?;
@@ -210,6 +208,22 @@ pub(crate) fn node_name(certificate: &CertificateDer<'_>) -> Option<Name> {
         .ok()?
         .parse()
         .ok()
+}
+
+/// When a certificate ends, in milliseconds since 1970 UTC.
+pub(crate) fn ends_ms(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let seconds = certificate.validity().not_after.timestamp();
+    u64::try_from(seconds).ok()?.checked_mul(1000)
+}
+
+/// Whether two certificates are for the same key.
+pub(crate) fn same_key(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
+    let key = |der: &CertificateDer<'_>| {
+        let (_, certificate) = X509Certificate::from_der(der).ok()?;
+        Some(certificate.public_key().raw.to_vec())
+    };
+    key(one).is_some_and(|one| Some(one) == key(other))
 }
 
 fn read_key(pem: &[u8]) -> Result<KeyPair, CaError> {
@@ -237,7 +251,7 @@ fn ca_params() -> Result<CertificateParams, rcgen::Error> {
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::DigitalSignature,
     ];
-    valid_for(&mut params, CA_DAYS);
+    valid_for(&mut params, CA_LIFE);
     Ok(params)
 }
 
@@ -247,14 +261,14 @@ fn common_name(name: &str) -> DistinguishedName {
     distinguished
 }
 
-fn valid_for(params: &mut CertificateParams, days: u32) {
+fn valid_for(params: &mut CertificateParams, life: Duration) {
     let now = SystemTime::now();
     let mut serial = random::<16>();
     // A serial number is positive.
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = (now - SKEW).into();
-    params.not_after = (now + DAY * days).into();
+    params.not_before = (now - SKEW.min(life)).into();
+    params.not_after = (now + life).into();
     params.use_authority_key_identifier_extension = true;
 }
 
@@ -313,7 +327,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::load_or_make(dir.path()).unwrap();
         let name: Name = "edge-1".parse().unwrap();
-        let der = authority.sign_node(&name, &csr()).unwrap();
+        let life = Duration::from_secs(30 * 86_400);
+        let der = authority.sign_node(&name, &csr(), life).unwrap();
         assert_eq!(node_name(&der), Some(name));
         let (_, certificate) = X509Certificate::from_der(&der).unwrap();
         assert!(!String::from_utf8_lossy(&der).contains("whatever.example"));
@@ -341,7 +356,7 @@ mod tests {
             &altered,
             &vec![0; MAX_CSR_BYTES + 1],
         ] {
-            let error = authority.sign_node(&name, bad).unwrap_err();
+            let error = authority.sign_node(&name, bad, SKEW).unwrap_err();
             assert!(matches!(error, CaError::BadRequest(_)), "{error}");
         }
     }

@@ -4,6 +4,7 @@
 //! if it was made so; each refusal says which of these it was.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -14,7 +15,7 @@ use holm_model::join::JoinToken;
 use holm_model::token::{ApiToken, Caveat, Grant, TokenId, TokenKey};
 use rustls_pki_types::CertificateDer;
 
-use super::{Authority, CaError, files, write_secret};
+use super::{Authority, CaError, files, same_key, write_secret};
 use crate::clock::Clock;
 use crate::limits::{
     DEFAULT_JOIN_TTL_SECONDS, MAX_API_TOKEN_TTL_SECONDS, MAX_API_TOKENS, MAX_JOIN_TTL_SECONDS,
@@ -57,6 +58,25 @@ pub(crate) enum JoinError {
     FleetFull,
     #[error("a join token may live 1 to {MAX_JOIN_TTL_SECONDS} seconds, not {0}")]
     BadTtl(u64),
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a node's certificate is not renewed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RenewError {
+    #[error(
+        "the signing request is for another key than the certificate that was shown; a certificate is renewed for \
+         the same key, for another one the node is to join again"
+    )]
+    OtherKey,
+    #[error(
+        "the certificate that was shown is not the node's any more: it was revoked, or a machine has joined in its \
+         place; join again with a new token"
+    )]
+    NotItsOwn,
     #[error(transparent)]
     Authority(#[from] CaError),
     #[error(transparent)]
@@ -219,6 +239,8 @@ pub(crate) struct Joins {
     pub(crate) clock: Clock,
     /// Host and port that tokens tell nodes to dial.
     pub(crate) address: String,
+    /// How long a node's certificate is good.
+    pub(crate) certificate_life: Duration,
 }
 
 impl Joins {
@@ -249,19 +271,19 @@ impl Joins {
         ))
     }
 
-    /// The node is in, so what is left is to say so if the audit log cannot.
-    async fn record(&self, node: &Name) {
+    /// The node has its certificate, so what is left is to say so if the audit log cannot.
+    async fn record(&self, node: &Name, action: &str) {
         let deed = Deed {
             actor_kind: "node",
             actor: node.to_string(),
-            action: "node.join".to_owned(),
+            action: action.to_owned(),
             object: node.to_string(),
             ..Deed::default()
         };
         let came = Came::done("");
         let recorded = self.store.record(&deed, &came, self.clock.now_ms());
         if let Err(error) = recorded.await {
-            tracing::error!(%node, %error, "that a node has joined is not in the audit log");
+            tracing::error!(%node, %error, action, "what a node has done is not in the audit log");
         }
     }
 
@@ -271,7 +293,10 @@ impl Joins {
         request: &JoinRequest,
     ) -> Result<CertificateDer<'static>, JoinError> {
         // Before the token is touched, so that a bad request does not cost it.
-        let certificate = self.authority.sign_node(&request.node, &request.csr_der)?;
+        let life = self.certificate_life;
+        let certificate = self
+            .authority
+            .sign_node(&request.node, &request.csr_der, life)?;
         let (token, node) = (Digest::of(&request.secret), &request.node);
         let digest = Digest::of(&certificate);
         match self
@@ -280,7 +305,7 @@ impl Joins {
             .await?
         {
             JoinOutcome::Joined => {
-                self.record(node).await;
+                self.record(node, "node.join").await;
                 Ok(certificate)
             }
             JoinOutcome::UnknownToken => Err(JoinError::UnknownToken),
@@ -293,6 +318,27 @@ impl Joins {
             JoinOutcome::NameTaken => Err(JoinError::NameTaken(node.clone())),
             JoinOutcome::FleetFull => Err(JoinError::FleetFull),
         }
+    }
+
+    /// A new certificate for `node`, in place of the one that it has shown and that stays good until it shows the
+    /// new one.
+    pub(crate) async fn renew(
+        &self,
+        node: &Name,
+        shown: &CertificateDer<'_>,
+        csr_der: &[u8],
+    ) -> Result<CertificateDer<'static>, RenewError> {
+        let life = self.certificate_life;
+        let certificate = self.authority.sign_node(node, csr_der, life)?;
+        if !same_key(shown, &certificate) {
+            return Err(RenewError::OtherKey);
+        }
+        let (own, next) = (Digest::of(shown), Digest::of(&certificate));
+        if !self.store.renew(node, own, next).await? {
+            return Err(RenewError::NotItsOwn);
+        }
+        self.record(node, "node.renew").await;
+        Ok(certificate)
     }
 }
 

@@ -50,8 +50,9 @@ impl TestFleet {
         let params = CertificateParams::new(Vec::new()).unwrap();
         let csr = params.serialize_request(&key).unwrap();
         let name: Name = name.parse().unwrap();
+        let day = std::time::Duration::from_secs(86_400);
         TestNode {
-            certificate: self.authority.sign_node(&name, csr.der()).unwrap(),
+            certificate: self.authority.sign_node(&name, csr.der(), day).unwrap(),
             name,
             key: std::sync::Arc::new(key),
             head: None,

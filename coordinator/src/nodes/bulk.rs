@@ -1,4 +1,4 @@
-//! Bulk streams: artifacts out, usage in. One request and one answer each.
+//! Bulk streams: artifacts out, usage in, certificates renewed. One request and one answer each.
 
 use std::io::SeekFrom;
 use std::sync::Arc;
@@ -63,6 +63,22 @@ pub(super) async fn serve(
                 refuse(&mut send, error.to_string()).await
             }
         },
+        BulkRequest::Renew { csr_der } => {
+            let renewed = services.joins.renew(&node, &certificate, &csr_der);
+            match renewed.await {
+                Ok(renewed) => {
+                    tracing::info!(%node, "a node's certificate is renewed");
+                    let certificate_der = renewed.to_vec();
+                    frames::write(&mut send, &BulkAnswer::Renewed { certificate_der }).await?;
+                    delivered(&mut send).await;
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::error!(%node, %error, "a node's certificate is not renewed");
+                    refuse(&mut send, error.to_string()).await
+                }
+            }
+        }
     }
 }
 

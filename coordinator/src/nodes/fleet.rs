@@ -56,6 +56,8 @@ struct Inner {
 struct Entry {
     /// None until it has been connected once.
     hello: Option<Hello>,
+    /// When the certificate ends that it showed last.
+    certificate_until_ms: Option<u64>,
     last_seen_ms: u64,
     /// When the link came or went.
     since_ms: u64,
@@ -124,6 +126,7 @@ impl Fleet {
             entry.labels.clone_from(&row.labels);
             if entry.here().is_none() {
                 entry.hello = row.hello.clone();
+                entry.certificate_until_ms = row.certificate_until_ms;
                 entry.last_seen_ms = row.last_seen_ms;
             }
         }
@@ -149,6 +152,7 @@ impl Fleet {
         &self,
         name: &Name,
         hello: Hello,
+        certificate_until_ms: Option<u64>,
         connection: Connection,
     ) -> (u64, Option<Connection>) {
         let now_ms = self.clock.now_ms();
@@ -160,6 +164,7 @@ impl Fleet {
             .entry(name.clone())
             .or_insert_with(|| Entry::new(None, now_ms));
         entry.hello = Some(hello);
+        entry.certificate_until_ms = certificate_until_ms;
         entry.last_seen_ms = now_ms;
         entry.since_ms = now_ms;
         entry.stopping = false;
@@ -438,6 +443,7 @@ impl Fleet {
             cordoned: entry.cordoned,
             labels: entry.labels.clone(),
             last_seen_ms: entry.last_seen_ms,
+            certificate_until_ms: entry.certificate_until_ms,
             // Where the link is elsewhere, that coordinator knows.
             rtt_us: entry
                 .here()
@@ -542,6 +548,7 @@ impl Entry {
     fn new(hello: Option<Hello>, now_ms: u64) -> Self {
         Entry {
             hello,
+            certificate_until_ms: None,
             last_seen_ms: now_ms,
             since_ms: now_ms,
             link: Link::Down,

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::frames::WireError;
 use super::server::{Services, close, delivered, shut};
 use super::{bulk, frames};
-use crate::ca::node_name;
+use crate::ca::{ends_ms, node_name};
 use crate::limits::{
     LINK_OPENING, MAX_LOG_BATCH_COUNTED_BYTES, MAX_NODE_TEXT_CHARS, MAX_OBSERVED_VERSIONS,
     MAX_URL_CHARS,
@@ -42,8 +42,8 @@ pub(super) enum LinkError {
     #[error("the certificate shown does not name a node; join again")]
     Nameless,
     #[error(
-        "node `{0}` is not known here, or its certificate was replaced when a machine joined under \
-         the same name; join again with a new token"
+        "node `{0}` is not known here, or its certificate was revoked, renewed, or replaced when a machine joined \
+         under the same name; join again with a new token"
     )]
     Unknown(Name),
     #[error("the node opened no control stream, or sent no Hello on it, in time")]
@@ -102,7 +102,11 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
             recv,
         }) => {
             let Some(send) = &mut control else { return };
-            let (session, replaced) = services.fleet.connected(&name, hello, connection.clone());
+            let until_ms = ends_ms(&certificate);
+            let (session, replaced) =
+                services
+                    .fleet
+                    .connected(&name, hello, until_ms, connection.clone());
             if let Some(replaced) = replaced {
                 overtake(&replaced);
             }
@@ -190,9 +194,11 @@ async fn open(
         .await
         .map_err(|_| LinkError::Silent)??;
     check(&hello)?;
+    // TLS has read it.
+    let certificate_until_ms = ends_ms(&certificate).unwrap_or(0);
     services
         .store
-        .save_hello(&name, &hello, services.clock.now_ms())
+        .save_hello(&name, &hello, certificate_until_ms, services.clock.now_ms())
         .await?;
     // The node may come from a coordinator that knew of more: its desired state never goes back.
     services.rollouts.refresh().await?;
@@ -215,9 +221,13 @@ async fn authenticate(
         .ok_or(LinkError::NoCertificate)?;
     let certificate = chain.first().ok_or(LinkError::NoCertificate)?;
     let name = node_name(certificate).ok_or(LinkError::Nameless)?;
-    match services.store.certificate_of(&name).await? {
-        Some(own) if own == Digest::of(certificate) => Ok((name, certificate.clone())),
-        _ => Err(LinkError::Unknown(name)),
+    match services
+        .store
+        .admits(&name, Digest::of(certificate))
+        .await?
+    {
+        true => Ok((name, certificate.clone())),
+        false => Err(LinkError::Unknown(name)),
     }
 }
 

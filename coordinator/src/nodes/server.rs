@@ -63,6 +63,7 @@ pub enum ServerError {
 pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) fleet: Arc<Fleet>,
+    pub(crate) joins: Arc<Joins>,
     pub(crate) ledger: Ledger,
     pub(crate) logs: Arc<Logs>,
     pub(crate) registry: Registry,
@@ -96,7 +97,7 @@ impl Server {
     }
 
     /// Serves until the endpoint is closed.
-    pub(crate) async fn run(self, services: Arc<Services>, joins: Arc<Joins>) {
+    pub(crate) async fn run(self, services: Arc<Services>) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -107,7 +108,7 @@ impl Server {
                         incoming.refuse();
                         continue;
                     }
-                    connections.spawn(serve(incoming, services.clone(), joins.clone()));
+                    connections.spawn(serve(incoming, services.clone()));
                 }
                 Some(ended) = connections.join_next() => {
                     if let Err(error) = ended {
@@ -157,7 +158,7 @@ fn config(authority: &Authority) -> Result<quinn::ServerConfig, ServerError> {
     Ok(config)
 }
 
-async fn serve(incoming: Incoming, services: Arc<Services>, joins: Arc<Joins>) {
+async fn serve(incoming: Incoming, services: Arc<Services>) {
     let peer = incoming.remote_address();
     let connection = match timeout(LINK_OPENING, async { incoming.await }).await {
         Ok(Ok(connection)) => connection,
@@ -176,7 +177,7 @@ async fn serve(incoming: Incoming, services: Arc<Services>, joins: Arc<Joins>) {
         .and_then(|data| data.protocol);
     match protocol.as_deref() {
         Some(ALPN) => link::serve(connection, services).await,
-        Some(JOIN_ALPN) => join(connection, &joins).await,
+        Some(JOIN_ALPN) => join(connection, &services.joins).await,
         // TLS has agreed on one of the two; kept for the day there is a third.
         _ => shut(&connection, close::REFUSED, "unknown protocol"),
     }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::error::During as _;
 use super::rollouts::{Basis, Unstored, save_generation};
 use super::sql::{On, query};
-use super::{Store, StoreError, Turn, bytes32, text, uint};
+use super::{Store, StoreError, Turn, text, uint};
 use crate::limits::MAX_NODES;
 
 /// A node that has joined.
@@ -25,6 +25,8 @@ pub(crate) struct NodeRow {
     pub(crate) labels: BTreeMap<String, String>,
     /// Its certificate is void.
     pub(crate) revoked: bool,
+    /// When the certificate that it showed last ends.
+    pub(crate) certificate_until_ms: Option<u64>,
 }
 
 /// Version and previous version of each function.
@@ -142,6 +144,7 @@ impl Store {
         query(
             "INSERT INTO nodes (name, certificate, joined_ms, last_seen_ms) VALUES (?, ?, ?, ?)
              ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate,
+                                              next_certificate = NULL,
                                               joined_ms = excluded.joined_ms,
                                               revoked_ms = NULL",
         )
@@ -163,34 +166,83 @@ impl Store {
         Ok(JoinOutcome::Joined)
     }
 
-    /// Digest of the certificate that `node` has got, if it has joined and that is not void.
-    pub(crate) async fn certificate_of(&self, node: &Name) -> Result<Option<Digest>, StoreError> {
-        let row: Option<(Vec<u8>,)> =
-            query("SELECT certificate FROM nodes WHERE name = ? AND revoked_ms IS NULL")
-                .bind(node)
-                .optional(self.reader())
-                .await
-                .during("look up a node")?;
-        row.map(|(bytes,)| bytes32("a node's certificate", &bytes).map(Digest))
-            .transpose()
+    /// Whether `certificate` is the one that `node` has got, and not void. The first that shows the next one has it
+    /// from then on, and the one before is void.
+    pub(crate) async fn admits(
+        &self,
+        node: &Name,
+        certificate: Digest,
+    ) -> Result<bool, StoreError> {
+        const DOING: &str = "look up a node";
+        let row: Option<(Vec<u8>, Option<Vec<u8>>)> = query(
+            "SELECT certificate, next_certificate FROM nodes WHERE name = ? AND revoked_ms IS NULL",
+        )
+        .bind(node)
+        .optional(self.reader())
+        .await
+        .during(DOING)?;
+        let Some((own, next)) = row else {
+            return Ok(false);
+        };
+        if own == certificate.0 {
+            return Ok(true);
+        }
+        if next.is_none_or(|next| next != certificate.0) {
+            return Ok(false);
+        }
+        let promoted = query(
+            "UPDATE nodes SET certificate = next_certificate, next_certificate = NULL
+             WHERE name = ? AND next_certificate = ? AND revoked_ms IS NULL",
+        )
+        .bind(node)
+        .bind(certificate)
+        .execute(self.writer())
+        .await
+        .during(DOING)?;
+        Ok(promoted == 1)
     }
 
-    /// What a node said of itself when it connected.
+    /// A node is to have `next` in place of `own`, which stays good until it shows the other. Whether `own` is the
+    /// certificate that it has.
+    pub(crate) async fn renew(
+        &self,
+        node: &Name,
+        own: Digest,
+        next: Digest,
+    ) -> Result<bool, StoreError> {
+        let renewed = query(
+            "UPDATE nodes SET next_certificate = ?
+             WHERE name = ? AND certificate = ? AND revoked_ms IS NULL",
+        )
+        .bind(next)
+        .bind(node)
+        .bind(own)
+        .execute(self.writer())
+        .await
+        .during("renew a node's certificate")?;
+        Ok(renewed == 1)
+    }
+
+    /// What a node said of itself when it connected, and when the certificate ends that it showed.
     pub(crate) async fn save_hello(
         &self,
         node: &Name,
         hello: &Hello,
+        certificate_until_ms: u64,
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let json = serde_json::to_string(hello)
             .map_err(|error| StoreError::corrupt("a node's hello", error))?;
-        query("UPDATE nodes SET hello = ?, last_seen_ms = ? WHERE name = ?")
-            .bind(json)
-            .bind(now_ms)
-            .bind(node)
-            .execute(self.writer())
-            .await
-            .during("store a node")?;
+        query(
+            "UPDATE nodes SET hello = ?, certificate_until_ms = ?, last_seen_ms = ? WHERE name = ?",
+        )
+        .bind(json)
+        .bind(certificate_until_ms)
+        .bind(now_ms)
+        .bind(node)
+        .execute(self.writer())
+        .await
+        .during("store a node")?;
         Ok(())
     }
 
@@ -264,25 +316,28 @@ pub(super) async fn nodes(on: impl Into<On<'_>>) -> Result<Vec<NodeRow>, StoreEr
         Option<String>,
         String,
         Option<i64>,
+        Option<i64>,
     );
     let rows: Vec<Columns> = query(
-        "SELECT name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms FROM nodes
-         ORDER BY name",
+        "SELECT name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms, certificate_until_ms
+         FROM nodes ORDER BY name",
     )
     .all(on)
     .await
     .during("list nodes")?;
-    let read = |(name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms): Columns| {
-        Ok(NodeRow {
-            name: text("a node's name", &name)?,
-            hello: json("a node's hello", hello.as_deref())?,
-            last_seen_ms: uint(last_seen_ms),
-            drained: drained != 0,
-            cordoned: json("what a cordoned node keeps", cordoned.as_deref())?,
-            labels: json("a node's labels", Some(&labels))?.unwrap_or_default(),
-            revoked: revoked_ms.is_some(),
-        })
-    };
+    let read =
+        |(name, hello, last_seen_ms, drained, cordoned, labels, revoked_ms, until_ms): Columns| {
+            Ok(NodeRow {
+                name: text("a node's name", &name)?,
+                hello: json("a node's hello", hello.as_deref())?,
+                last_seen_ms: uint(last_seen_ms),
+                drained: drained != 0,
+                cordoned: json("what a cordoned node keeps", cordoned.as_deref())?,
+                labels: json("a node's labels", Some(&labels))?.unwrap_or_default(),
+                revoked: revoked_ms.is_some(),
+                certificate_until_ms: until_ms.map(uint),
+            })
+        };
     rows.into_iter().map(read).collect()
 }
 

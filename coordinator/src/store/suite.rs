@@ -42,6 +42,7 @@ on_both_databases! {
     names_are_in_the_order_of_their_bytes,
     of_machines_that_join_at_once_with_one_token_one_is_let_in,
     a_join_token_is_refused_with_its_reason,
+    a_certificate_is_good_until_the_next_one_is_shown,
     an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided,
     a_token_has_its_name_alone_until_it_is_revoked_or_over,
     entries_of_the_audit_log_are_in_one_chain_whoever_adds_them,
@@ -526,15 +527,46 @@ async fn a_join_token_is_refused_with_its_reason(database: TestDatabase) {
         JoinOutcome::OtherName { prescribed }
     );
     assert_eq!(join(plain, &edge, 50).await, JoinOutcome::Joined);
-    store.save_hello(&edge, &hello(), 60).await.unwrap();
+    store.save_hello(&edge, &hello(), 900, 60).await.unwrap();
     // It has lived: only who was given the name may have it again.
     let second = Digest([3; 32]);
     store.add_join_token(second, None, 1, 100).await.unwrap();
     assert_eq!(join(second, &edge, 70).await, JoinOutcome::NameTaken);
     assert_eq!(join(named, &edge, 80).await, JoinOutcome::Joined);
-    let certificate = store.certificate_of(&edge).await.unwrap();
-    assert_eq!(certificate, Some(Digest([80; 32])));
-    assert_eq!(store.certificate_of(&other).await.unwrap(), None);
+    assert!(store.admits(&edge, Digest([80; 32])).await.unwrap());
+    assert!(!store.admits(&edge, Digest([50; 32])).await.unwrap());
+    assert!(!store.admits(&other, Digest([80; 32])).await.unwrap());
+}
+
+async fn a_certificate_is_good_until_the_next_one_is_shown(database: TestDatabase) {
+    let store = &database.store;
+    let edge = name("edge");
+    let [first, second, third] = [1, 2, 3].map(|byte| Digest([byte; 32]));
+    let token = Digest([8; 32]);
+    store.add_join_token(token, None, 1, 100).await.unwrap();
+    store.join(token, &edge, first, 50).await.unwrap();
+    let admits = async |certificate| store.admits(&edge, certificate).await.unwrap();
+    assert!(!store.renew(&edge, second, third).await.unwrap());
+    // The answer is lost: the node asks once more.
+    assert!(store.renew(&edge, first, second).await.unwrap());
+    assert!(store.renew(&edge, first, third).await.unwrap());
+    assert!(!admits(second).await && admits(first).await);
+    assert!(admits(third).await);
+    assert!(!admits(first).await && admits(third).await);
+    // Who joins in its place is not shut out by what was on its way.
+    assert!(store.renew(&edge, third, second).await.unwrap());
+    let token = Digest([9; 32]);
+    store
+        .add_join_token(token, Some(&edge), 1, 100)
+        .await
+        .unwrap();
+    store.join(token, &edge, first, 60).await.unwrap();
+    assert!(admits(first).await && !admits(second).await && !admits(third).await);
+    store.renew(&edge, first, second).await.unwrap();
+    let basis = change_node(store, 0, &edge, NodeChange::Revoked, 1);
+    assert!(basis.await.unwrap());
+    assert!(!admits(first).await && !admits(second).await);
+    assert!(!store.renew(&edge, first, third).await.unwrap());
 }
 
 async fn an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided(
@@ -715,7 +747,7 @@ async fn what_a_node_said_and_when_is_kept(database: TestDatabase) {
         (1, &None),
         "it was never there"
     );
-    store.save_hello(&edge, &hello(), 10).await.unwrap();
+    store.save_hello(&edge, &hello(), 900, 10).await.unwrap();
     store
         .save_last_seen(&[(edge.clone(), 20), (name("nobody"), 30)])
         .await
@@ -779,14 +811,16 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
     let store = &database.store;
     let edge = name("edge");
     with_node(store, &edge).await;
-    store.save_hello(&edge, &hello(), 10).await.unwrap();
-    assert!(store.certificate_of(&edge).await.unwrap().is_some());
+    store.save_hello(&edge, &hello(), 900, 10).await.unwrap();
+    assert_eq!(
+        store.nodes().await.unwrap()[0].certificate_until_ms,
+        Some(900)
+    );
     assert!(
         change_node(store, 0, &edge, NodeChange::Revoked, 1)
             .await
             .unwrap()
     );
-    assert_eq!(store.certificate_of(&edge).await.unwrap(), None);
     assert!(store.nodes().await.unwrap()[0].revoked);
     assert!(
         !change_node(store, 1, &edge, NodeChange::Drained(true), 2)
@@ -800,10 +834,7 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
         .unwrap();
     let joined = store.join(token, &edge, Digest([9; 32]), 50).await.unwrap();
     assert_eq!(joined, JoinOutcome::Joined);
-    assert_eq!(
-        store.certificate_of(&edge).await.unwrap(),
-        Some(Digest([9; 32]))
-    );
+    assert!(store.admits(&edge, Digest([9; 32])).await.unwrap());
     assert!(!store.nodes().await.unwrap()[0].revoked);
 }
 
@@ -1096,7 +1127,7 @@ pub(super) async fn fill(store: &Store) {
     let [one, two] = with_versions(store, [1, 2]).await;
     with_node(store, &name("edge")).await;
     store
-        .save_hello(&name("edge"), &self::hello(), 3)
+        .save_hello(&name("edge"), &self::hello(), 900, 3)
         .await
         .unwrap();
     store

@@ -138,6 +138,8 @@ const TABLES: &[Table] = &[
             ("cordoned", Text),
             ("labels", Text),
             ("revoked_ms", Int),
+            ("next_certificate", Bytes),
+            ("certificate_until_ms", Int),
         ],
         order: "name",
     },

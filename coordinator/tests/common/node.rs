@@ -43,15 +43,11 @@ pub async fn join(quic: SocketAddr, token: &str, name: &str) -> Result<Identity,
 
 pub async fn join_with(quic: SocketAddr, secret: Vec<u8>, name: &str) -> Result<Identity, String> {
     let key = KeyPair::generate().unwrap();
-    let csr = CertificateParams::new(Vec::new())
-        .unwrap()
-        .serialize_request(&key)
-        .unwrap();
     let name: Name = name.parse().unwrap();
     let request = JoinRequest {
         secret,
         node: name.clone(),
-        csr_der: csr.der().to_vec(),
+        csr_der: signing_request(&key),
     };
     let connection = dial(quic, JOIN_ALPN, None).await;
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
@@ -74,6 +70,11 @@ pub async fn join_with(quic: SocketAddr, secret: Vec<u8>, name: &str) -> Result<
         }
         JoinAnswer::Refused { reason } => Err(reason),
     }
+}
+
+pub fn signing_request(key: &KeyPair) -> Vec<u8> {
+    let params = CertificateParams::new(Vec::new()).unwrap();
+    params.serialize_request(key).unwrap().der().to_vec()
 }
 
 /// A connection with this ALPN, showing the identity's certificate if there is one. Without one

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! node.key   its private key, PEM, mode 0600; made here, never leaves the machine
-//! node.crt   its certificate, PEM
+//! node.crt   its certificate, PEM; renewed over the link
 //! ca.crt     the certificate of the coordinator's CA, PEM
 //! node.json  its name and the coordinator's address; written last, so its presence means joined
 //! ```
@@ -108,6 +108,22 @@ impl Identity {
         })
     }
 
+    /// The same with another certificate.
+    pub(crate) fn with(&self, certificate: CertificateDer<'static>) -> Self {
+        Identity {
+            name: self.name.clone(),
+            coordinator: self.coordinator.clone(),
+            key: self.key.clone_key(),
+            certificate,
+            ca: self.ca.clone(),
+        }
+    }
+
+    /// Writes its certificate to `dir`, where the rest of it is.
+    pub(crate) fn save_certificate(&self, dir: &Path) -> Result<(), FileError> {
+        save_certificate(dir, &self.certificate)
+    }
+
     /// Writes the identity to `dir`, the file that makes it valid last.
     pub(crate) fn save(
         dir: &Path,
@@ -119,8 +135,7 @@ impl Identity {
     ) -> Result<(), FileError> {
         files::make_dir(dir)?;
         files::write_atomically(&dir.join("node.key"), key_pem.as_bytes(), 0o600)?;
-        let certificate = pem(certificate);
-        files::write_atomically(&dir.join("node.crt"), certificate.as_bytes(), 0o644)?;
+        save_certificate(dir, certificate)?;
         files::write_atomically(&dir.join("ca.crt"), pem(ca).as_bytes(), 0o644)?;
         let node = NodeFile {
             name: name.clone(),
@@ -129,6 +144,20 @@ impl Identity {
         let json = serde_json::to_vec_pretty(&node).expect("two texts can be written as JSON");
         files::write_atomically(&dir.join("node.json"), &json, 0o644)
     }
+}
+
+/// Asks for a certificate for `key` (PKCS#10, DER).
+pub(crate) fn signing_request(name: &Name, key: &rcgen::KeyPair) -> Result<Vec<u8>, rcgen::Error> {
+    let mut params = rcgen::CertificateParams::new(vec![name.to_string()])?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name.as_str());
+    Ok(params.serialize_request(key)?.der().to_vec())
+}
+
+fn save_certificate(dir: &Path, certificate: &[u8]) -> Result<(), FileError> {
+    files::write_atomically(&dir.join("node.crt"), pem(certificate).as_bytes(), 0o644)
 }
 
 /// A certificate as RFC 7468 text.

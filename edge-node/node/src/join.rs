@@ -11,7 +11,7 @@ use holm_model::ids::{Digest, Name};
 use holm_model::join::JoinToken;
 
 use crate::files::FileError;
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{self, Identity, IdentityError};
 use crate::limits::LINK_TIMEOUT;
 use crate::tls::{self, TlsError};
 use crate::wire::{self, DialError, WireError};
@@ -80,16 +80,7 @@ pub async fn join(config: JoinConfig) -> Result<(), JoinError> {
     }
     let key_error = |error: rcgen::Error| JoinError::Key(error.to_string());
     let key = rcgen::KeyPair::generate().map_err(key_error)?;
-    let mut params = rcgen::CertificateParams::new(vec![name.to_string()]).map_err(key_error)?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, name.as_str());
-    let csr_der = params
-        .serialize_request(&key)
-        .map_err(key_error)?
-        .der()
-        .to_vec();
+    let csr_der = identity::signing_request(&name, &key).map_err(key_error)?;
     let request = JoinRequest {
         secret: token.secret.clone(),
         node: name.clone(),

@@ -147,6 +147,10 @@ pub const FETCH_RETRY: Duration = Duration::from_millis(500);
 /// Attempts to fetch an artifact that the coordinator refuses or delivers wrongly.
 pub const MAX_FETCH_ATTEMPTS: u32 = 5;
 
+/// Least pause between two attempts to have the node's certificate renewed.
+pub const MIN_RENEWAL_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause between two looks at whether it is to be renewed.
+pub const MAX_RENEWAL_PAUSE: Duration = Duration::from_secs(3600);
 /// Shortest pause before the node dials the coordinator again.
 pub const MIN_RECONNECT: Duration = Duration::from_millis(200);
 /// Longest pause before the node dials the coordinator again.

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle as JoinHandleOf, JoinSet};
 
 use crate::config::NodeConfig;
+use crate::credentials::Credentials;
 use crate::deploy::{self, Means};
 use crate::files::{self, FileError};
 use crate::identity::{Identity, IdentityError};
@@ -38,7 +39,7 @@ use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
 use crate::session::{Link, Session, Told};
 use crate::tally::Tally;
-use crate::tls::{self, TlsError};
+use crate::tls::TlsError;
 use crate::worker::Workers;
 
 /// The node cannot run.
@@ -186,10 +187,12 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         software: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let (desired, desired_receiver) = watch::channel(None);
+    let signer = BatchSigner::new(&identity)?;
+    let name = identity.name.clone();
     let (session, link) = Session::new(
-        identity.name.clone(),
+        name.clone(),
         coordinator,
-        tls::link(&identity, Session::alpn())?,
+        Credentials::new(dir, identity)?,
         hello,
         published.observed.clone(),
         desired,
@@ -208,15 +211,14 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     };
     let deployer = opened.begin(means, link.clone());
     let reader = journal.reader();
-    let signer = BatchSigner::new(&identity)?;
 
     let (janitor, janitor_thread) = Janitor::start(hypervisor, logs.clone())?;
     let (workers, worker_threads) = Workers::start(cores)?;
     let (lanes_to, handed): (Vec<_>, Vec<_>) =
         (0..threads).map(|_| mpsc::channel(MAX_HANDED_OVER)).unzip();
     let shared = Arc::new(Shared {
-        name: identity.name.clone(),
-        name_header: HeaderValue::from_str(identity.name.as_str())
+        name: name.clone(),
+        name_header: HeaderValue::from_str(name.as_str())
             .expect("a name is letters, digits and hyphens"),
         domain: config.domain.clone(),
         workers,
@@ -279,11 +281,11 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             error,
         })?;
     }
-    tracing::info!(node = %identity.name, %address, threads, slots = slots * threads, "listening");
+    tracing::info!(node = %name, %address, threads, slots = slots * threads, "listening");
     Ok(Node {
         address,
         url,
-        name: identity.name,
+        name,
         stop,
         ingress,
         workers: worker_threads,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holm_model::control::{
-    ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, Desired, Hello, NodeMessage, Observed,
+    BulkAnswer, BulkRequest, CoordinatorMessage, Desired, Hello, NodeMessage, Observed,
     REPORT_SECONDS,
 };
 use holm_model::ids::Name;
@@ -19,6 +19,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::credentials::Credentials;
 use crate::limits::{LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
 use crate::logs::Logs;
 use crate::tally::Tally;
@@ -45,6 +46,12 @@ pub enum LinkError {
     /// The coordinator says something that is not its turn to say.
     #[error("the coordinator breaks the protocol: {0}")]
     Protocol(&'static str),
+    /// The node was away for too long, or its clock is wrong.
+    #[error(
+        "{0}; this node's certificate has ended, by this machine's clock: if that is right, get a token with \
+         `holm nodes token --node NAME`, remove `node.json` in the state directory, and nothing else, and join again"
+    )]
+    Ended(Box<LinkError>),
 }
 
 /// The current connection, for those who need one.
@@ -94,7 +101,7 @@ pub(crate) struct Told {
 pub(crate) struct Session {
     pub(crate) name: Name,
     pub(crate) coordinator: String,
-    pub(crate) tls: quinn::ClientConfig,
+    pub(crate) credentials: Credentials,
     pub(crate) hello: Hello,
     pub(crate) observed: watch::Receiver<Observed>,
     pub(crate) desired: watch::Sender<Option<Desired>>,
@@ -107,7 +114,7 @@ impl Session {
     pub(crate) fn new(
         name: Name,
         coordinator: String,
-        tls: quinn::ClientConfig,
+        credentials: Credentials,
         hello: Hello,
         observed: watch::Receiver<Observed>,
         desired: watch::Sender<Option<Desired>>,
@@ -117,7 +124,7 @@ impl Session {
         let session = Session {
             name,
             coordinator,
-            tls,
+            credentials,
             hello,
             observed,
             desired,
@@ -127,11 +134,6 @@ impl Session {
         (session, Link(link))
     }
 
-    /// The ALPN of the control link.
-    pub(crate) fn alpn() -> &'static [u8] {
-        ALPN
-    }
-
     /// Keeps the link up as long as it is polled.
     pub(crate) async fn run(mut self) {
         let mut pause = Backoff::new();
@@ -139,7 +141,10 @@ impl Session {
             let began = Instant::now();
             let ended = self.once(&mut pause).await;
             self.connection.send_replace(None);
-            let Err(error) = ended;
+            let Err(mut error) = ended;
+            if self.credentials.have_ended() {
+                error = LinkError::Ended(error.into());
+            }
             let wait = pause.next(random_fraction());
             tracing::warn!(%error, wait_ms = wait.as_millis() as u64, up_s = began.elapsed().as_secs(),
                 "no link to the coordinator; serving what is here");
@@ -149,17 +154,20 @@ impl Session {
 
     /// One connection, from dialling to its loss.
     async fn once(&mut self, pause: &mut Backoff) -> Result<std::convert::Infallible, LinkError> {
-        let dialled = tokio::time::timeout(LINK_TIMEOUT, wire::dial(&self.coordinator, &self.tls));
+        let dialled = tokio::time::timeout(
+            LINK_TIMEOUT,
+            wire::dial(&self.coordinator, self.credentials.config()),
+        );
         let (_endpoint, connection) = dialled.await.map_err(|_| LinkError::Silent)??;
         let greeted = tokio::time::timeout(LINK_TIMEOUT, self.greet(&connection));
         let (mut to, mut from) = greeted.await.map_err(|_| LinkError::Silent)??;
         pause.reset();
         tracing::info!(coordinator = self.coordinator, "linked to the coordinator");
         self.connection.send_replace(Some(connection.clone()));
-        let desired = self.desired.clone();
         let ended = tokio::select! {
-            ended = listen(&mut from, &desired) => ended,
-            ended = self.report(&mut to) => ended,
+            ended = listen(&mut from, &self.desired) => ended,
+            ended = report(&mut self.observed, &self.told, &mut to) => ended,
+            never = self.credentials.keep(&connection) => match never {},
         };
         connection.close(0u32.into(), b"");
         ended
@@ -179,33 +187,37 @@ impl Session {
             )),
         }
     }
+}
 
-    /// Sends observed state when it changes, and reports.
-    async fn report(&mut self, to: &mut SendStream) -> Result<std::convert::Infallible, LinkError> {
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut quiet_ticks = REPORT_SECONDS;
-        self.observed.mark_changed();
-        loop {
-            tokio::select! {
-                changed = self.observed.changed() => match changed {
-                    Ok(()) => {
-                        let observed = self.observed.borrow_and_update().clone();
-                        wire::send(to, &NodeMessage::Observed(observed)).await?;
-                    }
-                    // The deployer has ended: the node stops. The link goes with the node.
-                    Err(_) => std::future::pending().await,
-                },
-                _ = tick.tick() => {
-                    quiet_ticks += 1;
-                    let report = self.told.tally.report();
-                    if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
-                        quiet_ticks = 0;
-                        wire::send(to, &NodeMessage::Report(report)).await?;
-                    }
-                    if let Some(batch) = self.told.logs.take() {
-                        wire::send(to, &NodeMessage::Logs(batch)).await?;
-                    }
+/// Sends observed state when it changes, and reports.
+async fn report(
+    observed: &mut watch::Receiver<Observed>,
+    told: &Told,
+    to: &mut SendStream,
+) -> Result<std::convert::Infallible, LinkError> {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut quiet_ticks = REPORT_SECONDS;
+    observed.mark_changed();
+    loop {
+        tokio::select! {
+            changed = observed.changed() => match changed {
+                Ok(()) => {
+                    let state = observed.borrow_and_update().clone();
+                    wire::send(to, &NodeMessage::Observed(state)).await?;
+                }
+                // The deployer has ended: the node stops. The link goes with the node.
+                Err(_) => std::future::pending().await,
+            },
+            _ = tick.tick() => {
+                quiet_ticks += 1;
+                let report = told.tally.report();
+                if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
+                    quiet_ticks = 0;
+                    wire::send(to, &NodeMessage::Report(report)).await?;
+                }
+                if let Some(batch) = told.logs.take() {
+                    wire::send(to, &NodeMessage::Logs(batch)).await?;
                 }
             }
         }

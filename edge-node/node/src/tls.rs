@@ -20,7 +20,7 @@ use crate::limits::{LINK_IDLE, LINK_KEEP_ALIVE};
 #[error("the node's certificates cannot be used: {0}; join again")]
 pub struct TlsError(String);
 
-fn wrong(error: impl std::fmt::Display) -> TlsError {
+pub(crate) fn wrong(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
 }
 

@@ -272,6 +272,9 @@ pub struct NodeView {
     pub never_connected: bool,
     /// When it was last heard, milliseconds since 1970 UTC.
     pub last_seen_ms: u64,
+    /// When the certificate ends that it showed last, milliseconds since 1970 UTC. It has that renewed by itself.
+    #[serde(default)]
+    pub certificate_until_ms: Option<u64>,
     /// Round-trip time of the link in microseconds, while it is up.
     pub rtt_us: Option<u64>,
     /// The other coordinator that its link is up to, if it is not the one that was asked.

@@ -1,4 +1,4 @@
-//! The messages between a node and the coordinator, protocol version 4.
+//! The messages between a node and the coordinator, protocol version 5.
 //!
 //! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
 //! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
@@ -7,7 +7,7 @@
 //!
 //! For *bulk*, the node opens a bidirectional stream for each [`BulkRequest`] (one frame). An
 //! artifact comes back as one frame of [`BulkAnswer`] followed by the raw bytes; a usage batch is
-//! answered by one frame alone.
+//! answered by one frame alone, and so is a request for a new certificate.
 //!
 //! Joining uses its own ALPN, [`JOIN_ALPN`], without a client certificate: one [`JoinRequest`], one
 //! [`JoinAnswer`] on one stream, then the connection closes.
@@ -21,7 +21,7 @@ use crate::usage::Outcome;
 use crate::usage_batch::UsageBatch;
 
 /// The version of these messages, in every frame's header.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 /// ALPN of the control link.
 pub const ALPN: &[u8] = b"holm/1";
 /// ALPN for joining.
@@ -214,6 +214,11 @@ pub enum BulkRequest {
     },
     /// The next batch of the node's usage, or one whose answer it did not get.
     Usage(UsageBatch),
+    /// A new certificate in place of the one that was shown on this link, for the same key.
+    Renew {
+        /// Certificate signing request of that key (PKCS#10, DER).
+        csr_der: Vec<u8>,
+    },
 }
 
 /// Answer on a bulk stream.
@@ -235,6 +240,11 @@ pub enum BulkAnswer {
     Refused {
         /// For people.
         reason: String,
+    },
+    /// The certificate that was shown is good until this one is.
+    Renewed {
+        /// The node's certificate (DER).
+        certificate_der: Vec<u8>,
     },
 }
 

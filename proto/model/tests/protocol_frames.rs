@@ -156,6 +156,9 @@ fn bulk_requests() -> Vec<BulkRequest> {
             signature: vec![7; 64],
             records: PackedRecords::pack(&[record()]),
         }),
+        BulkRequest::Renew {
+            csr_der: vec![8; 3],
+        },
     ]
 }
 
@@ -165,6 +168,9 @@ fn bulk_answers() -> Vec<BulkAnswer> {
         BulkAnswer::UsageStored { new: 1, known: 2 },
         BulkAnswer::Refused {
             reason: "no".into(),
+        },
+        BulkAnswer::Renewed {
+            certificate_der: vec![9; 3],
         },
     ]
 }
@@ -205,17 +211,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_4() {
+fn node_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_4() {
+fn coordinator_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_4() {
+fn bulk_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -224,7 +230,7 @@ fn bulk_messages_have_the_bytes_of_version_4() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_4() {
+fn join_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -254,19 +260,22 @@ fn every_kind_of_message_is_in_the_lists() {
             }] += 1;
             seen
         });
-    let bulk = bulk_answers().iter().fold([0; 3], |mut seen, message| {
+    let bulk = bulk_answers().iter().fold([0; 4], |mut seen, message| {
         seen[match message {
             BulkAnswer::Artifact { .. } => 0,
             BulkAnswer::UsageStored { .. } => 1,
             BulkAnswer::Refused { .. } => 2,
+            BulkAnswer::Renewed { .. } => 3,
         }] += 1;
         seen
     });
-    assert_eq!(node, [1; 4]);
-    assert_eq!([coordinator, bulk], [[1; 3]; 2]);
+    assert_eq!([node, bulk], [[1; 4]; 2]);
+    assert_eq!(coordinator, [1; 3]);
     for request in bulk_requests() {
         match request {
-            BulkRequest::FetchArtifact { .. } | BulkRequest::Usage(_) => {}
+            BulkRequest::FetchArtifact { .. }
+            | BulkRequest::Usage(_)
+            | BulkRequest::Renew { .. } => {}
         }
     }
     for answer in join_answers() {
@@ -289,7 +298,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 4"),
+            error.to_string().contains("version 1, this side 5"),
             "{error}"
         );
     }
@@ -395,7 +404,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 4, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 5, 0]);
 }
 
 proptest::proptest! {

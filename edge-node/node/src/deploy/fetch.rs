@@ -125,8 +125,8 @@ async fn receive(
             )));
         }
         BulkAnswer::Refused { reason } => return Err(FetchError::Refused(reason)),
-        BulkAnswer::UsageStored { .. } => {
-            return Err(LinkError::Protocol("it answers a fetch with a usage receipt").into());
+        BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } => {
+            return Err(LinkError::Protocol("it answers another question").into());
         }
     }
     let mut left = left;

@@ -96,8 +96,8 @@ async fn upload_one(
             Ok(count)
         }
         BulkAnswer::Refused { reason } => Err(UploadError::Refused(reason)),
-        BulkAnswer::Artifact { .. } => {
-            Err(UploadError::Refused("it answered with an artifact".into()))
+        BulkAnswer::Artifact { .. } | BulkAnswer::Renewed { .. } => {
+            Err(LinkError::Protocol("it answers another question").into())
         }
     }
 }

@@ -378,6 +378,10 @@ async fn answer_bulk(
             send(&mut to, &BulkAnswer::UsageStored { new, known }).await?;
             to.finish().ok()?;
         }
+        BulkRequest::Renew { .. } => {
+            let reason = "no certificates here".to_owned();
+            send(&mut to, &BulkAnswer::Refused { reason }).await?;
+        }
     }
     let _ = to.stopped().await;
     Some(())
