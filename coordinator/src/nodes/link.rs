@@ -42,8 +42,8 @@ pub(super) enum LinkError {
     #[error("the certificate shown does not name a node; join again")]
     Nameless,
     #[error(
-        "node `{0}` is not known here, or its certificate was revoked, renewed, or replaced when a machine joined \
-         under the same name; join again with a new token"
+        "node `{0}` is not known here, or its certificate was revoked, or was replaced when it was renewed or when a \
+         machine joined under the same name; join again with a new token"
     )]
     Unknown(Name),
     #[error("the node opened no control stream, or sent no Hello on it, in time")]
