@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holm_model::chunks::MAX_CHUNK_BYTES;
 use holm_model::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES, MAX_MANIFEST_BYTES,
 };
@@ -87,6 +88,10 @@ pub(crate) const MAX_TAG_CHARS: usize = 64;
 pub(crate) const MAX_MESSAGE_CHARS: usize = 1000;
 /// Most versions of one function that an answer lists, newest first.
 pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
+/// Longest object in the artifact store; what an upload holds in memory.
+pub(crate) const MAX_PACK_BYTES: usize = 8 << 20;
+/// Chunks that are read at once.
+pub(crate) const MAX_RUN_CHUNKS: usize = 64;
 /// Age after which an artifact that no version names is removed at start.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 
@@ -144,6 +149,7 @@ const _: () = {
     // A statement of the largest size still fits a request body in base64.
     assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
     assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);
+    assert!(2 * MAX_CHUNK_BYTES <= MAX_PACK_BYTES);
     assert!(LINK_WINDOW_BYTES as usize >= 2 * MAX_CONTROL_FRAME_BYTES);
     // SQLite takes at most 32766 parameters, PostgreSQL twice as many; a usage row has 22.
     assert!(LEDGER_CHUNK_ROWS * 22 < 32_766);

@@ -25,7 +25,7 @@ use crate::limits::LAST_SEEN_EVERY;
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
-use crate::registry::{ArtifactError, Artifacts, Registry};
+use crate::registry::{ArtifactError, Artifacts, Objects, Registry};
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
 
@@ -242,8 +242,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_token_path = dir.join(ADMIN_TOKEN);
     let label = admin_label(dir, &store);
     ensure_admin_token(&admin_token_path, &label, &store, &clock).await?;
-    let artifacts = Artifacts::open(dir.join("artifacts"), store.is_shared()).await?;
-    match artifacts.sweep(&store).await {
+    let objects = Objects::in_directory(dir.join("artifacts")).await?;
+    objects.claim(&authority.fingerprint().hex()).await?;
+    let artifacts = Artifacts::new(objects, store.clone(), clock);
+    artifacts.take_in(&dir.join("artifacts")).await?;
+    match artifacts.sweep().await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
         Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),

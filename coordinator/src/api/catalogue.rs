@@ -1,9 +1,8 @@
-//! Tenants, artifacts, functions and versions.
+//! Tenants, functions and versions.
 
 use std::collections::BTreeSet;
 
 use axum::Json;
-use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -13,16 +12,13 @@ use holm_model::api::{
 };
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{Digest, Name};
-use holm_model::limits::MAX_ARTIFACT_BYTES;
 use holm_model::token::Verb;
-use http_body_util::BodyExt as _;
 
 use super::access::{Caller, told};
 use super::input::{Id, JsonBody, OfFunction, Tagged};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::limits::{BULK_ARTIFACT, MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS, UPLOAD_TURN};
-use crate::registry::{ArtifactError, Incoming};
+use crate::limits::{MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS};
 use crate::store::{Fate, FunctionRow, KeyChange, KeyRow, KeysOutcome, PruneWish};
 
 pub(super) async fn put_tenant(
@@ -123,57 +119,6 @@ fn tenant_view(api: &Api, tenant: Name, rows: &[KeyRow]) -> TenantView {
         publisher_keys: valid.map(|row| row.key.to_string()).collect(),
         revoked_keys: rows.iter().filter_map(revoked).collect(),
     }
-}
-
-pub(super) async fn has_artifact(
-    State(api): Shared,
-    Id(digest): Id<Digest>,
-) -> Result<StatusCode, ApiError> {
-    match api.registry.artifacts().has_for_deploy(digest).await? {
-        true => Ok(StatusCode::OK),
-        false => Err(ApiError::not_found(format!(
-            "there is no artifact {digest} here"
-        ))),
-    }
-}
-
-pub(super) async fn put_artifact(
-    State(api): Shared,
-    Id(digest): Id<Digest>,
-    body: Body,
-) -> Result<StatusCode, ApiError> {
-    // What is known to be too large need not be sent.
-    if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge.into());
-    }
-    let turn = tokio::time::timeout(UPLOAD_TURN, api.uploads.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(ApiError::busy(
-            "as many artifacts as can be are being uploaded; try again in a minute",
-        ));
-    };
-    let mut incoming = api.registry.artifacts().receive(digest).await?;
-    let received = tokio::time::timeout(BULK_ARTIFACT, receive(&mut incoming, body)).await;
-    received.map_err(|_| {
-        let most = BULK_ARTIFACT.as_secs();
-        ApiError::bad_request(format!("the artifact did not come within {most} s"))
-    })??;
-    match incoming.finish(api.registry.artifacts()).await? {
-        true => Ok(StatusCode::CREATED),
-        false => Ok(StatusCode::OK),
-    }
-}
-
-async fn receive(incoming: &mut Incoming, mut body: Body) -> Result<(), ApiError> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            ApiError::bad_request(format!("the artifact's body broke off: {error}"))
-        })?;
-        if let Some(bytes) = frame.data_ref() {
-            incoming.write(bytes).await?;
-        }
-    }
-    Ok(())
 }
 
 pub(super) async fn publish(

@@ -39,6 +39,10 @@ pub(super) const SQLITE: &Migrations = &[
         "usage chain",
         include_str!("../../migrations/sqlite/0007_usage_chain.sql"),
     ),
+    (
+        "chunks",
+        include_str!("../../migrations/sqlite/0008_chunks.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -62,6 +66,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "usage chain",
         include_str!("../../migrations/postgres/0005_usage_chain.sql"),
+    ),
+    (
+        "chunks",
+        include_str!("../../migrations/postgres/0006_chunks.sql"),
     ),
 ];
 

@@ -144,9 +144,8 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
 
 fn bulk_requests() -> Vec<BulkRequest> {
     vec![
-        BulkRequest::FetchArtifact {
+        BulkRequest::FetchIndex {
             digest: Digest([4; 32]),
-            offset: 65_536,
         },
         BulkRequest::Usage(UsageBatch {
             boot_epoch: 3,
@@ -156,12 +155,16 @@ fn bulk_requests() -> Vec<BulkRequest> {
             signature: vec![7; 64],
             records: PackedRecords::pack(&[record()]),
         }),
+        BulkRequest::FetchChunks {
+            digest: Digest([4; 32]),
+            places: vec![0, 7, 300],
+        },
     ]
 }
 
 fn bulk_answers() -> Vec<BulkAnswer> {
     vec![
-        BulkAnswer::Artifact { bytes: 1_000 },
+        BulkAnswer::Bytes { bytes: 1_000 },
         BulkAnswer::UsageStored { new: 1, known: 2 },
         BulkAnswer::Refused {
             reason: "no".into(),
@@ -205,17 +208,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_4() {
+fn node_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_4() {
+fn coordinator_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_4() {
+fn bulk_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -224,7 +227,7 @@ fn bulk_messages_have_the_bytes_of_version_4() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_4() {
+fn join_messages_have_the_bytes_of_version_5() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -256,7 +259,7 @@ fn every_kind_of_message_is_in_the_lists() {
         });
     let bulk = bulk_answers().iter().fold([0; 3], |mut seen, message| {
         seen[match message {
-            BulkAnswer::Artifact { .. } => 0,
+            BulkAnswer::Bytes { .. } => 0,
             BulkAnswer::UsageStored { .. } => 1,
             BulkAnswer::Refused { .. } => 2,
         }] += 1;
@@ -266,7 +269,9 @@ fn every_kind_of_message_is_in_the_lists() {
     assert_eq!([coordinator, bulk], [[1; 3]; 2]);
     for request in bulk_requests() {
         match request {
-            BulkRequest::FetchArtifact { .. } | BulkRequest::Usage(_) => {}
+            BulkRequest::FetchIndex { .. }
+            | BulkRequest::Usage(_)
+            | BulkRequest::FetchChunks { .. } => {}
         }
     }
     for answer in join_answers() {
@@ -289,7 +294,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 4"),
+            error.to_string().contains("version 1, this side 5"),
             "{error}"
         );
     }

@@ -96,7 +96,7 @@ async fn upload_one(
             Ok(count)
         }
         BulkAnswer::Refused { reason } => Err(UploadError::Refused(reason)),
-        BulkAnswer::Artifact { .. } => {
+        BulkAnswer::Bytes { .. } => {
             Err(UploadError::Refused("it answered with an artifact".into()))
         }
     }
