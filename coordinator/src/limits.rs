@@ -92,6 +92,14 @@ pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
 pub(crate) const MAX_PACK_BYTES: usize = 8 << 20;
 /// Chunks that are read at once.
 pub(crate) const MAX_RUN_CHUNKS: usize = 64;
+/// Longest wait for a connection to the S3-compatible store.
+pub(crate) const S3_CONNECT: Duration = Duration::from_secs(5);
+/// Time for one answer of its, a pack's bytes included.
+pub(crate) const S3_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often what failed there is tried again.
+pub(crate) const MAX_S3_RETRIES: usize = 5;
+/// How long.
+pub(crate) const S3_PATIENCE: Duration = Duration::from_secs(30);
 /// Age after which an artifact that no version names is removed at start.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::node::{self, TestNode, bulk, connect, dial, hello, join, read, write};
 use common::{Coordinator, PATIENCE, Publisher, until};
-use holm_model::codec;
 use holm_model::chunks::Index;
+use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, LogBatch, LogEntry, NodeMessage, Observed,
     PROTOCOL_VERSION, Report,
@@ -285,7 +285,10 @@ async fn of_an_artifact_come_the_chunks_that_are_asked_for() {
         (of(digest, vec![3, 1]), "do not rise"),
         (of(digest, vec![3, 3]), "do not rise"),
         (of(nothing, vec![0]), "there is no artifact"),
-        (BulkRequest::FetchIndex { digest: nothing }, "there is no artifact"),
+        (
+            BulkRequest::FetchIndex { digest: nothing },
+            "there is no artifact",
+        ),
     ] {
         match bulk(&control.connection, &request).await.0 {
             BulkAnswer::Refused { reason } => assert!(reason.contains(says), "{reason}"),

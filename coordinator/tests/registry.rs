@@ -3,16 +3,18 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime};
-
 use common::{Coordinator, Publisher, post_version, program, put_artifact};
 use ed25519_dalek::SigningKey;
-use holm_model::api::{FunctionView, PruneView, VersionView};
+use holm_coordinator::S3Place;
+use holm_model::api::{FunctionView, MissingChunks, PruneView, PublishRequest, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion};
 use holm_model::bundle::{Bundle, Collected};
+use holm_model::chunks::{Index, frame_head};
 use holm_model::ids::Digest;
 use holm_model::program::Program;
+use holm_test_support::S3Server;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 /// A coordinator, a publisher, and a signed first version whose artifact is there.
 async fn ready() -> (Coordinator, Publisher, SignedVersion) {
@@ -185,7 +187,9 @@ async fn an_upload_that_is_cut_goes_on_with_what_is_missing() {
     let path = format!("/v1/artifacts/{}", Digest::of(&artifact));
     let index = Index::of(&artifact);
     let ask = async || {
-        let answer = client.put(&format!("{path}/index"), &index.to_bytes()).await;
+        let answer = client
+            .put(&format!("{path}/index"), &index.to_bytes())
+            .await;
         match answer.status {
             202 => answer.expect::<MissingChunks>(202).missing,
             200 | 201 => Vec::new(),
@@ -200,7 +204,10 @@ async fn an_upload_that_is_cut_goes_on_with_what_is_missing() {
     // The caller goes away in the middle of a chunk.
     upload.write_all(&body[..1_000_000]).await.unwrap();
     drop(upload);
-    common::until("what came is kept", || async { ask().await.len() < all.len() }).await;
+    common::until("what came is kept", || async {
+        ask().await.len() < all.len()
+    })
+    .await;
     assert_eq!(client.send("HEAD", &path, b"").await.status, 404);
     let rest = ask().await;
     let (mut left, mut came) = (1_000_000, 0);
@@ -244,7 +251,9 @@ async fn what_is_no_index_and_what_are_no_chunks_is_refused() {
     let index = Index::of(&artifact);
     let other = format!("/v1/artifacts/{}", Digest::of(b"something else"));
     // Chunks that are here, in the name of another artifact.
-    let answer = client.put(&format!("{other}/index"), &index.to_bytes()).await;
+    let answer = client
+        .put(&format!("{other}/index"), &index.to_bytes())
+        .await;
     assert_eq!(answer.problem(422).kind, "/problems/wrong-digest");
     let answer = client.put(&format!("{other}/index"), b"nonsense").await;
     assert!(answer.problem(400).detail.contains("no index"));
@@ -506,4 +515,90 @@ async fn a_version_that_nobody_needs_goes_with_its_artifact_and_does_not_come_ba
     client.put(path, &tag).await.problem(404);
     let bad = client.put("/v1/functions/acme/hello/tags/-x", &tag).await;
     assert!(bad.problem(400).detail.contains("is not a tag"));
+}
+
+#[tokio::test]
+async fn a_version_is_read_back_as_it_was_signed_by_who_may_deploy_for_its_tenant() {
+    let (coordinator, mut publisher, _) = ready().await;
+    let client = &coordinator.client;
+    let files = noise(5, 6 << 20);
+    let mut collected = Collected::default();
+    collected.file(b"/noise", false, files).unwrap();
+    let bundle = Bundle {
+        program: Program::parse(&program::elf(1)).unwrap(),
+        files: collected.finish().unwrap(),
+    };
+    let artifact = bundle.to_bytes().unwrap();
+    put_artifact(client, &artifact).await;
+    publisher.counter = 1;
+    let signed = SignedVersion::sign(&publisher.statement(1, &artifact, ""), &publisher.key);
+    let published = post_version(client, &publisher.function, &signed).await;
+    assert_eq!(published.status, 201, "{}", published.text());
+    let path = format!("/v1/functions/acme/hello/versions/{}", signed.id());
+    let read: PublishRequest = client.get(&path).await.expect(200);
+    assert_eq!(read.to_signed().unwrap(), signed);
+    let mut read = Vec::new();
+    loop {
+        // From the middle of a chunk as well.
+        let answer = client
+            .get(&format!("{path}/artifact?from={}", read.len()))
+            .await;
+        assert_eq!(answer.status, 200);
+        if answer.body.is_empty() {
+            break;
+        }
+        assert!(answer.body.len() <= 4 << 20);
+        read.extend_from_slice(&answer.body[..answer.body.len().min(1_000_001)]);
+    }
+    assert!(read == artifact[..]);
+    let end = client
+        .get(&format!("{path}/artifact?from=99999999999"))
+        .await;
+    assert_eq!((end.status, end.body.len()), (200, 0));
+    // It is not another function's, nor is another one's here.
+    let other = format!("/v1/functions/acme/other/versions/{}", signed.id());
+    assert!(
+        client
+            .get(&other)
+            .await
+            .problem(404)
+            .detail
+            .contains("has no version")
+    );
+    client.get(&format!("{other}/artifact")).await.problem(404);
+}
+
+#[tokio::test]
+async fn artifacts_can_be_in_an_s3_compatible_store_and_a_state_directory_without_them() {
+    let Some(server) = S3Server::shared() else {
+        return;
+    };
+    let place: S3Place = format!("s3://{}/fleet", server.bucket()).parse().unwrap();
+    let place = place.with_settings(server.settings());
+    let dir = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start_with_artifacts(dir, Some(place))
+        .await
+        .unwrap();
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    publisher.publish(&coordinator, "").await;
+    assert!(!coordinator.dir.path().join("state/artifacts").exists());
+    coordinator.restart().await;
+    let path = format!("/v1/artifacts/{}", Digest::of(&program::elf(1)));
+    assert_eq!(
+        coordinator.client.send("HEAD", &path, b"").await.status,
+        200
+    );
+    let version = publisher.publish(&coordinator, "").await;
+    let path = format!(
+        "/v1/functions/acme/hello/versions/{}/artifact",
+        version.version
+    );
+    assert_eq!(coordinator.client.get(&path).await.body, program::elf(2));
+
+    // Without the store's place the artifacts are missed at once, and not when they are needed.
+    coordinator.kill();
+    let dir = std::mem::replace(&mut coordinator.dir, tempfile::tempdir().unwrap());
+    let elsewhere = Coordinator::start_with_artifacts(dir, None).await;
+    let error = elsewhere.err().unwrap().to_string();
+    assert!(error.contains("copy `packs`"), "{error}");
 }

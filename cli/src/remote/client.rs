@@ -125,6 +125,14 @@ impl Client {
         }
     }
 
+    /// `GET path`, whose answer is no JSON.
+    pub(crate) async fn get_bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        let answer = self
+            .send(Method::GET, path, empty(), None, UPLOAD_TIMEOUT)
+            .await?;
+        Ok(answer.body)
+    }
+
     /// `POST path` with `body` as JSON.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,

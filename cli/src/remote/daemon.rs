@@ -50,6 +50,11 @@ pub(crate) struct CoordinatorArgs {
         value_name = "URL"
     )]
     database: Option<String>,
+    /// Where artifacts are, if not in the state directory: s3://BUCKET/PREFIX of an S3-compatible store. Its endpoint
+    /// and credentials are taken from the environment, as AWS SDKs name them: AWS_ENDPOINT_URL, AWS_REGION,
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
+    #[arg(long, env = "HOLM_ARTIFACTS", value_name = "URL")]
+    artifacts: Option<holm_coordinator::S3Place>,
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
@@ -185,6 +190,11 @@ enum LogFormat {
 /// What a coordinator says when it is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CoordinatorReady {
+    /// Where artifacts are, if not in the state directory: s3://BUCKET/PREFIX of an S3-compatible store. Its endpoint
+    /// and credentials are taken from the environment, as AWS SDKs name them: AWS_ENDPOINT_URL, AWS_REGION,
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
+    #[arg(long, env = "HOLM_ARTIFACTS", value_name = "URL")]
+    artifacts: Option<holm_coordinator::S3Place>,
     /// Where people and CI reach it.
     pub(crate) url: String,
     /// Where nodes reach it.
@@ -215,6 +225,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let end = End::new(&args.supervision)?;
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
+    config.artifacts = args.artifacts;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     if let Some(action) = args.action {
         return act(action, &config, output).await;

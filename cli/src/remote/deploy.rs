@@ -11,7 +11,9 @@ use ed25519_dalek::SigningKey;
 use indicatif::ProgressStyle;
 use serde::Serialize;
 
-use holm_model::api::{FunctionView, MissingChunks, PublishRequest, RolloutState, RolloutView, VersionView};
+use holm_model::api::{
+    FunctionView, MissingChunks, PublishRequest, RolloutState, RolloutView, VersionView,
+};
 use holm_model::artifact::{SignedVersion, Statement};
 use holm_model::bundle::Bundle;
 use holm_model::chunks::{Index, frame_head};
@@ -25,8 +27,8 @@ use crate::remote::client::{Client, function_path};
 use crate::remote::key::KeyFile;
 use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
 use crate::remote::settings::Connection;
-use crate::remote::versions::set_tag;
 use crate::remote::table::bytes;
+use crate::remote::versions::set_tag;
 use crate::remote::when::now_ms;
 
 /// How often an upload goes on that was cut.
@@ -197,7 +199,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 }
 
 /// What the user is called here; nothing if nobody says.
-fn user() -> String {
+pub(crate) fn user() -> String {
     let named = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok());
@@ -254,9 +256,22 @@ pub(crate) async fn publish(
     if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {
         return Ok(Published::Unchanged(current));
     }
-    let mut sent = upload(client, &statement, &artifact, output).await?;
-    let request = PublishRequest::from_signed(&SignedVersion::sign(&statement, key));
-    let path = format!("{}/versions", function_path(&function));
+    let signed = SignedVersion::sign(&statement, key);
+    let (version, sent) = hand_over(client, &statement, &signed, &artifact, output).await?;
+    Ok(Published::New(version, sent))
+}
+
+/// Hands over a version that is signed, and its artifact. Returns how many bytes of that had to be sent.
+pub(crate) async fn hand_over(
+    client: &Client,
+    statement: &Statement,
+    signed: &SignedVersion,
+    artifact: &[u8],
+    output: Output,
+) -> Result<(VersionView, u64), Failure> {
+    let mut sent = upload(client, statement, artifact, output).await?;
+    let request = PublishRequest::from_signed(signed);
+    let path = format!("{}/versions", function_path(&statement.function));
     let mut answer: Result<VersionView, Failure> = client.post(&path, &request).await;
     // The artifact was there, of a version that was removed just now.
     if answer.is_err()
@@ -265,19 +280,19 @@ pub(crate) async fn publish(
             .await
             .unwrap_or(true)
     {
-        sent += upload(client, &statement, &artifact, output).await?;
+        sent += upload(client, statement, artifact, output).await?;
         answer = client.post(&path, &request).await;
     }
     let version = answer.map_err(|failure: Failure| match (failure.exit, &failure.hint) {
         (Exit::Refused, None) if failure.message.contains("has not registered") => {
             failure.hint(format!(
                 "if the tenant is new or does not trust your key: `holm tenants create {}`",
-                function.tenant
+                statement.function.tenant
             ))
         }
         _ => failure,
     })?;
-    Ok(Published::New(version, sent))
+    Ok((version, sent))
 }
 
 /// Hands over what the coordinator lacks of the artifact. What came before a cut is not sent again. Returns the
@@ -319,7 +334,10 @@ async fn upload(
         if failure.exit != Exit::Unreachable || tries >= UPLOAD_TRIES {
             return Err(failure);
         }
-        output.note(format!("the upload was cut ({}); going on with it", failure.message));
+        output.note(format!(
+            "the upload was cut ({}); going on with it",
+            failure.message
+        ));
         tokio::time::sleep(UPLOAD_RETRY * tries).await;
     }
     let (part, whole) = (bytes(sent), bytes(statement.artifact_bytes));

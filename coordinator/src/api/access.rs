@@ -122,6 +122,11 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("POST", "/v1/functions/{tenant}/{function}/versions") => {
             (Deploy, Tenant, Some("version.publish"))
         }
+        // A statement has the function's environment in it.
+        ("GET", "/v1/functions/{tenant}/{function}/versions/{version}") => (Deploy, Tenant, None),
+        ("GET", "/v1/functions/{tenant}/{function}/versions/{version}/artifact") => {
+            (Deploy, Tenant, None)
+        }
         ("PUT", "/v1/functions/{tenant}/{function}/tags/{tag}") => {
             (Deploy, Tenant, Some("version.tag"))
         }

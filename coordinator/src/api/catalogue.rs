@@ -11,14 +11,15 @@ use holm_model::api::{
     RevokedKeyView, TagRequest, TenantRequest, TenantView,
 };
 use holm_model::artifact::PublisherKey;
-use holm_model::ids::{Digest, Name};
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::token::Verb;
 
 use super::access::{Caller, told};
-use super::input::{Id, JsonBody, OfFunction, Tagged};
+use super::input::{Id, JsonBody, OfFunction, OfVersion, Tagged};
 use super::problem::ApiError;
 use super::{Api, Shared};
 use crate::limits::{MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS};
+use crate::rollout::Version;
 use crate::store::{Fate, FunctionRow, KeyChange, KeyRow, KeysOutcome, PruneWish};
 
 pub(super) async fn put_tenant(
@@ -137,6 +138,26 @@ pub(super) async fn publish(
     };
     let told = told(format!("{} {}", view.label, view.version));
     Ok((status, told, Json(view)))
+}
+
+/// A version as it was signed.
+pub(super) async fn signed_version(
+    State(api): Shared,
+    OfVersion { function, version }: OfVersion,
+) -> Result<Json<PublishRequest>, ApiError> {
+    let found = stored_version(&api, &function, version).await?;
+    Ok(Json(PublishRequest::from_signed(&found.signed)))
+}
+
+/// The version, if it is one of the function's.
+pub(super) async fn stored_version(
+    api: &Api,
+    function: &FunctionName,
+    version: VersionId,
+) -> Result<Version, ApiError> {
+    let found = api.store.version(version).await?;
+    let own = found.filter(|found| found.statement.function == *function);
+    own.ok_or_else(|| ApiError::not_found(format!("`{function}` has no version {version}")))
 }
 
 pub(super) async fn set_tag(

@@ -110,6 +110,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             post(catalogue::publish),
         )
         .route(
+            "/v1/functions/{tenant}/{function}/versions/{version}",
+            get(catalogue::signed_version),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/versions/{version}/artifact",
+            get(artifacts::of_version),
+        )
+        .route(
             "/v1/functions/{tenant}/{function}/rollouts",
             post(rollouts::start),
         )

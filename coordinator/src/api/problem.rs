@@ -192,6 +192,8 @@ impl From<ArtifactError> for ApiError {
     fn from(error: ArtifactError) -> Self {
         match error {
             ArtifactError::Disk { .. }
+            | ArtifactError::S3 { .. }
+            | ArtifactError::Elsewhere { .. }
             | ArtifactError::OtherFleet(_)
             | ArtifactError::Lost { .. }
             | ArtifactError::Store(_) => ApiError::internal(error),

@@ -99,7 +99,10 @@ async fn chunks(
         let reason = format!("artifact {digest} has only {} chunks", all.len());
         return refuse(send, reason).await;
     };
-    let bytes = wanted.iter().map(|located| u64::from(located.chunk.bytes)).sum();
+    let bytes = wanted
+        .iter()
+        .map(|located| u64::from(located.chunk.bytes))
+        .sum();
     frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
     for run in runs(&wanted) {
         match artifacts.read_run(run).await {

@@ -38,6 +38,30 @@ pub enum ArtifactError {
         /// The system's words.
         source: io::Error,
     },
+    /// The S3-compatible store failed.
+    #[error(
+        "{operation} {object} failed: {source}; look at the store, and at its endpoint and credentials in the \
+         coordinator's environment (AWS_…)"
+    )]
+    S3 {
+        /// What was to be done.
+        operation: &'static str,
+        /// With which object.
+        object: String,
+        /// The client's words, or the store's.
+        source: object_store::Error,
+    },
+    /// The database knows of artifacts, and they are not here.
+    #[error(
+        "the database has artifacts whose bytes are not in {place}; copy `packs` and `fleet` there from where they \
+         were, or, if they are lost, put an object `fleet` there that contains {fleet}, and deploy once more"
+    )]
+    Elsewhere {
+        /// Where they were looked for.
+        place: String,
+        /// What the object `fleet` is to contain.
+        fleet: String,
+    },
     /// The artifacts are somebody else's.
     #[error(
         "the artifacts in {0} are those of another fleet, with another certificate authority; give each fleet a \
@@ -233,14 +257,17 @@ impl Artifacts {
         let digests = index.chunks().iter().map(|chunk| chunk.digest);
         let here = self.store.use_chunks(digests, now_ms).await?;
         let mut asked = HashSet::new();
-        let missing = (0..).zip(index.chunks()).filter(|(_, chunk)| {
-            !here.contains_key(&chunk.digest) && asked.insert(chunk.digest)
-        });
+        let missing = (0..)
+            .zip(index.chunks())
+            .filter(|(_, chunk)| !here.contains_key(&chunk.digest) && asked.insert(chunk.digest));
         let missing: Vec<u32> = missing.map(|(place, _)| place).collect();
         if !missing.is_empty() {
             return Ok(Assembled::Missing(missing));
         }
-        let chunks = index.chunks().iter().map(|chunk| here[&chunk.digest].clone());
+        let chunks = index
+            .chunks()
+            .iter()
+            .map(|chunk| here[&chunk.digest].clone());
         let chunks: Vec<Located> = chunks.collect();
         let _turn = check.acquire().await;
         let mut whole = Sha256::new();
@@ -308,7 +335,10 @@ impl Artifacts {
     /// Removes artifacts that no version names, chunks that no artifact needs and packs that nobody knows, if they
     /// are old enough not to be part of a deploy under way. Returns how many artifacts. At start.
     pub(crate) async fn sweep(&self) -> Result<usize, ArtifactError> {
-        let before_ms = self.clock.now_ms().saturating_sub(millis(ORPHAN_ARTIFACT_AGE));
+        let before_ms = self
+            .clock
+            .now_ms()
+            .saturating_sub(millis(ORPHAN_ARTIFACT_AGE));
         let removed = self.store.remove_orphans(before_ms).await?;
         self.tidy().await?;
         for (pack, age) in self.objects.list().await? {
@@ -323,10 +353,14 @@ impl Artifacts {
     pub(crate) async fn take_in(&self, dir: &Path) -> Result<(), ArtifactError> {
         let failed = |operation| disk(operation, dir);
         let entries = if_there(fs::read_dir(dir).await).map_err(failed("listing"))?;
-        let Some(mut entries) = entries else { return Ok(()) };
+        let Some(mut entries) = entries else {
+            return Ok(());
+        };
         while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
             let name = entry.file_name();
-            let digest = name.to_str().map(|name| format!("sha256:{name}").parse::<Digest>());
+            let digest = name
+                .to_str()
+                .map(|name| format!("sha256:{name}").parse::<Digest>());
             let Some(Ok(digest)) = digest else { continue };
             let path = entry.path();
             let bytes = if_there(fs::read(&path).await).map_err(disk("reading", &path))?;
@@ -403,7 +437,8 @@ impl Whole {
         }
         self.digest.update(bytes);
         let mut complete = Vec::new();
-        self.chunker.push(bytes, |chunk| complete.push(chunk.to_vec()));
+        self.chunker
+            .push(bytes, |chunk| complete.push(chunk.to_vec()));
         for chunk in complete {
             self.chunks.push(self.incoming.add(&chunk).await?);
         }

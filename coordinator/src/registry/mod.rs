@@ -5,6 +5,8 @@
 //! artifact is a program, or one with files, that a guest can be given. What is in never changes.
 
 mod artifacts;
+#[cfg(test)]
+mod artifacts_tests;
 mod objects;
 
 use std::collections::BTreeSet;
@@ -20,6 +22,7 @@ use tokio::sync::Semaphore;
 pub use artifacts::ArtifactError;
 pub(crate) use artifacts::{Artifacts, Assembled, Incoming, Whole, runs};
 pub(crate) use objects::Objects;
+pub use objects::{S3Place, S3PlaceError};
 
 use crate::clock::Clock;
 use crate::limits::{

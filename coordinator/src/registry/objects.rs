@@ -1,57 +1,90 @@
-//! Where the bytes of artifacts are: objects with a name, stored whole and never changed.
+//! Where the bytes of artifacts are: objects with a name, stored whole and never changed, in a directory or in an
+//! S3-compatible store.
 //!
 //! ```text
-//! artifacts/fleet           which fleet's artifacts these are
-//! artifacts/packs/NAME      chunks, one after the other; NAME is 32 random hexadecimal digits
+//! fleet           which fleet's artifacts these are
+//! packs/NAME      chunks, one after the other; NAME is 32 random hexadecimal digits
 //! ```
-//! What is in an object and whether anybody needs it is not known here.
+//! The names are the same in both, so that objects can be copied from one to the other. What is in an object and
+//! whether anybody needs it is not known here.
 
-use std::fs::Metadata;
-use std::io::{self, SeekFrom};
+mod directory;
+mod s3;
+
 use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use tokio::fs::{self, File};
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
+pub(super) use directory::{disk, if_there};
+pub use s3::{S3Place, S3PlaceError};
 
 use super::ArtifactError;
+use directory::Directory;
+use s3::S3;
 
 /// The object that tells whose the others are.
 const FLEET: &str = "fleet";
 /// Before the names of packs.
 const PACKS: &str = "packs";
 
-/// A directory of objects. Where there are several coordinators, it is on a file system that all of them mount.
+/// A place for objects. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(crate) struct Objects {
-    dir: PathBuf,
+pub(crate) enum Objects {
+    /// Files.
+    Directory(Directory),
+    /// Objects of an S3-compatible store.
+    S3(S3),
 }
 
 impl Objects {
-    /// Opens the directory, or makes it.
+    /// Those of a directory, which is made if it is not there.
     pub(crate) async fn in_directory(dir: PathBuf) -> Result<Self, ArtifactError> {
-        let packs = dir.join(PACKS);
-        fs::create_dir_all(&packs)
-            .await
-            .map_err(disk("making", &packs))?;
-        Ok(Objects { dir })
+        Directory::open(dir).await.map(Objects::Directory)
     }
 
-    /// Refuses objects of another fleet; those that are nobody's are `fleet`'s from now on.
-    pub(crate) async fn claim(&self, fleet: &str) -> Result<(), ArtifactError> {
-        let path = self.dir.join(FLEET);
-        let owner = if_there(fs::read(&path).await).map_err(disk("reading", &path))?;
+    /// Those of an S3-compatible store. It is not asked yet.
+    pub(crate) fn in_s3(place: &S3Place) -> Result<Self, ArtifactError> {
+        S3::new(place).map(Objects::S3)
+    }
+
+    /// Where they are, for people.
+    pub(crate) fn place(&self) -> String {
+        match self {
+            Objects::Directory(directory) => directory.place(),
+            Objects::S3(s3) => s3.place(),
+        }
+    }
+
+    /// Refuses objects of another fleet, and a place that has none where there `should_be` some. Those that are
+    /// nobody's are `fleet`'s from now on.
+    pub(crate) async fn claim(&self, fleet: &str, should_be: bool) -> Result<(), ArtifactError> {
+        let owner = match self {
+            Objects::Directory(directory) => directory.owner().await?,
+            Objects::S3(s3) => s3.owner().await?,
+        };
         match owner {
-            None => self.write(&path, fleet.as_bytes()).await,
-            Some(owner) if owner == fleet.as_bytes() => Ok(()),
-            Some(_) => Err(ArtifactError::OtherFleet(self.dir.display().to_string())),
+            Some(owner) if owner == fleet.as_bytes() => return Ok(()),
+            Some(_) => return Err(ArtifactError::OtherFleet(self.place())),
+            None if should_be => {
+                return Err(ArtifactError::Elsewhere {
+                    place: self.place(),
+                    fleet: fleet.to_owned(),
+                });
+            }
+            None => {}
+        }
+        match self {
+            Objects::Directory(directory) => directory.own(fleet).await,
+            Objects::S3(s3) => s3.own(fleet).await,
         }
     }
 
     /// Stores a pack durably. Nobody may know its name before that.
     pub(crate) async fn put(&self, pack: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
-        self.write(&self.pack(pack), &bytes).await
+        match self {
+            Objects::Directory(directory) => directory.put(pack, bytes).await,
+            Objects::S3(s3) => s3.put(pack, bytes).await,
+        }
     }
 
     /// These bytes of a pack; none if it is not there or has not as many.
@@ -60,101 +93,30 @@ impl Objects {
         pack: &str,
         range: Range<u64>,
     ) -> Result<Option<Vec<u8>>, ArtifactError> {
-        let path = self.pack(pack);
-        let Some(mut file) =
-            if_there(File::open(&path).await).map_err(disk("opening", &path))?
-        else {
-            return Ok(None);
-        };
-        let want = range.end - range.start;
-        file.seek(SeekFrom::Start(range.start))
-            .await
-            .map_err(disk("reading", &path))?;
-        let mut bytes = Vec::new();
-        file.take(want)
-            .read_to_end(&mut bytes)
-            .await
-            .map_err(disk("reading", &path))?;
-        Ok(Some(bytes).filter(|bytes| bytes.len() as u64 == want))
+        match self {
+            Objects::Directory(directory) => directory.read(pack, range).await,
+            Objects::S3(s3) => s3.read(pack, range).await,
+        }
     }
 
     /// Removes a pack, if it is there.
     pub(crate) async fn remove(&self, pack: &str) -> Result<(), ArtifactError> {
-        let path = self.pack(pack);
-        if_there(fs::remove_file(&path).await).map_err(disk("removing", &path))?;
-        Ok(())
+        match self {
+            Objects::Directory(directory) => directory.remove(pack).await,
+            Objects::S3(s3) => s3.remove(pack).await,
+        }
     }
 
     /// The names of all packs, and how long ago each was stored.
     pub(crate) async fn list(&self) -> Result<Vec<(String, Duration)>, ArtifactError> {
-        let dir = self.dir.join(PACKS);
-        let failed = |operation| disk(operation, &dir);
-        let mut packs = Vec::new();
-        let mut entries = fs::read_dir(&dir).await.map_err(failed("listing"))?;
-        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
-            // Another coordinator may be done with it by now.
-            let Some(metadata) = if_there(entry.metadata().await).map_err(failed("measuring"))?
-            else {
-                continue;
-            };
-            if let Ok(name) = entry.file_name().into_string()
-                && is_pack(&name)
-            {
-                packs.push((name, age(&metadata)));
-            }
+        match self {
+            Objects::Directory(directory) => directory.list().await,
+            Objects::S3(s3) => s3.list().await,
         }
-        Ok(packs)
-    }
-
-    fn pack(&self, name: &str) -> PathBuf {
-        self.dir.join(PACKS).join(name)
-    }
-
-    async fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
-        let mut file = File::create_new(path).await.map_err(disk("making", path))?;
-        let written = async {
-            file.write_all(bytes).await?;
-            file.sync_all().await?;
-            let parent = path.parent().unwrap_or(&self.dir);
-            File::open(parent).await?.sync_all().await
-        };
-        let written = written.await.map_err(disk("writing", path));
-        if written.is_err() {
-            // What is left of it has no row, and goes at the next start.
-            let _ = fs::remove_file(path).await;
-        }
-        written
     }
 }
 
 /// Whether that is a name of ours.
 fn is_pack(name: &str) -> bool {
     name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// None where there is nothing any more.
-pub(super) fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
-    match found {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
-    }
-}
-
-/// How long ago the file was last written to.
-fn age(metadata: &Metadata) -> Duration {
-    let then = metadata.modified().ok();
-    then.and_then(|then| SystemTime::now().duration_since(then).ok())
-        .unwrap_or_default()
-}
-
-pub(super) fn disk(
-    operation: &'static str,
-    path: &Path,
-) -> impl Fn(io::Error) -> ArtifactError + use<> {
-    let path = path.to_owned();
-    move |source| ArtifactError::Disk {
-        operation,
-        path: path.clone(),
-        source,
-    }
 }

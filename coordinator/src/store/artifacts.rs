@@ -91,7 +91,8 @@ impl Store {
         let mut tx = self.write(Turn::Registry).await?;
         insert_pack(&mut tx, pack, bytes).await?;
         for some in chunks.chunks(LOOKUP_CHUNK_ROWS) {
-            let mut insert = query("INSERT INTO chunks (digest, bytes, pack, start, used_ms) VALUES ");
+            let mut insert =
+                query("INSERT INTO chunks (digest, bytes, pack, start, used_ms) VALUES ");
             insert.push_rows(some.iter().map(|(chunk, start)| {
                 [
                     chunk.digest.into(),
@@ -318,6 +319,14 @@ impl Store {
         .during(DOING)?;
         tx.commit(DOING).await?;
         Ok(gone > 0)
+    }
+
+    /// Whether there is any pack.
+    pub(crate) async fn has_packs(&self) -> Result<bool, StoreError> {
+        query("SELECT 1 FROM packs LIMIT 1")
+            .found(self.reader())
+            .await
+            .during("look for packs")
     }
 
     /// Whether such a pack was entered.

@@ -18,9 +18,9 @@ use super::catalogue::names_artifact;
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome, LinkChange,
-    NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store, TagOutcome,
-    TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
+    Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome,
+    LinkChange, NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store,
+    TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -276,8 +276,16 @@ async fn a_version_is_stored_once_and_only_above_the_newest(database: TestDataba
         (view.label.as_str(), view.message.as_str()),
         ("v4", "ünïcödé")
     );
-    assert!(names_artifact(store.reader(), Digest([3; 32])).await.unwrap());
-    assert!(!names_artifact(store.reader(), Digest([9; 32])).await.unwrap());
+    assert!(
+        names_artifact(store.reader(), Digest([3; 32]))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !names_artifact(store.reader(), Digest([9; 32]))
+            .await
+            .unwrap()
+    );
     assert!(store.version(Digest([9; 32])).await.unwrap().is_none());
 }
 
@@ -454,7 +462,11 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
         removed.removed && removed.label == "v",
         "history knows it still"
     );
-    assert!(!names_artifact(store.reader(), Digest([1; 32])).await.unwrap());
+    assert!(
+        !names_artifact(store.reader(), Digest([1; 32]))
+            .await
+            .unwrap()
+    );
     let again = publish(store, &statement("acme/hello", 1, "v")).await;
     assert_eq!(again, (ids[0], PublishOutcome::Removed));
     let tag = store.set_tag(&hello, "late", ids[0], 60).await.unwrap();

@@ -29,6 +29,8 @@
 //! | `PUT /v1/artifacts/{digest}/index` | an index of [`crate::chunks`] | 201, or 200 if it was there; 202 `MissingChunks` |
 //! | `PUT /v1/artifacts/{digest}/chunks` | frames of [`crate::chunks`] | 204 |
 //! | `POST /v1/functions/{tenant}/{function}/versions` | `PublishRequest` | 201 `VersionView` (200 if known) |
+//! | `GET /v1/functions/{tenant}/{function}/versions/{version}` | | 200 `PublishRequest` |
+//! | `GET /v1/functions/{tenant}/{function}/versions/{version}/artifact?from=` | | 200 raw bytes, some MiB at most; none at the end |
 //! | `PUT /v1/functions/{tenant}/{function}/tags/{tag}` | `TagRequest` | 200 `VersionView` |
 //! | `DELETE /v1/functions/{tenant}/{function}/tags/{tag}` | | 204 |
 //! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |

@@ -71,7 +71,9 @@ pub enum IndexError {
     #[error("the index names more chunks than the {MAX_CHUNKS} that an artifact can have")]
     TooMany,
     /// A chunk has a length that none can have.
-    #[error("chunk {place} has {bytes} bytes, and a chunk has {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}")]
+    #[error(
+        "chunk {place} has {bytes} bytes, and a chunk has {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}"
+    )]
     Chunk {
         /// From 0.
         place: usize,
@@ -370,9 +372,18 @@ mod tests {
         assert_eq!(many, IndexError::TooMany);
         let long = |bytes: &mut Vec<u8>| bytes[48..52].copy_from_slice(&65_537_u32.to_le_bytes());
         let error = refused(&long);
-        assert_eq!(error, IndexError::Chunk { place: 0, bytes: 65_537 });
+        assert_eq!(
+            error,
+            IndexError::Chunk {
+                place: 0,
+                bytes: 65_537
+            }
+        );
         let short = |bytes: &mut Vec<u8>| bytes[48..52].copy_from_slice(&1_u32.to_le_bytes());
-        assert!(matches!(refused(&short), IndexError::Chunk { place: 0, .. }));
+        assert!(matches!(
+            refused(&short),
+            IndexError::Chunk { place: 0, .. }
+        ));
         let whole = Chunk {
             digest: Digest([0; 32]),
             bytes: MAX_CHUNK_BYTES as u32,

@@ -24,7 +24,9 @@ pub(crate) enum FetchError {
     Link(#[from] LinkError),
     #[error("the coordinator does not deliver the artifact: {0}")]
     Refused(String),
-    #[error("the coordinator sent other bytes than its index says for chunk {0}; it is asked again")]
+    #[error(
+        "the coordinator sent other bytes than its index says for chunk {0}; it is asked again"
+    )]
     WrongChunk(Digest),
     #[error(transparent)]
     Version(#[from] VersionError),

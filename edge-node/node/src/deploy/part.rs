@@ -81,8 +81,12 @@ impl Part {
         let mut here = vec![false; wanted.len()];
         for other in store.indexes()? {
             // One that has gone meanwhile, or cannot be read, is fetched as if it had never been here.
-            let Ok(Some(index)) = store.read_index(other) else { continue };
-            let Ok(from) = File::open(store.artifact(other)) else { continue };
+            let Ok(Some(index)) = store.read_index(other) else {
+                continue;
+            };
+            let Ok(from) = File::open(store.artifact(other)) else {
+                continue;
+            };
             for (offset, chunk) in index.placed() {
                 let Some(own) = known.get(&chunk.digest).copied().filter(|own| !here[*own]) else {
                     continue;
@@ -141,4 +145,106 @@ impl Part {
 fn read_chunk(file: &File, offset: u64, chunk: Chunk, buffer: &mut Vec<u8>) -> bool {
     buffer.resize(chunk.bytes as usize, 0);
     file.read_exact_at(buffer, offset).is_ok() && Digest::of(buffer) == chunk.digest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+        let mut random = holm_test_support::random_below(seed);
+        (0..bytes).map(|_| random(256) as u8).collect()
+    }
+
+    fn chunks(artifact: &[u8], wanted: &[Wanted]) -> Vec<u8> {
+        let placed: Vec<_> = Index::of(artifact).placed().collect();
+        let chunk = |wanted: &Wanted| {
+            let at = placed[wanted.place as usize].0 as usize;
+            artifact[at..at + wanted.chunk.bytes as usize].to_vec()
+        };
+        wanted.iter().flat_map(chunk).collect()
+    }
+
+    /// Fills the file of an artifact; returns how many bytes had to be sent.
+    fn fill(store: &DeployStore, artifact: &[u8]) -> usize {
+        let (digest, index) = (Digest::of(artifact), Index::of(artifact));
+        let (part, wanted) = Part::open(store, digest, &index).unwrap();
+        let sent = chunks(artifact, &wanted);
+        let bytes = sent.len();
+        let (left, rest) = part.take(wanted.into(), sent).unwrap();
+        assert!(left.is_empty() && rest.is_empty());
+        part.sync().unwrap();
+        assert!(std::fs::read(store.part(digest)).unwrap() == artifact);
+        store.complete(digest).unwrap();
+        let index = index.to_bytes();
+        std::fs::write(store.index(digest), index).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_other_artifacts_here_have_is_not_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DeployStore::open(dir.path()).unwrap();
+        let old = [noise(1, 2 << 20), vec![0; 300_000]].concat();
+        let sent = fill(&store, &old);
+        assert!(sent < old.len() - 200_000, "zeroes are sent once: {sent}");
+        let mut new = old.clone();
+        new.splice(1_000_000..1_000_000, *b"one line more");
+        let sent = fill(&store, &new);
+        assert!((1..200_000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn what_was_altered_in_another_artifact_here_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DeployStore::open(dir.path()).unwrap();
+        let old = noise(1, 1 << 20);
+        fill(&store, &old);
+        let path = store.artifact(Digest::of(&old));
+        std::fs::write(&path, noise(2, 1 << 20)).unwrap();
+        let new = [&old[..], b"more"].concat();
+        assert_eq!(fill(&store, &new), new.len());
+        // Nor does it help to say that it is one and have nothing.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(store.index(Digest([7; 32])), b"nonsense").unwrap();
+        let newer = [b"more", &new[..]].concat();
+        assert!(fill(&store, &newer) < 200_000);
+    }
+
+    #[test]
+    fn what_is_in_the_file_already_is_not_wanted_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DeployStore::open(dir.path()).unwrap();
+        let artifact = noise(1, 1 << 20);
+        let (digest, index) = (Digest::of(&artifact), Index::of(&artifact));
+        let (part, wanted) = Part::open(&store, digest, &index).unwrap();
+        assert_eq!(wanted.len(), index.chunks().len());
+        let sent = chunks(&artifact, &wanted);
+        let (left, rest) = part.take(wanted.into(), sent[..500_000].to_vec()).unwrap();
+        assert!(rest.len() < 64 << 10, "less than a chunk is left over");
+        drop(part);
+        let (_, wanted) = Part::open(&store, digest, &index).unwrap();
+        let places = |wanted: &[Wanted]| wanted.iter().map(|w| w.place).collect::<Vec<_>>();
+        assert_eq!(places(&wanted), places(Vec::from(left).as_slice()));
+        // A file of another length is of no use.
+        std::fs::write(store.part(digest), &artifact[1..]).unwrap();
+        let (_, wanted) = Part::open(&store, digest, &index).unwrap();
+        assert_eq!(wanted.len(), index.chunks().len());
+    }
+
+    #[test]
+    fn a_chunk_that_is_not_what_the_index_says_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DeployStore::open(dir.path()).unwrap();
+        let artifact = noise(1, 200_000);
+        let (digest, index) = (Digest::of(&artifact), Index::of(&artifact));
+        let (part, wanted) = Part::open(&store, digest, &index).unwrap();
+        let mut sent = chunks(&artifact, &wanted);
+        sent[100_000] ^= 1;
+        let refused = part.take(wanted.into(), sent);
+        assert!(matches!(refused, Err(FetchError::WrongChunk(_))));
+        // What came before it is there.
+        let (_, wanted) = Part::open(&store, digest, &index).unwrap();
+        assert!(wanted.len() < index.chunks().len());
+    }
 }

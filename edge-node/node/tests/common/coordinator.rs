@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use holm_model::chain;
-use holm_model::codec;
 use holm_model::chunks::Index;
+use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
     JOIN_ALPN, JoinAnswer, JoinRequest, LogEntry, NodeMessage, Observed, Report, VersionState,

@@ -116,13 +116,18 @@ async fn kvm_a_broken_off_fetch_goes_on_where_it_stopped() {
     routed(&coordinator, &v1).await;
     let fetches = coordinator.state().fetches.clone();
     let index = holm_model::chunks::Index::of(&v1.artifact);
-    let came = |(at, chunk): &(u64, holm_model::chunks::Chunk)| at + u64::from(chunk.bytes) <= 100_000;
+    let came =
+        |(at, chunk): &(u64, holm_model::chunks::Chunk)| at + u64::from(chunk.bytes) <= 100_000;
     let came = index.placed().take_while(came).count();
     assert!(came >= 2, "{came}");
     let [first, second] = &fetches[..] else {
         panic!("{fetches:?}");
     };
-    assert_eq!(second[..], first[came..], "what came is not asked for again");
+    assert_eq!(
+        second[..],
+        first[came..],
+        "what came is not asked for again"
+    );
     shutdown(node).await;
 }
 
