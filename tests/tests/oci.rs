@@ -1,11 +1,12 @@
 //! Functions as OCI artifacts: what others read of them, and that they come back as they were.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use holm_test_support::guest;
-use holm_tests::Fleet;
+use holm_tests::{Fleet, eventually};
 use serde_json::Value;
 
 /// A fleet with one version of `test/state`, which it has pushed to `layout` as `one`.
@@ -131,12 +132,22 @@ fn what_another_program_has_copied_is_pulled_with_the_same_digest_and_signature(
     assert_eq!(pulled["version"]["version"], pushed["version"]);
     assert_eq!(pulled["artifact"], pushed["artifact"]);
     // It deploys like any other, and is pushed again as the same.
-    let started = other.holm(&["rollout", "start", "test/state", "v1", "--no-wait"]);
+    let started = other.holm(&[
+        "rollout",
+        "start",
+        "test/state",
+        "--version",
+        "v1",
+        "--no-wait",
+    ]);
     assert_eq!(started.status, 0, "{started:?}");
     let again = format!("oci:{}", other.path("again"));
     let again = other.holm(&["push", "test/state@v1", &again]).ok();
     assert_eq!(again["manifest"], pushed["manifest"]);
-    assert_eq!(again["tag"], "v1");
+    assert!(
+        again["place"].as_str().unwrap().ends_with("again:v1"),
+        "{again}"
+    );
     // Once more is nothing new.
     let pulled = other.holm(&["pull", &source]).ok();
     assert_eq!(pulled["sent_bytes"], 0);
@@ -218,4 +229,73 @@ fn what_is_not_a_pushed_version_is_refused_with_the_reason() {
     fs::write(&index, "{}").unwrap();
     let error = fleet.holm(&["pull", &source]).error(5);
     assert!(error.contains("lists no manifests"), "{error}");
+}
+
+/// A registry on loopback, from Debian's package `docker-registry`; none, which it says, where that is not.
+struct Registry {
+    child: Child,
+    address: String,
+}
+
+impl Registry {
+    fn start(dir: &str) -> Option<Registry> {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap().to_string();
+        drop(free);
+        let config = format!(
+            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {dir}/blobs}}}}\nhttp: {{addr: {address}}}\n"
+        );
+        fs::create_dir(dir).unwrap();
+        let file = format!("{dir}/config.yml");
+        fs::write(&file, config).unwrap();
+        let mut command = Command::new("docker-registry");
+        command
+            .args(["serve", &file])
+            .env("OTEL_TRACES_EXPORTER", "none");
+        let started = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let Ok(child) = started else {
+            eprintln!("skipped: it needs Debian's package docker-registry");
+            return None;
+        };
+        let registry = Registry { child, address };
+        eventually("the registry listens", || {
+            TcpStream::connect(&registry.address).is_ok()
+        });
+        Some(registry)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_registry_keeps_a_version_as_it_is() {
+    let (fleet, pushed) = pushed();
+    let Some(registry) = Registry::start(&fleet.path("registry")) else {
+        return;
+    };
+    let place = format!("docker://{}/test/state:v1", registry.address);
+    let there = fleet.holm(&["push", "test/state", &place]).ok();
+    assert_eq!(there["manifest"], pushed["manifest"]);
+    // Once more sends nothing anew and is the same.
+    let again = fleet.holm(&["push", "test/state", &place]).ok();
+    assert_eq!(again["manifest"], pushed["manifest"]);
+    let other = beside(&fleet);
+    let pulled = other.holm(&["pull", &place]).ok();
+    assert_eq!(pulled["version"]["version"], pushed["version"]);
+    assert_eq!(pulled["artifact"], pushed["artifact"]);
+
+    let none = format!("docker://{}/test/other:v1", registry.address);
+    let error = other.holm(&["pull", &none]).error(5);
+    assert!(
+        error.contains("test/other:v1 is not given by the registry"),
+        "{error}"
+    );
+    drop(registry);
+    let error = other.holm(&["pull", &place]).error(6);
+    assert!(error.contains("is not given"), "{error}");
 }

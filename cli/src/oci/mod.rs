@@ -11,8 +11,10 @@
 //! `image-layout.md`.
 
 mod layout;
+mod registry;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -25,7 +27,9 @@ use holm_model::bundle::Bundle;
 use holm_model::ids::Digest;
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_MANIFEST_BYTES};
 
-pub(crate) use layout::Layout;
+use crate::exit::Failure;
+use layout::Layout;
+use registry::Repository;
 
 /// The `artifactType`.
 const FUNCTION: &str = "application/vnd.holm.function.v1";
@@ -43,11 +47,16 @@ const MAX_TAG_CHARS: usize = 128;
 
 /// Where a version is to go, or to come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Reference {
-    /// The image layout's directory.
-    pub(crate) path: PathBuf,
-    /// The one of its manifests, if it is said.
-    pub(crate) tag: Option<String>,
+pub(crate) enum Reference {
+    /// The image layout in this directory.
+    Layout {
+        /// The directory.
+        path: PathBuf,
+        /// The one of its manifests, if it is said.
+        tag: Option<String>,
+    },
+    /// In a registry.
+    Registry(oci_client::Reference),
 }
 
 impl FromStr for Reference {
@@ -55,11 +64,17 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
             format!(
-                "`{text}` {why}; give oci:PATH or oci:PATH:TAG, with the path of an OCI image layout"
+                "`{text}` {why}; give oci:PATH:TAG with the path of an OCI image layout, or docker://HOST/REPOSITORY:TAG"
             )
         };
+        if let Some(name) = text.strip_prefix("docker://") {
+            return match name.parse() {
+                Ok(reference) => Ok(Reference::Registry(reference)),
+                Err(error) => Err(wrong(&format!("is no reference to a registry: {error}"))),
+            };
+        }
         let rest = text.strip_prefix("oci:");
-        let rest = rest.ok_or_else(|| wrong("does not begin with oci:"))?;
+        let rest = rest.ok_or_else(|| wrong("begins with neither oci: nor docker://"))?;
         let (path, tag) = match rest.rsplit_once(':') {
             Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
             _ => (rest, None),
@@ -67,21 +82,67 @@ impl FromStr for Reference {
         if path.is_empty() {
             return Err(wrong("has no path"));
         }
-        let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let good = |tag: &str| {
-            (1..=MAX_TAG_CHARS).contains(&tag.len())
-                && tag.chars().all(part)
-                && !tag.starts_with(['.', '-'])
-        };
-        if tag.is_some_and(|tag| !good(tag)) {
+        if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(wrong(
                 "has a tag that is none: up to 128 letters, digits, `.`, `_` and `-`",
             ));
         }
-        Ok(Reference {
+        Ok(Reference::Layout {
             path: path.into(),
             tag: tag.map(str::to_owned),
         })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reference::Layout { path, tag: None } => write!(f, "oci:{}", path.display()),
+            Reference::Layout {
+                path,
+                tag: Some(tag),
+            } => write!(f, "oci:{}:{tag}", path.display()),
+            Reference::Registry(reference) => write!(f, "docker://{}", reference.whole()),
+        }
+    }
+}
+
+fn is_tag(tag: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=MAX_TAG_CHARS).contains(&tag.len())
+        && tag.chars().all(part)
+        && !tag.starts_with(['.', '-'])
+}
+
+impl Reference {
+    /// Puts a version there; in a layout under its label, if no tag is said. Returns the manifest's digest and where
+    /// it is.
+    pub(crate) async fn put(&self, package: &Package) -> Result<(Digest, Reference), Failure> {
+        match self {
+            Reference::Layout { path, tag } => {
+                let label = &package.statement.label;
+                let tag = tag.as_ref().unwrap_or(label);
+                if !is_tag(tag) {
+                    let what = format!("the version's label `{label}` cannot be a tag");
+                    return Err(Failure::usage(what).hint("give one, as oci:PATH:TAG"));
+                }
+                let manifest = Layout::at(path).put(package, tag)?;
+                let (path, tag) = (path.clone(), Some(tag.clone()));
+                Ok((manifest, Reference::Layout { path, tag }))
+            }
+            Reference::Registry(at) => {
+                let manifest = Repository::at(at).put(package).await?;
+                Ok((manifest, self.clone()))
+            }
+        }
+    }
+
+    /// The version there.
+    pub(crate) async fn get(&self) -> Result<Package, Failure> {
+        match self {
+            Reference::Layout { path, tag } => Layout::at(path).get(tag.as_deref()),
+            Reference::Registry(at) => Repository::at(at).get().await,
+        }
     }
 }
 
@@ -282,16 +343,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_is_a_path_and_maybe_a_tag() {
-        let read = |text: &str| {
-            let Reference { path, tag } = text.parse().unwrap();
-            (path.display().to_string(), tag)
+    fn a_reference_is_a_path_and_maybe_a_tag_or_one_to_a_registry() {
+        let read = |text: &str| match text.parse().unwrap() {
+            Reference::Layout { path, tag } => (path.display().to_string(), tag),
+            Reference::Registry(at) => (at.whole(), at.tag().map(str::to_owned)),
         };
         let tagged = |path: &str, tag: &str| (path.to_owned(), Some(tag.to_owned()));
         assert_eq!(read("oci:a/b"), ("a/b".to_owned(), None));
         assert_eq!(read("oci:/a:b/c"), ("/a:b/c".to_owned(), None));
         assert_eq!(read("oci:a:v1.2-x"), tagged("a", "v1.2-x"));
         assert_eq!(read("oci:/a:b/c:latest"), tagged("/a:b/c", "latest"));
+        let at = "localhost:5000/a/b:v1";
+        assert_eq!(read(&format!("docker://{at}")), tagged(at, "v1"));
         for text in [
             "",
             "a",
@@ -300,7 +363,8 @@ mod tests {
             "oci:a:",
             "oci:a:-x",
             "oci:a:ü",
-            "docker://a/b",
+            "docker://",
+            "docker://A B",
         ] {
             let error = text.parse::<Reference>().unwrap_err();
             assert!(error.contains("oci:PATH:TAG"), "{text}: {error}");

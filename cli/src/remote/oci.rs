@@ -1,4 +1,4 @@
-//! `holm push` and `holm pull`: versions to and from OCI image layouts, so that what signs, scans and copies OCI
+//! `holm push` and `holm pull`: versions to and from OCI image layouts and registries, so that what signs, scans and copies OCI
 //! artifacts can do so with functions.
 //!
 //! A push signs as a deploy does, and needs the coordinator only for the version's counter or for a version that
@@ -15,7 +15,7 @@ use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
 use crate::exit::{Exit, Failure};
 use crate::local::build;
-use crate::oci::{Layout, Package, Reference};
+use crate::oci::{Package, Reference};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
 use crate::remote::deploy::{function_name, hand_over, user};
@@ -31,8 +31,9 @@ pub(crate) struct PushArgs {
     /// A project's directory, which is built and signed; or TENANT/FUNCTION[@VERSION], a version that the
     /// coordinator has, by tag, label or id.
     source: String,
-    /// Where to: oci:PATH[:TAG], an OCI image layout, made if it is not there [default tag: the version's label].
-    #[arg(value_name = "oci:PATH[:TAG]")]
+    /// Where to: oci:PATH[:TAG], an OCI image layout, made if it is not there [default tag: the version's label]; or
+    /// docker://HOST/REPOSITORY:TAG, a registry.
+    #[arg(value_name = "REFERENCE")]
     destination: Reference,
     /// Whose function it is [default: `tenant` in the manifest].
     #[arg(long, value_name = "TENANT")]
@@ -58,8 +59,8 @@ pub(crate) struct PushArgs {
 /// Options of `holm pull`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PullArgs {
-    /// Where from: oci:PATH[:TAG], an OCI image layout.
-    #[arg(value_name = "oci:PATH[:TAG]")]
+    /// Where from: oci:PATH[:TAG], an OCI image layout; or docker://HOST/REPOSITORY:TAG, a registry.
+    #[arg(value_name = "REFERENCE")]
     source: Reference,
     #[command(flatten)]
     connection: Connection,
@@ -73,7 +74,8 @@ struct Pushed {
     artifact: Digest,
     /// Of the image manifest.
     manifest: Digest,
-    tag: String,
+    /// Where it is, with its tag.
+    place: String,
 }
 
 #[derive(Serialize)]
@@ -89,35 +91,21 @@ pub(crate) async fn push(args: PushArgs, output: Output) -> Result<(), Failure> 
         true => of_project(&args, output).await?,
         false => of_version(&args).await?,
     };
-    let label = package.statement.label.clone();
-    let tag = args
-        .destination
-        .tag
-        .clone()
-        .unwrap_or_else(|| label.clone());
-    // A label may have what a tag may not.
-    let named = format!("oci:x:{tag}").parse::<Reference>();
-    named.map_err(|_| {
-        Failure::usage(format!("the version's label `{label}` cannot be a tag"))
-            .hint("give one, as oci:PATH:TAG")
-    })?;
-    let manifest = Layout::at(&args.destination.path).put(&package, &tag)?;
+    let (manifest, place) = args.destination.put(&package).await?;
     let pushed = Pushed {
         function: package.statement.function.clone(),
         version: package.signed.id(),
-        label,
+        label: package.statement.label.clone(),
         artifact: package.statement.artifact,
         manifest,
-        tag,
+        place: place.to_string(),
     };
     output.result(&pushed, || {
         format!(
-            "{} {} ({}) is in oci:{}:{}\n  manifest {manifest}\n  artifact {}",
+            "{} {} ({}) is in {place}\n  manifest {manifest}\n  artifact {}",
             pushed.function,
             pushed.label,
             bytes(package.statement.artifact_bytes),
-            args.destination.path.display(),
-            pushed.tag,
             pushed.artifact
         )
     })
@@ -129,7 +117,7 @@ pub(crate) async fn pull(args: PullArgs, output: Output) -> Result<(), Failure> 
         signed,
         statement,
         artifact,
-    } = Layout::at(&args.source.path).get(args.source.tag.as_deref())?;
+    } = args.source.get().await?;
     let client = args.connection.client()?;
     let (version, sent_bytes) = hand_over(&client, &statement, &signed, &artifact, output).await?;
     let pulled = Pulled {
@@ -141,7 +129,7 @@ pub(crate) async fn pull(args: PullArgs, output: Output) -> Result<(), Failure> 
         function, label, ..
     } = &pulled.version;
     output.result(&pulled, || {
-        format!("{function} {label} is published; `holm rollout start {function} {label}` brings it to the fleet")
+        format!("{function} {label} is published; `holm rollout start {function} --version {label}` brings it to the fleet")
     })
 }
 
