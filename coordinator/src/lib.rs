@@ -36,6 +36,6 @@ pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
 pub use limits::NODE_CERTIFICATE_LIFE;
 pub use nodes::ServerError;
-pub use registry::ArtifactError;
+pub use registry::{ArtifactError, S3Place, S3PlaceError};
 pub use start::{Config, Running, StartError, export, import, renew_admin_token, start};
 pub use store::{DatabaseUrl, StoreError, TransferError};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holm_model::chunks::MAX_CHUNK_BYTES;
 use holm_model::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES, MAX_MANIFEST_BYTES,
 };
@@ -90,6 +91,18 @@ pub(crate) const MAX_TAG_CHARS: usize = 64;
 pub(crate) const MAX_MESSAGE_CHARS: usize = 1000;
 /// Most versions of one function that an answer lists, newest first.
 pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
+/// Longest object in the artifact store; what an upload holds in memory.
+pub(crate) const MAX_PACK_BYTES: usize = 8 << 20;
+/// Chunks that are read at once.
+pub(crate) const MAX_RUN_CHUNKS: usize = 64;
+/// Longest wait for a connection to the S3-compatible store.
+pub(crate) const S3_CONNECT: Duration = Duration::from_secs(5);
+/// Time for one answer of its, a pack's bytes included.
+pub(crate) const S3_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often what failed there is tried again.
+pub(crate) const MAX_S3_RETRIES: usize = 5;
+/// How long.
+pub(crate) const S3_PATIENCE: Duration = Duration::from_secs(30);
 /// Age after which an artifact that no version names is removed at start.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 
@@ -147,6 +160,7 @@ const _: () = {
     // A statement of the largest size still fits a request body in base64.
     assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
     assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);
+    assert!(2 * MAX_CHUNK_BYTES <= MAX_PACK_BYTES);
     assert!(LINK_WINDOW_BYTES as usize >= 2 * MAX_CONTROL_FRAME_BYTES);
     // SQLite takes at most 32766 parameters, PostgreSQL twice as many; a usage row has 22.
     assert!(LEDGER_CHUNK_ROWS * 22 < 32_766);

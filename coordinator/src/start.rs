@@ -25,7 +25,7 @@ use crate::limits::LAST_SEEN_EVERY;
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
-use crate::registry::{ArtifactError, Artifacts, Registry};
+use crate::registry::{ArtifactError, Artifacts, Objects, Registry, S3Place};
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
 
@@ -43,6 +43,8 @@ pub struct Config {
     /// The PostgreSQL database that several coordinators share; SQLite in the state directory if
     /// none.
     pub database: Option<DatabaseUrl>,
+    /// Where in an S3-compatible store artifacts are; in a directory of the state directory if none.
+    pub artifacts: Option<S3Place>,
     /// UDP address for nodes; port 0 takes any that is free.
     pub quic_listen: SocketAddr,
     /// TCP address of the HTTP API; port 0 takes any that is free.
@@ -64,6 +66,7 @@ impl Config {
         Config {
             state_dir,
             database: None,
+            artifacts: None,
             quic_listen,
             http_listen,
             public_quic_address: None,
@@ -246,8 +249,15 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let admin_token_path = dir.join(ADMIN_TOKEN);
     let label = admin_label(dir, &store);
     ensure_admin_token(&admin_token_path, &label, &store, &clock).await?;
-    let artifacts = Artifacts::open(dir.join("artifacts"), store.is_shared()).await?;
-    match artifacts.sweep(&store).await {
+    let objects = match &config.artifacts {
+        None => Objects::in_directory(dir.join("artifacts")).await?,
+        Some(place) => Objects::in_s3(place)?,
+    };
+    let fleet = authority.fingerprint().hex();
+    objects.claim(&fleet, store.has_packs().await?).await?;
+    let artifacts = Artifacts::new(objects, store.clone(), clock);
+    artifacts.take_in(&dir.join("artifacts")).await?;
+    match artifacts.sweep().await {
         Ok(0) => {}
         Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
         Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),

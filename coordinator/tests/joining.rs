@@ -103,10 +103,7 @@ async fn the_name_of_a_living_node_goes_only_to_a_token_made_for_it() {
     let closed = tokio::time::timeout(common::PATIENCE, connection.closed())
         .await
         .unwrap();
-    assert!(
-        closed.to_string().contains("or was replaced"),
-        "{closed}"
-    );
+    assert!(closed.to_string().contains("or was replaced"), "{closed}");
 }
 
 #[tokio::test]

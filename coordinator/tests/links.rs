@@ -9,6 +9,7 @@ use common::node::{
     self, TestNode, bulk, connect, dial, hello, join, read, signing_request, write,
 };
 use common::{Coordinator, PATIENCE, Publisher, until};
+use holm_model::chunks::Index;
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, CoordinatorMessage, LogBatch, LogEntry, NodeMessage, Observed,
@@ -308,39 +309,44 @@ async fn a_newer_connection_of_a_node_takes_over() {
 }
 
 #[tokio::test]
-async fn an_artifact_comes_whole_or_from_an_offset_on() {
+async fn of_an_artifact_come_the_chunks_that_are_asked_for() {
     let coordinator = Coordinator::start().await;
     let artifact: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
     common::put_artifact(&coordinator.client, &artifact).await;
     let digest = holm_model::ids::Digest::of(&artifact);
     let identity = identity(&coordinator, "edge-1").await;
     let control = connect(coordinator.quic, &identity, hello(1)).await;
-    for offset in [0, 1_000_001, artifact.len()] {
-        let request = BulkRequest::FetchArtifact {
-            digest,
-            offset: offset as u64,
+    let index = Index::of(&artifact);
+    let expected = index.to_bytes();
+    let (answer, bytes) = bulk(&control.connection, &BulkRequest::FetchIndex { digest }).await;
+    let length = expected.len() as u64;
+    assert_eq!(answer, BulkAnswer::Bytes { bytes: length });
+    assert_eq!(bytes, expected);
+    let placed: Vec<_> = index.placed().collect();
+    let last = placed.len() as u32 - 1;
+    for places in [(0..=last).collect(), vec![1, 3, last], vec![]] {
+        let chunk = |place: &u32| {
+            let (at, chunk) = placed[*place as usize];
+            &artifact[at as usize..][..chunk.bytes as usize]
         };
+        let expected: Vec<u8> = places.iter().flat_map(chunk).copied().collect();
+        let request = BulkRequest::FetchChunks { digest, places };
         let (answer, bytes) = bulk(&control.connection, &request).await;
-        let rest = &artifact[offset..];
-        assert_eq!(
-            answer,
-            BulkAnswer::Artifact {
-                bytes: rest.len() as u64
-            }
-        );
-        assert!(bytes == rest, "from {offset}");
+        let length = expected.len() as u64;
+        assert_eq!(answer, BulkAnswer::Bytes { bytes: length });
+        assert!(bytes == expected, "{request:?}");
     }
-    let behind = BulkRequest::FetchArtifact {
-        digest,
-        offset: artifact.len() as u64 + 1,
-    };
-    let unknown = BulkRequest::FetchArtifact {
-        digest: node::nothing(),
-        offset: 0,
-    };
+    let of = |digest, places| BulkRequest::FetchChunks { digest, places };
+    let nothing = node::nothing();
     for (request, says) in [
-        (behind, "behind the end"),
-        (unknown, "there is no artifact"),
+        (of(digest, vec![last + 1]), "has only"),
+        (of(digest, vec![3, 1]), "do not rise"),
+        (of(digest, vec![3, 3]), "do not rise"),
+        (of(nothing, vec![0]), "there is no artifact"),
+        (
+            BulkRequest::FetchIndex { digest: nothing },
+            "there is no artifact",
+        ),
     ] {
         match bulk(&control.connection, &request).await.0 {
             BulkAnswer::Refused { reason } => assert!(reason.contains(says), "{reason}"),

@@ -3,16 +3,18 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime};
-
 use common::{Coordinator, Publisher, post_version, program, put_artifact};
 use ed25519_dalek::SigningKey;
-use holm_model::api::{FunctionView, PruneView, VersionView};
+use holm_coordinator::S3Place;
+use holm_model::api::{FunctionView, MissingChunks, PruneView, PublishRequest, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion};
 use holm_model::bundle::{Bundle, Collected};
+use holm_model::chunks::{Index, frame_head};
 use holm_model::ids::Digest;
 use holm_model::program::Program;
+use holm_test_support::S3Server;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 /// A coordinator, a publisher, and a signed first version whose artifact is there.
 async fn ready() -> (Coordinator, Publisher, SignedVersion) {
@@ -142,11 +144,7 @@ async fn bytes_with_another_digest_than_announced_are_not_kept() {
         coordinator.client.send("HEAD", &path, b"").await.status,
         404
     );
-    let artifacts = coordinator.dir.path().join("state/artifacts");
-    let kept = std::fs::read_dir(artifacts.join("incoming"))
-        .unwrap()
-        .count();
-    assert_eq!(kept, 0, "nothing stays behind");
+    assert_eq!(packs(&coordinator).len(), 0, "nothing stays behind");
 
     assert_eq!(
         coordinator
@@ -182,19 +180,97 @@ async fn large_artifacts_are_taken_and_too_large_ones_refused_before_they_are_se
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_leaves_nothing_behind() {
+async fn an_upload_that_is_cut_goes_on_with_what_is_missing() {
     let coordinator = Coordinator::start().await;
-    let path = format!("/v1/artifacts/{}", Digest::of(b"whole"));
-    let incoming = coordinator.dir.path().join("state/artifacts/incoming");
-    let files = || std::fs::read_dir(&incoming).unwrap().count();
-    let upload = coordinator.client.begin("PUT", &path, 1 << 20).await;
-    common::until("a file for the upload", || async { files() == 1 }).await;
+    let client = &coordinator.client;
+    let artifact = noise(1, 2 << 20);
+    let path = format!("/v1/artifacts/{}", Digest::of(&artifact));
+    let index = Index::of(&artifact);
+    let ask = async || {
+        let answer = client
+            .put(&format!("{path}/index"), &index.to_bytes())
+            .await;
+        match answer.status {
+            202 => answer.expect::<MissingChunks>(202).missing,
+            200 | 201 => Vec::new(),
+            status => panic!("{status}: {}", answer.text()),
+        }
+    };
+    let all = ask().await;
+    assert_eq!(all.len(), index.chunks().len());
+    let body = frames(&artifact, &all);
+    let sending = format!("{path}/chunks");
+    let mut upload = client.begin("PUT", &sending, body.len()).await;
+    // The caller goes away in the middle of a chunk.
+    upload.write_all(&body[..1_000_000]).await.unwrap();
     drop(upload);
-    common::until("the end of the file", || async { files() == 0 }).await;
-    assert_eq!(
-        coordinator.client.send("HEAD", &path, b"").await.status,
-        404
-    );
+    common::until("what came is kept", || async {
+        ask().await.len() < all.len()
+    })
+    .await;
+    assert_eq!(client.send("HEAD", &path, b"").await.status, 404);
+    let rest = ask().await;
+    let (mut left, mut came) = (1_000_000, 0);
+    for chunk in index.chunks() {
+        left -= 4 + i64::from(chunk.bytes);
+        came += usize::from(left >= 0);
+    }
+    assert_eq!(rest, all[came..], "all that came whole is kept");
+    let sent = client.put(&sending, &frames(&artifact, &rest)).await;
+    assert_eq!(sent.status, 204, "{}", sent.text());
+    assert_eq!(ask().await, []);
+    assert_eq!(client.send("HEAD", &path, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn of_an_artifact_that_has_much_in_common_with_another_little_is_missing() {
+    let coordinator = Coordinator::start().await;
+    let client = &coordinator.client;
+    let mut artifact = noise(2, 4 << 20);
+    put_artifact(client, &artifact).await;
+    artifact.splice(2_000_000..2_000_000, *b"one line more");
+    let digest = Digest::of(&artifact);
+    let index = Index::of(&artifact);
+    let path = format!("/v1/artifacts/{digest}/index");
+    let answer = client.put(&path, &index.to_bytes()).await;
+    let missing = answer.expect::<MissingChunks>(202).missing;
+    assert!((1..=3).contains(&missing.len()), "{missing:?}");
+    let sending = format!("/v1/artifacts/{digest}/chunks");
+    let sent = client.put(&sending, &frames(&artifact, &missing)).await;
+    assert_eq!(sent.status, 204);
+    assert_eq!(client.put(&path, &index.to_bytes()).await.status, 201);
+    assert_eq!(client.put(&path, &index.to_bytes()).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_index_and_what_are_no_chunks_is_refused() {
+    let coordinator = Coordinator::start().await;
+    let client = &coordinator.client;
+    let artifact = noise(3, 300_000);
+    put_artifact(client, &artifact).await;
+    let index = Index::of(&artifact);
+    let other = format!("/v1/artifacts/{}", Digest::of(b"something else"));
+    // Chunks that are here, in the name of another artifact.
+    let answer = client
+        .put(&format!("{other}/index"), &index.to_bytes())
+        .await;
+    assert_eq!(answer.problem(422).kind, "/problems/wrong-digest");
+    let answer = client.put(&format!("{other}/index"), b"nonsense").await;
+    assert!(answer.problem(400).detail.contains("no index"));
+    let cut = &index.to_bytes()[..100];
+    let answer = client.put(&format!("{other}/index"), cut).await;
+    assert!(answer.problem(400).detail.contains("cut short"));
+    let sending = format!("{other}/chunks");
+    for (body, says) in [
+        (&70_000_u32.to_le_bytes()[..], "70000 bytes"),
+        (&[0; 4], "0 bytes"),
+        (&[9, 0, 0, 0, 1], "cut short"),
+        (&[1, 0, 0, 0, 1, 1, 0, 0, 0, 2], "only the last"),
+    ] {
+        let problem = client.put(&sending, body).await.problem(400);
+        assert!(problem.detail.contains(says), "{}", problem.detail);
+    }
+    assert_eq!(client.send("HEAD", &other, b"").await.status, 404);
 }
 
 #[tokio::test]
@@ -220,18 +296,21 @@ async fn an_artifact_of_another_length_than_signed_is_refused() {
 #[tokio::test]
 async fn an_artifact_that_was_altered_on_the_coordinators_disk_is_refused() {
     let (coordinator, publisher, signed) = ready().await;
-    let digest = Digest::of(&program::elf(1));
-    let path = coordinator
-        .dir
-        .path()
-        .join("state/artifacts")
-        .join(digest.hex());
-    let mut bytes = std::fs::read(&path).unwrap();
+    let [path] = &packs(&coordinator)[..] else {
+        panic!("one pack is expected");
+    };
+    let mut bytes = std::fs::read(path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
-    let (kind, _) = refused(&coordinator, &publisher, &signed, 422).await;
-    assert_eq!(kind, "/problems/wrong-digest");
+    std::fs::write(path, bytes).unwrap();
+    let refused = post_version(&coordinator.client, &publisher.function, &signed).await;
+    assert_eq!(refused.status, 500);
+    // It is known to be lost now, and can be sent once more.
+    let (kind, _) = self::refused(&coordinator, &publisher, &signed, 422).await;
+    assert_eq!(kind, "/problems/artifact-missing");
+    put_artifact(&coordinator.client, &program::elf(1)).await;
+    let published = post_version(&coordinator.client, &publisher.function, &signed).await;
+    assert_eq!(published.status, 201, "{}", published.text());
 }
 
 #[tokio::test]
@@ -332,31 +411,48 @@ async fn a_program_with_files_is_taken_and_one_with_a_damaged_tree_is_not() {
     assert_eq!(response.status, 201);
 }
 
-/// The artifact's file.
-fn artifact_file(coordinator: &Coordinator, program: &[u8]) -> std::path::PathBuf {
-    let artifacts = coordinator.dir.path().join("state/artifacts");
-    artifacts.join(Digest::of(program).hex())
+/// The files in which the chunks are.
+fn packs(coordinator: &Coordinator) -> Vec<std::path::PathBuf> {
+    let packs = coordinator.dir.path().join("state/artifacts/packs");
+    let files = std::fs::read_dir(packs).unwrap();
+    files.map(|file| file.unwrap().path()).collect()
+}
+
+/// Bytes that look like nothing, the same ones each time.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// The frames of the chunks in these places.
+fn frames(artifact: &[u8], places: &[u32]) -> Vec<u8> {
+    let placed: Vec<_> = Index::of(artifact).placed().collect();
+    let frame = |place: &u32| {
+        let (at, chunk) = placed[*place as usize];
+        let chunk = &artifact[at as usize..][..chunk.bytes as usize];
+        [&frame_head(chunk)[..], chunk].concat()
+    };
+    places.iter().flat_map(frame).collect()
 }
 
 #[tokio::test]
-async fn an_orphan_that_a_deploy_has_asked_for_outlives_the_sweep() {
-    let (mut coordinator, publisher, signed) = ready().await;
-    let (asked, forgotten) = (program::elf(1), program::elf(2));
-    put_artifact(&coordinator.client, &forgotten).await;
-    for program in [&asked, &forgotten] {
-        let file = std::fs::File::options()
-            .append(true)
-            .open(artifact_file(&coordinator, program))
-            .unwrap();
-        let two_days_ago = SystemTime::now() - Duration::from_secs(2 * 86_400);
-        file.set_modified(two_days_ago).unwrap();
-    }
-    let path = format!("/v1/artifacts/{}", Digest::of(&asked));
-    let there = coordinator.client.send("HEAD", &path, b"").await;
-    assert_eq!(there.status, 200);
-    // Every start sweeps.
+async fn an_artifact_that_an_earlier_holm_kept_whole_is_taken_in() {
+    let (mut coordinator, publisher, _) = ready().await;
+    let old = program::elf(7);
+    let artifacts = coordinator.dir.path().join("state/artifacts");
+    let file = artifacts.join(Digest::of(&old).hex());
+    std::fs::write(&file, &old).unwrap();
+    let damaged = artifacts.join(Digest::of(b"what it was").hex());
+    std::fs::write(&damaged, b"what it is").unwrap();
     coordinator.restart().await;
-    assert!(!artifact_file(&coordinator, &forgotten).exists());
+    assert!(!file.exists() && !damaged.exists());
+    let signed = SignedVersion::sign(&publisher.statement(1, &old, ""), &publisher.key);
     let published = post_version(&coordinator.client, &publisher.function, &signed).await;
     assert_eq!(published.status, 201, "{}", published.text());
 }
@@ -374,7 +470,7 @@ async fn a_version_that_nobody_needs_goes_with_its_artifact_and_does_not_come_ba
         client.post("/v1/prune", &body).await
     };
     let would: PruneView = prune(true, 3).await.expect(200);
-    assert!(artifact_file(&coordinator, &program::elf(1)).exists());
+    let before = packs(&coordinator).len();
     let done: PruneView = prune(false, 3).await.expect(200);
     assert_eq!(
         PruneView {
@@ -390,8 +486,12 @@ async fn a_version_that_nobody_needs_goes_with_its_artifact_and_does_not_come_ba
     assert_eq!(done.artifacts, [Digest::of(&program::elf(1))]);
     assert_eq!(done.artifact_bytes, program::elf(1).len() as u64);
     assert_eq!(done.kept.len(), 3);
-    assert!(!artifact_file(&coordinator, &program::elf(1)).exists());
-    assert!(artifact_file(&coordinator, &program::elf(2)).exists());
+    assert_eq!(packs(&coordinator).len(), before - 1);
+    let there = async |n| {
+        let path = format!("/v1/artifacts/{}", Digest::of(&program::elf(n)));
+        client.send("HEAD", &path, b"").await.status
+    };
+    assert_eq!([there(1).await, there(2).await], [404, 200]);
     prune(false, 0).await.problem(400);
     let unknown = json!({ "function": "acme/none", "keep": 1, "dry_run": true });
     client.post("/v1/prune", &unknown).await.problem(404);
@@ -415,4 +515,90 @@ async fn a_version_that_nobody_needs_goes_with_its_artifact_and_does_not_come_ba
     client.put(path, &tag).await.problem(404);
     let bad = client.put("/v1/functions/acme/hello/tags/-x", &tag).await;
     assert!(bad.problem(400).detail.contains("is not a tag"));
+}
+
+#[tokio::test]
+async fn a_version_is_read_back_as_it_was_signed_by_who_may_deploy_for_its_tenant() {
+    let (coordinator, mut publisher, _) = ready().await;
+    let client = &coordinator.client;
+    let files = noise(5, 6 << 20);
+    let mut collected = Collected::default();
+    collected.file(b"/noise", false, files).unwrap();
+    let bundle = Bundle {
+        program: Program::parse(&program::elf(1)).unwrap(),
+        files: collected.finish().unwrap(),
+    };
+    let artifact = bundle.to_bytes().unwrap();
+    put_artifact(client, &artifact).await;
+    publisher.counter = 1;
+    let signed = SignedVersion::sign(&publisher.statement(1, &artifact, ""), &publisher.key);
+    let published = post_version(client, &publisher.function, &signed).await;
+    assert_eq!(published.status, 201, "{}", published.text());
+    let path = format!("/v1/functions/acme/hello/versions/{}", signed.id());
+    let read: PublishRequest = client.get(&path).await.expect(200);
+    assert_eq!(read.to_signed().unwrap(), signed);
+    let mut read = Vec::new();
+    loop {
+        // From the middle of a chunk as well.
+        let answer = client
+            .get(&format!("{path}/artifact?from={}", read.len()))
+            .await;
+        assert_eq!(answer.status, 200);
+        if answer.body.is_empty() {
+            break;
+        }
+        assert!(answer.body.len() <= 4 << 20);
+        read.extend_from_slice(&answer.body[..answer.body.len().min(1_000_001)]);
+    }
+    assert!(read == artifact[..]);
+    let end = client
+        .get(&format!("{path}/artifact?from=99999999999"))
+        .await;
+    assert_eq!((end.status, end.body.len()), (200, 0));
+    // It is not another function's, nor is another one's here.
+    let other = format!("/v1/functions/acme/other/versions/{}", signed.id());
+    assert!(
+        client
+            .get(&other)
+            .await
+            .problem(404)
+            .detail
+            .contains("has no version")
+    );
+    client.get(&format!("{other}/artifact")).await.problem(404);
+}
+
+#[tokio::test]
+async fn artifacts_can_be_in_an_s3_compatible_store_and_a_state_directory_without_them() {
+    let Some(server) = S3Server::shared() else {
+        return;
+    };
+    let place: S3Place = format!("s3://{}/fleet", server.bucket()).parse().unwrap();
+    let place = place.with_settings(server.settings());
+    let dir = tempfile::tempdir().unwrap();
+    let mut coordinator = Coordinator::start_with_artifacts(dir, Some(place))
+        .await
+        .unwrap();
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    publisher.publish(&coordinator, "").await;
+    assert!(!coordinator.dir.path().join("state/artifacts").exists());
+    coordinator.restart().await;
+    let path = format!("/v1/artifacts/{}", Digest::of(&program::elf(1)));
+    assert_eq!(
+        coordinator.client.send("HEAD", &path, b"").await.status,
+        200
+    );
+    let version = publisher.publish(&coordinator, "").await;
+    let path = format!(
+        "/v1/functions/acme/hello/versions/{}/artifact",
+        version.version
+    );
+    assert_eq!(coordinator.client.get(&path).await.body, program::elf(2));
+
+    // Without the store's place the artifacts are missed at once, and not when they are needed.
+    coordinator.kill();
+    let dir = std::mem::replace(&mut coordinator.dir, tempfile::tempdir().unwrap());
+    let elsewhere = Coordinator::start_with_artifacts(dir, None).await;
+    let error = elsewhere.err().unwrap().to_string();
+    assert!(error.contains("copy `packs`"), "{error}");
 }

@@ -288,7 +288,7 @@ impl<'a> Demo<'a> {
 
     async fn publish(&self, release: Release) -> Result<VersionView, Failure> {
         match publish(&self.fleet.api, &self.key, release, self.output).await? {
-            Published::New(version) => Ok(version),
+            Published::New(version, _) => Ok(version),
             Published::Unchanged(version) => Err(Failure::other(format!(
                 "{} is deployed already, although nobody did that",
                 version.label

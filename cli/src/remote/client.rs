@@ -17,7 +17,8 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use holm_model::api::Problem;
+use holm_model::api::{MissingChunks, Problem};
+use holm_model::chunks::Index;
 use holm_model::ids::{Digest, FunctionName};
 
 use crate::exit::{Exit, Failure};
@@ -32,6 +33,8 @@ const SLOW_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// What chunks and their index are sent as.
+const OCTETS: Option<&str> = Some("application/octet-stream");
 /// Bytes of an artifact handed to the connection at a time.
 const UPLOAD_CHUNK_BYTES: usize = 64 << 10;
 
@@ -122,6 +125,14 @@ impl Client {
         }
     }
 
+    /// `GET path`, whose answer is no JSON.
+    pub(crate) async fn get_bytes(&self, path: &str) -> Result<Bytes, Failure> {
+        let answer = self
+            .send(Method::GET, path, empty(), None, UPLOAD_TIMEOUT)
+            .await?;
+        Ok(answer.body)
+    }
+
     /// `POST path` with `body` as JSON.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
@@ -172,21 +183,33 @@ impl Client {
         }
     }
 
-    /// Hands over an artifact and moves `bar` by its bytes.
-    pub(crate) async fn put_artifact(
+    /// Has the coordinator put the artifact together from its chunks; none if it has, and otherwise what it lacks.
+    pub(crate) async fn put_index(
         &self,
         digest: &Digest,
-        artifact: Bytes,
+        index: &Index,
+    ) -> Result<Option<MissingChunks>, Failure> {
+        let path = format!("/v1/artifacts/{digest}/index");
+        let body = Full::new(Bytes::from(index.to_bytes())).boxed_unsync();
+        let answer = self
+            .send(Method::PUT, &path, body, OCTETS, UPLOAD_TIMEOUT)
+            .await?;
+        match answer.status {
+            StatusCode::ACCEPTED => self.read(&path, &answer).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Hands over chunks of an artifact, as frames one after the other, and moves `bar` by their bytes.
+    pub(crate) async fn put_chunks(
+        &self,
+        digest: &Digest,
+        frames: Bytes,
         bar: ProgressBar,
     ) -> Result<(), Failure> {
-        let path = format!("/v1/artifacts/{digest}");
-        let body = Upload {
-            left: artifact,
-            bar,
-        }
-        .boxed_unsync();
-        let kind = Some("application/octet-stream");
-        self.send(Method::PUT, &path, body, kind, UPLOAD_TIMEOUT)
+        let path = format!("/v1/artifacts/{digest}/chunks");
+        let body = Upload { left: frames, bar }.boxed_unsync();
+        self.send(Method::PUT, &path, body, OCTETS, UPLOAD_TIMEOUT)
             .await
             .map(|_| ())
     }

@@ -52,6 +52,11 @@ pub(crate) struct CoordinatorArgs {
         value_name = "URL"
     )]
     database: Option<String>,
+    /// Where artifacts are, if not in the state directory: s3://BUCKET/PREFIX of an S3-compatible store. Its endpoint
+    /// and credentials are taken from the environment, as AWS SDKs name them: AWS_ENDPOINT_URL, AWS_REGION,
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
+    #[arg(long, env = "HOLM_ARTIFACTS", value_name = "URL")]
+    artifacts: Option<holm_coordinator::S3Place>,
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
@@ -235,6 +240,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
     config.node_certificate_life = args.node_certificates;
+    config.artifacts = args.artifacts;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     if let Some(action) = args.action {
         return act(action, &config, output).await;

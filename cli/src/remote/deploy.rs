@@ -5,15 +5,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
-use hyper::body::Bytes;
 use indicatif::ProgressStyle;
 use serde::Serialize;
 
-use holm_model::api::{FunctionView, PublishRequest, RolloutState, RolloutView, VersionView};
+use holm_model::api::{
+    FunctionView, MissingChunks, PublishRequest, RolloutState, RolloutView, VersionView,
+};
 use holm_model::artifact::{SignedVersion, Statement};
 use holm_model::bundle::Bundle;
+use holm_model::chunks::{Index, frame_head};
 use holm_model::ids::{Digest, FunctionName, Name};
 use holm_model::manifest::Manifest;
 
@@ -24,8 +27,14 @@ use crate::remote::client::{Client, function_path};
 use crate::remote::key::KeyFile;
 use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
 use crate::remote::settings::Connection;
+use crate::remote::table::bytes;
 use crate::remote::versions::set_tag;
 use crate::remote::when::now_ms;
+
+/// How often an upload goes on that was cut.
+const UPLOAD_TRIES: u32 = 6;
+/// The first pause before that; each is longer by as much.
+const UPLOAD_RETRY: Duration = Duration::from_millis(500);
 
 /// Options of `holm deploy`.
 #[derive(Debug, clap::Args)]
@@ -80,6 +89,8 @@ struct Report {
     version: VersionView,
     /// Whether there was anything to deploy.
     changed: bool,
+    /// Bytes of its artifact's chunks that were sent; the rest was there.
+    sent_bytes: u64,
     rollout: Option<RolloutView>,
     /// Where the function can be reached.
     urls: Vec<Place>,
@@ -105,8 +116,8 @@ pub(crate) struct Release {
 /// What came of publishing.
 #[derive(Clone, Debug)]
 pub(crate) enum Published {
-    /// There is a new version.
-    New(VersionView),
+    /// There is a new version; so many bytes of its artifact were sent.
+    New(VersionView, u64),
     /// The fleet is on a version that does the same.
     Unchanged(VersionView),
 }
@@ -136,12 +147,12 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
         force: args.force,
     };
     let published = publish(&client, &key, release, output).await?;
-    let (Published::New(version) | Published::Unchanged(version)) = &published;
+    let (Published::New(version, _) | Published::Unchanged(version)) = &published;
     for tag in &args.tags {
         set_tag(&client, version, tag).await?;
     }
-    let version = match published {
-        Published::New(version) => version,
+    let (version, sent_bytes) = match published {
+        Published::New(version, sent_bytes) => (version, sent_bytes),
         Published::Unchanged(version) => {
             let urls = places(&client, &function).await?;
             let label = version.label.clone();
@@ -150,6 +161,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
                 function,
                 version,
                 changed: false,
+                sent_bytes: 0,
                 rollout: None,
                 urls,
             };
@@ -175,6 +187,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
         function,
         version,
         changed: true,
+        sent_bytes,
         rollout: Some(rollout),
         urls,
     };
@@ -186,7 +199,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 }
 
 /// What the user is called here; nothing if nobody says.
-fn user() -> String {
+pub(crate) fn user() -> String {
     let named = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok());
@@ -243,10 +256,22 @@ pub(crate) async fn publish(
     if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {
         return Ok(Published::Unchanged(current));
     }
-    let bytes = Bytes::copy_from_slice(&artifact);
-    upload(client, &statement, bytes.clone(), output).await?;
-    let request = PublishRequest::from_signed(&SignedVersion::sign(&statement, key));
-    let path = format!("{}/versions", function_path(&function));
+    let signed = SignedVersion::sign(&statement, key);
+    let (version, sent) = hand_over(client, &statement, &signed, &artifact, output).await?;
+    Ok(Published::New(version, sent))
+}
+
+/// Hands over a version that is signed, and its artifact. Returns how many bytes of that had to be sent.
+pub(crate) async fn hand_over(
+    client: &Client,
+    statement: &Statement,
+    signed: &SignedVersion,
+    artifact: &[u8],
+    output: Output,
+) -> Result<(VersionView, u64), Failure> {
+    let mut sent = upload(client, statement, artifact, output).await?;
+    let request = PublishRequest::from_signed(signed);
+    let path = format!("{}/versions", function_path(&statement.function));
     let mut answer: Result<VersionView, Failure> = client.post(&path, &request).await;
     // The artifact was there, of a version that was removed just now.
     if answer.is_err()
@@ -255,39 +280,107 @@ pub(crate) async fn publish(
             .await
             .unwrap_or(true)
     {
-        upload(client, &statement, bytes, output).await?;
+        sent += upload(client, statement, artifact, output).await?;
         answer = client.post(&path, &request).await;
     }
     let version = answer.map_err(|failure: Failure| match (failure.exit, &failure.hint) {
         (Exit::Refused, None) if failure.message.contains("has not registered") => {
             failure.hint(format!(
                 "if the tenant is new or does not trust your key: `holm tenants create {}`",
-                function.tenant
+                statement.function.tenant
             ))
         }
         _ => failure,
     })?;
-    Ok(Published::New(version))
+    Ok((version, sent))
 }
 
+/// Hands over what the coordinator lacks of the artifact. What came before a cut is not sent again. Returns the
+/// bytes of the chunks that were sent.
 async fn upload(
     client: &Client,
     statement: &Statement,
-    artifact: Bytes,
+    artifact: &[u8],
     output: Output,
-) -> Result<(), Failure> {
-    if client.has_artifact(&statement.artifact).await? {
-        return Ok(());
+) -> Result<u64, Failure> {
+    let digest = &statement.artifact;
+    if client.has_artifact(digest).await? {
+        return Ok(0);
     }
-    let bar = output.bar(statement.artifact_bytes, "uploading");
+    let index = Index::of(artifact);
+    let (mut sent, mut tries) = (0, 0);
+    loop {
+        let failure = match client.put_index(digest, &index).await {
+            Ok(None) => break,
+            Ok(Some(lacks)) => match send(client, digest, artifact, &index, &lacks, output).await {
+                Ok(bytes) => {
+                    sent += bytes;
+                    // They are asked about once more, and may have been removed between the two.
+                    tries += 1;
+                    if tries < UPLOAD_TRIES {
+                        continue;
+                    }
+                    Failure::other(format!(
+                        "the coordinator at {} goes on asking for chunks that it was sent",
+                        client.url()
+                    ))
+                    .hint("its log may say why; its operator is to look into it")
+                }
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        tries += 1;
+        if failure.exit != Exit::Unreachable || tries >= UPLOAD_TRIES {
+            return Err(failure);
+        }
+        output.note(format!(
+            "the upload was cut ({}); going on with it",
+            failure.message
+        ));
+        tokio::time::sleep(UPLOAD_RETRY * tries).await;
+    }
+    let (part, whole) = (bytes(sent), bytes(statement.artifact_bytes));
+    output.note(match sent >= statement.artifact_bytes {
+        true => format!("sent {whole}"),
+        false => format!("sent {part} of {whole}, the rest was there"),
+    });
+    Ok(sent)
+}
+
+/// Sends the chunks that the coordinator lacks; returns their bytes.
+async fn send(
+    client: &Client,
+    digest: &Digest,
+    artifact: &[u8],
+    index: &Index,
+    lacks: &MissingChunks,
+    output: Output,
+) -> Result<u64, Failure> {
+    let placed: Vec<_> = index.placed().collect();
+    let (mut frames, mut sent) = (Vec::new(), 0);
+    for place in &lacks.missing {
+        let Some((at, chunk)) = placed.get(*place as usize) else {
+            return Err(Failure::other(format!(
+                "the coordinator at {} asks for chunk {place} of an artifact that has {}",
+                client.url(),
+                placed.len()
+            ))
+            .hint("is it of the same version as this command?"));
+        };
+        let at = usize::try_from(*at).expect("it is a place in memory");
+        let chunk = &artifact[at..at + chunk.bytes as usize];
+        frames.extend_from_slice(&frame_head(chunk));
+        frames.extend_from_slice(chunk);
+        sent += chunk.len() as u64;
+    }
+    let bar = output.bar(frames.len() as u64, "uploading");
     if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes}") {
         bar.set_style(style.progress_chars("=> "));
     }
-    let result = client
-        .put_artifact(&statement.artifact, artifact, bar.clone())
-        .await;
+    let result = client.put_chunks(digest, frames.into(), bar.clone()).await;
     bar.finish_and_clear();
-    result
+    result.map(|()| sent)
 }
 
 fn read(program: &Path, manifest: &Path) -> Result<(Manifest, Arc<[u8]>), Failure> {

@@ -25,6 +25,7 @@ pub(crate) mod fleet;
 pub(crate) mod invoke;
 pub(crate) mod key;
 pub(crate) mod logs;
+pub(crate) mod oci;
 pub(crate) mod prices;
 pub(crate) mod rollout;
 pub(crate) mod settings;
@@ -44,6 +45,10 @@ use crate::output::Output;
 pub(crate) enum Command {
     /// Publish a function and roll it out to the fleet.
     Deploy(deploy::Args),
+    /// Put a version into an OCI image layout, to be signed, scanned and copied.
+    Push(oci::PushArgs),
+    /// Publish a version from an OCI image layout, as it was signed.
+    Pull(oci::PullArgs),
     /// List a function's versions, name them, and remove what nobody needs.
     Versions(versions::VersionsArgs),
     /// Move the fleet to a version, in waves.
@@ -88,6 +93,8 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
     runtime(threads)?.block_on(async {
         match command {
             Command::Deploy(args) => deploy::run(args, output).await,
+            Command::Push(args) => oci::push(args, output).await,
+            Command::Pull(args) => oci::pull(args, output).await,
             Command::Versions(args) => versions::versions(args, output).await,
             Command::Rollout(args) => rollout::run(args, output).await,
             Command::Rollback(args) => rollout::rollback(args, output).await,

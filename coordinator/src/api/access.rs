@@ -115,10 +115,17 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("PUT", "/v1/tenants/{tenant}") => (Admin, Tenant, Some("tenant.change")),
         ("GET" | "HEAD", "/v1/artifacts/{digest}") => (Deploy, Several, None),
         ("PUT", "/v1/artifacts/{digest}") => (Deploy, Several, Some("artifact.put")),
+        ("PUT", "/v1/artifacts/{digest}/index") => (Deploy, Several, Some("artifact.put")),
+        ("PUT", "/v1/artifacts/{digest}/chunks") => (Deploy, Several, Some("artifact.send")),
         ("GET", "/v1/functions") => (Read, Several, None),
         ("GET", "/v1/functions/{tenant}/{function}") => (Read, Tenant, None),
         ("POST", "/v1/functions/{tenant}/{function}/versions") => {
             (Deploy, Tenant, Some("version.publish"))
+        }
+        // A statement has the function's environment in it.
+        ("GET", "/v1/functions/{tenant}/{function}/versions/{version}") => (Deploy, Tenant, None),
+        ("GET", "/v1/functions/{tenant}/{function}/versions/{version}/artifact") => {
+            (Deploy, Tenant, None)
         }
         ("PUT", "/v1/functions/{tenant}/{function}/tags/{tag}") => {
             (Deploy, Tenant, Some("version.tag"))

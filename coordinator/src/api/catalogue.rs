@@ -1,9 +1,8 @@
-//! Tenants, artifacts, functions and versions.
+//! Tenants, functions and versions.
 
 use std::collections::BTreeSet;
 
 use axum::Json;
-use axum::body::{Body, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
@@ -12,17 +11,15 @@ use holm_model::api::{
     RevokedKeyView, TagRequest, TenantRequest, TenantView,
 };
 use holm_model::artifact::PublisherKey;
-use holm_model::ids::{Digest, Name};
-use holm_model::limits::MAX_ARTIFACT_BYTES;
+use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::token::Verb;
-use http_body_util::BodyExt as _;
 
 use super::access::{Caller, told};
-use super::input::{Id, JsonBody, OfFunction, Tagged};
+use super::input::{Id, JsonBody, OfFunction, OfVersion, Tagged};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::limits::{BULK_ARTIFACT, MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS, UPLOAD_TURN};
-use crate::registry::{ArtifactError, Incoming};
+use crate::limits::{MAX_KEY_GRACE_SECONDS, MAX_PUBLISHER_KEYS};
+use crate::rollout::Version;
 use crate::store::{Fate, FunctionRow, KeyChange, KeyRow, KeysOutcome, PruneWish};
 
 pub(super) async fn put_tenant(
@@ -125,57 +122,6 @@ fn tenant_view(api: &Api, tenant: Name, rows: &[KeyRow]) -> TenantView {
     }
 }
 
-pub(super) async fn has_artifact(
-    State(api): Shared,
-    Id(digest): Id<Digest>,
-) -> Result<StatusCode, ApiError> {
-    match api.registry.artifacts().has_for_deploy(digest).await? {
-        true => Ok(StatusCode::OK),
-        false => Err(ApiError::not_found(format!(
-            "there is no artifact {digest} here"
-        ))),
-    }
-}
-
-pub(super) async fn put_artifact(
-    State(api): Shared,
-    Id(digest): Id<Digest>,
-    body: Body,
-) -> Result<StatusCode, ApiError> {
-    // What is known to be too large need not be sent.
-    if body.size_hint().lower() > MAX_ARTIFACT_BYTES {
-        return Err(ArtifactError::TooLarge.into());
-    }
-    let turn = tokio::time::timeout(UPLOAD_TURN, api.uploads.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(ApiError::busy(
-            "as many artifacts as can be are being uploaded; try again in a minute",
-        ));
-    };
-    let mut incoming = api.registry.artifacts().receive(digest).await?;
-    let received = tokio::time::timeout(BULK_ARTIFACT, receive(&mut incoming, body)).await;
-    received.map_err(|_| {
-        let most = BULK_ARTIFACT.as_secs();
-        ApiError::bad_request(format!("the artifact did not come within {most} s"))
-    })??;
-    match incoming.finish(api.registry.artifacts()).await? {
-        true => Ok(StatusCode::CREATED),
-        false => Ok(StatusCode::OK),
-    }
-}
-
-async fn receive(incoming: &mut Incoming, mut body: Body) -> Result<(), ApiError> {
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            ApiError::bad_request(format!("the artifact's body broke off: {error}"))
-        })?;
-        if let Some(bytes) = frame.data_ref() {
-            incoming.write(bytes).await?;
-        }
-    }
-    Ok(())
-}
-
 pub(super) async fn publish(
     State(api): Shared,
     OfFunction(function): OfFunction,
@@ -192,6 +138,26 @@ pub(super) async fn publish(
     };
     let told = told(format!("{} {}", view.label, view.version));
     Ok((status, told, Json(view)))
+}
+
+/// A version as it was signed.
+pub(super) async fn signed_version(
+    State(api): Shared,
+    OfVersion { function, version }: OfVersion,
+) -> Result<Json<PublishRequest>, ApiError> {
+    let found = stored_version(&api, &function, version).await?;
+    Ok(Json(PublishRequest::from_signed(&found.signed)))
+}
+
+/// The version, if it is one of the function's.
+pub(super) async fn stored_version(
+    api: &Api,
+    function: &FunctionName,
+    version: VersionId,
+) -> Result<Version, ApiError> {
+    let found = api.store.version(version).await?;
+    let own = found.filter(|found| found.statement.function == *function);
+    own.ok_or_else(|| ApiError::not_found(format!("`{function}` has no version {version}")))
 }
 
 pub(super) async fn set_tag(

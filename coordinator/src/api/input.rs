@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use holm_model::ids::FunctionName;
+use holm_model::ids::{FunctionName, VersionId};
 use serde::de::DeserializeOwned;
 
 use super::problem::ApiError;
@@ -82,6 +82,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Tagged {
                 .map_err(|error| ApiError::bad_request(error.body_text()))?;
         let function = function_name(&tenant, &function)?;
         Ok(Tagged { function, tag })
+    }
+}
+
+/// `{tenant}/{function}` and `{version}` in the path.
+pub(super) struct OfVersion {
+    pub(super) function: FunctionName,
+    pub(super) version: VersionId,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for OfVersion {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((tenant, function, version)) =
+            Path::<(String, String, String)>::from_request_parts(parts, state)
+                .await
+                .map_err(|error| ApiError::bad_request(error.body_text()))?;
+        let bad = |error| ApiError::bad_request(format!("the path names no version: {error}"));
+        Ok(OfVersion {
+            function: function_name(&tenant, &function)?,
+            version: version.parse().map_err(bad)?,
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! the module that does it.
 
 mod access;
+mod artifacts;
 mod catalogue;
 mod fleet;
 mod input;
@@ -90,8 +91,10 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route(
             "/v1/artifacts/{digest}",
-            head(catalogue::has_artifact).put(catalogue::put_artifact),
+            head(artifacts::has).put(artifacts::put),
         )
+        .route("/v1/artifacts/{digest}/index", put(artifacts::put_index))
+        .route("/v1/artifacts/{digest}/chunks", put(artifacts::put_chunks))
         .route(
             "/v1/functions/{tenant}/{function}/tags/{tag}",
             put(catalogue::set_tag).delete(catalogue::remove_tag),
@@ -105,6 +108,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(
             "/v1/functions/{tenant}/{function}/versions",
             post(catalogue::publish),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/versions/{version}",
+            get(catalogue::signed_version),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/versions/{version}/artifact",
+            get(artifacts::of_version),
         )
         .route(
             "/v1/functions/{tenant}/{function}/rollouts",

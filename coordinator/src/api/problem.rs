@@ -7,7 +7,7 @@ use holm_model::artifact::VersionError;
 
 use super::access::Told;
 use crate::ca::{ApiTokenError, CaError, JoinError};
-use crate::registry::{ArtifactError, RegistryError, SweepError};
+use crate::registry::{ArtifactError, RegistryError};
 use crate::rollout::RolloutError;
 use crate::store::{StoreError, Unpriced, Unstored};
 
@@ -188,16 +188,16 @@ impl From<RegistryError> for ApiError {
     }
 }
 
-impl From<SweepError> for ApiError {
-    fn from(error: SweepError) -> Self {
-        ApiError::internal(error)
-    }
-}
-
 impl From<ArtifactError> for ApiError {
     fn from(error: ArtifactError) -> Self {
         match error {
-            ArtifactError::Disk { .. } => ApiError::internal(error),
+            ArtifactError::Disk { .. }
+            | ArtifactError::S3 { .. }
+            | ArtifactError::Elsewhere { .. }
+            | ArtifactError::OtherFleet(_)
+            | ArtifactError::Lost { .. }
+            | ArtifactError::Store(_) => ApiError::internal(error),
+            ArtifactError::BadIndex(_) => ApiError::bad_request(error.to_string()),
             ArtifactError::TooLarge => ApiError::too_large(error.to_string()),
             ArtifactError::WrongDigest { .. } => {
                 ApiError::unprocessable("wrong-digest", "The artifact is not accepted", error)

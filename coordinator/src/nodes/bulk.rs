@@ -1,22 +1,19 @@
 //! Bulk streams: artifacts out, usage in, certificates renewed. One request and one answer each.
 
-use std::io::SeekFrom;
 use std::sync::Arc;
 use std::time::Duration;
 
+use holm_model::chunks::Index;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
 use quinn::{RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::time::timeout;
 
 use super::frames::{self, WireError};
 use super::server::{Services, delivered};
 use crate::limits::{BULK_ARTIFACT, BULK_USAGE};
-
-const CHUNK_BYTES: usize = 64 << 10;
+use crate::registry::runs;
 
 /// Serves one bulk stream. An error that is the peer's breach costs it the link.
 pub(super) async fn serve(
@@ -37,20 +34,14 @@ pub(super) async fn serve(
         None => return refuse(&mut send, "the request took too long to arrive".into()).await,
     };
     match request {
-        BulkRequest::FetchArtifact { digest, offset } => {
-            match within(
-                BULK_ARTIFACT,
-                artifact(&services, &mut send, digest, offset),
-            )
-            .await
-            {
-                Some(result) => result,
-                // Reset, so that the node does not take a part for the whole.
-                None => {
-                    let _ = send.reset(quinn::VarInt::from_u32(0));
-                    Ok(())
-                }
-            }
+        BulkRequest::FetchIndex { digest } => {
+            let answered = within(BULK_ARTIFACT, index(&services, &mut send, digest)).await;
+            or_reset(answered, &mut send)
+        }
+        BulkRequest::FetchChunks { digest, places } => {
+            let chunks = chunks(&services, &mut send, digest, &places);
+            let answered = within(BULK_ARTIFACT, chunks).await;
+            or_reset(answered, &mut send)
         }
         BulkRequest::Usage(batch) => match services.ledger.add(&node, &certificate, &batch).await {
             Ok((new, known)) => {
@@ -82,62 +73,82 @@ pub(super) async fn serve(
     }
 }
 
-async fn artifact(
+async fn index(
     services: &Services,
     send: &mut SendStream,
     digest: Digest,
-    offset: u64,
 ) -> Result<(), WireError> {
-    let (mut file, length) = match services.registry.artifacts().file(digest).await {
-        Ok(found) => found,
+    let chunks = match services.registry.artifacts().chunks(digest).await {
+        Ok(chunks) => chunks,
         Err(error) => return refuse(send, error.to_string()).await,
     };
-    let Some(bytes) = length.checked_sub(offset) else {
-        let reason = format!("offset {offset} is behind the end of artifact {digest}");
-        return refuse(send, reason).await;
+    let chunks = chunks.into_iter().map(|located| located.chunk).collect();
+    let index = match Index::from_chunks(chunks) {
+        Ok(index) => index.to_bytes(),
+        Err(error) => return refuse(send, format!("artifact {digest}: {error}")).await,
     };
-    if let Err(error) = file.seek(SeekFrom::Start(offset)).await {
-        return refuse(send, format!("artifact {digest} cannot be read: {error}")).await;
-    }
-    frames::write(send, &BulkAnswer::Artifact { bytes }).await?;
-    match copy(file, bytes, send).await? {
-        Ok(()) => {
-            delivered(send).await;
-        }
-        Err(error) => {
-            tracing::error!(%digest, %error, "an artifact cannot be read");
-            let _ = send.reset(quinn::VarInt::from_u32(0));
-        }
-    }
+    let bytes = index.len() as u64;
+    frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
+    send.write_all(&index).await?;
+    delivered(send).await;
     Ok(())
 }
 
-/// Sends `bytes` bytes of the file. The inner error is the disk's.
-async fn copy(
-    mut file: File,
-    mut bytes: u64,
+async fn chunks(
+    services: &Services,
     send: &mut SendStream,
-) -> Result<std::io::Result<()>, WireError> {
-    let mut chunk = vec![0; CHUNK_BYTES];
-    while bytes > 0 {
-        let want = usize::try_from(bytes)
-            .unwrap_or(usize::MAX)
-            .min(CHUNK_BYTES);
-        let have = match file.read(&mut chunk[..want]).await {
-            Ok(0) => return Ok(Err(std::io::ErrorKind::UnexpectedEof.into())),
-            Ok(have) => have,
-            Err(error) => return Ok(Err(error)),
-        };
-        send.write_all(&chunk[..have]).await?;
-        bytes -= have as u64;
+    digest: Digest,
+    places: &[u32],
+) -> Result<(), WireError> {
+    let artifacts = services.registry.artifacts();
+    let all = match artifacts.chunks(digest).await {
+        Ok(all) => all,
+        Err(error) => return refuse(send, error.to_string()).await,
+    };
+    // Rising, so that nothing is sent twice.
+    if !places.is_sorted_by(|one, next| one < next) {
+        let reason = format!("the places of the chunks of {digest} that are asked for do not rise");
+        return refuse(send, reason).await;
     }
-    Ok(Ok(()))
+    let wanted = places.iter().map(|place| all.get(*place as usize).cloned());
+    let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else {
+        let reason = format!("artifact {digest} has only {} chunks", all.len());
+        return refuse(send, reason).await;
+    };
+    let bytes = wanted
+        .iter()
+        .map(|located| u64::from(located.chunk.bytes))
+        .sum();
+    frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
+    for run in runs(&wanted) {
+        match artifacts.read_run(run).await {
+            Ok(bytes) => send.write_all(&bytes).await?,
+            Err(error) => {
+                tracing::error!(%digest, %error, "an artifact cannot be read");
+                let _ = send.reset(quinn::VarInt::from_u32(0));
+                return Ok(());
+            }
+        }
+    }
+    delivered(send).await;
+    Ok(())
 }
 
 async fn refuse(send: &mut SendStream, reason: String) -> Result<(), WireError> {
     frames::write(send, &BulkAnswer::Refused { reason }).await?;
     delivered(send).await;
     Ok(())
+}
+
+/// What took too long is reset, so that the node does not take a part for the whole.
+fn or_reset(
+    answered: Option<Result<(), WireError>>,
+    send: &mut SendStream,
+) -> Result<(), WireError> {
+    answered.unwrap_or_else(|| {
+        let _ = send.reset(quinn::VarInt::from_u32(0));
+        Ok(())
+    })
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {

@@ -1,27 +1,27 @@
-//! Artifacts on disk, by the SHA-256 of their bytes.
+//! Artifacts by the SHA-256 of their bytes, kept as chunks, each once whoever's artifact it is part of.
 //!
-//! ```text
-//! artifacts/<64 hexadecimal digits>    whole, synced, never changed
-//! artifacts/incoming/<random>          being received; removed at start
-//! ```
-//! Where there are several coordinators, the directory is on a file system that all of them mount.
+//! Chunks that come together go into one object, a *pack*; the database says which chunk is where and which
+//! artifact is made of which (`store/artifacts.rs`). Bytes come before their rows and go after them. An artifact
+//! is here only when all of it was read back and has its digest.
 //!
-//! A file gets its final name only when its digest has been checked and its bytes are on disk.
+//! A pack of which less than half is needed any more is written anew with what is.
 
-use std::fs::Metadata;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
+use holm_model::chunks::{Chunk, Chunker, Index, IndexError, MAX_CHUNK_BYTES};
 use holm_model::ids::Digest;
 use holm_model::limits::MAX_ARTIFACT_BYTES;
 use sha2::{Digest as _, Sha256};
-use tokio::fs::{self, File};
-use tokio::io::AsyncWriteExt as _;
+use tokio::fs;
+use tokio::sync::Semaphore;
 
+use super::objects::{Objects, disk, if_there};
 use crate::ca::random;
-use crate::limits::ORPHAN_ARTIFACT_AGE;
-use crate::store::{Store, StoreError};
+use crate::clock::{Clock, millis};
+use crate::limits::{MAX_PACK_BYTES, MAX_RUN_CHUNKS, ORPHAN_ARTIFACT_AGE};
+use crate::store::{ArtifactOutcome, Located, Store, StoreError};
 
 /// Why an artifact cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,36 @@ pub enum ArtifactError {
         /// The system's words.
         source: io::Error,
     },
+    /// The S3-compatible store failed.
+    #[error(
+        "{operation} {object} failed: {source}; look at the store, and at its endpoint and credentials in the \
+         coordinator's environment (AWS_…)"
+    )]
+    S3 {
+        /// What was to be done.
+        operation: &'static str,
+        /// With which object.
+        object: String,
+        /// The client's words, or the store's.
+        source: object_store::Error,
+    },
+    /// The database knows of artifacts, and they are not here.
+    #[error(
+        "the database has artifacts whose bytes are not in {place}; copy `packs` and `fleet` there from where they \
+         were, or, if they are lost, put an object `fleet` there that contains {fleet}, and deploy once more"
+    )]
+    Elsewhere {
+        /// Where they were looked for.
+        place: String,
+        /// What the object `fleet` is to contain.
+        fleet: String,
+    },
+    /// The artifacts are somebody else's.
+    #[error(
+        "the artifacts in {0} are those of another fleet, with another certificate authority; give each fleet a \
+         place of its own"
+    )]
+    OtherFleet(String),
     /// Too long.
     #[error("the artifact has more than the {MAX_ARTIFACT_BYTES} bytes allowed; make it smaller")]
     TooLarge,
@@ -52,178 +82,353 @@ pub enum ArtifactError {
         /// Of the bytes.
         found: Digest,
     },
+    /// The list of its chunks is not one.
+    #[error("the list of the artifact's chunks cannot be used: {0}")]
+    BadIndex(#[from] IndexError),
     /// There is no such artifact.
     #[error("there is no artifact {0} here")]
     Missing(Digest),
+    /// Some of it is not what was stored.
+    #[error(
+        "the chunk {chunk} is damaged or gone from the pack {pack} of the coordinator's artifact store, whose \
+         operator is to look into it; deploy what has it once more, with `holm deploy --force`, and it is sent again"
+    )]
+    Lost {
+        /// Which.
+        chunk: Digest,
+        /// Where it was to be.
+        pack: String,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
-/// The artifact directory.
-#[derive(Clone, Debug)]
+/// What came of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Assembled {
+    /// The artifact is here; whether it was not before.
+    Here { new: bool },
+    /// These chunks, by their places in the index, have to be sent first; of equal ones the first.
+    Missing(Vec<u32>),
+}
+
+/// The artifacts. Cheap to clone.
+#[derive(Clone)]
 pub(crate) struct Artifacts {
-    dir: PathBuf,
+    objects: Objects,
+    store: Store,
+    clock: Clock,
 }
 
-/// An artifact being received. Dropped before [`Incoming::finish`] has named it, as when the sender
-/// goes away, its file goes with it.
+/// Chunks being received. What was received is kept, by [`Incoming::keep`], whatever becomes of the rest.
 pub(crate) struct Incoming {
-    announced: Digest,
-    path: PathBuf,
-    file: File,
+    artifacts: Artifacts,
+    pack: Vec<u8>,
+    chunks: Vec<(Chunk, u64)>,
+    held: HashSet<Digest>,
+}
+
+/// A whole artifact being received.
+pub(crate) struct Whole {
+    incoming: Incoming,
+    chunker: Chunker,
+    chunks: Vec<Chunk>,
     digest: Sha256,
     bytes: u64,
 }
 
 impl Artifacts {
-    /// Opens the directory; removes what was being received when the coordinator last stopped, but
-    /// for what other coordinators may be receiving into a `shared` one.
-    pub(crate) async fn open(dir: PathBuf, shared: bool) -> Result<Self, ArtifactError> {
-        let incoming = dir.join("incoming");
-        fs::create_dir_all(&incoming)
-            .await
-            .map_err(disk("making", &incoming))?;
-        let failed = |operation| disk(operation, &incoming);
-        let mut entries = fs::read_dir(&incoming).await.map_err(failed("listing"))?;
-        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
-            // Another coordinator may be done with it by now.
-            let Some(metadata) = if_there(entry.metadata().await).map_err(failed("measuring"))?
-            else {
-                continue;
-            };
-            if !shared || age(&metadata) > ORPHAN_ARTIFACT_AGE {
-                if_there(fs::remove_file(entry.path()).await).map_err(failed("clearing"))?;
-            }
+    /// The artifacts whose bytes are in `objects`.
+    pub(crate) fn new(objects: Objects, store: Store, clock: Clock) -> Self {
+        Artifacts {
+            objects,
+            store,
+            clock,
         }
-        Ok(Artifacts { dir })
-    }
-
-    fn path(&self, digest: Digest) -> PathBuf {
-        self.dir.join(digest.hex())
-    }
-
-    /// Whether the artifact is here.
-    pub(crate) async fn has(&self, digest: Digest) -> Result<bool, ArtifactError> {
-        let path = self.path(digest);
-        fs::try_exists(&path)
-            .await
-            .map_err(disk("looking for", &path))
-    }
-
-    /// Its length; 0 if it is not here.
-    pub(crate) async fn bytes(&self, digest: Digest) -> Result<u64, ArtifactError> {
-        let path = self.path(digest);
-        let metadata = if_there(fs::metadata(&path).await).map_err(disk("measuring", &path))?;
-        Ok(metadata.map_or(0, |metadata| metadata.len()))
     }
 
     /// Whether it is here; if so, it counts as new, so that a deploy that has been told so finds it still.
     pub(crate) async fn has_for_deploy(&self, digest: Digest) -> Result<bool, ArtifactError> {
-        let path = self.path(digest);
-        let file = if_there(File::options().append(true).open(&path).await)
-            .map_err(disk("opening", &path))?;
-        let Some(file) = file else { return Ok(false) };
-        let file = file.into_std().await;
-        file.set_modified(SystemTime::now())
-            .map_err(disk("touching", &path))?;
-        Ok(true)
+        Ok(self.store.use_artifact(digest, self.clock.now_ms()).await?)
     }
 
-    /// Removes the artifact.
-    pub(crate) async fn remove(&self, digest: Digest) -> Result<(), ArtifactError> {
-        let path = self.path(digest);
-        if_there(fs::remove_file(&path).await).map_err(disk("removing", &path))?;
-        Ok(())
+    /// Its length; 0 if it is not here.
+    pub(crate) async fn bytes(&self, digest: Digest) -> Result<u64, ArtifactError> {
+        Ok(self.store.artifact_bytes(digest).await?)
     }
 
-    /// Removes it if it is still old: a deploy may have touched it meanwhile.
-    async fn remove_old(&self, digest: Digest) -> Result<bool, ArtifactError> {
-        let path = self.path(digest);
-        let metadata = if_there(fs::metadata(&path).await).map_err(disk("measuring", &path))?;
-        let old = metadata.is_some_and(|metadata| age(&metadata) > ORPHAN_ARTIFACT_AGE);
-        if old {
-            self.remove(digest).await?;
-        }
-        Ok(old)
-    }
-
-    /// Begins to receive an artifact.
-    pub(crate) async fn receive(&self, announced: Digest) -> Result<Incoming, ArtifactError> {
-        let path = self.dir.join("incoming").join(hex::encode(random::<16>()));
-        let file = File::create_new(&path)
-            .await
-            .map_err(disk("making", &path))?;
-        Ok(Incoming {
-            announced,
-            path,
-            file,
-            digest: Sha256::new(),
-            bytes: 0,
-        })
+    /// Its chunks and where they are, in their order.
+    pub(crate) async fn chunks(&self, digest: Digest) -> Result<Vec<Located>, ArtifactError> {
+        let chunks = self.store.artifact_chunks(digest).await?;
+        chunks.ok_or(ArtifactError::Missing(digest))
     }
 
     /// The whole artifact, for checks. At most [`MAX_ARTIFACT_BYTES`].
     pub(crate) async fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
-        let path = self.path(digest);
-        let bytes = if_there(fs::read(&path).await).map_err(disk("reading", &path))?;
-        bytes.ok_or(ArtifactError::Missing(digest))
+        let chunks = self.chunks(digest).await?;
+        let mut bytes = Vec::new();
+        for run in runs(&chunks) {
+            bytes.extend_from_slice(&self.read_run(run).await?);
+        }
+        Ok(bytes)
     }
 
-    /// The artifact's file and its length.
-    pub(crate) async fn file(&self, digest: Digest) -> Result<(File, u64), ArtifactError> {
-        let path = self.path(digest);
-        let file = if_there(File::open(&path).await).map_err(disk("opening", &path))?;
-        let file = file.ok_or(ArtifactError::Missing(digest))?;
-        let metadata = file.metadata().await.map_err(disk("measuring", &path))?;
-        Ok((file, metadata.len()))
-    }
-
-    /// Removes artifacts that no version names and that are old enough not to be part of a deploy
-    /// under way. Returns how many.
-    pub(crate) async fn sweep(&self, store: &Store) -> Result<usize, SweepError> {
-        let failed = |operation| disk(operation, &self.dir);
-        let mut removed = 0;
-        let mut entries = fs::read_dir(&self.dir).await.map_err(failed("listing"))?;
-        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
-            let name = entry.file_name();
-            let Some(Ok(digest)) = name
-                .to_str()
-                .map(|digits| format!("sha256:{digits}").parse::<Digest>())
-            else {
-                continue;
-            };
-            let Some(metadata) = if_there(entry.metadata().await).map_err(failed("measuring"))?
-            else {
-                continue;
-            };
-            // Asked first without a turn, which most do not need.
-            if age(&metadata) <= ORPHAN_ARTIFACT_AGE || store.names_artifact(digest).await? {
-                continue;
+    /// The bytes of one of [`runs`], verified.
+    pub(crate) async fn read_run(&self, run: &[Located]) -> Result<Vec<u8>, ArtifactError> {
+        if let Some(bytes) = self.try_run(run).await? {
+            return Ok(bytes);
+        }
+        // The pack was replaced meanwhile, or one of the chunks is not what it was.
+        let mut bytes = Vec::new();
+        for old in run {
+            let (chunk, now_ms) = (old.chunk.digest, self.clock.now_ms());
+            let found = self.store.use_chunks([chunk].into_iter(), now_ms).await?;
+            let now = found.get(&chunk).unwrap_or(old);
+            match self.try_run(std::slice::from_ref(now)).await? {
+                Some(more) => bytes.extend_from_slice(&more),
+                None => {
+                    self.store.lose_chunk(now).await?;
+                    let pack = now.pack.clone();
+                    return Err(ArtifactError::Lost { chunk, pack });
+                }
             }
-            if let Some(done) = store.unless_named(digest, self.remove_old(digest)).await? {
-                removed += usize::from(done?);
+        }
+        Ok(bytes)
+    }
+
+    /// None if it is not there, or not what it was.
+    async fn try_run(&self, run: &[Located]) -> Result<Option<Vec<u8>>, ArtifactError> {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            return Ok(Some(Vec::new()));
+        };
+        let range = first.start..end(last);
+        let Some(bytes) = self.objects.read(&first.pack, range).await? else {
+            return Ok(None);
+        };
+        let chunks: Vec<Chunk> = run.iter().map(|located| located.chunk).collect();
+        let checked = blocking(move || {
+            let mut left = &bytes[..];
+            let good = chunks.iter().all(|chunk| {
+                let Some((own, rest)) = left.split_at_checked(chunk.bytes as usize) else {
+                    return false;
+                };
+                left = rest;
+                Digest::of(own) == chunk.digest
+            });
+            good.then_some(bytes)
+        });
+        Ok(checked.await)
+    }
+
+    /// Begins to receive chunks.
+    pub(crate) fn receive(&self) -> Incoming {
+        Incoming {
+            artifacts: self.clone(),
+            pack: Vec::new(),
+            chunks: Vec::new(),
+            held: HashSet::new(),
+        }
+    }
+
+    /// Begins to receive a whole artifact.
+    pub(crate) fn receive_whole(&self) -> Whole {
+        Whole {
+            incoming: self.receive(),
+            chunker: Chunker::default(),
+            chunks: Vec::new(),
+            digest: Sha256::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Has the artifact be made of these chunks, if they are here and its digest is theirs. One `check` at a time
+    /// reads a whole artifact.
+    pub(crate) async fn assemble(
+        &self,
+        digest: Digest,
+        index: &Index,
+        check: &Semaphore,
+    ) -> Result<Assembled, ArtifactError> {
+        if self.has_for_deploy(digest).await? {
+            return Ok(Assembled::Here { new: false });
+        }
+        let now_ms = self.clock.now_ms();
+        let digests = index.chunks().iter().map(|chunk| chunk.digest);
+        let here = self.store.use_chunks(digests, now_ms).await?;
+        let mut asked = HashSet::new();
+        let missing = (0..)
+            .zip(index.chunks())
+            .filter(|(_, chunk)| !here.contains_key(&chunk.digest) && asked.insert(chunk.digest));
+        let missing: Vec<u32> = missing.map(|(place, _)| place).collect();
+        if !missing.is_empty() {
+            return Ok(Assembled::Missing(missing));
+        }
+        let chunks = index
+            .chunks()
+            .iter()
+            .map(|chunk| here[&chunk.digest].clone());
+        let chunks: Vec<Located> = chunks.collect();
+        let _turn = check.acquire().await;
+        let mut whole = Sha256::new();
+        for run in runs(&chunks) {
+            let bytes = self.read_run(run).await?;
+            whole = blocking(move || whole.chain_update(&bytes)).await;
+        }
+        let found = Digest(whole.finalize().into());
+        if found != digest {
+            let announced = digest;
+            return Err(ArtifactError::WrongDigest { announced, found });
+        }
+        let chunks = chunks.into_iter().map(|located| located.chunk).collect();
+        // With the lengths that the chunks have, whatever the sender's list says.
+        self.enter(digest, &Index::from_chunks(chunks)?).await
+    }
+
+    async fn enter(&self, digest: Digest, index: &Index) -> Result<Assembled, ArtifactError> {
+        let entered = self.store.add_artifact(digest, index, self.clock.now_ms());
+        Ok(match entered.await? {
+            ArtifactOutcome::New => Assembled::Here { new: true },
+            ArtifactOutcome::Known => Assembled::Here { new: false },
+            ArtifactOutcome::ChunksGone => Assembled::Missing(Vec::new()),
+        })
+    }
+
+    /// Removes the artifact, unless a version names it. Whether it is gone. What it took is free after
+    /// [`Artifacts::tidy`].
+    pub(crate) async fn remove(&self, digest: Digest) -> Result<bool, ArtifactError> {
+        Ok(self.store.remove_artifact(digest).await?)
+    }
+
+    /// Frees what chunks took that are no more.
+    pub(crate) async fn tidy(&self) -> Result<(), ArtifactError> {
+        for sparse in self.store.sparse_packs().await? {
+            let old = &sparse.pack;
+            let mut bytes = Vec::new();
+            let mut chunks = Vec::new();
+            for run in sparse.chunks.chunks(MAX_RUN_CHUNKS) {
+                for located in run {
+                    let Some(own) = self.try_run(std::slice::from_ref(located)).await? else {
+                        tracing::error!(chunk = %located.chunk.digest, pack = old, "a chunk of the artifact store is damaged or gone");
+                        self.store.lose_chunk(located).await?;
+                        continue;
+                    };
+                    chunks.push((located.chunk, bytes.len() as u64));
+                    bytes.extend_from_slice(&own);
+                }
+            }
+            let gone = if chunks.is_empty() {
+                self.store.replace_pack(old, None).await?
+            } else {
+                let (new, length) = (hex::encode(random::<16>()), bytes.len() as u64);
+                self.objects.put(&new, bytes).await?;
+                let new = Some((&new[..], length, &chunks[..]));
+                self.store.replace_pack(old, new).await?
+            };
+            if gone {
+                self.objects.remove(old).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes artifacts that no version names, chunks that no artifact needs and packs that nobody knows, if they
+    /// are old enough not to be part of a deploy under way. Returns how many artifacts. At start.
+    pub(crate) async fn sweep(&self) -> Result<usize, ArtifactError> {
+        let before_ms = self
+            .clock
+            .now_ms()
+            .saturating_sub(millis(ORPHAN_ARTIFACT_AGE));
+        let removed = self.store.remove_orphans(before_ms).await?;
+        self.tidy().await?;
+        for (pack, age) in self.objects.list().await? {
+            if age > ORPHAN_ARTIFACT_AGE && !self.store.has_pack(&pack).await? {
+                self.objects.remove(&pack).await?;
             }
         }
         Ok(removed)
     }
-}
 
-/// None where there is nothing any more.
-fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
-    match found {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
+    /// Takes in artifacts that an earlier Holm left in `dir` whole, each a file with its digest for a name.
+    pub(crate) async fn take_in(&self, dir: &Path) -> Result<(), ArtifactError> {
+        let failed = |operation| disk(operation, dir);
+        let entries = if_there(fs::read_dir(dir).await).map_err(failed("listing"))?;
+        let Some(mut entries) = entries else {
+            return Ok(());
+        };
+        while let Some(entry) = entries.next_entry().await.map_err(failed("listing"))? {
+            let name = entry.file_name();
+            let digest = name
+                .to_str()
+                .map(|name| format!("sha256:{name}").parse::<Digest>());
+            let Some(Ok(digest)) = digest else { continue };
+            let path = entry.path();
+            let bytes = if_there(fs::read(&path).await).map_err(disk("reading", &path))?;
+            // Another coordinator has taken it in.
+            let Some(bytes) = bytes else { continue };
+            let mut whole = self.receive_whole();
+            whole.write(&bytes).await?;
+            match whole.finish(digest).await {
+                Ok(_) => tracing::info!(%digest, "an artifact is kept in chunks now"),
+                Err(error @ ArtifactError::WrongDigest { .. }) => {
+                    tracing::error!(path = %path.display(), %error, "a damaged artifact is removed");
+                }
+                Err(error) => return Err(error),
+            }
+            if_there(fs::remove_file(&path).await).map_err(disk("removing", &path))?;
+        }
+        Ok(())
     }
 }
 
-/// A sweep failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SweepError {
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
+impl Incoming {
+    /// Takes a chunk of at most [`MAX_CHUNK_BYTES`].
+    pub(crate) async fn add(&mut self, bytes: &[u8]) -> Result<Chunk, ArtifactError> {
+        let chunk = Chunk {
+            digest: Digest::of(bytes),
+            bytes: u32::try_from(bytes.len()).expect("a chunk has at most MAX_CHUNK_BYTES"),
+        };
+        if self.held.insert(chunk.digest) {
+            self.chunks.push((chunk, self.pack.len() as u64));
+            self.pack.extend_from_slice(bytes);
+            if self.pack.len() + MAX_CHUNK_BYTES > MAX_PACK_BYTES {
+                self.keep().await?;
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// Stores durably what was received, but for what is here already.
+    pub(crate) async fn keep(&mut self) -> Result<(), ArtifactError> {
+        let Artifacts {
+            objects,
+            store,
+            clock,
+        } = &self.artifacts;
+        self.held.clear();
+        let received = std::mem::take(&mut self.chunks);
+        let bytes = std::mem::take(&mut self.pack);
+        let digests = received.iter().map(|(chunk, _)| chunk.digest);
+        let here = store.use_chunks(digests, clock.now_ms()).await?;
+        let (mut pack, mut chunks) = (Vec::new(), Vec::new());
+        for (chunk, start) in received {
+            if !here.contains_key(&chunk.digest) {
+                chunks.push((chunk, pack.len() as u64));
+                let start = usize::try_from(start).expect("it is a place in memory");
+                pack.extend_from_slice(&bytes[start..start + chunk.bytes as usize]);
+            }
+        }
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let (name, length) = (hex::encode(random::<16>()), pack.len() as u64);
+        objects.put(&name, pack).await?;
+        let added = store.add_pack(&name, length, &chunks, clock.now_ms());
+        Ok(added.await?)
+    }
 }
 
-impl Incoming {
+impl Whole {
     /// Takes the next bytes.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
@@ -231,90 +436,60 @@ impl Incoming {
             return Err(ArtifactError::TooLarge);
         }
         self.digest.update(bytes);
-        self.file
-            .write_all(bytes)
-            .await
-            .map_err(disk("writing", &self.path))
+        let mut complete = Vec::new();
+        self.chunker
+            .push(bytes, |chunk| complete.push(chunk.to_vec()));
+        for chunk in complete {
+            self.chunks.push(self.incoming.add(&chunk).await?);
+        }
+        Ok(())
     }
 
-    /// Checks the digest and gives the file its name, durably. Whether it was new.
-    pub(crate) async fn finish(mut self, artifacts: &Artifacts) -> Result<bool, ArtifactError> {
-        let found = Digest(std::mem::take(&mut self.digest).finalize().into());
-        if found != self.announced {
-            let announced = self.announced;
+    /// Stores what was received, though the rest does not come: it need not be sent again.
+    pub(crate) async fn keep(&mut self) -> Result<(), ArtifactError> {
+        self.incoming.keep().await
+    }
+
+    /// Checks the digest and has the artifact, durably. Whether it was new.
+    pub(crate) async fn finish(mut self, announced: Digest) -> Result<bool, ArtifactError> {
+        let found = Digest(self.digest.finalize().into());
+        if found != announced {
             return Err(ArtifactError::WrongDigest { announced, found });
         }
-        let new = !artifacts.has(found).await?;
-        self.file
-            .sync_all()
-            .await
-            .map_err(disk("syncing", &self.path))?;
-        let path = artifacts.path(found);
-        fs::rename(&self.path, &path)
-            .await
-            .map_err(disk("naming", &path))?;
-        let dir = File::open(&artifacts.dir)
-            .await
-            .map_err(disk("opening", &artifacts.dir))?;
-        dir.sync_all()
-            .await
-            .map_err(disk("syncing", &artifacts.dir))?;
-        Ok(new)
+        let mut last = Vec::new();
+        let chunker = std::mem::take(&mut self.chunker);
+        chunker.finish(|chunk| last.push(chunk.to_vec()));
+        for chunk in last {
+            self.chunks.push(self.incoming.add(&chunk).await?);
+        }
+        self.incoming.keep().await?;
+        let index = Index::from_chunks(self.chunks)?;
+        match self.incoming.artifacts.enter(found, &index).await? {
+            Assembled::Here { new } => Ok(new),
+            // They went between two steps: a removal that came right then.
+            Assembled::Missing(_) => Err(ArtifactError::Missing(found)),
+        }
     }
 }
 
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        // Under its final name it is no longer at this path. What cannot be removed now is removed
-        // at the next start.
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// Chunks that are read at once: neighbours in one pack, at most [`MAX_RUN_CHUNKS`].
+pub(crate) fn runs(chunks: &[Located]) -> impl Iterator<Item = &[Located]> {
+    let neighbours = chunks.chunk_by(|one, next| one.pack == next.pack && end(one) == next.start);
+    neighbours.flat_map(|run| run.chunks(MAX_RUN_CHUNKS))
 }
 
-/// How long ago the file was last written to.
-fn age(metadata: &Metadata) -> Duration {
-    let then = metadata.modified().ok();
-    then.and_then(|then| SystemTime::now().duration_since(then).ok())
-        .unwrap_or_default()
+fn end(located: &Located) -> u64 {
+    located.start.saturating_add(u64::from(located.chunk.bytes))
 }
 
-fn disk(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> ArtifactError {
-    let path = path.to_owned();
-    move |source| ArtifactError::Disk {
-        operation,
-        path: path.clone(),
-        source,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_start_clears_what_was_being_received_but_not_what_others_may_be_receiving() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = |shared| Artifacts::open(dir.path().to_owned(), shared);
-        let artifacts = open(true).await.unwrap();
-        let digest = Digest::of(b"a program");
-        let mut incoming = artifacts.receive(digest).await.unwrap();
-        incoming.write(b"a pro").await.unwrap();
-        let left = dir.path().join("incoming/left");
-        fs::write(&left, b"long ago").await.unwrap();
-        let long_ago = SystemTime::now() - 2 * ORPHAN_ARTIFACT_AGE;
-        let file = std::fs::File::options().write(true).open(&left).unwrap();
-        file.set_modified(long_ago).unwrap();
-
-        let other = open(true).await.unwrap();
-        assert!(!fs::try_exists(&left).await.unwrap());
-        incoming.write(b"gram").await.unwrap();
-        assert!(incoming.finish(&artifacts).await.unwrap());
-        assert_eq!(other.read(digest).await.unwrap(), b"a program");
-
-        let mut incoming = artifacts.receive(digest).await.unwrap();
-        incoming.write(b"a program").await.unwrap();
-        open(false).await.unwrap();
-        let cleared = incoming.finish(&artifacts).await.unwrap_err();
-        assert!(matches!(cleared, ArtifactError::Disk { .. }), "{cleared}");
+/// Hashing is no work for a thread that serves others.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is shutting down and this task with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

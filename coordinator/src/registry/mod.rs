@@ -5,6 +5,9 @@
 //! artifact is a program, or one with files, that a guest can be given. What is in never changes.
 
 mod artifacts;
+#[cfg(test)]
+mod artifacts_tests;
+mod objects;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,11 +15,14 @@ use std::sync::Arc;
 use holm_model::api::VersionView;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement, VersionError};
 use holm_model::bundle::{Bundle, BundleError};
+use holm_model::chunks::Index;
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use tokio::sync::Semaphore;
 
 pub use artifacts::ArtifactError;
-pub(crate) use artifacts::{Artifacts, Incoming, SweepError};
+pub(crate) use artifacts::{Artifacts, Assembled, Incoming, Whole, runs};
+pub(crate) use objects::Objects;
+pub use objects::{S3Place, S3PlaceError};
 
 use crate::clock::Clock;
 use crate::limits::{
@@ -150,10 +156,8 @@ impl Registry {
             statement: &statement,
         };
         let artifact = statement.artifact;
-        // What cannot be told is taken for gone: it is sent once more then.
-        let present = async { self.artifacts.has(artifact).await.unwrap_or(false) };
         let now_ms = self.clock.now_ms();
-        let stored = match self.store.publish(new, present, now_ms).await? {
+        let stored = match self.store.publish(new, now_ms).await? {
             PublishOutcome::Stored => true,
             PublishOutcome::Known => false,
             PublishOutcome::KeyRevoked => {
@@ -214,18 +218,26 @@ impl Registry {
     pub(crate) async fn remove_unnamed(
         &self,
         artifacts: &BTreeSet<Digest>,
-    ) -> Result<(Vec<Digest>, u64), SweepError> {
+    ) -> Result<(Vec<Digest>, u64), ArtifactError> {
         let (mut removed, mut bytes) = (Vec::new(), 0);
         for artifact in artifacts {
             let size = self.artifacts.bytes(*artifact).await?;
-            let remove = self.artifacts.remove(*artifact);
-            if let Some(done) = self.store.unless_named(*artifact, remove).await? {
-                done?;
+            if self.artifacts.remove(*artifact).await? {
                 removed.push(*artifact);
                 bytes += size;
             }
         }
+        self.artifacts.tidy().await?;
         Ok((removed, bytes))
+    }
+
+    /// Has the artifact be made of these chunks, if they are here.
+    pub(crate) async fn assemble(
+        &self,
+        digest: Digest,
+        index: &Index,
+    ) -> Result<Assembled, ArtifactError> {
+        self.artifacts.assemble(digest, index, &self.checks).await
     }
 
     /// The artifact is the signed one, and a program.

@@ -9,7 +9,7 @@ use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use super::error::During as _;
 use super::rollouts::{Basis, Unstored, save_generation};
 use super::sql::{On, query};
-use super::{Store, StoreError, Turn, bytes32, int, text, uint};
+use super::{Store, StoreError, Turn, artifacts, bytes32, int, text, uint};
 use crate::limits::{
     LOOKUP_CHUNK_ROWS, MAX_KEYS_EVER, MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS, MAX_TAGS,
 };
@@ -239,12 +239,10 @@ impl Store {
         }
     }
 
-    /// Stores a version, and its function if it is the first. Whether its artifact is `present` is asked while
-    /// nobody can remove it.
+    /// Stores a version whose artifact is here, and its function if it is the first.
     pub(crate) async fn publish(
         &self,
         version: NewVersion<'_>,
-        present: impl Future<Output = bool> + Send,
         now_ms: u64,
     ) -> Result<PublishOutcome, StoreError> {
         const DOING: &str = "store a version";
@@ -272,7 +270,7 @@ impl Store {
         {
             return Ok(PublishOutcome::KeyRevoked);
         }
-        if !present.await {
+        if !artifacts::is_complete(&mut tx, statement.artifact).await? {
             return Ok(PublishOutcome::ArtifactGone);
         }
         let (highest,): (Option<i64>,) =
@@ -512,11 +510,6 @@ impl Store {
                 .await
                 .during("look up a function")?;
         row.map(function_row).transpose()
-    }
-
-    /// Whether a version names the artifact.
-    pub(crate) async fn names_artifact(&self, artifact: Digest) -> Result<bool, StoreError> {
-        names_artifact(self.reader(), artifact).await
     }
 
     /// Whether a version names the artifact that is none of `those`.

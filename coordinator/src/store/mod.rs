@@ -11,6 +11,7 @@
 //! It refuses a database that a newer Holm has migrated. An SQLite database that another process
 //! writes to is kept out by the lock on the state directory (see the crate's root).
 
+mod artifacts;
 mod audit;
 mod catalogue;
 mod coordinators;
@@ -39,6 +40,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub(crate) use artifacts::{ArtifactOutcome, Located};
 pub(crate) use catalogue::{
     FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
 };

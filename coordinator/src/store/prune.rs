@@ -13,7 +13,7 @@ use super::error::During as _;
 use super::fleet::nodes;
 use super::rollouts::{Basis, Unstored, open_rollouts, version_before};
 use super::sql::{Transaction, query};
-use super::{Store, StoreError, Turn, bytes32, catalogue};
+use super::{Store, StoreError, bytes32, catalogue};
 
 /// What is to be looked at.
 #[derive(Clone, Debug)]
@@ -70,22 +70,6 @@ impl Store {
         }
         tx.commit(DOING).await?;
         Ok(fates)
-    }
-
-    /// Does `remove` while no version that has this artifact can be published, unless there is one
-    /// already; none if there is.
-    pub(crate) async fn unless_named<T>(
-        &self,
-        artifact: Digest,
-        remove: impl Future<Output = T> + Send,
-    ) -> Result<Option<T>, StoreError> {
-        let mut tx = self.write(Turn::Registry).await?;
-        let named = catalogue::names_artifact(&mut tx, artifact).await?;
-        // Nothing was written: the transaction was for its turn.
-        Ok(match named {
-            true => None,
-            false => Some(remove.await),
-        })
     }
 }
 

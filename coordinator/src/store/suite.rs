@@ -2,13 +2,11 @@
 //! beside `ledger.rs`, in the same way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
 use holm_model::api::{NewAssignment, NewPrices, RolloutState, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
+use holm_model::chunks::{Chunk, Index};
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::manifest::Manifest;
@@ -16,12 +14,13 @@ use holm_model::price::Prices;
 use holm_model::token::TokenId;
 use holm_model::usage::UsageRecord;
 
+use super::catalogue::names_artifact;
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome, LinkChange,
-    NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store, TagOutcome,
-    TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
+    Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome,
+    LinkChange, NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store,
+    TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -90,7 +89,21 @@ fn statement(of: &str, counter: u64, label: &str) -> Statement {
     }
 }
 
+/// An artifact of one chunk, in a pack of its own.
+async fn put_artifact(store: &Store, digest: Digest) {
+    let chunk = Chunk { digest, bytes: 1 };
+    let pack = hex::encode(crate::ca::random::<16>());
+    if store.use_artifact(digest, 5).await.unwrap() {
+        return;
+    }
+    store.add_pack(&pack, 1, &[(chunk, 0)], 5).await.unwrap();
+    let index = Index::from_chunks(vec![chunk]).unwrap();
+    let put = store.add_artifact(digest, &index, 5).await.unwrap();
+    assert_eq!(put, ArtifactOutcome::New);
+}
+
 async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOutcome) {
+    put_artifact(store, statement.artifact).await;
     let signed = SignedVersion::sign(statement, &key(1));
     let id = signed.id();
     let new = NewVersion {
@@ -98,7 +111,7 @@ async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOut
         signed: &signed,
         statement,
     };
-    (id, store.publish(new, async { true }, 5).await.unwrap())
+    (id, store.publish(new, 5).await.unwrap())
 }
 
 /// A tenant with a function that has versions of these counters.
@@ -264,8 +277,16 @@ async fn a_version_is_stored_once_and_only_above_the_newest(database: TestDataba
         (view.label.as_str(), view.message.as_str()),
         ("v4", "ünïcödé")
     );
-    assert!(store.names_artifact(Digest([3; 32])).await.unwrap());
-    assert!(!store.names_artifact(Digest([9; 32])).await.unwrap());
+    assert!(
+        names_artifact(store.reader(), Digest([3; 32]))
+            .await
+            .unwrap()
+    );
+    assert!(
+        !names_artifact(store.reader(), Digest([9; 32]))
+            .await
+            .unwrap()
+    );
     assert!(store.version(Digest([9; 32])).await.unwrap().is_none());
 }
 
@@ -299,10 +320,11 @@ async fn a_version_whose_artifact_has_gone_since_is_not_stored(database: TestDat
         signed: &signed,
         statement: &statement,
     };
-    let gone = store.publish(new(), async { false }, 5).await.unwrap();
+    let gone = store.publish(new(), 5).await.unwrap();
     assert_eq!(gone, PublishOutcome::ArtifactGone);
     assert!(store.version_view(id).await.unwrap().is_none());
-    let here = store.publish(new(), async { true }, 5).await.unwrap();
+    put_artifact(store, statement.artifact).await;
+    let here = store.publish(new(), 5).await.unwrap();
     assert_eq!(here, PublishOutcome::Stored);
 }
 
@@ -313,20 +335,10 @@ async fn an_artifact_goes_only_while_no_version_of_it_can_come(database: TestDat
     with_versions(store, []).await;
     for round in 1..=20_u64 {
         let statement = statement("acme/hello", round, "v");
-        let here = Arc::new(AtomicBool::new(true));
-        let (sweeper, removed) = (store.clone(), here.clone());
         let artifact = statement.artifact;
-        let sweep = tokio::spawn(async move {
-            let remove = async {
-                tokio::time::sleep(Duration::from_millis(round % 3)).await;
-                removed.store(false, Ordering::SeqCst);
-            };
-            sweeper
-                .unless_named(artifact, remove)
-                .await
-                .unwrap()
-                .is_some()
-        });
+        put_artifact(store, artifact).await;
+        let sweeper = store.clone();
+        let sweep = tokio::spawn(async move { sweeper.remove_artifact(artifact).await.unwrap() });
         if round % 2 == 0 {
             tokio::task::yield_now().await;
         }
@@ -336,14 +348,13 @@ async fn an_artifact_goes_only_while_no_version_of_it_can_come(database: TestDat
             signed: &signed,
             statement: &statement,
         };
-        let present = async { here.load(Ordering::SeqCst) };
-        let published = store.publish(new, present, 5).await.unwrap();
+        let published = store.publish(new, 5).await.unwrap();
         let expected = match sweep.await.unwrap() {
             true => PublishOutcome::ArtifactGone,
             false => PublishOutcome::Stored,
         };
         assert_eq!(published, expected, "round {round}");
-        let there = here.load(Ordering::SeqCst);
+        let there = store.use_artifact(artifact, 5).await.unwrap();
         assert_eq!(there, published == PublishOutcome::Stored, "round {round}");
     }
 }
@@ -452,7 +463,11 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
         removed.removed && removed.label == "v",
         "history knows it still"
     );
-    assert!(!store.names_artifact(Digest([1; 32])).await.unwrap());
+    assert!(
+        !names_artifact(store.reader(), Digest([1; 32]))
+            .await
+            .unwrap()
+    );
     let again = publish(store, &statement("acme/hello", 1, "v")).await;
     assert_eq!(again, (ids[0], PublishOutcome::Removed));
     let tag = store.set_tag(&hello, "late", ids[0], 60).await.unwrap();

@@ -326,6 +326,32 @@ const TABLES: &[Table] = &[
         ],
         order: "node, boot_epoch, first",
     },
+    Table {
+        name: "packs",
+        columns: &[("name", Text), ("bytes", Int)],
+        order: "name",
+    },
+    Table {
+        name: "chunks",
+        columns: &[
+            ("digest", Bytes),
+            ("bytes", Int),
+            ("pack", Text),
+            ("start", Int),
+            ("used_ms", Int),
+        ],
+        order: "digest",
+    },
+    Table {
+        name: "artifacts",
+        columns: &[("digest", Bytes), ("bytes", Int), ("used_ms", Int)],
+        order: "digest",
+    },
+    Table {
+        name: "artifact_chunks",
+        columns: &[("artifact", Bytes), ("place", Int), ("chunk", Bytes)],
+        order: "artifact, place",
+    },
 ];
 
 /// Tables of the moment.

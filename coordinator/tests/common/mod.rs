@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ed25519_dalek::SigningKey;
-use holm_coordinator::{Config, DatabaseUrl, Running, StartError, start};
+use holm_coordinator::{Config, DatabaseUrl, Running, S3Place, StartError, start};
 use holm_model::api::{
     JoinTokenAnswer, NodeView, PublishRequest, RolloutView, TenantRequest, VersionView,
 };
@@ -35,6 +35,8 @@ pub struct Coordinator {
     pub quic: SocketAddr,
     /// A PostgreSQL database's URL, if not SQLite.
     pub database: Option<String>,
+    /// Where its artifacts are, if not in its directory.
+    pub artifacts: Option<S3Place>,
 }
 
 fn config(dir: &Path, quic: SocketAddr, database: Option<&String>) -> Config {
@@ -71,6 +73,10 @@ impl Coordinator {
         for file in ["state/ca.key", "state/ca.der"] {
             std::fs::copy(self.dir.path().join(file), dir.path().join(file)).unwrap();
         }
+        // As if it were a file system that both mount.
+        let artifacts = "state/artifacts";
+        std::os::unix::fs::symlink(self.dir.path().join(artifacts), dir.path().join(artifacts))
+            .unwrap();
         Coordinator::start_in(dir, self.database.clone())
             .await
             .unwrap()
@@ -80,7 +86,35 @@ impl Coordinator {
         dir: tempfile::TempDir,
         database: Option<String>,
     ) -> Result<Self, StartError> {
-        let running = start(config(dir.path(), loopback(), database.as_ref())).await?;
+        let config = config(dir.path(), loopback(), database.as_ref());
+        Coordinator::start_as(dir, config, database).await
+    }
+
+    pub async fn start_with_artifacts(
+        dir: tempfile::TempDir,
+        artifacts: Option<S3Place>,
+    ) -> Result<Self, StartError> {
+        let mut config = config(dir.path(), loopback(), None);
+        config.artifacts = artifacts;
+        Coordinator::start_as(dir, config, None).await
+    }
+
+    async fn start_as(
+        dir: tempfile::TempDir,
+        config: Config,
+        database: Option<String>,
+    ) -> Result<Self, StartError> {
+        let artifacts = config.artifacts.clone();
+        // One that was killed may take a moment to let go of the lock.
+        let deadline = Instant::now() + PATIENCE;
+        let running = loop {
+            match start(config.clone()).await {
+                Err(StartError::Locked(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                started => break started?,
+            }
+        };
         let client = client(&running);
         let quic = running.quic_addr;
         Ok(Coordinator {
@@ -89,6 +123,7 @@ impl Coordinator {
             client,
             quic,
             database,
+            artifacts,
         })
     }
 
@@ -102,7 +137,8 @@ impl Coordinator {
         self.kill();
         let deadline = Instant::now() + PATIENCE;
         let running = loop {
-            let config = config(self.dir.path(), self.quic, self.database.as_ref());
+            let mut config = config(self.dir.path(), self.quic, self.database.as_ref());
+            config.artifacts = self.artifacts.clone();
             match start(config).await {
                 Ok(running) => break running,
                 // Its tasks may take a moment to let go of the lock and the port.

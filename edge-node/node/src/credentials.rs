@@ -102,7 +102,7 @@ impl Credentials {
         match answer {
             BulkAnswer::Renewed { certificate_der } => self.take(certificate_der.into()),
             BulkAnswer::Refused { reason } => Err(RenewalError::Refused(reason)),
-            BulkAnswer::Artifact { .. } | BulkAnswer::UsageStored { .. } => {
+            BulkAnswer::Bytes { .. } | BulkAnswer::UsageStored { .. } => {
                 Err(LinkError::Protocol("it answers another question").into())
             }
         }

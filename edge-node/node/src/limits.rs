@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use holm_model::chunks::MAX_CHUNK_BYTES;
 use holm_model::limits::{MAX_REQUEST_BODY_BYTES, MAX_USAGE_BATCH};
 
 /// How long a node that starts waits, before it listens, until it has brought up what its disk says.
@@ -142,6 +143,8 @@ pub const MAX_REASONS_BYTES: usize = 1 << 20;
 pub const MAX_FUNCTIONS: usize = 4096;
 /// How long one piece of a bulk transfer may take.
 pub const BULK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes of an artifact's chunks that are gathered before they are checked and written.
+pub const FETCH_PIECE_BYTES: usize = 256 << 10;
 /// Pause between two attempts to fetch an artifact.
 pub const FETCH_RETRY: Duration = Duration::from_millis(500);
 /// Attempts to fetch an artifact that the coordinator refuses or delivers wrongly.
@@ -201,6 +204,7 @@ const _: () = {
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);
+    assert!(MAX_CHUNK_BYTES <= FETCH_PIECE_BYTES);
     assert!(MIN_AGAIN.as_nanos() <= MAX_AGAIN.as_nanos());
     assert!(MIN_RECONNECT.as_nanos() < MAX_RECONNECT.as_nanos());
     assert!(LINK_KEEP_ALIVE.as_nanos() * 2 < LINK_IDLE.as_nanos());

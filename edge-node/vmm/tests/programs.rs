@@ -586,6 +586,9 @@ fn kvm_memory_that_requests_use_much_or_little_of_is_zero_again_for_the_next() {
     let mut config = config(&[]);
     config.memory_bytes = 128 << 20;
     let mut guest = Function::with(&guest("uses_memory"), &config);
+    // An emulated machine that shares its host touches some MiB a second.
+    guest.deadline *= 6;
+    guest.cpu = guest.deadline;
     let hypervisor = Hypervisor::open().unwrap();
     // What the first ones use decides how the memory of later instances is backed, in other slots too.
     for mib in [40, 1, 40, 80, 1, 4, 80, 40] {

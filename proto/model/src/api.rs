@@ -26,7 +26,11 @@
 //! | `PUT /v1/tenants/{tenant}` | `TenantRequest` | 200 `TenantView` |
 //! | `HEAD /v1/artifacts/{digest}` | | 200 or 404 |
 //! | `PUT /v1/artifacts/{digest}` | raw bytes | 201, or 200 if it was there |
+//! | `PUT /v1/artifacts/{digest}/index` | an index of [`crate::chunks`] | 201, or 200 if it was there; 202 `MissingChunks` |
+//! | `PUT /v1/artifacts/{digest}/chunks` | frames of [`crate::chunks`] | 204 |
 //! | `POST /v1/functions/{tenant}/{function}/versions` | `PublishRequest` | 201 `VersionView` (200 if known) |
+//! | `GET /v1/functions/{tenant}/{function}/versions/{version}` | | 200 `PublishRequest` |
+//! | `GET /v1/functions/{tenant}/{function}/versions/{version}/artifact?from=` | | 200 raw bytes, some MiB at most; none at the end |
 //! | `PUT /v1/functions/{tenant}/{function}/tags/{tag}` | `TagRequest` | 200 `VersionView` |
 //! | `DELETE /v1/functions/{tenant}/{function}/tags/{tag}` | | 204 |
 //! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
@@ -360,6 +364,13 @@ pub struct PublishRequest {
     pub key: String,
     /// Ed25519 signature over the statement's bytes, base64.
     pub signature: String,
+}
+
+/// What has to be sent before an artifact can be put together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingChunks {
+    /// Places of chunks in the index, from 0, in their order; of equal chunks the first.
+    pub missing: Vec<u32>,
 }
 
 /// A version.

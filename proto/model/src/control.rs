@@ -6,8 +6,8 @@
 //! frame of [`crate::codec`].
 //!
 //! For *bulk*, the node opens a bidirectional stream for each [`BulkRequest`] (one frame). An
-//! artifact comes back as one frame of [`BulkAnswer`] followed by the raw bytes; a usage batch is
-//! answered by one frame alone, and so is a request for a new certificate.
+//! artifact's index and its chunks come back as one frame of [`BulkAnswer`] followed by the raw bytes;
+//! a usage batch is answered by one frame alone, and so is a request for a new certificate.
 //!
 //! Joining uses its own ALPN, [`JOIN_ALPN`], without a client certificate: one [`JoinRequest`], one
 //! [`JoinAnswer`] on one stream, then the connection closes.
@@ -205,12 +205,10 @@ pub struct DesiredFunction {
 /// First frame of a bulk stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BulkRequest {
-    /// The bytes of an artifact from `offset` on.
-    FetchArtifact {
-        /// Which.
+    /// The index of an artifact's chunks, as [`crate::chunks`] has it.
+    FetchIndex {
+        /// Of which artifact.
         digest: Digest,
-        /// Bytes the node has already.
-        offset: u64,
     },
     /// The next batch of the node's usage, or one whose answer it did not get.
     Usage(UsageBatch),
@@ -219,14 +217,21 @@ pub enum BulkRequest {
         /// Certificate signing request of that key (PKCS#10, DER).
         csr_der: Vec<u8>,
     },
+    /// Chunks of an artifact, one after the other.
+    FetchChunks {
+        /// Of which artifact.
+        digest: Digest,
+        /// Their places in the index, from 0, rising.
+        places: Vec<u32>,
+    },
 }
 
 /// Answer on a bulk stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BulkAnswer {
-    /// `bytes` raw bytes follow.
-    Artifact {
-        /// From the offset to the end.
+    /// This many raw bytes follow.
+    Bytes {
+        /// All of what was asked for.
         bytes: u64,
     },
     /// The batch is in the ledger, or was already.

@@ -8,6 +8,7 @@ pub mod api;
 pub mod artifact;
 pub mod bundle;
 pub mod chain;
+pub mod chunks;
 pub mod codec;
 pub mod control;
 pub mod ids;

@@ -144,9 +144,8 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
 
 fn bulk_requests() -> Vec<BulkRequest> {
     vec![
-        BulkRequest::FetchArtifact {
+        BulkRequest::FetchIndex {
             digest: Digest([4; 32]),
-            offset: 65_536,
         },
         BulkRequest::Usage(UsageBatch {
             boot_epoch: 3,
@@ -159,12 +158,16 @@ fn bulk_requests() -> Vec<BulkRequest> {
         BulkRequest::Renew {
             csr_der: vec![8; 3],
         },
+        BulkRequest::FetchChunks {
+            digest: Digest([4; 32]),
+            places: vec![0, 7, 300],
+        },
     ]
 }
 
 fn bulk_answers() -> Vec<BulkAnswer> {
     vec![
-        BulkAnswer::Artifact { bytes: 1_000 },
+        BulkAnswer::Bytes { bytes: 1_000 },
         BulkAnswer::UsageStored { new: 1, known: 2 },
         BulkAnswer::Refused {
             reason: "no".into(),
@@ -262,7 +265,7 @@ fn every_kind_of_message_is_in_the_lists() {
         });
     let bulk = bulk_answers().iter().fold([0; 4], |mut seen, message| {
         seen[match message {
-            BulkAnswer::Artifact { .. } => 0,
+            BulkAnswer::Bytes { .. } => 0,
             BulkAnswer::UsageStored { .. } => 1,
             BulkAnswer::Refused { .. } => 2,
             BulkAnswer::Renewed { .. } => 3,
@@ -273,9 +276,10 @@ fn every_kind_of_message_is_in_the_lists() {
     assert_eq!(coordinator, [1; 3]);
     for request in bulk_requests() {
         match request {
-            BulkRequest::FetchArtifact { .. }
+            BulkRequest::FetchIndex { .. }
             | BulkRequest::Usage(_)
-            | BulkRequest::Renew { .. } => {}
+            | BulkRequest::Renew { .. }
+            | BulkRequest::FetchChunks { .. } => {}
         }
     }
     for answer in join_answers() {
@@ -402,7 +406,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 
 #[test]
 fn a_frame_header_is_six_bytes() {
-    let frame = codec::encode(&BulkAnswer::Artifact { bytes: 1 }).unwrap();
+    let frame = codec::encode(&BulkAnswer::Bytes { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
     assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 5, 0]);
 }

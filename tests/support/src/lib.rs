@@ -10,6 +10,7 @@
 
 mod build;
 mod postgres;
+mod s3;
 mod site;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use postgres::Postgres;
+pub use s3::{MOTO_VARIABLE, S3Server};
 pub use site::{busybox, busybox_site, write};
 
 /// Directory of programs built beforehand.

@@ -1,16 +1,19 @@
-//! Getting an artifact from the coordinator: resumed where it broke off, used only when its digest is
-//! the signed one.
+//! Getting an artifact from the coordinator: only the chunks that are nowhere here, resumed where it broke off,
+//! used only when its digest is the signed one.
 
-use std::path::Path;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use holm_model::artifact::{Statement, VersionError};
+use holm_model::chunks::{Index, MAX_INDEX_BYTES};
 use holm_model::control::{BulkAnswer, BulkRequest};
-use tokio::fs::{File, OpenOptions};
-use tokio::io::AsyncWriteExt as _;
+use holm_model::ids::Digest;
+use quinn::RecvStream;
 
+use super::part::{Part, Wanted};
 use super::store::DeployStore;
 use crate::files::{self, FileError};
-use crate::limits::{BULK_TIMEOUT, FETCH_RETRY, MAX_FETCH_ATTEMPTS};
+use crate::limits::{BULK_TIMEOUT, FETCH_PIECE_BYTES, FETCH_RETRY, MAX_FETCH_ATTEMPTS};
 use crate::session::{self, Link, LinkError};
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,10 @@ pub(crate) enum FetchError {
     Link(#[from] LinkError),
     #[error("the coordinator does not deliver the artifact: {0}")]
     Refused(String),
+    #[error(
+        "the coordinator sent other bytes than its index says for chunk {0}; it is asked again"
+    )]
+    WrongChunk(Digest),
     #[error(transparent)]
     Version(#[from] VersionError),
 }
@@ -69,91 +76,130 @@ async fn verified(store: &DeployStore, statement: &Statement) -> Result<bool, Fe
     Ok(blocking(check).await?)
 }
 
-/// One attempt: what is missing of the `.part` file, then the check of the whole.
+/// One attempt: the index, then the chunks that are nowhere here, then the check of the whole.
 async fn fetch(store: &DeployStore, statement: &Statement, link: &Link) -> Result<(), FetchError> {
     let digest = statement.artifact;
-    let path = store.part(digest);
-    let wrong = |error| FileError::new("write", &path, error);
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .await
-        .map_err(wrong)?;
-    let mut offset = file.metadata().await.map_err(wrong)?.len();
-    if offset > statement.artifact_bytes {
-        file.set_len(0).await.map_err(wrong)?;
-        offset = 0;
+    let index = Arc::new(index(store, statement, link).await?);
+    let (own, known) = (store.clone(), index.clone());
+    let (part, wanted) = blocking(move || Part::open(&own, digest, &known)).await?;
+    let part = Arc::new(part);
+    let asked: u64 = wanted.iter().map(|wanted| wanted.bytes()).sum();
+    if !wanted.is_empty() {
+        receive(digest, wanted, &part, link).await?;
     }
-    if offset < statement.artifact_bytes {
-        let left = statement.artifact_bytes - offset;
-        let request = BulkRequest::FetchArtifact { digest, offset };
-        receive(&request, left, &mut file, &path, link).await?;
-    }
-    file.sync_all().await.map_err(wrong)?;
-    drop(file);
-
     let (store, statement) = (store.clone(), statement.clone());
     blocking(move || {
-        let path = store.part(statement.artifact);
+        part.sync()?;
+        let path = store.part(digest);
         let bytes = files::read_if_there(&path, statement.artifact_bytes)?.unwrap_or_default();
         if let Err(error) = statement.check_artifact(&bytes) {
-            // Nothing of it can be trusted, so the next attempt begins at its start.
+            // Each chunk is what the index says, so the index is wrong. Nothing of it can be trusted.
             files::remove_if_there(&path)?;
+            files::remove_if_there(&store.index(digest))?;
             return Err(error.into());
         }
-        Ok(store.complete(statement.artifact)?)
+        store.complete(digest)?;
+        let (function, bytes) = (&statement.function, statement.artifact_bytes);
+        tracing::info!(%function, artifact = %digest.short(), bytes, fetched = asked, "the artifact is here");
+        Ok(())
     })
     .await
 }
 
+/// The artifact's index: from disk if an attempt before this one got it.
+async fn index(
+    store: &DeployStore,
+    statement: &Statement,
+    link: &Link,
+) -> Result<Index, FetchError> {
+    let digest = statement.artifact;
+    let (own, bytes) = (store.clone(), statement.artifact_bytes);
+    let fits = move |index: &Index| index.bytes() == bytes;
+    if let Some(index) = blocking(move || own.read_index(digest)).await?.filter(fits) {
+        return Ok(index);
+    }
+    let (length, mut from) = ask(&BulkRequest::FetchIndex { digest }, link).await?;
+    if length > MAX_INDEX_BYTES as u64 {
+        let refused = format!("its index of chunks has {length} bytes, more than any can have");
+        return Err(FetchError::Refused(refused));
+    }
+    let mut read = Vec::new();
+    while (read.len() as u64) < length {
+        let left = usize::try_from(length).unwrap_or(usize::MAX) - read.len();
+        read.extend_from_slice(&next(&mut from, left).await?);
+    }
+    let index = Index::parse(&read).map_err(|error| FetchError::Refused(error.to_string()))?;
+    if !fits(&index) {
+        return Err(FetchError::Refused(format!(
+            "its chunks have {} bytes where the signed statement has {}",
+            index.bytes(),
+            statement.artifact_bytes
+        )));
+    }
+    let own = store.clone();
+    blocking(move || files::write_atomically(&own.index(digest), &read, 0o600)).await?;
+    Ok(index)
+}
+
+/// Has the coordinator send the chunks that are wanted. What came before a cut is not asked for again.
 async fn receive(
-    request: &BulkRequest,
-    left: u64,
-    file: &mut File,
-    path: &Path,
+    digest: Digest,
+    wanted: Vec<Wanted>,
+    part: &Arc<Part>,
     link: &Link,
 ) -> Result<(), FetchError> {
+    let places = wanted.iter().map(|wanted| wanted.place).collect();
+    let (mut left, mut from) = ask(&BulkRequest::FetchChunks { digest, places }, link).await?;
+    let expected: u64 = wanted.iter().map(Wanted::bytes).sum();
+    if left != expected {
+        let refused = format!("it has {left} bytes for chunks of {expected} bytes");
+        return Err(FetchError::Refused(refused));
+    }
+    let mut wanted = VecDeque::from(wanted);
+    let mut read = Vec::new();
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(usize::MAX);
+        // A cut leaves at most one piece to be asked for again.
+        let piece = next(&mut from, most.min(FETCH_PIECE_BYTES)).await;
+        let ended = piece.is_err();
+        if let Ok(piece) = &piece {
+            left -= piece.len() as u64;
+            read.extend_from_slice(piece);
+        }
+        if ended || left == 0 || read.len() >= FETCH_PIECE_BYTES {
+            let part = part.clone();
+            (wanted, read) = blocking(move || part.take(wanted, read)).await?;
+        }
+        piece?;
+    }
+    Ok(())
+}
+
+/// Asks for something of which the bytes follow; how many.
+async fn ask(request: &BulkRequest, link: &Link) -> Result<(u64, RecvStream), FetchError> {
     let connection = link.up().await;
     let asked = tokio::time::timeout(BULK_TIMEOUT, session::ask(&connection, request));
-    let (answer, mut from) = asked.await.map_err(|_| LinkError::Silent)??;
+    let (answer, from) = asked.await.map_err(|_| LinkError::Silent)??;
     match answer {
-        BulkAnswer::Artifact { bytes } if bytes == left => {}
-        BulkAnswer::Artifact { bytes } => {
-            return Err(FetchError::Refused(format!(
-                "it has {bytes} more bytes where the signed statement leaves {left}"
-            )));
-        }
-        BulkAnswer::Refused { reason } => return Err(FetchError::Refused(reason)),
+        BulkAnswer::Bytes { bytes } => Ok((bytes, from)),
+        BulkAnswer::Refused { reason } => Err(FetchError::Refused(reason)),
         BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } => {
-            return Err(LinkError::Protocol("it answers another question").into());
+            Err(LinkError::Protocol("it answers another question").into())
         }
     }
-    let mut left = left;
-    while left > 0 {
-        let lost = |error: quinn::ReadError| {
-            LinkError::Wire(crate::wire::WireError::Stream(error.to_string()))
-        };
-        let chunk = tokio::time::timeout(BULK_TIMEOUT, from.read_chunk(256 << 10, true));
-        let chunk = chunk.await.map_err(|_| LinkError::Silent)?.map_err(lost)?;
-        let Some(chunk) = chunk else {
-            return Err(LinkError::Wire(crate::wire::WireError::CutShort).into());
-        };
-        let bytes = &chunk.bytes;
-        let Some(after) = left.checked_sub(bytes.len() as u64) else {
-            return Err(FetchError::Refused(
-                "it sends more than it announced".into(),
-            ));
-        };
-        file.write_all(bytes)
-            .await
-            .map_err(|error| FileError::new("write", path, error))?;
-        left = after;
+}
+
+/// The next bytes, at most `most`.
+async fn next(from: &mut RecvStream, most: usize) -> Result<Vec<u8>, LinkError> {
+    let lost = |error: quinn::ReadError| {
+        LinkError::Wire(crate::wire::WireError::Stream(error.to_string()))
+    };
+    let chunk = tokio::time::timeout(BULK_TIMEOUT, from.read_chunk(most, true));
+    let chunk = chunk.await.map_err(|_| LinkError::Silent)?.map_err(lost)?;
+    match chunk {
+        Some(chunk) => Ok(chunk.bytes.to_vec()),
+        None => Err(LinkError::Wire(crate::wire::WireError::CutShort)),
     }
-    file.flush()
-        .await
-        .map_err(|error| FileError::new("write", path, error))?;
-    Ok(())
 }
 
 /// Runs `work` where blocking does no harm.

@@ -1,11 +1,12 @@
 //! Deploying: making what is here what the coordinator wants, one version at a time.
 //!
-//! [`core`] decides, this module does: fetches ([`fetch`]), boots and probes ([`prepare`]), keeps files
+//! [`core`] decides, this module does: fetches ([`fetch`], [`part`]), boots and probes ([`prepare`]), keeps files
 //! ([`store`]) and publishes who serves what ([`routes`]). Signatures and digests are checked before
 //! anything is used, and never on a request's path.
 
 mod core;
 mod fetch;
+mod part;
 pub(crate) mod prepare;
 pub(crate) mod routes;
 mod store;

@@ -3,6 +3,7 @@
 //! ```text
 //! desired.bin            the last desired state, a frame of holm_model::codec
 //! artifacts/HEX          a program, named by its SHA-256; HEX.part while it is being fetched
+//! artifacts/HEX.index    its chunks, by which others find what they have in common with it
 //! snapshots/HEX.snap     a version's snapshot, named by the version's id
 //! ```
 //! Everything is verified when it is read: artifacts by digest, snapshots by the VMM, versions in the
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use holm_model::artifact::Statement;
+use holm_model::chunks::{Index, MAX_INDEX_BYTES};
 use holm_model::codec;
 use holm_model::control::Desired;
 use holm_model::ids::{Digest, VersionId};
@@ -43,6 +45,31 @@ impl DeployStore {
         self.dir
             .join("artifacts")
             .join(format!("{}.part", digest.hex()))
+    }
+
+    pub(crate) fn index(&self, digest: Digest) -> PathBuf {
+        self.dir
+            .join("artifacts")
+            .join(format!("{}.index", digest.hex()))
+    }
+
+    /// The index of an artifact, if there is one that can be read.
+    pub(crate) fn read_index(&self, digest: Digest) -> Result<Option<Index>, FileError> {
+        let bytes = files::read_if_there(&self.index(digest), MAX_INDEX_BYTES as u64)?;
+        Ok(bytes.and_then(|bytes| Index::parse(&bytes).ok()))
+    }
+
+    /// The artifacts whose index is here.
+    pub(crate) fn indexes(&self) -> Result<Vec<Digest>, FileError> {
+        let dir = self.dir.join("artifacts");
+        let wrong = |error| FileError::new("read", &dir, error);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(wrong)? {
+            let name = entry.map_err(wrong)?.file_name();
+            let hex = name.to_str().and_then(|name| name.strip_suffix(".index"));
+            found.extend(hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+        }
+        Ok(found)
     }
 
     pub(crate) fn snapshot(&self, version: VersionId) -> PathBuf {
@@ -87,6 +114,7 @@ impl DeployStore {
         if let Some(digest) = artifact {
             files::remove_if_there(&self.artifact(digest))?;
             files::remove_if_there(&self.part(digest))?;
+            files::remove_if_there(&self.index(digest))?;
         }
         Ok(())
     }
@@ -99,7 +127,7 @@ impl DeployStore {
     ) -> Result<(), FileError> {
         let kept: BTreeSet<String> = artifacts.iter().map(Digest::hex).collect();
         self.sweep_dir("artifacts", |name| {
-            kept.contains(name.trim_end_matches(".part"))
+            kept.contains(name.trim_end_matches(".part").trim_end_matches(".index"))
         })?;
         self.sweep_dir("snapshots", |name| {
             name.strip_suffix(".snap").is_some_and(&versions)

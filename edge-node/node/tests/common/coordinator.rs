@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use holm_model::chain;
+use holm_model::chunks::Index;
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
@@ -42,10 +43,12 @@ pub struct State {
     pub node: Option<Name>,
     pub duplicates: usize,
     pub artifacts: HashMap<Digest, Vec<u8>>,
-    /// Offsets of all fetches.
-    pub fetches: Vec<u64>,
-    /// The next fetch breaks off after so many bytes.
+    /// Places of the chunks of all fetches.
+    pub fetches: Vec<Vec<u32>>,
+    /// The next fetch of chunks breaks off after so many bytes.
     pub break_off_after: Option<usize>,
+    /// Sent in place of an artifact's index.
+    pub false_index: Option<Vec<u8>>,
     /// Usage batches are stored but so many acknowledgements get lost.
     pub lose_acknowledgements: usize,
     pub sessions: usize,
@@ -323,37 +326,42 @@ async fn answer_bulk(
     state: Arc<Mutex<State>>,
 ) -> Option<()> {
     match receive(&mut from).await? {
-        BulkRequest::FetchArtifact { digest, offset } => {
-            let (artifact, break_off) = {
-                let mut state = state.lock().unwrap();
-                state.fetches.push(offset);
-                (
-                    state.artifacts.get(&digest).cloned(),
-                    state.break_off_after.take(),
-                )
+        BulkRequest::FetchIndex { digest } => {
+            let index = {
+                let state = state.lock().unwrap();
+                let artifact = state.artifacts.get(&digest);
+                let index = artifact.map(|artifact| Index::of(artifact).to_bytes());
+                state.false_index.clone().or(index)
             };
-            let Some(artifact) = artifact else {
+            let Some(index) = index else {
                 let reason = "no such artifact".to_owned();
                 return send(&mut to, &BulkAnswer::Refused { reason }).await;
             };
-            let rest = &artifact[offset as usize..];
-            send(
-                &mut to,
-                &BulkAnswer::Artifact {
-                    bytes: rest.len() as u64,
-                },
-            )
-            .await?;
-            match break_off {
-                Some(after) => {
-                    to.write_all(&rest[..after]).await.ok()?;
-                    to.finish().ok()?;
-                }
-                None => {
-                    to.write_all(rest).await.ok()?;
-                    to.finish().ok()?;
-                }
-            }
+            let bytes = index.len() as u64;
+            send(&mut to, &BulkAnswer::Bytes { bytes }).await?;
+            to.write_all(&index).await.ok()?;
+            to.finish().ok()?;
+        }
+        BulkRequest::FetchChunks { digest, places } => {
+            let (artifact, break_off) = {
+                let mut state = state.lock().unwrap();
+                state.fetches.push(places.clone());
+                (
+                    state.artifacts[&digest].clone(),
+                    state.break_off_after.take(),
+                )
+            };
+            let placed: Vec<_> = Index::of(&artifact).placed().collect();
+            let chunk = |place: u32| {
+                let (at, chunk) = placed[place as usize];
+                &artifact[at as usize..][..chunk.bytes as usize]
+            };
+            let chunks: Vec<u8> = places.into_iter().flat_map(chunk).copied().collect();
+            let bytes = chunks.len() as u64;
+            send(&mut to, &BulkAnswer::Bytes { bytes }).await?;
+            let sent = break_off.unwrap_or(chunks.len());
+            to.write_all(&chunks[..sent]).await.ok()?;
+            to.finish().ok()?;
         }
         BulkRequest::Usage(batch) => {
             let (new, known, lost) = {
