@@ -101,6 +101,28 @@ impl Connection {
     }
 }
 
+/// `POST` with a bearer token and a JSON body, over a connection of its own; the JSON of the answer.
+pub(crate) async fn post(
+    address: SocketAddr,
+    path: &str,
+    token: &str,
+    body: &'static str,
+) -> Result<serde_json::Value> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(driver);
+    let request = Request::post(path)
+        .header("host", "localhost")
+        .header("content-type", "application/json")
+        .header("authorization", format!("Bearer {token}"))
+        .body(Full::new(Bytes::from_static(body.as_bytes())))?;
+    let answer = sender.send_request(request).await?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await?.to_bytes();
+    ensure!(status.is_success(), "{path} gave {status}");
+    serde_json::from_slice(&body).with_context(|| format!("{path} gave no JSON"))
+}
+
 /// The caller's own thread.
 pub(crate) fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::latency::{self, Extent};
 use crate::report::{Goal, Report};
-use crate::{density, peers, readme, server, soak};
+use crate::{density, peers, readme, scale, server, soak};
 
 #[derive(Parser)]
 #[command(name = "holm-bench", about = "What Holm costs on this machine")]
@@ -59,6 +59,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What many nodes cost a coordinator; they speak the real protocol and run nothing.
+    Scale {
+        /// How many nodes; the growth from the fewest to the most is printed too.
+        #[arg(long, value_delimiter = ',', default_value = "100,1000", value_parser = clap::value_parser!(u16).range(1..=1000))]
+        nodes: Vec<u16>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// A bare QUIC server.
+    #[command(hide = true)]
+    ServeQuic { bytes: usize },
     /// A bare hyper server.
     #[command(hide = true)]
     Serve { address: SocketAddr, threads: usize },
@@ -136,6 +148,18 @@ fn run(command: Command) -> Result<()> {
             }
             soak.verdict()
         }
+        Command::Scale { nodes, json } => {
+            let scale = scale::run(nodes.into_iter().map(usize::from).collect())?;
+            match json {
+                true => println!("{}", encode(&scale)?),
+                false => {
+                    println!("{}", scale.table());
+                    print_goals(&scale.goals());
+                }
+            }
+            Ok(())
+        }
+        Command::ServeQuic { bytes } => scale::serve(bytes),
         Command::Serve { address, threads } => server::serve(address, threads),
         Command::Density { instances } => {
             println!("{}", encode(&density::alone(instances)?)?);

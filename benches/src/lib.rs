@@ -1,7 +1,7 @@
 //! What Holm costs on the machine at hand, as ratios to its floor, beside its goals and its peers.
 //!
 //! Everything is measured with the real binaries or the real crates. Run it by `cargo xtask bench`,
-//! `cargo xtask peers` and `cargo xtask soak`, which build what it needs.
+//! `cargo xtask peers`, `cargo xtask soak` and `cargo xtask scale`, which build what it needs.
 #![forbid(unsafe_code)]
 
 mod client;
@@ -15,6 +15,7 @@ mod peers;
 mod readme;
 mod report;
 mod sample;
+mod scale;
 mod server;
 mod soak;
 mod stand;

@@ -258,6 +258,22 @@ impl Fleet {
         daemon.expect("a node that runs").child.id()
     }
 
+    /// The coordinator's process, while it runs.
+    pub fn coordinator_pid(&self) -> u32 {
+        let daemon = self.coordinator.as_ref();
+        daemon.expect("a coordinator that runs").child.id()
+    }
+
+    /// Host and port of the coordinator's API.
+    pub fn http(&self) -> &str {
+        &self.http
+    }
+
+    /// Host and UDP port that nodes dial.
+    pub fn quic(&self) -> &str {
+        &self.quic
+    }
+
     /// A new join token.
     pub fn token(&self, more: &[&str]) -> String {
         let mut args = vec!["nodes", "token"];

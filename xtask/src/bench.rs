@@ -1,4 +1,4 @@
-//! `cargo xtask bench`, `peers` and `soak`: the commands of the crate `benches`, with all they need built for
+//! `cargo xtask bench`, `peers`, `soak` and `scale`: the commands of the crate `benches`, with all they need built for
 //! release.
 
 use std::path::Path;

@@ -68,6 +68,9 @@ enum Task {
     /// `--seconds N`, `--json`.
     #[command(disable_help_flag = true)]
     Soak(Passed),
+    /// Measure what many nodes cost a coordinator: `--nodes 100,1000`, `--json`.
+    #[command(disable_help_flag = true)]
+    Scale(Passed),
     /// Boot the guest of a static program under QEMU, by the kernel image's PVH entry, as far as its
     /// first hostcall.
     Qemu {
@@ -122,6 +125,9 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Soak(Passed { arguments }) => {
             bench::run(&hardware_kvm::workspace(), "soak", &arguments)
+        }
+        Task::Scale(Passed { arguments }) => {
+            bench::run(&hardware_kvm::workspace(), "scale", &arguments)
         }
         Task::Guests { out } => guests::build_all(&out),
         Task::GuestPrograms {

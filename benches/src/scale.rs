@@ -1,0 +1,237 @@
+//! `cargo xtask scale`: one coordinator and many nodes that speak the real protocol and run nothing.
+//!
+//! The coordinator is a process of its own, so that its memory and CPU are its alone; all nodes are in this one.
+//! What is measured is what a coordinator costs for each idle node, how long a rollout takes beside what its waves
+//! and its bytes take anyhow, and how long until all are back when the coordinator was killed.
+
+mod bare;
+mod swarm;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use holm_tests::Fleet;
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use crate::memory::Own;
+use crate::report::Goal;
+use crate::sample::rounded;
+use crate::stand::HELLO;
+
+pub(crate) use bare::serve;
+use swarm::Swarm;
+
+/// What the rolled out artifact has, program and files.
+const ARTIFACT_BYTES: usize = 1 << 20;
+/// How long all nodes may take to have something.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long it is looked what idle nodes cost.
+const IDLE: Duration = Duration::from_secs(10);
+/// What the one wave of the rollout takes by its rules.
+const BAKE: Duration = Duration::from_millis(100);
+
+/// What one number of nodes cost.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Figures {
+    nodes: usize,
+    /// The coordinator's own memory above what it had without nodes, for each.
+    idle_bytes_per_node: f64,
+    /// Its CPU time in each second, for each.
+    idle_cpu_us_per_node: f64,
+    /// From `holm deploy` until all nodes have the version and the coordinator knows.
+    rollout_s: f64,
+    /// Of these, what the wave takes by its rules.
+    rollout_wave_s: f64,
+    /// What the bytes take with a bare QUIC server in the coordinator's place.
+    rollout_bytes_s: f64,
+    /// From the start of a coordinator that was killed until all have a link and their desired state.
+    storm_s: f64,
+}
+
+/// The result: few nodes first, then many.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Scale {
+    artifact_bytes: usize,
+    sizes: Vec<Figures>,
+}
+
+/// Measures with these numbers of nodes, one after the other.
+pub(crate) fn run(mut sizes: Vec<usize>) -> Result<Scale> {
+    sizes.sort_unstable();
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot make a runtime")?;
+    let mut fleet = Fleet::without_nodes();
+    let empty = Own::of(fleet.coordinator_pid())?.private;
+    let mut swarm = Swarm::new(&fleet)?;
+    let mut results = Vec::new();
+    for (round, nodes) in sizes.into_iter().enumerate() {
+        results.push(measure(
+            &runtime, &mut fleet, &mut swarm, nodes, round, empty,
+        )?);
+    }
+    Ok(Scale {
+        artifact_bytes: ARTIFACT_BYTES,
+        sizes: results,
+    })
+}
+
+fn measure(
+    runtime: &Runtime,
+    fleet: &mut Fleet,
+    swarm: &mut Swarm,
+    nodes: usize,
+    round: usize,
+    empty: u64,
+) -> Result<Figures> {
+    eprintln!("{nodes} nodes join");
+    runtime.block_on(swarm.grow(nodes))?;
+    await_all("a link", || swarm.linked() == nodes)?;
+
+    std::thread::sleep(Duration::from_secs(2));
+    let before = cpu(fleet.coordinator_pid())?;
+    std::thread::sleep(IDLE);
+    let pid = fleet.coordinator_pid();
+    let cpu = (cpu(pid)? - before).as_secs_f64() / IDLE.as_secs_f64();
+    let idle = Own::of(pid)?.private.saturating_sub(empty);
+
+    eprintln!("{nodes} nodes get a version");
+    let (program, manifest) = version(fleet, round)?;
+    let started = Instant::now();
+    fleet.deploy(HELLO, &program, &manifest);
+    await_all("the version", || swarm.have_newest() == nodes)?;
+    let rollout = started.elapsed();
+    let bytes = runtime.block_on(bare::transfer(nodes, ARTIFACT_BYTES))?;
+
+    eprintln!("{nodes} nodes come back");
+    fleet.kill_coordinator();
+    await_all("the end of its link", || swarm.linked() == 0)?;
+    let started = Instant::now();
+    fleet.start_coordinator();
+    await_all("a link", || swarm.linked() == nodes)?;
+    let storm = started.elapsed();
+    Ok(Figures {
+        nodes,
+        idle_bytes_per_node: rounded(idle as f64 / nodes as f64),
+        idle_cpu_us_per_node: rounded(cpu * 1e6 / nodes as f64),
+        rollout_s: rounded(rollout.as_secs_f64()),
+        rollout_wave_s: BAKE.as_secs_f64(),
+        rollout_bytes_s: rounded(bytes.as_secs_f64()),
+        storm_s: rounded(storm.as_secs_f64()),
+    })
+}
+
+/// A program with a file of random bytes, so that no chunk of it was there before.
+fn version(fleet: &Fleet, round: usize) -> Result<(std::path::PathBuf, String)> {
+    let program = holm_test_support::function(HELLO);
+    let length = fs::metadata(&program)?.len();
+    let length = ARTIFACT_BYTES.saturating_sub(usize::try_from(length)?);
+    let mut below = holm_test_support::random_below(round as u64);
+    let bytes: Vec<u8> = (0..length).map(|_| below(256) as u8).collect();
+    let file = format!("bytes-{round}");
+    fs::write(fleet.path(&file), bytes).context("cannot write the version's file")?;
+    let manifest = format!(
+        "probe = \"/\"\n[limits]\nmemory = \"16MiB\"\n[env]\nROUND = \"{round}\"\n\
+         [files]\n\"/bytes\" = \"{file}\"\n"
+    );
+    Ok((program, manifest))
+}
+
+fn await_all(what: &str, reached: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !reached() {
+        ensure!(
+            Instant::now() < deadline,
+            "not all nodes had {what} in {PATIENCE:?}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// CPU time that a process has used.
+fn cpu(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    // The name, in parentheses, may have spaces.
+    let after = text.rsplit(')').next().unwrap_or_default();
+    let ticks = |field: usize| {
+        let text = after.split_whitespace().nth(field);
+        text.and_then(|text| text.parse::<u64>().ok())
+    };
+    let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system);
+    // Linux shows them in hundredths of a second on every machine that Holm runs on.
+    Ok(Duration::from_millis(
+        ticks.context("no CPU time in /proc")? * 10,
+    ))
+}
+
+/// Each node has a socket.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let raised = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        eprintln!("the limit of open files stays as it is: {error}");
+    }
+}
+
+impl Scale {
+    /// As text.
+    pub(crate) fn table(&self) -> String {
+        let mut lines = vec![format!(
+            "{:>6} {:>15} {:>16} {:>10} {:>8} {:>8} {:>8}",
+            "nodes", "idle KiB/node", "idle CPU us/s", "rollout s", "wave s", "bytes s", "storm s"
+        )];
+        for one in &self.sizes {
+            lines.push(format!(
+                "{:>6} {:>15.1} {:>16.1} {:>10.2} {:>8.2} {:>8.2} {:>8.2}",
+                one.nodes,
+                one.idle_bytes_per_node / 1024.0,
+                one.idle_cpu_us_per_node,
+                one.rollout_s,
+                one.rollout_wave_s,
+                one.rollout_bytes_s,
+                one.storm_s
+            ));
+        }
+        lines.join("\n")
+    }
+
+    /// What is to hold for the most nodes.
+    pub(crate) fn goals(&self) -> Vec<Goal> {
+        let Some(most) = self.sizes.last() else {
+            return Vec::new();
+        };
+        let mut goals = vec![
+            Goal::at_most(
+                "idle node <= 64 KiB of the coordinator",
+                most.idle_bytes_per_node,
+                65536.0,
+            ),
+            Goal::at_most(
+                "rollout <= wave + 2 x bytes",
+                most.rollout_s,
+                most.rollout_wave_s + 2.0 * most.rollout_bytes_s,
+            ),
+            Goal::at_most("storm <= 10 s", most.storm_s, 10.0),
+        ];
+        if let [few, .., most] = &self.sizes[..] {
+            let growth = most.nodes as f64 / few.nodes as f64;
+            goals.push(Goal::at_most(
+                "rollout grows no faster than the nodes",
+                most.rollout_s,
+                growth * few.rollout_s,
+            ));
+        }
+        goals
+    }
+}
