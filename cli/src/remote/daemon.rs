@@ -190,11 +190,6 @@ enum LogFormat {
 /// What a coordinator says when it is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CoordinatorReady {
-    /// Where artifacts are, if not in the state directory: s3://BUCKET/PREFIX of an S3-compatible store. Its endpoint
-    /// and credentials are taken from the environment, as AWS SDKs name them: AWS_ENDPOINT_URL, AWS_REGION,
-    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
-    #[arg(long, env = "HOLM_ARTIFACTS", value_name = "URL")]
-    artifacts: Option<holm_coordinator::S3Place>,
     /// Where people and CI reach it.
     pub(crate) url: String,
     /// Where nodes reach it.
