@@ -92,7 +92,7 @@ fn a_pushed_version_has_the_fields_of_the_specification_and_its_own_digests() {
     assert_eq!(manifest["layers"][0]["size"], artifact.len());
     let statement = json(&blob(&layout, &pushed["version"]));
     assert_eq!(statement["artifact"], pushed["artifact"]);
-    assert_eq!(statement["function"]["function"], "state");
+    assert_eq!(statement["function"], "test/state");
     // The same version is the same manifest; another tag is one more entry, the same tag the same one.
     for (tag, entries) in [("two", 2), ("one", 2)] {
         let destination = format!("oci:{layout}:{tag}");

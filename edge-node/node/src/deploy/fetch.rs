@@ -85,7 +85,14 @@ async fn fetch(store: &DeployStore, statement: &Statement, link: &Link) -> Resul
     let part = Arc::new(part);
     let asked: u64 = wanted.iter().map(|wanted| wanted.bytes()).sum();
     if !wanted.is_empty() {
-        receive(digest, wanted, &part, link).await?;
+        let received = receive(digest, wanted, &part, link).await;
+        if let Err(error) = received {
+            if !error.is_passing() {
+                // The coordinator may have the artifact in other chunks by now.
+                files::remove_if_there(&store.index(digest))?;
+            }
+            return Err(error);
+        }
     }
     let (store, statement) = (store.clone(), statement.clone());
     blocking(move || {

@@ -352,11 +352,13 @@ async fn answer_bulk(
                 )
             };
             let placed: Vec<_> = Index::of(&artifact).placed().collect();
+            // Of a false index there may be places that the artifact has not.
             let chunk = |place: u32| {
-                let (at, chunk) = placed[place as usize];
-                &artifact[at as usize..][..chunk.bytes as usize]
+                let (at, chunk) = *placed.get(place as usize)?;
+                Some(&artifact[at as usize..][..chunk.bytes as usize])
             };
-            let chunks: Vec<u8> = places.into_iter().flat_map(chunk).copied().collect();
+            let chunks = places.into_iter().filter_map(chunk);
+            let chunks: Vec<u8> = chunks.flatten().copied().collect();
             let bytes = chunks.len() as u64;
             send(&mut to, &BulkAnswer::Bytes { bytes }).await?;
             let sent = break_off.unwrap_or(chunks.len());

@@ -259,3 +259,33 @@ async fn kvm_what_the_nodes_disk_prevents_is_done_when_the_disk_is_well_again() 
     assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
     shutdown(node).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_an_index_that_is_not_the_artifacts_is_refused_until_there_is_a_good_one() {
+    if !require_kvm() {
+        return;
+    }
+    let coordinator = Coordinator::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let v1 = Version::new("v1", 1);
+    coordinator.add_artifact(&v1);
+    coordinator.state().false_index = Some(b"nonsense".to_vec());
+    coordinator.want(desired(1, &v1, None));
+    let node = node(&coordinator, dir.path()).await;
+    until("the coordinator is told", || {
+        coordinator.failure(&v1).is_some()
+    })
+    .await;
+    let reason = coordinator.failure(&v1).unwrap();
+    assert!(reason.contains("no index"), "{reason}");
+    // One of another artifact, of the same length: each chunk is refused.
+    let mut other = v1.artifact.clone();
+    other.reverse();
+    let other = holm_model::chunks::Index::of(&other).to_bytes();
+    coordinator.state().false_index = Some(other);
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    coordinator.state().false_index = None;
+    until("it takes requests", || coordinator.is_routed(&v1)).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    shutdown(node).await;
+}
