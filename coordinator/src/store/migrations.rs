@@ -43,6 +43,10 @@ pub(super) const SQLITE: &Migrations = &[
         "renewal",
         include_str!("../../migrations/sqlite/0008_renewal.sql"),
     ),
+    (
+        "budgets",
+        include_str!("../../migrations/sqlite/0009_budgets.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -70,6 +74,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "renewal",
         include_str!("../../migrations/postgres/0006_renewal.sql"),
+    ),
+    (
+        "budgets",
+        include_str!("../../migrations/postgres/0007_budgets.sql"),
     ),
 ];
 

@@ -12,6 +12,9 @@
 //! writes to is kept out by the lock on the state directory (see the crate's root).
 
 mod audit;
+mod budgets;
+#[cfg(test)]
+mod budgets_tests;
 mod catalogue;
 mod coordinators;
 mod error;
@@ -39,6 +42,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
+pub(crate) use budgets::Unbudgeted;
 pub(crate) use catalogue::{
     FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
 };
@@ -85,6 +89,7 @@ enum Turn {
     Rollouts = 2,
     Ledger = 3,
     Audit = 4,
+    Budgets = 5,
 }
 
 impl Store {
@@ -187,7 +192,8 @@ impl Store {
 }
 
 impl Transaction {
-    /// Waits for a turn, until its own end. Who has several takes them in the order Rollouts, Registry.
+    /// Waits for a turn, until its own end. Who has several takes them in the order Rollouts, Registry, or Ledger,
+    /// Budgets.
     async fn take(&mut self, turn: Turn) -> Result<(), StoreError> {
         if let Transaction::Postgres(_) = self {
             query("SELECT pg_advisory_xact_lock(?)")

@@ -102,7 +102,9 @@ impl Credentials {
         match answer {
             BulkAnswer::Renewed { certificate_der } => self.take(certificate_der.into()),
             BulkAnswer::Refused { reason } => Err(RenewalError::Refused(reason)),
-            BulkAnswer::Artifact { .. } | BulkAnswer::UsageStored { .. } => {
+            BulkAnswer::Artifact { .. }
+            | BulkAnswer::UsageStored { .. }
+            | BulkAnswer::Leases(_) => {
                 Err(LinkError::Protocol("it answers another question").into())
             }
         }

@@ -125,7 +125,7 @@ async fn receive(
             )));
         }
         BulkAnswer::Refused { reason } => return Err(FetchError::Refused(reason)),
-        BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } => {
+        BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } | BulkAnswer::Leases(_) => {
             return Err(LinkError::Protocol("it answers another question").into());
         }
     }

@@ -96,7 +96,7 @@ async fn upload_one(
             Ok(count)
         }
         BulkAnswer::Refused { reason } => Err(UploadError::Refused(reason)),
-        BulkAnswer::Artifact { .. } | BulkAnswer::Renewed { .. } => {
+        BulkAnswer::Artifact { .. } | BulkAnswer::Renewed { .. } | BulkAnswer::Leases(_) => {
             Err(LinkError::Protocol("it answers another question").into())
         }
     }
