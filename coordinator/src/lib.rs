@@ -19,6 +19,7 @@
 
 mod api;
 mod bill;
+mod budget;
 mod ca;
 mod clock;
 mod ledger;

@@ -114,6 +114,13 @@ pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
 /// How often a rollout is looked at while one is running.
 pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 
+/// How often a coordinator looks whether budgets have changed, and for alerts.
+pub(crate) const BUDGETS_TICK: Duration = Duration::from_secs(1);
+/// Most alert thresholds of one budget.
+pub(crate) const MAX_BUDGET_ALERTS: usize = 10;
+/// Most alerts in one page.
+pub(crate) const MAX_ALERTS_PAGE: usize = 1000;
+
 /// How often a coordinator tells the others that it lives, and looks what they have decided.
 pub(crate) const COORDINATOR_TICK: Duration = Duration::from_millis(500);
 /// Silence after which the others take a coordinator for dead.

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::api::{self, Api, BoundedListener};
+use crate::budget::Budgets;
 use crate::ca::{
     Authority, CaError, Joins, TokenError, Tokens, ensure_admin_token, new_admin_token, random,
 };
@@ -272,6 +273,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let registry = Registry::new(store.clone(), artifacts, clock);
     let ledger = Ledger::new(store.clone(), authority.certificate().clone(), clock);
     let logs = Arc::new(Logs::new(clock.now_ms()));
+    let budgets = Arc::new(Budgets::new(store.clone(), clock));
+    store.recount_budgets(clock.now_ms()).await?;
+    budgets.refresh().await?;
 
     let http = |source| StartError::Http {
         address: config.http_listen,
@@ -310,6 +314,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         ledger: ledger.clone(),
         logs: logs.clone(),
         registry: registry.clone(),
+        budgets: budgets.clone(),
         target: rollouts.target(),
         rollouts: rollouts.clone(),
         clock,
@@ -320,6 +325,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         rollouts: rollouts.clone(),
         fleet: fleet.clone(),
         ledger,
+        budgets: budgets.clone(),
         logs,
         joins: joins.clone(),
         authority,
@@ -363,6 +369,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     });
     tasks.spawn(until(stopped.clone(), "rollouts", async move {
         rollouts.run().await
+    }));
+    tasks.spawn(until(stopped.clone(), "budgets", async move {
+        budgets.run().await;
     }));
     let seen_store = store.clone();
     tasks.spawn(until(stopped, "last seen", async move {

@@ -12,11 +12,13 @@
 //! | [`tokens`] | `tokens`, `audit` |
 //! | [`usage`] | `usage` |
 //! | [`prices`] | `prices`, `explain` |
+//! | [`budgets`] | `budgets` |
 //!
 //! The rest serves them: [`settings`] finds the coordinator and the token, [`client`] speaks its API,
 //! [`edge`] sends requests to functions, [`key`] keeps the publisher's key, [`when`] reads
 //! times.
 
+pub(crate) mod budgets;
 pub(crate) mod client;
 pub(crate) mod daemon;
 pub(crate) mod deploy;
@@ -71,6 +73,8 @@ pub(crate) enum Command {
     Explain(prices::ExplainArgs),
     /// Look at price plans, set prices, and give them to tenants.
     Prices(prices::PricesArgs),
+    /// Set what executions may cost in a month, and look at what is spent.
+    Budgets(budgets::BudgetsArgs),
     /// Make tokens for people and programs, weaken them, and revoke them.
     Tokens(tokens::TokensArgs),
     /// Tell who did what, and whether that record is whole.
@@ -106,6 +110,7 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Usage(args) => usage::run(args, output).await,
             Command::Explain(args) => prices::explain(args, output).await,
             Command::Prices(args) => prices::run(args, output).await,
+            Command::Budgets(args) => budgets::run(args, output).await,
             Command::Tokens(args) => tokens::tokens(args, output).await,
             Command::Audit(args) => tokens::audit(args, output).await,
             Command::Login(args) => fleet::login(args, output).await,

@@ -154,6 +154,16 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("POST", "/v1/prices/{plan}") => (Admin, All, Some("prices.set")),
         // Nobody chooses his own prices.
         ("PUT", "/v1/tenants/{tenant}/prices") => (Admin, All, Some("prices.assign")),
+        ("GET", "/v1/budgets" | "/v1/budgets/alerts") => (Usage, Several, None),
+        ("GET", "/v1/tenants/{tenant}/budget") => (Usage, Tenant, None),
+        ("GET", "/v1/functions/{tenant}/{function}/budget") => (Usage, Tenant, None),
+        // What all of a tenant's functions may cost is the operator's to say; what each of them may, the tenant's too.
+        ("PUT", "/v1/tenants/{tenant}/budget") => (Admin, All, Some("budget.set")),
+        ("DELETE", "/v1/tenants/{tenant}/budget") => (Admin, All, Some("budget.remove")),
+        ("PUT", "/v1/functions/{tenant}/{function}/budget") => (Admin, Tenant, Some("budget.set")),
+        ("DELETE", "/v1/functions/{tenant}/{function}/budget") => {
+            (Admin, Tenant, Some("budget.remove"))
+        }
         ("GET", "/v1/usage/audit") => (Usage, All, None),
         ("GET" | "HEAD", _) => (Admin, All, None),
         _ => (Admin, All, Some("other")),

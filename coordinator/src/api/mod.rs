@@ -6,6 +6,7 @@
 
 mod access;
 mod artifacts;
+mod budgets;
 mod catalogue;
 mod fleet;
 mod input;
@@ -32,6 +33,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub(crate) use listener::BoundedListener;
 use problem::ApiError;
 
+use crate::budget::Budgets;
 use crate::ca::{Authority, Joins, Tokens};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
@@ -49,6 +51,7 @@ pub(crate) struct Api {
     pub(crate) rollouts: Arc<Rollouts>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) ledger: Ledger,
+    pub(crate) budgets: Arc<Budgets>,
     pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
     pub(crate) authority: Authority,
@@ -135,6 +138,20 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/rollouts/{id}/pause", post(rollouts::pause))
         .route("/v1/rollouts/{id}/resume", post(rollouts::resume))
         .route("/v1/rollouts/{id}/promote", post(rollouts::promote))
+        .route("/v1/budgets", get(budgets::list))
+        .route("/v1/budgets/alerts", get(budgets::alerts))
+        .route(
+            "/v1/tenants/{tenant}/budget",
+            get(budgets::of_tenant)
+                .put(budgets::set_of_tenant)
+                .delete(budgets::remove_of_tenant),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/budget",
+            get(budgets::of_function)
+                .put(budgets::set_of_function)
+                .delete(budgets::remove_of_function),
+        )
         .route("/v1/usage", get(usage::sums))
         .route("/v1/usage/audit", get(usage::audit))
         .route("/v1/usage/records", get(usage::records))

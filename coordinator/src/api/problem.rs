@@ -9,7 +9,7 @@ use super::access::Told;
 use crate::ca::{ApiTokenError, CaError, JoinError};
 use crate::registry::{ArtifactError, RegistryError};
 use crate::rollout::RolloutError;
-use crate::store::{StoreError, Unpriced, Unstored};
+use crate::store::{StoreError, Unbudgeted, Unpriced, Unstored};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -243,7 +243,25 @@ impl From<Unpriced> for ApiError {
             }
             Unpriced::NoPlan(_) | Unpriced::NoTenant(_) => ApiError::not_found(error.to_string()),
             Unpriced::Past { .. } => ApiError::conflict("prices-past", PRICES, error),
+            Unpriced::Budgeted { .. } => ApiError::conflict("other-currency", PRICES, error),
             Unpriced::OtherCurrency { .. } => ApiError::conflict("other-currency", PRICES, error),
+        }
+    }
+}
+
+impl From<Unbudgeted> for ApiError {
+    fn from(error: Unbudgeted) -> Self {
+        const BUDGET: &str = "The budget is not set";
+        match error {
+            Unbudgeted::Store(error) => error.into(),
+            Unbudgeted::NoTenant(_) | Unbudgeted::NoFunction(_) | Unbudgeted::NoBudget(_) => {
+                ApiError::not_found(error.to_string())
+            }
+            Unbudgeted::TooLarge(_) | Unbudgeted::BadAlerts => {
+                ApiError::bad_request(error.to_string())
+            }
+            Unbudgeted::NoPrices(_) => ApiError::conflict("no-prices", BUDGET, error),
+            Unbudgeted::TooMany => ApiError::conflict("too-many-budgets", BUDGET, error),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use holm_model::chunks::Index;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
+use holm_model::limits::MAX_LEASE_ASKS;
 use quinn::{RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
@@ -42,6 +43,27 @@ pub(super) async fn serve(
             let chunks = chunks(&services, &mut send, digest, &places);
             let answered = within(BULK_ARTIFACT, chunks).await;
             or_reset(answered, &mut send)
+        }
+        BulkRequest::Lease(asks) if asks.asks.len() > MAX_LEASE_ASKS => {
+            refuse(
+                &mut send,
+                format!("it asks about more than {MAX_LEASE_ASKS} budgets at once"),
+            )
+            .await
+        }
+        BulkRequest::Lease(asks) => {
+            let now_ms = services.clock.now_ms();
+            match services.store.lease(&node, &asks, now_ms).await {
+                Ok(answers) => {
+                    frames::write(&mut send, &BulkAnswer::Leases(answers)).await?;
+                    delivered(&mut send).await;
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::error!(%node, %error, "budget cannot be leased");
+                    refuse(&mut send, error.to_string()).await
+                }
+            }
         }
         BulkRequest::Usage(batch) => match services.ledger.add(&node, &certificate, &batch).await {
             Ok((new, known)) => {

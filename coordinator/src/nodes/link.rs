@@ -369,7 +369,28 @@ impl Link<'_> {
         };
         frames::write(send, &welcome).await?;
         target.mark_changed();
-        while target.changed().await.is_ok() {
+        // The node may come from a coordinator that knew of more, and keeps to what it is told last.
+        self.services.budgets.refresh().await?;
+        let mut budgets = self.services.budgets.list();
+        // Without any there is nothing to keep to, and a node that knows none is not told.
+        let mut told = 0;
+        loop {
+            // Before the functions that are under them.
+            let list = budgets.borrow_and_update().clone();
+            if list.revision != told && (told > 0 || !list.budgets.is_empty()) {
+                told = list.revision;
+                frames::write(send, &CoordinatorMessage::Budgets((*list).clone())).await?;
+            }
+            let changed = tokio::select! {
+                changed = target.changed() => changed,
+                changed = budgets.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(gone) => Err(gone),
+                },
+            };
+            if changed.is_err() {
+                break;
+            }
             let desired = self.desired(&mut target);
             let generation = desired.generation;
             frames::write(send, &CoordinatorMessage::Desired(desired)).await?;

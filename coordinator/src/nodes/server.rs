@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{Fleet, frames, link};
+use crate::budget::Budgets;
 use crate::ca::{Authority, CaError, Joins};
 use crate::clock::Clock;
 use crate::ledger::Ledger;
@@ -68,6 +69,7 @@ pub(crate) struct Services {
     pub(crate) logs: Arc<Logs>,
     pub(crate) registry: Registry,
     pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) budgets: Arc<Budgets>,
     pub(crate) target: watch::Receiver<Arc<Target>>,
     pub(crate) clock: Clock,
 }

@@ -47,6 +47,10 @@ pub(super) const SQLITE: &Migrations = &[
         "chunks",
         include_str!("../../migrations/sqlite/0009_chunks.sql"),
     ),
+    (
+        "budgets",
+        include_str!("../../migrations/sqlite/0010_budgets.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -78,6 +82,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "chunks",
         include_str!("../../migrations/postgres/0007_chunks.sql"),
+    ),
+    (
+        "budgets",
+        include_str!("../../migrations/postgres/0008_budgets.sql"),
     ),
 ];
 

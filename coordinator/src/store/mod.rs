@@ -13,6 +13,9 @@
 
 mod artifacts;
 mod audit;
+mod budgets;
+#[cfg(test)]
+mod budgets_tests;
 mod catalogue;
 mod coordinators;
 mod error;
@@ -41,6 +44,7 @@ use sqlx::sqlite::{
 };
 
 pub(crate) use artifacts::{ArtifactOutcome, Located};
+pub(crate) use budgets::Unbudgeted;
 pub(crate) use catalogue::{
     FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
 };
@@ -87,6 +91,7 @@ enum Turn {
     Rollouts = 2,
     Ledger = 3,
     Audit = 4,
+    Budgets = 5,
 }
 
 impl Store {
@@ -189,7 +194,8 @@ impl Store {
 }
 
 impl Transaction {
-    /// Waits for a turn, until its own end. Who has several takes them in the order Rollouts, Registry.
+    /// Waits for a turn, until its own end. Who has several takes them in the order Rollouts, Registry, or Ledger,
+    /// Budgets.
     async fn take(&mut self, turn: Turn) -> Result<(), StoreError> {
         if let Transaction::Postgres(_) = self {
             query("SELECT pg_advisory_xact_lock(?)")

@@ -4,6 +4,7 @@ use holm_model::api::{BillLine, NewAssignment, NewPrices, PricesView};
 use holm_model::ids::{FunctionName, Name};
 use holm_model::price::{Amount, PlanAssignment, PricePlan, Prices, periods};
 
+use super::budgets;
 use super::error::During as _;
 use super::sql::{On, Row, query};
 use super::sums::{self, UsageFilter, UsageGroup};
@@ -31,6 +32,11 @@ pub(crate) enum Unpriced {
     NoPlan(Name),
     #[error("there is no tenant `{0}`; `holm tenants create` makes one")]
     NoTenant(Name),
+    #[error(
+        "tenant `{tenant}` has budgets in {budgeted}, and the plan is in another currency; remove them first \
+         (`holm budgets remove`), and set new ones"
+    )]
+    Budgeted { tenant: Name, budgeted: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -141,6 +147,7 @@ impl Store {
             now_ms.into(),
         ]);
         insert.execute(&mut tx).await.during(DOING)?;
+        budgets::prices_changed(&mut tx, None).await?;
         tx.commit(DOING).await?;
         Ok(plan)
     }
@@ -161,8 +168,15 @@ impl Store {
             return Err(Unpriced::NoTenant(tenant.clone()));
         }
         let (plans, assignments) = (plans(&mut tx).await?, assignments(&mut tx).await?);
-        if !plans.iter().any(|plan| plan.name == new.plan) {
+        let Some(plan) = plans.iter().find(|plan| plan.name == new.plan) else {
             return Err(Unpriced::NoPlan(new.plan.clone()));
+        };
+        let budgeted = budgets::currency(&mut tx, tenant).await?;
+        if let Some(budgeted) = budgeted.filter(|budgeted| *budgeted != plan.currency.to_string()) {
+            return Err(Unpriced::Budgeted {
+                tenant: tenant.clone(),
+                budgeted,
+            });
         }
         let priced = |at: u64| {
             let to = now_ms.max(at).saturating_add(1);
@@ -186,6 +200,7 @@ impl Store {
         .execute(&mut tx)
         .await
         .during(DOING)?;
+        budgets::prices_changed(&mut tx, Some(tenant)).await?;
         tx.commit(DOING).await?;
         Ok(assignment)
     }
@@ -216,7 +231,7 @@ fn beginning(
     }
 }
 
-async fn plans<'a>(on: impl Into<On<'a>>) -> Result<Vec<PricePlan>, StoreError> {
+pub(super) async fn plans<'a>(on: impl Into<On<'a>>) -> Result<Vec<PricePlan>, StoreError> {
     const DOING: &str = "read prices";
     const WHAT: &str = "a price plan";
     let rows = query("SELECT * FROM price_plans ORDER BY name, version");
@@ -241,7 +256,9 @@ async fn plans<'a>(on: impl Into<On<'a>>) -> Result<Vec<PricePlan>, StoreError> 
     rows.iter().map(plan).collect()
 }
 
-async fn assignments<'a>(on: impl Into<On<'a>>) -> Result<Vec<PlanAssignment>, StoreError> {
+pub(super) async fn assignments<'a>(
+    on: impl Into<On<'a>>,
+) -> Result<Vec<PlanAssignment>, StoreError> {
     let rows: Vec<(String, i64, String)> =
         query("SELECT tenant, from_ms, plan FROM plan_assignments ORDER BY tenant, from_ms")
             .all(on)

@@ -1194,6 +1194,7 @@ pub(super) async fn fill(store: &Store) {
         from_ms: None,
     };
     store.assign_plan(&name("acme"), &plan, || 7).await.unwrap();
+    super::budgets_tests::fill(store).await;
 }
 
 pub(super) async fn one_more_row(store: &Store) {

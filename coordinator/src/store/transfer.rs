@@ -297,6 +297,71 @@ const TABLES: &[Table] = &[
         order: "tenant, from_ms",
     },
     Table {
+        name: "budgets",
+        columns: &[
+            ("tenant", Text),
+            ("function", Text),
+            ("amount", Int),
+            ("currency", Text),
+            ("cap", Text),
+            ("alerts", Text),
+            ("created_ms", Int),
+            ("changed_ms", Int),
+            ("revision", Int),
+        ],
+        order: "tenant, function",
+    },
+    Table {
+        name: "budget_lines",
+        columns: &[
+            ("tenant", Text),
+            ("function", Text),
+            ("month_ms", Int),
+            ("node", Text),
+            ("granted", Int),
+            ("reported", Int),
+            ("ledger", Int),
+            ("serial", Int),
+            ("beyond", Int),
+            ("need", Int),
+            ("leases", Int),
+            ("asked_ms", Int),
+        ],
+        order: "tenant, function, month_ms, node",
+    },
+    Table {
+        name: "budget_months",
+        columns: &[
+            ("tenant", Text),
+            ("function", Text),
+            ("month_ms", Int),
+            ("wanted_ms", Int),
+            ("wanted_by", Text),
+            ("exhausted_ms", Int),
+        ],
+        order: "tenant, function, month_ms",
+    },
+    Table {
+        name: "budget_alerts",
+        columns: &[
+            ("row", Int),
+            ("tenant", Text),
+            ("function", Text),
+            ("month_ms", Int),
+            ("percent", Int),
+            ("spent", Int),
+            ("amount", Int),
+            ("crossed_ms", Int),
+            ("told_ms", Int),
+        ],
+        order: "row",
+    },
+    Table {
+        name: "budget_nodes",
+        columns: &[("node", Text), ("revision", Int), ("said_ms", Int)],
+        order: "node",
+    },
+    Table {
         name: "usage_chains",
         columns: &[("node", Text), ("unchained_upto", Int)],
         order: "node",
@@ -421,7 +486,16 @@ impl Store {
             }
         }
         let counts = import_rows(&mut tx, &mut lines).await?;
-        for (table, column) in [("rollouts", "id"), ("usage", "row")] {
+        // An export of a Holm without budgets has none.
+        query("INSERT INTO counters (name, value) VALUES ('budgets_revision', 0) ON CONFLICT DO NOTHING")
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
+        for (table, column) in [
+            ("rollouts", "id"),
+            ("usage", "row"),
+            ("budget_alerts", "row"),
+        ] {
             tx.go_on_after(table, column).await?;
         }
         tx.commit(DOING).await?;

@@ -6,6 +6,7 @@ use holm_model::api::{LedgerRow, UsageRecordsPage, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name, RequestId};
 use holm_model::usage::{Outcome, UsageRecord};
 
+use super::budgets;
 use super::error::During as _;
 use super::sql::{Row, Transaction, Value, query};
 use super::sums::{self, UsageFilter, UsageGroup};
@@ -109,6 +110,8 @@ impl Store {
         }
         let is_new = |record: &&UsageRecord| new.contains(&(record.boot_epoch, record.sequence));
         sums::add(&mut tx, node, batch.records.iter().filter(is_new)).await?;
+        let added = batch.records.iter().filter(is_new);
+        budgets::count(&mut tx, node, added, batch.received_ms).await?;
         let new = new.len() as u64;
         let known = count - new;
         resent(&mut tx, known).await?;

@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::budget::Gauges;
 use crate::deploy::routes::{Live, Table};
 use crate::lane::{Lane, Shared};
 use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, RESTORE_PATIENCE, WARM_LOOK};
@@ -87,6 +88,7 @@ pub(crate) struct Gear {
     pub(crate) handed: mpsc::Receiver<Handed>,
     pub(crate) meter: Meter,
     pub(crate) routes: watch::Receiver<Arc<Table>>,
+    pub(crate) gauges: watch::Receiver<Arc<Gauges>>,
     /// Becomes true when what the disk says has been brought up.
     pub(crate) restored: watch::Receiver<bool>,
     /// Is told when the thread listens, or why it does not.
@@ -119,6 +121,7 @@ async fn serve(socket: TcpSocket, gear: Gear) {
         handed,
         meter,
         routes,
+        gauges,
         mut restored,
         listening,
         tls,
@@ -128,7 +131,7 @@ async fn serve(socket: TcpSocket, gear: Gear) {
     let place = Place { index, of: lanes };
     let pool = Pool::new(place, janitor, made, shared.tally.clone());
     pool.grow(slots);
-    let lane = Lane::new(shared, pool.clone(), meter, routes.clone());
+    let lane = Lane::new(shared, pool.clone(), meter, routes.clone(), gauges);
     tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes));
     tokio::task::spawn_local(handover::take_over(lane.clone(), handed));
     let serving = lane.shared.serving.clone();

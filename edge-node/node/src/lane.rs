@@ -11,6 +11,7 @@ use holm_model::ids::{Name, RequestId};
 use hyper::header::HeaderValue;
 use tokio::sync::{mpsc, watch};
 
+use crate::budget::{self, Gauges};
 use crate::deploy::routes::{Found, Live, Table};
 use crate::fair;
 use crate::logs::Logs;
@@ -50,6 +51,7 @@ pub(crate) struct Lane {
     pub(crate) meter: RefCell<Meter>,
     pub(crate) bodies: Budget,
     pub(crate) answers: Answers,
+    pub(crate) budgets: RefCell<budget::lane::View>,
     routes: RefCell<watch::Receiver<Arc<Table>>>,
     table: RefCell<Arc<Table>>,
     ids: RefCell<Ids>,
@@ -62,6 +64,7 @@ impl Lane {
         pool: Rc<Pool>,
         meter: Meter,
         mut routes: watch::Receiver<Arc<Table>>,
+        gauges: watch::Receiver<Arc<Gauges>>,
     ) -> Rc<Self> {
         let table = routes.borrow_and_update().clone();
         Rc::new(Lane {
@@ -70,6 +73,7 @@ impl Lane {
             meter: RefCell::new(meter),
             bodies: Budget::default(),
             answers: Answers::default(),
+            budgets: budget::lane::View::new(gauges),
             routes: RefCell::new(routes),
             table: RefCell::new(table),
             ids: RefCell::default(),

@@ -6,6 +6,7 @@
 //! record, and to depend on the coordinator for serving what it has.
 #![forbid(unsafe_code)]
 
+mod budget;
 mod config;
 mod credentials;
 mod deploy;

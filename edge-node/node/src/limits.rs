@@ -165,6 +165,19 @@ pub const LINK_IDLE: Duration = Duration::from_secs(3);
 /// How long dialling, joining or the coordinator's first answer may take.
 pub const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often the gauges of budgets are looked at; so long, and the time of one question, a lease is waited for.
+pub const BUDGET_LOOK: Duration = Duration::from_millis(100);
+/// How long the coordinator may take to answer about leases.
+pub const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for budget that may come.
+pub const LEASE_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it looks.
+pub const LEASE_POLL: Duration = Duration::from_millis(20);
+/// Most bytes that a request under a hard budget may send over connections of its own: so many are reserved.
+pub const MAX_EGRESS_BYTES_BUDGETED: u64 = 64 << 20;
+/// Most seconds that a caller is told to wait for a budget of the next month.
+pub const MAX_RETRY_AFTER_SECONDS: u64 = 31 * 86_400;
+
 /// Usage records between the request path and the journal.
 pub const JOURNAL_QUEUE: usize = 16 << 10;
 /// Waiting usage records over which no new request is taken. What is under way then still fits.
@@ -202,6 +215,9 @@ const _: () = {
     assert!(MAX_ASKED_NAMES_PER_TENANT < MAX_KNOWN_NAMES);
     assert!(MAX_QUEUED_PER_VERSION <= MAX_QUEUED_PER_TENANT);
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
+    // Time for a look, a question and a look at what came.
+    assert!(LEASE_PATIENCE.as_nanos() >= 3 * BUDGET_LOOK.as_nanos());
+    assert!(LEASE_POLL.as_nanos() < BUDGET_LOOK.as_nanos());
     assert!(SPILL_SEGMENT_BYTES < MAX_SPILL_SEGMENT_BYTES);
     assert!(MAX_COMMIT_RECORDS <= JOURNAL_QUEUE && MAX_USAGE_BATCH <= JOURNAL_QUEUE);
     assert!(MAX_CHUNK_BYTES <= FETCH_PIECE_BYTES);

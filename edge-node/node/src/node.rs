@@ -22,6 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle as JoinHandleOf, JoinSet};
 
+use crate::budget::{Budgets, OpenError};
 use crate::config::NodeConfig;
 use crate::credentials::Credentials;
 use crate::deploy::{self, Means};
@@ -37,7 +38,7 @@ use crate::meter::sign::{BatchSigner, SignError};
 use crate::meter::spill::SpillWriter;
 use crate::meter::{Meter, upload};
 use crate::pool::Janitor;
-use crate::session::{Link, Session, Told};
+use crate::session::{Heard, Link, Session, Told};
 use crate::tally::Tally;
 use crate::tls::TlsError;
 use crate::worker::Workers;
@@ -167,6 +168,8 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         Ok::<_, FileError>(Meter::new(spill, journal.sender.clone(), progress))
     };
 
+    let (budgets, gauges) = Budgets::open(dir, &journal)?;
+    let (lists, new_lists) = mpsc::channel(1);
     let (opened, published) = deploy::open(dir)?;
     let tally = Arc::new(Tally::new(threads));
     let logs = Arc::new(Logs::default());
@@ -195,7 +198,10 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         Credentials::new(dir, identity)?,
         hello,
         published.observed.clone(),
-        desired,
+        Heard {
+            desired,
+            budgets: lists,
+        },
         Told {
             tally: tally.clone(),
             logs: logs.clone(),
@@ -242,6 +248,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             handed,
             meter: meter(lane)?,
             routes: published.routes.clone(),
+            gauges: gauges.clone(),
             restored: published.restored.clone(),
             listening: listening.clone(),
             tls: current.clone(),
@@ -251,6 +258,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     }
 
     let last_logs = shared.logs.clone();
+    let routes = published.routes.clone();
     let (control_stop, control_stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -262,6 +270,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(session.run());
                 tasks.spawn(deployer.run(desired_receiver));
+                tasks.spawn(budgets.run(new_lists, link.clone(), routes));
                 if let Some(certificates) = certificates {
                     tasks.spawn(certificates.follow());
                 }
@@ -320,6 +329,15 @@ async fn until_stopped(
     );
     if uploaded.is_err() {
         tracing::warn!("the last usage records stay in the journal until the next start");
+    }
+}
+
+impl From<OpenError> for RunError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::File(error) => error.into(),
+            OpenError::Journal(error) => error.into(),
+        }
     }
 }
 

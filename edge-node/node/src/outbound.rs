@@ -4,6 +4,7 @@
 //! ([`resolver`]). One epoll instance per guest that connects stands for all that it waits for, so that
 //! one descriptor wakes whoever waits for the guest.
 
+pub(crate) mod egress;
 mod resolver;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use rustix::net::{
 };
 
 use crate::limits::MAX_RESOLVED_PER_INSTANCE;
+use egress::Egress;
 use resolver::{Known, Resolver};
 
 /// Where connections lead. The default is the network as it is; tests put theirs in its place.
@@ -104,6 +106,8 @@ impl Outside {
 pub struct Allowed {
     places: Arc<[Place]>,
     outside: Outside,
+    /// Of all instances together.
+    egress: Arc<Egress>,
 }
 
 impl Allowed {
@@ -113,12 +117,23 @@ impl Allowed {
         Allowed::of(network.places().unwrap_or_default(), outside)
     }
 
+    /// Whether there is nowhere to connect to.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// These places.
     pub fn of(places: Vec<Place>, outside: &Outside) -> Self {
         Allowed {
             places: places.into(),
             outside: outside.clone(),
+            egress: Arc::default(),
         }
+    }
+
+    /// How much may be sent.
+    pub(crate) fn egress(&self) -> &Arc<Egress> {
+        &self.egress
     }
 
     /// For one instance; none if nothing is allowed.
@@ -342,9 +357,16 @@ impl Outbound for Connections {
     }
 
     fn send(&mut self, handle: u64, bytes: &[u8]) -> Result<usize, i32> {
+        let egress = self.allowed.egress.clone();
         let socket = self.socket(handle)?;
-        rustix::net::send(&socket.fd, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-            .map_err(number)
+        let most = egress.take(bytes.len());
+        if most == 0 && !bytes.is_empty() {
+            return Err(number(Errno::DQUOT));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = rustix::net::send(&socket.fd, &bytes[..most], flags).map_err(number);
+        egress.give_back(most - sent.as_ref().map_or(0, |sent| (*sent).min(most)));
+        sent
     }
 
     fn receive(&mut self, handle: u64, to: &mut [u8], peek: bool) -> Result<usize, i32> {

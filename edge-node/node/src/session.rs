@@ -16,9 +16,10 @@ use holm_model::control::{
 };
 use holm_model::ids::Name;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::budget::NewList;
 use crate::credentials::Credentials;
 use crate::limits::{LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
 use crate::logs::Logs;
@@ -96,6 +97,13 @@ pub(crate) struct Told {
     pub(crate) logs: Arc<Logs>,
 }
 
+/// Where it goes what the coordinator says.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) desired: watch::Sender<Option<Desired>>,
+    pub(crate) budgets: mpsc::Sender<NewList>,
+}
+
 /// What a session needs and whom it serves.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -104,7 +112,7 @@ pub(crate) struct Session {
     pub(crate) credentials: Credentials,
     pub(crate) hello: Hello,
     pub(crate) observed: watch::Receiver<Observed>,
-    pub(crate) desired: watch::Sender<Option<Desired>>,
+    pub(crate) heard: Heard,
     pub(crate) told: Told,
     connection: watch::Sender<Option<Connection>>,
 }
@@ -117,7 +125,7 @@ impl Session {
         credentials: Credentials,
         hello: Hello,
         observed: watch::Receiver<Observed>,
-        desired: watch::Sender<Option<Desired>>,
+        heard: Heard,
         told: Told,
     ) -> (Self, Link) {
         let (connection, link) = watch::channel(None);
@@ -127,7 +135,7 @@ impl Session {
             credentials,
             hello,
             observed,
-            desired,
+            heard,
             told,
             connection,
         };
@@ -165,7 +173,7 @@ impl Session {
         tracing::info!(coordinator = self.coordinator, "linked to the coordinator");
         self.connection.send_replace(Some(connection.clone()));
         let ended = tokio::select! {
-            ended = listen(&mut from, &self.desired) => ended,
+            ended = listen(&mut from, &self.heard) => ended,
             ended = report(&mut self.observed, &self.told, &mut to) => ended,
             never = self.credentials.keep(&connection) => match never {},
         };
@@ -182,9 +190,9 @@ impl Session {
                 Err(LinkError::Protocol("it calls this node by another name"))
             }
             CoordinatorMessage::Refuse { reason } => Err(LinkError::Refused(reason)),
-            CoordinatorMessage::Desired(_) => Err(LinkError::Protocol(
-                "it sends desired state before its welcome",
-            )),
+            CoordinatorMessage::Desired(_) | CoordinatorMessage::Budgets(_) => Err(
+                LinkError::Protocol("it sends desired state before its welcome"),
+            ),
         }
     }
 }
@@ -227,12 +235,19 @@ async fn report(
 /// Takes in what the coordinator says.
 async fn listen(
     from: &mut RecvStream,
-    desired: &watch::Sender<Option<Desired>>,
+    heard: &Heard,
 ) -> Result<std::convert::Infallible, LinkError> {
     loop {
         match wire::receive(from).await?.ok_or(WireError::CutShort)? {
             CoordinatorMessage::Desired(state) => {
-                desired.send_replace(Some(state));
+                heard.desired.send_replace(Some(state));
+            }
+            CoordinatorMessage::Budgets(list) => {
+                // What comes after it may be a function that is under one of them.
+                let (done, kept) = oneshot::channel();
+                if heard.budgets.send((list, done)).await.is_ok() {
+                    let _ = kept.await;
+                }
             }
             CoordinatorMessage::Refuse { reason } => return Err(LinkError::Refused(reason)),
             CoordinatorMessage::Welcome { .. } => {

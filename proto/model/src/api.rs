@@ -52,6 +52,12 @@
 //! | `GET /v1/prices` | | 200 `PricesView` |
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
 //! | `PUT /v1/tenants/{tenant}/prices` | `NewAssignment` | 200 `PlanAssignment`, 404, 409 |
+//! | `GET /v1/budgets?tenant=` | | 200 `Vec<BudgetView>` |
+//! | `GET /v1/budgets/alerts?after=&limit=` | | 200 `Vec<BudgetAlert>` |
+//! | `GET /v1/tenants/{tenant}/budget` | | 200 `BudgetView`, 404 |
+//! | `PUT /v1/tenants/{tenant}/budget` | `NewBudget` | 200 `BudgetView`, 404, 409 |
+//! | `DELETE /v1/tenants/{tenant}/budget` | | 204, 404 |
+//! | the same three of `/v1/functions/{tenant}/{function}/budget` | | |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,6 +66,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
+use crate::budget::Cap;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
@@ -703,6 +710,121 @@ pub struct PricesView {
     pub plans: Vec<PricePlan>,
     /// Which tenant has which; a tenant without one has [`crate::price::DEFAULT_PLAN`].
     pub assignments: Vec<PlanAssignment>,
+}
+
+/// A budget to be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewBudget {
+    /// For a calendar month (UTC), in the currency of the tenant's price plan.
+    pub amount: Amount,
+    /// What happens at its end.
+    #[serde(default)]
+    pub cap: Cap,
+    /// At which percents of it there are alerts.
+    #[serde(default = "NewBudget::default_alerts")]
+    pub alerts: Vec<u32>,
+}
+
+impl NewBudget {
+    /// The thresholds of a budget that does not say.
+    pub fn default_alerts() -> Vec<u32> {
+        vec![50, 80, 100]
+    }
+}
+
+/// A budget, and how it stands in this month.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetView {
+    /// Whose.
+    pub tenant: Name,
+    /// Of which function; of all of the tenant's if none.
+    pub function: Option<Name>,
+    /// For a month.
+    pub amount: Amount,
+    /// Of all amounts here.
+    pub currency: Currency,
+    /// What happens at its end.
+    pub cap: Cap,
+    /// Percents.
+    pub alerts: Vec<u32>,
+    /// The month's beginning, milliseconds since 1970 UTC.
+    pub month_from_ms: u64,
+    /// Its end, exclusive.
+    pub month_to_ms: u64,
+    /// What the ledger has of the month, rounded up.
+    pub spent: Amount,
+    /// What nodes have leased and not spent, as far as they have said.
+    pub leased: Amount,
+    /// What can be leased.
+    pub free: Amount,
+    /// Of a hard cap, how far it may be exceeded.
+    pub overshoot: Option<Overshoot>,
+    /// Thresholds that were crossed in the month.
+    pub crossed: Vec<BudgetAlert>,
+    /// Since when a node wanted more and no node had any, in the month.
+    pub exhausted_ms: Option<u64>,
+    /// Nodes that had something of it in the month; empty for a token that is not for all tenants.
+    pub nodes: Vec<BudgetLine>,
+    /// When it was first set.
+    pub created_ms: u64,
+    /// When it was last set.
+    pub changed_ms: u64,
+}
+
+/// How far a hard cap may be exceeded at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overshoot {
+    /// By all together: the month's executions cost at most the budget and this.
+    pub most: Amount,
+    /// What is spent or leased beyond the budget already: it was set, or lowered, when that was so.
+    pub beyond: Amount,
+    /// What requests under way on all nodes at once may cost beyond what was reserved for them: of each, what it
+    /// takes to be over once its deadline is.
+    pub in_flight: Amount,
+    /// Nodes that have not said that they keep to the budget as it is now: what they run is not bounded by it until
+    /// they have.
+    pub unconfirmed: Vec<Name>,
+}
+
+/// A threshold of a budget that was crossed: each once in a month.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetAlert {
+    /// Its number; rises.
+    pub row: u64,
+    /// Whose budget.
+    pub tenant: Name,
+    /// Of which function; of all of the tenant's if none.
+    pub function: Option<Name>,
+    /// The month's beginning, milliseconds since 1970 UTC.
+    pub month_from_ms: u64,
+    /// Of the budget.
+    pub percent: u32,
+    /// What the ledger had then.
+    pub spent: Amount,
+    /// What the budget was then.
+    pub amount: Amount,
+    /// When, milliseconds since 1970 UTC by the coordinator's clock.
+    pub crossed_ms: u64,
+}
+
+/// What one node has of a budget in a month.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetLine {
+    /// Which.
+    pub node: Name,
+    /// What it may spend in the month, in all.
+    pub limit: Amount,
+    /// What it says that it has spent.
+    pub reported: Amount,
+    /// What the ledger has of it.
+    pub ledger: Amount,
+    /// The most that one request reserves there.
+    pub reserves: Amount,
+    /// How often it was given more.
+    pub leases: u64,
+    /// When it last asked, milliseconds since 1970 UTC; never if it has only spent.
+    pub asked_ms: Option<u64>,
 }
 
 /// New prices for a plan.

@@ -15,6 +15,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{PublisherKey, SignedVersion};
+use crate::budget::{BudgetList, LeaseAnswer, LeaseAsks};
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::usage::Outcome;
@@ -166,6 +167,9 @@ pub enum CoordinatorMessage {
         /// For people.
         reason: String,
     },
+    /// All hard budgets of the fleet, before the desired state that they come with, and whenever they change. Not
+    /// sent as long as there has been none.
+    Budgets(BudgetList),
 }
 
 /// Everything a node is to have. What is not in it is to go.
@@ -224,6 +228,8 @@ pub enum BulkRequest {
         /// Their places in the index, from 0, rising.
         places: Vec<u32>,
     },
+    /// What the node has of budgets, what it wants, and what it gives back.
+    Lease(LeaseAsks),
 }
 
 /// Answer on a bulk stream.
@@ -251,6 +257,8 @@ pub enum BulkAnswer {
         /// The node's certificate (DER).
         certificate_der: Vec<u8>,
     },
+    /// What the node now has of each budget that it asked about, but for those that are not there any more.
+    Leases(Vec<LeaseAnswer>),
 }
 
 /// A node asks to become part of the fleet.

@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod artifact;
+pub mod budget;
 pub mod bundle;
 pub mod chain;
 pub mod chunks;

@@ -105,6 +105,33 @@ pub const MAX_PROGRAM_HEADERS: usize = 64;
 pub const MAX_OTHER_NODES: usize = 3;
 /// Largest control message on the wire.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 4 << 20;
+/// Most hard budgets of a fleet: all of them go to every node in one message.
+pub const MAX_HARD_BUDGETS: usize = 4096;
+/// Most asks for leases in one message of a node.
+pub const MAX_LEASE_ASKS: usize = 256;
+/// Most times from which on there are other prices that a budget is sent with.
+pub const MAX_PRICE_SPANS: usize = 8;
+/// Into how many slices a budget is cut at least, as long as one slice pays for what a node may have under way.
+pub const SLICES_OF_A_BUDGET: u64 = 32;
+/// Largest budget of a month, in whole units of its currency, so that sums of thousandths of a billionth fit 63 bits.
+pub const MAX_BUDGET_UNITS: u64 = 9_000_000;
+/// How long before a month ends nodes lease for the next, so that one that is cut off then goes on.
+pub const NEXT_MONTH_MS: u64 = 6 * 60 * 60 * 1000;
+/// How long a node keeps what it does not spend before it gives it back.
+pub const LEASE_IDLE_MS: u64 = 60_000;
+/// How often a node says at least what it has spent.
+pub const LEASE_REPORT_MS: u64 = 5_000;
+/// How often a node that has leased something says so, which is when it hears that others lack it.
+pub const LEASE_HELD_MS: u64 = 15_000;
+/// How soon a node that got nothing asks again.
+pub const LEASE_AGAIN_MS: u64 = 1_000;
+/// The same once no node has anything that another could get.
+pub const LEASE_AGAIN_SPENT_MS: u64 = 5_000;
+/// How long others are asked for what they do not need after a node got too little.
+pub const LEASE_WANTED_MS: u64 = 20_000;
+/// How far an execution may go over its deadline or its CPU limit before it is over and on record: what is beyond is
+/// the only part that a node has not reserved.
+pub const OVERRUN_MS: u64 = 1_000;
 /// Most usage records in a batch.
 pub const MAX_USAGE_BATCH: usize = 4096;
 /// Longest text of one entry of the log.
@@ -126,4 +153,13 @@ const _: () = {
             <= MAX_MANIFEST_BYTES
     );
     assert!(MAX_USAGE_BATCH * 512 <= MAX_CONTROL_FRAME_BYTES);
+    // A budget has two names, and of each time four prices of at most 22 bytes.
+    assert!(
+        MAX_HARD_BUDGETS * (2 * (MAX_NAME_BYTES + 1) + 8 + MAX_PRICE_SPANS * (9 + 4 * 22)) + 16
+            <= MAX_CONTROL_FRAME_BYTES
+    );
+    assert!(MAX_LEASE_ASKS * 256 <= MAX_CONTROL_FRAME_BYTES);
+    assert!(MAX_BUDGET_UNITS <= i64::MAX as u64 / 1_000_000_000_000);
+    assert!(LEASE_REPORT_MS <= LEASE_HELD_MS && LEASE_HELD_MS < LEASE_WANTED_MS);
+    assert!(LEASE_HELD_MS < LEASE_IDLE_MS && LEASE_IDLE_MS < NEXT_MONTH_MS);
 };

@@ -14,6 +14,7 @@ use crate::usage::{Outcome, UsageRecord};
 
 /// Billionths in a whole.
 const NANOS: u128 = 1_000_000_000;
+const PICOS_PER_NANO: u128 = 1_000;
 const NS_PER_MS: u64 = 1_000_000;
 const MILLION: u128 = 1_000_000;
 const KIB: u64 = 1 << 10;
@@ -132,6 +133,33 @@ impl Prices {
     }
 }
 
+impl Prices {
+    /// What `units` cost, in thousandths of a billionth: each kind rounded up, so never less than they do and at
+    /// most four more. A sum that does not fit is held at the end.
+    pub fn picos(&self, units: &Units) -> u64 {
+        let kinds = [
+            (units.requests, self.million_requests, MILLION),
+            (
+                units.memory_kib_ms,
+                self.million_gib_ms,
+                KIB_PER_GIB * MILLION,
+            ),
+            (
+                units.cpu_ns,
+                self.million_cpu_ms,
+                u128::from(NS_PER_MS) * MILLION,
+            ),
+            (units.egress_bytes, self.gib_egress, BYTES_PER_GIB),
+        ];
+        kinds.into_iter().fold(0, |sum: u64, (units, price, per)| {
+            // Two numbers of 64 bits and a thousand may leave 128.
+            let exact = u128::from(units) * u128::from(price.0);
+            let picos = exact.saturating_mul(PICOS_PER_NANO).div_ceil(per);
+            sum.saturating_add(u64::try_from(picos).unwrap_or(u64::MAX))
+        })
+    }
+}
+
 /// `units` of which `per` cost `price`; half a billionth is a whole one.
 fn share(units: u64, price: Amount, per: u128) -> Amount {
     let exact = u128::from(units) * u128::from(price.0);
@@ -148,6 +176,18 @@ impl Amount {
     /// Both together; a sum that does not fit is held at the end.
     pub fn plus(self, other: Amount) -> Amount {
         Amount(self.0.saturating_add(other.0))
+    }
+}
+
+impl Amount {
+    /// The same in thousandths of a billionth; what does not fit is held at the end.
+    pub fn picos(self) -> u64 {
+        self.0.saturating_mul(PICOS_PER_NANO as u64)
+    }
+
+    /// So many thousandths of a billionth, rounded up.
+    pub fn from_picos(picos: u64) -> Amount {
+        Amount(picos.div_ceil(PICOS_PER_NANO as u64))
     }
 }
 

@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use holm_model::artifact::{PublisherKey, SignedVersion};
+use holm_model::budget::{BudgetList, BudgetTerms, LeaseAnswer, LeaseAsk, LeaseAsks, PriceSpan};
 use holm_model::codec::{self, FRAME_HEADER_BYTES, FrameError};
 use holm_model::control::*;
 use holm_model::ids::{Digest, FunctionName, RequestId};
 use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
 use holm_model::place::Coordinates;
+use holm_model::price::{Amount, Prices};
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_model::usage_batch::{PackedRecords, UsageBatch};
 use serde::Serialize;
@@ -139,6 +141,19 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::Refuse {
             reason: "no".into(),
         },
+        CoordinatorMessage::Budgets(BudgetList {
+            revision: 3,
+            budgets: vec![BudgetTerms {
+                scope: "acme/hello".parse().unwrap(),
+                prices: vec![PriceSpan {
+                    from_ms: 1_700_000_000_000,
+                    prices: Prices {
+                        million_requests: Amount(200_000_000),
+                        ..Prices::default()
+                    },
+                }],
+            }],
+        }),
     ]
 }
 
@@ -162,6 +177,20 @@ fn bulk_requests() -> Vec<BulkRequest> {
             digest: Digest([4; 32]),
             places: vec![0, 7, 300],
         },
+        BulkRequest::Lease(LeaseAsks {
+            revision: 3,
+            asks: vec![LeaseAsk {
+                scope: "acme".parse().unwrap(),
+                month_ms: 1_698_796_800_000,
+                serial: 1,
+                limit: 1_000,
+                spent: 2_000,
+                need: 3,
+                want: 4,
+                more: true,
+                beyond: 5,
+            }],
+        }),
     ]
 }
 
@@ -175,6 +204,15 @@ fn bulk_answers() -> Vec<BulkAnswer> {
         BulkAnswer::Renewed {
             certificate_der: vec![9; 3],
         },
+        BulkAnswer::Leases(vec![LeaseAnswer {
+            scope: "acme".parse().unwrap(),
+            month_ms: 1_698_796_800_000,
+            serial: 2,
+            limit: 3_000,
+            ledger: 1_999,
+            recall: true,
+            exhausted: false,
+        }]),
     ]
 }
 
@@ -255,31 +293,34 @@ fn every_kind_of_message_is_in_the_lists() {
     });
     let coordinator = coordinator_messages()
         .iter()
-        .fold([0; 3], |mut seen, message| {
+        .fold([0; 4], |mut seen, message| {
             seen[match message {
                 CoordinatorMessage::Welcome { .. } => 0,
                 CoordinatorMessage::Desired(_) => 1,
                 CoordinatorMessage::Refuse { .. } => 2,
+                CoordinatorMessage::Budgets(_) => 3,
             }] += 1;
             seen
         });
-    let bulk = bulk_answers().iter().fold([0; 4], |mut seen, message| {
+    let bulk = bulk_answers().iter().fold([0; 5], |mut seen, message| {
         seen[match message {
             BulkAnswer::Bytes { .. } => 0,
             BulkAnswer::UsageStored { .. } => 1,
             BulkAnswer::Refused { .. } => 2,
             BulkAnswer::Renewed { .. } => 3,
+            BulkAnswer::Leases(_) => 4,
         }] += 1;
         seen
     });
-    assert_eq!([node, bulk], [[1; 4]; 2]);
-    assert_eq!(coordinator, [1; 3]);
+    assert_eq!([node, coordinator], [[1; 4]; 2]);
+    assert_eq!(bulk, [1; 5]);
     for request in bulk_requests() {
         match request {
             BulkRequest::FetchIndex { .. }
             | BulkRequest::Usage(_)
             | BulkRequest::Renew { .. }
-            | BulkRequest::FetchChunks { .. } => {}
+            | BulkRequest::FetchChunks { .. }
+            | BulkRequest::Lease(_) => {}
         }
     }
     for answer in join_answers() {

@@ -190,7 +190,7 @@ async fn ask(request: &BulkRequest, link: &Link) -> Result<(u64, RecvStream), Fe
     match answer {
         BulkAnswer::Bytes { bytes } => Ok((bytes, from)),
         BulkAnswer::Refused { reason } => Err(FetchError::Refused(reason)),
-        BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } => {
+        BulkAnswer::UsageStored { .. } | BulkAnswer::Renewed { .. } | BulkAnswer::Leases(_) => {
             Err(LinkError::Protocol("it answers another question").into())
         }
     }

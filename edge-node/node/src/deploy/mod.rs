@@ -390,7 +390,7 @@ impl Deployer {
                 let (record, probed) = prepare::probe(&hypervisor, &live);
                 {
                     let mut meter = meter.lock().unwrap_or_else(PoisonError::into_inner);
-                    meter.record(record).map_err(Fault::ours)?;
+                    meter.record(record, None).map_err(Fault::ours)?;
                 }
                 probed?;
                 prepare::choose(&hypervisor, &live, room);

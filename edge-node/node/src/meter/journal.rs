@@ -25,6 +25,7 @@ use holm_model::ids::{Digest, Name};
 use holm_model::usage::UsageRecord;
 use tokio::sync::{Notify, oneshot};
 
+use crate::budget::gauge::{ByTenant, Gauge, Ticket};
 use crate::files::{self, FileError};
 use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, JOURNAL_QUEUE, MAX_COMMIT_RECORDS};
 use store::{SCHEMA_VERSION, Store, fresh_epoch};
@@ -85,6 +86,8 @@ pub(crate) struct Entry {
     pub(crate) lane: u32,
     pub(crate) counter: u64,
     pub(crate) record: UsageRecord,
+    /// What was reserved for it: let go of with the entry, when it is committed.
+    pub(crate) _ticket: Option<Ticket>,
 }
 
 /// A link of the node's chain: consecutive records of one boot epoch, and their hash.
@@ -103,6 +106,10 @@ pub(crate) enum Message {
     Take(usize, oneshot::Sender<Result<Option<Batch>, JournalError>>),
     /// The batch of this hash is in the ledger.
     Stored(Digest, oneshot::Sender<Result<(), JournalError>>),
+    /// Keeps these gauges from now on, and no others.
+    Gauge(Vec<Arc<Gauge>>, oneshot::Sender<Result<(), JournalError>>),
+    /// What it has counted of a gauge's budget and the ledger has.
+    Uploaded(Arc<Gauge>, oneshot::Sender<Result<u64, JournalError>>),
     Stop,
 }
 
@@ -144,6 +151,8 @@ pub(crate) struct Journal {
     pub(crate) sender: SyncSender<Message>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) changed: Arc<Notify>,
+    /// Months that begin before, milliseconds since 1970, were not counted from their beginning on.
+    pub(crate) counted_from_ms: u64,
     thread: JoinHandle<()>,
 }
 
@@ -156,6 +165,7 @@ impl Journal {
         let mut store = Store::open(&dir.join("journal.sqlite"), node)?;
         store.replay(&spill_dir)?;
         store.begin_epoch(fresh_epoch())?;
+        let counted_from_ms = store.forget_used(now_ms())?;
         let epoch = store.epoch();
         let progress = Arc::new(Progress::new(lanes));
         let changed = Arc::new(Notify::new());
@@ -164,6 +174,7 @@ impl Journal {
             store,
             progress: progress.clone(),
             changed: changed.clone(),
+            gauges: ByTenant::default(),
         };
         let thread = std::thread::Builder::new()
             .name("holm-journal".into())
@@ -175,6 +186,7 @@ impl Journal {
             sender,
             progress,
             changed,
+            counted_from_ms,
             thread,
         })
     }
@@ -184,6 +196,21 @@ impl Journal {
         JournalReader {
             sender: self.sender.clone(),
             changed: self.changed.clone(),
+        }
+    }
+
+    /// [`JournalReader::gauge`] for a thread that may block.
+    pub(crate) fn gauge(&self, gauges: Vec<Arc<Gauge>>) -> Result<(), JournalError> {
+        let (reply, mut answer) = oneshot::channel();
+        let sent = self.sender.send(Message::Gauge(gauges, reply));
+        sent.map_err(|_| JournalError::Stopped)?;
+        loop {
+            // Not `blocking_recv`, which a runtime's thread may not call.
+            match answer.try_recv() {
+                Ok(done) => return done,
+                Err(oneshot::error::TryRecvError::Empty) => std::thread::sleep(COMMIT_GATHER),
+                Err(oneshot::error::TryRecvError::Closed) => return Err(JournalError::Stopped),
+            }
         }
     }
 
@@ -225,6 +252,20 @@ impl JournalReader {
         answer.await.map_err(|_| JournalError::Stopped)?
     }
 
+    /// Sets these gauges to what was spent, and keeps them at it from then on, and no others.
+    pub(crate) async fn gauge(&self, gauges: Vec<Arc<Gauge>>) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Message::Gauge(gauges, reply)).await?;
+        answer.await.map_err(|_| JournalError::Stopped)?
+    }
+
+    /// What was counted of a gauge's budget and is in the ledger, or a little less.
+    pub(crate) async fn uploaded(&self, gauge: Arc<Gauge>) -> Result<u64, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Message::Uploaded(gauge, reply)).await?;
+        answer.await.map_err(|_| JournalError::Stopped)?
+    }
+
     async fn ask(&self, mut message: Message) -> Result<(), JournalError> {
         use std::sync::mpsc::TrySendError;
         loop {
@@ -242,6 +283,7 @@ struct Worker {
     store: Store,
     progress: Arc<Progress>,
     changed: Arc<Notify>,
+    gauges: ByTenant,
 }
 
 impl Worker {
@@ -269,10 +311,24 @@ impl Worker {
                 // The asker may have gone away in the meantime; then nobody wants the answer.
                 Some(Message::Take(max, reply)) => drop(reply.send(self.store.take(max))),
                 Some(Message::Stored(hash, reply)) => drop(reply.send(self.store.stored(hash))),
+                Some(Message::Gauge(gauges, reply)) => drop(reply.send(self.gauge(gauges))),
+                Some(Message::Uploaded(gauge, reply)) => {
+                    drop(reply.send(self.store.uploaded(&gauge)));
+                }
                 Some(Message::Stop) => return,
                 Some(Message::Record(_)) | None => {}
             }
         }
+    }
+
+    fn gauge(&mut self, gauges: Vec<Arc<Gauge>>) -> Result<(), JournalError> {
+        let gauges = ByTenant::new(gauges);
+        let spent = self.store.spent(&gauges)?;
+        for gauge in gauges.all() {
+            gauge.set_counted(spent.get(&Arc::as_ptr(gauge)).copied().unwrap_or(0));
+        }
+        self.gauges = gauges;
+        Ok(())
     }
 
     /// Commits the entries however long it takes.
@@ -294,12 +350,22 @@ impl Worker {
         for entry in entries.iter() {
             self.progress.set_committed(entry.lane, entry.counter);
         }
+        for entry in entries.iter() {
+            self.gauges.count(&entry.record);
+        }
         self.progress
             .queued
             .fetch_sub(entries.len(), Ordering::Relaxed);
+        // And with them what was reserved.
         entries.clear();
         self.changed.notify_one();
     }
+}
+
+/// Milliseconds since 1970 UTC.
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |since| since.as_millis() as u64)
 }
 
 fn gather(receiver: &Receiver<Message>, until: Instant) -> Option<Message> {

@@ -29,6 +29,7 @@ use std::time::Instant;
 use holm_model::limits::{MAX_RECORD_BYTES, MAX_RECORD_NS};
 use holm_model::usage::UsageRecord;
 
+use crate::budget::gauge::Ticket;
 use crate::limits::JOURNAL_ROOM;
 use journal::{Entry, Message, Progress};
 pub(crate) use spill::SpillError;
@@ -63,7 +64,12 @@ impl Meter {
 
     /// Makes the record outlive this process; `boot_epoch` and `sequence` are filled in on the way.
     /// If this fails the answer must not be sent.
-    pub(crate) fn record(&mut self, mut record: UsageRecord) -> Result<(), SpillError> {
+    /// What was reserved for it is let go of when it is committed.
+    pub(crate) fn record(
+        &mut self,
+        mut record: UsageRecord,
+        ticket: Option<Ticket>,
+    ) -> Result<(), SpillError> {
         record.boot_epoch = self.spill.epoch();
         record.sequence = 0;
         // A machine that was suspended may have waited for longer than any ledger takes.
@@ -89,6 +95,7 @@ impl Meter {
             lane: self.spill.lane(),
             counter,
             record,
+            _ticket: ticket,
         });
         match self.journal.try_send(entry) {
             Ok(()) => {}

@@ -96,7 +96,7 @@ async fn upload_one(
             Ok(count)
         }
         BulkAnswer::Refused { reason } => Err(UploadError::Refused(reason)),
-        BulkAnswer::Bytes { .. } | BulkAnswer::Renewed { .. } => {
+        BulkAnswer::Bytes { .. } | BulkAnswer::Renewed { .. } | BulkAnswer::Leases(_) => {
             Err(LinkError::Protocol("it answers another question").into())
         }
     }

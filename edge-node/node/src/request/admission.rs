@@ -9,9 +9,13 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::job::Job;
+use crate::budget::gauge::Spent;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{DOOR_PATIENCE, MAX_QUEUED_PER_TENANT, MAX_QUEUED_PER_VERSION};
+use crate::limits::{
+    DOOR_PATIENCE, LEASE_PATIENCE, LEASE_POLL, MAX_QUEUED_PER_TENANT, MAX_QUEUED_PER_VERSION,
+    MAX_RETRY_AFTER_SECONDS, RETRY_AFTER_SECONDS,
+};
 use crate::pool::{Asked, Way};
 
 /// The way in was not found.
@@ -23,6 +27,8 @@ pub(crate) enum Refusal {
     Waited,
     /// The caller went away.
     Gone,
+    /// A budget does not pay for it; says in how many seconds one may.
+    Spent(u32),
     /// The node is stopping.
     Stopping,
 }
@@ -69,6 +75,46 @@ pub(crate) async fn admit(
     };
     drop(place);
     Ok((permit, way))
+}
+
+/// Reserves what the request can cost of the budgets that it is under, or waits a little for budget to come: the node's
+/// first lease is on its way, or others give back. Nobody wakes who waits, and there are only so many.
+pub(crate) async fn reserve(
+    lane: &Rc<Lane>,
+    live: &Arc<Live>,
+    job: &mut Job,
+) -> Result<(), Refusal> {
+    let reserve = lane.budgets.borrow_mut().reserve(live);
+    let Some(reserve) = reserve else {
+        return Ok(());
+    };
+    let until = job.deadline.min(Instant::now() + LEASE_PATIENCE);
+    let mut place = None;
+    loop {
+        let spent = match reserve.take(job.call.accepted_ms) {
+            Ok(ticket) => {
+                job.reserved(ticket);
+                return Ok(());
+            }
+            Err(spent) => spent,
+        };
+        if !spent.hopes || Instant::now() >= until {
+            return Err(Refusal::Spent(retry_after(spent)));
+        }
+        if place.is_none() {
+            place = Some(Place::take(live)?);
+        }
+        within(tokio::time::sleep(LEASE_POLL), job.deadline, job.gone()).await?;
+    }
+}
+
+/// In how many seconds there may be budget.
+fn retry_after(spent: Spent) -> u32 {
+    let Some(until_ms) = spent.until_ms else {
+        return RETRY_AFTER_SECONDS;
+    };
+    let seconds = until_ms.div_ceil(1000).clamp(1, MAX_RETRY_AFTER_SECONDS);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// Waits for `what`, but not beyond the deadline nor for a caller that has gone.

@@ -17,10 +17,12 @@ use super::admission::Refusal;
 use super::parts::{Outgoing, Writer, parts};
 use super::problem::Problem;
 use super::{Answer, Call, head, refuse, sign};
+use crate::budget::gauge::Ticket;
 use crate::deploy::prepare::{self, nanos};
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
 use crate::meter::SpillError;
+use crate::outbound::egress::Share;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const HOLM_VERSION: HeaderName = HeaderName::from_static("x-holm-version");
@@ -78,6 +80,10 @@ pub(crate) struct Job {
     /// Since when it runs.
     began: Option<Instant>,
     permit: Option<OwnedSemaphorePermit>,
+    /// What is reserved of budgets.
+    ticket: Option<Ticket>,
+    /// What it may send over connections of its own, if that is bounded.
+    share: Option<Share>,
     ended: bool,
 }
 
@@ -109,8 +115,15 @@ impl Job {
             sent_bytes: 0,
             began: None,
             permit: None,
+            ticket: None,
+            share: None,
             ended: false,
         }
+    }
+
+    /// Has reserved what it can cost.
+    pub(crate) fn reserved(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
     }
 
     /// Has a way in.
@@ -126,6 +139,13 @@ impl Job {
     /// The function gets it now.
     pub(crate) fn begin(&mut self) {
         self.began = Some(Instant::now());
+        let allowed = &self.live.allowed;
+        if !allowed.is_empty() {
+            match self.ticket {
+                Some(_) => self.share = Some(allowed.egress().share()),
+                None => allowed.egress().open(),
+            }
+        }
         let waited = nanos(self.call.accepted.elapsed());
         self.cost.queue_ns = waited.saturating_sub(self.cost.restore_ns);
     }
@@ -296,6 +316,10 @@ impl Job {
                 // It never ran, so its version is not to blame: shed, not timed out.
                 Refusal::Waited => (Outcome::Shed, Some(Err(Problem::QueuedTooLong(name())))),
                 Refusal::Gone => (Outcome::Cancelled, None),
+                Refusal::Spent(seconds) => (
+                    Outcome::Shed,
+                    Some(Err(Problem::BudgetSpent(name(), seconds))),
+                ),
                 Refusal::Stopping => (Outcome::Shed, Some(Err(Problem::NotReady))),
             },
             Ending::Refused(problem) => match self.began {
@@ -309,13 +333,13 @@ impl Job {
         }
     }
 
-    fn record(&self, outcome: Outcome, answer: Option<&Answer>) -> Result<(), SpillError> {
+    fn record(&mut self, outcome: Outcome, answer: Option<&Answer>) -> Result<(), SpillError> {
         let (live, cost) = (&self.live, &self.cost);
         // Nothing was sent to a caller that had gone.
         let status = answer.map_or(self.status, |answer| answer.status().as_u16());
         let whole = answer.map_or(0, |answer| answer.body().whole_bytes());
         live.counts.add(outcome, cost.run_ns);
-        self.lane.meter.borrow_mut().record(UsageRecord {
+        let record = UsageRecord {
             boot_epoch: 0,
             sequence: 0,
             request: self.call.id,
@@ -336,7 +360,12 @@ impl Job {
             cold: cost.cold,
             exits: cost.taken.exits,
             probe: false,
-        })
+        };
+        if let Some(share) = self.share.take() {
+            share.end(record.egress_bytes);
+        }
+        let ticket = self.ticket.take();
+        self.lane.meter.borrow_mut().record(record, ticket)
     }
 
     /// Says in an answer's head where it comes from, and what it took so far.

@@ -48,7 +48,7 @@ use crate::deploy::routes::{Found, Live};
 use crate::lane::Lane;
 use crate::limits::SEAT_PATIENCE;
 use crate::pool::Way;
-use admission::{Refusal, admit};
+use admission::{Refusal, admit, reserve};
 use job::{Ending, Job};
 use parts::Outgoing;
 use problem::Problem;
@@ -232,6 +232,9 @@ fn carry_here(lane: &Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Send
 
 /// Finds a way in for a request, and carries it through.
 async fn enter(lane: Rc<Lane>, live: Arc<Live>, mut job: Job) {
+    if let Err(refusal) = reserve(&lane, &live, &mut job).await {
+        return job.end(Ending::TurnedAway(refusal));
+    }
     loop {
         let (permit, way) = match admit(&lane, &live, &mut job).await {
             Ok(admitted) => admitted,

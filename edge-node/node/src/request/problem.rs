@@ -23,6 +23,8 @@ pub(crate) enum Problem {
     Draining(Option<String>),
     /// The node has no room.
     Overloaded(FunctionName),
+    /// A budget does not pay for it; says in how many seconds one may.
+    BudgetSpent(FunctionName, u32),
     /// The node cannot put usage on record.
     Unmetered,
     /// No slot came free before the deadline.
@@ -60,6 +62,7 @@ impl Problem {
             | Problem::Draining(_)
             | Problem::Overloaded(_)
             | Problem::Unmetered => StatusCode::SERVICE_UNAVAILABLE,
+            Problem::BudgetSpent(..) => StatusCode::TOO_MANY_REQUESTS,
             Problem::QueuedTooLong(_) | Problem::TimedOut(..) => StatusCode::GATEWAY_TIMEOUT,
             Problem::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Problem::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -79,6 +82,7 @@ impl Problem {
             Problem::NotReady => ("not-ready", "destination_unavailable"),
             Problem::Draining(_) => ("draining", "destination_unavailable"),
             Problem::Overloaded(_) => ("overloaded", "connection_limit_reached"),
+            Problem::BudgetSpent(..) => ("budget-spent", "http_request_denied"),
             Problem::Unmetered => ("unmetered", "destination_unavailable"),
             Problem::QueuedTooLong(_) => ("queued-too-long", "connection_limit_reached"),
             Problem::BodyTooLarge(_) => ("body-too-large", "http_request_error"),
@@ -116,6 +120,14 @@ impl Problem {
             Problem::Overloaded(function) => (
                 "No room",
                 format!("Too many requests for {function} wait on this node; try again, or another node."),
+            ),
+            Problem::BudgetSpent(function, _) => (
+                "The budget is spent",
+                format!(
+                    "What this node may spend of a budget that {function} is under is spent or set aside for requests \
+                     under way. Try again after the time in retry-after: that is the next month if the whole budget is \
+                     spent. `holm budgets list` shows it, and `holm budgets set` raises it."
+                ),
             ),
             Problem::Unmetered => (
                 "No requests at present",
@@ -200,6 +212,9 @@ impl Problem {
         }
         if self.status() == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if let Problem::BudgetSpent(_, seconds) = self {
+            headers.insert(RETRY_AFTER, HeaderValue::from(*seconds));
         }
         // A target that is no header value is left out with the hint.
         if let Problem::Draining(Some(there)) = self

@@ -392,6 +392,8 @@ async fn answer_bulk(
             let reason = "no certificates here".to_owned();
             send(&mut to, &BulkAnswer::Refused { reason }).await?;
         }
+        // It has no budgets.
+        BulkRequest::Lease(_) => return None,
     }
     let _ = to.stopped().await;
     Some(())

@@ -7,6 +7,9 @@
 //!                                the records of one commit, until the ledger has them all
 //! batch    epoch, first, last, previous, hash
 //!                                the batch that was sealed last, until the ledger has it
+//! used     hour, function, units what was billed of records accepted in the hour, whether the ledger has them or not:
+//!                                budgets are counted by it
+//! counted  from_ms               months that begin before were not counted from their beginning on
 //! head     epoch, last, hash     the batch before that; `checked` is the check of the commit before the first
 //! ```
 //! A commit is one row however many records it has: what SQLite costs is by row, and the request path's thread
@@ -16,6 +19,7 @@
 
 #[cfg(test)]
 mod faults;
+mod used;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,7 +37,9 @@ use crate::limits::MAX_COMMIT_RECORDS;
 use crate::meter::spill;
 
 /// Also to be raised when the encoding of a record in [`holm_model::chain`] changes.
-pub(super) const SCHEMA_VERSION: i64 = 3;
+pub(super) const SCHEMA_VERSION: i64 = 4;
+/// Without `used`.
+const UNCOUNTED_VERSION: i64 = 3;
 /// One row for each record, in frames of [`holm_model::codec`].
 const UNCHAINED_VERSION: i64 = 2;
 
@@ -60,6 +66,15 @@ const CHAIN: &str = "
     );
     INSERT INTO head VALUES (1, 0, 0, zeroblob(32), zeroblob(32));
     PRAGMA user_version = 3;
+";
+const USED: &str = "
+    CREATE TABLE used (
+        hour_ms INTEGER NOT NULL, function TEXT NOT NULL, requests INTEGER NOT NULL,
+        memory_kib_ms INTEGER NOT NULL, cpu_ns INTEGER NOT NULL, egress_bytes INTEGER NOT NULL,
+        PRIMARY KEY (hour_ms, function)
+    ) WITHOUT ROWID;
+    CREATE TABLE counted (id INTEGER PRIMARY KEY CHECK (id = 1), from_ms INTEGER NOT NULL);
+    PRAGMA user_version = 4;
 ";
 
 const EPOCH_RANDOM_BITS: u32 = 20;
@@ -149,10 +164,12 @@ impl Store {
         };
         let made = match version {
             0 => {
-                let script = format!("BEGIN IMMEDIATE; {EPOCHS} {CHAIN} COMMIT;");
+                let script = format!("BEGIN IMMEDIATE; {EPOCHS} {CHAIN} {USED} COMMIT;");
                 store.database.execute_batch(&script).map_err(Into::into)
             }
-            UNCHAINED_VERSION => chain_rows(&mut store.database),
+            UNCHAINED_VERSION => chain_rows(&mut store.database)
+                .and_then(|()| used::begin(&mut store.database).map_err(Into::into)),
+            UNCOUNTED_VERSION => used::begin(&mut store.database).map_err(Into::into),
             SCHEMA_VERSION => Ok(()),
             found => {
                 return Err(JournalError::Schema {
@@ -203,6 +220,7 @@ impl Store {
                     lane: leftover.lane,
                     counter: *counter,
                     record: record.clone(),
+                    _ticket: None,
                 };
                 (leftover.epoch, entry)
             }));
@@ -398,6 +416,7 @@ fn append(
         entries.iter().map(|entry| &entry.record),
         before,
     )?;
+    used::add(transaction, entries.iter().map(|entry| &entry.record))?;
     for (lane, counter) in upto {
         transaction
             .prepare_cached(

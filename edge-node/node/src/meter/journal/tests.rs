@@ -62,7 +62,9 @@ async fn records_of_several_threads_get_one_sequence_without_gaps() {
             let mut meter = meter(&journal, lane);
             std::thread::spawn(move || {
                 for n in 0..100 {
-                    meter.record(numbered(u64::from(lane) * 1000 + n)).unwrap();
+                    meter
+                        .record(numbered(u64::from(lane) * 1000 + n), None)
+                        .unwrap();
                 }
             })
         })
@@ -83,7 +85,7 @@ async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_a_chain() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::start(dir.path(), &node(), 1).unwrap();
     let mut meter = meter(&journal, 0);
-    (1..=5).for_each(|n| meter.record(numbered(n)).unwrap());
+    (1..=5).for_each(|n| meter.record(numbered(n), None).unwrap());
     let reader = journal.reader();
     let first = reader.take(2).await.unwrap().unwrap();
     let times = |batch: &Batch| {
@@ -116,7 +118,7 @@ async fn what_the_ledger_has_is_deleted_and_the_rest_comes_in_a_chain() {
     assert_eq!(journal.reader().take(2).await.unwrap(), None);
     journal.stop();
     let journal = Journal::start(dir.path(), &node(), 1).unwrap();
-    self::meter(&journal, 0).record(numbered(6)).unwrap();
+    self::meter(&journal, 0).record(numbered(6), None).unwrap();
     let next = journal.reader().take(2).await.unwrap().unwrap();
     assert_eq!(
         next.place.previous,
@@ -147,6 +149,7 @@ async fn a_kill_between_spill_and_commit_loses_nothing_and_doubles_nothing() {
                     lane: 0,
                     counter,
                     record,
+                    _ticket: None,
                 }])
                 .unwrap();
         }
@@ -233,6 +236,7 @@ fn filled(path: &Path) -> Store {
             lane: 0,
             counter: commit * 3 + n,
             record: numbered(commit * 3 + n),
+            _ticket: None,
         };
         store.insert(&mut [1, 2, 3].map(entry)).unwrap();
     }
@@ -449,6 +453,121 @@ fn a_journal_without_a_chain_is_brought_up_to_date_with_what_it_has() {
     assert_eq!(got, sent);
 }
 
+/// A billionth for a request.
+fn gauge(scope: &str) -> Arc<Gauge> {
+    use holm_model::price::{Amount, Prices};
+    let prices = Prices {
+        million_requests: Amount(1_000_000),
+        ..Prices::default()
+    };
+    let span = holm_model::budget::PriceSpan { from_ms: 0, prices };
+    let month = holm_model::budget::Month::of(1);
+    Arc::new(Gauge::new(scope.parse().unwrap(), month, vec![span]))
+}
+
+fn commit(store: &mut Store, counter: u64, record: UsageRecord) {
+    let mut entries = [Entry {
+        lane: 0,
+        counter,
+        record,
+        _ticket: None,
+    }];
+    store.insert(&mut entries).unwrap();
+}
+
+#[test]
+fn what_was_spent_is_known_when_the_records_are_in_the_ledger_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal.sqlite");
+    let spent = |store: &Store, scope: &str| {
+        let gauge = gauge(scope);
+        let all = store.spent(&ByTenant::new(vec![gauge.clone()])).unwrap();
+        let counted = all.get(&Arc::as_ptr(&gauge)).copied().unwrap_or(0);
+        (counted, store.uploaded(&gauge).unwrap())
+    };
+    let mut store = Store::open(&path, &node()).unwrap();
+    store.begin_epoch(1).unwrap();
+    let shed = UsageRecord {
+        outcome: Outcome::Shed,
+        ..record()
+    };
+    let other = UsageRecord {
+        function: "acme/other".parse().unwrap(),
+        ..record()
+    };
+    let later = UsageRecord {
+        accepted_ms: 40 * 86_400_000,
+        ..record()
+    };
+    for (counter, record) in (1..).zip([record(), record(), shed, other, later]) {
+        commit(&mut store, counter, record);
+    }
+    assert_eq!(spent(&store, "acme/hello"), (2_000, 0));
+    assert_eq!(spent(&store, "acme"), (3_000, 0));
+    let batch = store.take(10).unwrap().unwrap();
+    store.stored(batch.hash).unwrap();
+    assert_eq!(spent(&store, "acme"), (3_000, 3_000));
+    drop(store);
+    let mut store = Store::open(&path, &node()).unwrap();
+    store.begin_epoch(2).unwrap();
+    commit(&mut store, 1, record());
+    assert_eq!(spent(&store, "acme"), (4_000, 3_000));
+    assert_eq!(spent(&store, "other"), (0, 0));
+
+    // From before there was such a count: what is not uploaded is counted.
+    drop(store);
+    let old = Connection::open(&path).unwrap();
+    old.execute_batch("DROP TABLE used; DROP TABLE counted; PRAGMA user_version = 3;")
+        .unwrap();
+    drop(old);
+    let store = Store::open(&path, &node()).unwrap();
+    assert_eq!(spent(&store, "acme"), (1_000, 0));
+}
+
+#[test]
+fn months_are_forgotten_when_they_are_over_and_are_then_not_whole() {
+    const DAY: u64 = 86_400_000;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&dir.path().join("journal.sqlite"), &node()).unwrap();
+    store.begin_epoch(1).unwrap();
+    assert_eq!(store.forget_used(5 * DAY).unwrap(), 5 * DAY);
+    commit(&mut store, 1, record());
+    let rows = |store: &Store| {
+        let gauges = ByTenant::new(vec![gauge("acme")]);
+        store.spent(&gauges).unwrap().values().sum::<u64>()
+    };
+    // Within the day after, for what is late.
+    assert_eq!(store.forget_used(31 * DAY).unwrap(), 5 * DAY);
+    assert_eq!(rows(&store), 1_000);
+    assert_eq!(store.forget_used(33 * DAY).unwrap(), 31 * DAY);
+    assert_eq!(rows(&store), 0);
+    // A clock that was ahead: this month is not whole either, and stays so.
+    assert_eq!(store.forget_used(70 * DAY).unwrap(), 59 * DAY);
+    assert_eq!(store.forget_used(34 * DAY).unwrap(), 59 * DAY);
+}
+
+#[tokio::test]
+async fn what_is_committed_moves_the_gauge_and_lets_go_of_what_was_reserved() {
+    use crate::budget::gauge::Reserve;
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::start(dir.path(), &node(), 1).unwrap();
+    let mut meter = meter(&journal, 0);
+    let reader = journal.reader();
+    meter.record(record(), None).unwrap();
+    let gauge = gauge("acme");
+    gauge.set_lease(10_000, 0);
+    reader.gauge(vec![gauge.clone()]).await.unwrap();
+    assert_eq!((gauge.spent(), gauge.room()), (1_000, 9_000));
+    let reserve = Arc::new(Reserve::new(vec![(gauge.clone(), 4_000)], 1));
+    let ticket = reserve.take(1).unwrap();
+    assert_eq!(gauge.room(), 5_000);
+    meter.record(record(), Some(ticket)).unwrap();
+    // Asked behind it in the journal's queue.
+    reader.take(10).await.unwrap();
+    assert_eq!((gauge.spent(), gauge.room()), (2_000, 8_000));
+    journal.stop();
+}
+
 /// What metering adds to a request, of the CPU and in all; for people:
 /// `cargo test --workspace --lib --release -- --ignored --nocapture measures`
 #[test]
@@ -468,7 +587,7 @@ fn measures_metering() {
     let cpu = || rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let (began, cpu_before) = (Instant::now(), cpu());
     for record in records {
-        meter.record(record).unwrap();
+        meter.record(record, None).unwrap();
     }
     // Returns behind every commit.
     let runtime = tokio::runtime::Builder::new_current_thread()

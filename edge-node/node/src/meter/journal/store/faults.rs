@@ -98,6 +98,7 @@ impl Life {
             lane,
             counter,
             record,
+            _ticket: None,
         });
     }
 
