@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::node::{TestNode, hello, join};
 use common::{Coordinator, Publisher, until};
-use holm_model::api::{FunctionView, RolloutState, RolloutView};
+use holm_model::api::{FunctionView, RolloutPlanView, RolloutState, RolloutView};
 use holm_model::ids::VersionId;
 use holm_model::usage::Outcome;
 use serde_json::json;
@@ -195,6 +195,70 @@ async fn a_crash_under_traffic_stops_the_rollout() {
     let view = world.ended(rollout.id, RolloutState::RolledBack).await;
     assert!(view.reason.contains("crashed 1 times"), "{}", view.reason);
     world.all_on(Some(world.v1)).await;
+}
+
+#[tokio::test]
+async fn waves_are_rings_of_labelled_nodes_and_are_told_before_they_begin() {
+    let world = world().await;
+    let client = &world.coordinator.client;
+    let path = "/v1/functions/acme/hello/rollouts";
+    let waves = json!([
+        "ring=canary,bake=100ms,quorum=100%",
+        "region=eu,nodes=2",
+        100
+    ]);
+    let body = json!({ "version": world.v2, "waves": waves, "bake_ms": 0 });
+    let plan: RolloutPlanView = client
+        .post(&format!("{path}/plan"), &body)
+        .await
+        .expect(200);
+    assert_eq!(plan.empty, ["ring=canary,bake=100ms,quorum=100%"]);
+    let problem = client.post(path, &body).await.problem(409);
+    assert_eq!(problem.kind, "/problems/empty-wave");
+    assert!(
+        problem.detail.contains("`ring=canary"),
+        "{}",
+        problem.detail
+    );
+
+    let labels = json!({ "labels": { "ring": "canary" } }).to_string();
+    let labelled = client.put("/v1/nodes/n2/labels", labels.as_bytes()).await;
+    assert_eq!(labelled.status, 200, "{}", labelled.text());
+    let plan: RolloutPlanView = client
+        .post(&format!("{path}/plan"), &body)
+        .await
+        .expect(200);
+    let nodes = |index: usize| -> Vec<&str> {
+        plan.waves[index]
+            .nodes
+            .iter()
+            .map(|name| name.as_str())
+            .collect()
+    };
+    assert_eq!(
+        (nodes(0), nodes(1), nodes(2)),
+        (vec!["n2"], vec!["n0"], vec!["n1"])
+    );
+    assert_eq!(
+        (plan.waves[0].bake_ms, plan.waves[0].quorum),
+        (100, Some(1))
+    );
+    assert_eq!((plan.empty.len(), plan.running), (0, None));
+    let rollout: RolloutView = client.post(path, &body).await.expect(201);
+    let view = world.ended(rollout.id, RolloutState::Completed).await;
+    let found: Vec<_> = view.waves.iter().map(|wave| &wave.nodes).collect();
+    let planned: Vec<_> = plan.waves.iter().map(|wave| &wave.nodes).collect();
+    assert_eq!(found, planned);
+
+    for bad in [
+        json!(["baek=1s", 100]),
+        json!(["ring=canary"]),
+        json!([0, 100]),
+    ] {
+        let body = json!({ "version": world.v1, "waves": bad });
+        let problem = client.post(path, &body).await.problem(400);
+        assert!(problem.detail.contains("not"), "{}", problem.detail);
+    }
 }
 
 #[tokio::test]

@@ -11,10 +11,12 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use holm_model::api::{
-    FunctionView, NodeView, PromoteRequest, RolloutRequest, RolloutState, RolloutView, VersionView,
+    FunctionView, NodeView, PromoteRequest, RolloutPlanView, RolloutRequest, RolloutState,
+    RolloutView, VersionView,
 };
 use holm_model::ids::{FunctionName, IdError, Name, VersionId};
-use holm_model::manifest::units::parse_millis;
+use holm_model::manifest::WaveRule;
+use holm_model::manifest::units::{format_millis, parse_millis};
 
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -50,6 +52,19 @@ enum Action {
         /// Do not wait for its end.
         #[arg(long)]
         no_wait: bool,
+        /// Tell which nodes would move when, and begin nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Tell which nodes would move when.
+    Plan {
+        /// The function, as tenant/function.
+        function: FunctionName,
+        /// Tag, label or id of the version [default: the newest].
+        #[arg(long, value_name = "TAG|LABEL|ID")]
+        version: Option<String>,
+        #[command(flatten)]
+        pace: Pace,
     },
     /// Tell where a rollout is.
     Status {
@@ -102,6 +117,10 @@ pub(crate) struct Pace {
     #[arg(long, value_delimiter = ',', value_name = "PERCENT,…",
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) waves: Option<Vec<u8>>,
+    /// A wave, once for each: words with commas between them, such as `ring=canary,bake=10m`, `region=eu,nodes=2`,
+    /// `region=eu,nodes=50%,quorum=80%,skip_after=30s`; the last is 100%.
+    #[arg(long = "wave", value_name = "WAVE", conflicts_with = "waves")]
+    pub(crate) rules: Vec<WaveRule>,
     /// How long each wave is watched before the next, for example 30s.
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub(crate) bake: Option<u64>,
@@ -111,6 +130,20 @@ pub(crate) struct Pace {
     /// In an emergency: ask no gate. Wave follows wave as soon as nodes serve the version; it is told with the rollout.
     #[arg(long)]
     pub(crate) emergency: bool,
+}
+
+impl Pace {
+    fn request(&self, version: VersionId) -> RolloutRequest {
+        let percent = |waves: &Vec<u8>| waves.iter().copied().map(WaveRule::percent).collect();
+        let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
+        RolloutRequest {
+            version,
+            waves: rules.or(self.waves.as_ref().map(percent)),
+            bake_ms: self.bake,
+            min_requests: self.min_requests,
+            emergency: self.emergency,
+        }
+    }
 }
 
 /// Options of `holm rollback`.
@@ -166,11 +199,24 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
             version,
             pace,
             no_wait,
+            dry_run,
         } => {
             let view: FunctionView = client.get(&function_path(&function)).await?;
             let version = pick(&view, version.as_deref())?.version;
+            if dry_run {
+                return plan(&client, &function, version, &pace, output).await;
+            }
             let rollout = start(&client, &function, version, &pace).await?;
             end(&client, rollout, no_wait, RolloutState::Completed, output).await
+        }
+        Action::Plan {
+            function,
+            version,
+            pace,
+        } => {
+            let view: FunctionView = client.get(&function_path(&function)).await?;
+            let version = pick(&view, version.as_deref())?.version;
+            plan(&client, &function, version, &pace, output).await
         }
         Action::Status { rollout } => {
             let rollout = rollout.get(&client).await?;
@@ -235,16 +281,72 @@ pub(crate) async fn start(
     version: VersionId,
     pace: &Pace,
 ) -> Result<RolloutView, Failure> {
-    let request = RolloutRequest {
-        version,
-        waves_percent: pace.waves.clone(),
-        bake_ms: pace.bake,
-        min_requests: pace.min_requests,
-        emergency: pace.emergency,
-    };
     client
-        .post(&format!("{}/rollouts", function_path(function)), &request)
+        .post(
+            &format!("{}/rollouts", function_path(function)),
+            &pace.request(version),
+        )
         .await
+}
+
+/// Tells which nodes would move to `version` when.
+async fn plan(
+    client: &Client,
+    function: &FunctionName,
+    version: VersionId,
+    pace: &Pace,
+    output: Output,
+) -> Result<(), Failure> {
+    let path = format!("{}/rollouts/plan", function_path(function));
+    let plan: RolloutPlanView = client.post(&path, &pace.request(version)).await?;
+    output.result(&plan, || foretell(&plan))
+}
+
+/// A plan, for people.
+fn foretell(plan: &RolloutPlanView) -> String {
+    let previous = plan.previous.as_ref();
+    let previous = previous.map_or("nothing", |version| &version.label);
+    let mut lines = vec![format!(
+        "{}: {previous} → {}",
+        plan.function, plan.version.label
+    )];
+    if let Some(running) = plan.running {
+        lines.push(format!("rollout {running} is in the way"));
+    }
+    if plan.emergency {
+        lines.push("its gates are skipped".to_owned());
+    }
+    for rule in &plan.empty {
+        lines.push(format!("no node is in the wave {rule}"));
+    }
+    let rows: Vec<[String; 6]> = plan
+        .waves
+        .iter()
+        .enumerate()
+        .map(|(place, wave)| {
+            let node = |name: &Name| match wave.absent.contains(name) {
+                true => format!("{name} (away)"),
+                false => name.to_string(),
+            };
+            [
+                (place + 1).to_string(),
+                wave.rule.clone(),
+                format_millis(wave.bake_ms),
+                wave.quorum
+                    .map_or("any".to_owned(), |quorum| quorum.to_string()),
+                format_millis(wave.skip_after_ms),
+                wave.nodes.iter().map(node).collect::<Vec<_>>().join(", "),
+            ]
+        })
+        .collect();
+    lines.push(match rows.is_empty() {
+        true => "no node is there yet".to_owned(),
+        false => table(
+            ["WAVE", "RULE", "BAKE", "QUORUM", "SKIP AFTER", "NODES"],
+            &rows,
+        ),
+    });
+    lines.join("\n")
 }
 
 /// Watches unless told not to, prints, and fails if the rollout ended otherwise than `wanted`.
@@ -404,7 +506,7 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
     if rollout.emergency {
         lines.push("its gates are skipped".to_owned());
     }
-    let rows: Vec<[String; 5]> = rollout
+    let rows: Vec<[String; 6]> = rollout
         .waves
         .iter()
         .enumerate()
@@ -412,6 +514,7 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
             let nodes: Vec<&str> = wave.nodes.iter().map(Name::as_str).collect();
             [
                 (place + 1).to_string(),
+                wave.rule.clone(),
                 wave.state.clone(),
                 wave.invocations.to_string(),
                 wave.errors.to_string(),
@@ -420,7 +523,7 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
         })
         .collect();
     lines.push(table(
-        ["WAVE", "STATE", "REQUESTS", "ERRORS", "NODES"],
+        ["WAVE", "RULE", "STATE", "REQUESTS", "ERRORS", "NODES"],
         &rows,
     ));
     lines.join("\n")
@@ -581,6 +684,7 @@ mod tests {
             state: state.into(),
             invocations: 5,
             errors: 1,
+            ..WaveView::default()
         };
         let mut before = RolloutView {
             id: 1,

@@ -130,6 +130,7 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("POST", "/v1/functions/{tenant}/{function}/rollouts") => {
             (Rollout, Tenant, Some("rollout.start"))
         }
+        ("POST", "/v1/functions/{tenant}/{function}/rollouts/plan") => (Read, Tenant, None),
         ("GET", "/v1/functions/{tenant}/{function}/rollouts/latest") => (Read, Tenant, None),
         ("POST", "/v1/functions/{tenant}/{function}/rollback") => {
             (Rollout, Tenant, Some("rollout.back"))

@@ -111,6 +111,10 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             post(rollouts::start),
         )
         .route(
+            "/v1/functions/{tenant}/{function}/rollouts/plan",
+            post(rollouts::foresee),
+        )
+        .route(
             "/v1/functions/{tenant}/{function}/rollouts/latest",
             get(rollouts::latest),
         )

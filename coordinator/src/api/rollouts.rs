@@ -4,15 +4,19 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use holm_model::api::{PromoteRequest, RolloutRequest, RolloutView, VersionView, WaveView};
-use holm_model::ids::VersionId;
+use holm_model::api::{
+    PlannedWave, PromoteRequest, RolloutPlanView, RolloutRequest, RolloutView, VersionView,
+    WaveView,
+};
+use holm_model::ids::{Name, VersionId};
+use holm_model::manifest::WaveRule;
 
 use super::access::{Caller, told};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::rollout::Order;
+use crate::rollout::{Foreseen, Order, Presence, Wave};
 use crate::store::RolloutRow;
 
 pub(super) async fn start(
@@ -22,6 +26,58 @@ pub(super) async fn start(
 ) -> Result<impl IntoResponse, ApiError> {
     let row = api.rollouts.start(&function, request).await?;
     begun(&api, row).await
+}
+
+/// Which nodes would move when, without anything being begun.
+pub(super) async fn foresee(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+    JsonBody(request): JsonBody<RolloutRequest>,
+) -> Result<Json<RolloutPlanView>, ApiError> {
+    let Foreseen {
+        version: to,
+        previous,
+        policy,
+        waves,
+        sights,
+        running,
+    } = api.rollouts.foresee(&function, request).await?;
+    let absent = |name: &Name| {
+        let presence = sights.get(name).map(|sight| sight.presence);
+        !matches!(presence, Some(Presence::Connected { .. }))
+    };
+    let planned = |wave: Wave| PlannedWave {
+        rule: rule(&wave),
+        absent: wave
+            .nodes
+            .iter()
+            .filter(|name| absent(name))
+            .cloned()
+            .collect(),
+        bake_ms: wave.bake_ms(&policy),
+        quorum: wave.quorum.map(|quorum| quorum as u64),
+        skip_after_ms: wave.skip_after_ms(&policy),
+        nodes: wave.nodes,
+    };
+    Ok(Json(RolloutPlanView {
+        function,
+        version: version(&api, to).await?,
+        previous: match previous {
+            Some(previous) => Some(version(&api, previous).await?),
+            None => None,
+        },
+        waves: waves.waves.into_iter().map(planned).collect(),
+        empty: waves.empty.iter().map(WaveRule::to_string).collect(),
+        running,
+        emergency: policy.skips_gates,
+        min_requests: policy.min_requests,
+    }))
+}
+
+/// A wave as people wrote it; nothing of one that was planned before that was kept.
+fn rule(wave: &Wave) -> String {
+    let rule = wave.rule.as_ref().map(WaveRule::to_string);
+    rule.unwrap_or_default()
 }
 
 pub(super) async fn roll_back(
@@ -128,6 +184,9 @@ async fn order(
 async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
     let rollout = row.rollout;
     let waves = rollout.waves.into_iter().map(|wave| WaveView {
+        rule: rule(&wave),
+        bake_ms: wave.bake_ms(&rollout.policy),
+        quorum: wave.quorum.map(|quorum| quorum as u64),
         nodes: wave.nodes,
         state: wave.state.as_str().to_owned(),
         invocations: wave.tally.invocations,

@@ -382,6 +382,8 @@ impl Fleet {
                 false => BTreeMap::new(),
             };
             let sight = Sight {
+                region: entry.said(|hello| hello.region.clone()),
+                labels: entry.labels.clone(),
                 presence: match entry.connected() {
                     true => Presence::Connected { since_ms },
                     false => Presence::Absent { since_ms },

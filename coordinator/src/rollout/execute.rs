@@ -15,12 +15,15 @@ use std::sync::Arc;
 use holm_model::api::{RolloutRequest, RolloutState};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
-use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS, MAX_WAVES};
+use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS};
+use holm_model::manifest::wave::{WaveError, check_waves};
+use holm_model::manifest::{self, Amount, WaveRule};
 use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
+use super::sight::Sight;
 use super::target::{Held, Move, Target, TargetFunction, Version};
-use super::wave::{Policy, Tally, are_waves};
+use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
 use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
@@ -63,11 +66,13 @@ pub(crate) enum RolloutError {
     },
     #[error("`{0}` has no version before the current one to go back to")]
     NothingBefore(FunctionName),
+    #[error("the waves are not as they should be: {0}")]
+    BadWaves(WaveError),
     #[error(
-        "the waves {0:?} are not up to {MAX_WAVES} rising percentages from 1 that end with 100, such \
-         as 10,50,100"
+        "no node on which this version may run is in the wave `{0}`; give one of them the label with \
+         `holm nodes label`, or start it with other waves"
     )]
-    BadWaves(Vec<u8>),
+    EmptyWave(WaveRule),
     #[error("a bake time of {0} ms is above the {MAX_BAKE_MS} ms allowed")]
     BadBake(u64),
     #[error(
@@ -95,10 +100,52 @@ pub(crate) enum RolloutError {
 /// How whoever starts a rollout wants it; what is left out the manifest says.
 struct Wish {
     to: To,
-    waves_percent: Option<Vec<u8>>,
+    waves: Option<Vec<WaveRule>>,
     bake_ms: Option<u64>,
     min_requests: Option<u64>,
     skips_gates: bool,
+}
+
+/// A wish that can be granted.
+struct Fitting {
+    version: Arc<Version>,
+    policy: Policy,
+    /// The tenant's valid keys.
+    keys: Vec<PublisherKey>,
+    /// The function's current version.
+    current: Option<VersionId>,
+}
+
+/// What would come of a wish.
+pub(crate) struct Foreseen {
+    pub(crate) version: VersionId,
+    pub(crate) previous: Option<VersionId>,
+    pub(crate) policy: Policy,
+    pub(crate) waves: Waves,
+    /// The nodes as they are seen now.
+    pub(crate) sights: BTreeMap<Name, Sight>,
+    pub(crate) running: Option<u64>,
+}
+
+impl From<RolloutRequest> for Wish {
+    fn from(request: RolloutRequest) -> Self {
+        Wish {
+            to: To::Version(request.version),
+            waves: request.waves,
+            bake_ms: request.bake_ms,
+            min_requests: request.min_requests,
+            skips_gates: request.emergency,
+        }
+    }
+}
+
+impl Wish {
+    fn quorum_of(&self, manifest: &manifest::Rollout) -> Option<Amount> {
+        // Going back waits for nobody.
+        manifest
+            .quorum
+            .filter(|_| matches!(self.to, To::Version(_)))
+    }
 }
 
 /// What people may tell a rollout that goes on.
@@ -284,14 +331,7 @@ impl Rollouts {
         function: &FunctionName,
         request: RolloutRequest,
     ) -> Result<RolloutRow, RolloutError> {
-        let wish = Wish {
-            to: To::Version(request.version),
-            waves_percent: request.waves_percent,
-            bake_ms: request.bake_ms,
-            min_requests: request.min_requests,
-            skips_gates: request.emergency,
-        };
-        self.begin(function, &wish).await
+        self.begin(function, &Wish::from(request)).await
     }
 
     /// Starts a rollout to the version before the current one: one wave, not watched, because
@@ -302,7 +342,7 @@ impl Rollouts {
     ) -> Result<RolloutRow, RolloutError> {
         let wish = Wish {
             to: To::Before,
-            waves_percent: Some(vec![100]),
+            waves: Some(vec![WaveRule::percent(100)]),
             bake_ms: Some(0),
             min_requests: Some(0),
             skips_gates: false,
@@ -331,6 +371,110 @@ impl Rollouts {
         function: &FunctionName,
         wish: &Wish,
     ) -> Result<RolloutRow, RolloutError> {
+        let Fitting {
+            version,
+            policy,
+            keys,
+            current,
+        } = self.fit(function, wish).await?;
+        let managed = state
+            .functions
+            .entry(function.clone())
+            .or_insert_with(|| Managed {
+                keys,
+                current: None,
+                fallback: None,
+                open: None,
+            });
+        if let Some(open) = &managed.open {
+            return Err(RolloutError::Running {
+                function: function.clone(),
+                id: open.id,
+            });
+        }
+        if current == Some(version.id) {
+            let version = version.id;
+            return Err(RolloutError::Current {
+                function: function.clone(),
+                version,
+            });
+        }
+        if state.bytes_with(&version) > MAX_DESIRED_BYTES {
+            return Err(RolloutError::TooMuch);
+        }
+        let (_, waves) = self.waves(function, &version, &policy);
+        // Without any node it waits for the first; with some, what was meant to be a test is not left out.
+        if !waves.waves.is_empty()
+            && !policy.skips_gates
+            && let Some(rule) = waves.empty.into_iter().next()
+        {
+            return Err(RolloutError::EmptyWave(rule));
+        }
+        let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
+        let id = self
+            .store
+            .begin_rollout(
+                state.basis(),
+                function,
+                &rollout,
+                matches!(wish.to, To::Before),
+            )
+            .await?;
+        state.revision += 1;
+        tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
+        let row = RolloutRow {
+            id,
+            function: function.clone(),
+            rollout,
+        };
+        let open = Open {
+            id,
+            version,
+            rollout: row.rollout.clone(),
+            unstored: Additions::default(),
+        };
+        if let Some(managed) = state.functions.get_mut(function) {
+            managed.open = Some(open);
+        }
+        self.fleet.wake();
+        Ok(row)
+    }
+
+    /// What would come of a wish as the fleet is now. Nothing is begun.
+    pub(crate) async fn foresee(
+        &self,
+        function: &FunctionName,
+        request: RolloutRequest,
+    ) -> Result<Foreseen, RolloutError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        let fitting = self.fit(function, &Wish::from(request)).await?;
+        let managed = state.functions.get(function);
+        let (sights, waves) = self.waves(function, &fitting.version, &fitting.policy);
+        Ok(Foreseen {
+            version: fitting.version.id,
+            previous: fitting.current,
+            policy: fitting.policy,
+            waves,
+            sights,
+            running: managed.and_then(|managed| Some(managed.open.as_ref()?.id)),
+        })
+    }
+
+    fn waves(
+        &self,
+        function: &FunctionName,
+        version: &Version,
+        policy: &Policy,
+    ) -> (BTreeMap<Name, Sight>, Waves) {
+        let allowed = |region: &str, labels: &BTreeMap<_, _>| version.placed_on(region, labels);
+        let sights = self.fleet.sights(function, allowed);
+        let waves = plan_waves(&sights, policy, self.clock.now_ms());
+        (sights, waves)
+    }
+
+    /// Whether what somebody wishes is possible as far as the version goes, and how it is to be done.
+    async fn fit(&self, function: &FunctionName, wish: &Wish) -> Result<Fitting, RolloutError> {
         let row = self.store.function(function).await?;
         let row = row.ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
         let version = match wish.to {
@@ -364,70 +508,19 @@ impl Rollouts {
             });
         }
         let valid = rows.iter().filter(|row| row.revoked_ms.is_none());
-        let keys = valid.map(|row| row.key).collect();
-        let managed = state
-            .functions
-            .entry(function.clone())
-            .or_insert_with(|| Managed {
-                keys,
-                current: None,
-                fallback: None,
-                open: None,
-            });
-        if let Some(open) = &managed.open {
-            return Err(RolloutError::Running {
-                function: function.clone(),
-                id: open.id,
-            });
-        }
-        let current = managed.current.as_ref().map(|current| current.id);
-        if current == Some(version.id) {
-            let version = version.id;
-            return Err(RolloutError::Current {
-                function: function.clone(),
-                version,
-            });
-        }
-        if state.bytes_with(&version) > MAX_DESIRED_BYTES {
-            return Err(RolloutError::TooMuch);
-        }
-        let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
-        let id = self
-            .store
-            .begin_rollout(
-                state.basis(),
-                function,
-                &rollout,
-                matches!(wish.to, To::Before),
-            )
-            .await?;
-        state.revision += 1;
-        tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
-        let row = RolloutRow {
-            id,
-            function: function.clone(),
-            rollout,
-        };
-        let open = Open {
-            id,
+        Ok(Fitting {
+            keys: valid.map(|row| row.key).collect(),
+            current: row.current,
             version,
-            rollout: row.rollout.clone(),
-            unstored: Additions::default(),
-        };
-        if let Some(managed) = state.functions.get_mut(function) {
-            managed.open = Some(open);
-        }
-        self.fleet.wake();
-        Ok(row)
+            policy,
+        })
     }
 
     fn policy(&self, version: &Version, wish: &Wish) -> Result<Policy, RolloutError> {
         let manifest = &version.statement.manifest.rollout;
-        let waves_percent = wish.waves_percent.clone();
-        let waves_percent = waves_percent.unwrap_or_else(|| manifest.waves_percent.clone());
-        if !are_waves(&waves_percent) {
-            return Err(RolloutError::BadWaves(waves_percent));
-        }
+        let waves = wish.waves.clone();
+        let waves = waves.unwrap_or_else(|| manifest.waves.clone());
+        check_waves(&waves).map_err(RolloutError::BadWaves)?;
         let bake_ms = wish.bake_ms.unwrap_or(manifest.bake_ms);
         if bake_ms > MAX_BAKE_MS {
             return Err(RolloutError::BadBake(bake_ms));
@@ -437,11 +530,14 @@ impl Rollouts {
             return Err(RolloutError::BadMinRequests(min_requests));
         }
         Ok(Policy {
-            waves_percent,
+            waves,
             bake_ms,
             max_error_ppm: manifest.max_error_ppm,
             prepare_timeout_ms: self.timing.prepare_timeout_ms,
-            absent_grace_ms: self.timing.absent_grace_ms,
+            absent_grace_ms: manifest
+                .skip_after_ms
+                .unwrap_or(self.timing.absent_grace_ms),
+            quorum: wish.quorum_of(manifest),
             min_requests,
             skips_gates: wish.skips_gates,
         })

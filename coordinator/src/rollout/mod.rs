@@ -10,10 +10,10 @@ mod sight;
 mod target;
 mod wave;
 
-pub(crate) use execute::{Order, RolloutError, Rollouts, Timing};
+pub(crate) use execute::{Foreseen, Order, RolloutError, Rollouts, Timing};
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};
 pub(crate) use target::{Target, Version};
 #[cfg(test)]
 pub(crate) use wave::Policy;
-pub(crate) use wave::Tally;
+pub(crate) use wave::{Tally, Wave};

@@ -39,6 +39,8 @@ const PATIENCE: u64 = 3;
 /// A gate that has seen too few invocations waits this many bake times in all, and no less than [`MIN_INCONCLUSIVE_MS`].
 const INCONCLUSIVE_BAKES: u64 = 4;
 const MIN_INCONCLUSIVE_MS: u64 = 60_000;
+/// Why it is paused if a wave's nodes are not there. This pause ends by itself when they are.
+const QUORUM_MISSED: &str = "paused, because too few nodes of a wave could be reached";
 
 /// The way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,8 +199,14 @@ impl Rollout {
             true => "promoted by the operator past all gates".into(),
             false => "promoted by the operator past its gate".into(),
         };
-        if let Some(wave) = watched {
-            self.waves[wave].state = WaveState::Passed;
+        match watched {
+            Some(wave) => self.waves[wave].state = WaveState::Passed,
+            None => {
+                let moving = |wave: &&mut Wave| wave.state == WaveState::Moving;
+                if let Some(wave) = self.waves.iter_mut().find(moving) {
+                    wave.quorum = None;
+                }
+            }
         }
         true
     }
@@ -229,7 +237,14 @@ impl Rollout {
                 };
                 return Next::Rest;
             }
-            self.waves = plan_waves(fleet, &self.policy.waves_percent, at.now_ms);
+            let plan = plan_waves(fleet, &self.policy, at.now_ms);
+            if let Some(rule) = plan.empty.first().filter(|_| !self.policy.skips_gates) {
+                self.reason = format!(
+                    "waiting for a node: none that has joined is in the wave `{rule}`; `promote --all` goes on without"
+                );
+                return Next::Rest;
+            }
+            self.waves = plan.waves;
         }
         if let Some((wave, why)) = self.failure(fleet) {
             self.waves[wave].state = WaveState::Failed;
@@ -245,7 +260,7 @@ impl Rollout {
             return Next::Rest;
         }
         let Some(index) = unfinished else {
-            self.complete(at, actions);
+            self.complete(fleet, at, actions);
             return Next::Rest;
         };
         match self.waves[index].state {
@@ -258,7 +273,7 @@ impl Rollout {
                 Next::Again
             }
             WaveState::Moving => self.moving(index, fleet, at, actions),
-            _ => self.baking(index, at, actions),
+            _ => self.baking(index, fleet, at, actions),
         }
     }
 
@@ -282,7 +297,9 @@ impl Rollout {
                 Progress::Away => {}
             }
         }
-        if !late.is_empty() {
+        // Where a wave says how many suffice, those that are late are missed like those that are away.
+        let suffices = wave.quorum.is_some_and(|quorum| serving >= quorum);
+        if !late.is_empty() && !suffices {
             let why = format!(
                 "{title}: {} did not serve the new version within {} s",
                 list(&late),
@@ -295,6 +312,20 @@ impl Rollout {
         if !pending.is_empty() {
             self.reason = format!("{title}: waiting for {}", list(&pending));
             return Next::Rest;
+        }
+        if let Some(quorum) = wave.quorum {
+            let title = format!("{title}: {serving} of its {} nodes", wave.nodes.len());
+            if serving < quorum && self.policy.skips_gates {
+                // Nobody is asked any more.
+            } else if serving < quorum {
+                self.paused.get_or_insert_with(|| QUORUM_MISSED.into());
+                self.reason = format!(
+                    "{title} serve the new version, and its quorum is {quorum}; it goes on when they do, `promote` goes on without them, `abort` goes back"
+                );
+                return Next::Rest;
+            } else if self.paused.as_deref() == Some(QUORUM_MISSED) {
+                self.paused = None;
+            }
         }
         let last = index + 1 == self.waves.len();
         let passed = self
@@ -310,7 +341,8 @@ impl Rollout {
             })
         };
         if serving > 0 || (last && !passed && elsewhere()) {
-            self.reason = format!("{title}: watching for {} ms", self.policy.bake_ms);
+            let bake_ms = self.waves[index].bake_ms(&self.policy);
+            self.reason = format!("{title}: watching for {bake_ms} ms");
             self.waves[index].state = WaveState::Baking;
             self.waves[index].since_ms = at.now_ms;
             return Next::Again;
@@ -325,10 +357,17 @@ impl Rollout {
         Next::Again
     }
 
-    fn baking(&mut self, index: usize, at: Moment, actions: &mut Vec<Action>) -> Next {
+    fn baking(
+        &mut self,
+        index: usize,
+        fleet: &Fleet,
+        at: Moment,
+        actions: &mut Vec<Action>,
+    ) -> Next {
         let wave = &self.waves[index];
         let tally = wave.tally;
-        let over = at.now_ms >= wave.since_ms.saturating_add(self.policy.bake_ms);
+        let bake_ms = wave.bake_ms(&self.policy);
+        let over = at.now_ms >= wave.since_ms.saturating_add(bake_ms);
         if self.policy.skips_gates {
             self.waves[index].state = WaveState::Passed;
             return Next::Again;
@@ -361,19 +400,33 @@ impl Rollout {
             );
             return Next::Rest;
         }
-        if !enough {
-            let longest = self.policy.bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
+        let serving = wave.nodes.iter();
+        let serving = serving
+            .filter(|name| self.serves(wave, fleet.get(*name)))
+            .count();
+        let missed = wave.quorum.filter(|quorum| serving < *quorum);
+        if !enough || missed.is_some() {
+            let longest = bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
             let until = self.waves[index]
                 .since_ms
                 .saturating_add(longest.max(MIN_INCONCLUSIVE_MS));
             if at.now_ms >= until {
-                self.paused = Some("paused, because a gate has seen too little".into());
+                self.paused = Some(match missed {
+                    Some(_) => "paused, because nodes of the wave have gone away".into(),
+                    None => "paused, because a gate has seen too little".into(),
+                });
                 return Next::Again;
             }
-            self.reason = format!(
-                "{title}: inconclusive, {} of the {} invocations that its gate is to see, {} of them failed",
-                tally.invocations, self.policy.min_requests, tally.errors
-            );
+            self.reason = match missed {
+                Some(quorum) => format!(
+                    "{title}: {serving} of its {} nodes serve the new version, and its quorum is {quorum}",
+                    wave.nodes.len()
+                ),
+                None => format!(
+                    "{title}: inconclusive, {} of the {} invocations that its gate is to see, {} of them failed",
+                    tally.invocations, self.policy.min_requests, tally.errors
+                ),
+            };
             return Next::Rest;
         }
         self.waves[index].state = WaveState::Passed;
@@ -424,7 +477,9 @@ impl Rollout {
                 .saturating_add(timeout.saturating_mul(PATIENCE));
         match sight.presence {
             Presence::Absent { since_ms } => {
-                match impatient || now_ms > since_ms.saturating_add(self.policy.absent_grace_ms) {
+                match impatient
+                    || now_ms > since_ms.saturating_add(wave.skip_after_ms(&self.policy))
+                {
                     true => Progress::Away,
                     false => Progress::Pending,
                 }
@@ -448,13 +503,13 @@ impl Rollout {
             .filter(|wave| wave.state != WaveState::Waiting)
     }
 
-    fn complete(&mut self, at: Moment, actions: &mut Vec<Action>) {
-        let skipped: Vec<_> = self
-            .waves
-            .iter()
-            .filter(|wave| wave.state == WaveState::Skipped)
-            .flat_map(|wave| wave.nodes.iter().map(Name::as_str))
-            .collect();
+    fn complete(&mut self, fleet: &Fleet, at: Moment, actions: &mut Vec<Action>) {
+        let nodes = |wave: &'_ Wave| -> Vec<Name> {
+            let missed = |name: &&Name| !self.serves(wave, fleet.get(*name));
+            wave.nodes.iter().filter(missed).cloned().collect()
+        };
+        let skipped: Vec<Name> = self.waves.iter().flat_map(nodes).collect();
+        let skipped: Vec<&str> = skipped.iter().map(Name::as_str).collect();
         self.state = RolloutState::Completed;
         self.reason = match skipped.is_empty() {
             true => "every wave passed its gate".into(),

@@ -22,6 +22,8 @@ pub(crate) struct Seen {
 /// A node on which the function may run, as the coordinator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
+    pub(crate) region: String,
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) presence: Presence,
     /// Desired state that the node last worked on.
     pub(crate) generation: u64,

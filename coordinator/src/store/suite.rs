@@ -11,7 +11,7 @@ use holm_model::api::{NewAssignment, NewPrices, RolloutState, VersionView};
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
-use holm_model::manifest::Manifest;
+use holm_model::manifest::{Manifest, WaveRule};
 use holm_model::price::Prices;
 use holm_model::token::TokenId;
 use holm_model::usage::UsageRecord;
@@ -848,7 +848,8 @@ fn at(revision: u64) -> Basis {
 
 fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
     let policy = Policy {
-        waves_percent: vec![100],
+        waves: vec![WaveRule::percent(100)],
+        quorum: None,
         bake_ms: 0,
         max_error_ppm: 0,
         min_requests: 0,

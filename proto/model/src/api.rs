@@ -33,6 +33,7 @@
 //! | `GET /v1/functions` | | 200 `Vec<FunctionView>` |
 //! | `GET /v1/functions/{tenant}/{function}` | | 200 `FunctionView` |
 //! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
+//! | `POST /v1/functions/{tenant}/{function}/rollouts/plan` | `RolloutRequest` | 200 `RolloutPlanView` |
 //! | `GET /v1/functions/{tenant}/{function}/rollouts/latest` | | 200 `RolloutView` |
 //! | `GET /v1/rollouts/{id}` | | 200 `RolloutView` |
 //! | `POST /v1/rollouts/{id}/abort`, `/pause`, `/resume` | | 200 `RolloutView`, 409 |
@@ -57,6 +58,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
+use crate::manifest::WaveRule;
 use crate::place::Coordinates;
 use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
 use crate::token::Verb;
@@ -451,9 +453,11 @@ pub struct KeptView {
 pub struct RolloutRequest {
     /// What the fleet is to move to.
     pub version: VersionId,
-    /// Instead of the manifest's waves: percentages, rising to 100.
-    pub waves_percent: Option<Vec<u8>>,
+    /// Instead of the manifest's waves, written as there.
+    #[serde(default, alias = "waves_percent")]
+    pub waves: Option<Vec<WaveRule>>,
     /// Instead of the manifest's bake time.
+    #[serde(default)]
     pub bake_ms: Option<u64>,
     /// Instead of the manifest's invocations that a gate has to see.
     #[serde(default)]
@@ -461,6 +465,44 @@ pub struct RolloutRequest {
     /// No gate is asked: waves follow each other as soon as their nodes serve the version.
     #[serde(default)]
     pub emergency: bool,
+}
+
+/// What a rollout would do if it began now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutPlanView {
+    /// The function.
+    pub function: FunctionName,
+    /// To.
+    pub version: VersionView,
+    /// From; none if it would be the function's first.
+    pub previous: Option<VersionView>,
+    /// The waves in order. Those whose nodes are all in earlier ones are left out.
+    pub waves: Vec<PlannedWave>,
+    /// Waves, as written, that concern no node: a rollout with them does not begin.
+    pub empty: Vec<String>,
+    /// The rollout that is in the way.
+    pub running: Option<u64>,
+    /// Whether its gates would be skipped.
+    pub emergency: bool,
+    /// Invocations that each gate would have to see.
+    pub min_requests: u64,
+}
+
+/// A wave of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedWave {
+    /// As written.
+    pub rule: String,
+    /// Its nodes.
+    pub nodes: Vec<Name>,
+    /// Those of them that are away now.
+    pub absent: Vec<Name>,
+    /// How long it is watched.
+    pub bake_ms: u64,
+    /// How many of its nodes must serve the version for it to pass; none: one that can be reached.
+    pub quorum: Option<u64>,
+    /// How long a node that is away is waited for.
+    pub skip_after_ms: u64,
 }
 
 /// Takes the wave that is watched for passed.
@@ -517,8 +559,17 @@ pub struct RolloutView {
 }
 
 /// A wave of a rollout.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaveView {
+    /// As the manifest or the command has it.
+    #[serde(default)]
+    pub rule: String,
+    /// How long it is watched.
+    #[serde(default)]
+    pub bake_ms: u64,
+    /// How many of its nodes must serve the version for it to pass; none: one that can be reached.
+    #[serde(default)]
+    pub quorum: Option<u64>,
     /// Its nodes.
     pub nodes: Vec<Name>,
     /// `waiting`, `moving`, `baking`, `passed`, `failed` or `skipped`.

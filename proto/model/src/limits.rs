@@ -87,6 +87,10 @@ pub const MAX_MANIFEST_TEXT_BYTES: usize = 4096;
 pub const MAX_PROBE_PATH_BYTES: usize = 1024;
 /// Most waves of a rollout.
 pub const MAX_WAVES: usize = 20;
+/// Longest text of a wave.
+pub const MAX_WAVE_BYTES: usize = 1024;
+/// Longest time that a rollout may be told to wait for a node that is away.
+pub const MAX_SKIP_AFTER_MS: u64 = 24 * 60 * 60 * 1000;
 /// Waves of a rollout whose manifest does not say: percent of the nodes after each.
 pub const DEFAULT_WAVES_PERCENT: [u8; 3] = [10, 50, 100];
 /// Longest time a wave may be watched.

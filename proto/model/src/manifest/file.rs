@@ -10,9 +10,10 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::units::{self, UnitError};
+use super::wave::WaveError;
 use super::{
-    Build, Function, Isolation, Limits, Manifest, ManifestError, Network, Placement, Rollout,
-    SCHEMA, Scale,
+    Amount, Build, Function, Isolation, Limits, Manifest, ManifestError, Network, Placement,
+    Rollout, SCHEMA, Scale, WaveRule,
 };
 use crate::ids::Name;
 use crate::limits::{
@@ -49,7 +50,15 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ("placement", &["labels", "regions"]),
     (
         "rollout",
-        &["waves", "bake", "probe", "max_error_rate", "min_requests"],
+        &[
+            "waves",
+            "bake",
+            "probe",
+            "max_error_rate",
+            "min_requests",
+            "quorum",
+            "skip_after",
+        ],
     ),
     ("network", &["allow"]),
     ("secrets", &[]),
@@ -216,15 +225,17 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
 
     let mut rollout = Section::open(root, "rollout", &mut places)?;
     let rollout = Rollout {
-        waves_percent: rollout
-            .percents("waves")?
-            .unwrap_or(DEFAULT_WAVES_PERCENT.to_vec()),
+        waves: rollout
+            .waves("waves")?
+            .unwrap_or(DEFAULT_WAVES_PERCENT.map(WaveRule::percent).to_vec()),
         bake_ms: rollout.millis("bake")?.unwrap_or(DEFAULT_BAKE_MS),
         probe_path: rollout.text("probe")?.unwrap_or_else(|| "/".to_owned()),
         max_error_ppm: rollout
             .ppm("max_error_rate")?
             .unwrap_or(DEFAULT_MAX_ERROR_PPM),
         min_requests: rollout.count("min_requests")?.map_or(0, u64::from),
+        quorum: rollout.amount("quorum")?,
+        skip_after_ms: rollout.millis("skip_after")?,
     };
 
     let schema = u32::try_from(schema).unwrap_or(u32::MAX);
@@ -485,9 +496,55 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         self.list(key, allowed, |value| value.as_str().map(str::to_owned))
     }
 
-    fn percents(&mut self, key: &str) -> Result<Option<Vec<u8>>, ManifestError> {
-        let percent = |value: &DeValue<'_>| u8::try_from(unsigned(value.as_integer()?)?).ok();
-        self.list(key, super::WAVES_ALLOWED, percent)
+    fn amount(&mut self, key: &str) -> Result<Option<Amount>, ManifestError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let text = match value.get_ref() {
+            DeValue::Integer(number) => number.as_str(),
+            other => other.as_str().unwrap_or_default(),
+        };
+        match text.parse() {
+            Ok(amount) => Ok(Some(amount)),
+            Err(error) => {
+                let error: WaveError = error;
+                Err(self.wrong(key, value, error.expected))
+            }
+        }
+    }
+
+    /// Percentages as numbers, everything else as texts.
+    fn waves(&mut self, key: &str) -> Result<Option<Vec<WaveRule>>, ManifestError> {
+        const LIST: &str = "a list of waves, rising, the last one 100, for example [10, 50, 100] or \
+                            [\"ring=canary\", 50, 100]";
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let Some(items) = value.get_ref().as_array() else {
+            return Err(self.wrong(key, value, LIST));
+        };
+        let mut waves = Vec::new();
+        for item in items {
+            let wave = match item.get_ref() {
+                DeValue::Integer(number) => {
+                    let percent = unsigned(number).and_then(|number| u8::try_from(number).ok());
+                    percent.map(WaveRule::percent)
+                }
+                DeValue::String(text) => match text.parse::<WaveRule>() {
+                    Ok(wave) => Some(wave),
+                    Err(WaveError { expected, .. }) => {
+                        let allowed = format!("{expected}; this is about \"{}\"", super::cut(text));
+                        return Err(self.wrong(key, value, allowed));
+                    }
+                },
+                _ => None,
+            };
+            match wave {
+                Some(wave) => waves.push(wave),
+                None => return Err(self.wrong(key, value, LIST)),
+            }
+        }
+        Ok(Some(waves))
     }
 
     fn list<T>(

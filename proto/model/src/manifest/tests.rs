@@ -33,7 +33,7 @@ fn a_manifest_with_a_name_alone_gets_the_defaults() {
     );
     assert_eq!(manifest.limits.cpu_ms, manifest.limits.deadline_ms);
     assert_eq!(manifest.scale.isolation, Isolation::Request);
-    assert_eq!(manifest.rollout.waves_percent, [10, 50, 100]);
+    assert_eq!(manifest.rollout.waves, [10, 50, 100].map(WaveRule::percent));
     assert_eq!(manifest.rollout.probe_path, "/");
     assert_eq!(manifest.rollout.max_error_ppm, 10_000);
 }
@@ -77,7 +77,9 @@ fn every_key_of_the_file_is_read() {
         regions = ["eu", "us-east"]
         labels = ["disk=ssd", "gpu="]
         [rollout]
-        waves = [34, 67, 100]
+        waves = ["ring=canary,bake=10m", 34, "67%", 100]
+        quorum = "80%"
+        skip_after = "30s"
         bake = "2s"
         probe = "/health?deep=1"
         max_error_rate = "0.5%"
@@ -125,11 +127,15 @@ fn every_key_of_the_file_is_read() {
             allow: vec!["api.example.com:443".into()],
         },
         rollout: Rollout {
-            waves_percent: vec![34, 67, 100],
+            waves: ["ring=canary,bake=10m", "34%", "67%", "100%"]
+                .map(|wave| wave.parse().unwrap())
+                .to_vec(),
             bake_ms: 2_000,
             probe_path: "/health?deep=1".into(),
             max_error_ppm: 5_000,
             min_requests: 0,
+            quorum: Some(Amount::Percent(80)),
+            skip_after_ms: Some(30_000),
         },
     };
     assert_eq!(manifest, expected);
@@ -350,8 +356,24 @@ fn waves_rise_and_end_with_the_whole_fleet() {
         "100",
     ] {
         let text = refusal(&format!("[rollout]\nwaves = {bad}"));
-        assert_names(&text, &["`rollout.waves`", bad, "rising, the last one 100"]);
+        assert_names(&text, &["`rollout.waves`", bad, "rising"]);
     }
+    for (bad, named) in [
+        ("[\"baek=1s\", 100]", "did you mean `bake`"),
+        ("[\"ring=canary\"]", "the last one 100%"),
+        ("[1.5, 100]", "a list of waves"),
+    ] {
+        let text = refusal(&format!("[rollout]\nwaves = {bad}"));
+        assert_names(&text, &["`rollout.waves`", named]);
+    }
+    for bad in ["0", "\"0%\"", "\"most\"", "true"] {
+        let text = refusal(&format!("[rollout]\nquorum = {bad}"));
+        assert_names(&text, &["`rollout.quorum`", "a share of the nodes"]);
+    }
+    assert_names(
+        &refusal("[rollout]\nskip_after = \"25h\""),
+        &["`rollout.skip_after`", "0ms to 24h"],
+    );
     assert_names(
         &refusal("[rollout]\nbake = \"25h\""),
         &["`rollout.bake`", "0ms to 24h"],
