@@ -8,7 +8,9 @@ use std::time::Duration;
 use common::node::{TestNode, hello, join};
 use common::{Coordinator, Publisher, until};
 use holm_model::api::{FunctionView, RolloutPlanView, RolloutState, RolloutView};
+use holm_model::control::Record;
 use holm_model::ids::VersionId;
+use holm_model::run_times::RunTimes;
 use holm_model::usage::Outcome;
 use serde_json::json;
 
@@ -155,6 +157,12 @@ async fn a_version_that_fails_its_probe_is_stopped_and_no_node_ever_routes_to_it
 #[tokio::test]
 async fn errors_that_nodes_report_stop_the_rollout_at_its_gate() {
     let world = world().await;
+    for node in &world.nodes {
+        node.behaviour.lock().unwrap().record = Some(Record {
+            outcomes: vec![(Outcome::Answered, 998), (Outcome::FunctionError, 2)],
+            run_times: RunTimes::default(),
+        });
+    }
     let rollout = world.roll_out(&[34, 100], 20_000).await;
     let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
     world.coordinator.rollout_when(rollout.id, baking).await;
@@ -173,14 +181,24 @@ async fn errors_that_nodes_report_stop_the_rollout_at_its_gate() {
         (RolloutState::Running, 0)
     );
 
-    world.nodes[0].report(function, world.v2, &[(Outcome::FunctionError, 10)]);
+    world.nodes[0].report(function, world.v2, &[(Outcome::FunctionError, 30)]);
     let view = world.ended(rollout.id, RolloutState::RolledBack).await;
     assert!(
-        view.reason.contains("10 of 100 invocations"),
+        view.reason
+            .contains("30 of 120 invocations of the new version failed, of the old one on the same nodes 2 of 1000"),
         "{}",
         view.reason
     );
-    assert_eq!((view.waves[0].invocations, view.waves[0].errors), (100, 10));
+    assert_eq!((view.waves[0].invocations, view.waves[0].errors), (120, 30));
+    let gate = &view.gates[0];
+    assert_eq!(
+        (gate.subject.as_str(), gate.outcome.as_str()),
+        ("errors", "fail")
+    );
+    assert_eq!(
+        (gate.new_bad, gate.new, gate.old_bad, gate.old),
+        (30, 120, 2, 1000)
+    );
     world.all_on(Some(world.v1)).await;
 }
 

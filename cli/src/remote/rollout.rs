@@ -526,6 +526,23 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
         ["WAVE", "RULE", "STATE", "REQUESTS", "ERRORS", "NODES"],
         &rows,
     ));
+    let rows: Vec<[String; 5]> = rollout
+        .gates
+        .iter()
+        .filter(|gate| gate.new > 0)
+        .map(|gate| {
+            [
+                gate.subject.clone(),
+                gate.outcome.clone(),
+                format!("{} of {}", gate.new_bad, gate.new),
+                format!("{} of {}", gate.old_bad, gate.old),
+                format!("{} of {}", gate.against, gate.needed),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        lines.push(table(["GATE", "SAYS", "NEW", "OLD", "AGAINST"], &rows));
+    }
     lines.join("\n")
 }
 
@@ -696,6 +713,7 @@ mod tests {
             paused: false,
             emergency: false,
             waves: vec![wave("moving"), wave("waiting")],
+            gates: Vec::new(),
             started_ms: 0,
             ended_ms: None,
         };

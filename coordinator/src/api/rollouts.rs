@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use holm_model::api::{
-    PlannedWave, PromoteRequest, RolloutPlanView, RolloutRequest, RolloutView, VersionView,
-    WaveView,
+    GateView, PlannedWave, PromoteRequest, RolloutPlanView, RolloutRequest, RolloutView,
+    VersionView, WaveView,
 };
 use holm_model::ids::{Name, VersionId};
 use holm_model::manifest::WaveRule;
@@ -16,7 +16,7 @@ use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::rollout::{Foreseen, Order, Presence, Wave};
+use crate::rollout::{Finding, Foreseen, Order, Presence, Wave};
 use crate::store::RolloutRow;
 
 pub(super) async fn start(
@@ -183,6 +183,20 @@ async fn order(
 
 async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
     let rollout = row.rollout;
+    let findings = match rollout.policy.skips_gates {
+        true => Vec::new(),
+        false => rollout.findings(),
+    };
+    let gate = |finding: Finding| GateView {
+        subject: finding.subject.as_str().to_owned(),
+        outcome: finding.outcome.as_str().to_owned(),
+        new: finding.new.trials,
+        new_bad: finding.new.bad,
+        old: finding.old.trials,
+        old_bad: finding.old.bad,
+        against: finding.against,
+        needed: finding.needed,
+    };
     let waves = rollout.waves.into_iter().map(|wave| WaveView {
         rule: rule(&wave),
         bake_ms: wave.bake_ms(&rollout.policy),
@@ -205,6 +219,7 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         paused: rollout.paused.is_some(),
         emergency: rollout.policy.skips_gates,
         waves: waves.collect(),
+        gates: findings.into_iter().map(gate).collect(),
         started_ms: rollout.started_ms,
         ended_ms: rollout.ended_ms,
     })

@@ -25,7 +25,7 @@ use super::sight::Sight;
 use super::target::{Held, Move, Target, TargetFunction, Version};
 use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
-use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
+use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
 use crate::store::{
     Adoption, Basis, Came, Decided, Deed, Fate, KeyChange, KeyRow, KeysOutcome, NodeChange,
@@ -204,11 +204,13 @@ struct Open {
     rollout: Rollout,
     /// What has come to it since it was last stored, and is stored even if no step is taken.
     unstored: Additions,
+    /// When it was stored last.
+    stored_ms: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Additions {
-    counted: Tally,
+    counted: BTreeMap<Name, Tally>,
     /// When this coordinator went on with it.
     resumed_ms: Option<u64>,
 }
@@ -432,6 +434,7 @@ impl Rollouts {
             version,
             rollout: row.rollout.clone(),
             unstored: Additions::default(),
+            stored_ms: self.clock.now_ms(),
         };
         if let Some(managed) = state.functions.get_mut(function) {
             managed.open = Some(open);
@@ -538,6 +541,7 @@ impl Rollouts {
                 .skip_after_ms
                 .unwrap_or(self.timing.absent_grace_ms),
             quorum: wish.quorum_of(manifest),
+            gates: manifest.gates.clone(),
             min_requests,
             skips_gates: wish.skips_gates,
         })
@@ -729,9 +733,11 @@ impl Rollouts {
             };
             // Counted in memory first: what was taken from the fleet must not be lost should
             // storing it fail.
-            if let Some(tally) = tallies.get(&(function.clone(), open.version.id)) {
-                open.rollout.note(*tally);
-                open.unstored.counted.add(*tally);
+            let counted = tallies.get(&(function.clone(), open.version.id));
+            for (node, tally) in counted.into_iter().flatten() {
+                open.rollout.note(node, tally);
+                let unstored = open.unstored.counted.entry(node.clone());
+                unstored.or_default().add(tally);
             }
             let mut next = open.clone();
             let sights = self.fleet.sights(&function, |region, labels| {
@@ -741,8 +747,10 @@ impl Rollouts {
             let Some(before) = state.functions.get(&function).and_then(|m| m.open.as_ref()) else {
                 continue;
             };
-            let same = next.rollout == before.rollout && next.unstored == Additions::default();
-            if same && actions.is_empty() {
+            let same = next.rollout == before.rollout && actions.is_empty();
+            let age_ms = self.clock.now_ms().saturating_sub(next.stored_ms);
+            let fresh = u128::from(age_ms) < GATE_COUNTS_EVERY.as_millis();
+            if same && (fresh || next.unstored == Additions::default()) {
                 continue;
             }
             let basis = Basis {
@@ -804,6 +812,7 @@ impl Rollouts {
             .await?;
 
         next.unstored = Additions::default();
+        next.stored_ms = self.clock.now_ms();
         state.revision += 1;
         state.generation = generation;
         let mut moved = None;
@@ -875,7 +884,7 @@ impl State {
             for version in known.chain(open.map(|open| &open.version)) {
                 versions.insert(version.id, version.clone());
             }
-            unstored.extend(open.map(|open| (open.id, open.unstored)));
+            unstored.extend(open.map(|open| (open.id, open.unstored.clone())));
         }
         let mut functions = BTreeMap::new();
         for row in decided.functions {
@@ -892,16 +901,20 @@ impl State {
             let of = version(store, &mut versions, Some(row.rollout.version)).await?;
             if let (Some(managed), Some(version)) = (functions.get_mut(&row.function), of) {
                 let mut rollout = row.rollout;
-                let unstored: Additions = unstored.get(&row.id).copied().unwrap_or_default();
+                let unstored: Additions = unstored.remove(&row.id).unwrap_or_default();
                 if let Some(resumed_ms) = unstored.resumed_ms {
                     rollout.resume(resumed_ms);
                 }
-                rollout.note(unstored.counted);
+                for (node, tally) in &unstored.counted {
+                    rollout.note(node, tally);
+                }
                 managed.open = Some(Open {
                     id: row.id,
                     version,
                     rollout,
                     unstored,
+                    // What is unstored is stored at the next look.
+                    stored_ms: 0,
                 });
             }
         }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::ids::Digest;
 use holm_model::manifest::WaveRule;
+use holm_model::manifest::gates::Gates;
 use proptest::prelude::*;
 
 use super::*;
@@ -31,6 +32,7 @@ fn policy() -> Policy {
     Policy {
         waves: percent(&[34, 100]),
         quorum: None,
+        gates: Gates::default(),
         bake_ms: 1000,
         max_error_ppm: 10_000,
         prepare_timeout_ms: 60_000,
@@ -56,6 +58,7 @@ fn serving(version: Digest, generation: u64) -> Sight {
     let seen = Seen {
         state: VersionState::Ready,
         routed: true,
+        record: None,
     };
     Sight {
         region: String::new(),
@@ -81,6 +84,7 @@ fn failing(version: Digest, generation: u64) -> Sight {
                 Seen {
                     state,
                     routed: false,
+                    record: None,
                 },
             ),
             (
@@ -88,6 +92,7 @@ fn failing(version: Digest, generation: u64) -> Sight {
                 Seen {
                     state: VersionState::Ready,
                     routed: true,
+                    record: None,
                 },
             ),
         ]),
@@ -230,11 +235,15 @@ fn baking() -> (Rollout, Fleet) {
 #[test]
 fn one_crash_fails_the_gate_at_once() {
     let (mut rollout, first) = baking();
-    rollout.note(Tally {
-        invocations: 10_000,
-        errors: 1,
-        crashes: 1,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 10_000,
+            errors: 1,
+            crashes: 1,
+            ..Tally::default()
+        },
+    );
     rollout.tick(&first, at(1, 3));
     assert_eq!(rollout.state, RolloutState::RollingBack);
     assert!(
@@ -244,40 +253,60 @@ fn one_crash_fails_the_gate_at_once() {
     );
 }
 
+/// A record of an old version.
+fn record(invocations: u64, errors: u64) -> Tally {
+    Tally {
+        invocations,
+        errors,
+        ..Tally::default()
+    }
+}
+
 #[test]
-fn the_error_rate_is_judged_at_the_end_of_the_bake_time() {
-    for (errors, state) in [
-        (0, WaveState::Passed),
-        (1, WaveState::Passed),
-        (2, WaveState::Failed),
+fn errors_are_judged_against_the_old_version_on_the_same_node() {
+    for (old, new, state) in [
+        (record(1000, 2), record(30, 0), WaveState::Passed),
+        (record(1000, 2), record(8, 8), WaveState::Failed),
+        (record(1000, 300), record(30, 10), WaveState::Passed),
+        (record(1000, 2), record(3, 1), WaveState::Baking),
+        (record(0, 0), record(3, 1), WaveState::Baking),
     ] {
-        let (mut rollout, first) = baking();
-        // Below the number that is judged early: 1 of 49 would be too many, 0 of 49 is not.
-        rollout.policy.max_error_ppm = 1_000_000 / 40;
-        rollout.note(Tally {
-            invocations: 49,
-            errors,
-            crashes: 0,
-        });
-        rollout.tick(&first, at(999, 3));
-        assert_eq!(
-            rollout.waves[0].state,
-            WaveState::Baking,
-            "{errors} errors, too early"
-        );
+        let (mut rollout, mut first) = baking();
+        let seen = Seen {
+            state: VersionState::Ready,
+            routed: false,
+            record: Some(old.clone()),
+        };
+        first.get_mut(&name(0)).unwrap().versions.insert(OLD, seen);
+        rollout.tick(&first, at(1, 3));
+        rollout.note(&name(0), &new);
         rollout.tick(&first, at(1000, 3));
-        assert_eq!(rollout.waves[0].state, state, "{errors} errors");
+        assert_eq!(rollout.waves[0].state, state, "{old:?} {new:?}");
+        if state == WaveState::Baking {
+            assert!(
+                rollout.reason.contains("inconclusive, 1 of 3"),
+                "{}",
+                rollout.reason
+            );
+            rollout.tick(&first, at(61_000, 3));
+            assert!(rollout.paused.is_some());
+            assert_eq!(rollout.state, RolloutState::Running);
+        }
     }
 }
 
 #[test]
 fn many_errors_fail_the_gate_before_the_bake_time_is_over() {
     let (mut rollout, first) = baking();
-    rollout.note(Tally {
-        invocations: 100,
-        errors: 50,
-        crashes: 0,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 100,
+            errors: 50,
+            crashes: 0,
+            ..Tally::default()
+        },
+    );
     rollout.tick(&first, at(1, 3));
     assert_eq!(rollout.state, RolloutState::RollingBack);
 }
@@ -325,11 +354,15 @@ fn while_it_is_paused_no_wave_begins_or_passes_and_a_gate_that_fails_still_goes_
         rollout.reason
     );
     let mut failing = rollout.clone();
-    failing.note(Tally {
-        invocations: 1,
-        errors: 1,
-        crashes: 1,
-    });
+    failing.note(
+        &name(0),
+        &Tally {
+            invocations: 1,
+            errors: 1,
+            crashes: 1,
+            ..Tally::default()
+        },
+    );
     assert_eq!(failing.tick(&fleet, at(1_000_001, 3)), [Action::Publish]);
     assert_eq!(
         (failing.state, &failing.paused),
@@ -374,10 +407,7 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
         invocations,
         ..Tally::default()
     };
-    rollout.note(Tally {
-        errors: 1,
-        ..seen(3)
-    });
+    rollout.note(&name(0), &seen(3));
     for now in [1000, 30_000, 59_999] {
         assert_eq!(rollout.tick(&fleet, at(now, 3)), []);
         assert!(
@@ -386,13 +416,8 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
             rollout.reason
         );
     }
-    let mut failing = rollout.clone();
-    failing.note(seen(2));
-    failing.tick(&fleet, at(59_999, 3));
-    assert_eq!(failing.state, RolloutState::RollingBack);
     let mut enough = rollout.clone();
-    enough.waves[0].tally.errors = 0;
-    enough.note(seen(2));
+    enough.note(&name(0), &seen(2));
     assert_eq!(enough.tick(&fleet, at(59_999, 3)), [Action::Publish]);
     assert_eq!(enough.waves[0].state, WaveState::Passed);
 
@@ -420,11 +445,15 @@ fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_ba
     let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
     assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
-    rollout.note(Tally {
-        invocations: 9,
-        errors: 9,
-        crashes: 9,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 9,
+            errors: 9,
+            crashes: 9,
+            ..Tally::default()
+        },
+    );
     let all = fleet((0..3).map(|_| serving(NEW, 2)));
     assert_eq!(
         rollout.tick(&all, at(1, 2)),
@@ -675,11 +704,16 @@ enum Happens {
     Link(usize),
     /// Time goes on.
     Pass(u16),
-    /// Invocations of the new version; every hundredth seed has a crash in it.
+    /// Invocations of the new version on a node; every hundredth seed has a crash in it.
     Traffic {
+        node: usize,
         errors: u8,
         crash: bool,
     },
+    /// A node says what cannot be.
+    Lie(usize),
+    /// The coordinator's clock is set back.
+    Skew(u16),
     /// The coordinator is killed and started again.
     Restart,
     /// The operator aborts.
@@ -695,8 +729,11 @@ fn happens(nodes: usize) -> impl Strategy<Value = Happens> {
         8 => (0..nodes).prop_map(Happens::Apply),
         3 => (0..nodes).prop_map(Happens::Link),
         6 => (1u16..5000).prop_map(Happens::Pass),
-        2 => (0u8..2, prop::bool::weighted(0.01))
-            .prop_map(|(errors, crash)| Happens::Traffic { errors, crash }),
+        2 => (0..nodes, 0u8..2, prop::bool::weighted(0.01))
+            .prop_map(|(node, errors, crash)| Happens::Traffic { node, errors, crash }),
+        1 => (0..nodes, prop::bool::weighted(0.02))
+            .prop_map(|(node, lies)| if lies { Happens::Lie(node) } else { Happens::Pass(1) }),
+        1 => (1u16..3000).prop_map(Happens::Skew),
         1 => Just(Happens::Restart),
         1 => prop::bool::weighted(0.02)
             .prop_map(|abort| if abort { Happens::Abort } else { Happens::Pass(1) }),
@@ -763,6 +800,7 @@ impl World {
                     Seen {
                         state: VersionState::Ready,
                         routed: true,
+                        record: None,
                     },
                 )
             })
@@ -830,11 +868,19 @@ impl World {
         let mut next = self.rollout.clone();
         let begun = |rollout: &Rollout| rollout.begun().count();
         let paused = next.paused.is_some();
+        let fails = |finding: &Finding| finding.outcome == Outcome::Fail;
+        let condemned = next.state == RolloutState::Running
+            && !next.policy.skips_gates
+            && next.findings().iter().any(fails);
         let actions = next.tick(&self.sights(), moment);
         if paused && (begun(&next) > begun(&self.rollout) || next.state == RolloutState::Completed)
         {
             self.violations
                 .push("it went on while it was paused".to_owned());
+        }
+        if condemned && next.state == RolloutState::Running {
+            self.violations
+                .push("it went on although a gate had failed".to_owned());
         }
         self.commit(next, &actions);
         let mut open = false;
@@ -872,13 +918,20 @@ impl World {
                 Seen {
                     state: state(version),
                     routed: false,
+                    record: None,
                 },
             );
         }
         let ready = |version: &Digest| state(*version) == VersionState::Ready;
         let routed = wanted.filter(ready).or(fallback.filter(ready));
-        if let Some(seen) = routed.and_then(|version| versions.get_mut(&version)) {
-            seen.routed = true;
+        for (version, seen) in &mut versions {
+            seen.routed = Some(*version) == routed;
+            if *version == OLD && !seen.routed {
+                seen.record = Some(Tally {
+                    run_times: [(80, 300)].into_iter().collect(),
+                    ..record(300, 2)
+                });
+            }
         }
         node.versions = versions;
         node.generation = self.generation;
@@ -895,11 +948,29 @@ impl World {
                 node.heard = false;
             }
             Happens::Pass(ms) => self.now_ms += u64::from(ms),
-            Happens::Traffic { errors, crash } => self.rollout.note(Tally {
-                invocations: 100,
-                errors: u64::from(errors),
-                crashes: u64::from(crash),
-            }),
+            Happens::Traffic {
+                node,
+                errors,
+                crash,
+            } => self.rollout.note(
+                &name(node),
+                &Tally {
+                    invocations: 100,
+                    errors: u64::from(errors),
+                    crashes: u64::from(crash),
+                    run_times: [(80, 100)].into_iter().collect(),
+                },
+            ),
+            Happens::Lie(node) => self.rollout.note(
+                &name(node),
+                &Tally {
+                    invocations: 1,
+                    errors: u64::MAX,
+                    crashes: u64::MAX,
+                    run_times: (0..=u8::MAX).map(|bucket| (bucket, u64::MAX)).collect(),
+                },
+            ),
+            Happens::Skew(ms) => self.now_ms = self.now_ms.saturating_sub(u64::from(ms)),
             Happens::Restart => {
                 self.rollout = serde_json::from_slice(&self.stored).unwrap();
                 self.rollout.resume(self.now_ms);
@@ -1017,7 +1088,12 @@ proptest! {
             let event = match event {
                 Happens::Apply(index) => Happens::Apply(index % nodes),
                 Happens::Link(index) => Happens::Link(index % nodes),
-                Happens::Traffic { .. } => Happens::Traffic { errors: 0, crash: false },
+                Happens::Traffic { node, .. } => Happens::Traffic {
+                    node: node % nodes,
+                    errors: 0,
+                    crash: false,
+                },
+                Happens::Lie(_) => Happens::Pass(1),
                 // Short enough that no node that is connected runs out of its minute.
                 Happens::Pass(ms) => Happens::Pass(ms % 400),
                 Happens::Abort => Happens::Pass(1),

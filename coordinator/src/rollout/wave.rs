@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use holm_model::ids::Name;
+use holm_model::manifest::gates::Gates;
 use holm_model::manifest::{Amount, WaveRule};
+use holm_model::run_times::RunTimes;
 use serde::{Deserialize, Serialize};
 
 use super::sight::{Fleet, Sight};
@@ -28,14 +30,17 @@ pub(crate) struct Policy {
     /// How many of a wave's nodes must serve the version for it to pass. None: one that can be reached.
     #[serde(default)]
     pub(crate) quorum: Option<Amount>,
+    /// How much worse than the old version the new one may be.
+    #[serde(default)]
+    pub(crate) gates: Gates,
     /// In an emergency: no wave is watched, and neither errors nor crashes turn back. A version that a node cannot have
     /// still does.
     #[serde(default)]
     pub(crate) skips_gates: bool,
 }
 
-/// Invocations of the new version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Invocations of a version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
     /// All that say something of the version.
     pub(crate) invocations: u64,
@@ -43,19 +48,18 @@ pub(crate) struct Tally {
     pub(crate) errors: u64,
     /// Of those: crashes.
     pub(crate) crashes: u64,
+    /// How long those ran that were answered.
+    #[serde(default)]
+    pub(crate) run_times: RunTimes,
 }
 
 impl Tally {
     /// Adds another one.
-    pub(crate) fn add(&mut self, other: Tally) {
+    pub(crate) fn add(&mut self, other: &Tally) {
         self.invocations = self.invocations.saturating_add(other.invocations);
         self.errors = self.errors.saturating_add(other.errors);
         self.crashes = self.crashes.saturating_add(other.crashes);
-    }
-
-    /// Failed ones in parts per million.
-    pub(super) fn error_ppm(&self) -> u128 {
-        u128::from(self.errors) * 1_000_000 / u128::from(self.invocations.max(1))
+        self.run_times.add_all(&other.run_times);
     }
 }
 

@@ -43,6 +43,10 @@ pub(super) const SQLITE: &Migrations = &[
         "renewal",
         include_str!("../../migrations/sqlite/0008_renewal.sql"),
     ),
+    (
+        "gate counts",
+        include_str!("../../migrations/sqlite/0009_gate_counts.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -70,6 +74,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "renewal",
         include_str!("../../migrations/postgres/0006_renewal.sql"),
+    ),
+    (
+        "gate counts",
+        include_str!("../../migrations/postgres/0007_gate_counts.sql"),
     ),
 ];
 

@@ -850,6 +850,7 @@ fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
     let policy = Policy {
         waves: vec![WaveRule::percent(100)],
         quorum: None,
+        gates: Default::default(),
         bake_ms: 0,
         max_error_ppm: 0,
         min_requests: 0,
@@ -1048,13 +1049,14 @@ async fn outcomes_that_are_left_are_taken_once(database: TestDatabase) {
         invocations,
         errors,
         crashes: 1,
+        run_times: [(40, invocations)].into_iter().collect(),
     };
-    let left = |tally| BTreeMap::from([(key.clone(), tally)]);
+    let left = |tally| BTreeMap::from([(key.clone(), BTreeMap::from([(name("edge-1"), tally)]))]);
     store.leave_tallies(&left(tally(10, 1))).await.unwrap();
     store.leave_tallies(&left(tally(5, 2))).await.unwrap();
     let mut both = tally(10, 1);
-    both.add(tally(5, 2));
-    assert_eq!(store.take_tallies().await.unwrap(), [(key.clone(), both)]);
+    both.add(&tally(5, 2));
+    assert_eq!(store.take_tallies().await.unwrap(), left(both));
     assert!(store.take_tallies().await.unwrap().is_empty());
 }
 

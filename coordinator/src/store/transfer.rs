@@ -329,7 +329,7 @@ const TABLES: &[Table] = &[
 ];
 
 /// Tables of the moment.
-const LEFT_OUT: [&str; 4] = ["coordinators", "leases", "links", "tallies"];
+const LEFT_OUT: [&str; 5] = ["coordinators", "leases", "links", "tallies", "gate_counts"];
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -552,10 +552,34 @@ pub struct RolloutView {
     pub emergency: bool,
     /// The waves in order.
     pub waves: Vec<WaveView>,
+    /// What its gates say of all that was seen so far; nothing if they are skipped.
+    #[serde(default)]
+    pub gates: Vec<GateView>,
     /// When it began, milliseconds since 1970 UTC.
     pub started_ms: u64,
     /// When it ended.
     pub ended_ms: Option<u64>,
+}
+
+/// What a gate says of one subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateView {
+    /// `errors`, `crashes` or `run times`.
+    pub subject: String,
+    /// `pass`, `fail` or `inconclusive`.
+    pub outcome: String,
+    /// Invocations of the new version that were seen.
+    pub new: u64,
+    /// Those of them that failed, crashed or ran longer than allowed.
+    pub new_bad: u64,
+    /// Invocations of the old version on the same nodes, before.
+    pub old: u64,
+    /// Those of them that failed, crashed or ran longer than most.
+    pub old_bad: u64,
+    /// How much speaks against the new version: so many to one.
+    pub against: u64,
+    /// How much turns the rollout back.
+    pub needed: u64,
 }
 
 /// A wave of a rollout.

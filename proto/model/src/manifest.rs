@@ -6,6 +6,7 @@
 
 mod file;
 mod files;
+pub mod gates;
 pub mod network;
 pub mod units;
 pub mod wave;
@@ -26,6 +27,7 @@ use crate::limits::{
     MAX_SKIP_AFTER_MS, MIN_COOLDOWN_MS, MIN_MEMORY_BYTES,
 };
 use crate::place::is_label;
+use gates::Gates;
 pub use network::Network;
 use units::{format_bytes, format_millis};
 pub use wave::{Amount, WaveRule};
@@ -233,6 +235,9 @@ pub struct Rollout {
     /// How long a node that is away is waited for. None: as long as the coordinator was told to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skip_after_ms: Option<u64>,
+    /// `[rollout.gates]`.
+    #[serde(default, skip_serializing_if = "Gates::is_default")]
+    pub gates: Gates,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -462,6 +467,7 @@ impl Rollout {
             format_millis(skip_after_ms),
             || format!("0ms to {}", format_millis(MAX_SKIP_AFTER_MS)),
         )?;
+        self.gates.check()?;
         require(
             self.bake_ms <= MAX_BAKE_MS,
             "rollout.bake",

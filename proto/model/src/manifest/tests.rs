@@ -83,6 +83,12 @@ fn every_key_of_the_file_is_read() {
         bake = "2s"
         probe = "/health?deep=1"
         max_error_rate = "0.5%"
+        [rollout.gates]
+        worse_by = "100%"
+        max_crash_rate = "0.1%"
+        slower_by = "off"
+        slower_at_least = "20ms"
+        false_alarms = "0.1%"
         "#,
     )
     .unwrap();
@@ -136,6 +142,13 @@ fn every_key_of_the_file_is_read() {
             min_requests: 0,
             quorum: Some(Amount::Percent(80)),
             skip_after_ms: Some(30_000),
+            gates: Gates {
+                worse_percent: 100,
+                max_crash_ppm: 1_000,
+                slower_percent: None,
+                slower_ms: 20,
+                false_alarm_ppm: 1_000,
+            },
         },
     };
     assert_eq!(manifest, expected);
@@ -366,6 +379,21 @@ fn waves_rise_and_end_with_the_whole_fleet() {
         let text = refusal(&format!("[rollout]\nwaves = {bad}"));
         assert_names(&text, &["`rollout.waves`", named]);
     }
+    for (bad, named) in [
+        ("worse_bye = \"5%\"", "did you mean `worse_by`"),
+        ("worse_by = \"20000%\"", "0% to 10000%"),
+        ("slower_by = \"1.5%\"", "a whole number and %"),
+        ("slower_by = 50", "in quotes"),
+        ("false_alarms = \"0%\"", "1ppm to 100%"),
+        ("max_error_rate = \"1%\"", "belongs in [rollout]"),
+    ] {
+        let text = refusal(&format!("[rollout.gates]\n{bad}"));
+        assert_names(&text, &["rollout.gates", named]);
+    }
+    assert_names(
+        &refusal("[rollout]\ngates = 1"),
+        &["`rollout.gates`", "a section"],
+    );
     for bad in ["0", "\"0%\"", "\"most\"", "true"] {
         let text = refusal(&format!("[rollout]\nquorum = {bad}"));
         assert_names(&text, &["`rollout.quorum`", "a share of the nodes"]);

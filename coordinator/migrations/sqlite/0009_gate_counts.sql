@@ -1,0 +1,8 @@
+-- What nodes reported to coordinators that do not execute rollouts, until the one that does takes it. It takes the
+-- place of `tallies`, which told neither of nodes nor of run times.
+CREATE TABLE gate_counts (
+    function TEXT NOT NULL,
+    version  BLOB NOT NULL,
+    node     TEXT NOT NULL,
+    counted  TEXT NOT NULL -- JSON
+) STRICT;
