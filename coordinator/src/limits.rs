@@ -90,6 +90,8 @@ pub(crate) const MAX_TAG_CHARS: usize = 64;
 pub(crate) const MAX_MESSAGE_CHARS: usize = 1000;
 /// Most versions of one function that an answer lists, newest first.
 pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
+/// Most rollouts of one function that an answer lists, newest first.
+pub(crate) const MAX_LISTED_ROLLOUTS: i64 = 50;
 /// Age after which an artifact that no version names is removed at start.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holm_model::api::{RolloutRequest, RolloutState};
+use holm_model::api::{RollbackRequest, RolloutRequest, RolloutState, WhenRunning};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS};
@@ -28,8 +28,8 @@ use crate::clock::Clock;
 use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
 use crate::store::{
-    Adoption, Basis, Came, Decided, Deed, Fate, KeyChange, KeyRow, KeysOutcome, NodeChange,
-    PruneWish, RolloutRow, Store, StoreError, Unstored,
+    Adoption, Basis, Came, Decided, Deed, Fate, InPlaceOf, KeyChange, KeyRow, KeysOutcome,
+    NodeChange, PruneWish, Queued, RolloutRow, Store, StoreError, Unstored,
 };
 
 /// How long rollouts wait for nodes.
@@ -50,8 +50,8 @@ pub(crate) enum RolloutError {
         version: VersionId,
     },
     #[error(
-        "rollout {id} of `{function}` is still going on; wait for it, or abort it with \
-         `holm rollout abort {id}`"
+        "rollout {id} of `{function}` is still going on; wait for it, abort it with `holm rollout abort {id}`, \
+         take its place with `--supersede`, or wait for its end with `--queue`"
     )]
     Running { function: FunctionName, id: u64 },
     #[error(
@@ -89,6 +89,8 @@ pub(crate) enum RolloutError {
     NothingToPromote(u64),
     #[error("rollout {0} is on its way back already")]
     GoesBack(u64),
+    #[error("no rollout of `{0}` waits for its turn")]
+    NothingQueued(FunctionName),
     #[error("{0} invocations are more than the {MAX_GATE_REQUESTS} that a gate may wait for")]
     BadMinRequests(u64),
     #[error(transparent)]
@@ -104,6 +106,15 @@ struct Wish {
     bake_ms: Option<u64>,
     min_requests: Option<u64>,
     skips_gates: bool,
+    when_running: WhenRunning,
+}
+
+/// What became of a wish.
+pub(crate) enum Begun {
+    /// It has begun; the number is of the rollout whose place it took.
+    Now(Box<RolloutRow>, Option<u64>),
+    /// It begins when the rollout with this number has ended.
+    Behind(Queued, u64),
 }
 
 /// A wish that can be granted.
@@ -135,11 +146,24 @@ impl From<RolloutRequest> for Wish {
             bake_ms: request.bake_ms,
             min_requests: request.min_requests,
             skips_gates: request.emergency,
+            when_running: request.when_running,
         }
     }
 }
 
 impl Wish {
+    /// To be granted later.
+    fn request(&self, version: VersionId) -> RolloutRequest {
+        RolloutRequest {
+            version,
+            waves: self.waves.clone(),
+            bake_ms: self.bake_ms,
+            min_requests: self.min_requests,
+            emergency: self.skips_gates,
+            when_running: WhenRunning::Refuse,
+        }
+    }
+
     fn quorum_of(&self, manifest: &manifest::Rollout) -> Option<Amount> {
         // Going back waits for nobody.
         manifest
@@ -163,8 +187,8 @@ pub(crate) enum Order {
 
 enum To {
     Version(VersionId),
-    /// The version before the current one.
-    Before,
+    /// Back to this one, or to the version before the current one.
+    Back(Option<VersionId>),
 }
 
 /// The rollouts of the fleet, and its target.
@@ -194,6 +218,8 @@ struct Managed {
     current: Option<Arc<Version>>,
     fallback: Option<Arc<Version>>,
     open: Option<Open>,
+    /// What begins when `open` has ended.
+    queued: Option<Queued>,
 }
 
 /// A rollout that has not ended.
@@ -332,18 +358,23 @@ impl Rollouts {
         &self,
         function: &FunctionName,
         request: RolloutRequest,
-    ) -> Result<RolloutRow, RolloutError> {
+    ) -> Result<Begun, RolloutError> {
         self.begin(function, &Wish::from(request)).await
     }
 
-    /// Starts a rollout to the version before the current one: one wave, not watched, because
-    /// going back is not the time for patience.
+    /// Starts a rollout back to a version that is kept, or to the one before the current one: one wave, not watched,
+    /// because going back is not the time for patience.
     pub(crate) async fn roll_back(
         &self,
         function: &FunctionName,
-    ) -> Result<RolloutRow, RolloutError> {
+        request: RollbackRequest,
+    ) -> Result<Begun, RolloutError> {
         let wish = Wish {
-            to: To::Before,
+            to: To::Back(request.version),
+            when_running: match request.supersede {
+                true => WhenRunning::Supersede,
+                false => WhenRunning::Refuse,
+            },
             waves: Some(vec![WaveRule::percent(100)]),
             bake_ms: Some(0),
             min_requests: Some(0),
@@ -352,11 +383,7 @@ impl Rollouts {
         self.begin(function, &wish).await
     }
 
-    async fn begin(
-        &self,
-        function: &FunctionName,
-        wish: &Wish,
-    ) -> Result<RolloutRow, RolloutError> {
+    async fn begin(&self, function: &FunctionName, wish: &Wish) -> Result<Begun, RolloutError> {
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
@@ -372,7 +399,7 @@ impl Rollouts {
         state: &mut State,
         function: &FunctionName,
         wish: &Wish,
-    ) -> Result<RolloutRow, RolloutError> {
+    ) -> Result<Begun, RolloutError> {
         let Fitting {
             version,
             policy,
@@ -387,13 +414,41 @@ impl Rollouts {
                 current: None,
                 fallback: None,
                 open: None,
+                queued: None,
             });
-        if let Some(open) = &managed.open {
-            return Err(RolloutError::Running {
-                function: function.clone(),
-                id: open.id,
-            });
-        }
+        let superseded = match (&managed.open, wish.when_running) {
+            (None, _) => None,
+            (Some(open), WhenRunning::Refuse) => {
+                return Err(RolloutError::Running {
+                    function: function.clone(),
+                    id: open.id,
+                });
+            }
+            (Some(open), WhenRunning::Queue) => {
+                let behind = open.id;
+                let queued = Queued {
+                    function: function.clone(),
+                    request: wish.request(version.id),
+                    asked_ms: self.clock.now_ms(),
+                };
+                self.store.queue_rollout(state.basis(), &queued).await?;
+                state.revision += 1;
+                if let Some(managed) = state.functions.get_mut(function) {
+                    managed.queued = Some(queued.clone());
+                }
+                return Ok(Begun::Behind(queued, behind));
+            }
+            (Some(open), WhenRunning::Supersede) => {
+                let mut row = RolloutRow {
+                    id: open.id,
+                    function: function.clone(),
+                    rollout: open.rollout.clone(),
+                };
+                row.rollout
+                    .supersede(&version.statement.label, self.clock.now_ms());
+                Some(row)
+            }
+        };
         if current == Some(version.id) {
             let version = version.id;
             return Err(RolloutError::Current {
@@ -413,16 +468,17 @@ impl Rollouts {
             return Err(RolloutError::EmptyWave(rule));
         }
         let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
-        let id = self
+        let in_place_of = superseded.as_ref().map(|row| InPlaceOf {
+            row,
+            generation: state.generation + 1,
+        });
+        let back = matches!(wish.to, To::Back(_));
+        let begun = self
             .store
-            .begin_rollout(
-                state.basis(),
-                function,
-                &rollout,
-                matches!(wish.to, To::Before),
-            )
-            .await?;
+            .begin_rollout(state.basis(), function, &rollout, back, in_place_of);
+        let id = begun.await?;
         state.revision += 1;
+        state.generation += u64::from(superseded.is_some());
         tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
         let row = RolloutRow {
             id,
@@ -438,9 +494,87 @@ impl Rollouts {
         };
         if let Some(managed) = state.functions.get_mut(function) {
             managed.open = Some(open);
+            managed.queued = None;
+        }
+        if superseded.is_some() {
+            self.show(state);
         }
         self.fleet.wake();
-        Ok(row)
+        Ok(Begun::Now(Box::new(row), superseded.map(|row| row.id)))
+    }
+
+    /// What waits for its turn, and the rollout that it waits for.
+    pub(crate) async fn queued(
+        &self,
+        function: &FunctionName,
+    ) -> Result<Option<(Queued, Option<u64>)>, StoreError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        let managed = state.functions.get(function);
+        Ok(managed.and_then(|managed| {
+            let behind = managed.open.as_ref().map(|open| open.id);
+            Some((managed.queued.clone()?, behind))
+        }))
+    }
+
+    /// Takes what waits for its turn away.
+    pub(crate) async fn unqueue(&self, function: &FunctionName) -> Result<(), RolloutError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        loop {
+            match self.store.unqueue_rollout(state.basis(), function).await {
+                Ok(removed) => {
+                    state.revision += 1;
+                    if let Some(managed) = state.functions.get_mut(function) {
+                        managed.queued = None;
+                    }
+                    return match removed {
+                        true => Ok(()),
+                        false => Err(RolloutError::NothingQueued(function.clone())),
+                    };
+                }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Begins what has waited for its turn. What cannot begin any more is given up, and the audit log says why.
+    async fn begin_queued(&self, state: &mut State) -> Result<(), RolloutError> {
+        let ready = |(_, managed): &(&FunctionName, &Managed)| managed.open.is_none();
+        let queued: Vec<Queued> = state
+            .functions
+            .iter()
+            .filter(ready)
+            .filter_map(|(_, managed)| managed.queued.clone())
+            .collect();
+        for queued in queued {
+            let function = &queued.function;
+            let wish = Wish::from(queued.request.clone());
+            let error = match self.try_begin(state, function, &wish).await {
+                Ok(_) => continue,
+                Err(error @ (RolloutError::Store(_) | RolloutError::Unstored(_))) => {
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(%function, %error, "a queued rollout cannot begin");
+            self.store.unqueue_rollout(state.basis(), function).await?;
+            state.revision += 1;
+            if let Some(managed) = state.functions.get_mut(function) {
+                managed.queued = None;
+            }
+            let deed = Deed {
+                actor_kind: "coordinator",
+                actor: "rollouts".to_owned(),
+                action: "rollout.dropped".to_owned(),
+                object: function.to_string(),
+                ..Deed::default()
+            };
+            let came = Came::done(format!("the queued rollout cannot begin: {error}"));
+            self.store.record(&deed, &came, self.clock.now_ms()).await?;
+        }
+        Ok(())
     }
 
     /// What would come of a wish as the fleet is now. Nothing is begun.
@@ -482,7 +616,8 @@ impl Rollouts {
         let row = row.ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
         let version = match wish.to {
             To::Version(version) => version,
-            To::Before => {
+            To::Back(Some(version)) => version,
+            To::Back(None) => {
                 let nothing = || RolloutError::NothingBefore(function.clone());
                 let current = row.current.ok_or_else(nothing)?;
                 let before = self.store.version_before(function, current).await?;
@@ -504,7 +639,12 @@ impl Rollouts {
         let now_ms = self.clock.now_ms();
         let revoked = |row: &KeyRow| row.refuses(&version.signed.key, now_ms);
         // Going back is to what ran here before.
-        if matches!(wish.to, To::Version(_)) && rows.iter().any(revoked) {
+        let ran = match wish.to {
+            To::Version(_) => false,
+            To::Back(None) => true,
+            To::Back(Some(version)) => self.store.has_been_on(function, version).await?,
+        };
+        if !ran && rows.iter().any(revoked) {
             return Err(RolloutError::KeyRevoked {
                 version: version.id,
                 tenant: function.tenant.clone(),
@@ -717,6 +857,15 @@ impl Rollouts {
         let Some(lease) = state.lease else {
             return false;
         };
+        match self.begin_queued(&mut state).await {
+            Ok(()) => {}
+            Err(RolloutError::Unstored(Unstored::Outdated)) => {
+                if let Err(error) = self.reload(&mut state).await {
+                    tracing::error!(%error, "what others have decided could not be read");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a queued rollout could not be begun"),
+        }
         let tallies = self.fleet.take_tallies();
         let names: Vec<FunctionName> = state
             .functions
@@ -781,7 +930,7 @@ impl Rollouts {
         state
             .functions
             .values()
-            .any(|managed| managed.open.is_some())
+            .any(|managed| managed.open.is_some() || managed.queued.is_some())
     }
 
     /// Stores a step and makes it visible, in this order.
@@ -842,6 +991,8 @@ impl Rollouts {
             RolloutState::Completed => "rollout.completed",
             RolloutState::RollingBack => "rollout.turned",
             RolloutState::RolledBack => "rollout.undone",
+            // Whoever did that is in the audit log with it.
+            RolloutState::Superseded => return,
         };
         let deed = Deed {
             actor_kind: "coordinator",
@@ -894,8 +1045,14 @@ impl State {
                 current: version(store, &mut versions, row.current).await?,
                 fallback: version(store, &mut versions, row.fallback).await?,
                 open: None,
+                queued: None,
             };
             functions.insert(row.name, managed);
+        }
+        for queued in decided.queued {
+            if let Some(managed) = functions.get_mut(&queued.function) {
+                managed.queued = Some(queued);
+            }
         }
         for row in decided.open {
             let of = version(store, &mut versions, Some(row.rollout.version)).await?;

@@ -12,7 +12,7 @@ mod sight;
 mod target;
 mod wave;
 
-pub(crate) use execute::{Foreseen, Order, RolloutError, Rollouts, Timing};
+pub(crate) use execute::{Begun, Foreseen, Order, RolloutError, Rollouts, Timing};
 pub(crate) use gate::Finding;
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};

@@ -6,6 +6,8 @@
 //!      │                                     │
 //!      └── a gate fails, or abort ──▶ RollingBack
 //!
+//!   (either way, another rollout may take its place: Superseded)
+//!
 //!   a wave:  Waiting ─▶ Moving ─▶ Baking ─▶ Passed
 //!                          │         └────▶ Failed
 //!                          ├──▶ Skipped (none of its nodes could be reached)
@@ -126,8 +128,20 @@ impl Rollout {
     pub(crate) fn ended(&self) -> bool {
         matches!(
             self.state,
-            RolloutState::Completed | RolloutState::RolledBack
+            RolloutState::Completed | RolloutState::RolledBack | RolloutState::Superseded
         )
+    }
+
+    /// Another rollout, to the version called `label`, takes its place: its nodes have what they had, until that one
+    /// moves them.
+    pub(crate) fn supersede(&mut self, label: &str, now_ms: u64) {
+        self.state = RolloutState::Superseded;
+        self.reason = cut(
+            &format!("superseded by a rollout to {label}"),
+            MAX_REASON_CHARS,
+        );
+        self.paused = None;
+        self.ended_ms = Some(now_ms);
     }
 
     /// The nodes that are to have the new version now, instead of the function's current one.
@@ -276,7 +290,9 @@ impl Rollout {
             let next = match self.state {
                 RolloutState::Running => self.run(fleet, at, &mut actions),
                 RolloutState::RollingBack => self.retreat(fleet, at),
-                RolloutState::Completed | RolloutState::RolledBack => Next::Rest,
+                RolloutState::Completed | RolloutState::RolledBack | RolloutState::Superseded => {
+                    Next::Rest
+                }
             };
             if let Next::Rest = next {
                 return actions;

@@ -44,8 +44,8 @@ pub(super) const SQLITE: &Migrations = &[
         include_str!("../../migrations/sqlite/0008_renewal.sql"),
     ),
     (
-        "gate counts",
-        include_str!("../../migrations/sqlite/0009_gate_counts.sql"),
+        "rollout gates",
+        include_str!("../../migrations/sqlite/0009_rollout_gates.sql"),
     ),
 ];
 
@@ -76,8 +76,8 @@ pub(super) const POSTGRES: &Migrations = &[
         include_str!("../../migrations/postgres/0006_renewal.sql"),
     ),
     (
-        "gate counts",
-        include_str!("../../migrations/postgres/0007_gate_counts.sql"),
+        "rollout gates",
+        include_str!("../../migrations/postgres/0007_rollout_gates.sql"),
     ),
 ];
 

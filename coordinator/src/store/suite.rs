@@ -391,7 +391,7 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
             rollout: rollout(ids[to], from.map(|from| ids[from])),
         };
         row.id = store
-            .begin_rollout(at(revision), &hello, &row.rollout, false)
+            .begin_rollout(at(revision), &hello, &row.rollout, false, None)
             .await
             .unwrap();
         if end {
@@ -866,10 +866,14 @@ async fn a_function_has_one_open_rollout(database: TestDatabase) {
     let hello = function("acme/hello");
     let [one, two] = with_versions(store, [1, 2]).await;
     let first = rollout(one, None);
-    let id = store.begin_rollout(at(0), &hello, &first, false).await;
+    let id = store
+        .begin_rollout(at(0), &hello, &first, false, None)
+        .await;
     let id = id.unwrap();
     let second = rollout(two, None);
-    let second = store.begin_rollout(at(1), &hello, &second, false).await;
+    let second = store
+        .begin_rollout(at(1), &hello, &second, false, None)
+        .await;
     assert!(matches!(second, Err(Unstored::Store(_))), "{second:?}");
     let decided = store.decided().await.unwrap();
     assert_eq!(decided.revision, 1, "what fails counts for nothing");
@@ -891,7 +895,7 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
     for (version, generation) in [(one, 7), (two, 8)] {
         let begun = rollout(version, last);
         let id = store
-            .begin_rollout(at(revision), &hello, &begun, false)
+            .begin_rollout(at(revision), &hello, &begun, false, None)
             .await;
         let mut row = RolloutRow {
             id: id.unwrap(),
@@ -970,7 +974,9 @@ async fn a_step_of_a_holder_that_has_lost_the_lease_is_not_stored(database: Test
         "its holder lives"
     );
     let begun = rollout(one, None);
-    let id = store.begin_rollout(at(0), &hello, &begun, false).await;
+    let id = store
+        .begin_rollout(at(0), &hello, &begun, false, None)
+        .await;
     let row = RolloutRow {
         id: id.unwrap(),
         function: hello.clone(),
@@ -1149,7 +1155,7 @@ pub(super) async fn fill(store: &Store) {
         rollout: rollout(one, Some(two)),
     };
     row.id = store
-        .begin_rollout(at(0), &hello, &row.rollout, false)
+        .begin_rollout(at(0), &hello, &row.rollout, false, None)
         .await
         .unwrap();
     let adoption = Some(Adoption {

@@ -302,6 +302,16 @@ const TABLES: &[Table] = &[
         order: "node",
     },
     Table {
+        name: "queued_rollouts",
+        columns: &[
+            ("function", Text),
+            ("version", Bytes),
+            ("request", Text),
+            ("asked_ms", Int),
+        ],
+        order: "function",
+    },
+    Table {
         name: "usage_signers",
         columns: &[
             ("node", Text),

@@ -32,13 +32,15 @@
 //! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
 //! | `GET /v1/functions` | | 200 `Vec<FunctionView>` |
 //! | `GET /v1/functions/{tenant}/{function}` | | 200 `FunctionView` |
-//! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
+//! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView`, 202 `QueuedView`, 409 |
+//! | `GET /v1/functions/{tenant}/{function}/rollouts` | | 200 `RolloutsView` |
+//! | `DELETE /v1/functions/{tenant}/{function}/rollouts/queued` | | 204, 404 |
 //! | `POST /v1/functions/{tenant}/{function}/rollouts/plan` | `RolloutRequest` | 200 `RolloutPlanView` |
 //! | `GET /v1/functions/{tenant}/{function}/rollouts/latest` | | 200 `RolloutView` |
 //! | `GET /v1/rollouts/{id}` | | 200 `RolloutView` |
 //! | `POST /v1/rollouts/{id}/abort`, `/pause`, `/resume` | | 200 `RolloutView`, 409 |
 //! | `POST /v1/rollouts/{id}/promote` | `PromoteRequest` | 200 `RolloutView`, 409 |
-//! | `POST /v1/functions/{tenant}/{function}/rollback` | | 201 `RolloutView` |
+//! | `POST /v1/functions/{tenant}/{function}/rollback` | `RollbackRequest` or nothing | 201 `RolloutView` |
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
 //! | `GET /v1/functions/{tenant}/{function}/logs?request=&after=&limit=` | | 200 `LogPage` |
 //! | `GET /v1/usage?tenant=&function=&by=function&since=&until=` | | 200 `Vec<UsageView>` |
@@ -465,6 +467,56 @@ pub struct RolloutRequest {
     /// No gate is asked: waves follow each other as soon as their nodes serve the version.
     #[serde(default)]
     pub emergency: bool,
+    /// What is to happen if a rollout of the function is going on.
+    #[serde(default)]
+    pub when_running: WhenRunning,
+}
+
+/// What a rollout does that finds another one of its function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenRunning {
+    /// It does not begin.
+    #[default]
+    Refuse,
+    /// It takes its place, in one step. What waits for its turn is given up too.
+    Supersede,
+    /// It begins when the other has ended, in place of one that may wait for that already.
+    Queue,
+}
+
+/// Goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// To this version, which is to be there still; without it to the one before the current one.
+    #[serde(default)]
+    pub version: Option<VersionId>,
+    /// In place of a rollout that is going on.
+    #[serde(default)]
+    pub supersede: bool,
+}
+
+/// A rollout that waits for another one to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedView {
+    /// The function.
+    pub function: FunctionName,
+    /// What it is to be moved to.
+    pub version: VersionView,
+    /// The rollout that it waits for; none if it is about to begin.
+    pub behind: Option<u64>,
+    /// When it was asked for, milliseconds since 1970 UTC.
+    pub asked_ms: u64,
+}
+
+/// Rollouts of a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutsView {
+    /// The newest first, at most 50.
+    pub rollouts: Vec<RolloutView>,
+    /// What begins when the newest has ended.
+    pub queued: Option<QueuedView>,
 }
 
 /// What a rollout would do if it began now.
@@ -529,6 +581,8 @@ pub enum RolloutState {
     RollingBack,
     /// The nodes are back on the version before.
     RolledBack,
+    /// Another rollout has taken its place.
+    Superseded,
 }
 
 /// A rollout.
@@ -555,6 +609,9 @@ pub struct RolloutView {
     /// What its gates say of all that was seen so far; nothing if they are skipped.
     #[serde(default)]
     pub gates: Vec<GateView>,
+    /// What begins when it has ended.
+    #[serde(default)]
+    pub queued: Option<QueuedView>,
     /// When it began, milliseconds since 1970 UTC.
     pub started_ms: u64,
     /// When it ended.

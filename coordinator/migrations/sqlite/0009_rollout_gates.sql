@@ -6,3 +6,11 @@ CREATE TABLE gate_counts (
     node     TEXT NOT NULL,
     counted  TEXT NOT NULL -- JSON
 ) STRICT;
+
+-- Rollouts that begin when the one that is going on has ended: at most one of a function.
+CREATE TABLE queued_rollouts (
+    function TEXT PRIMARY KEY,
+    version  BLOB NOT NULL,
+    request  TEXT NOT NULL, -- JSON
+    asked_ms INTEGER NOT NULL
+) STRICT;

@@ -6,3 +6,11 @@ CREATE TABLE gate_counts (
     node     text NOT NULL,
     counted  text NOT NULL -- JSON
 );
+
+-- Rollouts that begin when the one that is going on has ended: at most one of a function.
+CREATE TABLE queued_rollouts (
+    function text PRIMARY KEY,
+    version  bytea NOT NULL,
+    request  text NOT NULL, -- JSON
+    asked_ms bigint NOT NULL
+);
