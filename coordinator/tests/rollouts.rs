@@ -344,9 +344,16 @@ async fn a_queued_rollout_begins_when_the_other_has_ended_even_after_a_restart()
     let abort = format!("/v1/rollouts/{}/abort", first.id);
     let view: RolloutView = client.post(&abort, &json!({})).await.expect(200);
     assert_eq!(view.queued.map(|queued| queued.version.version), Some(v4));
-    world.all_on(Some(v4)).await;
+    let begun = || async {
+        let list: RolloutsView = client.get(path).await.expect(200);
+        list.queued.is_none() && list.rollouts[0].version.version == v4
+    };
+    until("what was queued to begin", begun).await;
     let list: RolloutsView = client.get(path).await.expect(200);
-    assert_eq!((list.rollouts[0].version.version, list.queued), (v4, None));
+    world
+        .ended(list.rollouts[0].id, RolloutState::Completed)
+        .await;
+    world.all_on(Some(v4)).await;
 
     // What waits can be given up.
     let next = json!({ "version": world.v2, "waves": [34, 100], "bake_ms": 20_000 });
