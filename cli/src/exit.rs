@@ -23,6 +23,10 @@ pub(crate) enum Exit {
     Refused = 5,
     /// A server cannot be reached.
     Unreachable = 6,
+    /// A rollout went back, or another one took its place.
+    RolledBack = 7,
+    /// A rollout is paused.
+    Paused = 8,
 }
 
 impl From<Exit> for ExitCode {

@@ -103,14 +103,15 @@ pub(crate) const S3_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const MAX_S3_RETRIES: usize = 5;
 /// How long.
 pub(crate) const S3_PATIENCE: Duration = Duration::from_secs(30);
+/// Most rollouts of one function that an answer lists, newest first.
+pub(crate) const MAX_LISTED_ROLLOUTS: i64 = 50;
 /// Age after which an artifact that no version names is removed at start.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 
 /// Largest desired state of one node, so that it fits a control frame.
 pub(crate) const MAX_DESIRED_BYTES: usize = MAX_CONTROL_FRAME_BYTES - (64 << 10);
-/// Invocations of the new version from which on the gate judges its error rate at once; with
-/// fewer it waits for the end of the bake time, so that one early failure is not the whole rate.
-pub(crate) const GATE_EARLY_INVOCATIONS: u64 = 50;
+/// How often what was counted for a rollout's gates is stored, if nothing else about it has changed.
+pub(crate) const GATE_COUNTS_EVERY: Duration = Duration::from_secs(1);
 /// How often a rollout is looked at while one is running.
 pub(crate) const ROLLOUT_TICK: Duration = Duration::from_millis(100);
 

@@ -367,6 +367,7 @@ async fn a_node_may_not_list_versions_without_end() {
         version,
         state: holm_model::control::VersionState::Ready,
         routed: true,
+        record: None,
     };
     let observed = Observed {
         generation: 1,

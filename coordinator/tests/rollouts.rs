@@ -7,8 +7,12 @@ use std::time::Duration;
 
 use common::node::{TestNode, hello, join};
 use common::{Coordinator, Publisher, until};
-use holm_model::api::{FunctionView, RolloutState, RolloutView};
+use holm_model::api::{
+    FunctionView, QueuedView, RolloutPlanView, RolloutState, RolloutView, RolloutsView,
+};
+use holm_model::control::Record;
 use holm_model::ids::VersionId;
+use holm_model::run_times::RunTimes;
 use holm_model::usage::Outcome;
 use serde_json::json;
 
@@ -155,6 +159,12 @@ async fn a_version_that_fails_its_probe_is_stopped_and_no_node_ever_routes_to_it
 #[tokio::test]
 async fn errors_that_nodes_report_stop_the_rollout_at_its_gate() {
     let world = world().await;
+    for node in &world.nodes {
+        node.behaviour.lock().unwrap().record = Some(Record {
+            outcomes: vec![(Outcome::Answered, 998), (Outcome::FunctionError, 2)],
+            run_times: RunTimes::default(),
+        });
+    }
     let rollout = world.roll_out(&[34, 100], 20_000).await;
     let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
     world.coordinator.rollout_when(rollout.id, baking).await;
@@ -173,14 +183,24 @@ async fn errors_that_nodes_report_stop_the_rollout_at_its_gate() {
         (RolloutState::Running, 0)
     );
 
-    world.nodes[0].report(function, world.v2, &[(Outcome::FunctionError, 10)]);
+    world.nodes[0].report(function, world.v2, &[(Outcome::FunctionError, 30)]);
     let view = world.ended(rollout.id, RolloutState::RolledBack).await;
     assert!(
-        view.reason.contains("10 of 100 invocations"),
+        view.reason
+            .contains("30 of 120 invocations of the new version failed, of the old one on the same nodes 2 of 1000"),
         "{}",
         view.reason
     );
-    assert_eq!((view.waves[0].invocations, view.waves[0].errors), (100, 10));
+    assert_eq!((view.waves[0].invocations, view.waves[0].errors), (120, 30));
+    let gate = &view.gates[0];
+    assert_eq!(
+        (gate.subject.as_str(), gate.outcome.as_str()),
+        ("errors", "fail")
+    );
+    assert_eq!(
+        (gate.new_bad, gate.new, gate.old_bad, gate.old),
+        (30, 120, 2, 1000)
+    );
     world.all_on(Some(world.v1)).await;
 }
 
@@ -195,6 +215,215 @@ async fn a_crash_under_traffic_stops_the_rollout() {
     let view = world.ended(rollout.id, RolloutState::RolledBack).await;
     assert!(view.reason.contains("crashed 1 times"), "{}", view.reason);
     world.all_on(Some(world.v1)).await;
+}
+
+#[tokio::test]
+async fn waves_are_rings_of_labelled_nodes_and_are_told_before_they_begin() {
+    let world = world().await;
+    let client = &world.coordinator.client;
+    let path = "/v1/functions/acme/hello/rollouts";
+    let waves = json!([
+        "ring=canary,bake=100ms,quorum=100%",
+        "region=eu,nodes=2",
+        100
+    ]);
+    let body = json!({ "version": world.v2, "waves": waves, "bake_ms": 0 });
+    let plan: RolloutPlanView = client
+        .post(&format!("{path}/plan"), &body)
+        .await
+        .expect(200);
+    assert_eq!(plan.empty, ["ring=canary,bake=100ms,quorum=100%"]);
+    let problem = client.post(path, &body).await.problem(409);
+    assert_eq!(problem.kind, "/problems/empty-wave");
+    assert!(
+        problem.detail.contains("`ring=canary"),
+        "{}",
+        problem.detail
+    );
+
+    let labels = json!({ "labels": { "ring": "canary" } }).to_string();
+    let labelled = client.put("/v1/nodes/n2/labels", labels.as_bytes()).await;
+    assert_eq!(labelled.status, 200, "{}", labelled.text());
+    let plan: RolloutPlanView = client
+        .post(&format!("{path}/plan"), &body)
+        .await
+        .expect(200);
+    let nodes = |index: usize| -> Vec<&str> {
+        plan.waves[index]
+            .nodes
+            .iter()
+            .map(|name| name.as_str())
+            .collect()
+    };
+    assert_eq!(
+        (nodes(0), nodes(1), nodes(2)),
+        (vec!["n2"], vec!["n0"], vec!["n1"])
+    );
+    assert_eq!(
+        (plan.waves[0].bake_ms, plan.waves[0].quorum),
+        (100, Some(1))
+    );
+    assert_eq!((plan.empty.len(), plan.running), (0, None));
+    let rollout: RolloutView = client.post(path, &body).await.expect(201);
+    let view = world.ended(rollout.id, RolloutState::Completed).await;
+    let found: Vec<_> = view.waves.iter().map(|wave| &wave.nodes).collect();
+    let planned: Vec<_> = plan.waves.iter().map(|wave| &wave.nodes).collect();
+    assert_eq!(found, planned);
+
+    for bad in [
+        json!(["baek=1s", 100]),
+        json!(["ring=canary"]),
+        json!([0, 100]),
+    ] {
+        let body = json!({ "version": world.v1, "waves": bad });
+        let problem = client.post(path, &body).await.problem(400);
+        assert!(problem.detail.contains("not"), "{}", problem.detail);
+    }
+}
+
+#[tokio::test]
+async fn a_rollout_takes_the_place_of_another_in_one_step() {
+    let mut world = world().await;
+    let v3 = world
+        .publisher
+        .publish(&world.coordinator, "")
+        .await
+        .version;
+    let client = &world.coordinator.client;
+    let first = world.roll_out(&[34, 100], 20_000).await;
+    let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
+    world.coordinator.rollout_when(first.id, baking).await;
+    let path = "/v1/functions/acme/hello/rollouts";
+    let body = json!({ "version": v3, "waves": [100], "bake_ms": 0, "when_running": "supersede" });
+    let second: RolloutView = client.post(path, &body).await.expect(201);
+    let previous = second.previous.as_ref().map(|previous| previous.version);
+    assert_eq!(
+        previous,
+        Some(world.v1),
+        "what was moved half way is nothing to go back to"
+    );
+    let view = world.ended(first.id, RolloutState::Superseded).await;
+    assert!(
+        view.reason.contains("superseded by a rollout to"),
+        "{}",
+        view.reason
+    );
+    world.ended(second.id, RolloutState::Completed).await;
+    world.all_on(Some(v3)).await;
+}
+
+#[tokio::test]
+async fn a_queued_rollout_begins_when_the_other_has_ended_even_after_a_restart() {
+    let mut world = world().await;
+    let v3 = world
+        .publisher
+        .publish(&world.coordinator, "")
+        .await
+        .version;
+    let v4 = world
+        .publisher
+        .publish(&world.coordinator, "")
+        .await
+        .version;
+    let path = "/v1/functions/acme/hello/rollouts";
+    let first = world.roll_out(&[34, 100], 20_000).await;
+    let queue = |version| json!({ "version": version, "waves": [100], "bake_ms": 0, "when_running": "queue" });
+    let client = &world.coordinator.client;
+    let queued: QueuedView = client.post(path, &queue(v3)).await.expect(202);
+    assert_eq!(
+        (queued.version.version, queued.behind),
+        (v3, Some(first.id))
+    );
+    // The last word counts.
+    let _: QueuedView = client.post(path, &queue(v4)).await.expect(202);
+    world.coordinator.restart().await;
+    let client = &world.coordinator.client;
+    let list: RolloutsView = client.get(path).await.expect(200);
+    assert_eq!(list.rollouts[0].id, first.id);
+    assert_eq!(list.queued.map(|queued| queued.version.version), Some(v4));
+    let abort = format!("/v1/rollouts/{}/abort", first.id);
+    let view: RolloutView = client.post(&abort, &json!({})).await.expect(200);
+    assert_eq!(view.queued.map(|queued| queued.version.version), Some(v4));
+    let begun = || async {
+        let list: RolloutsView = client.get(path).await.expect(200);
+        list.queued.is_none() && list.rollouts[0].version.version == v4
+    };
+    until("what was queued to begin", begun).await;
+    let list: RolloutsView = client.get(path).await.expect(200);
+    world
+        .ended(list.rollouts[0].id, RolloutState::Completed)
+        .await;
+    world.all_on(Some(v4)).await;
+
+    // What waits can be given up.
+    let next = json!({ "version": world.v2, "waves": [34, 100], "bake_ms": 20_000 });
+    let _: RolloutView = client.post(path, &next).await.expect(201);
+    let _: QueuedView = client.post(path, &queue(v3)).await.expect(202);
+    let gone = client.send("DELETE", &format!("{path}/queued"), b"").await;
+    assert_eq!(gone.status, 204, "{}", gone.text());
+    let none = client.send("DELETE", &format!("{path}/queued"), b"").await;
+    assert_eq!(none.problem(404).kind, "/problems/not-found");
+}
+
+#[tokio::test]
+async fn a_queued_rollout_that_cannot_begin_any_more_is_given_up() {
+    let world = world().await;
+    let path = "/v1/functions/acme/hello/rollouts";
+    let client = &world.coordinator.client;
+    let first = world.roll_out(&[100], 500).await;
+    let body = json!({ "version": world.v2, "when_running": "queue" });
+    let _: QueuedView = client.post(path, &body).await.expect(202);
+    world.ended(first.id, RolloutState::Completed).await;
+    let given_up = || async {
+        let list: RolloutsView = client.get(path).await.expect(200);
+        list.queued.is_none() && list.rollouts[0].id == first.id
+    };
+    until("a queue without what the fleet is on already", given_up).await;
+}
+
+#[tokio::test]
+async fn a_rollback_goes_to_any_version_that_is_kept_in_one_step() {
+    let mut world = world().await;
+    let v3 = world
+        .publisher
+        .publish(&world.coordinator, "")
+        .await
+        .version;
+    for version in [world.v2, v3] {
+        let rollout = world
+            .publisher
+            .roll_out(&world.coordinator, version, &[100], 0)
+            .await;
+        world.ended(rollout.id, RolloutState::Completed).await;
+    }
+    let client = &world.coordinator.client;
+    let path = "/v1/functions/acme/hello/rollback";
+    let back: RolloutView = client
+        .post(path, &json!({ "version": world.v1 }))
+        .await
+        .expect(201);
+    world.ended(back.id, RolloutState::Completed).await;
+    world.all_on(Some(world.v1)).await;
+    let unknown = json!({ "version": common::node::nothing() });
+    client.post(path, &unknown).await.problem(404);
+    let again = client
+        .post(path, &json!({ "version": world.v1 }))
+        .await
+        .problem(409);
+    assert_eq!(again.kind, "/problems/already-current");
+
+    // In the way is a rollout that goes on, unless it is to be superseded.
+    let rollout = world.roll_out(&[34, 100], 20_000).await;
+    let refused = client
+        .post(path, &json!({ "version": v3 }))
+        .await
+        .problem(409);
+    assert_eq!(refused.kind, "/problems/rollout-running");
+    let instead = json!({ "version": v3, "supersede": true });
+    let back: RolloutView = client.post(path, &instead).await.expect(201);
+    world.ended(rollout.id, RolloutState::Superseded).await;
+    world.ended(back.id, RolloutState::Completed).await;
+    world.all_on(Some(v3)).await;
 }
 
 #[tokio::test]

@@ -149,7 +149,10 @@ async fn a_coordinator_that_ends_in_order_hands_rollouts_over_at_once() {
 async fn any_coordinator_takes_what_people_decide_and_what_nodes_report() {
     let world = world().await;
     // A crash that a node tells the coordinator which executes nothing stops the rollout.
-    let rollout = world.half_way(20_000).await;
+    let rollout = world
+        .publisher
+        .roll_out(&world.second, world.v2, &[100], 20_000)
+        .await;
     // Reports from before that one knows what the other watches do not count.
     let told = || async {
         let function = &world.publisher.function;

@@ -89,7 +89,7 @@ fn kvm_a_version_that_crashes_at_its_probe_is_rolled_back_and_the_one_before_kee
     let fleet = Fleet::with_nodes(&["a", "b"]);
     fleet.deploy("changes", &guest("state"), "");
     let failed = fleet.try_deploy("changes", &guest("dereferences_null"), "probe = \"/\"\n");
-    assert_eq!(failed.status, 1, "{failed:?}");
+    assert_eq!(failed.status, 7, "{failed:?}");
     let rollout = &failed.json()["rollout"];
     assert_eq!(rollout["state"], "rolled_back");
     let reason = rollout["reason"].as_str().unwrap();
@@ -206,7 +206,7 @@ fn kvm_a_rollout_whose_gate_sees_too_little_is_paused_and_promoted_by_hand() {
         );
         // Who watches is told, and does not wait for ever.
         let deployed = deploy.join().unwrap();
-        assert_eq!(deployed.status, 1, "{deployed:?}");
+        assert_eq!(deployed.status, 8, "{deployed:?}");
     });
     let resumed = fleet
         .holm(&["rollout", "resume", "test/state", "--no-wait"])

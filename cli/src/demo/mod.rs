@@ -33,7 +33,7 @@ use crate::remote::edge::{Call, Nearest};
 use crate::remote::fleet::create_tenant;
 use crate::remote::invoke::ask_route;
 use crate::remote::key::KeyFile;
-use crate::remote::rollout::{Pace, start, watch};
+use crate::remote::rollout::{Pace, Started, start, waits, watch};
 use crate::remote::table::{table, time};
 use crate::remote::usage::{UsageQuery, audit, usage};
 use crate::remote::{Threads, runtime};
@@ -309,8 +309,10 @@ impl<'a> Demo<'a> {
             bake: Some(bake_ms),
             ..Pace::default()
         };
-        let rollout = start(&self.fleet.api, function, version.version, &pace).await?;
-        watch(&self.fleet.api, rollout, self.output).await
+        match start(&self.fleet.api, function, version.version, &pace).await? {
+            Started::Now(rollout) => watch(&self.fleet.api, *rollout, self.output).await,
+            Started::Queued(queued) => Err(Failure::other(waits(&queued))),
+        }
     }
 
     /// Both functions, everywhere at once: there is no traffic yet that could be hurt.

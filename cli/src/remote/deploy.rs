@@ -25,7 +25,7 @@ use crate::local::{build, files, project};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
 use crate::remote::key::KeyFile;
-use crate::remote::rollout::{Pace, Place, describe, places, start, watch};
+use crate::remote::rollout::{Pace, Place, Started, describe, places, start, status, waits, watch};
 use crate::remote::settings::Connection;
 use crate::remote::table::bytes;
 use crate::remote::versions::set_tag;
@@ -168,7 +168,10 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
             return output.result(&report, || human);
         }
     };
-    let rollout = start(&client, &function, version.version, &args.pace).await?;
+    let rollout = match start(&client, &function, version.version, &args.pace).await? {
+        Started::Now(rollout) => *rollout,
+        Started::Queued(queued) => return output.result(&queued, || waits(&queued)),
+    };
     let rollout = match args.no_wait {
         true => rollout,
         false => watch(&client, rollout, output).await?,
@@ -177,12 +180,13 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let good = match rollout.state {
         RolloutState::Completed => true,
         RolloutState::Running => args.no_wait,
-        RolloutState::RollingBack | RolloutState::RolledBack => false,
+        RolloutState::RollingBack | RolloutState::RolledBack | RolloutState::Superseded => false,
     };
     let human = match good {
         true => format!("{function} {}\n{}", version.label, list(&urls)),
         false => describe(&rollout),
     };
+    let exit = status(&rollout);
     let report = Report {
         function,
         version,
@@ -194,7 +198,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     output.result(&report, || human.clone())?;
     match good {
         true => Ok(()),
-        false => Err(Failure::reported(Exit::Failure, human)),
+        false => Err(Failure::reported(exit, human)),
     }
 }
 

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use holm_model::api::{
-    FunctionView, NodeView, PromoteRequest, RolloutRequest, RolloutState, RolloutView, VersionView,
+    FunctionView, NodeView, PromoteRequest, QueuedView, RollbackRequest, RolloutPlanView,
+    RolloutRequest, RolloutState, RolloutView, RolloutsView, VersionView, WhenRunning,
 };
 use holm_model::ids::{FunctionName, IdError, Name, VersionId};
-use holm_model::manifest::units::parse_millis;
+use holm_model::manifest::WaveRule;
+use holm_model::manifest::units::{format_millis, parse_millis};
 
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
@@ -50,13 +52,37 @@ enum Action {
         /// Do not wait for its end.
         #[arg(long)]
         no_wait: bool,
+        /// Tell which nodes would move when, and begin nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Tell which nodes would move when.
+    Plan {
+        /// The function, as tenant/function.
+        function: FunctionName,
+        /// Tag, label or id of the version [default: the newest].
+        #[arg(long, value_name = "TAG|LABEL|ID")]
+        version: Option<String>,
+        #[command(flatten)]
+        pace: Pace,
     },
     /// Tell where a rollout is.
     Status {
         /// A rollout's number, or tenant/function for its latest.
         rollout: RolloutRef,
     },
-    /// Watch a rollout until it ends.
+    /// List the newest rollouts of a function, and what waits for its turn.
+    List {
+        /// The function, as tenant/function.
+        function: FunctionName,
+    },
+    /// Give up the rollout of a function that waits for its turn.
+    Unqueue {
+        /// The function, as tenant/function.
+        function: FunctionName,
+    },
+    /// Watch a rollout until it ends or pauses; with --json, a line for every change. Ends with 0 if it completed, 7 if
+    /// it went back or was superseded, 8 if it is paused.
     Watch {
         /// A rollout's number, or tenant/function for its latest.
         rollout: RolloutRef,
@@ -102,6 +128,10 @@ pub(crate) struct Pace {
     #[arg(long, value_delimiter = ',', value_name = "PERCENT,…",
           value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) waves: Option<Vec<u8>>,
+    /// A wave, once for each: words with commas between them, such as `ring=canary,bake=10m`, `region=eu,nodes=2`,
+    /// `region=eu,nodes=50%,quorum=80%,skip_after=30s`; the last is 100%.
+    #[arg(long = "wave", value_name = "WAVE", conflicts_with = "waves")]
+    pub(crate) rules: Vec<WaveRule>,
     /// How long each wave is watched before the next, for example 30s.
     #[arg(long, value_name = "TIME", value_parser = parse_millis)]
     pub(crate) bake: Option<u64>,
@@ -111,6 +141,39 @@ pub(crate) struct Pace {
     /// In an emergency: ask no gate. Wave follows wave as soon as nodes serve the version; it is told with the rollout.
     #[arg(long)]
     pub(crate) emergency: bool,
+    /// Take the place of a rollout of the function that is going on, in one step.
+    #[arg(long)]
+    pub(crate) supersede: bool,
+    /// If a rollout of the function is going on, begin when that has ended, in place of what may wait for it already.
+    #[arg(long, conflicts_with = "supersede")]
+    pub(crate) queue: bool,
+}
+
+/// What became of a rollout that was to start.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Started {
+    Now(Box<RolloutView>),
+    Queued(Box<QueuedView>),
+}
+
+impl Pace {
+    fn request(&self, version: VersionId) -> RolloutRequest {
+        let percent = |waves: &Vec<u8>| waves.iter().copied().map(WaveRule::percent).collect();
+        let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
+        RolloutRequest {
+            version,
+            waves: rules.or(self.waves.as_ref().map(percent)),
+            bake_ms: self.bake,
+            min_requests: self.min_requests,
+            emergency: self.emergency,
+            when_running: match (self.supersede, self.queue) {
+                (true, _) => WhenRunning::Supersede,
+                (false, true) => WhenRunning::Queue,
+                (false, false) => WhenRunning::Refuse,
+            },
+        }
+    }
 }
 
 /// Options of `holm rollback`.
@@ -118,6 +181,12 @@ pub(crate) struct Pace {
 pub(crate) struct RollbackArgs {
     /// The function, as tenant/function.
     function: FunctionName,
+    /// Tag, label or id of a version that is still kept [default: the one before the current one].
+    #[arg(long, value_name = "TAG|LABEL|ID")]
+    to: Option<String>,
+    /// Take the place of a rollout that is going on, in one step.
+    #[arg(long)]
+    supersede: bool,
     /// Do not wait for its end.
     #[arg(long)]
     no_wait: bool,
@@ -166,18 +235,51 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
             version,
             pace,
             no_wait,
+            dry_run,
         } => {
             let view: FunctionView = client.get(&function_path(&function)).await?;
             let version = pick(&view, version.as_deref())?.version;
-            let rollout = start(&client, &function, version, &pace).await?;
-            end(&client, rollout, no_wait, RolloutState::Completed, output).await
+            if dry_run {
+                return plan(&client, &function, version, &pace, output).await;
+            }
+            match start(&client, &function, version, &pace).await? {
+                Started::Now(rollout) => {
+                    end(&client, *rollout, no_wait, RolloutState::Completed, output).await
+                }
+                Started::Queued(queued) => output.result(&queued, || waits(&queued)),
+            }
+        }
+        Action::Plan {
+            function,
+            version,
+            pace,
+        } => {
+            let view: FunctionView = client.get(&function_path(&function)).await?;
+            let version = pick(&view, version.as_deref())?.version;
+            plan(&client, &function, version, &pace, output).await
         }
         Action::Status { rollout } => {
             let rollout = rollout.get(&client).await?;
             output.result(&rollout, || describe(&rollout))
         }
+        Action::List { function } => {
+            let path = format!("{}/rollouts", function_path(&function));
+            let view: RolloutsView = client.get(&path).await?;
+            output.result(&view, || list(&view))
+        }
+        Action::Unqueue { function } => {
+            let path = format!("{}/rollouts/queued", function_path(&function));
+            client.delete(&path).await?;
+            let given_up = serde_json::json!({ "function": function, "queued": null });
+            output.result(&given_up, || {
+                format!("no rollout of {function} waits any more")
+            })
+        }
         Action::Watch { rollout } => {
             let rollout = rollout.get(&client).await?;
+            if output.json {
+                return follow(&client, rollout, output).await;
+            }
             end(&client, rollout, false, RolloutState::Completed, output).await
         }
         Action::Pause { rollout } => {
@@ -217,7 +319,18 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
 pub(crate) async fn rollback(args: RollbackArgs, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
     let path = format!("{}/rollback", function_path(&args.function));
-    let rollout = client.post_empty(&path).await?;
+    let version = match &args.to {
+        None => None,
+        Some(wanted) => {
+            let view: FunctionView = client.get(&function_path(&args.function)).await?;
+            Some(pick(&view, Some(wanted))?.version)
+        }
+    };
+    let request = RollbackRequest {
+        version,
+        supersede: args.supersede,
+    };
+    let rollout = client.post(&path, &request).await?;
     end(
         &client,
         rollout,
@@ -234,17 +347,145 @@ pub(crate) async fn start(
     function: &FunctionName,
     version: VersionId,
     pace: &Pace,
-) -> Result<RolloutView, Failure> {
-    let request = RolloutRequest {
-        version,
-        waves_percent: pace.waves.clone(),
-        bake_ms: pace.bake,
-        min_requests: pace.min_requests,
-        emergency: pace.emergency,
-    };
+) -> Result<Started, Failure> {
     client
-        .post(&format!("{}/rollouts", function_path(function)), &request)
+        .post(
+            &format!("{}/rollouts", function_path(function)),
+            &pace.request(version),
+        )
         .await
+}
+
+/// Tells which nodes would move to `version` when.
+async fn plan(
+    client: &Client,
+    function: &FunctionName,
+    version: VersionId,
+    pace: &Pace,
+    output: Output,
+) -> Result<(), Failure> {
+    let path = format!("{}/rollouts/plan", function_path(function));
+    let plan: RolloutPlanView = client.post(&path, &pace.request(version)).await?;
+    output.result(&plan, || foretell(&plan))
+}
+
+/// A plan, for people.
+fn foretell(plan: &RolloutPlanView) -> String {
+    let previous = plan.previous.as_ref();
+    let previous = previous.map_or("nothing", |version| &version.label);
+    let mut lines = vec![format!(
+        "{}: {previous} → {}",
+        plan.function, plan.version.label
+    )];
+    if let Some(running) = plan.running {
+        lines.push(format!("rollout {running} is in the way"));
+    }
+    if plan.emergency {
+        lines.push("its gates are skipped".to_owned());
+    }
+    for rule in &plan.empty {
+        lines.push(format!("no node is in the wave {rule}"));
+    }
+    let rows: Vec<[String; 6]> = plan
+        .waves
+        .iter()
+        .enumerate()
+        .map(|(place, wave)| {
+            let node = |name: &Name| match wave.absent.contains(name) {
+                true => format!("{name} (away)"),
+                false => name.to_string(),
+            };
+            [
+                (place + 1).to_string(),
+                wave.rule.clone(),
+                format_millis(wave.bake_ms),
+                wave.quorum
+                    .map_or("any".to_owned(), |quorum| quorum.to_string()),
+                format_millis(wave.skip_after_ms),
+                wave.nodes.iter().map(node).collect::<Vec<_>>().join(", "),
+            ]
+        })
+        .collect();
+    lines.push(match rows.is_empty() {
+        true => "no node is there yet".to_owned(),
+        false => table(
+            ["WAVE", "RULE", "BAKE", "QUORUM", "SKIP AFTER", "NODES"],
+            &rows,
+        ),
+    });
+    lines.join("\n")
+}
+
+/// A rollout that waits for its turn, for people.
+pub(crate) fn waits(queued: &QueuedView) -> String {
+    let behind = queued
+        .behind
+        .map(|id| format!(" when rollout {id} has ended"));
+    format!(
+        "{}: the rollout to {} begins{}",
+        queued.function,
+        queued.version.label,
+        behind.unwrap_or_default()
+    )
+}
+
+/// Rollouts of a function, for people.
+fn list(view: &RolloutsView) -> String {
+    let rows: Vec<[String; 4]> = view
+        .rollouts
+        .iter()
+        .map(|rollout| {
+            [
+                rollout.id.to_string(),
+                rollout.version.label.clone(),
+                state(rollout).to_owned(),
+                rollout.reason.clone(),
+            ]
+        })
+        .collect();
+    let mut lines = vec![table(["ROLLOUT", "VERSION", "STATE", "WHY"], &rows)];
+    lines.extend(view.queued.as_ref().map(waits));
+    lines.join("\n")
+}
+
+/// A line of JSON for every change of a rollout, until it ends or pauses.
+async fn follow(client: &Client, rollout: RolloutView, output: Output) -> Result<(), Failure> {
+    let mut seen = rollout;
+    output.result(&seen, String::new)?;
+    let mut last_answer = Instant::now();
+    while !has_ended(seen.state) && !seen.paused {
+        tokio::time::sleep(LOOK_EVERY).await;
+        match client
+            .get::<RolloutView>(&format!("/v1/rollouts/{}", seen.id))
+            .await
+        {
+            Ok(now) => {
+                last_answer = Instant::now();
+                if now != seen {
+                    output.result(&now, String::new)?;
+                    seen = now;
+                }
+            }
+            Err(failure)
+                if failure.exit == Exit::Unreachable && last_answer.elapsed() < PATIENCE => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    match seen.state {
+        RolloutState::Completed => Ok(()),
+        _ => Err(Failure::reported(status(&seen), describe(&seen))),
+    }
+}
+
+/// With what a command ends that wanted another end of the rollout.
+pub(crate) fn status(rollout: &RolloutView) -> Exit {
+    match rollout.state {
+        RolloutState::RolledBack | RolloutState::RollingBack | RolloutState::Superseded => {
+            Exit::RolledBack
+        }
+        RolloutState::Running if rollout.paused => Exit::Paused,
+        RolloutState::Running | RolloutState::Completed => Exit::Failure,
+    }
 }
 
 /// Watches unless told not to, prints, and fails if the rollout ended otherwise than `wanted`.
@@ -263,7 +504,7 @@ async fn end(
     let good = rollout.state == wanted || (no_wait && rollout.ended_ms.is_none());
     match good {
         true => Ok(()),
-        false => Err(Failure::reported(Exit::Failure, describe(&rollout))),
+        false => Err(Failure::reported(status(&rollout), describe(&rollout))),
     }
 }
 
@@ -327,7 +568,10 @@ pub(crate) fn say(output: Output, bar: &ProgressBar, line: &str) {
 
 /// Whether nothing more will happen.
 pub(crate) fn has_ended(state: RolloutState) -> bool {
-    matches!(state, RolloutState::Completed | RolloutState::RolledBack)
+    matches!(
+        state,
+        RolloutState::Completed | RolloutState::RolledBack | RolloutState::Superseded
+    )
 }
 
 /// What is new between two looks at a rollout, a line each.
@@ -368,22 +612,28 @@ fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
             wave.state
         ));
     }
-    let state = |rollout: &RolloutView| (rollout.state, rollout.paused);
-    if before.map(state) != Some(state(now)) && (now.state != RolloutState::Running || now.paused) {
+    let of = |rollout: &RolloutView| (rollout.state, rollout.paused);
+    if before.map(of) != Some(of(now)) && (now.state != RolloutState::Running || now.paused) {
         lines.push(headline(now));
     }
     lines
 }
 
-/// Its state and the reason, in one line.
-fn headline(rollout: &RolloutView) -> String {
-    let state = match rollout.state {
+/// Its state in a word or two.
+fn state(rollout: &RolloutView) -> &'static str {
+    match rollout.state {
         RolloutState::Running if rollout.paused => "paused",
         RolloutState::Running => "running",
         RolloutState::Completed => "completed",
         RolloutState::RollingBack => "rolling back",
         RolloutState::RolledBack => "rolled back",
-    };
+        RolloutState::Superseded => "superseded",
+    }
+}
+
+/// Its state and the reason, in one line.
+fn headline(rollout: &RolloutView) -> String {
+    let state = state(rollout);
     match rollout.reason.as_str() {
         "" => format!("rollout {}: {state}", rollout.id),
         reason => format!("rollout {}: {state}: {reason}", rollout.id),
@@ -404,7 +654,8 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
     if rollout.emergency {
         lines.push("its gates are skipped".to_owned());
     }
-    let rows: Vec<[String; 5]> = rollout
+    lines.extend(rollout.queued.as_ref().map(waits));
+    let rows: Vec<[String; 6]> = rollout
         .waves
         .iter()
         .enumerate()
@@ -412,6 +663,7 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
             let nodes: Vec<&str> = wave.nodes.iter().map(Name::as_str).collect();
             [
                 (place + 1).to_string(),
+                wave.rule.clone(),
                 wave.state.clone(),
                 wave.invocations.to_string(),
                 wave.errors.to_string(),
@@ -420,9 +672,26 @@ pub(crate) fn describe(rollout: &RolloutView) -> String {
         })
         .collect();
     lines.push(table(
-        ["WAVE", "STATE", "REQUESTS", "ERRORS", "NODES"],
+        ["WAVE", "RULE", "STATE", "REQUESTS", "ERRORS", "NODES"],
         &rows,
     ));
+    let rows: Vec<[String; 5]> = rollout
+        .gates
+        .iter()
+        .filter(|gate| gate.new > 0)
+        .map(|gate| {
+            [
+                gate.subject.clone(),
+                gate.outcome.clone(),
+                format!("{} of {}", gate.new_bad, gate.new),
+                format!("{} of {}", gate.old_bad, gate.old),
+                format!("{} of {}", gate.against, gate.needed),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        lines.push(table(["GATE", "SAYS", "NEW", "OLD", "AGAINST"], &rows));
+    }
     lines.join("\n")
 }
 
@@ -581,6 +850,7 @@ mod tests {
             state: state.into(),
             invocations: 5,
             errors: 1,
+            ..WaveView::default()
         };
         let mut before = RolloutView {
             id: 1,
@@ -592,6 +862,8 @@ mod tests {
             paused: false,
             emergency: false,
             waves: vec![wave("moving"), wave("waiting")],
+            gates: Vec::new(),
+            queued: None,
             started_ms: 0,
             ended_ms: None,
         };

@@ -137,6 +137,11 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("POST", "/v1/functions/{tenant}/{function}/rollouts") => {
             (Rollout, Tenant, Some("rollout.start"))
         }
+        ("GET", "/v1/functions/{tenant}/{function}/rollouts") => (Read, Tenant, None),
+        ("DELETE", "/v1/functions/{tenant}/{function}/rollouts/queued") => {
+            (Rollout, Tenant, Some("rollout.unqueue"))
+        }
+        ("POST", "/v1/functions/{tenant}/{function}/rollouts/plan") => (Read, Tenant, None),
         ("GET", "/v1/functions/{tenant}/{function}/rollouts/latest") => (Read, Tenant, None),
         ("POST", "/v1/functions/{tenant}/{function}/rollback") => {
             (Rollout, Tenant, Some("rollout.back"))

@@ -24,7 +24,7 @@ use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, head, post, put};
+use axum::routing::{delete, get, head, post, put};
 use axum::{Json, Router};
 use holm_model::api::Health;
 use tokio::sync::Semaphore;
@@ -122,7 +122,15 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route(
             "/v1/functions/{tenant}/{function}/rollouts",
-            post(rollouts::start),
+            post(rollouts::start).get(rollouts::list),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/rollouts/plan",
+            post(rollouts::foresee),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/rollouts/queued",
+            delete(rollouts::unqueue),
         )
         .route(
             "/v1/functions/{tenant}/{function}/rollouts/latest",

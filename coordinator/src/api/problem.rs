@@ -217,6 +217,8 @@ impl From<RolloutError> for ApiError {
                 ApiError::not_found(error.to_string())
             }
             RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
+            RolloutError::NothingQueued(_) => ApiError::not_found(error.to_string()),
+            RolloutError::EmptyWave(_) => ApiError::conflict("empty-wave", ROLLOUT, error),
             RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
             RolloutError::KeyRevoked { .. } => ApiError::conflict("key-revoked", ROLLOUT, error),

@@ -3,36 +3,151 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use holm_model::api::{PromoteRequest, RolloutRequest, RolloutView, VersionView, WaveView};
-use holm_model::ids::VersionId;
+use axum::response::{IntoResponse, Response};
+use holm_model::api::{
+    GateView, PlannedWave, PromoteRequest, QueuedView, RollbackRequest, RolloutPlanView,
+    RolloutRequest, RolloutView, RolloutsView, VersionView, WaveView,
+};
+use holm_model::ids::{FunctionName, Name, VersionId};
+use holm_model::manifest::WaveRule;
 
 use super::access::{Caller, told};
 use super::catalogue::no_function;
 use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
-use crate::rollout::Order;
-use crate::store::RolloutRow;
+use crate::limits::MAX_LISTED_ROLLOUTS;
+use crate::rollout::{Begun, Finding, Foreseen, Order, Presence, Wave};
+use crate::store::{Queued, RolloutRow};
 
 pub(super) async fn start(
     State(api): Shared,
     OfFunction(function): OfFunction,
     JsonBody(request): JsonBody<RolloutRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let row = api.rollouts.start(&function, request).await?;
-    begun(&api, row).await
+    let what = api.rollouts.start(&function, request).await?;
+    begun(&api, what).await
+}
+
+/// The newest rollouts of a function, and what waits for its turn.
+pub(super) async fn list(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+) -> Result<Json<RolloutsView>, ApiError> {
+    if api.store.function(&function).await?.is_none() {
+        return Err(no_function(&function));
+    }
+    let mut rollouts = Vec::new();
+    for row in api.store.rollouts(&function, MAX_LISTED_ROLLOUTS).await? {
+        rollouts.push(view(&api, row).await?);
+    }
+    Ok(Json(RolloutsView {
+        rollouts,
+        queued: queued(&api, &function).await?,
+    }))
+}
+
+pub(super) async fn unqueue(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+) -> Result<impl IntoResponse, ApiError> {
+    api.rollouts.unqueue(&function).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn queued(api: &Api, function: &FunctionName) -> Result<Option<QueuedView>, ApiError> {
+    Ok(match api.rollouts.queued(function).await? {
+        Some((queued, behind)) => Some(queued_view(api, queued, behind).await?),
+        None => None,
+    })
+}
+
+async fn queued_view(
+    api: &Api,
+    queued: Queued,
+    behind: Option<u64>,
+) -> Result<QueuedView, ApiError> {
+    Ok(QueuedView {
+        version: version(api, queued.request.version).await?,
+        function: queued.function,
+        behind,
+        asked_ms: queued.asked_ms,
+    })
+}
+
+/// Which nodes would move when, without anything being begun.
+pub(super) async fn foresee(
+    State(api): Shared,
+    OfFunction(function): OfFunction,
+    JsonBody(request): JsonBody<RolloutRequest>,
+) -> Result<Json<RolloutPlanView>, ApiError> {
+    let Foreseen {
+        version: to,
+        previous,
+        policy,
+        waves,
+        sights,
+        running,
+    } = api.rollouts.foresee(&function, request).await?;
+    let absent = |name: &Name| {
+        let presence = sights.get(name).map(|sight| sight.presence);
+        !matches!(presence, Some(Presence::Connected { .. }))
+    };
+    let planned = |wave: Wave| PlannedWave {
+        rule: rule(&wave),
+        absent: wave
+            .nodes
+            .iter()
+            .filter(|name| absent(name))
+            .cloned()
+            .collect(),
+        bake_ms: wave.bake_ms(&policy),
+        quorum: wave.quorum.map(|quorum| quorum as u64),
+        skip_after_ms: wave.skip_after_ms(&policy),
+        nodes: wave.nodes,
+    };
+    Ok(Json(RolloutPlanView {
+        function,
+        version: version(&api, to).await?,
+        previous: match previous {
+            Some(previous) => Some(version(&api, previous).await?),
+            None => None,
+        },
+        waves: waves.waves.into_iter().map(planned).collect(),
+        empty: waves.empty.iter().map(WaveRule::to_string).collect(),
+        running,
+        emergency: policy.skips_gates,
+        min_requests: policy.min_requests,
+    }))
+}
+
+/// A wave as people wrote it; nothing of one that was planned before that was kept.
+fn rule(wave: &Wave) -> String {
+    let rule = wave.rule.as_ref().map(WaveRule::to_string);
+    rule.unwrap_or_default()
 }
 
 pub(super) async fn roll_back(
     State(api): Shared,
     OfFunction(function): OfFunction,
+    JsonBody(request): JsonBody<RollbackRequest>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let row = api.rollouts.roll_back(&function).await?;
-    begun(&api, row).await
+    let what = api.rollouts.roll_back(&function, request).await?;
+    begun(&api, what).await
 }
 
-async fn begun(api: &Api, row: RolloutRow) -> Result<impl IntoResponse + use<>, ApiError> {
+async fn begun(api: &Api, what: Begun) -> Result<Response, ApiError> {
+    let (row, superseded) = match what {
+        Begun::Now(row, superseded) => (*row, superseded),
+        Begun::Behind(queued, behind) => {
+            let view = queued_view(api, queued, Some(behind)).await?;
+            let told = told(format!(
+                "a rollout to {} {}, behind rollout {behind}",
+                view.version.label, view.version.version
+            ));
+            return Ok((StatusCode::ACCEPTED, told, Json(view)).into_response());
+        }
+    };
     let view = view(api, row).await?;
     let (id, to) = (view.id, &view.version);
     let gates = if view.emergency {
@@ -40,11 +155,14 @@ async fn begun(api: &Api, row: RolloutRow) -> Result<impl IntoResponse + use<>, 
     } else {
         ""
     };
+    let instead = superseded.map(|id| format!(", in place of rollout {id}"));
     let told = told(format!(
-        "rollout {id} to {} {}{gates}",
-        to.label, to.version
+        "rollout {id} to {} {}{gates}{}",
+        to.label,
+        to.version,
+        instead.unwrap_or_default()
     ));
-    Ok((StatusCode::CREATED, told, Json(view)))
+    Ok((StatusCode::CREATED, told, Json(view)).into_response())
 }
 
 pub(super) async fn latest(
@@ -126,8 +244,29 @@ async fn order(
 }
 
 async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
+    let queued = match row.rollout.ended() {
+        true => None,
+        false => queued(api, &row.function).await?,
+    };
     let rollout = row.rollout;
+    let findings = match rollout.policy.skips_gates {
+        true => Vec::new(),
+        false => rollout.findings(),
+    };
+    let gate = |finding: Finding| GateView {
+        subject: finding.subject.as_str().to_owned(),
+        outcome: finding.outcome.as_str().to_owned(),
+        new: finding.new.trials,
+        new_bad: finding.new.bad,
+        old: finding.old.trials,
+        old_bad: finding.old.bad,
+        against: finding.against,
+        needed: finding.needed,
+    };
     let waves = rollout.waves.into_iter().map(|wave| WaveView {
+        rule: rule(&wave),
+        bake_ms: wave.bake_ms(&rollout.policy),
+        quorum: wave.quorum.map(|quorum| quorum as u64),
         nodes: wave.nodes,
         state: wave.state.as_str().to_owned(),
         invocations: wave.tally.invocations,
@@ -146,6 +285,8 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         paused: rollout.paused.is_some(),
         emergency: rollout.policy.skips_gates,
         waves: waves.collect(),
+        gates: findings.into_iter().map(gate).collect(),
+        queued,
         started_ms: rollout.started_ms,
         ended_ms: rollout.ended_ms,
     })

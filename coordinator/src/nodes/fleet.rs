@@ -12,6 +12,7 @@ use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::limits::MAX_OTHER_NODES;
 use holm_model::place::Coordinates;
+use holm_model::run_times::RunTimes;
 use holm_model::usage::Outcome;
 use quinn::Connection;
 use tokio::sync::Notify;
@@ -29,8 +30,8 @@ const NOWHERE: Coordinates = Coordinates {
     longitude_microdegrees: 0,
 };
 
-/// Outcomes by function and version.
-pub(crate) type Tallies = BTreeMap<(FunctionName, VersionId), Tally>;
+/// Outcomes by function and version, and by node.
+pub(crate) type Tallies = BTreeMap<(FunctionName, VersionId), BTreeMap<Name, Tally>>;
 
 /// The fleet.
 pub(crate) struct Fleet {
@@ -327,11 +328,9 @@ impl Fleet {
         for version in &report.versions {
             let key = (version.function.clone(), version.version);
             if inner.watched.contains(&key) {
-                inner
-                    .tallies
-                    .entry(key)
-                    .or_default()
-                    .add(tally(&version.outcomes));
+                let of_version = inner.tallies.entry(key).or_default();
+                let of_node = of_version.entry(name.clone()).or_default();
+                of_node.add(&tally(&version.outcomes, &version.run_times));
             }
         }
         drop(inner);
@@ -348,13 +347,13 @@ impl Fleet {
     }
 
     /// What was counted on links of other coordinators.
-    pub(crate) fn counted_elsewhere(
-        &self,
-        counted: impl IntoIterator<Item = ((FunctionName, VersionId), Tally)>,
-    ) {
+    pub(crate) fn counted_elsewhere(&self, counted: Tallies) {
         let mut inner = self.lock();
-        for (key, tally) in counted {
-            inner.tallies.entry(key).or_default().add(tally);
+        for (key, nodes) in counted {
+            let of_version = inner.tallies.entry(key).or_default();
+            for (node, tally) in nodes {
+                of_version.entry(node).or_default().add(&tally);
+            }
         }
         drop(inner);
         self.wake();
@@ -382,6 +381,8 @@ impl Fleet {
                 false => BTreeMap::new(),
             };
             let sight = Sight {
+                region: entry.said(|hello| hello.region.clone()),
+                labels: entry.labels.clone(),
                 presence: match entry.connected() {
                     true => Presence::Connected { since_ms },
                     false => Presence::Absent { since_ms },
@@ -585,6 +586,10 @@ impl Entry {
                     Seen {
                         state: seen.state.clone(),
                         routed: seen.routed,
+                        record: seen
+                            .record
+                            .as_ref()
+                            .map(|record| tally(&record.outcomes, &record.run_times)),
                     },
                 )
             })
@@ -593,15 +598,19 @@ impl Entry {
 }
 
 /// What outcomes say of a version: those that are not its doing are left out.
-fn tally(outcomes: &[(Outcome, u64)]) -> Tally {
-    let mut tally = Tally::default();
+fn tally(outcomes: &[(Outcome, u64)], run_times: &RunTimes) -> Tally {
+    let mut tally = Tally {
+        run_times: run_times.clone(),
+        ..Tally::default()
+    };
     for (outcome, count) in outcomes {
         let count = *count;
         let its_doing = *outcome == Outcome::Answered || outcome.counts_as_error();
-        tally.add(Tally {
+        tally.add(&Tally {
             invocations: if its_doing { count } else { 0 },
             errors: if outcome.counts_as_error() { count } else { 0 },
             crashes: if *outcome == Outcome::Crash { count } else { 0 },
+            run_times: RunTimes::default(),
         });
     }
     tally
@@ -634,11 +643,12 @@ mod tests {
             .map(|outcome| (outcome, 10))
             .collect();
         assert_eq!(
-            tally(&all),
+            tally(&all, &RunTimes::default()),
             Tally {
                 invocations: 40,
                 errors: 30,
-                crashes: 10
+                crashes: 10,
+                run_times: RunTimes::default(),
             }
         );
         let platform = [
@@ -646,6 +656,6 @@ mod tests {
             (Outcome::PlatformFault, 5),
             (Outcome::Cancelled, 5),
         ];
-        assert_eq!(tally(&platform), Tally::default());
+        assert_eq!(tally(&platform, &RunTimes::default()), Tally::default());
     }
 }

@@ -10,7 +10,7 @@ mod frames;
 mod link;
 mod server;
 
-pub(crate) use fleet::Fleet;
+pub(crate) use fleet::{Fleet, Tallies};
 pub(crate) use link::overtake;
 pub use server::ServerError;
 pub(crate) use server::{Server, Services};

@@ -12,21 +12,24 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use holm_model::api::{RolloutRequest, RolloutState};
+use holm_model::api::{RollbackRequest, RolloutRequest, RolloutState, WhenRunning};
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
-use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS, MAX_WAVES};
+use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS};
+use holm_model::manifest::wave::{WaveError, check_waves};
+use holm_model::manifest::{self, Amount, WaveRule};
 use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
+use super::sight::Sight;
 use super::target::{Held, Move, Target, TargetFunction, Version};
-use super::wave::{Policy, Tally, are_waves};
+use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
-use crate::limits::{MAX_DESIRED_BYTES, ROLLOUT_TICK};
+use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
 use crate::store::{
-    Adoption, Basis, Came, Decided, Deed, Fate, KeyChange, KeyRow, KeysOutcome, NodeChange,
-    PruneWish, RolloutRow, Store, StoreError, Unstored,
+    Adoption, Basis, Came, Decided, Deed, Fate, InPlaceOf, KeyChange, KeyRow, KeysOutcome,
+    NodeChange, PruneWish, Queued, RolloutRow, Store, StoreError, Unstored,
 };
 
 /// How long rollouts wait for nodes.
@@ -47,8 +50,8 @@ pub(crate) enum RolloutError {
         version: VersionId,
     },
     #[error(
-        "rollout {id} of `{function}` is still going on; wait for it, or abort it with \
-         `holm rollout abort {id}`"
+        "rollout {id} of `{function}` is still going on; wait for it, abort it with `holm rollout abort {id}`, \
+         take its place with `--supersede`, or wait for its end with `--queue`"
     )]
     Running { function: FunctionName, id: u64 },
     #[error(
@@ -63,11 +66,13 @@ pub(crate) enum RolloutError {
     },
     #[error("`{0}` has no version before the current one to go back to")]
     NothingBefore(FunctionName),
+    #[error("the waves are not as they should be: {0}")]
+    BadWaves(WaveError),
     #[error(
-        "the waves {0:?} are not up to {MAX_WAVES} rising percentages from 1 that end with 100, such \
-         as 10,50,100"
+        "no node on which this version may run is in the wave `{0}`; give one of them the label with \
+         `holm nodes label`, or start it with other waves"
     )]
-    BadWaves(Vec<u8>),
+    EmptyWave(WaveRule),
     #[error("a bake time of {0} ms is above the {MAX_BAKE_MS} ms allowed")]
     BadBake(u64),
     #[error(
@@ -84,6 +89,8 @@ pub(crate) enum RolloutError {
     NothingToPromote(u64),
     #[error("rollout {0} is on its way back already")]
     GoesBack(u64),
+    #[error("no rollout of `{0}` waits for its turn")]
+    NothingQueued(FunctionName),
     #[error("{0} invocations are more than the {MAX_GATE_REQUESTS} that a gate may wait for")]
     BadMinRequests(u64),
     #[error(transparent)]
@@ -95,10 +102,74 @@ pub(crate) enum RolloutError {
 /// How whoever starts a rollout wants it; what is left out the manifest says.
 struct Wish {
     to: To,
-    waves_percent: Option<Vec<u8>>,
+    waves: Option<Vec<WaveRule>>,
     bake_ms: Option<u64>,
     min_requests: Option<u64>,
     skips_gates: bool,
+    when_running: WhenRunning,
+}
+
+/// What became of a wish.
+pub(crate) enum Begun {
+    /// It has begun; the number is of the rollout whose place it took.
+    Now(Box<RolloutRow>, Option<u64>),
+    /// It begins when the rollout with this number has ended.
+    Behind(Queued, u64),
+}
+
+/// A wish that can be granted.
+struct Fitting {
+    version: Arc<Version>,
+    policy: Policy,
+    /// The tenant's valid keys.
+    keys: Vec<PublisherKey>,
+    /// The function's current version.
+    current: Option<VersionId>,
+}
+
+/// What would come of a wish.
+pub(crate) struct Foreseen {
+    pub(crate) version: VersionId,
+    pub(crate) previous: Option<VersionId>,
+    pub(crate) policy: Policy,
+    pub(crate) waves: Waves,
+    /// The nodes as they are seen now.
+    pub(crate) sights: BTreeMap<Name, Sight>,
+    pub(crate) running: Option<u64>,
+}
+
+impl From<RolloutRequest> for Wish {
+    fn from(request: RolloutRequest) -> Self {
+        Wish {
+            to: To::Version(request.version),
+            waves: request.waves,
+            bake_ms: request.bake_ms,
+            min_requests: request.min_requests,
+            skips_gates: request.emergency,
+            when_running: request.when_running,
+        }
+    }
+}
+
+impl Wish {
+    /// To be granted later.
+    fn request(&self, version: VersionId) -> RolloutRequest {
+        RolloutRequest {
+            version,
+            waves: self.waves.clone(),
+            bake_ms: self.bake_ms,
+            min_requests: self.min_requests,
+            emergency: self.skips_gates,
+            when_running: WhenRunning::Refuse,
+        }
+    }
+
+    fn quorum_of(&self, manifest: &manifest::Rollout) -> Option<Amount> {
+        // Going back waits for nobody.
+        manifest
+            .quorum
+            .filter(|_| matches!(self.to, To::Version(_)))
+    }
 }
 
 /// What people may tell a rollout that goes on.
@@ -116,8 +187,8 @@ pub(crate) enum Order {
 
 enum To {
     Version(VersionId),
-    /// The version before the current one.
-    Before,
+    /// Back to this one, or to the version before the current one.
+    Back(Option<VersionId>),
 }
 
 /// The rollouts of the fleet, and its target.
@@ -147,6 +218,8 @@ struct Managed {
     current: Option<Arc<Version>>,
     fallback: Option<Arc<Version>>,
     open: Option<Open>,
+    /// What begins when `open` has ended.
+    queued: Option<Queued>,
 }
 
 /// A rollout that has not ended.
@@ -157,11 +230,13 @@ struct Open {
     rollout: Rollout,
     /// What has come to it since it was last stored, and is stored even if no step is taken.
     unstored: Additions,
+    /// When it was stored last.
+    stored_ms: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Additions {
-    counted: Tally,
+    counted: BTreeMap<Name, Tally>,
     /// When this coordinator went on with it.
     resumed_ms: Option<u64>,
 }
@@ -283,26 +358,24 @@ impl Rollouts {
         &self,
         function: &FunctionName,
         request: RolloutRequest,
-    ) -> Result<RolloutRow, RolloutError> {
-        let wish = Wish {
-            to: To::Version(request.version),
-            waves_percent: request.waves_percent,
-            bake_ms: request.bake_ms,
-            min_requests: request.min_requests,
-            skips_gates: request.emergency,
-        };
-        self.begin(function, &wish).await
+    ) -> Result<Begun, RolloutError> {
+        self.begin(function, &Wish::from(request)).await
     }
 
-    /// Starts a rollout to the version before the current one: one wave, not watched, because
-    /// going back is not the time for patience.
+    /// Starts a rollout back to a version that is kept, or to the one before the current one: one wave, not watched,
+    /// because going back is not the time for patience.
     pub(crate) async fn roll_back(
         &self,
         function: &FunctionName,
-    ) -> Result<RolloutRow, RolloutError> {
+        request: RollbackRequest,
+    ) -> Result<Begun, RolloutError> {
         let wish = Wish {
-            to: To::Before,
-            waves_percent: Some(vec![100]),
+            to: To::Back(request.version),
+            when_running: match request.supersede {
+                true => WhenRunning::Supersede,
+                false => WhenRunning::Refuse,
+            },
+            waves: Some(vec![WaveRule::percent(100)]),
             bake_ms: Some(0),
             min_requests: Some(0),
             skips_gates: false,
@@ -310,11 +383,7 @@ impl Rollouts {
         self.begin(function, &wish).await
     }
 
-    async fn begin(
-        &self,
-        function: &FunctionName,
-        wish: &Wish,
-    ) -> Result<RolloutRow, RolloutError> {
+    async fn begin(&self, function: &FunctionName, wish: &Wish) -> Result<Begun, RolloutError> {
         let mut state = self.state.lock().await;
         self.catch_up(&mut state).await?;
         loop {
@@ -330,12 +399,225 @@ impl Rollouts {
         state: &mut State,
         function: &FunctionName,
         wish: &Wish,
-    ) -> Result<RolloutRow, RolloutError> {
+    ) -> Result<Begun, RolloutError> {
+        let Fitting {
+            version,
+            policy,
+            keys,
+            current,
+        } = self.fit(function, wish).await?;
+        let managed = state
+            .functions
+            .entry(function.clone())
+            .or_insert_with(|| Managed {
+                keys,
+                current: None,
+                fallback: None,
+                open: None,
+                queued: None,
+            });
+        let superseded = match (&managed.open, wish.when_running) {
+            (None, _) => None,
+            (Some(open), WhenRunning::Refuse) => {
+                return Err(RolloutError::Running {
+                    function: function.clone(),
+                    id: open.id,
+                });
+            }
+            (Some(open), WhenRunning::Queue) => {
+                let behind = open.id;
+                let queued = Queued {
+                    function: function.clone(),
+                    request: wish.request(version.id),
+                    asked_ms: self.clock.now_ms(),
+                };
+                self.store.queue_rollout(state.basis(), &queued).await?;
+                state.revision += 1;
+                if let Some(managed) = state.functions.get_mut(function) {
+                    managed.queued = Some(queued.clone());
+                }
+                return Ok(Begun::Behind(queued, behind));
+            }
+            (Some(open), WhenRunning::Supersede) => {
+                let mut row = RolloutRow {
+                    id: open.id,
+                    function: function.clone(),
+                    rollout: open.rollout.clone(),
+                };
+                row.rollout
+                    .supersede(&version.statement.label, self.clock.now_ms());
+                Some(row)
+            }
+        };
+        if current == Some(version.id) {
+            let version = version.id;
+            return Err(RolloutError::Current {
+                function: function.clone(),
+                version,
+            });
+        }
+        if state.bytes_with(&version) > MAX_DESIRED_BYTES {
+            return Err(RolloutError::TooMuch);
+        }
+        let (_, waves) = self.waves(function, &version, &policy);
+        // Without any node it waits for the first; with some, what was meant to be a test is not left out.
+        if !waves.waves.is_empty()
+            && !policy.skips_gates
+            && let Some(rule) = waves.empty.into_iter().next()
+        {
+            return Err(RolloutError::EmptyWave(rule));
+        }
+        let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
+        let in_place_of = superseded.as_ref().map(|row| InPlaceOf {
+            row,
+            generation: state.generation + 1,
+        });
+        let back = matches!(wish.to, To::Back(_));
+        let begun = self
+            .store
+            .begin_rollout(state.basis(), function, &rollout, back, in_place_of);
+        let id = begun.await?;
+        state.revision += 1;
+        state.generation += u64::from(superseded.is_some());
+        tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
+        let row = RolloutRow {
+            id,
+            function: function.clone(),
+            rollout,
+        };
+        let open = Open {
+            id,
+            version,
+            rollout: row.rollout.clone(),
+            unstored: Additions::default(),
+            stored_ms: self.clock.now_ms(),
+        };
+        if let Some(managed) = state.functions.get_mut(function) {
+            managed.open = Some(open);
+            managed.queued = None;
+        }
+        if superseded.is_some() {
+            self.show(state);
+        }
+        self.fleet.wake();
+        Ok(Begun::Now(Box::new(row), superseded.map(|row| row.id)))
+    }
+
+    /// What waits for its turn, and the rollout that it waits for.
+    pub(crate) async fn queued(
+        &self,
+        function: &FunctionName,
+    ) -> Result<Option<(Queued, Option<u64>)>, StoreError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        let managed = state.functions.get(function);
+        Ok(managed.and_then(|managed| {
+            let behind = managed.open.as_ref().map(|open| open.id);
+            Some((managed.queued.clone()?, behind))
+        }))
+    }
+
+    /// Takes what waits for its turn away.
+    pub(crate) async fn unqueue(&self, function: &FunctionName) -> Result<(), RolloutError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        loop {
+            match self.store.unqueue_rollout(state.basis(), function).await {
+                Ok(removed) => {
+                    state.revision += 1;
+                    if let Some(managed) = state.functions.get_mut(function) {
+                        managed.queued = None;
+                    }
+                    return match removed {
+                        true => Ok(()),
+                        false => Err(RolloutError::NothingQueued(function.clone())),
+                    };
+                }
+                Err(Unstored::Outdated) => self.reload(&mut state).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Begins what has waited for its turn. What cannot begin any more is given up, and the audit log says why.
+    async fn begin_queued(&self, state: &mut State) -> Result<(), RolloutError> {
+        let ready = |(_, managed): &(&FunctionName, &Managed)| managed.open.is_none();
+        let queued: Vec<Queued> = state
+            .functions
+            .iter()
+            .filter(ready)
+            .filter_map(|(_, managed)| managed.queued.clone())
+            .collect();
+        for queued in queued {
+            let function = &queued.function;
+            let wish = Wish::from(queued.request.clone());
+            let error = match self.try_begin(state, function, &wish).await {
+                Ok(_) => continue,
+                Err(error @ (RolloutError::Store(_) | RolloutError::Unstored(_))) => {
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            tracing::warn!(%function, %error, "a queued rollout cannot begin");
+            self.store.unqueue_rollout(state.basis(), function).await?;
+            state.revision += 1;
+            if let Some(managed) = state.functions.get_mut(function) {
+                managed.queued = None;
+            }
+            let deed = Deed {
+                actor_kind: "coordinator",
+                actor: "rollouts".to_owned(),
+                action: "rollout.dropped".to_owned(),
+                object: function.to_string(),
+                ..Deed::default()
+            };
+            let came = Came::done(format!("the queued rollout cannot begin: {error}"));
+            self.store.record(&deed, &came, self.clock.now_ms()).await?;
+        }
+        Ok(())
+    }
+
+    /// What would come of a wish as the fleet is now. Nothing is begun.
+    pub(crate) async fn foresee(
+        &self,
+        function: &FunctionName,
+        request: RolloutRequest,
+    ) -> Result<Foreseen, RolloutError> {
+        let mut state = self.state.lock().await;
+        self.catch_up(&mut state).await?;
+        let fitting = self.fit(function, &Wish::from(request)).await?;
+        let managed = state.functions.get(function);
+        let (sights, waves) = self.waves(function, &fitting.version, &fitting.policy);
+        Ok(Foreseen {
+            version: fitting.version.id,
+            previous: fitting.current,
+            policy: fitting.policy,
+            waves,
+            sights,
+            running: managed.and_then(|managed| Some(managed.open.as_ref()?.id)),
+        })
+    }
+
+    fn waves(
+        &self,
+        function: &FunctionName,
+        version: &Version,
+        policy: &Policy,
+    ) -> (BTreeMap<Name, Sight>, Waves) {
+        let allowed = |region: &str, labels: &BTreeMap<_, _>| version.placed_on(region, labels);
+        let sights = self.fleet.sights(function, allowed);
+        let waves = plan_waves(&sights, policy, self.clock.now_ms());
+        (sights, waves)
+    }
+
+    /// Whether what somebody wishes is possible as far as the version goes, and how it is to be done.
+    async fn fit(&self, function: &FunctionName, wish: &Wish) -> Result<Fitting, RolloutError> {
         let row = self.store.function(function).await?;
         let row = row.ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
         let version = match wish.to {
             To::Version(version) => version,
-            To::Before => {
+            To::Back(Some(version)) => version,
+            To::Back(None) => {
                 let nothing = || RolloutError::NothingBefore(function.clone());
                 let current = row.current.ok_or_else(nothing)?;
                 let before = self.store.version_before(function, current).await?;
@@ -357,77 +639,31 @@ impl Rollouts {
         let now_ms = self.clock.now_ms();
         let revoked = |row: &KeyRow| row.refuses(&version.signed.key, now_ms);
         // Going back is to what ran here before.
-        if matches!(wish.to, To::Version(_)) && rows.iter().any(revoked) {
+        let ran = match wish.to {
+            To::Version(_) => false,
+            To::Back(None) => true,
+            To::Back(Some(version)) => self.store.has_been_on(function, version).await?,
+        };
+        if !ran && rows.iter().any(revoked) {
             return Err(RolloutError::KeyRevoked {
                 version: version.id,
                 tenant: function.tenant.clone(),
             });
         }
         let valid = rows.iter().filter(|row| row.revoked_ms.is_none());
-        let keys = valid.map(|row| row.key).collect();
-        let managed = state
-            .functions
-            .entry(function.clone())
-            .or_insert_with(|| Managed {
-                keys,
-                current: None,
-                fallback: None,
-                open: None,
-            });
-        if let Some(open) = &managed.open {
-            return Err(RolloutError::Running {
-                function: function.clone(),
-                id: open.id,
-            });
-        }
-        let current = managed.current.as_ref().map(|current| current.id);
-        if current == Some(version.id) {
-            let version = version.id;
-            return Err(RolloutError::Current {
-                function: function.clone(),
-                version,
-            });
-        }
-        if state.bytes_with(&version) > MAX_DESIRED_BYTES {
-            return Err(RolloutError::TooMuch);
-        }
-        let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
-        let id = self
-            .store
-            .begin_rollout(
-                state.basis(),
-                function,
-                &rollout,
-                matches!(wish.to, To::Before),
-            )
-            .await?;
-        state.revision += 1;
-        tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
-        let row = RolloutRow {
-            id,
-            function: function.clone(),
-            rollout,
-        };
-        let open = Open {
-            id,
+        Ok(Fitting {
+            keys: valid.map(|row| row.key).collect(),
+            current: row.current,
             version,
-            rollout: row.rollout.clone(),
-            unstored: Additions::default(),
-        };
-        if let Some(managed) = state.functions.get_mut(function) {
-            managed.open = Some(open);
-        }
-        self.fleet.wake();
-        Ok(row)
+            policy,
+        })
     }
 
     fn policy(&self, version: &Version, wish: &Wish) -> Result<Policy, RolloutError> {
         let manifest = &version.statement.manifest.rollout;
-        let waves_percent = wish.waves_percent.clone();
-        let waves_percent = waves_percent.unwrap_or_else(|| manifest.waves_percent.clone());
-        if !are_waves(&waves_percent) {
-            return Err(RolloutError::BadWaves(waves_percent));
-        }
+        let waves = wish.waves.clone();
+        let waves = waves.unwrap_or_else(|| manifest.waves.clone());
+        check_waves(&waves).map_err(RolloutError::BadWaves)?;
         let bake_ms = wish.bake_ms.unwrap_or(manifest.bake_ms);
         if bake_ms > MAX_BAKE_MS {
             return Err(RolloutError::BadBake(bake_ms));
@@ -437,11 +673,15 @@ impl Rollouts {
             return Err(RolloutError::BadMinRequests(min_requests));
         }
         Ok(Policy {
-            waves_percent,
+            waves,
             bake_ms,
             max_error_ppm: manifest.max_error_ppm,
             prepare_timeout_ms: self.timing.prepare_timeout_ms,
-            absent_grace_ms: self.timing.absent_grace_ms,
+            absent_grace_ms: manifest
+                .skip_after_ms
+                .unwrap_or(self.timing.absent_grace_ms),
+            quorum: wish.quorum_of(manifest),
+            gates: manifest.gates.clone(),
             min_requests,
             skips_gates: wish.skips_gates,
         })
@@ -617,6 +857,15 @@ impl Rollouts {
         let Some(lease) = state.lease else {
             return false;
         };
+        match self.begin_queued(&mut state).await {
+            Ok(()) => {}
+            Err(RolloutError::Unstored(Unstored::Outdated)) => {
+                if let Err(error) = self.reload(&mut state).await {
+                    tracing::error!(%error, "what others have decided could not be read");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a queued rollout could not be begun"),
+        }
         let tallies = self.fleet.take_tallies();
         let names: Vec<FunctionName> = state
             .functions
@@ -633,9 +882,11 @@ impl Rollouts {
             };
             // Counted in memory first: what was taken from the fleet must not be lost should
             // storing it fail.
-            if let Some(tally) = tallies.get(&(function.clone(), open.version.id)) {
-                open.rollout.note(*tally);
-                open.unstored.counted.add(*tally);
+            let counted = tallies.get(&(function.clone(), open.version.id));
+            for (node, tally) in counted.into_iter().flatten() {
+                open.rollout.note(node, tally);
+                let unstored = open.unstored.counted.entry(node.clone());
+                unstored.or_default().add(tally);
             }
             let mut next = open.clone();
             let sights = self.fleet.sights(&function, |region, labels| {
@@ -645,8 +896,10 @@ impl Rollouts {
             let Some(before) = state.functions.get(&function).and_then(|m| m.open.as_ref()) else {
                 continue;
             };
-            let same = next.rollout == before.rollout && next.unstored == Additions::default();
-            if same && actions.is_empty() {
+            let same = next.rollout == before.rollout && actions.is_empty();
+            let age_ms = self.clock.now_ms().saturating_sub(next.stored_ms);
+            let fresh = u128::from(age_ms) < GATE_COUNTS_EVERY.as_millis();
+            if same && (fresh || next.unstored == Additions::default()) {
                 continue;
             }
             let basis = Basis {
@@ -677,7 +930,7 @@ impl Rollouts {
         state
             .functions
             .values()
-            .any(|managed| managed.open.is_some())
+            .any(|managed| managed.open.is_some() || managed.queued.is_some())
     }
 
     /// Stores a step and makes it visible, in this order.
@@ -708,6 +961,7 @@ impl Rollouts {
             .await?;
 
         next.unstored = Additions::default();
+        next.stored_ms = self.clock.now_ms();
         state.revision += 1;
         state.generation = generation;
         let mut moved = None;
@@ -737,6 +991,8 @@ impl Rollouts {
             RolloutState::Completed => "rollout.completed",
             RolloutState::RollingBack => "rollout.turned",
             RolloutState::RolledBack => "rollout.undone",
+            // Whoever did that is in the audit log with it.
+            RolloutState::Superseded => return,
         };
         let deed = Deed {
             actor_kind: "coordinator",
@@ -779,7 +1035,7 @@ impl State {
             for version in known.chain(open.map(|open| &open.version)) {
                 versions.insert(version.id, version.clone());
             }
-            unstored.extend(open.map(|open| (open.id, open.unstored)));
+            unstored.extend(open.map(|open| (open.id, open.unstored.clone())));
         }
         let mut functions = BTreeMap::new();
         for row in decided.functions {
@@ -789,23 +1045,33 @@ impl State {
                 current: version(store, &mut versions, row.current).await?,
                 fallback: version(store, &mut versions, row.fallback).await?,
                 open: None,
+                queued: None,
             };
             functions.insert(row.name, managed);
+        }
+        for queued in decided.queued {
+            if let Some(managed) = functions.get_mut(&queued.function) {
+                managed.queued = Some(queued);
+            }
         }
         for row in decided.open {
             let of = version(store, &mut versions, Some(row.rollout.version)).await?;
             if let (Some(managed), Some(version)) = (functions.get_mut(&row.function), of) {
                 let mut rollout = row.rollout;
-                let unstored: Additions = unstored.get(&row.id).copied().unwrap_or_default();
+                let unstored: Additions = unstored.remove(&row.id).unwrap_or_default();
                 if let Some(resumed_ms) = unstored.resumed_ms {
                     rollout.resume(resumed_ms);
                 }
-                rollout.note(unstored.counted);
+                for (node, tally) in &unstored.counted {
+                    rollout.note(node, tally);
+                }
                 managed.open = Some(Open {
                     id: row.id,
                     version,
                     rollout,
                     unstored,
+                    // What is unstored is stored at the next look.
+                    stored_ms: 0,
                 });
             }
         }

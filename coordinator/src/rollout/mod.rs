@@ -4,16 +4,19 @@
 //! does; [`execute`] looks at the fleet, stores what was decided and only
 //! then publishes it; [`target`] says what each node is to have.
 
+mod evidence;
 mod execute;
+mod gate;
 mod plan;
 mod sight;
 mod target;
 mod wave;
 
-pub(crate) use execute::{Order, RolloutError, Rollouts, Timing};
+pub(crate) use execute::{Begun, Foreseen, Order, RolloutError, Rollouts, Timing};
+pub(crate) use gate::Finding;
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};
 pub(crate) use target::{Target, Version};
 #[cfg(test)]
 pub(crate) use wave::Policy;
-pub(crate) use wave::Tally;
+pub(crate) use wave::{Tally, Wave};

@@ -6,6 +6,8 @@
 //!      │                                     │
 //!      └── a gate fails, or abort ──▶ RollingBack
 //!
+//!   (either way, another rollout may take its place: Superseded)
+//!
 //!   a wave:  Waiting ─▶ Moving ─▶ Baking ─▶ Passed
 //!                          │         └────▶ Failed
 //!                          ├──▶ Skipped (none of its nodes could be reached)
@@ -13,7 +15,8 @@
 //! ```
 //!
 //! While it is paused no wave begins or passes a gate and it does not complete; gates that fail still turn it back. It
-//! pauses by itself when a gate has seen too little for too long: that is no reason to go on, nor to go back.
+//! pauses by itself when a gate has seen too little for too long: that is no reason to go on, nor to go back. What gates
+//! say is decided in [`gate`].
 //!
 //! A [`Rollout`] is plain data: the executor stores it after every change and before acting on it,
 //! so a restarted coordinator goes on from the stored one. What nodes say counts only if they say
@@ -23,22 +26,26 @@
 //! It refuses nothing and trusts nobody: a node that stays silent, flaps or lies costs its wave at
 //! most [`PATIENCE`] preparation times.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::api::RolloutState;
 use holm_model::control::VersionState;
-use holm_model::ids::{Name, VersionId};
+use holm_model::ids::{Digest, Name, VersionId};
+use holm_model::run_times::RunTimes;
 use serde::{Deserialize, Serialize};
 
+use super::gate::{self, Finding, Halves, OnNode, Outcome, Subject};
 use super::sight::{Fleet, Presence, Seen, Sight};
 use super::wave::{Policy, Tally, Wave, WaveState, plan_waves};
-use crate::limits::{GATE_EARLY_INVOCATIONS, MAX_REASON_CHARS, cut};
+use crate::limits::{MAX_REASON_CHARS, cut};
 
 /// A node that keeps coming and going is waited for at most this many preparation times.
 const PATIENCE: u64 = 3;
 /// A gate that has seen too few invocations waits this many bake times in all, and no less than [`MIN_INCONCLUSIVE_MS`].
 const INCONCLUSIVE_BAKES: u64 = 4;
 const MIN_INCONCLUSIVE_MS: u64 = 60_000;
+/// Why it is paused if a wave's nodes are not there. This pause ends by itself when they are.
+const QUORUM_MISSED: &str = "paused, because too few nodes of a wave could be reached";
 
 /// The way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +68,9 @@ pub(crate) struct Rollout {
     /// Empty until a node is there to plan for.
     pub(crate) waves: Vec<Wave>,
     pub(crate) retreat: Option<Retreat>,
+    /// What was seen on the nodes that have moved.
+    #[serde(default)]
+    pub(crate) seen: BTreeMap<Name, OnNode>,
     /// Why it is paused, if it is.
     #[serde(default)]
     pub(crate) paused: Option<String>,
@@ -107,6 +117,7 @@ impl Rollout {
             reason: "about to begin".into(),
             waves: Vec::new(),
             retreat: None,
+            seen: BTreeMap::new(),
             paused: None,
             started_ms: now_ms,
             ended_ms: None,
@@ -117,8 +128,20 @@ impl Rollout {
     pub(crate) fn ended(&self) -> bool {
         matches!(
             self.state,
-            RolloutState::Completed | RolloutState::RolledBack
+            RolloutState::Completed | RolloutState::RolledBack | RolloutState::Superseded
         )
+    }
+
+    /// Another rollout, to the version called `label`, takes its place: its nodes have what they had, until that one
+    /// moves them.
+    pub(crate) fn supersede(&mut self, label: &str, now_ms: u64) {
+        self.state = RolloutState::Superseded;
+        self.reason = cut(
+            &format!("superseded by a rollout to {label}"),
+            MAX_REASON_CHARS,
+        );
+        self.paused = None;
+        self.ended_ms = Some(now_ms);
     }
 
     /// The nodes that are to have the new version now, instead of the function's current one.
@@ -141,14 +164,64 @@ impl Rollout {
         }
     }
 
-    /// Counts invocations of the new version towards the wave that is being watched.
-    pub(crate) fn note(&mut self, tally: Tally) {
+    /// Counts invocations of the new version on a node, towards the wave that is being watched too.
+    pub(crate) fn note(&mut self, node: &Name, tally: &Tally) {
+        let moved = self.begun().any(|wave| wave.nodes.contains(node));
+        if self.state != RolloutState::Running || !moved {
+            return;
+        }
+        self.seen.entry(node.clone()).or_default().new.add(tally);
         let watched =
             |wave: &&mut Wave| matches!(wave.state, WaveState::Moving | WaveState::Baking);
-        if self.state == RolloutState::Running
-            && let Some(wave) = self.waves.iter_mut().find(watched)
+        if let Some(wave) = self.waves.iter_mut().find(watched) {
+            wave.tally.add(&Tally {
+                run_times: RunTimes::default(),
+                ..tally.clone()
+            });
+        }
+    }
+
+    /// What the gates say of all that was seen so far.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        let nodes = self.waves.iter().map(|wave| wave.nodes.len()).sum();
+        let Policy {
+            max_error_ppm,
+            gates,
+            ..
+        } = &self.policy;
+        gate::judge(
+            &self.seen,
+            nodes,
+            *max_error_ppm,
+            gates,
+            self.previous.is_some(),
+        )
+    }
+
+    /// Takes down what nodes tell of the old version once requests do not go to it any more. The first word counts: what
+    /// comes later may be of a node that has begun anew.
+    fn remember(&mut self, fleet: &Fleet) {
+        let Some(previous) = self.previous else {
+            return;
+        };
+        let mut records = Vec::new();
+        for (wave, name) in self
+            .begun()
+            .flat_map(|wave| wave.nodes.iter().map(move |name| (wave, name)))
         {
-            wave.tally.add(tally);
+            let known = self.seen.get(name).is_some_and(|seen| seen.old.is_some());
+            if let Some(sight) = fleet.get(name).filter(|_| !known)
+                && self.serves(wave, Some(sight))
+                && let Some(record) = sight
+                    .versions
+                    .get(&previous)
+                    .and_then(|seen| seen.record.as_ref())
+            {
+                records.push((name.clone(), Halves::of(record, seed(&self.version, name))));
+            }
+        }
+        for (name, halves) in records {
+            self.seen.entry(name).or_default().old = Some(halves);
         }
     }
 
@@ -197,8 +270,14 @@ impl Rollout {
             true => "promoted by the operator past all gates".into(),
             false => "promoted by the operator past its gate".into(),
         };
-        if let Some(wave) = watched {
-            self.waves[wave].state = WaveState::Passed;
+        match watched {
+            Some(wave) => self.waves[wave].state = WaveState::Passed,
+            None => {
+                let moving = |wave: &&mut Wave| wave.state == WaveState::Moving;
+                if let Some(wave) = self.waves.iter_mut().find(moving) {
+                    wave.quorum = None;
+                }
+            }
         }
         true
     }
@@ -211,7 +290,9 @@ impl Rollout {
             let next = match self.state {
                 RolloutState::Running => self.run(fleet, at, &mut actions),
                 RolloutState::RollingBack => self.retreat(fleet, at),
-                RolloutState::Completed | RolloutState::RolledBack => Next::Rest,
+                RolloutState::Completed | RolloutState::RolledBack | RolloutState::Superseded => {
+                    Next::Rest
+                }
             };
             if let Next::Rest = next {
                 return actions;
@@ -229,9 +310,21 @@ impl Rollout {
                 };
                 return Next::Rest;
             }
-            self.waves = plan_waves(fleet, &self.policy.waves_percent, at.now_ms);
+            let plan = plan_waves(fleet, &self.policy, at.now_ms);
+            if let Some(rule) = plan.empty.first().filter(|_| !self.policy.skips_gates) {
+                self.reason = format!(
+                    "waiting for a node: none that has joined is in the wave `{rule}`; `promote --all` goes on without"
+                );
+                return Next::Rest;
+            }
+            self.waves = plan.waves;
         }
-        if let Some((wave, why)) = self.failure(fleet) {
+        self.remember(fleet);
+        let findings = match self.policy.skips_gates {
+            true => Vec::new(),
+            false => self.findings(),
+        };
+        if let Some((wave, why)) = self.failure(fleet, &findings) {
             self.waves[wave].state = WaveState::Failed;
             self.turn_back(why, at, actions);
             return Next::Again;
@@ -245,7 +338,7 @@ impl Rollout {
             return Next::Rest;
         }
         let Some(index) = unfinished else {
-            self.complete(at, actions);
+            self.complete(fleet, at, actions);
             return Next::Rest;
         };
         match self.waves[index].state {
@@ -258,7 +351,7 @@ impl Rollout {
                 Next::Again
             }
             WaveState::Moving => self.moving(index, fleet, at, actions),
-            _ => self.baking(index, at, actions),
+            _ => self.baking(index, fleet, &findings, at),
         }
     }
 
@@ -282,7 +375,9 @@ impl Rollout {
                 Progress::Away => {}
             }
         }
-        if !late.is_empty() {
+        // Where a wave says how many suffice, those that are late are missed like those that are away.
+        let suffices = wave.quorum.is_some_and(|quorum| serving >= quorum);
+        if !late.is_empty() && !suffices {
             let why = format!(
                 "{title}: {} did not serve the new version within {} s",
                 list(&late),
@@ -295,6 +390,20 @@ impl Rollout {
         if !pending.is_empty() {
             self.reason = format!("{title}: waiting for {}", list(&pending));
             return Next::Rest;
+        }
+        if let Some(quorum) = wave.quorum {
+            let title = format!("{title}: {serving} of its {} nodes", wave.nodes.len());
+            if serving < quorum && self.policy.skips_gates {
+                // Nobody is asked any more.
+            } else if serving < quorum {
+                self.paused.get_or_insert_with(|| QUORUM_MISSED.into());
+                self.reason = format!(
+                    "{title} serve the new version, and its quorum is {quorum}; it goes on when they do, `promote` goes on without them, `abort` goes back"
+                );
+                return Next::Rest;
+            } else if self.paused.as_deref() == Some(QUORUM_MISSED) {
+                self.paused = None;
+            }
         }
         let last = index + 1 == self.waves.len();
         let passed = self
@@ -310,7 +419,8 @@ impl Rollout {
             })
         };
         if serving > 0 || (last && !passed && elsewhere()) {
-            self.reason = format!("{title}: watching for {} ms", self.policy.bake_ms);
+            let bake_ms = self.waves[index].bake_ms(&self.policy);
+            self.reason = format!("{title}: watching for {bake_ms} ms");
             self.waves[index].state = WaveState::Baking;
             self.waves[index].since_ms = at.now_ms;
             return Next::Again;
@@ -325,32 +435,19 @@ impl Rollout {
         Next::Again
     }
 
-    fn baking(&mut self, index: usize, at: Moment, actions: &mut Vec<Action>) -> Next {
+    fn baking(&mut self, index: usize, fleet: &Fleet, findings: &[Finding], at: Moment) -> Next {
         let wave = &self.waves[index];
-        let tally = wave.tally;
-        let over = at.now_ms >= wave.since_ms.saturating_add(self.policy.bake_ms);
+        let (invocations, errors) = (wave.tally.invocations, wave.tally.errors);
+        let bake_ms = wave.bake_ms(&self.policy);
+        let over = at.now_ms >= wave.since_ms.saturating_add(bake_ms);
         if self.policy.skips_gates {
             self.waves[index].state = WaveState::Passed;
             return Next::Again;
         }
-        let too_many =
-            tally.errors > 0 && tally.error_ppm() > u128::from(self.policy.max_error_ppm);
-        let enough = tally.invocations >= self.policy.min_requests;
-        if too_many && (over && enough || tally.invocations >= GATE_EARLY_INVOCATIONS) {
-            let why = format!(
-                "wave {} of {}: {} of {} invocations of the new version failed, {} parts per \
-                 million where the manifest allows {}",
-                index + 1,
-                self.waves.len(),
-                tally.errors,
-                tally.invocations,
-                tally.error_ppm(),
-                self.policy.max_error_ppm
-            );
-            self.waves[index].state = WaveState::Failed;
-            self.turn_back(why, at, actions);
-            return Next::Again;
-        }
+        let enough = invocations >= self.policy.min_requests;
+        let unsure = findings
+            .iter()
+            .find(|finding| finding.outcome == Outcome::Inconclusive);
         if !over {
             return Next::Rest;
         }
@@ -361,19 +458,38 @@ impl Rollout {
             );
             return Next::Rest;
         }
-        if !enough {
-            let longest = self.policy.bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
+        let serving = wave.nodes.iter();
+        let serving = serving
+            .filter(|name| self.serves(wave, fleet.get(*name)))
+            .count();
+        let missed = wave.quorum.filter(|quorum| serving < *quorum);
+        if !enough || missed.is_some() || unsure.is_some() {
+            let longest = bake_ms.saturating_mul(INCONCLUSIVE_BAKES);
             let until = self.waves[index]
                 .since_ms
                 .saturating_add(longest.max(MIN_INCONCLUSIVE_MS));
             if at.now_ms >= until {
-                self.paused = Some("paused, because a gate has seen too little".into());
+                self.paused = Some(match (missed, unsure) {
+                    (Some(_), _) => "paused, because nodes of the wave have gone away".into(),
+                    (None, Some(finding)) => format!(
+                        "paused, because a gate has seen too little to be sure: {}",
+                        told(finding)
+                    ),
+                    (None, None) => "paused, because a gate has seen too little".into(),
+                });
                 return Next::Again;
             }
-            self.reason = format!(
-                "{title}: inconclusive, {} of the {} invocations that its gate is to see, {} of them failed",
-                tally.invocations, self.policy.min_requests, tally.errors
-            );
+            self.reason = match (missed, unsure) {
+                (Some(quorum), _) => format!(
+                    "{title}: {serving} of its {} nodes serve the new version, and its quorum is {quorum}",
+                    wave.nodes.len()
+                ),
+                (None, Some(finding)) => format!("{title}: inconclusive, {}", told(finding)),
+                (None, None) => format!(
+                    "{title}: inconclusive, {invocations} of the {} invocations that its gate is to see, {errors} of them failed",
+                    self.policy.min_requests
+                ),
+            };
             return Next::Rest;
         }
         self.waves[index].state = WaveState::Passed;
@@ -382,19 +498,23 @@ impl Rollout {
 
     /// What stops the rollout whatever wave it is in: the version fails on a node that has moved,
     /// or crashes.
-    fn failure(&self, fleet: &Fleet) -> Option<(usize, String)> {
+    fn failure(&self, fleet: &Fleet, findings: &[Finding]) -> Option<(usize, String)> {
+        let worse = findings
+            .iter()
+            .find(|finding| finding.outcome == Outcome::Fail);
+        let watched = self
+            .waves
+            .iter()
+            .rposition(|wave| wave.state != WaveState::Waiting);
+        if let (Some(worse), Some(index)) = (worse, watched) {
+            let title = format!("wave {} of {}", index + 1, self.waves.len());
+            return Some((index, format!("{title}: {}", told(worse))));
+        }
         for (index, wave) in self.waves.iter().enumerate() {
             if wave.state == WaveState::Waiting {
                 continue;
             }
             let title = format!("wave {} of {}", index + 1, self.waves.len());
-            if wave.tally.crashes > 0 && !self.policy.skips_gates {
-                let why = format!(
-                    "{title}: the new version crashed {} times in {} invocations",
-                    wave.tally.crashes, wave.tally.invocations
-                );
-                return Some((index, why));
-            }
             for name in &wave.nodes {
                 if let Some(sight) = fleet.get(name).filter(|sight| sight.knows(wave.generation))
                     && let Some(Seen {
@@ -424,7 +544,9 @@ impl Rollout {
                 .saturating_add(timeout.saturating_mul(PATIENCE));
         match sight.presence {
             Presence::Absent { since_ms } => {
-                match impatient || now_ms > since_ms.saturating_add(self.policy.absent_grace_ms) {
+                match impatient
+                    || now_ms > since_ms.saturating_add(wave.skip_after_ms(&self.policy))
+                {
                     true => Progress::Away,
                     false => Progress::Pending,
                 }
@@ -448,13 +570,13 @@ impl Rollout {
             .filter(|wave| wave.state != WaveState::Waiting)
     }
 
-    fn complete(&mut self, at: Moment, actions: &mut Vec<Action>) {
-        let skipped: Vec<_> = self
-            .waves
-            .iter()
-            .filter(|wave| wave.state == WaveState::Skipped)
-            .flat_map(|wave| wave.nodes.iter().map(Name::as_str))
-            .collect();
+    fn complete(&mut self, fleet: &Fleet, at: Moment, actions: &mut Vec<Action>) {
+        let nodes = |wave: &'_ Wave| -> Vec<Name> {
+            let missed = |name: &&Name| !self.serves(wave, fleet.get(*name));
+            wave.nodes.iter().filter(missed).cloned().collect()
+        };
+        let skipped: Vec<Name> = self.waves.iter().flat_map(nodes).collect();
+        let skipped: Vec<&str> = skipped.iter().map(Name::as_str).collect();
         self.state = RolloutState::Completed;
         self.reason = match skipped.is_empty() {
             true => "every wave passed its gate".into(),
@@ -537,6 +659,40 @@ enum Progress {
     Pending,
     Late,
     Away,
+}
+
+/// A finding for people.
+fn told(finding: &Finding) -> String {
+    let Finding {
+        subject,
+        old,
+        new,
+        against,
+        needed,
+        ..
+    } = finding;
+    let (bad, of) = (new.bad, new.trials);
+    let what = match subject {
+        Subject::Failures => format!("{bad} of {of} invocations of the new version failed"),
+        Subject::Crashes => format!("the new version crashed {bad} times in {of} invocations"),
+        Subject::RunTimes => format!("{bad} of {of} invocations of the new version ran too long"),
+    };
+    let before = match old.trials {
+        0 => "the old one was not seen".to_owned(),
+        trials => format!("of the old one on the same nodes {} of {trials}", old.bad),
+    };
+    match *against {
+        // There is no rate to be weighed.
+        u64::MAX => format!("{what}, {before}"),
+        _ => format!("{what}, {before}; {against} to 1 against it, and {needed} to 1 turns back"),
+    }
+}
+
+/// By which a node's record is taken apart: the same whenever it is done.
+fn seed(version: &VersionId, node: &Name) -> u64 {
+    let digest = Digest::of(&[&version.0[..], node.as_str().as_bytes()].concat());
+    let first = digest.0.first_chunk().expect("a digest has 32 bytes");
+    u64::from_le_bytes(*first)
 }
 
 fn publish(actions: &mut Vec<Action>) {

@@ -3,17 +3,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::ids::Digest;
+use holm_model::manifest::WaveRule;
+use holm_model::manifest::gates::Gates;
 use proptest::prelude::*;
 
 use super::*;
-use crate::rollout::wave::are_waves;
+use crate::rollout::wave::plan_waves as planned;
 
 const OLD: Digest = Digest([1; 32]);
 const NEW: Digest = Digest([2; 32]);
 
+fn percent(waves: &[u8]) -> Vec<WaveRule> {
+    waves.iter().copied().map(WaveRule::percent).collect()
+}
+
+/// Waves as people write them.
+fn rules(waves: &[&str]) -> Vec<WaveRule> {
+    waves.iter().map(|wave| wave.parse().unwrap()).collect()
+}
+
+/// The waves of a fleet by rules.
+fn plan_waves(fleet: &Fleet, waves: Vec<WaveRule>) -> Vec<Wave> {
+    let policy = Policy { waves, ..policy() };
+    planned(fleet, &policy, 0).waves
+}
+
 fn policy() -> Policy {
     Policy {
-        waves_percent: vec![34, 100],
+        waves: percent(&[34, 100]),
+        quorum: None,
+        gates: Gates::default(),
         bake_ms: 1000,
         max_error_ppm: 10_000,
         prepare_timeout_ms: 60_000,
@@ -39,8 +58,11 @@ fn serving(version: Digest, generation: u64) -> Sight {
     let seen = Seen {
         state: VersionState::Ready,
         routed: true,
+        record: None,
     };
     Sight {
+        region: String::new(),
+        labels: BTreeMap::new(),
         presence: Presence::Connected { since_ms: 0 },
         generation,
         versions: BTreeMap::from([(version, seen)]),
@@ -52,6 +74,8 @@ fn failing(version: Digest, generation: u64) -> Sight {
         reason: "probe answered 500".into(),
     };
     Sight {
+        region: String::new(),
+        labels: BTreeMap::new(),
         presence: Presence::Connected { since_ms: 0 },
         generation,
         versions: BTreeMap::from([
@@ -60,6 +84,7 @@ fn failing(version: Digest, generation: u64) -> Sight {
                 Seen {
                     state,
                     routed: false,
+                    record: None,
                 },
             ),
             (
@@ -67,6 +92,7 @@ fn failing(version: Digest, generation: u64) -> Sight {
                 Seen {
                     state: VersionState::Ready,
                     routed: true,
+                    record: None,
                 },
             ),
         ]),
@@ -96,7 +122,7 @@ fn waves_grow_by_at_least_one_node_and_end_with_all() {
         (10, vec![100], vec![10]),
     ] {
         let everyone = fleet((0..nodes).map(|_| serving(OLD, 1)));
-        let waves = plan_waves(&everyone, &percent, 0);
+        let waves = plan_waves(&everyone, super::tests::percent(&percent));
         let found: Vec<_> = waves.iter().map(|wave| wave.nodes.len()).collect();
         assert_eq!(found, sizes, "{nodes} nodes in {percent:?}");
     }
@@ -106,7 +132,7 @@ fn waves_grow_by_at_least_one_node_and_end_with_all() {
 fn nodes_that_are_away_wait_for_the_last_wave() {
     let mut everyone = fleet((0..4).map(|_| serving(OLD, 1)));
     everyone.get_mut(&name(0)).unwrap().presence = Presence::Absent { since_ms: 0 };
-    let waves = plan_waves(&everyone, &[34, 100], 0);
+    let waves = plan_waves(&everyone, percent(&[34, 100]));
     assert_eq!(waves[0].nodes, [name(1)]);
     assert_eq!(waves[1].nodes, [name(2), name(3), name(0)]);
 }
@@ -209,11 +235,15 @@ fn baking() -> (Rollout, Fleet) {
 #[test]
 fn one_crash_fails_the_gate_at_once() {
     let (mut rollout, first) = baking();
-    rollout.note(Tally {
-        invocations: 10_000,
-        errors: 1,
-        crashes: 1,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 10_000,
+            errors: 1,
+            crashes: 1,
+            ..Tally::default()
+        },
+    );
     rollout.tick(&first, at(1, 3));
     assert_eq!(rollout.state, RolloutState::RollingBack);
     assert!(
@@ -223,40 +253,60 @@ fn one_crash_fails_the_gate_at_once() {
     );
 }
 
+/// A record of an old version.
+fn record(invocations: u64, errors: u64) -> Tally {
+    Tally {
+        invocations,
+        errors,
+        ..Tally::default()
+    }
+}
+
 #[test]
-fn the_error_rate_is_judged_at_the_end_of_the_bake_time() {
-    for (errors, state) in [
-        (0, WaveState::Passed),
-        (1, WaveState::Passed),
-        (2, WaveState::Failed),
+fn errors_are_judged_against_the_old_version_on_the_same_node() {
+    for (old, new, state) in [
+        (record(1000, 2), record(30, 0), WaveState::Passed),
+        (record(1000, 2), record(8, 8), WaveState::Failed),
+        (record(1000, 300), record(30, 10), WaveState::Passed),
+        (record(1000, 2), record(3, 1), WaveState::Baking),
+        (record(0, 0), record(3, 1), WaveState::Baking),
     ] {
-        let (mut rollout, first) = baking();
-        // Below the number that is judged early: 1 of 49 would be too many, 0 of 49 is not.
-        rollout.policy.max_error_ppm = 1_000_000 / 40;
-        rollout.note(Tally {
-            invocations: 49,
-            errors,
-            crashes: 0,
-        });
-        rollout.tick(&first, at(999, 3));
-        assert_eq!(
-            rollout.waves[0].state,
-            WaveState::Baking,
-            "{errors} errors, too early"
-        );
+        let (mut rollout, mut first) = baking();
+        let seen = Seen {
+            state: VersionState::Ready,
+            routed: false,
+            record: Some(old.clone()),
+        };
+        first.get_mut(&name(0)).unwrap().versions.insert(OLD, seen);
+        rollout.tick(&first, at(1, 3));
+        rollout.note(&name(0), &new);
         rollout.tick(&first, at(1000, 3));
-        assert_eq!(rollout.waves[0].state, state, "{errors} errors");
+        assert_eq!(rollout.waves[0].state, state, "{old:?} {new:?}");
+        if state == WaveState::Baking {
+            assert!(
+                rollout.reason.contains("inconclusive, 1 of 3"),
+                "{}",
+                rollout.reason
+            );
+            rollout.tick(&first, at(61_000, 3));
+            assert!(rollout.paused.is_some());
+            assert_eq!(rollout.state, RolloutState::Running);
+        }
     }
 }
 
 #[test]
 fn many_errors_fail_the_gate_before_the_bake_time_is_over() {
     let (mut rollout, first) = baking();
-    rollout.note(Tally {
-        invocations: 100,
-        errors: 50,
-        crashes: 0,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 100,
+            errors: 50,
+            crashes: 0,
+            ..Tally::default()
+        },
+    );
     rollout.tick(&first, at(1, 3));
     assert_eq!(rollout.state, RolloutState::RollingBack);
 }
@@ -304,11 +354,15 @@ fn while_it_is_paused_no_wave_begins_or_passes_and_a_gate_that_fails_still_goes_
         rollout.reason
     );
     let mut failing = rollout.clone();
-    failing.note(Tally {
-        invocations: 1,
-        errors: 1,
-        crashes: 1,
-    });
+    failing.note(
+        &name(0),
+        &Tally {
+            invocations: 1,
+            errors: 1,
+            crashes: 1,
+            ..Tally::default()
+        },
+    );
     assert_eq!(failing.tick(&fleet, at(1_000_001, 3)), [Action::Publish]);
     assert_eq!(
         (failing.state, &failing.paused),
@@ -353,10 +407,7 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
         invocations,
         ..Tally::default()
     };
-    rollout.note(Tally {
-        errors: 1,
-        ..seen(3)
-    });
+    rollout.note(&name(0), &seen(3));
     for now in [1000, 30_000, 59_999] {
         assert_eq!(rollout.tick(&fleet, at(now, 3)), []);
         assert!(
@@ -365,13 +416,8 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
             rollout.reason
         );
     }
-    let mut failing = rollout.clone();
-    failing.note(seen(2));
-    failing.tick(&fleet, at(59_999, 3));
-    assert_eq!(failing.state, RolloutState::RollingBack);
     let mut enough = rollout.clone();
-    enough.waves[0].tally.errors = 0;
-    enough.note(seen(2));
+    enough.note(&name(0), &seen(2));
     assert_eq!(enough.tick(&fleet, at(59_999, 3)), [Action::Publish]);
     assert_eq!(enough.waves[0].state, WaveState::Passed);
 
@@ -399,11 +445,15 @@ fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_ba
     let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
     assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
-    rollout.note(Tally {
-        invocations: 9,
-        errors: 9,
-        crashes: 9,
-    });
+    rollout.note(
+        &name(0),
+        &Tally {
+            invocations: 9,
+            errors: 9,
+            crashes: 9,
+            ..Tally::default()
+        },
+    );
     let all = fleet((0..3).map(|_| serving(NEW, 2)));
     assert_eq!(
         rollout.tick(&all, at(1, 2)),
@@ -440,21 +490,199 @@ fn time_without_a_coordinator_counts_for_nothing() {
     assert_eq!(rollout.waves[0].state, WaveState::Baking);
 }
 
+/// Four nodes: n0 and n1 in eu, n2 and n3 in us; n0 and n2 are canaries.
+fn rings() -> Fleet {
+    let mut everyone = fleet((0..4).map(|_| serving(OLD, 1)));
+    for (index, sight) in everyone.values_mut().enumerate() {
+        place(sight, index);
+    }
+    everyone
+}
+
+fn place(sight: &mut Sight, index: usize) {
+    sight.region = if index % 4 < 2 { "eu" } else { "us" }.to_owned();
+    if index.is_multiple_of(2) {
+        sight.labels.insert("ring".to_owned(), "canary".to_owned());
+    }
+}
+
 #[test]
-fn only_rising_percentages_that_end_with_100_are_waves() {
-    for good in [&[100][..], &[1, 100], &[10, 50, 100]] {
-        assert!(are_waves(good), "{good:?}");
-    }
-    for bad in [
-        &[][..],
-        &[50],
-        &[0, 100],
-        &[50, 50, 100],
-        &[60, 50, 100],
-        &[100, 101],
+fn a_ring_is_a_wave_and_those_that_follow_take_what_is_left() {
+    for (waves, nodes) in [
+        (
+            &["ring=canary", "region=eu", "100%"][..],
+            vec![vec![0, 2], vec![1], vec![3]],
+        ),
+        (
+            &["region=us,nodes=1", "region=us,nodes=100%", "100%"],
+            vec![vec![2], vec![3], vec![0, 1]],
+        ),
+        (&["3", "100%"], vec![vec![0, 1, 2], vec![3]]),
+        (
+            &["ring=canary,region=us", "50%", "100%"],
+            vec![vec![2], vec![0], vec![1, 3]],
+        ),
+        // All of it is in a wave before.
+        (
+            &["region=eu", "region=eu,ring=canary", "100%"],
+            vec![vec![0, 1], vec![2, 3]],
+        ),
     ] {
-        assert!(!are_waves(bad), "{bad:?}");
+        let found = plan_waves(&rings(), rules(waves));
+        let found: Vec<Vec<Name>> = found.into_iter().map(|wave| wave.nodes).collect();
+        let nodes: Vec<Vec<Name>> = nodes
+            .iter()
+            .map(|wave| wave.iter().map(|index| name(*index)).collect())
+            .collect();
+        assert_eq!(found, nodes, "{waves:?}");
     }
+}
+
+#[test]
+fn a_node_that_is_away_is_in_the_wave_of_its_whole_ring() {
+    let mut everyone = rings();
+    everyone.get_mut(&name(0)).unwrap().presence = Presence::Absent { since_ms: 0 };
+    let waves = plan_waves(
+        &everyone,
+        rules(&["ring=canary,quorum=100%", "50%", "100%"]),
+    );
+    assert_eq!(waves[0].nodes, [name(2), name(0)]);
+    assert_eq!(waves[0].quorum, Some(2));
+    assert_eq!(waves[1].nodes, [name(1)]);
+}
+
+#[test]
+fn a_ring_without_any_node_is_waited_for_and_not_left_out() {
+    let waves = rules(&["ring=beta", "100%"]);
+    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    assert_eq!(rollout.tick(&rings(), at(1_000_000, 2)), []);
+    assert!(rollout.reason.contains("`ring=beta`"), "{}", rollout.reason);
+    let mut labelled = rings();
+    let labels = &mut labelled.get_mut(&name(3)).unwrap().labels;
+    labels.insert("ring".to_owned(), "beta".to_owned());
+    let mut found = rollout.clone();
+    assert_eq!(found.tick(&labelled, at(1_000_001, 2)), [Action::Publish]);
+    assert_eq!(found.moved(), BTreeSet::from([&name(3)]));
+    assert!(rollout.promote(None, true));
+    assert_eq!(rollout.tick(&rings(), at(1_000_001, 2)), [Action::Publish]);
+    assert_eq!(rollout.moved().len(), 4);
+}
+
+#[test]
+fn a_wave_is_watched_and_its_nodes_are_waited_for_as_long_as_it_says() {
+    let waves = rules(&["region=eu,bake=10s,skip_after=1s", "100%"]);
+    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    rollout.tick(&rings(), at(0, 2));
+    let mut first = rings();
+    first.insert(name(0), serving(NEW, 2));
+    first.get_mut(&name(1)).unwrap().presence = Presence::Absent { since_ms: 0 };
+    rollout.tick(&first, at(1000, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Moving);
+    rollout.tick(&first, at(1001, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    rollout.tick(&first, at(11_000, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    rollout.tick(&first, at(11_001, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Passed);
+}
+
+/// A rollout of two waves of two nodes each; in the first, which needs both, one is away for good.
+fn short_of_quorum() -> (Rollout, Fleet) {
+    let waves = rules(&["region=eu,quorum=2", "100%"]);
+    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    rollout.tick(&rings(), at(0, 2));
+    let mut first = rings();
+    first.insert(name(0), serving(NEW, 2));
+    first.get_mut(&name(1)).unwrap().presence = Presence::Absent { since_ms: 0 };
+    assert_eq!(rollout.tick(&first, at(5_001, 3)), []);
+    (rollout, first)
+}
+
+#[test]
+fn without_its_quorum_a_wave_waits_and_goes_on_by_itself_when_the_nodes_are_back() {
+    let (mut rollout, mut first) = short_of_quorum();
+    assert_eq!(rollout.paused.as_deref(), Some(QUORUM_MISSED));
+    assert!(
+        rollout
+            .reason
+            .contains("1 of its 2 nodes serve the new version, and its quorum is 2"),
+        "{}",
+        rollout.reason
+    );
+    for now in (10_000..10_000_000).step_by(100_000) {
+        assert_eq!(rollout.tick(&first, at(now, 3)), []);
+        assert_eq!(rollout.state, RolloutState::Running);
+    }
+    first.insert(name(1), serving(NEW, 2));
+    rollout.tick(&first, at(10_000_000, 3));
+    assert_eq!(
+        (rollout.waves[0].state, &rollout.paused),
+        (WaveState::Baking, &None)
+    );
+    assert_eq!(rollout.tick(&first, at(10_001_000, 3)), [Action::Publish]);
+}
+
+#[test]
+fn a_wave_without_its_quorum_can_be_promoted() {
+    let (mut rollout, first) = short_of_quorum();
+    assert!(rollout.promote(None, false));
+    rollout.tick(&first, at(5_002, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+    assert_eq!(rollout.tick(&first, at(6_002, 3)), [Action::Publish]);
+    assert_eq!(rollout.waves[1].state, WaveState::Moving);
+}
+
+#[test]
+fn a_wave_does_not_pass_while_fewer_than_its_quorum_serve_it() {
+    let (mut rollout, mut first) = short_of_quorum();
+    first.insert(name(1), serving(NEW, 2));
+    rollout.tick(&first, at(6_000, 3));
+    first.get_mut(&name(1)).unwrap().presence = Presence::Absent { since_ms: 6_500 };
+    assert_eq!(rollout.tick(&first, at(30_000, 3)), []);
+    assert!(
+        rollout.reason.contains("its quorum is 2"),
+        "{}",
+        rollout.reason
+    );
+    assert_eq!(rollout.tick(&first, at(66_000, 3)), []);
+    assert!(
+        rollout.reason.contains("have gone away"),
+        "{}",
+        rollout.reason
+    );
+    assert_eq!(rollout.state, RolloutState::Running);
+}
+
+#[test]
+fn a_slow_node_is_missed_and_no_failure_where_the_others_suffice() {
+    let waves = rules(&["region=eu,quorum=50%", "100%"]);
+    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    rollout.tick(&rings(), at(0, 2));
+    let mut first = rings();
+    first.insert(name(0), serving(NEW, 2));
+    first.insert(name(1), serving(OLD, 2));
+    rollout.tick(&first, at(60_000, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Moving);
+    rollout.tick(&first, at(60_001, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+}
+
+#[test]
+fn a_rollout_that_was_stored_before_waves_had_rules_goes_on() {
+    let (rollout, first) = baking();
+    let mut old = serde_json::to_value(&rollout).unwrap();
+    let policy = old["policy"].as_object_mut().unwrap();
+    policy.remove("quorum");
+    let waves = policy.remove("waves").unwrap();
+    assert_eq!(waves, serde_json::json!([34, 100]));
+    policy.insert("waves_percent".to_owned(), waves);
+    for wave in old["waves"].as_array_mut().unwrap() {
+        wave.as_object_mut().unwrap().remove("rule");
+        wave.as_object_mut().unwrap().remove("quorum");
+    }
+    let mut old: Rollout = serde_json::from_value(old).unwrap();
+    assert_eq!(old.policy, rollout.policy);
+    assert_eq!(old.tick(&first, at(1000, 3)), [Action::Publish]);
 }
 
 // ---- Whole fleets under random events ----
@@ -476,11 +704,16 @@ enum Happens {
     Link(usize),
     /// Time goes on.
     Pass(u16),
-    /// Invocations of the new version; every hundredth seed has a crash in it.
+    /// Invocations of the new version on a node; every hundredth seed has a crash in it.
     Traffic {
+        node: usize,
         errors: u8,
         crash: bool,
     },
+    /// A node says what cannot be.
+    Lie(usize),
+    /// The coordinator's clock is set back.
+    Skew(u16),
     /// The coordinator is killed and started again.
     Restart,
     /// The operator aborts.
@@ -496,8 +729,11 @@ fn happens(nodes: usize) -> impl Strategy<Value = Happens> {
         8 => (0..nodes).prop_map(Happens::Apply),
         3 => (0..nodes).prop_map(Happens::Link),
         6 => (1u16..5000).prop_map(Happens::Pass),
-        2 => (0u8..2, prop::bool::weighted(0.01))
-            .prop_map(|(errors, crash)| Happens::Traffic { errors, crash }),
+        2 => (0..nodes, 0u8..2, prop::bool::weighted(0.01))
+            .prop_map(|(node, errors, crash)| Happens::Traffic { node, errors, crash }),
+        1 => (0..nodes, prop::bool::weighted(0.02))
+            .prop_map(|(node, lies)| if lies { Happens::Lie(node) } else { Happens::Pass(1) }),
+        1 => (1u16..3000).prop_map(Happens::Skew),
         1 => Just(Happens::Restart),
         1 => prop::bool::weighted(0.02)
             .prop_map(|abort| if abort { Happens::Abort } else { Happens::Pass(1) }),
@@ -534,10 +770,26 @@ struct Simulated {
 impl World {
     fn new(first: bool, tempers: Vec<Temper>, bake_ms: u64) -> Self {
         let previous = (!first).then_some(OLD);
+        // Which waves follows from the bake time, which is as random as anything.
+        let waves = match bake_ms % 3 {
+            0 => percent(&[10, 50, 100]),
+            1 => rules(&[
+                "ring=canary,bake=1s",
+                "region=eu,nodes=1,skip_after=1s",
+                "region=eu",
+                "100%",
+            ]),
+            _ => rules(&[
+                "ring=canary,quorum=100%",
+                "region=eu,quorum=50%",
+                "50%,bake=0ms",
+                "100%,quorum=1",
+            ]),
+        };
         let policy = Policy {
             bake_ms,
             min_requests: bake_ms % 2 * 150,
-            waves_percent: vec![10, 50, 100],
+            waves,
             ..policy()
         };
         let rollout = Rollout::begin(NEW, previous, policy, 0);
@@ -548,6 +800,7 @@ impl World {
                     Seen {
                         state: VersionState::Ready,
                         routed: true,
+                        record: None,
                     },
                 )
             })
@@ -574,6 +827,8 @@ impl World {
 
     fn sights(&self) -> Fleet {
         let sight = |node: &Simulated| Sight {
+            region: String::new(),
+            labels: BTreeMap::new(),
             presence: match node.linked {
                 true => Presence::Connected {
                     since_ms: node.since_ms,
@@ -589,7 +844,11 @@ impl World {
                 BTreeMap::new()
             },
         };
-        fleet(self.nodes.iter().map(sight))
+        let mut seen = fleet(self.nodes.iter().map(sight));
+        for (index, sight) in seen.values_mut().enumerate() {
+            place(sight, index);
+        }
+        seen
     }
 
     /// As the executor does it: store, then act.
@@ -609,11 +868,19 @@ impl World {
         let mut next = self.rollout.clone();
         let begun = |rollout: &Rollout| rollout.begun().count();
         let paused = next.paused.is_some();
+        let fails = |finding: &Finding| finding.outcome == Outcome::Fail;
+        let condemned = next.state == RolloutState::Running
+            && !next.policy.skips_gates
+            && next.findings().iter().any(fails);
         let actions = next.tick(&self.sights(), moment);
         if paused && (begun(&next) > begun(&self.rollout) || next.state == RolloutState::Completed)
         {
             self.violations
                 .push("it went on while it was paused".to_owned());
+        }
+        if condemned && next.state == RolloutState::Running {
+            self.violations
+                .push("it went on although a gate had failed".to_owned());
         }
         self.commit(next, &actions);
         let mut open = false;
@@ -651,13 +918,20 @@ impl World {
                 Seen {
                     state: state(version),
                     routed: false,
+                    record: None,
                 },
             );
         }
         let ready = |version: &Digest| state(*version) == VersionState::Ready;
         let routed = wanted.filter(ready).or(fallback.filter(ready));
-        if let Some(seen) = routed.and_then(|version| versions.get_mut(&version)) {
-            seen.routed = true;
+        for (version, seen) in &mut versions {
+            seen.routed = Some(*version) == routed;
+            if *version == OLD && !seen.routed {
+                seen.record = Some(Tally {
+                    run_times: [(80, 300)].into_iter().collect(),
+                    ..record(300, 2)
+                });
+            }
         }
         node.versions = versions;
         node.generation = self.generation;
@@ -674,11 +948,29 @@ impl World {
                 node.heard = false;
             }
             Happens::Pass(ms) => self.now_ms += u64::from(ms),
-            Happens::Traffic { errors, crash } => self.rollout.note(Tally {
-                invocations: 100,
-                errors: u64::from(errors),
-                crashes: u64::from(crash),
-            }),
+            Happens::Traffic {
+                node,
+                errors,
+                crash,
+            } => self.rollout.note(
+                &name(node),
+                &Tally {
+                    invocations: 100,
+                    errors: u64::from(errors),
+                    crashes: u64::from(crash),
+                    run_times: [(80, 100)].into_iter().collect(),
+                },
+            ),
+            Happens::Lie(node) => self.rollout.note(
+                &name(node),
+                &Tally {
+                    invocations: 1,
+                    errors: u64::MAX,
+                    crashes: u64::MAX,
+                    run_times: (0..=u8::MAX).map(|bucket| (bucket, u64::MAX)).collect(),
+                },
+            ),
+            Happens::Skew(ms) => self.now_ms = self.now_ms.saturating_sub(u64::from(ms)),
             Happens::Restart => {
                 self.rollout = serde_json::from_slice(&self.stored).unwrap();
                 self.rollout.resume(self.now_ms);
@@ -796,7 +1088,12 @@ proptest! {
             let event = match event {
                 Happens::Apply(index) => Happens::Apply(index % nodes),
                 Happens::Link(index) => Happens::Link(index % nodes),
-                Happens::Traffic { .. } => Happens::Traffic { errors: 0, crash: false },
+                Happens::Traffic { node, .. } => Happens::Traffic {
+                    node: node % nodes,
+                    errors: 0,
+                    crash: false,
+                },
+                Happens::Lie(_) => Happens::Pass(1),
                 // Short enough that no node that is connected runs out of its minute.
                 Happens::Pass(ms) => Happens::Pass(ms % 400),
                 Happens::Abort => Happens::Pass(1),

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use holm_model::control::VersionState;
 use holm_model::ids::{Name, VersionId};
 
+use super::wave::Tally;
+
 /// Whether a node's link is up, and since when it is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Presence {
@@ -17,11 +19,15 @@ pub(crate) enum Presence {
 pub(crate) struct Seen {
     pub(crate) state: VersionState,
     pub(crate) routed: bool,
+    /// How it went while requests went to it, once they go elsewhere.
+    pub(crate) record: Option<Tally>,
 }
 
 /// A node on which the function may run, as the coordinator sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sight {
+    pub(crate) region: String,
+    pub(crate) labels: BTreeMap<String, String>,
     pub(crate) presence: Presence,
     /// Desired state that the node last worked on.
     pub(crate) generation: u64,

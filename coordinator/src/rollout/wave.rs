@@ -1,16 +1,21 @@
 //! Waves: which nodes move together, and what a wave's gate has seen.
 
+use std::collections::BTreeSet;
+
 use holm_model::ids::Name;
-use holm_model::limits::MAX_WAVES;
+use holm_model::manifest::gates::Gates;
+use holm_model::manifest::{Amount, WaveRule};
+use holm_model::run_times::RunTimes;
 use serde::{Deserialize, Serialize};
 
-use super::sight::Fleet;
+use super::sight::{Fleet, Sight};
 
 /// How a rollout goes about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Policy {
-    /// Share of the nodes that have the new version after each wave; rising, ends with 100.
-    pub(crate) waves_percent: Vec<u8>,
+    /// Which nodes have the new version after each wave. They were percentages alone once.
+    #[serde(alias = "waves_percent")]
+    pub(crate) waves: Vec<WaveRule>,
     /// How long a wave is watched.
     pub(crate) bake_ms: u64,
     /// Failed invocations that the gate lets pass, in parts per million.
@@ -22,14 +27,20 @@ pub(crate) struct Policy {
     /// Invocations that a gate has to see before its wave passes.
     #[serde(default)]
     pub(crate) min_requests: u64,
+    /// How many of a wave's nodes must serve the version for it to pass. None: one that can be reached.
+    #[serde(default)]
+    pub(crate) quorum: Option<Amount>,
+    /// How much worse than the old version the new one may be.
+    #[serde(default)]
+    pub(crate) gates: Gates,
     /// In an emergency: no wave is watched, and neither errors nor crashes turn back. A version that a node cannot have
     /// still does.
     #[serde(default)]
     pub(crate) skips_gates: bool,
 }
 
-/// Invocations of the new version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Invocations of a version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
     /// All that say something of the version.
     pub(crate) invocations: u64,
@@ -37,19 +48,18 @@ pub(crate) struct Tally {
     pub(crate) errors: u64,
     /// Of those: crashes.
     pub(crate) crashes: u64,
+    /// How long those ran that were answered.
+    #[serde(default)]
+    pub(crate) run_times: RunTimes,
 }
 
 impl Tally {
     /// Adds another one.
-    pub(crate) fn add(&mut self, other: Tally) {
+    pub(crate) fn add(&mut self, other: &Tally) {
         self.invocations = self.invocations.saturating_add(other.invocations);
         self.errors = self.errors.saturating_add(other.errors);
         self.crashes = self.crashes.saturating_add(other.crashes);
-    }
-
-    /// Failed ones in parts per million.
-    pub(super) fn error_ppm(&self) -> u128 {
-        u128::from(self.errors) * 1_000_000 / u128::from(self.invocations.max(1))
+        self.run_times.add_all(&other.run_times);
     }
 }
 
@@ -96,47 +106,82 @@ pub(crate) struct Wave {
     pub(crate) generation: u64,
     /// What the gate has seen.
     pub(crate) tally: Tally,
+    /// As the manifest or whoever started it has it.
+    #[serde(default)]
+    pub(crate) rule: Option<WaveRule>,
+    /// How many of the nodes must serve the version for it to pass.
+    #[serde(default)]
+    pub(crate) quorum: Option<usize>,
 }
 
-/// Waves over the connected nodes by name, each at least one node more than the last. Nodes that
-/// are away join the last wave: the first wave is to be a test, and nobody tests on them.
-pub(super) fn plan_waves(fleet: &Fleet, percent: &[u8], now_ms: u64) -> Vec<Wave> {
-    let (present, absent): (Vec<_>, Vec<_>) =
-        fleet.iter().partition(|(_, sight)| sight.connected());
-    let total = present.len();
-    let mut waves = Vec::new();
-    let mut done = 0;
-    for (index, share) in percent.iter().enumerate() {
-        let last = index + 1 == percent.len();
-        let upto = match last {
-            true => total,
-            false => (total * usize::from(*share) / 100).max(done + 1).min(total),
-        };
-        if upto > done {
-            waves.push(Wave {
-                nodes: present[done..upto]
-                    .iter()
-                    .map(|(name, _)| (*name).clone())
-                    .collect(),
-                state: WaveState::Waiting,
-                since_ms: now_ms,
-                generation: 0,
-                tally: Tally::default(),
-            });
+/// Which nodes move when.
+#[derive(Debug, Default)]
+pub(crate) struct Waves {
+    pub(crate) waves: Vec<Wave>,
+    /// Rules that concern no node at all. Nobody tests on nodes that are not there, so this is nothing to begin with.
+    pub(crate) empty: Vec<WaveRule>,
+}
+
+/// Makes waves of rules: each has at least one node more than those before it, as far as there are any left; one that
+/// has none left goes. Connected nodes come first, by name. Nodes that are away are in a wave that takes all of a
+/// ring, or else in the last: the first wave is to be a test, and nobody tests on them.
+pub(super) fn plan_waves(fleet: &Fleet, policy: &Policy, now_ms: u64) -> Waves {
+    let mut plan = Waves::default();
+    let mut taken = BTreeSet::new();
+    for rule in &policy.waves {
+        let concerned = |(_, sight): &(&Name, &Sight)| rule.concerns(&sight.region, &sight.labels);
+        let (present, absent): (Vec<_>, Vec<_>) = fleet
+            .iter()
+            .filter(concerned)
+            .partition(|(_, sight)| sight.connected());
+        if present.is_empty() && absent.is_empty() {
+            plan.empty.push(rule.clone());
+            continue;
         }
-        done = upto;
+        let whole = rule.nodes == Amount::Percent(100);
+        let candidates = present.iter().chain(absent.iter().filter(|_| whole));
+        let candidates: Vec<&Name> = candidates.map(|(name, _)| *name).collect();
+        let total = match whole {
+            true => candidates.len(),
+            false => present.len(),
+        };
+        let done = candidates.iter().filter(|name| taken.contains(**name));
+        let done = done.count();
+        let more = rule.nodes.at_most(total).saturating_sub(done).max(1);
+        let nodes: Vec<Name> = candidates
+            .into_iter()
+            .filter(|name| !taken.contains(*name))
+            .take(more)
+            .cloned()
+            .collect();
+        if nodes.is_empty() {
+            continue;
+        }
+        taken.extend(nodes.iter().cloned());
+        let quorum = rule.quorum.or(policy.quorum);
+        plan.waves.push(Wave {
+            quorum: quorum.map(|quorum| quorum.at_least(nodes.len())),
+            nodes,
+            state: WaveState::Waiting,
+            since_ms: now_ms,
+            generation: 0,
+            tally: Tally::default(),
+            rule: Some(rule.clone()),
+        });
     }
-    if let Some(last) = waves.last_mut() {
-        last.nodes
-            .extend(absent.into_iter().map(|(name, _)| name.clone()));
-    }
-    waves
+    plan
 }
 
-/// Whether `percent` is a list of waves: rising, from 1, ending with 100.
-pub(crate) fn are_waves(percent: &[u8]) -> bool {
-    percent.last() == Some(&100)
-        && percent.len() <= MAX_WAVES
-        && percent.first().is_some_and(|first| *first > 0)
-        && percent.windows(2).all(|pair| pair[0] < pair[1])
+impl Wave {
+    /// How long it is watched.
+    pub(crate) fn bake_ms(&self, policy: &Policy) -> u64 {
+        let own = self.rule.as_ref().and_then(|rule| rule.bake_ms);
+        own.unwrap_or(policy.bake_ms)
+    }
+
+    /// How long a node that is away is waited for.
+    pub(crate) fn skip_after_ms(&self, policy: &Policy) -> u64 {
+        let own = self.rule.as_ref().and_then(|rule| rule.skip_after_ms);
+        own.unwrap_or(policy.absent_grace_ms)
+    }
 }

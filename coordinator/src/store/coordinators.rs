@@ -4,11 +4,10 @@
 //! No clock is compared with another machine's: a coordinator lives as long as the others see its
 //! `beat` rise.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holm_model::control::Observed;
-use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+use holm_model::ids::{Digest, Name};
 
 use sqlx::postgres::PgListener;
 use tokio::sync::Notify;
@@ -17,6 +16,7 @@ use super::error::During as _;
 use super::sql::{CHANNEL, Transaction, query};
 use super::{Database, Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::COORDINATOR_SILENCE;
+use crate::nodes::Tallies;
 use crate::rollout::Tally;
 
 /// A coordinator at work.
@@ -306,54 +306,47 @@ impl Store {
     }
 
     /// Leaves outcomes for the coordinator that executes rollouts.
-    pub(crate) async fn leave_tallies(
-        &self,
-        tallies: &BTreeMap<(FunctionName, VersionId), Tally>,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn leave_tallies(&self, tallies: &Tallies) -> Result<(), StoreError> {
         const DOING: &str = "store outcomes";
         let mut tx = self.write(Turn::Fleet).await?;
-        for ((function, version), tally) in tallies {
-            query(
-                "INSERT INTO tallies (function, version, invocations, errors, crashes)
-                 VALUES (?, ?, ?, ?, ?)
-                 ON CONFLICT (function, version) DO UPDATE SET
-                     invocations = tallies.invocations + excluded.invocations,
-                     errors = tallies.errors + excluded.errors,
-                     crashes = tallies.crashes + excluded.crashes",
-            )
-            .bind(function.to_string())
-            .bind(*version)
-            .bind(tally.invocations)
-            .bind(tally.errors)
-            .bind(tally.crashes)
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
+        for ((function, version), nodes) in tallies {
+            for (node, tally) in nodes {
+                let counted = serde_json::to_string(tally)
+                    .map_err(|error| StoreError::corrupt("outcomes", error))?;
+                query(
+                    "INSERT INTO gate_counts (function, version, node, counted) VALUES (?, ?, ?, ?)",
+                )
+                .bind(function.to_string())
+                .bind(*version)
+                .bind(node)
+                .bind(counted)
+                .execute(&mut tx)
+                .await
+                .during(DOING)?;
+            }
         }
         tx.notify().await?;
         tx.commit(DOING).await
     }
 
     /// Takes the outcomes that others have left.
-    pub(crate) async fn take_tallies(
-        &self,
-    ) -> Result<Vec<((FunctionName, VersionId), Tally)>, StoreError> {
-        type Columns = (String, Vec<u8>, i64, i64, i64);
+    pub(crate) async fn take_tallies(&self) -> Result<Tallies, StoreError> {
+        type Columns = (String, Vec<u8>, String, String);
         let rows: Vec<Columns> =
-            query("DELETE FROM tallies RETURNING function, version, invocations, errors, crashes")
+            query("DELETE FROM gate_counts RETURNING function, version, node, counted")
                 .all(self.writer())
                 .await
                 .during("take outcomes")?;
-        let row = |(function, version, invocations, errors, crashes): Columns| {
+        let mut tallies = Tallies::new();
+        for (function, version, node, counted) in rows {
             let version = Digest(bytes32("a version's id", &version)?);
-            let tally = Tally {
-                invocations: uint(invocations),
-                errors: uint(errors),
-                crashes: uint(crashes),
-            };
-            Ok(((text("a function's name", &function)?, version), tally))
-        };
-        rows.into_iter().map(row).collect()
+            let tally: Tally = serde_json::from_str(&counted)
+                .map_err(|error| StoreError::corrupt("outcomes", error))?;
+            let nodes = tallies.entry((text("a function's name", &function)?, version));
+            let of_node = nodes.or_default().entry(text("a node's name", &node)?);
+            of_node.or_default().add(&tally);
+        }
+        Ok(tallies)
     }
 }
 

@@ -51,6 +51,10 @@ pub(super) const SQLITE: &Migrations = &[
         "budgets",
         include_str!("../../migrations/sqlite/0010_budgets.sql"),
     ),
+    (
+        "rollout gates",
+        include_str!("../../migrations/sqlite/0011_rollout_gates.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -86,6 +90,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "budgets",
         include_str!("../../migrations/postgres/0008_budgets.sql"),
+    ),
+    (
+        "rollout gates",
+        include_str!("../../migrations/postgres/0009_rollout_gates.sql"),
     ),
 ];
 

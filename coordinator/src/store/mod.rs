@@ -54,7 +54,7 @@ pub(crate) use fleet::{JoinOutcome, NodeChange, NodeRow, Pins};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
 pub(crate) use prune::{Fate, PruneWish};
-pub(crate) use rollouts::{Adoption, Basis, Decided, RolloutRow, Unstored};
+pub(crate) use rollouts::{Adoption, Basis, Decided, InPlaceOf, Queued, RolloutRow, Unstored};
 pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
 pub(crate) use tokens::{TokenOutcome, TokenRow};
 pub(crate) use trail::{Came, Deed};

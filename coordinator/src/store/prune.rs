@@ -11,7 +11,7 @@ use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
 use super::error::During as _;
 use super::fleet::nodes;
-use super::rollouts::{Basis, Unstored, open_rollouts, version_before};
+use super::rollouts::{Basis, Unstored, open_rollouts, queued_rollouts, version_before};
 use super::sql::{Transaction, query};
 use super::{Store, StoreError, bytes32, catalogue};
 
@@ -76,6 +76,7 @@ impl Store {
 async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, StoreError> {
     const DOING: &str = "look for versions that may go";
     let open = open_rollouts(tx).await?;
+    let queued = queued_rollouts(tx).await?;
     let tags: Vec<(Vec<u8>, String)> = query("SELECT version, tag FROM tags ORDER BY tag")
         .all(&mut *tx)
         .await
@@ -117,6 +118,12 @@ async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, Stor
             }
             if function.fallback == Some(version) || before == Some(version) {
                 why.push("a rollback goes to it".to_owned());
+            }
+            if queued
+                .iter()
+                .any(|queued| queued.request.version == version)
+            {
+                why.push("a rollout to it is queued".to_owned());
             }
             for row in &open {
                 let rollout = &row.rollout;

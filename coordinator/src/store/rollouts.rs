@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use holm_model::api::RolloutRequest;
 use holm_model::artifact::PublisherKey;
 use holm_model::ids::{FunctionName, Name, VersionId};
 
@@ -49,7 +50,23 @@ pub(crate) struct Decided {
     pub(crate) keys: BTreeMap<Name, Vec<PublisherKey>>,
     /// The rollouts that have not ended.
     pub(crate) open: Vec<RolloutRow>,
+    pub(crate) queued: Vec<Queued>,
     pub(crate) nodes: Vec<NodeRow>,
+}
+
+/// A rollout that begins when another one has ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub(crate) function: FunctionName,
+    pub(crate) request: RolloutRequest,
+    pub(crate) asked_ms: u64,
+}
+
+/// In whose place a rollout begins: that one as it ends, and the generation in which its nodes have what they had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InPlaceOf<'a> {
+    pub(crate) row: &'a RolloutRow,
+    pub(crate) generation: u64,
 }
 
 /// A function's current version changes with the end of a rollout.
@@ -102,6 +119,49 @@ pub(super) async fn open_rollouts(tx: &mut Transaction) -> Result<Vec<RolloutRow
     open.into_iter().map(row).collect()
 }
 
+/// The rollouts that wait for their turn.
+pub(super) async fn queued_rollouts(tx: &mut Transaction) -> Result<Vec<Queued>, StoreError> {
+    let rows: Vec<(String, String, i64)> =
+        query("SELECT function, request, asked_ms FROM queued_rollouts ORDER BY function")
+            .all(tx)
+            .await
+            .during("list queued rollouts")?;
+    let queued = |(function, request, asked_ms): (String, String, i64)| {
+        Ok(Queued {
+            function: text("a function's name", &function)?,
+            request: serde_json::from_str(&request)
+                .map_err(|error| StoreError::corrupt("a queued rollout", error))?,
+            asked_ms: uint(asked_ms),
+        })
+    };
+    rows.into_iter().map(queued).collect()
+}
+
+async fn save_plan(
+    tx: &mut Transaction,
+    RolloutRow { id, rollout, .. }: &RolloutRow,
+) -> Result<(), StoreError> {
+    let (plan, state) = plan(rollout)?;
+    query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
+        .bind(state)
+        .bind(plan)
+        .bind(rollout.ended_ms)
+        .bind(*id)
+        .execute(tx)
+        .await
+        .during("store a rollout's step")?;
+    Ok(())
+}
+
+async fn unqueue(tx: &mut Transaction, function: &FunctionName) -> Result<bool, StoreError> {
+    let removed = query("DELETE FROM queued_rollouts WHERE function = ?")
+        .bind(function.to_string())
+        .execute(tx)
+        .await
+        .during("take a rollout from the queue")?;
+    Ok(removed > 0)
+}
+
 /// The version that the fleet was on before it was first brought to `current`.
 pub(super) async fn version_before(
     on: impl Into<On<'_>>,
@@ -143,6 +203,7 @@ impl Store {
             functions: catalogue::functions(&mut tx).await?,
             keys: catalogue::all_keys(&mut tx).await?,
             open,
+            queued: queued_rollouts(&mut tx).await?,
             nodes: fleet::nodes(&mut tx).await?,
         })
     }
@@ -181,17 +242,23 @@ impl Store {
         }
     }
 
-    /// Stores a rollout that begins, and returns its number.
+    /// Stores a rollout that begins, and returns its number. What was queued for the function has had its turn.
     pub(crate) async fn begin_rollout(
         &self,
         basis: Basis,
         function: &FunctionName,
         rollout: &Rollout,
         rollback: bool,
+        in_place_of: Option<InPlaceOf<'_>>,
     ) -> Result<u64, Unstored> {
         const DOING: &str = "store a rollout";
         let (plan, state) = plan(rollout)?;
         let mut tx = self.decide(basis).await?;
+        if let Some(InPlaceOf { row, generation }) = in_place_of {
+            save_plan(&mut tx, row).await?;
+            save_generation(&mut tx, generation).await?;
+        }
+        unqueue(&mut tx, function).await?;
         let (id,): (i64,) = query(
             "INSERT INTO rollouts (function, version, rollback, state, plan)
              VALUES (?, ?, ?, ?, ?) RETURNING id",
@@ -214,25 +281,13 @@ impl Store {
     pub(crate) async fn save_step(
         &self,
         basis: Basis,
-        RolloutRow {
-            id,
-            function,
-            rollout,
-        }: &RolloutRow,
+        row: &RolloutRow,
         generation: Option<u64>,
         adoption: Option<Adoption>,
     ) -> Result<(), Unstored> {
         const DOING: &str = "store a rollout's step";
-        let (plan, state) = plan(rollout)?;
         let mut tx = self.decide(basis).await?;
-        query("UPDATE rollouts SET state = ?, plan = ?, ended_ms = ? WHERE id = ?")
-            .bind(state)
-            .bind(plan)
-            .bind(rollout.ended_ms)
-            .bind(*id)
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
+        save_plan(&mut tx, row).await?;
         if let Some(generation) = generation {
             save_generation(&mut tx, generation).await?;
         }
@@ -240,12 +295,80 @@ impl Store {
             query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
                 .bind(current)
                 .bind(fallback)
-                .bind(function.to_string())
+                .bind(row.function.to_string())
                 .execute(&mut tx)
                 .await
                 .during(DOING)?;
         }
         Ok(tx.commit(DOING).await?)
+    }
+
+    /// Stores a rollout that begins when another has ended, in place of one that may wait for that already.
+    pub(crate) async fn queue_rollout(
+        &self,
+        basis: Basis,
+        queued: &Queued,
+    ) -> Result<(), Unstored> {
+        const DOING: &str = "queue a rollout";
+        let request = serde_json::to_string(&queued.request)
+            .map_err(|error| StoreError::corrupt("a queued rollout", error))?;
+        let mut tx = self.decide(basis).await?;
+        unqueue(&mut tx, &queued.function).await?;
+        query("INSERT INTO queued_rollouts (function, version, request, asked_ms) VALUES (?, ?, ?, ?)")
+            .bind(queued.function.to_string())
+            .bind(queued.request.version)
+            .bind(request)
+            .bind(queued.asked_ms)
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
+        Ok(tx.commit(DOING).await?)
+    }
+
+    /// Takes what waits for its turn away; whether there was anything.
+    pub(crate) async fn unqueue_rollout(
+        &self,
+        basis: Basis,
+        function: &FunctionName,
+    ) -> Result<bool, Unstored> {
+        let mut tx = self.decide(basis).await?;
+        let removed = unqueue(&mut tx, function).await?;
+        tx.commit("take a rollout from the queue").await?;
+        Ok(removed)
+    }
+
+    /// The newest rollouts of a function, the newest first.
+    pub(crate) async fn rollouts(
+        &self,
+        function: &FunctionName,
+        most: i64,
+    ) -> Result<Vec<RolloutRow>, StoreError> {
+        let found: Vec<Row> = query(
+            "SELECT id, function, plan FROM rollouts WHERE function = ? ORDER BY id DESC LIMIT ?",
+        )
+        .bind(function.to_string())
+        .bind(most)
+        .all(self.reader())
+        .await
+        .during("list rollouts")?;
+        found.into_iter().map(row).collect()
+    }
+
+    /// Whether the fleet has been on this version.
+    pub(crate) async fn has_been_on(
+        &self,
+        function: &FunctionName,
+        version: VersionId,
+    ) -> Result<bool, StoreError> {
+        let found: Option<(i64,)> = query(
+            "SELECT id FROM rollouts WHERE function = ? AND version = ? AND state = 'completed' LIMIT 1",
+        )
+        .bind(function.to_string())
+        .bind(version)
+        .optional(self.reader())
+        .await
+        .during("look up where the fleet has been")?;
+        Ok(found.is_some())
     }
 
     /// One rollout.

@@ -9,7 +9,7 @@ use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::chunks::{Chunk, Index};
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
-use holm_model::manifest::Manifest;
+use holm_model::manifest::{Manifest, WaveRule};
 use holm_model::price::Prices;
 use holm_model::token::TokenId;
 use holm_model::usage::UsageRecord;
@@ -402,7 +402,7 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
             rollout: rollout(ids[to], from.map(|from| ids[from])),
         };
         row.id = store
-            .begin_rollout(at(revision), &hello, &row.rollout, false)
+            .begin_rollout(at(revision), &hello, &row.rollout, false, None)
             .await
             .unwrap();
         if end {
@@ -863,7 +863,9 @@ fn at(revision: u64) -> Basis {
 
 fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
     let policy = Policy {
-        waves_percent: vec![100],
+        waves: vec![WaveRule::percent(100)],
+        quorum: None,
+        gates: Default::default(),
         bake_ms: 0,
         max_error_ppm: 0,
         min_requests: 0,
@@ -879,10 +881,14 @@ async fn a_function_has_one_open_rollout(database: TestDatabase) {
     let hello = function("acme/hello");
     let [one, two] = with_versions(store, [1, 2]).await;
     let first = rollout(one, None);
-    let id = store.begin_rollout(at(0), &hello, &first, false).await;
+    let id = store
+        .begin_rollout(at(0), &hello, &first, false, None)
+        .await;
     let id = id.unwrap();
     let second = rollout(two, None);
-    let second = store.begin_rollout(at(1), &hello, &second, false).await;
+    let second = store
+        .begin_rollout(at(1), &hello, &second, false, None)
+        .await;
     assert!(matches!(second, Err(Unstored::Store(_))), "{second:?}");
     let decided = store.decided().await.unwrap();
     assert_eq!(decided.revision, 1, "what fails counts for nothing");
@@ -904,7 +910,7 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
     for (version, generation) in [(one, 7), (two, 8)] {
         let begun = rollout(version, last);
         let id = store
-            .begin_rollout(at(revision), &hello, &begun, false)
+            .begin_rollout(at(revision), &hello, &begun, false, None)
             .await;
         let mut row = RolloutRow {
             id: id.unwrap(),
@@ -983,7 +989,9 @@ async fn a_step_of_a_holder_that_has_lost_the_lease_is_not_stored(database: Test
         "its holder lives"
     );
     let begun = rollout(one, None);
-    let id = store.begin_rollout(at(0), &hello, &begun, false).await;
+    let id = store
+        .begin_rollout(at(0), &hello, &begun, false, None)
+        .await;
     let row = RolloutRow {
         id: id.unwrap(),
         function: hello.clone(),
@@ -1062,13 +1070,14 @@ async fn outcomes_that_are_left_are_taken_once(database: TestDatabase) {
         invocations,
         errors,
         crashes: 1,
+        run_times: [(40, invocations)].into_iter().collect(),
     };
-    let left = |tally| BTreeMap::from([(key.clone(), tally)]);
+    let left = |tally| BTreeMap::from([(key.clone(), BTreeMap::from([(name("edge-1"), tally)]))]);
     store.leave_tallies(&left(tally(10, 1))).await.unwrap();
     store.leave_tallies(&left(tally(5, 2))).await.unwrap();
     let mut both = tally(10, 1);
-    both.add(tally(5, 2));
-    assert_eq!(store.take_tallies().await.unwrap(), [(key.clone(), both)]);
+    both.add(&tally(5, 2));
+    assert_eq!(store.take_tallies().await.unwrap(), left(both));
     assert!(store.take_tallies().await.unwrap().is_empty());
 }
 
@@ -1161,7 +1170,7 @@ pub(super) async fn fill(store: &Store) {
         rollout: rollout(one, Some(two)),
     };
     row.id = store
-        .begin_rollout(at(0), &hello, &row.rollout, false)
+        .begin_rollout(at(0), &hello, &row.rollout, false, None)
         .await
         .unwrap();
     let adoption = Some(Adoption {

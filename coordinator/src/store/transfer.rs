@@ -367,6 +367,16 @@ const TABLES: &[Table] = &[
         order: "node",
     },
     Table {
+        name: "queued_rollouts",
+        columns: &[
+            ("function", Text),
+            ("version", Bytes),
+            ("request", Text),
+            ("asked_ms", Int),
+        ],
+        order: "function",
+    },
+    Table {
         name: "usage_signers",
         columns: &[
             ("node", Text),
@@ -420,7 +430,7 @@ const TABLES: &[Table] = &[
 ];
 
 /// Tables of the moment.
-const LEFT_OUT: [&str; 4] = ["coordinators", "leases", "links", "tallies"];
+const LEFT_OUT: [&str; 5] = ["coordinators", "leases", "links", "tallies", "gate_counts"];
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -597,7 +607,11 @@ async fn import_rows(
             if let Some(table) = current {
                 insert(tx, table, &mut pending).await?;
             }
-            let Tail { rows } = lines.parse(line)?;
+            let Tail { mut rows } = lines.parse(line)?;
+            // An export of before knew fewer tables.
+            for table in TABLES {
+                rows.entry(table.name.to_owned()).or_default();
+            }
             return match rows == counts {
                 true => Ok(counts),
                 false => Err(lines.malformed("it counts other rows than there were")),

@@ -10,10 +10,11 @@ use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
     JOIN_ALPN, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion,
-    Report, VersionReport, VersionState,
+    Record, Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;
+use holm_model::run_times::RunTimes;
 use holm_model::usage::Outcome;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, VarInt};
@@ -183,6 +184,8 @@ pub async fn bulk(connection: &Connection, request: &BulkRequest) -> (BulkAnswer
 pub struct Behaviour {
     /// Versions that fail on it, with the reason.
     pub fails: BTreeMap<VersionId, String>,
+    /// How every version went before its requests went elsewhere.
+    pub record: Option<Record>,
     /// Versions that never get ready on it.
     pub stuck: BTreeSet<VersionId>,
     /// Every version that requests of the function ever went to, in order.
@@ -248,6 +251,7 @@ impl TestNode {
             version,
             outcomes,
             run_ns: 1,
+            run_times: RunTimes::default(),
         }];
         let report = Report {
             versions,
@@ -367,6 +371,7 @@ fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
                 version,
                 state,
                 routed: false,
+                record: None,
             });
         }
         for seen in versions
@@ -374,6 +379,8 @@ fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
             .filter(|seen| seen.function == wanted.function)
         {
             seen.routed = Some(seen.version) == route;
+            let ready = seen.state == VersionState::Ready && !seen.routed;
+            seen.record = behaviour.record.clone().filter(|_| ready);
         }
         if let Some(version) = route.filter(|version| behaviour.routed.last() != Some(version)) {
             behaviour.routed.push(version);

@@ -211,7 +211,8 @@ async fn report(
         tokio::select! {
             changed = observed.changed() => match changed {
                 Ok(()) => {
-                    let state = observed.borrow_and_update().clone();
+                    let mut state = observed.borrow_and_update().clone();
+                    told.tally.remember(&mut state);
                     wire::send(to, &NodeMessage::Observed(state)).await?;
                 }
                 // The deployer has ended: the node stops. The link goes with the node.

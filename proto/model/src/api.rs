@@ -36,12 +36,15 @@
 //! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
 //! | `GET /v1/functions` | | 200 `Vec<FunctionView>` |
 //! | `GET /v1/functions/{tenant}/{function}` | | 200 `FunctionView` |
-//! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView` |
+//! | `POST /v1/functions/{tenant}/{function}/rollouts` | `RolloutRequest` | 201 `RolloutView`, 202 `QueuedView`, 409 |
+//! | `GET /v1/functions/{tenant}/{function}/rollouts` | | 200 `RolloutsView` |
+//! | `DELETE /v1/functions/{tenant}/{function}/rollouts/queued` | | 204, 404 |
+//! | `POST /v1/functions/{tenant}/{function}/rollouts/plan` | `RolloutRequest` | 200 `RolloutPlanView` |
 //! | `GET /v1/functions/{tenant}/{function}/rollouts/latest` | | 200 `RolloutView` |
 //! | `GET /v1/rollouts/{id}` | | 200 `RolloutView` |
 //! | `POST /v1/rollouts/{id}/abort`, `/pause`, `/resume` | | 200 `RolloutView`, 409 |
 //! | `POST /v1/rollouts/{id}/promote` | `PromoteRequest` | 200 `RolloutView`, 409 |
-//! | `POST /v1/functions/{tenant}/{function}/rollback` | | 201 `RolloutView` |
+//! | `POST /v1/functions/{tenant}/{function}/rollback` | `RollbackRequest` or nothing | 201 `RolloutView` |
 //! | `GET /v1/route/{tenant}/{function}?from=LAT,LON&probe=NODE:RTT_US,…` | | 200 `RouteView` |
 //! | `GET /v1/functions/{tenant}/{function}/logs?request=&after=&limit=` | | 200 `LogPage` |
 //! | `GET /v1/usage?tenant=&function=&by=function&since=&until=` | | 200 `Vec<UsageView>` |
@@ -68,6 +71,7 @@ use serde::{Deserialize, Serialize};
 use crate::artifact::SignedVersion;
 use crate::budget::Cap;
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
+use crate::manifest::WaveRule;
 use crate::place::Coordinates;
 use crate::price::{Amount, Cost, Currency, PlanAssignment, PricePlan, Prices, Units};
 use crate::token::Verb;
@@ -469,9 +473,11 @@ pub struct KeptView {
 pub struct RolloutRequest {
     /// What the fleet is to move to.
     pub version: VersionId,
-    /// Instead of the manifest's waves: percentages, rising to 100.
-    pub waves_percent: Option<Vec<u8>>,
+    /// Instead of the manifest's waves, written as there.
+    #[serde(default, alias = "waves_percent")]
+    pub waves: Option<Vec<WaveRule>>,
     /// Instead of the manifest's bake time.
+    #[serde(default)]
     pub bake_ms: Option<u64>,
     /// Instead of the manifest's invocations that a gate has to see.
     #[serde(default)]
@@ -479,6 +485,94 @@ pub struct RolloutRequest {
     /// No gate is asked: waves follow each other as soon as their nodes serve the version.
     #[serde(default)]
     pub emergency: bool,
+    /// What is to happen if a rollout of the function is going on.
+    #[serde(default)]
+    pub when_running: WhenRunning,
+}
+
+/// What a rollout does that finds another one of its function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenRunning {
+    /// It does not begin.
+    #[default]
+    Refuse,
+    /// It takes its place, in one step. What waits for its turn is given up too.
+    Supersede,
+    /// It begins when the other has ended, in place of one that may wait for that already.
+    Queue,
+}
+
+/// Goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// To this version, which is to be there still; without it to the one before the current one.
+    #[serde(default)]
+    pub version: Option<VersionId>,
+    /// In place of a rollout that is going on.
+    #[serde(default)]
+    pub supersede: bool,
+}
+
+/// A rollout that waits for another one to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedView {
+    /// The function.
+    pub function: FunctionName,
+    /// What it is to be moved to.
+    pub version: VersionView,
+    /// The rollout that it waits for; none if it is about to begin.
+    pub behind: Option<u64>,
+    /// When it was asked for, milliseconds since 1970 UTC.
+    pub asked_ms: u64,
+}
+
+/// Rollouts of a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutsView {
+    /// The newest first, at most 50.
+    pub rollouts: Vec<RolloutView>,
+    /// What begins when the newest has ended.
+    pub queued: Option<QueuedView>,
+}
+
+/// What a rollout would do if it began now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutPlanView {
+    /// The function.
+    pub function: FunctionName,
+    /// To.
+    pub version: VersionView,
+    /// From; none if it would be the function's first.
+    pub previous: Option<VersionView>,
+    /// The waves in order. Those whose nodes are all in earlier ones are left out.
+    pub waves: Vec<PlannedWave>,
+    /// Waves, as written, that concern no node: a rollout with them does not begin.
+    pub empty: Vec<String>,
+    /// The rollout that is in the way.
+    pub running: Option<u64>,
+    /// Whether its gates would be skipped.
+    pub emergency: bool,
+    /// Invocations that each gate would have to see.
+    pub min_requests: u64,
+}
+
+/// A wave of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedWave {
+    /// As written.
+    pub rule: String,
+    /// Its nodes.
+    pub nodes: Vec<Name>,
+    /// Those of them that are away now.
+    pub absent: Vec<Name>,
+    /// How long it is watched.
+    pub bake_ms: u64,
+    /// How many of its nodes must serve the version for it to pass; none: one that can be reached.
+    pub quorum: Option<u64>,
+    /// How long a node that is away is waited for.
+    pub skip_after_ms: u64,
 }
 
 /// Takes the wave that is watched for passed.
@@ -505,6 +599,8 @@ pub enum RolloutState {
     RollingBack,
     /// The nodes are back on the version before.
     RolledBack,
+    /// Another rollout has taken its place.
+    Superseded,
 }
 
 /// A rollout.
@@ -528,15 +624,51 @@ pub struct RolloutView {
     pub emergency: bool,
     /// The waves in order.
     pub waves: Vec<WaveView>,
+    /// What its gates say of all that was seen so far; nothing if they are skipped.
+    #[serde(default)]
+    pub gates: Vec<GateView>,
+    /// What begins when it has ended.
+    #[serde(default)]
+    pub queued: Option<QueuedView>,
     /// When it began, milliseconds since 1970 UTC.
     pub started_ms: u64,
     /// When it ended.
     pub ended_ms: Option<u64>,
 }
 
-/// A wave of a rollout.
+/// What a gate says of one subject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateView {
+    /// `errors`, `crashes` or `run times`.
+    pub subject: String,
+    /// `pass`, `fail` or `inconclusive`.
+    pub outcome: String,
+    /// Invocations of the new version that were seen.
+    pub new: u64,
+    /// Those of them that failed, crashed or ran longer than allowed.
+    pub new_bad: u64,
+    /// Invocations of the old version on the same nodes, before.
+    pub old: u64,
+    /// Those of them that failed, crashed or ran longer than most.
+    pub old_bad: u64,
+    /// How much speaks against the new version: so many to one.
+    pub against: u64,
+    /// How much turns the rollout back.
+    pub needed: u64,
+}
+
+/// A wave of a rollout.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaveView {
+    /// As the manifest or the command has it.
+    #[serde(default)]
+    pub rule: String,
+    /// How long it is watched.
+    #[serde(default)]
+    pub bake_ms: u64,
+    /// How many of its nodes must serve the version for it to pass; none: one that can be reached.
+    #[serde(default)]
+    pub quorum: Option<u64>,
     /// Its nodes.
     pub nodes: Vec<Name>,
     /// `waiting`, `moving`, `baking`, `passed`, `failed` or `skipped`.

@@ -18,6 +18,7 @@ use crate::artifact::{PublisherKey, SignedVersion};
 use crate::budget::{BudgetList, LeaseAnswer, LeaseAsks};
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
+use crate::run_times::RunTimes;
 use crate::usage::Outcome;
 use crate::usage_batch::UsageBatch;
 
@@ -84,6 +85,19 @@ pub struct ObservedVersion {
     pub state: VersionState,
     /// Whether requests for the function go to it.
     pub routed: bool,
+    /// How its invocations went while they did, if it is ready, had any, and none go to it now; so that a newer version
+    /// can be compared with it.
+    #[serde(default)]
+    pub record: Option<Record>,
+}
+
+/// How invocations of one version went on one node since it came there, or lately if there were many; probes excluded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Number of invocations by outcome.
+    pub outcomes: Vec<(Outcome, u64)>,
+    /// How long those ran that were answered and did not have to wait for a slot to be filled.
+    pub run_times: RunTimes,
 }
 
 /// How far a version is on a node.
@@ -122,6 +136,8 @@ pub struct VersionReport {
     pub outcomes: Vec<(Outcome, u64)>,
     /// Sum of their run times.
     pub run_ns: u64,
+    /// How long those ran that were answered and did not have to wait for a slot to be filled.
+    pub run_times: RunTimes,
 }
 
 /// Entries of the log, oldest first; together at most [`crate::limits::MAX_LOG_BATCH_BYTES`].

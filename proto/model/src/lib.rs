@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod place;
 pub mod price;
 pub mod program;
+pub mod run_times;
 pub mod token;
 pub mod usage;
 pub mod usage_batch;

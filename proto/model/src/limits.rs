@@ -87,6 +87,16 @@ pub const MAX_MANIFEST_TEXT_BYTES: usize = 4096;
 pub const MAX_PROBE_PATH_BYTES: usize = 1024;
 /// Most waves of a rollout.
 pub const MAX_WAVES: usize = 20;
+/// Highest number of percent by which a manifest may allow a version to be worse than the one before.
+pub const MAX_WORSE_PERCENT: u32 = 10_000;
+/// Longest time by which a version may run longer without counting as slower.
+pub const MAX_SLOWER_MS: u64 = MAX_DEADLINE_MS;
+/// Smallest share of false alarms that a manifest may ask for, in parts per million.
+pub const MIN_FALSE_ALARM_PPM: u32 = 1;
+/// Longest text of a wave.
+pub const MAX_WAVE_BYTES: usize = 1024;
+/// Longest time that a rollout may be told to wait for a node that is away.
+pub const MAX_SKIP_AFTER_MS: u64 = 24 * 60 * 60 * 1000;
 /// Waves of a rollout whose manifest does not say: percent of the nodes after each.
 pub const DEFAULT_WAVES_PERCENT: [u8; 3] = [10, 50, 100];
 /// Longest time a wave may be watched.
@@ -132,6 +142,8 @@ pub const LEASE_WANTED_MS: u64 = 20_000;
 /// How far an execution may go over its deadline or its CPU limit before it is over and on record: what is beyond is
 /// the only part that a node has not reserved.
 pub const OVERRUN_MS: u64 = 1_000;
+/// Most counts of run times in one message of a node, so that it fits a frame.
+pub const MAX_TOLD_RUN_TIMES: usize = 64 << 10;
 /// Most usage records in a batch.
 pub const MAX_USAGE_BATCH: usize = 4096;
 /// Longest text of one entry of the log.

@@ -6,8 +6,10 @@
 
 mod file;
 mod files;
+pub mod gates;
 pub mod network;
 pub mod units;
+pub mod wave;
 
 pub use files::check_guest_path;
 
@@ -21,12 +23,14 @@ use crate::limits::{
     MAX_COOLDOWN_MS, MAX_DEADLINE_MS, MAX_ENV_BYTES, MAX_ENV_VARIABLES, MAX_ERROR_PPM,
     MAX_GATE_REQUESTS, MAX_LABELS, MAX_MANIFEST_BYTES, MAX_MANIFEST_TEXT_BYTES, MAX_MEMORY_BYTES,
     MAX_PROBE_PATH_BYTES, MAX_REGION_BYTES, MAX_REGIONS, MAX_REQUEST_BODY_BYTES,
-    MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN, MAX_WAVES,
-    MIN_COOLDOWN_MS, MIN_MEMORY_BYTES,
+    MAX_REQUESTS_PER_INSTANCE, MAX_RESPONSE_BODY_BYTES, MAX_SCALE_MAX, MAX_SCALE_MIN,
+    MAX_SKIP_AFTER_MS, MIN_COOLDOWN_MS, MIN_MEMORY_BYTES,
 };
 use crate::place::is_label;
+use gates::Gates;
 pub use network::Network;
 use units::{format_bytes, format_millis};
+pub use wave::{Amount, WaveRule};
 
 /// The schema that this version of Holm reads.
 pub const SCHEMA: u32 = 1;
@@ -211,9 +215,10 @@ pub struct Placement {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
-    /// Share of the nodes, in percent, that have the new version after each wave; rising, ends
-    /// with 100.
-    pub waves_percent: Vec<u8>,
+    /// Which nodes have the new version after each wave; rising, ends with 100 %. The name in JSON is of the time
+    /// when waves were percentages alone.
+    #[serde(rename = "waves_percent")]
+    pub waves: Vec<WaveRule>,
     /// How long a wave is watched before the next.
     pub bake_ms: u64,
     /// Path of the probe that a node sends to a new version before it takes traffic.
@@ -224,6 +229,15 @@ pub struct Rollout {
     /// Invocations that the gate of a wave has to see before it passes. 0: the bake time alone does.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub min_requests: u64,
+    /// How many of a wave's nodes must serve the version for it to pass. None: one that can be reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quorum: Option<Amount>,
+    /// How long a node that is away is waited for. None: as long as the coordinator was told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_after_ms: Option<u64>,
+    /// `[rollout.gates]`.
+    #[serde(default, skip_serializing_if = "Gates::is_default")]
+    pub gates: Gates,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -296,8 +310,6 @@ fn at(line: &Option<usize>) -> String {
 fn cut(text: &str) -> String {
     text.chars().take(80).collect()
 }
-
-const WAVES_ALLOWED: &str = "a list of 1 to 20 percentages of the nodes, rising, the last one 100, for example [10, 50, 100]";
 
 impl Manifest {
     /// Reads and checks the text of a `holm.toml`.
@@ -442,14 +454,20 @@ impl Placement {
 
 impl Rollout {
     fn check(&self) -> Result<(), ManifestError> {
-        let waves = &self.waves_percent;
-        let good = (1..=MAX_WAVES).contains(&waves.len())
-            && waves.first().is_some_and(|first| *first > 0)
-            && waves.is_sorted_by(|before, after| before < after)
-            && waves.last() == Some(&100);
-        require(good, "rollout.waves", cut(&format!("{waves:?}")), || {
-            WAVES_ALLOWED.to_owned()
+        wave::check_waves(&self.waves).map_err(|error| ManifestError::Value {
+            line: None,
+            key: "rollout.waves".to_owned(),
+            value: error.text,
+            allowed: error.expected,
         })?;
+        let skip_after_ms = self.skip_after_ms.unwrap_or(0);
+        require(
+            skip_after_ms <= MAX_SKIP_AFTER_MS,
+            "rollout.skip_after",
+            format_millis(skip_after_ms),
+            || format!("0ms to {}", format_millis(MAX_SKIP_AFTER_MS)),
+        )?;
+        self.gates.check()?;
         require(
             self.bake_ms <= MAX_BAKE_MS,
             "rollout.bake",

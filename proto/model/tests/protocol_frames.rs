@@ -1,4 +1,4 @@
-//! The bytes of protocol version 4, message by message.
+//! The bytes of protocol version 5, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
@@ -62,12 +62,24 @@ fn node_messages() -> Vec<NodeMessage> {
             version: Digest([1; 32]),
             state: VersionState::Preparing,
             routed: false,
+            record: None,
         },
         ObservedVersion {
             function: function(),
             version: Digest([2; 32]),
             state: VersionState::Ready,
             routed: true,
+            record: None,
+        },
+        ObservedVersion {
+            function: function(),
+            version: Digest([4; 32]),
+            state: VersionState::Ready,
+            routed: false,
+            record: Some(Record {
+                outcomes: vec![(Outcome::Answered, 500), (Outcome::Crash, 1)],
+                run_times: [(42, 300), (255, 1)].into_iter().collect(),
+            }),
         },
         ObservedVersion {
             function: function(),
@@ -76,6 +88,7 @@ fn node_messages() -> Vec<NodeMessage> {
                 reason: "crashed".into(),
             },
             routed: false,
+            record: None,
         },
     ];
     vec![
@@ -100,6 +113,7 @@ fn node_messages() -> Vec<NodeMessage> {
                 version: Digest([1; 32]),
                 outcomes: Outcome::ALL.into_iter().zip(0..).collect(),
                 run_ns: 70_000,
+                run_times: [(33, 1)].into_iter().collect(),
             }],
             free_slots: 12,
             stopping: true,

@@ -291,6 +291,7 @@ impl Reconciler {
                     version,
                     state,
                     routed: routed == Some(&version),
+                    record: None,
                 });
             }
         }

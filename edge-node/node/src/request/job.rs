@@ -338,7 +338,7 @@ impl Job {
         // Nothing was sent to a caller that had gone.
         let status = answer.map_or(self.status, |answer| answer.status().as_u16());
         let whole = answer.map_or(0, |answer| answer.body().whole_bytes());
-        live.counts.add(outcome, cost.run_ns);
+        live.counts.add(outcome, cost.run_ns, !cost.cold);
         let record = UsageRecord {
             boot_epoch: 0,
             sequence: 0,

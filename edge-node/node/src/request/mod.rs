@@ -221,7 +221,7 @@ fn carry(lane: &Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<An
 fn carry_here(lane: &Rc<Lane>, live: Arc<Live>, call: Call, reply: oneshot::Sender<Answer>) {
     if !lane.meter.borrow_mut().has_room() {
         // It does not run, so it needs no record, for which there may be no room either.
-        live.counts.add(Outcome::Shed, 0);
+        live.counts.add(Outcome::Shed, 0, false);
         // If the caller has gone, there is nobody to tell.
         let _ = reply.send(refuse(lane, call.id, &Problem::Unmetered));
         return;

@@ -9,10 +9,12 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::gates::Gates;
 use super::units::{self, UnitError};
+use super::wave::WaveError;
 use super::{
-    Build, Function, Isolation, Limits, Manifest, ManifestError, Network, Placement, Rollout,
-    SCHEMA, Scale,
+    Amount, Build, Function, Isolation, Limits, Manifest, ManifestError, Network, Placement,
+    Rollout, SCHEMA, Scale, WaveRule,
 };
 use crate::ids::Name;
 use crate::limits::{
@@ -23,7 +25,7 @@ use crate::limits::{
 
 /// The sections and their keys. `[env]` and `[files]` have none of their own: every key is a variable, or a
 /// path.
-const SECTIONS: [(&str, &[&str]); 10] = [
+const SECTIONS: [(&str, &[&str]); 11] = [
     (
         "function",
         &["name", "tenant", "description", "args", "inetd"],
@@ -49,7 +51,26 @@ const SECTIONS: [(&str, &[&str]); 10] = [
     ("placement", &["labels", "regions"]),
     (
         "rollout",
-        &["waves", "bake", "probe", "max_error_rate", "min_requests"],
+        &[
+            "waves",
+            "bake",
+            "probe",
+            "max_error_rate",
+            "min_requests",
+            "quorum",
+            "skip_after",
+            "gates",
+        ],
+    ),
+    (
+        "rollout.gates",
+        &[
+            "worse_by",
+            "max_crash_rate",
+            "slower_by",
+            "slower_at_least",
+            "false_alarms",
+        ],
     ),
     ("network", &["allow"]),
     ("secrets", &[]),
@@ -216,16 +237,33 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
 
     let mut rollout = Section::open(root, "rollout", &mut places)?;
     let rollout = Rollout {
-        waves_percent: rollout
-            .percents("waves")?
-            .unwrap_or(DEFAULT_WAVES_PERCENT.to_vec()),
+        waves: rollout
+            .waves("waves")?
+            .unwrap_or(DEFAULT_WAVES_PERCENT.map(WaveRule::percent).to_vec()),
         bake_ms: rollout.millis("bake")?.unwrap_or(DEFAULT_BAKE_MS),
         probe_path: rollout.text("probe")?.unwrap_or_else(|| "/".to_owned()),
         max_error_ppm: rollout
             .ppm("max_error_rate")?
             .unwrap_or(DEFAULT_MAX_ERROR_PPM),
         min_requests: rollout.count("min_requests")?.map_or(0, u64::from),
+        quorum: rollout.amount("quorum")?,
+        skip_after_ms: rollout.millis("skip_after")?,
+        gates: Gates::default(),
     };
+
+    let usual = Gates::default();
+    let mut gates = Section::open_within(root, "rollout", "gates", "rollout.gates", &mut places)?;
+    let gates = Gates {
+        worse_percent: gates.percent("worse_by")?.unwrap_or(usual.worse_percent),
+        max_crash_ppm: gates.ppm("max_crash_rate")?.unwrap_or(usual.max_crash_ppm),
+        slower_percent: match gates.is_off("slower_by") {
+            true => None,
+            false => gates.percent("slower_by")?.or(usual.slower_percent),
+        },
+        slower_ms: gates.millis("slower_at_least")?.unwrap_or(usual.slower_ms),
+        false_alarm_ppm: gates.ppm("false_alarms")?.unwrap_or(usual.false_alarm_ppm),
+    };
+    let rollout = Rollout { gates, ..rollout };
 
     let schema = u32::try_from(schema).unwrap_or(u32::MAX);
     let manifest = Manifest {
@@ -251,13 +289,29 @@ fn refuse_unknown_keys(root: &DeTable<'_>, places: &Places<'_>) -> Result<(), Ma
         if name == "schema" {
             continue;
         }
-        let Some((section, known)) = SECTIONS.iter().find(|(section, _)| *section == name) else {
+        let section = SECTIONS.iter().find(|(section, _)| *section == name);
+        // A section within a section is found there.
+        let Some((section, known)) = section.filter(|_| !name.contains('.')) else {
             unknown.push((key.span().start, name.to_owned(), ""));
             continue;
         };
         let table = value.get_ref().as_table();
         if ["env", "files"].contains(section) || LATER.contains(section) {
             continue;
+        }
+        let within = table.and_then(|table| table.get("gates")?.get_ref().as_table());
+        if let (Some(within), "rollout") = (within, *section) {
+            let (section, known) = SECTIONS
+                .iter()
+                .find(|(section, _)| *section == "rollout.gates")
+                .expect("it is there");
+            let unknown_within = within
+                .iter()
+                .filter(|(key, _)| !known.contains(&key.get_ref().as_ref()));
+            unknown.extend(
+                unknown_within
+                    .map(|(key, _)| (key.span().start, key.get_ref().to_string(), *section)),
+            );
         }
         for (key, _) in table.into_iter().flatten() {
             if !known.contains(&key.get_ref().as_ref()) {
@@ -347,6 +401,38 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
             }),
             None => Err(ManifestError::Value {
                 line: Some(places.line(value.span().start)),
+                key: name.to_owned(),
+                value: describe(value.get_ref()),
+                allowed: format!("a section, written [{name}] on a line of its own"),
+            }),
+        }
+    }
+
+    /// A section within another one.
+    fn open_within(
+        root: &'d DeTable<'t>,
+        outer: &'static str,
+        inner: &'static str,
+        name: &'static str,
+        places: &'p mut Places<'t>,
+    ) -> Result<Self, ManifestError> {
+        let outer = root.get(outer).and_then(|value| value.get_ref().as_table());
+        let Some(value) = outer.and_then(|table| table.get(inner)) else {
+            return Ok(Section {
+                name,
+                table: None,
+                places,
+            });
+        };
+        let section = Section {
+            name,
+            table: value.get_ref().as_table(),
+            places,
+        };
+        match section.table {
+            Some(_) => Ok(section),
+            None => Err(ManifestError::Value {
+                line: Some(section.places.line(value.span().start)),
                 key: name.to_owned(),
                 value: describe(value.get_ref()),
                 allowed: format!("a section, written [{name}] on a line of its own"),
@@ -444,6 +530,16 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         self.quantity(key, units::RATE_EXPECTED, units::parse_ppm)
     }
 
+    fn percent(&mut self, key: &str) -> Result<Option<u32>, ManifestError> {
+        self.quantity(key, units::PERCENT_EXPECTED, units::parse_percent)
+    }
+
+    /// Whether somebody wants nothing of it.
+    fn is_off(&mut self, key: &str) -> bool {
+        let value = self.get(key);
+        value.is_some_and(|value| value.get_ref().as_str() == Some("off"))
+    }
+
     fn integer(&mut self, key: &str, expected: &str) -> Result<Option<u64>, ManifestError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -485,9 +581,55 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         self.list(key, allowed, |value| value.as_str().map(str::to_owned))
     }
 
-    fn percents(&mut self, key: &str) -> Result<Option<Vec<u8>>, ManifestError> {
-        let percent = |value: &DeValue<'_>| u8::try_from(unsigned(value.as_integer()?)?).ok();
-        self.list(key, super::WAVES_ALLOWED, percent)
+    fn amount(&mut self, key: &str) -> Result<Option<Amount>, ManifestError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let text = match value.get_ref() {
+            DeValue::Integer(number) => number.as_str(),
+            other => other.as_str().unwrap_or_default(),
+        };
+        match text.parse() {
+            Ok(amount) => Ok(Some(amount)),
+            Err(error) => {
+                let error: WaveError = error;
+                Err(self.wrong(key, value, error.expected))
+            }
+        }
+    }
+
+    /// Percentages as numbers, everything else as texts.
+    fn waves(&mut self, key: &str) -> Result<Option<Vec<WaveRule>>, ManifestError> {
+        const LIST: &str = "a list of waves, rising, the last one 100, for example [10, 50, 100] or \
+                            [\"ring=canary\", 50, 100]";
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let Some(items) = value.get_ref().as_array() else {
+            return Err(self.wrong(key, value, LIST));
+        };
+        let mut waves = Vec::new();
+        for item in items {
+            let wave = match item.get_ref() {
+                DeValue::Integer(number) => {
+                    let percent = unsigned(number).and_then(|number| u8::try_from(number).ok());
+                    percent.map(WaveRule::percent)
+                }
+                DeValue::String(text) => match text.parse::<WaveRule>() {
+                    Ok(wave) => Some(wave),
+                    Err(WaveError { expected, .. }) => {
+                        let allowed = format!("{expected}; this is about \"{}\"", super::cut(text));
+                        return Err(self.wrong(key, value, allowed));
+                    }
+                },
+                _ => None,
+            };
+            match wave {
+                Some(wave) => waves.push(wave),
+                None => return Err(self.wrong(key, value, LIST)),
+            }
+        }
+        Ok(Some(waves))
     }
 
     fn list<T>(

@@ -33,7 +33,7 @@ fn a_manifest_with_a_name_alone_gets_the_defaults() {
     );
     assert_eq!(manifest.limits.cpu_ms, manifest.limits.deadline_ms);
     assert_eq!(manifest.scale.isolation, Isolation::Request);
-    assert_eq!(manifest.rollout.waves_percent, [10, 50, 100]);
+    assert_eq!(manifest.rollout.waves, [10, 50, 100].map(WaveRule::percent));
     assert_eq!(manifest.rollout.probe_path, "/");
     assert_eq!(manifest.rollout.max_error_ppm, 10_000);
 }
@@ -77,10 +77,18 @@ fn every_key_of_the_file_is_read() {
         regions = ["eu", "us-east"]
         labels = ["disk=ssd", "gpu="]
         [rollout]
-        waves = [34, 67, 100]
+        waves = ["ring=canary,bake=10m", 34, "67%", 100]
+        quorum = "80%"
+        skip_after = "30s"
         bake = "2s"
         probe = "/health?deep=1"
         max_error_rate = "0.5%"
+        [rollout.gates]
+        worse_by = "100%"
+        max_crash_rate = "0.1%"
+        slower_by = "off"
+        slower_at_least = "20ms"
+        false_alarms = "0.1%"
         "#,
     )
     .unwrap();
@@ -125,11 +133,22 @@ fn every_key_of_the_file_is_read() {
             allow: vec!["api.example.com:443".into()],
         },
         rollout: Rollout {
-            waves_percent: vec![34, 67, 100],
+            waves: ["ring=canary,bake=10m", "34%", "67%", "100%"]
+                .map(|wave| wave.parse().unwrap())
+                .to_vec(),
             bake_ms: 2_000,
             probe_path: "/health?deep=1".into(),
             max_error_ppm: 5_000,
             min_requests: 0,
+            quorum: Some(Amount::Percent(80)),
+            skip_after_ms: Some(30_000),
+            gates: Gates {
+                worse_percent: 100,
+                max_crash_ppm: 1_000,
+                slower_percent: None,
+                slower_ms: 20,
+                false_alarm_ppm: 1_000,
+            },
         },
     };
     assert_eq!(manifest, expected);
@@ -350,8 +369,39 @@ fn waves_rise_and_end_with_the_whole_fleet() {
         "100",
     ] {
         let text = refusal(&format!("[rollout]\nwaves = {bad}"));
-        assert_names(&text, &["`rollout.waves`", bad, "rising, the last one 100"]);
+        assert_names(&text, &["`rollout.waves`", bad, "rising"]);
     }
+    for (bad, named) in [
+        ("[\"baek=1s\", 100]", "did you mean `bake`"),
+        ("[\"ring=canary\"]", "the last one 100%"),
+        ("[1.5, 100]", "a list of waves"),
+    ] {
+        let text = refusal(&format!("[rollout]\nwaves = {bad}"));
+        assert_names(&text, &["`rollout.waves`", named]);
+    }
+    for (bad, named) in [
+        ("worse_bye = \"5%\"", "did you mean `worse_by`"),
+        ("worse_by = \"20000%\"", "0% to 10000%"),
+        ("slower_by = \"1.5%\"", "a whole number and %"),
+        ("slower_by = 50", "in quotes"),
+        ("false_alarms = \"0%\"", "1ppm to 100%"),
+        ("max_error_rate = \"1%\"", "belongs in [rollout]"),
+    ] {
+        let text = refusal(&format!("[rollout.gates]\n{bad}"));
+        assert_names(&text, &["rollout.gates", named]);
+    }
+    assert_names(
+        &refusal("[rollout]\ngates = 1"),
+        &["`rollout.gates`", "a section"],
+    );
+    for bad in ["0", "\"0%\"", "\"most\"", "true"] {
+        let text = refusal(&format!("[rollout]\nquorum = {bad}"));
+        assert_names(&text, &["`rollout.quorum`", "a share of the nodes"]);
+    }
+    assert_names(
+        &refusal("[rollout]\nskip_after = \"25h\""),
+        &["`rollout.skip_after`", "0ms to 24h"],
+    );
     assert_names(
         &refusal("[rollout]\nbake = \"25h\""),
         &["`rollout.bake`", "0ms to 24h"],

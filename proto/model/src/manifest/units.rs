@@ -22,6 +22,18 @@ pub const DURATION_EXPECTED: &str =
 pub const RATE_EXPECTED: &str = "a rate: a number and % with at most four decimals, or a whole number and ppm, for example 1% \
      or 500ppm, at most 100%";
 
+/// What [`parse_percent`] reads.
+pub const PERCENT_EXPECTED: &str = "a whole number and %, for example 50%";
+
+/// Reads a whole number of percent, which may be more than a hundred.
+pub fn parse_percent(text: &str) -> Result<u32, UnitError> {
+    let percent = || {
+        let digits = text.strip_suffix('%')?.trim_end();
+        u32::try_from(number(digits)?).ok()
+    };
+    percent().ok_or_else(|| wrong(text, PERCENT_EXPECTED))
+}
+
 /// Reads a size in bytes.
 pub fn parse_bytes(text: &str) -> Result<u64, UnitError> {
     let factor = |unit: &str| match unit {

@@ -294,6 +294,7 @@ fn however_many_versions_fail_the_coordinator_can_be_told() {
             reason: "x".repeat(MAX_REASON_BYTES),
         },
         routed: false,
+        record: None,
     };
     let mut versions: Vec<_> = (0..2 * MAX_FUNCTIONS).map(observed).collect();
     shorten(&mut versions);
