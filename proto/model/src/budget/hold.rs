@@ -24,6 +24,8 @@ pub struct Holder {
     recalled: bool,
     /// Given back, and nobody is known to have heard of it.
     untold: bool,
+    /// Asked, and not answered: more may have been leased than is known here.
+    unanswered: bool,
     /// By the last grant.
     slice: u64,
     asked_ms: Option<u64>,
@@ -72,6 +74,7 @@ impl Holder {
             exhausted: false,
             recalled: false,
             untold: false,
+            unanswered: false,
             slice: 0,
             asked_ms: None,
             vain_ms: None,
@@ -113,7 +116,8 @@ impl Holder {
         let more = give_back == 0 && !vain && (sight.refused || low && !idle);
         let report = since(asked_ms) >= LEASE_REPORT_MS && sight.spent != self.told_spent
             || since(asked_ms) >= LEASE_HELD_MS && sight.room > 0
-            || since(asked_ms) >= LEASE_AGAIN_MS && (self.untold || self.base.is_none());
+            || since(asked_ms) >= LEASE_AGAIN_MS
+                && (self.untold || self.unanswered || self.base.is_none());
         (give_back > 0 || more || report).then_some(Next { give_back, more })
     }
 
@@ -137,6 +141,7 @@ impl Holder {
     /// What to say, when this has been stored.
     pub fn ask(&mut self, now_ms: u64, sight: &Sight, more: bool) -> LeaseAsk {
         self.asked_ms = Some(now_ms);
+        self.unanswered = true;
         self.told_spent = sight.spent;
         LeaseAsk {
             scope: self.scope.clone(),
@@ -163,6 +168,7 @@ impl Holder {
         let based = self.base.is_none();
         let before = answer.ledger.saturating_sub(uploaded);
         self.base.get_or_insert(before);
+        self.unanswered = false;
         self.exhausted = answer.exhausted;
         self.recalled = answer.recall;
         if answer.serial <= self.serial {
