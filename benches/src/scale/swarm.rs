@@ -270,6 +270,7 @@ async fn follow(
                 version: verified.id,
                 state: VersionState::Ready,
                 routed: true,
+                record: None,
             },
         );
     }

@@ -102,9 +102,7 @@ impl Credentials {
         match answer {
             BulkAnswer::Renewed { certificate_der } => self.take(certificate_der.into()),
             BulkAnswer::Refused { reason } => Err(RenewalError::Refused(reason)),
-            BulkAnswer::Bytes { .. }
-            | BulkAnswer::UsageStored { .. }
-            | BulkAnswer::Leases(_) => {
+            BulkAnswer::Bytes { .. } | BulkAnswer::UsageStored { .. } | BulkAnswer::Leases(_) => {
                 Err(LinkError::Protocol("it answers another question").into())
             }
         }
