@@ -1,4 +1,4 @@
-//! The bytes of protocol version 4, message by message.
+//! The bytes of protocol version 5, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
