@@ -400,7 +400,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Bytes { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 4, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 5, 0]);
 }
 
 proptest::proptest! {
