@@ -50,6 +50,9 @@ pub(crate) struct SparsePack {
 }
 
 /// A row of chunks: digest, bytes, pack, start.
+/// A chunk, and where it begins in its pack.
+pub(crate) type Placed = (Chunk, u64);
+
 type ChunkColumns = (Vec<u8>, i64, String, i64);
 
 impl Store {
@@ -84,7 +87,7 @@ impl Store {
         &self,
         pack: &str,
         bytes: u64,
-        chunks: &[(Chunk, u64)],
+        chunks: &[Placed],
         now_ms: u64,
     ) -> Result<(), StoreError> {
         const DOING: &str = "enter chunks";
@@ -292,7 +295,7 @@ impl Store {
     pub(crate) async fn replace_pack(
         &self,
         old: &str,
-        new: Option<(&str, u64, &[(Chunk, u64)])>,
+        new: Option<(&str, u64, &[Placed])>,
     ) -> Result<bool, StoreError> {
         const DOING: &str = "replace a pack";
         let mut tx = self.write(Turn::Registry).await?;
