@@ -1,4 +1,5 @@
 //! Functions as OCI artifacts: what others read of them, and that they come back as they were.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

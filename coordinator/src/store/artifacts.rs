@@ -49,10 +49,10 @@ pub(crate) struct SparsePack {
     pub(crate) chunks: Vec<Located>,
 }
 
-/// A row of chunks: digest, bytes, pack, start.
 /// A chunk, and where it begins in its pack.
 pub(crate) type Placed = (Chunk, u64);
 
+/// A row of chunks: digest, bytes, pack, start.
 type ChunkColumns = (Vec<u8>, i64, String, i64);
 
 impl Store {

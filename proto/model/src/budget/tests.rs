@@ -174,10 +174,10 @@ fn run(seed: u64) {
                     }
                 }
             }
-            4 | 5 if nodes[at].reserved.pop().is_some() => {
-                nodes[at].spent += random(NEED + OVER + 1);
+            4 | 5 => {
+                let ended = nodes[at].reserved.pop();
+                nodes[at].spent += ended.map_or(0, |_| random(NEED + OVER + 1));
             }
-            4 | 5 => {}
             6 => {
                 let node = &mut nodes[at];
                 if node.uploaded < node.spent {
