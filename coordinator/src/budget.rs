@@ -72,9 +72,11 @@ impl Budgets {
             *month = now;
         }
         if waits {
+            let mut told = Ok(());
             for alert in self.store.take_alerts(now_ms).await? {
-                self.tell(&alert).await?;
+                told = told.and(self.tell(&alert).await);
             }
+            told?;
         }
         Ok(())
     }

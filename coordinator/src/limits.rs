@@ -71,6 +71,8 @@ pub(crate) const MAX_AUDIT_TEXT_CHARS: usize = 500;
 /// Shortest and longest life of a node's certificate; its renewal needs some seconds.
 pub const NODE_CERTIFICATE_LIFE: (Duration, Duration) =
     (Duration::from_secs(3), Duration::from_secs(366 * 86_400));
+/// Least time between two renewals of one node's certificate, or a 16th of its life if that is less.
+pub(crate) const MIN_RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 /// Largest certificate signing request.
 pub(crate) const MAX_CSR_BYTES: usize = 8 << 10;
 /// Most publisher keys of a tenant.
@@ -105,7 +107,9 @@ pub(crate) const MAX_S3_RETRIES: usize = 5;
 pub(crate) const S3_PATIENCE: Duration = Duration::from_secs(30);
 /// Most rollouts of one function that an answer lists, newest first.
 pub(crate) const MAX_LISTED_ROLLOUTS: i64 = 50;
-/// Age after which an artifact that no version names is removed at start.
+/// How often artifacts and chunks that nobody needs are looked for, beside at start.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(86_400);
+/// Age after which an artifact that no version names is removed.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 
 /// Largest desired state of one node, so that it fits a control frame.

@@ -22,7 +22,7 @@ use crate::ca::{
 };
 use crate::clock::{Clock, millis};
 use crate::ledger::Ledger;
-use crate::limits::LAST_SEEN_EVERY;
+use crate::limits::{LAST_SEEN_EVERY, SWEEP_EVERY};
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
@@ -319,6 +319,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         rollouts: rollouts.clone(),
         clock,
     });
+    let artifacts = registry.artifacts().clone();
     let api = Arc::new(Api {
         store: store.clone(),
         registry,
@@ -374,6 +375,14 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         budgets.run().await;
     }));
     let seen_store = store.clone();
+    tasks.spawn(until(stopped.clone(), "unused artifacts", async move {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            if let Err(error) = artifacts.sweep().await {
+                tracing::warn!(%error, "unused artifacts could not be removed");
+            }
+        }
+    }));
     tasks.spawn(until(stopped, "last seen", async move {
         keep_last_seen(&seen_store, &fleet).await;
     }));

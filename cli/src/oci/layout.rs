@@ -53,7 +53,9 @@ impl Layout {
         let manifest = package.manifest();
         for blob in [&package.signed.statement, &package.artifact, &manifest] {
             let name = blob_name(Digest::of(blob));
-            if !self.dir.join(&name).is_file() {
+            // One that was cut short is written anew.
+            let there = std::fs::read(self.dir.join(&name)).is_ok_and(|there| there == *blob);
+            if !there {
                 self.write(&name, blob)?;
             }
         }
@@ -63,7 +65,7 @@ impl Layout {
             .annotations
             .insert(REF_NAME.to_owned(), tag.to_owned());
         let digest = entry.digest;
-        let entries = index["manifests"].as_array_mut();
+        let entries = index.get_mut("manifests").and_then(Value::as_array_mut);
         let entries = entries.ok_or_else(|| self.wrong("its index.json lists no manifests"))?;
         entries.retain(|entry| tag_of(entry) != Some(tag));
         entries.push(json!(entry));

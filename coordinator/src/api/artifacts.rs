@@ -63,7 +63,8 @@ pub(super) async fn put_index(
         .await?
         .to_bytes();
     let index = Index::parse(&bytes).map_err(ArtifactError::BadIndex)?;
-    match api.registry.assemble(digest, &index).await? {
+    let assembled = async { Ok(api.registry.assemble(digest, &index).await?) };
+    match in_time(assembled).await? {
         Assembled::Here { new } => Ok(here(new).into_response()),
         Assembled::Missing(missing) => {
             let what = format!(
@@ -160,7 +161,7 @@ async fn in_time<T>(receive: impl Future<Output = Result<T, ApiError>>) -> Resul
         Ok(received) => received,
         Err(_) => {
             let most = BULK_ARTIFACT.as_secs();
-            let detail = format!("the artifact did not come within {most} s");
+            let detail = format!("the artifact was not here within {most} s");
             Err(ApiError::bad_request(detail))
         }
     }

@@ -58,11 +58,21 @@ pub(super) async fn alerts(
     QueryOf(query): QueryOf<AlertsQuery>,
 ) -> Result<Json<Vec<BudgetAlert>>, ApiError> {
     let limit = page_rows(query.limit, MAX_ALERTS_PAGE)?;
-    let mut alerts = api
-        .store
-        .budget_alerts(query.after.unwrap_or(0), limit)
-        .await?;
-    alerts.retain(|alert| caller.grant.reaches(&alert.tenant));
+    let mut after = query.after.unwrap_or(0);
+    let mut alerts = Vec::new();
+    // A page of what the caller may see, however many others' are between.
+    loop {
+        let page = api.store.budget_alerts(after, limit).await?;
+        let Some(last) = page.last() else { break };
+        after = last.row;
+        let own = page
+            .into_iter()
+            .filter(|alert| caller.grant.reaches(&alert.tenant));
+        alerts.extend(own.take(limit - alerts.len()));
+        if alerts.len() == limit {
+            break;
+        }
+    }
     Ok(Json(alerts))
 }
 

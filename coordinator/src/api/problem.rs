@@ -196,6 +196,7 @@ impl From<ArtifactError> for ApiError {
             | ArtifactError::Elsewhere { .. }
             | ArtifactError::OtherFleet(_)
             | ArtifactError::Lost { .. }
+            | ArtifactError::Away(_)
             | ArtifactError::Store(_) => ApiError::internal(error),
             ArtifactError::BadIndex(_) => ApiError::bad_request(error.to_string()),
             ArtifactError::TooLarge => ApiError::too_large(error.to_string()),

@@ -33,6 +33,7 @@ pub(crate) use tokens::{
 };
 
 use crate::limits::MAX_CSR_BYTES;
+use crate::store::NodeCertificate;
 
 /// How long the CA's certificate is good.
 const CA_LIFE: Duration = Duration::from_secs(3650 * 86_400);
@@ -210,20 +211,15 @@ pub(crate) fn node_name(certificate: &CertificateDer<'_>) -> Option<Name> {
         .ok()
 }
 
-/// When a certificate ends, in milliseconds since 1970 UTC.
-pub(crate) fn ends_ms(certificate: &CertificateDer<'_>) -> Option<u64> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let seconds = certificate.validity().not_after.timestamp();
-    u64::try_from(seconds).ok()?.checked_mul(1000)
-}
-
-/// Whether two certificates are for the same key.
-pub(crate) fn same_key(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
-    let key = |der: &CertificateDer<'_>| {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        Some(certificate.public_key().raw.to_vec())
-    };
-    key(one).is_some_and(|one| Some(one) == key(other))
+/// What is kept of a node's certificate; none if it is not one.
+pub(crate) fn kept(der: &CertificateDer<'_>) -> Option<NodeCertificate> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let until = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    Some(NodeCertificate {
+        digest: Digest::of(der),
+        key: Digest::of(certificate.public_key().raw),
+        until_ms: until.checked_mul(1000)?,
+    })
 }
 
 fn read_key(pem: &[u8]) -> Result<KeyPair, CaError> {

@@ -15,12 +15,15 @@ use holm_model::join::JoinToken;
 use holm_model::token::{ApiToken, Caveat, Grant, TokenId, TokenKey};
 use rustls_pki_types::CertificateDer;
 
-use super::{Authority, CaError, files, same_key, write_secret};
-use crate::clock::Clock;
+use super::{Authority, CaError, files, kept, write_secret};
+use crate::clock::{Clock, millis};
 use crate::limits::{
     DEFAULT_JOIN_TTL_SECONDS, MAX_API_TOKEN_TTL_SECONDS, MAX_API_TOKENS, MAX_JOIN_TTL_SECONDS,
+    MIN_RENEWAL_PAUSE,
 };
-use crate::store::{Came, Deed, JoinOutcome, Store, StoreError, TokenOutcome, TokenRow};
+use crate::store::{
+    Came, Deed, JoinOutcome, RenewOutcome, Store, StoreError, TokenOutcome, TokenRow,
+};
 
 const ADMIN_PREFIX: &str = "holm-admin-1.";
 
@@ -72,6 +75,10 @@ pub(crate) enum RenewError {
          the same key, for another one the node is to join again"
     )]
     OtherKey,
+    #[error(
+        "the node had its certificate renewed a moment ago; its clock may be wrong, else it is to try again later"
+    )]
+    TooSoon,
     #[error(
         "the certificate that was shown is not the node's any more: it was revoked, or a machine has joined in its \
          place; join again with a new token"
@@ -298,10 +305,11 @@ impl Joins {
             .authority
             .sign_node(&request.node, &request.csr_der, life)?;
         let (token, node) = (Digest::of(&request.secret), &request.node);
-        let digest = Digest::of(&certificate);
+        let unusable = || CaError::BadRequest("its key is in a form that cannot be kept".into());
+        let own = kept(&certificate).ok_or_else(unusable)?;
         match self
             .store
-            .join(token, node, digest, self.clock.now_ms())
+            .join(token, node, own, self.clock.now_ms())
             .await?
         {
             JoinOutcome::Joined => {
@@ -320,8 +328,7 @@ impl Joins {
         }
     }
 
-    /// A new certificate for `node`, in place of the one that it has shown and that stays good until it shows the
-    /// new one.
+    /// A new certificate for `node`, which has shown another one for the same key; both are good until they end.
     pub(crate) async fn renew(
         &self,
         node: &Name,
@@ -330,15 +337,26 @@ impl Joins {
     ) -> Result<CertificateDer<'static>, RenewError> {
         let life = self.certificate_life;
         let certificate = self.authority.sign_node(node, csr_der, life)?;
-        if !same_key(shown, &certificate) {
+        let (Some(shown), Some(new)) = (kept(shown), kept(&certificate)) else {
+            return Err(RenewError::NotItsOwn);
+        };
+        if shown.key != new.key {
             return Err(RenewError::OtherKey);
         }
-        let (own, next) = (Digest::of(shown), Digest::of(&certificate));
-        if !self.store.renew(node, own, next).await? {
-            return Err(RenewError::NotItsOwn);
+        let now_ms = self.clock.now_ms();
+        let pause = millis(MIN_RENEWAL_PAUSE.min(life / 16));
+        let before_ms = now_ms.saturating_sub(pause);
+        let renewed = self
+            .store
+            .renew(node, shown, new.until_ms, now_ms, before_ms);
+        match renewed.await? {
+            RenewOutcome::Renewed => {
+                self.record(node, "node.renew").await;
+                Ok(certificate)
+            }
+            RenewOutcome::TooSoon => Err(RenewError::TooSoon),
+            RenewOutcome::NotItsOwn => Err(RenewError::NotItsOwn),
         }
-        self.record(node, "node.renew").await;
-        Ok(certificate)
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::frames::{self, WireError};
 use super::server::{Services, delivered};
+use crate::ca::kept;
 use crate::limits::{BULK_ARTIFACT, BULK_USAGE};
 use crate::registry::runs;
 
@@ -81,6 +82,9 @@ pub(super) async fn serve(
             match renewed.await {
                 Ok(renewed) => {
                     tracing::info!(%node, "a node's certificate is renewed");
+                    if let Some(kept) = kept(&renewed) {
+                        services.fleet.renewed(&node, kept.until_ms);
+                    }
                     let certificate_der = renewed.to_vec();
                     frames::write(&mut send, &BulkAnswer::Renewed { certificate_der }).await?;
                     delivered(&mut send).await;
@@ -141,8 +145,21 @@ async fn chunks(
         .iter()
         .map(|located| u64::from(located.chunk.bytes))
         .sum();
+    let mut runs = runs(&wanted);
+    // Before anything is promised: a node gives up what it is refused, and asks on for what breaks off.
+    let first = match runs.next() {
+        None => Vec::new(),
+        Some(run) => match artifacts.read_run(run).await {
+            Ok(first) => first,
+            Err(error) => {
+                tracing::error!(%digest, %error, "an artifact cannot be read");
+                return refuse(send, error.to_string()).await;
+            }
+        },
+    };
     frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
-    for run in runs(&wanted) {
+    send.write_all(&first).await?;
+    for run in runs {
         match artifacts.read_run(run).await {
             Ok(bytes) => send.write_all(&bytes).await?,
             Err(error) => {

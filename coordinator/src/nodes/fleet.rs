@@ -57,7 +57,7 @@ struct Inner {
 struct Entry {
     /// None until it has been connected once.
     hello: Option<Hello>,
-    /// When the certificate ends that it showed last.
+    /// When the last certificate ends that it was given, as far as this coordinator has learnt it.
     certificate_until_ms: Option<u64>,
     last_seen_ms: u64,
     /// When the link came or went.
@@ -124,10 +124,10 @@ impl Fleet {
                 .or_insert_with(|| Entry::new(row.hello.clone(), now_ms));
             entry.drained = row.drained;
             entry.cordoned = row.cordoned.is_some();
+            entry.certificate_until_ms = row.certificate_until_ms;
             entry.labels.clone_from(&row.labels);
             if entry.here().is_none() {
                 entry.hello = row.hello.clone();
-                entry.certificate_until_ms = row.certificate_until_ms;
                 entry.last_seen_ms = row.last_seen_ms;
             }
         }
@@ -143,6 +143,13 @@ impl Fleet {
         self.changed.notified().await;
     }
 
+    /// A node was given another certificate.
+    pub(crate) fn renewed(&self, name: &Name, until_ms: u64) {
+        if let Some(entry) = self.lock().nodes.get_mut(name) {
+            entry.certificate_until_ms = Some(until_ms);
+        }
+    }
+
     /// Makes [`Fleet::changed`] return.
     pub(crate) fn wake(&self) {
         self.changed.notify_one();
@@ -153,7 +160,6 @@ impl Fleet {
         &self,
         name: &Name,
         hello: Hello,
-        certificate_until_ms: Option<u64>,
         connection: Connection,
     ) -> (u64, Option<Connection>) {
         let now_ms = self.clock.now_ms();
@@ -165,7 +171,6 @@ impl Fleet {
             .entry(name.clone())
             .or_insert_with(|| Entry::new(None, now_ms));
         entry.hello = Some(hello);
-        entry.certificate_until_ms = certificate_until_ms;
         entry.last_seen_ms = now_ms;
         entry.since_ms = now_ms;
         entry.stopping = false;

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holm_model::control::{CoordinatorMessage, Desired, Hello, LogBatch, NodeMessage};
-use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::ids::{FunctionName, Name};
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::frames::WireError;
 use super::server::{Services, close, delivered, shut};
 use super::{bulk, frames};
-use crate::ca::{ends_ms, node_name};
+use crate::ca::{kept, node_name};
 use crate::limits::{
     LINK_OPENING, MAX_LOG_BATCH_COUNTED_BYTES, MAX_NODE_TEXT_CHARS, MAX_OBSERVED_VERSIONS,
     MAX_URL_CHARS,
@@ -42,8 +42,8 @@ pub(super) enum LinkError {
     #[error("the certificate shown does not name a node; join again")]
     Nameless,
     #[error(
-        "node `{0}` is not known here, or its certificate was revoked, or was replaced when it was renewed or when a \
-         machine joined under the same name; join again with a new token"
+        "node `{0}` is not known here, or its certificate was revoked, or was replaced when a machine joined under \
+         the same name; join again with a new token"
     )]
     Unknown(Name),
     #[error("the node opened no control stream, or sent no Hello on it, in time")]
@@ -102,11 +102,7 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
             recv,
         }) => {
             let Some(send) = &mut control else { return };
-            let until_ms = ends_ms(&certificate);
-            let (session, replaced) =
-                services
-                    .fleet
-                    .connected(&name, hello, until_ms, connection.clone());
+            let (session, replaced) = services.fleet.connected(&name, hello, connection.clone());
             if let Some(replaced) = replaced {
                 overtake(&replaced);
             }
@@ -194,11 +190,9 @@ async fn open(
         .await
         .map_err(|_| LinkError::Silent)??;
     check(&hello)?;
-    // TLS has read it.
-    let certificate_until_ms = ends_ms(&certificate).unwrap_or(0);
     services
         .store
-        .save_hello(&name, &hello, certificate_until_ms, services.clock.now_ms())
+        .save_hello(&name, &hello, services.clock.now_ms())
         .await?;
     // The node may come from a coordinator that knew of more: its desired state never goes back.
     services.rollouts.refresh().await?;
@@ -221,11 +215,8 @@ async fn authenticate(
         .ok_or(LinkError::NoCertificate)?;
     let certificate = chain.first().ok_or(LinkError::NoCertificate)?;
     let name = node_name(certificate).ok_or(LinkError::Nameless)?;
-    match services
-        .store
-        .admits(&name, Digest::of(certificate))
-        .await?
-    {
+    let shown = kept(certificate).ok_or(LinkError::Nameless)?;
+    match services.store.admits(&name, shown).await? {
         true => Ok((name, certificate.clone())),
         false => Err(LinkError::Unknown(name)),
     }
@@ -372,14 +363,15 @@ impl Link<'_> {
         // The node may come from a coordinator that knew of more, and keeps to what it is told last.
         self.services.budgets.refresh().await?;
         let mut budgets = self.services.budgets.list();
-        // Without any there is nothing to keep to, and a node that knows none is not told.
-        let mut told = 0;
+        let mut told = None;
         loop {
             // Before the functions that are under them.
             let list = budgets.borrow_and_update().clone();
-            if list.revision != told && (told > 0 || !list.budgets.is_empty()) {
-                told = list.revision;
+            // Where there was never one, nothing is said of them. A list may change without a new revision: prices of a
+            // month that comes into sight do that.
+            if told.as_ref() != Some(&list) && (told.is_some() || list.revision > 0) {
                 frames::write(send, &CoordinatorMessage::Budgets((*list).clone())).await?;
+                told = Some(list);
             }
             let changed = tokio::select! {
                 changed = target.changed() => changed,

@@ -68,6 +68,12 @@ pub enum ArtifactError {
          place of its own"
     )]
     OtherFleet(String),
+    /// The place is not there at the moment.
+    #[error(
+        "the artifacts are not to be found in {0}, where they were: it has no object `fleet`; see to its mount, or to \
+         the bucket; nothing is given up meanwhile"
+    )]
+    Away(String),
     /// Too long.
     #[error("the artifact has more than the {MAX_ARTIFACT_BYTES} bytes allowed; make it smaller")]
     TooLarge,
@@ -168,10 +174,16 @@ impl Artifacts {
     pub(crate) async fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
         let chunks = self.chunks(digest).await?;
         let mut bytes = Vec::new();
+        let mut lost = Ok(());
         for run in runs(&chunks) {
-            bytes.extend_from_slice(&self.read_run(run).await?);
+            match self.read_run(run).await {
+                Ok(more) => bytes.extend_from_slice(&more),
+                // So that all that is damaged is sent again, and not one chunk of it at a time.
+                Err(error @ ArtifactError::Lost { .. }) => lost = Err(error),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(bytes)
+        lost.map(|()| bytes)
     }
 
     /// The bytes of one of [`runs`], verified.
@@ -179,22 +191,34 @@ impl Artifacts {
         if let Some(bytes) = self.try_run(run).await? {
             return Ok(bytes);
         }
-        // The pack was replaced meanwhile, or one of the chunks is not what it was.
+        // The pack was replaced meanwhile, or some of the chunks are not what they were.
+        let digests = run.iter().map(|old| old.chunk.digest);
+        let found = self.store.use_chunks(digests, self.clock.now_ms()).await?;
         let mut bytes = Vec::new();
+        let mut lost = Ok(());
         for old in run {
-            let (chunk, now_ms) = (old.chunk.digest, self.clock.now_ms());
-            let found = self.store.use_chunks([chunk].into_iter(), now_ms).await?;
+            let chunk = old.chunk.digest;
             let now = found.get(&chunk).unwrap_or(old);
-            match self.try_run(std::slice::from_ref(now)).await? {
+            match self.sure_chunk(now).await? {
                 Some(more) => bytes.extend_from_slice(&more),
                 None => {
                     self.store.lose_chunk(now).await?;
                     let pack = now.pack.clone();
-                    return Err(ArtifactError::Lost { chunk, pack });
+                    lost = Err(ArtifactError::Lost { chunk, pack });
                 }
             }
         }
-        Ok(bytes)
+        lost.map(|()| bytes)
+    }
+
+    /// A chunk's bytes; none if it is damaged or gone while the place where it was is there.
+    async fn sure_chunk(&self, located: &Located) -> Result<Option<Vec<u8>>, ArtifactError> {
+        let run = std::slice::from_ref(located);
+        if let Some(bytes) = self.try_run(run).await? {
+            return Ok(Some(bytes));
+        }
+        self.objects.look().await?;
+        self.try_run(run).await
     }
 
     /// None if it is not there, or not what it was.
@@ -253,36 +277,55 @@ impl Artifacts {
         if self.has_for_deploy(digest).await? {
             return Ok(Assembled::Here { new: false });
         }
-        let now_ms = self.clock.now_ms();
-        let digests = index.chunks().iter().map(|chunk| chunk.digest);
-        let here = self.store.use_chunks(digests, now_ms).await?;
-        let mut asked = HashSet::new();
-        let missing = (0..)
-            .zip(index.chunks())
-            .filter(|(_, chunk)| !here.contains_key(&chunk.digest) && asked.insert(chunk.digest));
-        let missing: Vec<u32> = missing.map(|(place, _)| place).collect();
-        if !missing.is_empty() {
-            return Ok(Assembled::Missing(missing));
-        }
-        let chunks = index
-            .chunks()
-            .iter()
-            .map(|chunk| here[&chunk.digest].clone());
-        let chunks: Vec<Located> = chunks.collect();
+        let chunks = match self.located(index).await? {
+            Ok(chunks) => chunks,
+            Err(missing) => return Ok(Assembled::Missing(missing)),
+        };
+        // With the lengths that the chunks have, whatever the sender's list says.
+        let real = chunks.iter().map(|located| located.chunk).collect();
+        let real = Index::from_chunks(real)?;
         let _turn = check.acquire().await;
         let mut whole = Sha256::new();
+        let mut lost = false;
         for run in runs(&chunks) {
-            let bytes = self.read_run(run).await?;
-            whole = blocking(move || whole.chain_update(&bytes)).await;
+            match self.read_run(run).await {
+                Ok(bytes) => whole = blocking(move || whole.chain_update(&bytes)).await,
+                Err(ArtifactError::Lost { .. }) => lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        if lost {
+            let missing = self.located(index).await?.err().unwrap_or_default();
+            return Ok(Assembled::Missing(missing));
         }
         let found = Digest(whole.finalize().into());
         if found != digest {
             let announced = digest;
             return Err(ArtifactError::WrongDigest { announced, found });
         }
-        let chunks = chunks.into_iter().map(|located| located.chunk).collect();
-        // With the lengths that the chunks have, whatever the sender's list says.
-        self.enter(digest, &Index::from_chunks(chunks)?).await
+        self.enter(digest, &real).await
+    }
+
+    /// Where the chunks of `index` are, in its order; or those that are not here, by their places, of equal ones the
+    /// first.
+    async fn located(
+        &self,
+        index: &Index,
+    ) -> Result<Result<Vec<Located>, Vec<u32>>, ArtifactError> {
+        let digests = index.chunks().iter().map(|chunk| chunk.digest);
+        let here = self.store.use_chunks(digests, self.clock.now_ms()).await?;
+        let mut asked = HashSet::new();
+        let missing = (0..)
+            .zip(index.chunks())
+            .filter(|(_, chunk)| !here.contains_key(&chunk.digest) && asked.insert(chunk.digest));
+        let missing: Vec<u32> = missing.map(|(place, _)| place).collect();
+        if !missing.is_empty() {
+            return Ok(Err(missing));
+        }
+        let chunks = index.chunks().iter();
+        Ok(Ok(chunks
+            .map(|chunk| here[&chunk.digest].clone())
+            .collect()))
     }
 
     async fn enter(&self, digest: Digest, index: &Index) -> Result<Assembled, ArtifactError> {
@@ -306,9 +349,18 @@ impl Artifacts {
             let old = &sparse.pack;
             let mut bytes = Vec::new();
             let mut chunks = Vec::new();
-            for run in sparse.chunks.chunks(MAX_RUN_CHUNKS) {
+            for run in runs(&sparse.chunks) {
+                // One request for what lies together, unless some of it is damaged.
+                if let Some(own) = self.try_run(run).await? {
+                    for located in run {
+                        let start = bytes.len() as u64 + located.start - run[0].start;
+                        chunks.push((located.chunk, start));
+                    }
+                    bytes.extend_from_slice(&own);
+                    continue;
+                }
                 for located in run {
-                    let Some(own) = self.try_run(std::slice::from_ref(located)).await? else {
+                    let Some(own) = self.sure_chunk(located).await? else {
                         tracing::error!(chunk = %located.chunk.digest, pack = old, "a chunk of the artifact store is damaged or gone");
                         self.store.lose_chunk(located).await?;
                         continue;

@@ -79,6 +79,19 @@ impl Objects {
         }
     }
 
+    /// Refuses to go on where the place itself is not there, however briefly: then what cannot be found in it is not
+    /// lost.
+    pub(crate) async fn look(&self) -> Result<(), ArtifactError> {
+        let owner = match self {
+            Objects::Directory(directory) => directory.owner().await?,
+            Objects::S3(s3) => s3.owner().await?,
+        };
+        match owner {
+            Some(_) => Ok(()),
+            None => Err(ArtifactError::Away(self.place())),
+        }
+    }
+
     /// Stores a pack durably. Nobody may know its name before that.
     pub(crate) async fn put(&self, pack: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
         match self {

@@ -148,7 +148,8 @@ fn number(count: u64) -> f64 {
 /// The logarithm of the mean of what `logarithms` are of.
 fn mean(logarithms: &[f64]) -> f64 {
     let most = logarithms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if most == f64::NEG_INFINITY {
+    // What was held to be impossible has happened, or nothing at all: a difference of such would be no number.
+    if most.is_infinite() {
         return most;
     }
     let sum: f64 = logarithms.iter().map(|one| (one - most).exp()).sum();

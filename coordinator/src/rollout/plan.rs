@@ -236,7 +236,8 @@ impl Rollout {
 
     /// Lets no further wave begin or pass. Nothing happens if it is not running.
     pub(crate) fn pause(&mut self) {
-        if self.state == RolloutState::Running && self.paused.is_none() {
+        let by_itself = self.paused.as_deref() == Some(QUORUM_MISSED);
+        if self.state == RolloutState::Running && (self.paused.is_none() || by_itself) {
             self.paused = Some("paused by the operator".into());
         }
     }
@@ -538,15 +539,14 @@ impl Rollout {
             return Progress::Serving;
         }
         let timeout = self.policy.prepare_timeout_ms;
-        let impatient = now_ms
-            > wave
-                .since_ms
-                .saturating_add(timeout.saturating_mul(PATIENCE));
+        let skip_after = wave.skip_after_ms(&self.policy);
+        let patience = timeout.saturating_mul(PATIENCE).saturating_add(skip_after);
+        // While it waits for its quorum, whoever comes back gets its time.
+        let impatient = self.paused.as_deref() != Some(QUORUM_MISSED)
+            && now_ms > wave.since_ms.saturating_add(patience);
         match sight.presence {
             Presence::Absent { since_ms } => {
-                match impatient
-                    || now_ms > since_ms.saturating_add(wave.skip_after_ms(&self.policy))
-                {
+                match impatient || now_ms > since_ms.saturating_add(skip_after) {
                     true => Progress::Away,
                     false => Progress::Pending,
                 }

@@ -623,6 +623,33 @@ fn without_its_quorum_a_wave_waits_and_goes_on_by_itself_when_the_nodes_are_back
 }
 
 #[test]
+fn a_node_that_comes_back_to_a_wave_without_its_quorum_gets_its_time() {
+    let (mut rollout, mut first) = short_of_quorum();
+    rollout.tick(&first, at(10_000_000, 3));
+    // It is there again, and has not said anything yet.
+    let back = first.get_mut(&name(1)).unwrap();
+    back.presence = Presence::Connected {
+        since_ms: 10_000_001,
+    };
+    back.generation = 0;
+    assert_eq!(rollout.tick(&first, at(10_000_002, 3)), []);
+    assert_eq!(rollout.state, RolloutState::Running);
+    assert_eq!(rollout.waves[0].state, WaveState::Moving);
+    first.insert(name(1), serving(NEW, 2));
+    rollout.tick(&first, at(10_000_100, 3));
+    assert_eq!(rollout.waves[0].state, WaveState::Baking);
+}
+
+#[test]
+fn an_operators_pause_outlasts_one_for_want_of_a_quorum() {
+    let (mut rollout, mut first) = short_of_quorum();
+    rollout.pause();
+    first.insert(name(1), serving(NEW, 2));
+    rollout.tick(&first, at(6_000, 3));
+    assert_eq!(rollout.paused.as_deref(), Some("paused by the operator"));
+}
+
+#[test]
 fn a_wave_without_its_quorum_can_be_promoted() {
     let (mut rollout, first) = short_of_quorum();
     assert!(rollout.promote(None, false));

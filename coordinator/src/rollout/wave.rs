@@ -139,9 +139,13 @@ pub(super) fn plan_waves(fleet: &Fleet, policy: &Policy, now_ms: u64) -> Waves {
             continue;
         }
         let whole = rule.nodes == Amount::Percent(100);
-        let candidates = present.iter().chain(absent.iter().filter(|_| whole));
+        // A ring of which nobody is there is waited for, or seen to be skipped; it is not passed over.
+        let alone = present.is_empty() && rule.is_ring();
+        let candidates = present
+            .iter()
+            .chain(absent.iter().filter(|_| whole || alone));
         let candidates: Vec<&Name> = candidates.map(|(name, _)| *name).collect();
-        let total = match whole {
+        let total = match whole || alone {
             true => candidates.len(),
             false => present.len(),
         };

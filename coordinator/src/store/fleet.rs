@@ -25,7 +25,7 @@ pub(crate) struct NodeRow {
     pub(crate) labels: BTreeMap<String, String>,
     /// Its certificate is void.
     pub(crate) revoked: bool,
-    /// When the certificate that it showed last ends.
+    /// When the last certificate that it was given ends; none of one that joined before that was noted.
     pub(crate) certificate_until_ms: Option<u64>,
 }
 
@@ -47,6 +47,27 @@ pub(crate) enum NodeChange {
 
 /// Prescribed name, expiry, when it was used and by whom.
 type TokenColumns = (Option<String>, i64, Option<i64>, Option<String>);
+
+/// A node's certificate, as it is kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NodeCertificate {
+    /// SHA-256 of all of it.
+    pub(crate) digest: Digest,
+    /// SHA-256 of its public key.
+    pub(crate) key: Digest,
+    /// When it ends.
+    pub(crate) until_ms: u64,
+}
+
+/// What became of an attempt to have a certificate renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RenewOutcome {
+    Renewed,
+    /// The one before is not old enough.
+    TooSoon,
+    /// What was shown is void.
+    NotItsOwn,
+}
 
 /// What became of an attempt to join.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +109,7 @@ impl Store {
         &self,
         token: Digest,
         node: &Name,
-        certificate: Digest,
+        certificate: NodeCertificate,
         now_ms: u64,
     ) -> Result<JoinOutcome, StoreError> {
         const DOING: &str = "use a join token";
@@ -142,14 +163,19 @@ impl Store {
             .await
             .during(DOING)?;
         query(
-            "INSERT INTO nodes (name, certificate, joined_ms, last_seen_ms) VALUES (?, ?, ?, ?)
+            "INSERT INTO nodes (name, certificate, node_key, certificate_until_ms, joined_ms, last_seen_ms)
+             VALUES (?, ?, ?, ?, ?, ?)
              ON CONFLICT (name) DO UPDATE SET certificate = excluded.certificate,
-                                              next_certificate = NULL,
+                                              node_key = excluded.node_key,
+                                              renewed_ms = NULL,
+                                              certificate_until_ms = excluded.certificate_until_ms,
                                               joined_ms = excluded.joined_ms,
                                               revoked_ms = NULL",
         )
         .bind(node)
-        .bind(certificate)
+        .bind(certificate.digest)
+        .bind(certificate.key)
+        .bind(certificate.until_ms)
         .bind(now_ms)
         .bind(now_ms)
         .execute(&mut tx)
@@ -166,83 +192,75 @@ impl Store {
         Ok(JoinOutcome::Joined)
     }
 
-    /// Whether `certificate` is the one that `node` has got, and not void. The first that shows the next one has it
-    /// from then on, and the one before is void.
+    /// Whether `certificate`, which the fleet's authority has signed for `node`, is of the machine that joined last
+    /// under that name, and not void.
     pub(crate) async fn admits(
         &self,
         node: &Name,
-        certificate: Digest,
+        certificate: NodeCertificate,
     ) -> Result<bool, StoreError> {
-        const DOING: &str = "look up a node";
-        let row: Option<(Vec<u8>, Option<Vec<u8>>)> = query(
-            "SELECT certificate, next_certificate FROM nodes WHERE name = ? AND revoked_ms IS NULL",
+        query(
+            "SELECT 1 FROM nodes
+             WHERE name = ? AND revoked_ms IS NULL AND (certificate = ? OR node_key = ?)",
         )
         .bind(node)
-        .optional(self.reader())
+        .bind(certificate.digest)
+        .bind(certificate.key)
+        .found(self.reader())
         .await
-        .during(DOING)?;
-        let Some((own, next)) = row else {
-            return Ok(false);
-        };
-        if own == certificate.0 {
-            return Ok(true);
-        }
-        if next.is_none_or(|next| next != certificate.0) {
-            return Ok(false);
-        }
-        let promoted = query(
-            "UPDATE nodes SET certificate = next_certificate, next_certificate = NULL
-             WHERE name = ? AND next_certificate = ? AND revoked_ms IS NULL",
-        )
-        .bind(node)
-        .bind(certificate)
-        .execute(self.writer())
-        .await
-        .during(DOING)?;
-        Ok(promoted == 1)
+        .during("look up a node")
     }
 
-    /// A node is to have `next` in place of `own`, which stays good until it shows the other. Whether `own` is the
-    /// certificate that it has.
+    /// A node that has shown `shown` is given another certificate for the same key, until `until_ms`; unless it had
+    /// one after `before_ms`.
     pub(crate) async fn renew(
         &self,
         node: &Name,
-        own: Digest,
-        next: Digest,
-    ) -> Result<bool, StoreError> {
+        shown: NodeCertificate,
+        until_ms: u64,
+        now_ms: u64,
+        before_ms: u64,
+    ) -> Result<RenewOutcome, StoreError> {
+        if !self.admits(node, shown).await? {
+            return Ok(RenewOutcome::NotItsOwn);
+        }
         let renewed = query(
-            "UPDATE nodes SET next_certificate = ?
-             WHERE name = ? AND certificate = ? AND revoked_ms IS NULL",
+            "UPDATE nodes SET node_key = ?, renewed_ms = ?, certificate_until_ms = ?
+             WHERE name = ? AND revoked_ms IS NULL AND (certificate = ? OR node_key = ?)
+               AND (renewed_ms IS NULL OR renewed_ms <= ?)",
         )
-        .bind(next)
+        .bind(shown.key)
+        .bind(now_ms)
+        .bind(until_ms)
         .bind(node)
-        .bind(own)
+        .bind(shown.digest)
+        .bind(shown.key)
+        .bind(before_ms)
         .execute(self.writer())
         .await
         .during("renew a node's certificate")?;
-        Ok(renewed == 1)
+        Ok(match renewed {
+            0 => RenewOutcome::TooSoon,
+            _ => RenewOutcome::Renewed,
+        })
     }
 
-    /// What a node said of itself when it connected, and when the certificate ends that it showed.
+    /// What a node said of itself when it connected.
     pub(crate) async fn save_hello(
         &self,
         node: &Name,
         hello: &Hello,
-        certificate_until_ms: u64,
         now_ms: u64,
     ) -> Result<(), StoreError> {
         let json = serde_json::to_string(hello)
             .map_err(|error| StoreError::corrupt("a node's hello", error))?;
-        query(
-            "UPDATE nodes SET hello = ?, certificate_until_ms = ?, last_seen_ms = ? WHERE name = ?",
-        )
-        .bind(json)
-        .bind(certificate_until_ms)
-        .bind(now_ms)
-        .bind(node)
-        .execute(self.writer())
-        .await
-        .during("store a node")?;
+        query("UPDATE nodes SET hello = ?, last_seen_ms = ? WHERE name = ?")
+            .bind(json)
+            .bind(now_ms)
+            .bind(node)
+            .execute(self.writer())
+            .await
+            .during("store a node")?;
         Ok(())
     }
 

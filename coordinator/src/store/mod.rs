@@ -50,7 +50,7 @@ pub(crate) use catalogue::{
 };
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
-pub(crate) use fleet::{JoinOutcome, NodeChange, NodeRow, Pins};
+pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, RenewOutcome};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
 pub(crate) use prune::{Fate, PruneWish};

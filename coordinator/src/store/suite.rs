@@ -19,8 +19,9 @@ use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
     Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome,
-    LinkChange, NewVersion, NodeChange, Pins, PruneWish, PublishOutcome, RolloutRow, Store,
-    TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
+    LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish, PublishOutcome,
+    RenewOutcome, RolloutRow, Store, TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter,
+    UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -41,7 +42,8 @@ on_both_databases! {
     names_are_in_the_order_of_their_bytes,
     of_machines_that_join_at_once_with_one_token_one_is_let_in,
     a_join_token_is_refused_with_its_reason,
-    a_certificate_is_good_until_the_next_one_is_shown,
+    a_node_is_known_by_its_key_until_another_machine_has_its_name,
+    a_node_that_joined_before_keys_were_noted_is_known_by_its_certificate_and_then_by_its_key,
     an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided,
     a_token_has_its_name_alone_until_it_is_revoked_or_over,
     entries_of_the_audit_log_are_in_one_chain_whoever_adds_them,
@@ -509,7 +511,7 @@ async fn of_machines_that_join_at_once_with_one_token_one_is_let_in(database: Te
     for number in 0..4 {
         let store = store.clone();
         let node = name(&format!("n{number}"));
-        tasks.spawn(async move { store.join(token, &node, Digest([2; 32]), 50).await.unwrap() });
+        tasks.spawn(async move { store.join(token, &node, certificate(2), 50).await.unwrap() });
     }
     let outcomes = tasks.join_all().await;
     let joined = |outcome: &&JoinOutcome| **outcome == JoinOutcome::Joined;
@@ -528,8 +530,10 @@ async fn a_join_token_is_refused_with_its_reason(database: TestDatabase) {
         .await
         .unwrap();
     let join = async |token, node: &Name, now| {
-        let certificate = Digest([now as u8; 32]);
-        store.join(token, node, certificate, now).await.unwrap()
+        store
+            .join(token, node, certificate(now as u8), now)
+            .await
+            .unwrap()
     };
     assert_eq!(
         join(Digest([9; 32]), &edge, 50).await,
@@ -542,47 +546,74 @@ async fn a_join_token_is_refused_with_its_reason(database: TestDatabase) {
         JoinOutcome::OtherName { prescribed }
     );
     assert_eq!(join(plain, &edge, 50).await, JoinOutcome::Joined);
-    store.save_hello(&edge, &hello(), 900, 60).await.unwrap();
+    store.save_hello(&edge, &hello(), 60).await.unwrap();
     // It has lived: only who was given the name may have it again.
     let second = Digest([3; 32]);
     store.add_join_token(second, None, 1, 100).await.unwrap();
     assert_eq!(join(second, &edge, 70).await, JoinOutcome::NameTaken);
     assert_eq!(join(named, &edge, 80).await, JoinOutcome::Joined);
-    assert!(store.admits(&edge, Digest([80; 32])).await.unwrap());
-    assert!(!store.admits(&edge, Digest([50; 32])).await.unwrap());
-    assert!(!store.admits(&other, Digest([80; 32])).await.unwrap());
+    assert!(store.admits(&edge, certificate(80)).await.unwrap());
+    assert!(!store.admits(&edge, certificate(50)).await.unwrap());
+    assert!(!store.admits(&other, certificate(80)).await.unwrap());
 }
 
-async fn a_certificate_is_good_until_the_next_one_is_shown(database: TestDatabase) {
+async fn a_node_is_known_by_its_key_until_another_machine_has_its_name(database: TestDatabase) {
     let store = &database.store;
     let edge = name("edge");
-    let [first, second, third] = [1, 2, 3].map(|byte| Digest([byte; 32]));
-    let token = Digest([8; 32]);
-    store.add_join_token(token, None, 1, 100).await.unwrap();
-    store.join(token, &edge, first, 50).await.unwrap();
+    let own = |digest, key| NodeCertificate {
+        digest: Digest([digest; 32]),
+        key: Digest([key; 32]),
+        until_ms: 900,
+    };
+    let join = async |byte: u8, certificate, now| {
+        let token = Digest([byte; 32]);
+        store
+            .add_join_token(token, Some(&edge), 1, 100)
+            .await
+            .unwrap();
+        store.join(token, &edge, certificate, now).await.unwrap()
+    };
     let admits = async |certificate| store.admits(&edge, certificate).await.unwrap();
-    assert!(!store.renew(&edge, second, third).await.unwrap());
-    // The answer is lost: the node asks once more.
-    assert!(store.renew(&edge, first, second).await.unwrap());
-    assert!(store.renew(&edge, first, third).await.unwrap());
-    assert!(!admits(second).await && admits(first).await);
-    assert!(admits(third).await);
-    assert!(!admits(first).await && admits(third).await);
-    // Who joins in its place is not shut out by what was on its way.
-    assert!(store.renew(&edge, third, second).await.unwrap());
-    let token = Digest([9; 32]);
-    store
-        .add_join_token(token, Some(&edge), 1, 100)
-        .await
-        .unwrap();
-    store.join(token, &edge, first, 60).await.unwrap();
-    assert!(admits(first).await && !admits(second).await && !admits(third).await);
-    store.renew(&edge, first, second).await.unwrap();
+    let renew = async |shown, now| {
+        let renewed = store.renew(&edge, shown, 2000, now, now - 10);
+        renewed.await.unwrap()
+    };
+    join(8, own(1, 1), 50).await;
+    assert_eq!(renew(own(2, 2), 60).await, RenewOutcome::NotItsOwn);
+    // The answer is lost, and the node asks once more; at first too soon.
+    assert_eq!(renew(own(1, 1), 60).await, RenewOutcome::Renewed);
+    assert_eq!(renew(own(1, 1), 65).await, RenewOutcome::TooSoon);
+    assert_eq!(renew(own(1, 1), 70).await, RenewOutcome::Renewed);
+    assert!(admits(own(1, 1)).await && admits(own(3, 1)).await && !admits(own(4, 2)).await);
+    assert_eq!(renew(own(3, 1), 90).await, RenewOutcome::Renewed);
+    let row = &store.nodes().await.unwrap()[0];
+    assert_eq!(row.certificate_until_ms, Some(2000));
+    join(9, own(5, 2), 95).await;
+    assert!(admits(own(5, 2)).await && admits(own(6, 2)).await);
+    assert!(!admits(own(1, 1)).await && !admits(own(3, 1)).await);
     // Who has joined again has made what was decided before outdated.
     let revoked = change_node(store, 1, &edge, NodeChange::Revoked, 1);
     assert!(revoked.await.unwrap());
-    assert!(!admits(first).await && !admits(second).await);
-    assert!(!store.renew(&edge, first, third).await.unwrap());
+    assert!(!admits(own(5, 2)).await);
+    assert_eq!(renew(own(5, 2), 200).await, RenewOutcome::NotItsOwn);
+}
+
+async fn a_node_that_joined_before_keys_were_noted_is_known_by_its_certificate_and_then_by_its_key(
+    database: TestDatabase,
+) {
+    let store = &database.store;
+    let edge = name("edge");
+    with_node(store, &edge).await;
+    database.execute("UPDATE nodes SET node_key = NULL").await;
+    let first = certificate(1);
+    let second = NodeCertificate {
+        digest: Digest([10; 32]),
+        ..first
+    };
+    assert!(store.admits(&edge, first).await.unwrap());
+    assert!(!store.admits(&edge, second).await.unwrap());
+    store.renew(&edge, first, 2000, 60, 50).await.unwrap();
+    assert!(store.admits(&edge, second).await.unwrap());
 }
 
 async fn an_administrators_token_is_replaced_by_the_next_of_its_label_and_can_be_voided(
@@ -746,10 +777,19 @@ fn hello() -> Hello {
     }
 }
 
+/// A certificate, with a key of its own.
+fn certificate(byte: u8) -> NodeCertificate {
+    NodeCertificate {
+        digest: Digest([byte; 32]),
+        key: Digest([byte; 32]),
+        until_ms: 900,
+    }
+}
+
 async fn with_node(store: &Store, node: &Name) {
     let token = Digest::of(node.as_str().as_bytes());
     store.add_join_token(token, None, 1, 100).await.unwrap();
-    let joined = store.join(token, node, Digest([1; 32]), 2).await.unwrap();
+    let joined = store.join(token, node, certificate(1), 2).await.unwrap();
     assert_eq!(joined, JoinOutcome::Joined);
 }
 
@@ -763,7 +803,7 @@ async fn what_a_node_said_and_when_is_kept(database: TestDatabase) {
         (1, &None),
         "it was never there"
     );
-    store.save_hello(&edge, &hello(), 900, 10).await.unwrap();
+    store.save_hello(&edge, &hello(), 10).await.unwrap();
     store
         .save_last_seen(&[(edge.clone(), 20), (name("nobody"), 30)])
         .await
@@ -827,7 +867,7 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
     let store = &database.store;
     let edge = name("edge");
     with_node(store, &edge).await;
-    store.save_hello(&edge, &hello(), 900, 10).await.unwrap();
+    store.save_hello(&edge, &hello(), 10).await.unwrap();
     assert_eq!(
         store.nodes().await.unwrap()[0].certificate_until_ms,
         Some(900)
@@ -848,9 +888,9 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
         .add_join_token(token, Some(&edge), 1, 100)
         .await
         .unwrap();
-    let joined = store.join(token, &edge, Digest([9; 32]), 50).await.unwrap();
+    let joined = store.join(token, &edge, certificate(9), 50).await.unwrap();
     assert_eq!(joined, JoinOutcome::Joined);
-    assert!(store.admits(&edge, Digest([9; 32])).await.unwrap());
+    assert!(store.admits(&edge, certificate(9)).await.unwrap());
     assert!(!store.nodes().await.unwrap()[0].revoked);
 }
 
@@ -1152,7 +1192,7 @@ pub(super) async fn fill(store: &Store) {
     let [one, two] = with_versions(store, [1, 2]).await;
     with_node(store, &name("edge")).await;
     store
-        .save_hello(&name("edge"), &self::hello(), 900, 3)
+        .save_hello(&name("edge"), &self::hello(), 3)
         .await
         .unwrap();
     store

@@ -1,8 +1,8 @@
 //! What the node shows the coordinator on its link, and how that is renewed in time.
 //!
 //! The key stays the node's own as long as it is joined; what is renewed is the coordinator's word for it. The
-//! coordinator takes the old certificate until it was shown the new one, so neither a crash nor a lost answer shuts
-//! the node out. A certificate that has ended ends nothing but the link: what is here is served on.
+//! coordinator knows the node by its key, and takes any certificate for it that has not ended, so neither a crash nor
+//! a lost answer shuts the node out. One whose certificate has ended gets no link any more, and serves on.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,7 @@ impl Credentials {
     /// Has the certificate renewed over the link whenever that is due, as long as it is polled. The link stays what
     /// it is; the next one is made with the new certificate.
     pub(crate) async fn keep(&mut self, connection: &Connection) -> Infallible {
+        let mut again = MIN_RENEWAL_PAUSE;
         loop {
             let pause = self.validity.pause(now());
             if !pause.is_zero() {
@@ -82,12 +83,14 @@ impl Credentials {
                 continue;
             }
             match self.renew(connection).await {
-                Ok(()) => tracing::info!("the node's certificate is renewed"),
+                Ok(()) => {
+                    tracing::info!("the node's certificate is renewed");
+                    again = MIN_RENEWAL_PAUSE;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "the node's certificate is not renewed; trying again");
-                    let left = self.validity.until.saturating_sub(now());
-                    let pause = (left / 8).clamp(MIN_RENEWAL_PAUSE, MAX_RENEWAL_PAUSE);
-                    tokio::time::sleep(pause).await;
+                    tracing::warn!(%error, again_in_s = again.as_secs(), "the node's certificate is not renewed");
+                    tokio::time::sleep(again).await;
+                    again = (again * 2).min(MAX_RENEWAL_PAUSE);
                 }
             }
         }
@@ -118,7 +121,7 @@ impl Credentials {
         }
         let identity = self.identity.with(certificate);
         let config = tls::link(&identity, ALPN).map_err(bad)?;
-        // On disk before it is shown: from then on the coordinator takes no other.
+        // On disk before it is shown, so that a restart has no older one.
         identity.save_certificate(&self.dir)?;
         (self.identity, self.validity, self.config) = (identity, validity, config);
         Ok(())

@@ -287,7 +287,7 @@ pub struct NodeView {
     pub never_connected: bool,
     /// When it was last heard, milliseconds since 1970 UTC.
     pub last_seen_ms: u64,
-    /// When the certificate ends that it showed last, milliseconds since 1970 UTC. It has that renewed by itself.
+    /// When the last certificate ends that it was given, milliseconds since 1970 UTC. It has that renewed by itself.
     #[serde(default)]
     pub certificate_until_ms: Option<u64>,
     /// Round-trip time of the link in microseconds, while it is up.

@@ -11,7 +11,11 @@ use tokio::fs::{self, File};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _};
 
 use super::{FLEET, PACKS, is_pack};
+use crate::ca::random;
 use crate::registry::ArtifactError;
+
+/// Linux's number for a failed read or write of a device.
+const EIO: i32 = 5;
 
 /// A directory of objects.
 #[derive(Clone, Debug)]
@@ -39,7 +43,17 @@ impl Directory {
     }
 
     pub(super) async fn own(&self, fleet: &str) -> Result<(), ArtifactError> {
-        self.write(&self.dir.join(FLEET), fleet.as_bytes()).await
+        // Whole or not there: what is cut short would be another fleet's.
+        let path = self.dir.join(FLEET);
+        let beside = self
+            .dir
+            .join(format!("{FLEET}.{}", hex::encode(random::<8>())));
+        self.write(&beside, fleet.as_bytes()).await?;
+        let renamed = async {
+            fs::rename(&beside, &path).await?;
+            File::open(&self.dir).await?.sync_all().await
+        };
+        renamed.await.map_err(disk("writing", &path))
     }
 
     pub(super) async fn put(&self, pack: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
@@ -61,10 +75,14 @@ impl Directory {
             .await
             .map_err(disk("reading", &path))?;
         let mut bytes = Vec::new();
-        file.take(want)
-            .read_to_end(&mut bytes)
-            .await
-            .map_err(disk("reading", &path))?;
+        match file.take(want).read_to_end(&mut bytes).await {
+            // A bad sector: what was there has to be sent again.
+            Err(error) if error.raw_os_error() == Some(EIO) => {
+                tracing::error!(path = %path.display(), %error, "a pack of the artifact store cannot be read");
+                return Ok(None);
+            }
+            read => read.map_err(disk("reading", &path))?,
+        };
         Ok(Some(bytes).filter(|bytes| bytes.len() as u64 == want))
     }
 
@@ -102,6 +120,8 @@ impl Directory {
         let mut file = File::create_new(path).await.map_err(disk("making", path))?;
         let written = async {
             file.write_all(bytes).await?;
+            // Without it the last write goes on behind, and nobody hears of its failure.
+            file.flush().await?;
             file.sync_all().await?;
             let parent = path.parent().unwrap_or(&self.dir);
             File::open(parent).await?.sync_all().await

@@ -105,7 +105,7 @@ pub(crate) struct S3 {
 
 impl S3 {
     pub(super) fn new(place: &S3Place) -> Result<Self, ArtifactError> {
-        let mut builder = AmazonS3Builder::new().with_bucket_name(&place.bucket);
+        let mut builder = AmazonS3Builder::new();
         let mut http = false;
         for (name, value) in &place.settings {
             // There are others, for other programs.
@@ -123,6 +123,8 @@ impl S3 {
             retry_timeout: S3_PATIENCE,
             ..RetryConfig::default()
         };
+        // Last, so that no AWS_BUCKET of another program is taken for it.
+        let builder = builder.with_bucket_name(&place.bucket);
         let store = builder.with_client_options(client).with_retry(retry);
         let store = store
             .build()

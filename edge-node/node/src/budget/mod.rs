@@ -13,7 +13,7 @@
 pub(crate) mod gauge;
 pub(crate) mod lane;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -58,6 +58,8 @@ pub(crate) struct Budgets {
     told_revision: Option<u64>,
     /// Something was given back that the disk does not know yet.
     unkept: bool,
+    /// The journal could not be had to count for what is held.
+    unsettled: bool,
     /// The last one that was asked about, if there was no room for more.
     last: Option<(Scope, u64)>,
 }
@@ -98,6 +100,13 @@ struct KeptLease {
     base: Option<u64>,
 }
 
+/// The months that budgets are held for at this time: the next one too when it is near.
+fn months_at(now_ms: u64) -> impl Iterator<Item = Month> {
+    let month = Month::of(now_ms);
+    let next = (now_ms + NEXT_MONTH_MS >= month.to_ms).then(|| month.next());
+    [Some(month), next].into_iter().flatten()
+}
+
 impl Budgets {
     /// Takes up what the disk says. When this returns, nothing runs beyond it.
     pub(crate) fn open(
@@ -116,6 +125,7 @@ impl Budgets {
             table,
             told_revision: Some(0),
             unkept: false,
+            unsettled: false,
             last: None,
         };
         budgets.take_up(now_ms());
@@ -190,7 +200,9 @@ impl Budgets {
             tracing::error!(%error, "after a restart without a coordinator the node would keep to older budgets");
         }
         let gauges = self.gauges();
-        if let Err(error) = self.journal.gauge(gauges.clone()).await {
+        let counted = self.journal.gauge(gauges.clone()).await;
+        self.unsettled = counted.is_err();
+        if let Err(error) = counted {
             // Without leases nothing runs under a budget.
             tracing::error!(%error, "what was spent of budgets is not known");
         }
@@ -198,11 +210,9 @@ impl Budgets {
     }
 
     fn take_up(&mut self, now_ms: u64) {
-        let month = Month::of(now_ms);
-        let next = (now_ms + NEXT_MONTH_MS >= month.to_ms).then(|| month.next());
         let mut held = BTreeMap::new();
         for budget in &self.list.budgets {
-            for month in [Some(month), next].into_iter().flatten() {
+            for month in months_at(now_ms) {
                 let key = (budget.scope.clone(), month.from_ms);
                 let one = match self.held.remove(&key) {
                     Some(one) => {
@@ -245,15 +255,15 @@ impl Budgets {
     /// Says and asks what is to be said and asked.
     async fn look(&mut self, link: &Link, table: &Table) {
         let now_ms = now_ms();
-        let month = Month::of(now_ms);
-        let next = now_ms + NEXT_MONTH_MS >= month.to_ms;
-        let stale = self
-            .held
-            .keys()
-            .any(|(_, from_ms)| *from_ms < month.from_ms);
-        let months = self.held.len() / self.list.budgets.len().max(1);
-        if stale || months < 1 + usize::from(next) && !self.list.budgets.is_empty() {
+        // A clock that was wrong may have had it count for other months.
+        let months: BTreeSet<u64> = self.held.keys().map(|(_, from_ms)| *from_ms).collect();
+        let wanted: BTreeSet<u64> = months_at(now_ms).map(|month| month.from_ms).collect();
+        if self.unsettled || months != wanted && !self.list.budgets.is_empty() {
             self.settle(now_ms).await;
+        }
+        if self.unsettled {
+            // Nothing is counted, so nothing may be leased.
+            return;
         }
         let linked = link.is_up();
         for held in self.held.values() {

@@ -19,6 +19,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use holm_model::budget::Month;
 use holm_model::chain::Place;
 use holm_model::codec::FrameError;
 use holm_model::ids::{Digest, Name};
@@ -175,6 +176,7 @@ impl Journal {
             progress: progress.clone(),
             changed: changed.clone(),
             gauges: ByTenant::default(),
+            month: Month::of(now_ms()),
         };
         let thread = std::thread::Builder::new()
             .name("holm-journal".into())
@@ -284,6 +286,8 @@ struct Worker {
     progress: Arc<Progress>,
     changed: Arc<Notify>,
     gauges: ByTenant,
+    /// The last in which it was looked what is needed no more.
+    month: Month,
 }
 
 impl Worker {
@@ -307,6 +311,7 @@ impl Worker {
                 }
             }
             self.commit(&mut entries);
+            self.forget();
             match after {
                 // The asker may have gone away in the meantime; then nobody wants the answer.
                 Some(Message::Take(max, reply)) => drop(reply.send(self.store.take(max))),
@@ -329,6 +334,18 @@ impl Worker {
         }
         self.gauges = gauges;
         Ok(())
+    }
+
+    /// With a month what was used in those before is needed no more.
+    fn forget(&mut self) {
+        let now_ms = now_ms();
+        if self.month.has(now_ms) {
+            return;
+        }
+        self.month = Month::of(now_ms);
+        if let Err(error) = self.store.forget_used(now_ms) {
+            tracing::error!(%error, "what was used in months before stays in the journal");
+        }
     }
 
     /// Commits the entries however long it takes.

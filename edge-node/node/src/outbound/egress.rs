@@ -3,18 +3,26 @@
 //! Each reserves so much that it is paid for. What all of them may send is counted together, since instances may serve
 //! several: so all of them send no more than all have reserved.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::limits::MAX_EGRESS_BYTES_BUDGETED;
 
 /// Of one version on this node. Without a budget there is no bound.
 #[derive(Debug, Default)]
 pub(crate) struct Egress {
+    /// Looked at first, so that without a budget nothing is locked.
     bounded: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// Rises whenever it is not bounded any more: what begins after that counts from nothing.
-    time: AtomicU64,
-    left: AtomicI64,
+    time: u64,
+    /// Requests under way.
+    shares: usize,
+    left: i64,
 }
 
 /// What one request under way may send. To be ended with what it did send.
@@ -25,23 +33,32 @@ pub(crate) struct Share {
 }
 
 impl Egress {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A request begins that is under a hard budget.
     pub(crate) fn share(self: &Arc<Self>) -> Share {
-        if !self.bounded.swap(true, Ordering::Relaxed) {
-            self.left.store(0, Ordering::Relaxed);
-        }
-        self.left
-            .fetch_add(MAX_EGRESS_BYTES_BUDGETED as i64, Ordering::Relaxed);
+        let mut state = self.lock();
+        self.bounded.store(true, Ordering::Relaxed);
+        state.shares += 1;
+        state.left += MAX_EGRESS_BYTES_BUDGETED as i64;
         Share {
             egress: self.clone(),
-            time: self.time.load(Ordering::Relaxed),
+            time: state.time,
         }
     }
 
     /// One begins that is not.
     pub(crate) fn open(&self) {
-        if self.bounded.load(Ordering::Relaxed) && self.bounded.swap(false, Ordering::Relaxed) {
-            self.time.fetch_add(1, Ordering::Relaxed);
+        if self.bounded.load(Ordering::Relaxed) {
+            let mut state = self.lock();
+            self.bounded.store(false, Ordering::Relaxed);
+            *state = State {
+                time: state.time + 1,
+                ..State::default()
+            };
         }
     }
 
@@ -50,17 +67,20 @@ impl Egress {
         if !self.bounded.load(Ordering::Relaxed) {
             return bytes;
         }
-        let bytes = bytes.min(MAX_EGRESS_BYTES_BUDGETED as usize) as i64;
-        let left = self.left.fetch_sub(bytes, Ordering::Relaxed);
-        let taken = left.clamp(0, bytes);
-        self.give_back((bytes - taken) as usize);
-        taken as usize
+        let mut state = self.lock();
+        let most = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let taken = state.left.clamp(0, most);
+        state.left -= taken;
+        usize::try_from(taken).unwrap_or(0)
     }
 
     /// So many that were taken were not sent.
     pub(crate) fn give_back(&self, bytes: usize) {
         if bytes > 0 && self.bounded.load(Ordering::Relaxed) {
-            self.left.fetch_add(bytes as i64, Ordering::Relaxed);
+            let mut state = self.lock();
+            if state.shares > 0 {
+                state.left += i64::try_from(bytes).unwrap_or(0);
+            }
         }
     }
 }
@@ -69,9 +89,16 @@ impl Share {
     /// The request is over, and has sent so much.
     pub(crate) fn end(self, sent: u64) {
         let unsent = MAX_EGRESS_BYTES_BUDGETED as i64 - i64::try_from(sent).unwrap_or(i64::MAX);
-        if self.time == self.egress.time.load(Ordering::Relaxed) {
-            self.egress.left.fetch_sub(unsent, Ordering::Relaxed);
+        let mut state = self.egress.lock();
+        if self.time != state.time {
+            return;
         }
+        state.shares = state.shares.saturating_sub(1);
+        // What was sent between requests is nobody's, and is not owed by those to come.
+        state.left = match state.shares {
+            0 => 0,
+            _ => state.left - unsent,
+        };
     }
 }
 
@@ -97,6 +124,15 @@ mod tests {
         let idle = egress.share();
         idle.end(0);
         assert_eq!(egress.take(1), 0);
+        // One instance sends after its answer while another one serves: it is paid for once.
+        for _ in 0..3 {
+            let one = egress.share();
+            assert_eq!(egress.take(MOST), MOST);
+            one.end(0);
+        }
+        let next = egress.share();
+        assert_eq!(egress.take(MOST), MOST, "and nothing of it stays");
+        next.end(MOST as u64);
         let late = egress.share();
         egress.open();
         assert_eq!(egress.take(7), 7);

@@ -84,6 +84,10 @@ pub(crate) async fn reserve(
     live: &Arc<Live>,
     job: &mut Job,
 ) -> Result<(), Refusal> {
+    if job.has_reserved() {
+        // It comes back from an instance that it was sent away from.
+        return Ok(());
+    }
     let reserve = lane.budgets.borrow_mut().reserve(live);
     let Some(reserve) = reserve else {
         return Ok(());

@@ -122,6 +122,10 @@ impl Job {
     }
 
     /// Has reserved what it can cost.
+    pub(crate) fn has_reserved(&self) -> bool {
+        self.ticket.is_some()
+    }
+
     pub(crate) fn reserved(&mut self, ticket: Ticket) {
         self.ticket = Some(ticket);
     }
