@@ -238,6 +238,20 @@ async fn a_damaged_chunk_is_never_given_out_and_can_be_sent_again(place: Place) 
     let artifact = noise(1, 1 << 20);
     let digest = Digest::of(&artifact);
     place.put(&artifact).await.unwrap();
+    // While the place itself is not there nothing counts as lost.
+    let [(pack, _)] = &place.objects.list().await.unwrap()[..] else {
+        panic!("one pack is expected");
+    };
+    let length = artifact.len() as u64;
+    let bytes = place.objects.read(pack, 0..length).await.unwrap().unwrap();
+    place.objects.remove(pack).await.unwrap();
+    for _ in 0..2 {
+        let error = place.artifacts.read(digest).await.unwrap_err();
+        assert!(matches!(error, ArtifactError::Away(_)), "{error}");
+    }
+    place.objects.claim("fleet", false).await.unwrap();
+    place.objects.put(pack, bytes).await.unwrap();
+    assert!(place.artifacts.read(digest).await.unwrap() == artifact);
     for damage in [false, true] {
         let [(pack, _)] = &place.objects.list().await.unwrap()[..] else {
             panic!("one pack is expected");
@@ -252,12 +266,12 @@ async fn a_damaged_chunk_is_never_given_out_and_can_be_sent_again(place: Place) 
         let error = place.artifacts.read(digest).await.unwrap_err();
         assert!(matches!(error, ArtifactError::Lost { .. }), "{error}");
         assert!(!place.artifacts.has_for_deploy(digest).await.unwrap());
-        // One after the other is found to be gone.
-        while !place.put(&artifact).await.unwrap() {}
-        while let Err(error) = place.artifacts.read(digest).await {
-            assert!(matches!(error, ArtifactError::Lost { .. }), "{error}");
-            place.put(&artifact).await.unwrap();
-        }
+        // All that is damaged is asked for at once, and nothing else.
+        let missing = place.missing(&artifact).await;
+        let chunks = Index::of(&artifact).chunks().len();
+        assert_eq!(missing.len(), if damage { 1 } else { chunks });
+        place.send(&artifact, &missing).await;
+        assert!(place.missing(&artifact).await.is_empty());
         assert!(place.artifacts.read(digest).await.unwrap() == artifact);
         assert!(place.artifacts.remove(digest).await.unwrap());
         place.artifacts.tidy().await.unwrap();

@@ -32,6 +32,21 @@ pub(crate) struct Compared {
     pub(crate) new: Count,
 }
 
+impl Compared {
+    /// Whatever a node says, no more went badly than there was.
+    fn possible(&self) -> Compared {
+        let possible = |count: Count| Count {
+            bad: count.bad.min(count.trials),
+            ..count
+        };
+        Compared {
+            learnt: possible(self.learnt),
+            old: possible(self.old),
+            new: possible(self.new),
+        }
+    }
+}
+
 /// What a new version is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Allowed {
@@ -52,7 +67,11 @@ const BETS_PPM: [u32; 13] = [
 
 /// The natural logarithm of the evidence that the new version is worse than allowed.
 pub(crate) fn evidence(nodes: &[Compared], allowed: &Allowed) -> f64 {
-    let nodes: Vec<&Compared> = nodes.iter().filter(|node| node.new.trials > 0).collect();
+    let nodes: Vec<Compared> = nodes
+        .iter()
+        .filter(|node| node.new.trials > 0)
+        .map(Compared::possible)
+        .collect();
     if nodes.is_empty() {
         return 0.0;
     }

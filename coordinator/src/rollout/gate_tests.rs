@@ -354,3 +354,45 @@ fn figures_of_bad_versions() {
         assert!(found.len() >= 90, "only {} of 100", found.len());
     }
 }
+
+#[test]
+fn whatever_is_counted_the_evidence_is_a_number_and_what_is_not_allowed_at_all_is_too_much() {
+    use super::super::evidence::{Allowed, Compared, Count, evidence};
+    let count = |bad, trials| Count { trials, bad };
+    let nothing_allowed = Allowed {
+        floor_ppm: 0,
+        of_old_percent: None,
+        trusted: 0,
+    };
+    let first = Compared {
+        new: count(100, 100),
+        ..Compared::default()
+    };
+    assert_eq!(evidence(&[first], &nothing_allowed), f64::INFINITY);
+    let good = Compared {
+        new: count(0, 100),
+        ..Compared::default()
+    };
+    assert!(evidence(&[good], &nothing_allowed) < 0.0);
+    assert_eq!(evidence(&[first, good], &nothing_allowed), f64::INFINITY);
+    // More went badly than there was: a node that lies.
+    let counts = [count(0, 0), count(9, 3), count(u64::MAX, 5), count(1, 100)];
+    for (floor_ppm, of_old_percent) in [(0, None), (0, Some(100)), (10_000, Some(300))] {
+        let allowed = Allowed {
+            floor_ppm,
+            of_old_percent,
+            trusted: 50,
+        };
+        for old in counts {
+            for new in counts {
+                let node = Compared {
+                    learnt: old,
+                    old,
+                    new,
+                };
+                let found = evidence(&[node, good], &allowed);
+                assert!(!found.is_nan(), "{node:?} {allowed:?}");
+            }
+        }
+    }
+}

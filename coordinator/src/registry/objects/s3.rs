@@ -67,7 +67,10 @@ impl FromStr for S3Place {
             ));
         }
         let prefix = prefix.trim_end_matches('/');
-        if prefix.len() > MAX_PREFIX_CHARS || Path::parse(prefix).is_err() {
+        if prefix.len() > MAX_PREFIX_CHARS
+            || prefix.starts_with('/')
+            || Path::parse(prefix).is_err()
+        {
             return Err(wrong("the prefix cannot be one"));
         }
         let settings = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
@@ -268,8 +271,11 @@ mod tests {
     #[test]
     fn no_secret_of_a_place_is_printed() {
         let place: S3Place = "s3://holm".parse().unwrap();
-        let secret = ("AWS_SECRET_ACCESS_KEY".into(), "hush".into());
-        let place = place.with_settings([secret]);
+        let settings = [
+            ("AWS_ACCESS_KEY_ID".into(), "somebody".into()),
+            ("AWS_SECRET_ACCESS_KEY".into(), "hush".into()),
+        ];
+        let place = place.with_settings(settings);
         let store = S3::new(&place).unwrap();
         assert!(!format!("{place:?} {place} {}", store.place()).contains("hush"));
     }
