@@ -38,6 +38,8 @@ pub(crate) struct Figures {
     nodes: usize,
     /// The coordinator's own memory above what it had without nodes, for each.
     idle_bytes_per_node: f64,
+    /// The coordinator's own memory after the rollout, in all.
+    after_rollout_bytes: u64,
     /// Its CPU time in each second, for each.
     idle_cpu_us_per_node: f64,
     /// From `holm deploy` until all nodes have the version and the coordinator knows.
@@ -66,14 +68,9 @@ pub(crate) fn run(mut sizes: Vec<usize>) -> Result<Scale> {
         .enable_all()
         .build()
         .context("cannot make a runtime")?;
-    let mut fleet = Fleet::without_nodes();
-    let empty = Own::of(fleet.coordinator_pid())?.private;
-    let mut swarm = Swarm::new(&fleet)?;
     let mut results = Vec::new();
-    for (round, nodes) in sizes.into_iter().enumerate() {
-        results.push(measure(
-            &runtime, &mut fleet, &mut swarm, nodes, round, empty,
-        )?);
+    for nodes in sizes {
+        results.push(measure(&runtime, nodes)?);
     }
     Ok(Scale {
         artifact_bytes: ARTIFACT_BYTES,
@@ -81,14 +78,14 @@ pub(crate) fn run(mut sizes: Vec<usize>) -> Result<Scale> {
     })
 }
 
-fn measure(
-    runtime: &Runtime,
-    fleet: &mut Fleet,
-    swarm: &mut Swarm,
-    nodes: usize,
-    round: usize,
-    empty: u64,
-) -> Result<Figures> {
+/// With a fleet of its own: what a coordinator has once used it does not give back.
+fn measure(runtime: &Runtime, nodes: usize) -> Result<Figures> {
+    let mut fleet = Fleet::without_nodes();
+    let mut swarm = Swarm::new(&fleet)?;
+    // One is there already, so that what the first one costs is not counted for each.
+    runtime.block_on(swarm.grow(1))?;
+    await_all("a link", || swarm.linked() == 1)?;
+    let one = Own::of(fleet.coordinator_pid())?.private;
     eprintln!("{nodes} nodes join");
     runtime.block_on(swarm.grow(nodes))?;
     await_all("a link", || swarm.linked() == nodes)?;
@@ -98,14 +95,15 @@ fn measure(
     std::thread::sleep(IDLE);
     let pid = fleet.coordinator_pid();
     let cpu = (cpu(pid)? - before).as_secs_f64() / IDLE.as_secs_f64();
-    let idle = Own::of(pid)?.private.saturating_sub(empty);
+    let idle = Own::of(pid)?.private.saturating_sub(one);
 
     eprintln!("{nodes} nodes get a version");
-    let (program, manifest) = version(fleet, round)?;
+    let (program, manifest) = version(&fleet)?;
     let started = Instant::now();
     fleet.deploy(HELLO, &program, &manifest);
     await_all("the version", || swarm.have_newest() == nodes)?;
     let rollout = started.elapsed();
+    let after = Own::of(fleet.coordinator_pid())?.private;
     let bytes = runtime.block_on(bare::transfer(nodes, ARTIFACT_BYTES))?;
 
     eprintln!("{nodes} nodes come back");
@@ -117,7 +115,8 @@ fn measure(
     let storm = started.elapsed();
     Ok(Figures {
         nodes,
-        idle_bytes_per_node: rounded(idle as f64 / nodes as f64),
+        idle_bytes_per_node: rounded(idle as f64 / (nodes - 1).max(1) as f64),
+        after_rollout_bytes: after,
         idle_cpu_us_per_node: rounded(cpu * 1e6 / nodes as f64),
         rollout_s: rounded(rollout.as_secs_f64()),
         rollout_wave_s: BAKE.as_secs_f64(),
@@ -127,19 +126,15 @@ fn measure(
 }
 
 /// A program with a file of random bytes, so that no chunk of it was there before.
-fn version(fleet: &Fleet, round: usize) -> Result<(std::path::PathBuf, String)> {
+fn version(fleet: &Fleet) -> Result<(std::path::PathBuf, String)> {
     let program = holm_test_support::function(HELLO);
     let length = fs::metadata(&program)?.len();
     let length = ARTIFACT_BYTES.saturating_sub(usize::try_from(length)?);
-    let mut below = holm_test_support::random_below(round as u64);
+    let mut below = holm_test_support::random_below(1);
     let bytes: Vec<u8> = (0..length).map(|_| below(256) as u8).collect();
-    let file = format!("bytes-{round}");
-    fs::write(fleet.path(&file), bytes).context("cannot write the version's file")?;
-    let manifest = format!(
-        "probe = \"/\"\n[limits]\nmemory = \"16MiB\"\n[env]\nROUND = \"{round}\"\n\
-         [files]\n\"/bytes\" = \"{file}\"\n"
-    );
-    Ok((program, manifest))
+    fs::write(fleet.path("bytes"), bytes).context("cannot write the version's file")?;
+    let manifest = "probe = \"/\"\n[limits]\nmemory = \"16MiB\"\n[files]\n\"/bytes\" = \"bytes\"\n";
+    Ok((program, manifest.to_owned()))
 }
 
 fn await_all(what: &str, reached: impl Fn() -> bool) -> Result<()> {
@@ -188,15 +183,23 @@ impl Scale {
     /// As text.
     pub(crate) fn table(&self) -> String {
         let mut lines = vec![format!(
-            "{:>6} {:>15} {:>16} {:>10} {:>8} {:>8} {:>8}",
-            "nodes", "idle KiB/node", "idle CPU us/s", "rollout s", "wave s", "bytes s", "storm s"
+            "{:>6} {:>15} {:>16} {:>10} {:>10} {:>8} {:>8} {:>8}",
+            "nodes",
+            "idle KiB/node",
+            "idle CPU us/s",
+            "then MiB",
+            "rollout s",
+            "wave s",
+            "bytes s",
+            "storm s"
         )];
         for one in &self.sizes {
             lines.push(format!(
-                "{:>6} {:>15.1} {:>16.1} {:>10.2} {:>8.2} {:>8.2} {:>8.2}",
+                "{:>6} {:>15.1} {:>16.1} {:>10.1} {:>10.2} {:>8.2} {:>8.2} {:>8.2}",
                 one.nodes,
                 one.idle_bytes_per_node / 1024.0,
                 one.idle_cpu_us_per_node,
+                one.after_rollout_bytes as f64 / f64::from(1 << 20),
                 one.rollout_s,
                 one.rollout_wave_s,
                 one.rollout_bytes_s,

@@ -97,6 +97,10 @@ pub(crate) const MAX_LISTED_VERSIONS: i64 = 1000;
 pub(crate) const MAX_PACK_BYTES: usize = 8 << 20;
 /// Chunks that are read at once.
 pub(crate) const MAX_RUN_CHUNKS: usize = 64;
+/// Reads of so many chunks that go on at a time.
+pub(crate) const MAX_READING_RUNS: usize = 4;
+/// Reads whose bytes are kept for whoever wants the same next: 16 MiB as chunks are on the average.
+pub(crate) const MAX_RECENT_RUNS: usize = 16;
 /// Longest wait for a connection to the S3-compatible store.
 pub(crate) const S3_CONNECT: Duration = Duration::from_secs(5);
 /// Time for one answer of its, a pack's bytes included.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::{Body, HttpBody as _};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -101,7 +101,7 @@ pub(super) async fn of_version(
     State(api): Shared,
     OfVersion { function, version }: OfVersion,
     QueryOf(Part { from }): QueryOf<Part>,
-) -> Result<Vec<u8>, ApiError> {
+) -> Result<Bytes, ApiError> {
     let found = stored_version(&api, &function, version).await?;
     let artifacts = api.registry.artifacts();
     let chunks = artifacts.chunks(found.statement.artifact).await?;
@@ -114,15 +114,11 @@ pub(super) async fn of_version(
         (first, at) = (first + 1, end);
     }
     let Some(run) = runs(&chunks[first..]).next() else {
-        return Ok(Vec::new());
+        return Ok(Bytes::new());
     };
-    let mut bytes = artifacts.read_run(run).await?;
-    bytes.drain(
-        ..usize::try_from(from - at)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len()),
-    );
-    Ok(bytes)
+    let bytes = artifacts.share_run(run).await?;
+    let skip = usize::try_from(from - at).unwrap_or(usize::MAX);
+    Ok(bytes.slice(skip.min(bytes.len())..))
 }
 
 /// From where on an artifact is asked for.

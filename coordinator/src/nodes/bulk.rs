@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use holm_model::chunks::Index;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
@@ -148,8 +149,8 @@ async fn chunks(
     let mut runs = runs(&wanted);
     // Before anything is promised: a node gives up what it is refused, and asks on for what breaks off.
     let first = match runs.next() {
-        None => Vec::new(),
-        Some(run) => match artifacts.read_run(run).await {
+        None => Bytes::new(),
+        Some(run) => match artifacts.share_run(run).await {
             Ok(first) => first,
             Err(error) => {
                 tracing::error!(%digest, %error, "an artifact cannot be read");
@@ -158,10 +159,10 @@ async fn chunks(
         },
     };
     frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
-    send.write_all(&first).await?;
+    send.write_chunk(first).await?;
     for run in runs {
-        match artifacts.read_run(run).await {
-            Ok(bytes) => send.write_all(&bytes).await?,
+        match artifacts.share_run(run).await {
+            Ok(bytes) => send.write_chunk(bytes).await?,
             Err(error) => {
                 tracing::error!(%digest, %error, "an artifact cannot be read");
                 let _ = send.reset(quinn::VarInt::from_u32(0));

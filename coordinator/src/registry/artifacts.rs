@@ -6,10 +6,12 @@
 //!
 //! A pack of which less than half is needed any more is written anew with what is.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use axum::body::Bytes;
 use holm_model::chunks::{Chunk, Chunker, Index, IndexError, MAX_CHUNK_BYTES};
 use holm_model::ids::Digest;
 use holm_model::limits::MAX_ARTIFACT_BYTES;
@@ -20,7 +22,9 @@ use tokio::sync::Semaphore;
 use super::objects::{Objects, disk, if_there};
 use crate::ca::random;
 use crate::clock::{Clock, millis};
-use crate::limits::{MAX_PACK_BYTES, MAX_RUN_CHUNKS, ORPHAN_ARTIFACT_AGE};
+use crate::limits::{
+    MAX_PACK_BYTES, MAX_READING_RUNS, MAX_RECENT_RUNS, MAX_RUN_CHUNKS, ORPHAN_ARTIFACT_AGE,
+};
 use crate::store::{ArtifactOutcome, Located, Store, StoreError};
 
 /// Why an artifact cannot be stored or read.
@@ -125,6 +129,44 @@ pub(crate) struct Artifacts {
     objects: Objects,
     store: Store,
     clock: Clock,
+    recent: Arc<Recent>,
+}
+
+/// Verified bytes that were read last, by the chunks that they are. A chunk is what its digest says, wherever it is.
+struct Recent {
+    runs: Mutex<VecDeque<(Vec<Digest>, Bytes)>>,
+    /// Turns to read, and so to have what is read in memory.
+    reading: Semaphore,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Recent {
+            runs: Mutex::default(),
+            reading: Semaphore::new(MAX_READING_RUNS),
+        }
+    }
+}
+
+impl Recent {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(Vec<Digest>, Bytes)>> {
+        // Every change is complete before anything can panic.
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, key: &[Digest]) -> Option<Bytes> {
+        let runs = self.lock();
+        let found = runs.iter().find(|(own, _)| own == key);
+        found.map(|(_, bytes)| bytes.clone())
+    }
+
+    fn put(&self, key: Vec<Digest>, bytes: Bytes) {
+        let mut runs = self.lock();
+        runs.push_back((key, bytes));
+        while runs.len() > MAX_RECENT_RUNS {
+            runs.pop_front();
+        }
+    }
 }
 
 /// Chunks being received. What was received is kept, by [`Incoming::keep`], whatever becomes of the rest.
@@ -151,6 +193,7 @@ impl Artifacts {
             objects,
             store,
             clock,
+            recent: Arc::default(),
         }
     }
 
@@ -186,8 +229,25 @@ impl Artifacts {
         lost.map(|()| bytes)
     }
 
-    /// The bytes of one of [`runs`], verified.
-    pub(crate) async fn read_run(&self, run: &[Located]) -> Result<Vec<u8>, ArtifactError> {
+    /// The bytes of one of [`runs`], verified, for somebody who wants them. What was read a moment ago is not read
+    /// again: in a rollout all nodes want the same.
+    pub(crate) async fn share_run(&self, run: &[Located]) -> Result<Bytes, ArtifactError> {
+        let key: Vec<Digest> = run.iter().map(|located| located.chunk.digest).collect();
+        if let Some(bytes) = self.recent.get(&key) {
+            return Ok(bytes);
+        }
+        // Of those that want the same at once one reads it.
+        let _turn = self.recent.reading.acquire().await;
+        if let Some(bytes) = self.recent.get(&key) {
+            return Ok(bytes);
+        }
+        let bytes = Bytes::from(self.read_run(run).await?);
+        self.recent.put(key, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// The bytes of one of [`runs`], as they are stored, verified.
+    async fn read_run(&self, run: &[Located]) -> Result<Vec<u8>, ArtifactError> {
         if let Some(bytes) = self.try_run(run).await? {
             return Ok(bytes);
         }
@@ -456,6 +516,7 @@ impl Incoming {
             objects,
             store,
             clock,
+            ..
         } = &self.artifacts;
         self.held.clear();
         let received = std::mem::take(&mut self.chunks);
