@@ -239,6 +239,14 @@ async fn open_store(config: &Config) -> Result<Store, StoreError> {
     }
 }
 
+async fn sweep(artifacts: &Artifacts) {
+    match artifacts.sweep().await {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
+        Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
+    }
+}
+
 /// Starts a coordinator.
 pub async fn start(config: Config) -> Result<Running, StartError> {
     let dir = &config.state_dir;
@@ -258,11 +266,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     objects.claim(&fleet, store.has_packs().await?).await?;
     let artifacts = Artifacts::new(objects, store.clone(), clock);
     artifacts.take_in(&dir.join("artifacts")).await?;
-    match artifacts.sweep().await {
-        Ok(0) => {}
-        Ok(removed) => tracing::info!(removed, "removed artifacts that no version names"),
-        Err(error) => tracing::warn!(%error, "unused artifacts could not be removed"),
-    }
+    sweep(&artifacts).await;
 
     let fleet = Arc::new(Fleet::new(clock, store.is_shared()));
     let timing = Timing {
@@ -378,9 +382,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.spawn(until(stopped.clone(), "unused artifacts", async move {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
-            if let Err(error) = artifacts.sweep().await {
-                tracing::warn!(%error, "unused artifacts could not be removed");
-            }
+            sweep(&artifacts).await;
         }
     }));
     tasks.spawn(until(stopped, "last seen", async move {

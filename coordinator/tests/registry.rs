@@ -12,7 +12,7 @@ use holm_model::bundle::{Bundle, Collected};
 use holm_model::chunks::{Index, frame_head};
 use holm_model::ids::Digest;
 use holm_model::program::Program;
-use holm_test_support::S3Server;
+use holm_test_support::{S3Server, noise};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
@@ -416,18 +416,6 @@ fn packs(coordinator: &Coordinator) -> Vec<std::path::PathBuf> {
     let packs = coordinator.dir.path().join("state/artifacts/packs");
     let files = std::fs::read_dir(packs).unwrap();
     files.map(|file| file.unwrap().path()).collect()
-}
-
-/// Bytes that look like nothing, the same ones each time.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..bytes).map(|_| next()).collect()
 }
 
 /// The frames of the chunks in these places.

@@ -48,6 +48,11 @@ async fn world() -> World {
 }
 
 impl World {
+    /// A further version that does the same.
+    async fn publish(&mut self) -> VersionId {
+        self.publisher.publish(&self.coordinator, "").await.version
+    }
+
     async fn roll_out(&self, waves: &[u8], bake_ms: u64) -> RolloutView {
         self.publisher
             .roll_out(&self.coordinator, self.v2, waves, bake_ms)
@@ -284,11 +289,7 @@ async fn waves_are_rings_of_labelled_nodes_and_are_told_before_they_begin() {
 #[tokio::test]
 async fn a_rollout_takes_the_place_of_another_in_one_step() {
     let mut world = world().await;
-    let v3 = world
-        .publisher
-        .publish(&world.coordinator, "")
-        .await
-        .version;
+    let v3 = world.publish().await;
     let client = &world.coordinator.client;
     let first = world.roll_out(&[34, 100], 20_000).await;
     let baking = |view: &RolloutView| World::states(view).first() == Some(&"baking");
@@ -315,16 +316,8 @@ async fn a_rollout_takes_the_place_of_another_in_one_step() {
 #[tokio::test]
 async fn a_queued_rollout_begins_when_the_other_has_ended_even_after_a_restart() {
     let mut world = world().await;
-    let v3 = world
-        .publisher
-        .publish(&world.coordinator, "")
-        .await
-        .version;
-    let v4 = world
-        .publisher
-        .publish(&world.coordinator, "")
-        .await
-        .version;
+    let v3 = world.publish().await;
+    let v4 = world.publish().await;
     let path = "/v1/functions/acme/hello/rollouts";
     let first = world.roll_out(&[34, 100], 20_000).await;
     let queue = |version| json!({ "version": version, "waves": [100], "bake_ms": 0, "when_running": "queue" });
@@ -384,11 +377,7 @@ async fn a_queued_rollout_that_cannot_begin_any_more_is_given_up() {
 #[tokio::test]
 async fn a_rollback_goes_to_any_version_that_is_kept_in_one_step() {
     let mut world = world().await;
-    let v3 = world
-        .publisher
-        .publish(&world.coordinator, "")
-        .await
-        .version;
+    let v3 = world.publish().await;
     for version in [world.v2, v3] {
         let rollout = world
             .publisher

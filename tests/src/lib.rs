@@ -338,6 +338,37 @@ impl Fleet {
         self.holm(&["deploy", "--program", program, "--manifest", manifest])
     }
 
+    /// Publishes a program with this manifest, without waiting for its rollout.
+    pub fn publish(&self, program: &Path, manifest: &str, more: &[&str]) -> Ran {
+        let path = self.path("published.toml");
+        std::fs::write(&path, manifest).expect("a manifest can be written");
+        let program = program.to_str().expect("UTF-8");
+        let args = [
+            "deploy",
+            "--program",
+            program,
+            "--manifest",
+            &path,
+            "--no-wait",
+        ];
+        self.holm(&[&args, more].concat())
+    }
+
+    /// Sets the prices that hold for all: a cent a request, so that what is spent can be counted by answers, and
+    /// what `more` options say.
+    pub fn price(&self, more: &[&str]) -> Ran {
+        let args = [
+            "prices",
+            "set",
+            "standard",
+            "--currency",
+            "EUR",
+            "--requests",
+            "10000",
+        ];
+        self.holm(&[&args, more].concat())
+    }
+
     /// Usage of `test/NAME`, or of NAME itself if that has a tenant.
     pub fn usage(&self, name: &str) -> Value {
         let (tenant, name) = tenant_and_name(name);

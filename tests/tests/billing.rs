@@ -14,16 +14,7 @@ fn kvm_a_tenant_is_billed_for_what_ran_and_can_verify_it_alone() {
     assert_eq!(free["totals"].as_array().map(Vec::len), Some(0), "{free}");
 
     // A cent a request, from this hour on, since there was no price before.
-    let set = [
-        "prices",
-        "set",
-        "standard",
-        "--currency",
-        "EUR",
-        "--requests",
-        "10000",
-    ];
-    let plan = fleet.holm(&set).ok();
+    let plan = fleet.price(&[]).ok();
     assert_eq!(
         (&plan["version"], &plan["prices"]["million_requests"]),
         (&1.into(), &"10000.00".into())

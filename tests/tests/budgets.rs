@@ -9,20 +9,6 @@ use holm_test_support::{guest, random_below, require_kvm, seeds};
 use holm_tests::{Answer, Fleet, eventually, get};
 use serde_json::Value;
 
-/// A cent a request: so what is spent can be counted by answers.
-fn a_cent_a_request(fleet: &Fleet) {
-    let set = [
-        "prices",
-        "set",
-        "standard",
-        "--currency",
-        "EUR",
-        "--requests",
-        "10000",
-    ];
-    fleet.holm(&set).ok();
-}
-
 fn show(fleet: &Fleet, scope: &str) -> Value {
     fleet.holm(&["budgets", "show", scope]).ok()
 }
@@ -83,7 +69,7 @@ fn kvm_a_hard_cap_holds_and_says_so() {
         .holm(&["budgets", "set", "test/state", "--amount", "1"])
         .error(5);
     assert!(unpriced.contains("holm prices set"), "{unpriced}");
-    a_cent_a_request(&fleet);
+    fleet.price(&[]).ok();
     for bad in [
         ["budgets", "set", "nobody", "--amount", "1"],
         ["budgets", "set", "test/nothing", "--amount", "1"],
@@ -162,7 +148,7 @@ fn kvm_a_hard_cap_holds_while_nodes_are_cut_off_and_start_anew() {
     }
     let mut fleet = Fleet::with_nodes(&["a", "b"]);
     fleet.deploy("state", &guest("state"), "[limits]\nconcurrency = 2\n");
-    a_cent_a_request(&fleet);
+    fleet.price(&[]).ok();
     fleet
         .holm(&["budgets", "set", "test", "--amount", "0.40"])
         .ok();
@@ -218,17 +204,8 @@ fn run(seed: u64) {
     let mut random = random_below(seed);
     let mut fleet = Fleet::with_nodes(&["a", "b"]);
     fleet.deploy("state", &guest("state"), "[limits]\nconcurrency = 4\n");
-    let mut set = vec![
-        "prices",
-        "set",
-        "standard",
-        "--currency",
-        "EUR",
-        "--requests",
-        "10000",
-    ];
-    set.extend(["--memory", "1", "--cpu", "1", "--egress", "0.09"]);
-    fleet.holm(&set).ok();
+    let more = ["--memory", "1", "--cpu", "1", "--egress", "0.09"];
+    fleet.price(&more).ok();
     fleet
         .holm(&["budgets", "set", "test", "--amount", "6"])
         .ok();

@@ -14,28 +14,12 @@ use serde_json::Value;
 fn pushed() -> (Fleet, Value) {
     let fleet = Fleet::without_nodes();
     fleet.holm(&["tenants", "create", "test"]).ok();
-    let deployed = deploy(&fleet, "");
+    let manifest = "schema = 1\n[function]\nname = \"state\"\ntenant = \"test\"\n";
+    let deployed = fleet.publish(&guest("state"), manifest, &[]).ok();
     let destination = format!("oci:{}:one", fleet.path("layout"));
     let pushed = fleet.holm(&["push", "test/state@v1", &destination]).ok();
     assert_eq!(pushed["version"], deployed["version"]["version"]);
     (fleet, pushed)
-}
-
-fn deploy(fleet: &Fleet, more: &str) -> Value {
-    let manifest = fleet.path("state.toml");
-    let text = format!("schema = 1\n[function]\nname = \"state\"\ntenant = \"test\"\n{more}");
-    fs::write(&manifest, text).unwrap();
-    let program = guest("state");
-    let program = program.to_str().unwrap();
-    let args = [
-        "deploy",
-        "--program",
-        program,
-        "--manifest",
-        &manifest,
-        "--no-wait",
-    ];
-    fleet.holm(&args).ok()
 }
 
 /// Another fleet whose tenant trusts the same key.

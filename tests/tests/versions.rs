@@ -7,23 +7,11 @@ use holm_tests::Fleet;
 fn versions_are_tagged_shown_and_pruned_from_the_command_line() {
     let fleet = Fleet::without_nodes();
     fleet.holm(&["tenants", "create", "test"]).ok();
-    let manifest = fleet.path("state.toml");
-    let program = guest("state");
-    let program = program.to_str().unwrap();
     let deploy = |n: u32, more: &[&str]| {
-        let text = format!(
+        let manifest = format!(
             "schema = 1\n[function]\nname = \"state\"\ntenant = \"test\"\n[env]\nN = \"{n}\"\n"
         );
-        std::fs::write(&manifest, text).unwrap();
-        let args = [
-            "deploy",
-            "--program",
-            program,
-            "--manifest",
-            &manifest,
-            "--no-wait",
-        ];
-        fleet.holm(&[&args, more].concat())
+        fleet.publish(&guest("state"), &manifest, more)
     };
     let first = deploy(
         1,

@@ -28,7 +28,7 @@ use crate::demo::samples::{Samples, release};
 use crate::demo::summary::{NodeSummary, Summary};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
-use crate::remote::deploy::{Published, Release, function_name, publish};
+use crate::remote::deploy::{Published, Release, publish};
 use crate::remote::edge::{Call, Nearest};
 use crate::remote::fleet::create_tenant;
 use crate::remote::invoke::ask_route;
@@ -215,9 +215,8 @@ impl<'a> Demo<'a> {
             json: output.json,
             quiet: true,
         })?;
-        let function = |built: &crate::local::build::Built| {
-            function_name(&release(built, &tenant, "v1", false).manifest)
-        };
+        let function =
+            |built: &crate::local::build::Built| release(built, &tenant, "v1", false).function();
         let location = |(name, from, _): (&'static str, &str, usize)| {
             from.parse::<Coordinates>()
                 .map(|from| Location { name, from })

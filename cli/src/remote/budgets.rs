@@ -116,10 +116,11 @@ fn path(scope: &Scope) -> String {
 }
 
 fn name(view: &BudgetView) -> String {
-    match &view.function {
-        None => view.tenant.to_string(),
-        Some(function) => format!("{}/{function}", view.tenant),
+    Scope {
+        tenant: view.tenant.clone(),
+        function: view.function.clone(),
     }
+    .to_string()
 }
 
 fn cap(view: &BudgetView) -> &'static str {

@@ -53,18 +53,8 @@ pub(crate) struct Args {
     /// The manifest that goes with --program.
     #[arg(long, value_name = "FILE", requires = "program")]
     manifest: Option<PathBuf>,
-    /// Whose function it is [default: `tenant` in the manifest].
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<Name>,
-    /// What to call the version [default: v and its counter].
-    #[arg(long, value_name = "LABEL")]
-    label: Option<String>,
-    /// What is new, for people.
-    #[arg(long, short, value_name = "TEXT", default_value = "")]
-    message: String,
-    /// Who makes it, for people [default: the name of the user].
-    #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
-    author: Option<String>,
+    #[command(flatten)]
+    about: About,
     /// Have a tag name the version as soon as it is published; may be given several times.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
@@ -96,6 +86,45 @@ struct Report {
     urls: Vec<Place>,
 }
 
+/// Whose a version is, and what is said of it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct About {
+    /// Whose function it is [default: `tenant` in the manifest].
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) tenant: Option<Name>,
+    /// What to call the version [default: v and its counter].
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) label: Option<String>,
+    /// What is new, for people.
+    #[arg(long, short, value_name = "TEXT", default_value = "")]
+    message: String,
+    /// Who makes it, for people [default: the name of the user].
+    #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
+    author: Option<String>,
+}
+
+impl About {
+    /// A release of this, with what is said of it.
+    pub(crate) fn release(
+        &self,
+        mut manifest: Manifest,
+        artifact: Arc<[u8]>,
+        force: bool,
+    ) -> Release {
+        if let Some(tenant) = &self.tenant {
+            manifest.function.tenant = Some(tenant.clone());
+        }
+        Release {
+            manifest,
+            artifact,
+            label: self.label.clone(),
+            message: self.message.clone(),
+            author: self.author.clone().unwrap_or_else(user),
+            force,
+        }
+    }
+}
+
 /// What there is to publish.
 #[derive(Clone, Debug)]
 pub(crate) struct Release {
@@ -113,6 +142,44 @@ pub(crate) struct Release {
     pub(crate) force: bool,
 }
 
+impl Release {
+    /// Whose function it is of.
+    pub(crate) fn function(&self) -> Result<FunctionName, Failure> {
+        let function = &self.manifest.function;
+        let tenant = function.tenant.clone().ok_or_else(|| {
+            Failure::usage("nobody said whose function this is")
+                .hint("give --tenant TENANT, or put `tenant = \"…\"` under [function] in holm.toml")
+        })?;
+        Ok(FunctionName {
+            tenant,
+            function: function.name.clone(),
+        })
+    }
+
+    /// What is signed of it.
+    pub(crate) fn statement(&self, function: FunctionName, counter: u64) -> Statement {
+        let label = self.label.clone();
+        Statement {
+            function,
+            counter,
+            artifact: Digest::of(&self.artifact),
+            artifact_bytes: self.artifact.len() as u64,
+            manifest: self.manifest.clone(),
+            label: label.unwrap_or_else(|| format!("v{counter}")),
+            message: self.message.clone(),
+            author: self.author.clone(),
+            created_ms: now_ms(),
+        }
+    }
+}
+
+/// A counter above that of every version that the coordinator knows.
+pub(crate) fn next_counter(known: Option<&FunctionView>) -> u64 {
+    let versions = known.iter().flat_map(|known| &known.versions);
+    let highest = versions.map(|version| version.counter).max();
+    highest.unwrap_or_default().saturating_add(1)
+}
+
 /// What came of publishing.
 #[derive(Clone, Debug)]
 pub(crate) enum Published {
@@ -125,7 +192,7 @@ pub(crate) enum Published {
 /// Does it.
 pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
     let client = args.connection.client()?;
-    let (mut manifest, artifact) = match (&args.program, &args.manifest) {
+    let (manifest, artifact) = match (&args.program, &args.manifest) {
         (Some(program), Some(manifest)) => read(program, manifest)?,
         _ => {
             let built = build::build(&args.dir, output)?;
@@ -133,19 +200,9 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
             (built.manifest, built.artifact)
         }
     };
-    if let Some(tenant) = args.tenant {
-        manifest.function.tenant = Some(tenant);
-    }
-    let function = function_name(&manifest)?;
+    let release = args.about.release(manifest, artifact, args.force);
+    let function = release.function()?;
     let key = args.key.load_or_create(output)?;
-    let release = Release {
-        manifest,
-        artifact,
-        label: args.label,
-        message: args.message,
-        author: args.author.unwrap_or_else(user),
-        force: args.force,
-    };
     let published = publish(&client, &key, release, output).await?;
     let (Published::New(version, _) | Published::Unchanged(version)) = &published;
     for tag in &args.tags {
@@ -203,23 +260,11 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 }
 
 /// What the user is called here; nothing if nobody says.
-pub(crate) fn user() -> String {
+fn user() -> String {
     let named = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok());
     named.unwrap_or_default()
-}
-
-/// The function that `manifest` is of.
-pub(crate) fn function_name(manifest: &Manifest) -> Result<FunctionName, Failure> {
-    let tenant = manifest.function.tenant.clone().ok_or_else(|| {
-        Failure::usage("nobody said whose function this is")
-            .hint("give --tenant TENANT, or put `tenant = \"…\"` under [function] in holm.toml")
-    })?;
-    Ok(FunctionName {
-        tenant,
-        function: manifest.function.name.clone(),
-    })
 }
 
 /// Signs and hands over a new version, unless the fleet is on one that does the same.
@@ -229,39 +274,16 @@ pub(crate) async fn publish(
     release: Release,
     output: Output,
 ) -> Result<Published, Failure> {
-    let Release {
-        manifest,
-        artifact,
-        label,
-        message,
-        author,
-        force,
-    } = release;
-    let function = function_name(&manifest)?;
+    let function = release.function()?;
     let known: Option<FunctionView> = client.find(&function_path(&function)).await?;
-    let highest = known
-        .iter()
-        .flat_map(|known| &known.versions)
-        .map(|v| v.counter)
-        .max();
-    let counter = highest.unwrap_or_default().saturating_add(1);
-    let statement = Statement {
-        function: function.clone(),
-        counter,
-        artifact: Digest::of(&artifact),
-        artifact_bytes: artifact.len() as u64,
-        manifest,
-        label: label.unwrap_or_else(|| format!("v{counter}")),
-        message,
-        author,
-        created_ms: now_ms(),
-    };
+    let counter = next_counter(known.as_ref());
+    let statement = release.statement(function, counter);
     let current = known.and_then(|known| known.current);
-    if let Some(current) = current.filter(|c| c.content == statement.content() && !force) {
+    if let Some(current) = current.filter(|c| c.content == statement.content() && !release.force) {
         return Ok(Published::Unchanged(current));
     }
     let signed = SignedVersion::sign(&statement, key);
-    let (version, sent) = hand_over(client, &statement, &signed, &artifact, output).await?;
+    let (version, sent) = hand_over(client, &statement, &signed, &release.artifact, output).await?;
     Ok(Published::New(version, sent))
 }
 

@@ -10,20 +10,19 @@ use std::path::Path;
 use serde::Serialize;
 
 use holm_model::api::{FunctionView, PublishRequest, VersionView};
-use holm_model::artifact::{SignedVersion, Statement};
-use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+use holm_model::artifact::SignedVersion;
+use holm_model::ids::{Digest, FunctionName, VersionId};
 
 use crate::exit::{Exit, Failure};
 use crate::local::build;
 use crate::oci::{Package, Reference};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
-use crate::remote::deploy::{function_name, hand_over, user};
+use crate::remote::deploy::{About, hand_over, next_counter};
 use crate::remote::key::KeyFile;
 use crate::remote::rollout::pick;
 use crate::remote::settings::Connection;
 use crate::remote::table::bytes;
-use crate::remote::when::now_ms;
 
 /// Options of `holm push`.
 #[derive(Debug, clap::Args)]
@@ -35,21 +34,11 @@ pub(crate) struct PushArgs {
     /// docker://HOST/REPOSITORY:TAG, a registry.
     #[arg(value_name = "REFERENCE")]
     destination: Reference,
-    /// Whose function it is [default: `tenant` in the manifest].
-    #[arg(long, value_name = "TENANT")]
-    tenant: Option<Name>,
     /// The version's counter, above that of every version published before; the coordinator is not asked then.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     counter: Option<u64>,
-    /// What to call the version [default: v and its counter].
-    #[arg(long, value_name = "LABEL")]
-    label: Option<String>,
-    /// What is new, for people.
-    #[arg(long, short, value_name = "TEXT", default_value = "")]
-    message: String,
-    /// Who makes it, for people [default: the name of the user].
-    #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
-    author: Option<String>,
+    #[command(flatten)]
+    about: About,
     #[command(flatten)]
     key: KeyFile,
     #[command(flatten)]
@@ -137,35 +126,20 @@ pub(crate) async fn pull(args: PullArgs, output: Output) -> Result<(), Failure> 
 async fn of_project(args: &PushArgs, output: Output) -> Result<Package, Failure> {
     let built = build::build(Path::new(&args.source), output)?;
     output.note(format!("built {}", build::describe(&built)));
-    let mut manifest = built.manifest;
-    if let Some(tenant) = &args.tenant {
-        manifest.function.tenant = Some(tenant.clone());
-    }
-    let function = function_name(&manifest)?;
+    let release = args.about.release(built.manifest, built.artifact, true);
+    let function = release.function()?;
     let counter = match args.counter {
         Some(counter) => counter,
         None => {
             let client = args.connection.client()?;
             let known: Option<FunctionView> = client.find(&function_path(&function)).await?;
-            let versions = known.iter().flat_map(|known| &known.versions);
-            let highest = versions.map(|version| version.counter).max();
-            highest.unwrap_or_default().saturating_add(1)
+            next_counter(known.as_ref())
         }
     };
-    let statement = Statement {
-        function,
-        counter,
-        artifact: built.digest,
-        artifact_bytes: built.artifact.len() as u64,
-        manifest,
-        label: args.label.clone().unwrap_or_else(|| format!("v{counter}")),
-        message: args.message.clone(),
-        author: args.author.clone().unwrap_or_else(user),
-        created_ms: now_ms(),
-    };
+    let statement = release.statement(function, counter);
     let key = args.key.load_or_create(output)?;
     let signed = SignedVersion::sign(&statement, &key);
-    Package::new(signed, built.artifact.to_vec()).map_err(Failure::other)
+    Package::new(signed, release.artifact.to_vec()).map_err(Failure::other)
 }
 
 /// Gets a version from the coordinator.
@@ -181,7 +155,7 @@ async fn of_version(args: &PushArgs) -> Result<Package, Failure> {
         ))
         .hint("give a project's directory, or TENANT/FUNCTION@VERSION")
     })?;
-    if args.counter.is_some() || args.label.is_some() || args.tenant.is_some() {
+    if args.counter.is_some() || args.about.label.is_some() || args.about.tenant.is_some() {
         let what = "a version that is published has its counter, label and tenant already";
         return Err(Failure::usage(what).hint("leave --counter, --label and --tenant out"));
     }

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use holm_model::api::MissingChunks;
 use holm_model::chunks::{
-    Frames, Index, MAX_CHUNK_BYTES, MAX_CHUNKS, MAX_INDEX_BYTES, MIN_CHUNK_BYTES,
+    Frames, Index, MAX_CHUNK_BYTES, MAX_FRAMES_BYTES, MAX_INDEX_BYTES, MIN_CHUNK_BYTES,
 };
 use holm_model::ids::Digest;
 use holm_model::limits::MAX_ARTIFACT_BYTES;
@@ -84,12 +84,7 @@ pub(super) async fn put_chunks(
     Id(_): Id<Digest>,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
-    let _turn = turn(
-        &api,
-        body.size_hint().lower(),
-        MAX_ARTIFACT_BYTES + 4 * MAX_CHUNKS as u64,
-    )
-    .await?;
+    let _turn = turn(&api, body.size_hint().lower(), MAX_FRAMES_BYTES).await?;
     let mut incoming = api.registry.artifacts().receive();
     let received = in_time(receive_chunks(&mut incoming, body)).await;
     incoming.keep().await?;
@@ -174,10 +169,7 @@ async fn receive(whole: &mut Whole, mut body: Body) -> Result<(), ApiError> {
 
 async fn receive_chunks(incoming: &mut Incoming, mut body: Body) -> Result<(), ApiError> {
     let bad = |error: &dyn std::fmt::Display| ApiError::bad_request(format!("the chunks: {error}"));
-    let (mut frames, mut left) = (
-        Frames::default(),
-        MAX_ARTIFACT_BYTES + 4 * MAX_CHUNKS as u64,
-    );
+    let (mut frames, mut left) = (Frames::default(), MAX_FRAMES_BYTES);
     let mut ended = false;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(broke_off)?;

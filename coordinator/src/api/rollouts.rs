@@ -17,7 +17,7 @@ use super::input::{Id, JsonBody, OfFunction};
 use super::problem::ApiError;
 use super::{Api, Shared};
 use crate::limits::MAX_LISTED_ROLLOUTS;
-use crate::rollout::{Begun, Finding, Foreseen, Order, Presence, Wave};
+use crate::rollout::{Begun, Finding, Foreseen, Order, Sight, Wave};
 use crate::store::{Queued, RolloutRow};
 
 pub(super) async fn start(
@@ -89,10 +89,7 @@ pub(super) async fn foresee(
         sights,
         running,
     } = api.rollouts.foresee(&function, request).await?;
-    let absent = |name: &Name| {
-        let presence = sights.get(name).map(|sight| sight.presence);
-        !matches!(presence, Some(Presence::Connected { .. }))
-    };
+    let absent = |name: &Name| !sights.get(name).is_some_and(Sight::connected);
     let planned = |wave: Wave| PlannedWave {
         rule: rule(&wave),
         absent: wave
@@ -249,10 +246,7 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         false => queued(api, &row.function).await?,
     };
     let rollout = row.rollout;
-    let findings = match rollout.policy.skips_gates {
-        true => Vec::new(),
-        false => rollout.findings(),
-    };
+    let findings = rollout.findings();
     let gate = |finding: Finding| GateView {
         subject: finding.subject.as_str().to_owned(),
         outcome: finding.outcome.as_str().to_owned(),

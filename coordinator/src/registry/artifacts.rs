@@ -445,7 +445,8 @@ impl Artifacts {
     }
 
     /// Removes artifacts that no version names, chunks that no artifact needs and packs that nobody knows, if they
-    /// are old enough not to be part of a deploy under way. Returns how many artifacts. At start.
+    /// are old enough not to be part of a deploy under way. Returns how many artifacts. At start and from time
+    /// to time.
     pub(crate) async fn sweep(&self) -> Result<usize, ArtifactError> {
         let before_ms = self
             .clock
@@ -496,10 +497,7 @@ impl Artifacts {
 impl Incoming {
     /// Takes a chunk of at most [`MAX_CHUNK_BYTES`].
     pub(crate) async fn add(&mut self, bytes: &[u8]) -> Result<Chunk, ArtifactError> {
-        let chunk = Chunk {
-            digest: Digest::of(bytes),
-            bytes: u32::try_from(bytes.len()).expect("a chunk has at most MAX_CHUNK_BYTES"),
-        };
+        let chunk = Chunk::of(bytes);
         if self.held.insert(chunk.digest) {
             self.chunks.push((chunk, self.pack.len() as u64));
             self.pack.extend_from_slice(bytes);

@@ -2,7 +2,7 @@
 
 use holm_model::chunks::Index;
 use holm_model::ids::Digest;
-use holm_test_support::S3Server;
+use holm_test_support::{S3Server, noise};
 use tokio::sync::Semaphore;
 
 use super::artifacts::Assembled;
@@ -128,12 +128,6 @@ in_every_place! {
     a_damaged_chunk_is_never_given_out_and_can_be_sent_again,
     what_was_sent_and_never_used_goes_when_it_is_old,
     objects_of_another_fleet_are_left_alone,
-}
-
-/// Bytes that look like nothing, the same ones each time.
-fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut random = holm_test_support::random_below(seed);
-    (0..bytes).map(|_| random(256) as u8).collect()
 }
 
 async fn an_artifact_comes_back_as_it_was(place: Place) {

@@ -55,14 +55,17 @@ impl Objects {
         }
     }
 
+    async fn owner(&self) -> Result<Option<Vec<u8>>, ArtifactError> {
+        match self {
+            Objects::Directory(directory) => directory.owner().await,
+            Objects::S3(s3) => s3.owner().await,
+        }
+    }
+
     /// Refuses objects of another fleet, and a place that has none where there `should_be` some. Those that are
     /// nobody's are `fleet`'s from now on.
     pub(crate) async fn claim(&self, fleet: &str, should_be: bool) -> Result<(), ArtifactError> {
-        let owner = match self {
-            Objects::Directory(directory) => directory.owner().await?,
-            Objects::S3(s3) => s3.owner().await?,
-        };
-        match owner {
+        match self.owner().await? {
             Some(owner) if owner == fleet.as_bytes() => return Ok(()),
             Some(_) => return Err(ArtifactError::OtherFleet(self.place())),
             None if should_be => {
@@ -82,11 +85,7 @@ impl Objects {
     /// Refuses to go on where the place itself is not there, however briefly: then what cannot be found in it is not
     /// lost.
     pub(crate) async fn look(&self) -> Result<(), ArtifactError> {
-        let owner = match self {
-            Objects::Directory(directory) => directory.owner().await?,
-            Objects::S3(s3) => s3.owner().await?,
-        };
-        match owner {
+        match self.owner().await? {
             Some(_) => Ok(()),
             None => Err(ArtifactError::Away(self.place())),
         }

@@ -107,11 +107,8 @@ pub(crate) fn judge(
     has_old: bool,
 ) -> Vec<Finding> {
     let subjects = [Subject::Failures, Subject::Crashes, Subject::RunTimes];
-    let asked = |subject: &Subject| match subject {
-        Subject::Failures => true,
-        // Of the very first crash something else takes care, where there was none before.
-        Subject::Crashes => true,
-        Subject::RunTimes => has_old && gates.slower_percent.is_some(),
+    let asked = |subject: &Subject| {
+        *subject != Subject::RunTimes || has_old && gates.slower_percent.is_some()
     };
     let subjects: Vec<Subject> = subjects.into_iter().filter(asked).collect();
     let alarms = f64::from(gates.false_alarm_ppm.max(1)) / 1e6 / subjects.len() as f64;
@@ -132,18 +129,14 @@ pub(crate) fn judge(
         let old = total(|node| [node.learnt, node.old]);
         // Those of which nothing is known yet have their part of the stake.
         compared.resize(nodes.max(compared.len()), Compared::default());
-        let of_old_percent = has_old.then_some(100 + gates.worse_percent);
+        let rate = |floor_ppm| Allowed {
+            floor_ppm,
+            of_old_percent: has_old.then_some(100 + gates.worse_percent),
+            trusted: TRUSTED,
+        };
         let allowed = match subject {
-            Subject::Failures => Allowed {
-                floor_ppm: max_error_ppm,
-                of_old_percent,
-                trusted: TRUSTED,
-            },
-            Subject::Crashes => Allowed {
-                floor_ppm: gates.max_crash_ppm,
-                of_old_percent,
-                trusted: TRUSTED,
-            },
+            Subject::Failures => rate(max_error_ppm),
+            Subject::Crashes => rate(gates.max_crash_ppm),
             Subject::RunTimes => Allowed {
                 floor_ppm: 0,
                 of_old_percent: Some(100),

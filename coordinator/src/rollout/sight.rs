@@ -40,7 +40,7 @@ pub(crate) type Fleet = BTreeMap<Name, Sight>;
 
 impl Sight {
     /// Whether its link is up.
-    pub(super) fn connected(&self) -> bool {
+    pub(crate) fn connected(&self) -> bool {
         matches!(self.presence, Presence::Connected { .. })
     }
 

@@ -138,20 +138,18 @@ pub(super) fn plan_waves(fleet: &Fleet, policy: &Policy, now_ms: u64) -> Waves {
             plan.empty.push(rule.clone());
             continue;
         }
-        let whole = rule.nodes == Amount::Percent(100);
         // A ring of which nobody is there is waited for, or seen to be skipped; it is not passed over.
-        let alone = present.is_empty() && rule.is_ring();
-        let candidates = present
-            .iter()
-            .chain(absent.iter().filter(|_| whole || alone));
+        let with_absent =
+            rule.nodes == Amount::Percent(100) || present.is_empty() && rule.is_ring();
+        let candidates = present.iter().chain(absent.iter().filter(|_| with_absent));
         let candidates: Vec<&Name> = candidates.map(|(name, _)| *name).collect();
-        let total = match whole || alone {
-            true => candidates.len(),
-            false => present.len(),
-        };
         let done = candidates.iter().filter(|name| taken.contains(**name));
         let done = done.count();
-        let more = rule.nodes.at_most(total).saturating_sub(done).max(1);
+        let more = rule
+            .nodes
+            .at_most(candidates.len())
+            .saturating_sub(done)
+            .max(1);
         let nodes: Vec<Name> = candidates
             .into_iter()
             .filter(|name| !taken.contains(*name))

@@ -48,6 +48,14 @@ fn budget(amount: u64) -> NewBudget {
     }
 }
 
+/// A hard budget of so many euros, from now on.
+async fn set(store: &Store, text: &str, amount: u64) {
+    store
+        .set_budget(&scope(text), &budget(amount), NOW)
+        .await
+        .unwrap();
+}
+
 /// A tenant `acme` with functions, and a price of a euro for a request.
 async fn priced(store: &Store) {
     for sql in [
@@ -105,10 +113,7 @@ async fn show(store: &Store) -> BudgetView {
 async fn nodes_that_ask_at_once_get_all_of_a_budget_and_no_more(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(100), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 100).await;
     let mut nodes = tokio::task::JoinSet::new();
     for node in 0..6 {
         let store = store.clone();
@@ -139,10 +144,7 @@ async fn nodes_that_ask_at_once_get_all_of_a_budget_and_no_more(database: TestDa
 async fn a_question_that_comes_again_is_answered_as_before(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme/hello"), &budget(100), NOW)
-        .await
-        .unwrap();
+    set(store, "acme/hello", 100).await;
     let first = lease(store, "a", ask("acme/hello", 0, 0, 0)).await;
     assert!(first.limit >= 2 * EUR && first.serial == 1 && !first.exhausted);
     assert_eq!(lease(store, "a", ask("acme/hello", 0, 0, 0)).await, first);
@@ -171,10 +173,7 @@ async fn a_question_that_comes_again_is_answered_as_before(database: TestDatabas
 async fn what_a_node_gives_back_is_anothers(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(3), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 3).await;
     let all = |ask| LeaseAsk {
         want: 9 * EUR,
         ..ask
@@ -213,14 +212,8 @@ async fn what_a_node_gives_back_is_anothers(database: TestDatabase) {
 async fn what_the_ledger_has_counts_and_crosses_each_threshold_once(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(10), NOW)
-        .await
-        .unwrap();
-    store
-        .set_budget(&scope("acme/other"), &budget(10), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 10).await;
+    set(store, "acme/other", 10).await;
     let fleet = TestFleet::new(store);
     let free = |sequence, outcome, probe| UsageRecord {
         outcome,
@@ -268,10 +261,7 @@ async fn a_budget_that_is_set_within_a_month_counts_what_was_before(database: Te
     };
     let records = [before, record(1, 2), record(1, 3)];
     fleet.add(&name("a"), &records).await.unwrap();
-    store
-        .set_budget(&scope("acme"), &budget(10), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 10).await;
     let view = show(store).await;
     assert_eq!((view.spent, view.free), (euros(2), euros(8)));
     // Another node gets no more than is left; this one is told what it had spent.
@@ -295,10 +285,7 @@ async fn a_budget_that_is_set_within_a_month_counts_what_was_before(database: Te
 async fn what_is_beyond_a_lowered_budget_is_told_as_overshoot(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(100), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 100).await;
     let want = LeaseAsk {
         want: 20 * EUR,
         ..ask("acme", 0, 0, 0)
@@ -317,20 +304,14 @@ async fn what_is_beyond_a_lowered_budget_is_told_as_overshoot(database: TestData
     let gone = store.remove_budget(&scope("acme")).await.unwrap_err();
     assert!(matches!(gone, Unbudgeted::NoBudget(_)));
     // Set again, what was leased is not leased twice.
-    store
-        .set_budget(&scope("acme"), &budget(20), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 20).await;
     assert_eq!(lease(store, "b", ask("acme", 0, 0, 0)).await.limit, 0);
 }
 
 async fn prices_for_a_time_that_had_none_are_counted(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(10), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 10).await;
     let list = store.budget_list(NOW).await.unwrap();
     assert_eq!(
         list.budgets[0].prices[0].prices.million_requests,
@@ -430,10 +411,7 @@ async fn a_soft_budget_has_alerts_and_no_leases(database: TestDatabase) {
 async fn a_month_begins_with_nothing_spent(database: TestDatabase) {
     let store = &database.store;
     priced(store).await;
-    store
-        .set_budget(&scope("acme"), &budget(2), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 2).await;
     let fleet = TestFleet::new(store);
     fleet
         .add(&name("a"), &[record(1, 1), record(1, 2)])
@@ -455,10 +433,7 @@ async fn a_month_begins_with_nothing_spent(database: TestDatabase) {
     let view = store.budgets(None, next.from_ms).await.unwrap().remove(0);
     assert_eq!((view.spent, view.crossed.len()), (euros(0), 0));
     // What of the old month was not leased is not leased any more.
-    store
-        .set_budget(&scope("acme"), &budget(50), NOW)
-        .await
-        .unwrap();
+    set(store, "acme", 50).await;
     let late = LeaseAsks {
         revision: 1,
         asks: vec![ask("acme", 0, 0, 0)],

@@ -221,9 +221,6 @@ impl Store {
         now_ms: u64,
         before_ms: u64,
     ) -> Result<RenewOutcome, StoreError> {
-        if !self.admits(node, shown).await? {
-            return Ok(RenewOutcome::NotItsOwn);
-        }
         let renewed = query(
             "UPDATE nodes SET node_key = ?, renewed_ms = ?, certificate_until_ms = ?
              WHERE name = ? AND revoked_ms IS NULL AND (certificate = ? OR node_key = ?)
@@ -239,9 +236,12 @@ impl Store {
         .execute(self.writer())
         .await
         .during("renew a node's certificate")?;
-        Ok(match renewed {
-            0 => RenewOutcome::TooSoon,
-            _ => RenewOutcome::Renewed,
+        if renewed > 0 {
+            return Ok(RenewOutcome::Renewed);
+        }
+        Ok(match self.admits(node, shown).await? {
+            true => RenewOutcome::TooSoon,
+            false => RenewOutcome::NotItsOwn,
         })
     }
 

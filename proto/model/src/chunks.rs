@@ -31,6 +31,8 @@ pub const MAX_CHUNK_BYTES: usize = 64 << 10;
 pub const MAX_CHUNKS: usize = MAX_ARTIFACT_BYTES as usize / MIN_CHUNK_BYTES + 1;
 /// Longest index.
 pub const MAX_INDEX_BYTES: usize = HEAD_BYTES + MAX_CHUNKS * ENTRY_BYTES;
+/// Longest body of chunks of one artifact, each after its length.
+pub const MAX_FRAMES_BYTES: u64 = MAX_ARTIFACT_BYTES + 4 * MAX_CHUNKS as u64;
 
 const MAGIC: &[u8; 8] = b"HOLMCHNK";
 const VERSION: u32 = 1;
@@ -44,6 +46,16 @@ pub struct Chunk {
     pub digest: Digest,
     /// How many they are; at most [`MAX_CHUNK_BYTES`].
     pub bytes: u32,
+}
+
+impl Chunk {
+    /// The chunk with these bytes, at most [`MAX_CHUNK_BYTES`].
+    pub fn of(bytes: &[u8]) -> Self {
+        Chunk {
+            digest: Digest::of(bytes),
+            bytes: u32::try_from(bytes.len()).expect("a chunk has at most MAX_CHUNK_BYTES"),
+        }
+    }
 }
 
 /// An artifact's chunks in their order, within the bounds above.
@@ -98,10 +110,7 @@ impl Index {
     /// Adds a chunk behind the others.
     pub fn push(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;
-        self.chunks.push(Chunk {
-            digest: Digest::of(chunk),
-            bytes: u32::try_from(chunk.len()).expect("a chunk has at most MAX_CHUNK_BYTES"),
-        });
+        self.chunks.push(Chunk::of(chunk));
     }
 
     /// An index of chunks that are known, checked as if it were read.
@@ -279,19 +288,8 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holm_test_support::noise;
     use proptest::prelude::*;
-
-    /// Bytes that look like nothing, the same ones each time.
-    fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        };
-        (0..bytes).map(|_| next()).collect()
-    }
 
     #[test]
     fn cuts_are_where_they_always_were() {

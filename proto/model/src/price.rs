@@ -15,7 +15,8 @@ use crate::usage::{Outcome, UsageRecord};
 /// Billionths in a whole.
 const NANOS: u128 = 1_000_000_000;
 const PICOS_PER_NANO: u128 = 1_000;
-const NS_PER_MS: u64 = 1_000_000;
+/// Nanoseconds in a millisecond.
+pub const NS_PER_MS: u64 = 1_000_000;
 const MILLION: u128 = 1_000_000;
 const KIB: u64 = 1 << 10;
 const KIB_PER_GIB: u128 = 1 << 20;
@@ -74,8 +75,12 @@ impl Outcome {
 
 /// An execution's memory limit times its run time, in KiB-milliseconds, both rounded up.
 pub fn memory_kib_ms(record: &UsageRecord) -> u64 {
-    let run_ms = record.run_ns.div_ceil(NS_PER_MS);
-    record.memory_bytes.div_ceil(KIB).saturating_mul(run_ms)
+    kib_ms(record.memory_bytes, record.run_ns.div_ceil(NS_PER_MS))
+}
+
+/// So much memory for so long, in KiB-milliseconds; a KiB that is begun is a whole one.
+pub fn kib_ms(memory_bytes: u64, run_ms: u64) -> u64 {
+    memory_bytes.div_ceil(KIB).saturating_mul(run_ms)
 }
 
 /// Prices, each in the currency of their plan.
@@ -108,21 +113,23 @@ pub struct Cost {
 }
 
 impl Prices {
+    /// How much there is of each kind (requests, memory, CPU, egress), its price, and of how many.
+    fn kinds(&self, units: &Units) -> [(u64, Amount, u128); 4] {
+        let per_memory = KIB_PER_GIB * MILLION;
+        let per_cpu = u128::from(NS_PER_MS) * MILLION;
+        [
+            (units.requests, self.million_requests, MILLION),
+            (units.memory_kib_ms, self.million_gib_ms, per_memory),
+            (units.cpu_ns, self.million_cpu_ms, per_cpu),
+            (units.egress_bytes, self.gib_egress, BYTES_PER_GIB),
+        ]
+    }
+
     /// What `units` cost.
     pub fn cost(&self, units: &Units) -> Cost {
-        let requests = share(units.requests, self.million_requests, MILLION);
-        let memory = share(
-            units.memory_kib_ms,
-            self.million_gib_ms,
-            KIB_PER_GIB * MILLION,
-        );
-        let cpu = share(
-            units.cpu_ns,
-            self.million_cpu_ms,
-            u128::from(NS_PER_MS) * MILLION,
-        );
-        let egress = share(units.egress_bytes, self.gib_egress, BYTES_PER_GIB);
-        let parts = [requests, memory, cpu, egress];
+        let parts = self.kinds(units);
+        let parts = parts.map(|(units, price, per)| share(units, price, per));
+        let [requests, memory, cpu, egress] = parts;
         Cost {
             requests,
             memory,
@@ -131,27 +138,12 @@ impl Prices {
             total: parts.into_iter().fold(Amount::default(), Amount::plus),
         }
     }
-}
 
-impl Prices {
     /// What `units` cost, in thousandths of a billionth: each kind rounded up, so never less than they do and at
     /// most four more. A sum that does not fit is held at the end.
     pub fn picos(&self, units: &Units) -> u64 {
-        let kinds = [
-            (units.requests, self.million_requests, MILLION),
-            (
-                units.memory_kib_ms,
-                self.million_gib_ms,
-                KIB_PER_GIB * MILLION,
-            ),
-            (
-                units.cpu_ns,
-                self.million_cpu_ms,
-                u128::from(NS_PER_MS) * MILLION,
-            ),
-            (units.egress_bytes, self.gib_egress, BYTES_PER_GIB),
-        ];
-        kinds.into_iter().fold(0, |sum: u64, (units, price, per)| {
+        let kinds = self.kinds(units).into_iter();
+        kinds.fold(0, |sum: u64, (units, price, per)| {
             // Two numbers of 64 bits and a thousand may leave 128.
             let exact = u128::from(units) * u128::from(price.0);
             let picos = exact.saturating_mul(PICOS_PER_NANO).div_ceil(per);

@@ -200,6 +200,19 @@ pub fn random_below(mut seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
+/// Bytes that look like nothing, always the same from a seed.
+pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        // Marsaglia's generator: the cuts that a test of chunks expects are those of its bytes.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
 /// Says that the running test is skipped. Straight to standard error, since the test harness keeps
 /// to itself what a passing test prints.
 fn skipped(why: &str) {

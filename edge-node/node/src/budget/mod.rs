@@ -27,7 +27,7 @@ use holm_model::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_HARD_BUDGETS, MAX_LEASE_ASKS, MAX_PRICE_SPANS, NEXT_MONTH_MS,
     OVERRUN_MS,
 };
-use holm_model::price::Units;
+use holm_model::price::{NS_PER_MS, Units, kib_ms};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
@@ -493,7 +493,7 @@ pub(crate) fn reserved_units(live: &Live) -> Units {
     };
     Units {
         requests: 1,
-        memory_kib_ms: kib(live).saturating_mul(live.limits.deadline_ms),
+        memory_kib_ms: kib_ms(live.limits.memory_bytes, live.limits.deadline_ms),
         cpu_ns: live.limits.cpu_ms.saturating_mul(NS_PER_MS),
         egress_bytes: live.limits.response_body_bytes.saturating_add(egress),
     }
@@ -503,17 +503,11 @@ pub(crate) fn reserved_units(live: &Live) -> Units {
 fn overrun_units(live: &Live) -> Units {
     Units {
         requests: 0,
-        memory_kib_ms: kib(live).saturating_mul(OVERRUN_MS),
+        memory_kib_ms: kib_ms(live.limits.memory_bytes, OVERRUN_MS),
         cpu_ns: OVERRUN_MS * NS_PER_MS,
         egress_bytes: 0,
     }
 }
-
-fn kib(live: &Live) -> u64 {
-    live.limits.memory_bytes.div_ceil(1 << 10)
-}
-
-const NS_PER_MS: u64 = 1_000_000;
 
 /// Budgets cannot be kept to. The node or its operator is to blame.
 #[derive(Debug, thiserror::Error)]

@@ -80,6 +80,9 @@ impl Part {
         let part = Part { file, path };
         let mut here = vec![false; wanted.len()];
         for other in store.indexes()? {
+            if here.iter().all(|own| *own) {
+                break;
+            }
             // One that has gone meanwhile, or cannot be read, is fetched as if it had never been here.
             let Ok(Some(index)) = store.read_index(other) else {
                 continue;
