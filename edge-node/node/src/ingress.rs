@@ -132,13 +132,16 @@ async fn serve(socket: TcpSocket, gear: Gear) {
     let pool = Pool::new(place, janitor, made, shared.tally.clone());
     pool.grow(slots);
     let lane = Lane::new(shared, pool.clone(), meter, routes.clone(), gauges);
-    tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes));
+    tokio::task::spawn_local(look_after_slots(pool.clone(), new_slots, routes.clone()));
     tokio::task::spawn_local(handover::take_over(lane.clone(), handed));
     let serving = lane.shared.serving.clone();
 
     let ready = async {
         let _ = restored.wait_for(|restored| *restored).await;
         pool.filled(slots).await;
+        // Else the first request would wait for that, or share the core with it.
+        let table = routes.borrow().clone();
+        fill_ahead(&pool, &table).await;
     };
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
@@ -248,19 +251,24 @@ async fn look_after_slots(
             .filter(|key| !now.contains(key))
             .for_each(|key| pool.forget(*key));
         known = now;
-        pool.follow(table.live());
-        for live in table.live() {
-            let target = pool.target(live.key);
-            while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
-                if let Err(error) = slot.load_ahead(&live.snapshot) {
-                    tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
-                    pool.discard(Some(slot), id);
-                    break;
-                }
-                pool.finish(slot, id, Holds::Pristine(live.key));
-                // Requests come first.
-                tokio::task::yield_now().await;
+        fill_ahead(&pool, &table).await;
+    }
+}
+
+/// Has as many slots hold each version as its requests may need.
+async fn fill_ahead(pool: &Rc<Pool>, table: &Table) {
+    pool.follow(table.live());
+    for live in table.live() {
+        let target = pool.target(live.key);
+        while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
+            if let Err(error) = slot.load_ahead(&live.snapshot) {
+                tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
+                pool.discard(Some(slot), id);
+                break;
             }
+            pool.finish(slot, id, Holds::Pristine(live.key));
+            // Requests come first.
+            tokio::task::yield_now().await;
         }
     }
 }
