@@ -5,7 +5,7 @@
 //! | copy-on-write | mapping the snapshot | mapping it anew |
 //! | working set | the same, and what requests use is there ahead | copying back what was written |
 //! | full copy | copying all of it, into large pages where they are had | copying all of it, all translated anew |
-//! | own file | copying all of it into a file of the slot's own, which is mapped | copying back what was written |
+//! | own file | copying all of it into a file of the slot's own, which is mapped; what requests use is there ahead | copying back what was written |
 //!
 //! Which is best differs from one KVM to another and from one program to the next, so the node measures
 //! ([`Choice::make`]) and keeps the choice with the snapshot. Whatever the strategy, an instance is byte by byte
@@ -16,6 +16,7 @@
 //! leads to is taken from the guest's memory, and from all tables when the memory slot is removed. So nothing here
 //! changes a page table without one of the two, and the tables above the leaf tables never without the second.
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::layout::Layout;
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
-use crate::{Snapshot, VmmError};
+use crate::{KvmKind, Snapshot, VmmError};
 
 mod choice;
 
@@ -31,6 +32,13 @@ pub use choice::{Choice, Cost};
 pub(crate) use choice::{Measured, Stored};
 
 const PAGE_BYTES: u64 = holm_hostcall::PAGE_BYTES;
+/// With a page that is touched KVM translates, under shadow paging, the others of eight, in rising order up to the first
+/// that is not there to be written (`pte_prefetch` in arch/x86/kvm/mmu).
+const PREFETCHED_PAGES: u64 = 8;
+/// So many pages before one that is touched are put there for that alone. Each reset copies them back.
+const MAX_LEAD_PAGES: u64 = 4;
+/// And so many in all.
+const MAX_NEAR_PAGES: usize = 64;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
 /// also gives their memory back.
 const MAX_COPIED_PAGES: u64 = 8192;
@@ -52,7 +60,8 @@ pub enum Strategy {
     WorkingSet,
     /// The instance has a copy of all of the snapshot in memory of its own, in large pages where that is worth it.
     FullCopy,
-    /// The slot has a copy of all of the snapshot in a file of its own, which the instance maps. What was written is
+    /// The slot has a copy of all of the snapshot in a file of its own, which the instance maps. What requests use is
+    /// there ahead, what they only read included, so that KVM translates more of it at a time. What was written is
     /// copied back into place; the next version is copied into the same file, so that what lies where the last one
     /// had something stays translated.
     OwnFile,
@@ -73,7 +82,9 @@ pub(crate) struct Sets {
     /// What the first that was reset had written: what most will write.
     pub(crate) written: OnceLock<Vec<Written>>,
     /// What the first touched at all, if that was recorded.
-    pub(crate) touched: OnceLock<Vec<Written>>,
+    touched: OnceLock<Vec<Written>>,
+    /// What is to be there to be written although it is only read, under shadow paging.
+    near: OnceLock<Vec<Written>>,
 }
 
 impl Strategy {
@@ -109,10 +120,7 @@ impl Strategy {
             Strategy::CopyOnWrite => snapshot.lay(memory),
             Strategy::WorkingSet => {
                 snapshot.lay(memory)?;
-                for run in snapshot.sets.ahead() {
-                    memory.populate(run.start, run.end - run.start)?;
-                }
-                Ok(())
+                populate(memory, snapshot.sets.written.get())
             }
             Strategy::FullCopy => {
                 for (start, end) in snapshot.large_parts() {
@@ -123,10 +131,7 @@ impl Strategy {
             Strategy::OwnFile => {
                 memory.lay_own_file(snapshot.parts())?;
                 snapshot.copy_to(own_file(memory)?)?;
-                for run in snapshot.sets.ahead() {
-                    memory.populate(run.start, run.end - run.start)?;
-                }
-                Ok(())
+                snapshot.sets.populate_all(memory)
             }
         }
     }
@@ -154,7 +159,7 @@ impl Strategy {
                 for run in written {
                     snapshot.put_back(memory, run.start, run.end)?;
                 }
-                Ok(())
+                snapshot.sets.populate_all(memory)
             }
             _ => {
                 memory.clear()?;
@@ -336,10 +341,55 @@ impl Tables {
 }
 
 impl Sets {
-    /// What an instance is given before its first request.
-    fn ahead(&self) -> &[Written] {
-        self.written.get().map_or(&[], Vec::as_slice)
+    /// What a first request was found to touch. What is known stays.
+    pub(crate) fn touch(&self, kvm: KvmKind, snapshot: &Snapshot, touched: Vec<Written>) {
+        if kvm == KvmKind::Pvm {
+            self.near.get_or_init(|| near(snapshot, &touched));
+        }
+        self.touched.get_or_init(|| touched);
     }
+
+    /// The same again, if that was recorded.
+    pub(crate) fn touched(&self) -> Option<&Vec<Written>> {
+        self.touched.get()
+    }
+
+    /// What makes the first request fastest, where memory is not spared.
+    fn populate_all(&self, memory: &GuestMemory) -> Result<(), VmmError> {
+        populate(memory, self.written.get())?;
+        populate(memory, self.near.get())
+    }
+}
+
+/// Gives memory pages of its own where the runs are, if they are known.
+fn populate(memory: &GuestMemory, runs: Option<&Vec<Written>>) -> Result<(), VmmError> {
+    let mut runs = runs.into_iter().flatten();
+    runs.try_for_each(|run| memory.populate(run.start, run.end - run.start))
+}
+
+/// The pages of `touched` that hold something of the program's, and those before each that are in the way of its being
+/// translated with another.
+fn near(snapshot: &Snapshot, touched: &[Written]) -> Vec<Written> {
+    const REACH: u64 = PREFETCHED_PAGES * PAGE_BYTES;
+    let Layout { program_start, .. } = snapshot.layout;
+    let program = program_start..snapshot.layout.program_end();
+    let is_there = |page: &u64| {
+        let mut parts = snapshot.parts().iter();
+        program.contains(page) && parts.any(|(start, end)| (start..end).contains(&page))
+    };
+    let mut found = BTreeSet::new();
+    for page in touched.iter().flat_map(|run| pages(run.start, run.end)) {
+        let first = page / REACH * REACH;
+        let lead = match (page - first) / PAGE_BYTES {
+            0..=MAX_LEAD_PAGES => first,
+            _ => page,
+        };
+        found.extend(pages(lead, page + PAGE_BYTES).filter(is_there));
+        if found.len() >= MAX_NEAR_PAGES {
+            break;
+        }
+    }
+    pagemap::runs(found.into_iter())
 }
 
 fn pages(start: u64, end: u64) -> impl Iterator<Item = u64> {

@@ -256,7 +256,7 @@ impl Snapshot {
     /// Addresses at which its guest can touch, by reading, what its requests were found to touch.
     pub(crate) fn touched_addrs(&self) -> impl Iterator<Item = u64> {
         let (tables, end) = self.layout.all_tables();
-        let runs = self.sets.touched.get().into_iter().flatten();
+        let runs = self.sets.touched().into_iter().flatten();
         let pages = runs.flat_map(|run| (run.start..run.end).step_by(PAGE_BYTES as usize));
         pages.map(move |page| match (tables..end).contains(&page) {
             true => TABLES_ALIAS + (page - tables),

@@ -281,7 +281,7 @@ fn record(
     let took = thread_cpu().saturating_sub(start);
     let touched = layout.accessed(slot.memory()?, snapshot.leaf_tables())?;
     let touched = pagemap::runs(touched.into_iter());
-    snapshot.sets.touched.get_or_init(|| touched);
+    snapshot.sets.touch(hypervisor.kind(), snapshot, touched);
     // No reset: it would find all tables written, and take that for the program's doing.
     Ok(took)
 }
@@ -316,7 +316,7 @@ impl Stored {
             strategy: snapshot.choice.get()?.strategy,
             costs: measured.costs.clone(),
             written: runs(snapshot.sets.written.get()),
-            touched: runs(snapshot.sets.touched.get()),
+            touched: runs(snapshot.sets.touched()),
             chunks: snapshot.chunks.as_text(),
         })
     }
@@ -340,13 +340,12 @@ impl Stored {
         }
         snapshot.chunks.take(&self.chunks);
         // Nothing is there yet. What was not known is still to be found out.
-        for (set, known) in [
-            (&snapshot.sets.written, self.written),
-            (&snapshot.sets.touched, self.touched),
-        ] {
-            if !known.is_empty() {
-                set.get_or_init(|| known);
-            }
+        if !self.written.is_empty() {
+            snapshot.sets.written.get_or_init(|| self.written);
+        }
+        if !self.touched.is_empty() {
+            let sets = &snapshot.sets;
+            sets.touch(hypervisor.kind(), snapshot, self.touched);
         }
         snapshot.measured.get_or_init(|| Measured {
             costs: self.costs,
