@@ -89,6 +89,8 @@ pub(crate) fn run(extent: Extent) -> Result<Report> {
         }),
     ];
     let mut samples: [Samples; 9] = Default::default();
+    let mut floors = subjects::Floors::new(&hypervisor, cores.count())?;
+    let mut floor_rates = Vec::new();
     let (mut http_rates, mut hyper_rates) = (Vec::new(), Vec::new());
     for subject in &mut all {
         subject.take(subject.warm_up, &mut Samples::default())?;
@@ -104,6 +106,7 @@ pub(crate) fn run(extent: Extent) -> Result<Report> {
             subject.take(subject.per_round, samples)?;
         }
         cores.use_all(&servers)?;
+        floor_rates.push(floors.storm(extent.storm)?);
         for (target, rates) in [(&hello, &mut http_rates), (&hyper.target, &mut hyper_rates)] {
             let mut unread = Samples::default();
             rates.push(storm(
@@ -148,6 +151,7 @@ pub(crate) fn run(extent: Extent) -> Result<Report> {
         cold_verified_us: verified,
         restart_first_us: restart,
         restart_boots: boots,
+        floor_rps: rounded(crate::sample::median(floor_rates)),
         http_fresh_rps: rounded(crate::sample::median(http_rates)),
         hyper_rps: rounded(crate::sample::median(hyper_rates)),
         density,

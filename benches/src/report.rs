@@ -26,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) restart_first_us: Figures,
     /// How often the restarted node booted the program again.
     pub(crate) restart_boots: usize,
+    /// Round trips a second of bare guests on all cores at once.
+    pub(crate) floor_rps: f64,
     pub(crate) http_fresh_rps: f64,
     pub(crate) hyper_rps: f64,
     #[serde(flatten)]
@@ -253,13 +255,15 @@ impl Report {
         } = self.density;
         let _ = write!(
             table,
-            "\nOver 32 connections on {} cores, the caller's included: {:.0} requests a second, a bare hyper \
-             server {:.0}.\nOf {} resident instances each has {private_kib_per_instance:.0} KiB of its own (goal: \
+            "\nOver 32 connections on {} cores, the caller's included: {:.0} requests a second; a bare hyper \
+             server {:.0}.\nBare guests alone, one on each core, leave and return {:.0} times a second: no machine for each \
+             request can do\nmore.\nOf {} resident instances each has {private_kib_per_instance:.0} KiB of its own (goal: \
              128 KiB), {kernel_kib_per_instance:.0} KiB in the kernel's tables, and\n{kvm_kib_per_vm:.0} KiB that \
              KVM takes for a VM.\n",
             self.cores,
             self.http_fresh_rps,
             self.hyper_rps,
+            self.floor_rps,
             crate::density::INSTANCES,
         );
         table

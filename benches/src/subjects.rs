@@ -3,9 +3,10 @@
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use holm_model::bundle::Files;
 use holm_model::program::Program;
 use holm_vmm::{
@@ -85,6 +86,45 @@ pub(crate) fn floor<'a>(hypervisor: &Hypervisor) -> Result<Subject<'a>> {
             .round_trip()
             .context("the bare guest did not come back")
     }))
+}
+
+/// Bare guests, one for each core: no throughput with a machine for each request can be higher than theirs.
+pub(crate) struct Floors(Vec<Floor>);
+
+impl Floors {
+    /// So many guests.
+    pub(crate) fn new(hypervisor: &Hypervisor, count: usize) -> Result<Self> {
+        let floors = (0..count).map(|_| Floor::new(hypervisor).context("cannot make a bare guest"));
+        Ok(Floors(floors.collect::<Result<_>>()?))
+    }
+
+    /// Round trips a second of all of them at once.
+    pub(crate) fn storm(&mut self, time: Duration) -> Result<f64> {
+        let end = Instant::now() + time;
+        let count = |floor: &mut Floor| {
+            let mut count = 0u32;
+            while Instant::now() < end {
+                floor
+                    .round_trip()
+                    .context("a bare guest did not come back")?;
+                count += 1;
+            }
+            Ok::<_, anyhow::Error>(f64::from(count))
+        };
+        let counts = thread::scope(|scope| {
+            let guests = self
+                .0
+                .iter_mut()
+                .map(|floor| scope.spawn(move || count(floor)));
+            let guests: Vec<_> = guests.collect();
+            let counts = guests.into_iter().map(|guest| {
+                let panicked = |_| anyhow!("the thread of a bare guest panicked");
+                guest.join().map_err(panicked)?
+            });
+            counts.sum::<Result<f64>>()
+        })?;
+        Ok(counts / time.as_secs_f64())
+    }
 }
 
 /// One request through a slot that holds the snapshot, pristine, and the reset after it.

@@ -104,6 +104,17 @@ fn kvm_a_reset_instance_is_a_fresh_one_byte_by_byte_and_register_by_register() {
     for strategy in Strategy::ALL {
         is_reset_by(strategy, &hypervisor, &snapshot);
     }
+    // And with what requests use there ahead, which is known from then on.
+    measure_with(&hypervisor, &snapshot, "/1");
+    is_reset_by(Strategy::OwnFile, &hypervisor, &snapshot);
+}
+
+fn measure_with(hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>, target: &str) {
+    let send = |slot: &mut Slot| {
+        send(slot, target);
+        Ok(())
+    };
+    Choice::make(hypervisor, snapshot, u64::MAX, send).unwrap();
 }
 
 fn is_reset_by(strategy: Strategy, hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) {
@@ -161,6 +172,8 @@ fn kvm_in_the_place_of_one_version_another_finds_its_own_pages_and_no_others() {
     for (env, in_place) in [(&[][..], true), (&[("RESERVES", "1")], false)] {
         let snapshot = snapshot(&hypervisor, "protects_before_ready", env);
         assert_eq!(snapshot.has_tables_of(&other), in_place);
+        takes_the_place(&hypervisor, &other, &snapshot);
+        measure_with(&hypervisor, &snapshot, "/");
         takes_the_place(&hypervisor, &other, &snapshot);
     }
 }
@@ -233,7 +246,7 @@ fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
         for cost in &choice.costs {
             assert!(cost.first_ns > 0 && cost.again_ns > 0, "{cost:?}");
         }
-        let touched = made.sets.touched.get().unwrap();
+        let touched = made.sets.touched().unwrap();
         assert!(
             touched
                 .iter()
@@ -254,7 +267,7 @@ fn kvm_a_choice_is_measured_once_and_stays_with_the_snapshot() {
     assert_eq!(read.choice().unwrap(), choice);
     assert_eq!(read.strategy(), choice.strategy);
     assert_eq!(read.sets.written.get(), made.sets.written.get());
-    assert_eq!(read.sets.touched.get(), made.sets.touched.get());
+    assert_eq!(read.sets.touched(), made.sets.touched());
     assert!(!read.choice_is_new());
     assert_eq!(Snapshot::told(&path).unwrap().choice.as_ref(), Some(choice));
 
