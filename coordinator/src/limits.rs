@@ -47,6 +47,8 @@ pub(crate) const MAX_CLOSE_BYTES: usize = 512;
 pub(crate) const MAX_HTTP_CONNECTIONS: usize = 256;
 /// An HTTP connection on which nothing moves for this long is closed.
 pub(crate) const HTTP_IDLE: Duration = Duration::from_secs(60);
+/// How long a TLS handshake may take.
+pub(crate) const HTTP_HANDSHAKE: Duration = Duration::from_secs(10);
 /// Largest JSON body; a statement in base64 and its envelope fit.
 pub(crate) const MAX_JSON_BODY_BYTES: usize = 512 << 10;
 /// Artifacts that may be uploaded at a time.

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holm_model::ids::Digest;
+use holm_tls::TlsFileError;
+use holm_tls::server::{Certificates, Current, TlsFiles};
 use quinn::{Endpoint, VarInt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -50,6 +52,8 @@ pub struct Config {
     pub quic_listen: SocketAddr,
     /// TCP address of the HTTP API; port 0 takes any that is free.
     pub http_listen: SocketAddr,
+    /// What the HTTP API speaks TLS with; plain HTTP if none.
+    pub tls: Option<TlsFiles>,
     /// Host and UDP port that join tokens tell nodes to dial; the bound QUIC address if none.
     pub public_quic_address: Option<String>,
     /// How long a rollout waits for a connected node to serve a version.
@@ -70,6 +74,7 @@ impl Config {
             artifacts: None,
             quic_listen,
             http_listen,
+            tls: None,
             public_quic_address: None,
             prepare_timeout: Duration::from_secs(60),
             absent_grace: Duration::from_secs(10),
@@ -130,6 +135,9 @@ pub enum StartError {
     /// The nodes' endpoint.
     #[error(transparent)]
     Nodes(#[from] ServerError),
+    /// The certificate of the HTTP API or its key.
+    #[error(transparent)]
+    Certificate(#[from] TlsFileError),
     /// The HTTP API's address is not to be had.
     #[error(
         "listening for the HTTP API on {address} failed: {source}; choose another address or end \
@@ -285,8 +293,21 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         address: config.http_listen,
         source,
     };
+    let (certificates, current) = match config.tls.clone() {
+        None => (None, None),
+        Some(files) => {
+            let (certificates, current) = Certificates::open(files)?;
+            (Some(certificates), Some(current))
+        }
+    };
     let listener = TcpListener::bind(config.http_listen).await.map_err(http)?;
     let http_addr = listener.local_addr().map_err(http)?;
+    if current.is_none() && !http_addr.ip().is_loopback() {
+        tracing::warn!(
+            %http_addr,
+            "the HTTP API speaks no TLS where others may listen in on tokens; give --tls-cert and --tls-key"
+        );
+    }
     let server = Server::bind(config.quic_listen, &authority)?;
     let quic_addr = server.address().map_err(|source| ServerError::Bind {
         address: config.quic_listen,
@@ -367,7 +388,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             None
         }
     };
-    tasks.spawn(serve_http(listener, api, stopped.clone()));
+    tasks.spawn(serve_http(listener, current, api, stopped.clone()));
+    if let Some(certificates) = certificates {
+        let follow = certificates.follow();
+        tasks.spawn(until(stopped.clone(), "the API's certificate", follow));
+    }
     tasks.spawn(async move {
         server.run(services).await;
         "the nodes' endpoint"
@@ -436,6 +461,7 @@ impl Running {
 
 async fn serve_http(
     listener: TcpListener,
+    tls: Option<Current>,
     api: Arc<Api>,
     mut stopped: watch::Receiver<bool>,
 ) -> &'static str {
@@ -444,7 +470,8 @@ async fn serve_http(
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let router = api::router(api);
-    let serve = axum::serve(BoundedListener::new(listener), router).with_graceful_shutdown(stop);
+    let serve =
+        axum::serve(BoundedListener::new(listener, tls), router).with_graceful_shutdown(stop);
     if let Err(error) = serve.await {
         tracing::error!(%error, "the HTTP API failed");
     }

@@ -37,6 +37,10 @@ pub struct Fleet {
     size: NodeSize,
     /// Further options of the coordinator.
     coordinator_options: Vec<String>,
+    node_options: Vec<String>,
+    /// `http`, or `https` with a certificate that is trusted by `ca_file`.
+    scheme: String,
+    ca_file: Option<String>,
 }
 
 /// Ingress threads of each node, and their slots in all; 0 is what a node takes by itself.
@@ -130,8 +134,32 @@ impl Fleet {
     }
 
     fn with_coordinator(size: NodeSize, options: &[&str]) -> Fleet {
+        let mut fleet = Fleet::stopped(size, options);
+        fleet.start_coordinator();
+        fleet
+    }
+
+    /// A coordinator and connected nodes of these names, all of which show callers the one certificate `cert.pem`, by
+    /// which `holm` knows them.
+    pub fn with_tls(names: &[&str]) -> Fleet {
+        let mut fleet = Fleet::stopped(NodeSize::FOR_TESTS, &[]);
+        let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(hosts).expect("a certificate can be made");
+        let (cert, key) = (fleet.path("cert.pem"), fleet.path("key.pem"));
+        std::fs::write(&cert, made.cert.pem()).expect("the directory is there");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("the directory is there");
+        let options = ["--tls-cert", &cert, "--tls-key", &key].map(str::to_owned);
+        fleet.coordinator_options.extend(options.clone());
+        fleet.node_options.extend(options);
+        fleet.ca_file = Some(cert);
+        fleet.start_coordinator();
+        fleet.add_nodes(names);
+        fleet
+    }
+
+    fn stopped(size: NodeSize, options: &[&str]) -> Fleet {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut fleet = Fleet {
+        Fleet {
             directory,
             coordinator: None,
             http: "127.0.0.1:0".into(),
@@ -139,9 +167,10 @@ impl Fleet {
             nodes: Vec::new(),
             size,
             coordinator_options: options.iter().map(|option| (*option).to_owned()).collect(),
-        };
-        fleet.start_coordinator();
-        fleet
+            node_options: Vec::new(),
+            scheme: "http".into(),
+            ca_file: None,
+        }
     }
 
     /// A coordinator with these options, and connected nodes of these names.
@@ -205,7 +234,8 @@ impl Fleet {
         args.extend(self.coordinator_options.iter().map(String::as_str));
         let (daemon, ready) = Daemon::start(self.directory.path(), "coordinator", &args);
         let url = ready["url"].as_str().expect("a URL");
-        self.http = url.strip_prefix("http://").expect("an http URL").to_owned();
+        let (scheme, http) = url.split_once("://").expect("a URL");
+        (self.scheme, self.http) = (scheme.to_owned(), http.to_owned());
         self.quic = ready["quic"].as_str().expect("an address").to_owned();
         self.coordinator = Some(daemon);
     }
@@ -220,8 +250,9 @@ impl Fleet {
         let state = self.path(name);
         let directory = self.directory.path().to_owned();
         let (threads, slots) = (self.size.threads.to_string(), self.size.slots.to_string());
+        let options = self.node_options.clone();
         let (_, running, listen) = self.node_mut(name);
-        let args = [
+        let mut args = vec![
             "node",
             "run",
             "--state-dir",
@@ -237,6 +268,7 @@ impl Fleet {
             "--slots",
             &slots,
         ];
+        args.extend(options.iter().map(String::as_str));
         let (daemon, ready) = Daemon::start(&directory, name, &args);
         *listen = ready["listen"].as_str().expect("an address").to_owned();
         *running = Some(daemon);
@@ -300,7 +332,11 @@ impl Fleet {
         command
             .arg("--json")
             .args(args)
-            .env("HOLM_COORDINATOR", format!("http://{}", self.http))
+            .env(
+                "HOLM_COORDINATOR",
+                format!("{}://{}", self.scheme, self.http),
+            )
+            .envs(self.ca_file.iter().map(|file| ("HOLM_CA_FILE", file)))
             .env("HOLM_TOKEN_FILE", self.path("coordinator/admin-token"))
             .env("HOLM_PUBLISHER_KEY", self.path("publisher.pem"))
             .env("XDG_CONFIG_HOME", self.path("config"))

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use holm_test_support::require_kvm;
+use holm_test_support::{guest, require_kvm};
 use holm_tests::{Fleet, Ran, eventually};
 
 fn join(fleet: &Fleet, token: &str, name: &str) -> Ran {
@@ -185,4 +185,79 @@ fn kvm_a_node_does_not_start_without_the_certificate_that_it_is_to_have() {
     std::fs::write(&key, "").unwrap();
     let error = run(&fleet, "a", &options).error(2);
     assert!(error.contains("cert.pem has no certificate"), "{error}");
+}
+
+#[test]
+fn kvm_with_certificates_people_and_callers_are_spoken_to_by_tls_alone() {
+    if !require_kvm() {
+        return;
+    }
+    let fleet = Fleet::with_tls(&["a"]);
+    fleet.deploy("state", &guest("state"), "");
+    let answer = fleet.holm(&["invoke", "test/state", "--path", "/ok"]).ok();
+    assert_eq!(answer["status"], 200, "{answer}");
+    let route = fleet.holm(&["route", "test/state", "--measure"]).ok();
+    let url = route["candidates"][0]["url"].as_str().unwrap();
+    assert!(url.starts_with("https://"), "{route}");
+
+    // Whose certificate nobody vouches for is told nothing.
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let file = fleet.path("other.pem");
+    std::fs::write(&file, other.cert.pem()).unwrap();
+    let error = fleet.holm(&["nodes", "list", "--ca-file", &file]).error(6);
+    assert!(error.contains("certificate"), "{error}");
+    let plain = format!("http://{}", fleet.http());
+    let error = fleet
+        .holm(&["nodes", "list", "--coordinator", &plain])
+        .error(6);
+    assert!(error.contains("cannot be reached"), "{error}");
+    std::fs::write(&file, "nothing of the kind").unwrap();
+    let error = fleet.holm(&["nodes", "list", "--ca-file", &file]).error(2);
+    assert!(error.contains("other.pem has no certificate"), "{error}");
+
+    // What `holm login` was given is used from then on.
+    let (url, token) = (
+        format!("https://{}", fleet.http()),
+        fleet.path("coordinator/admin-token"),
+    );
+    let cert = fleet.path("cert.pem");
+    let options = [
+        "--coordinator",
+        &url,
+        "--token-file",
+        &token,
+        "--ca-file",
+        &cert,
+    ];
+    fleet.holm(&[&["login"][..], &options].concat()).ok();
+    let settings = std::fs::read_to_string(fleet.path("config/holm/config.toml")).unwrap();
+    assert!(settings.contains("cert.pem"), "{settings}");
+}
+
+#[test]
+fn a_coordinator_does_not_start_without_the_certificate_that_it_is_to_have() {
+    let fleet = Fleet::without_nodes();
+    let state = fleet.path("other");
+    let (cert, key) = (fleet.path("cert.pem"), fleet.path("key.pem"));
+    let start = |options: &[&str]| {
+        let usual = [
+            "coordinator",
+            "--state-dir",
+            &state,
+            "--http",
+            "127.0.0.1:0",
+        ];
+        fleet.holm(&[&usual[..], options].concat()).error(2)
+    };
+    let error = start(&["--tls-cert", &cert]);
+    assert!(error.contains("--tls-key"), "{error}");
+    let error = start(&[
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--quic",
+        "127.0.0.1:0",
+    ]);
+    assert!(error.contains("cert.pem cannot be read"), "{error}");
 }

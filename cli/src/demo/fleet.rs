@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use holm_tls::client::Trust;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -109,7 +110,11 @@ impl Fleet {
         command.env_remove(DATABASE_VARIABLE);
         let (coordinator, ready): (Daemon, CoordinatorReady) =
             Daemon::start(command, &log_path(directory, "coordinator")).await?;
-        let api = Client::new(&ready.url, Some(read_token(&ready.token_file)?))?;
+        let api = Client::new(
+            &ready.url,
+            Some(read_token(&ready.token_file)?),
+            Trust::default(),
+        )?;
         let mut fleet = Fleet {
             directory: directory.to_owned(),
             program,

@@ -259,7 +259,10 @@ async fn refresh(
         *asked = now;
         return Ok(());
     }
-    routes.insert(function.clone(), (Nearest::new(route.candidates)?, now));
+    routes.insert(
+        function.clone(),
+        (Nearest::new(route.candidates, shared.api.trust())?, now),
+    );
     Ok(())
 }
 

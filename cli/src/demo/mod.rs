@@ -346,7 +346,7 @@ impl<'a> Demo<'a> {
                 self.check(first.as_deref() == Some(nearest), || {
                     format!("{} was sent to {first:?}, not to {nearest}", location.name)
                 });
-                let mut nearest = Nearest::new(route.candidates)?;
+                let mut nearest = Nearest::new(route.candidates, self.fleet.api.trust())?;
                 let call = Call::get("/", Duration::from_secs(10));
                 let outcome = nearest.call(&call).await;
                 let before = self.tally.failed;

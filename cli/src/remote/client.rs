@@ -1,8 +1,9 @@
 //! The coordinator's API `/v1` from the client's side: JSON out and in, every call bounded in time
 //! and size, every error a [`Failure`] that says what the coordinator said.
 //!
-//! Speaks plain HTTP/1.1; an `https://` URL is refused until the API has certificates of its own.
+//! Speaks HTTP/1.1, with TLS where the URL says `https://`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
@@ -10,10 +11,12 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use indicatif::ProgressBar;
+use rustls::ClientConfig;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -22,6 +25,7 @@ use holm_model::chunks::Index;
 use holm_model::ids::{Digest, FunctionName};
 
 use crate::exit::{Exit, Failure};
+use holm_tls::client::Trust;
 
 /// How long to wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,9 +47,10 @@ type Body = UnsyncBoxBody<Bytes, std::convert::Infallible>;
 /// A client of one coordinator. Cheap to clone; keeps its connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    pool: Pool<HttpConnector, Body>,
+    pool: Pool<HttpsConnector<HttpConnector>, Body>,
     base: String,
     token: Option<HeaderValue>,
+    trust: Arc<Trust>,
 }
 
 /// An answer with a status below 400.
@@ -56,23 +61,19 @@ struct Answer {
 }
 
 impl Client {
-    /// A client for the coordinator at `url`, which begins with `http://`.
-    pub(crate) fn new(url: &str, token: Option<String>) -> Result<Self, Failure> {
+    /// A client for the coordinator at `url`, which begins with `http://` or `https://`.
+    pub(crate) fn new(url: &str, token: Option<String>, trust: Trust) -> Result<Self, Failure> {
         let base = url.trim_end_matches('/').to_owned();
         let wrong = |what: &str| {
             Failure::usage(format!("`{url}` is not a coordinator's URL: {what}"))
                 .hint("give for example --coordinator http://127.0.0.1:7700")
         };
         let parsed: Uri = base.parse().map_err(|_| wrong("it cannot be read"))?;
-        match parsed.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err(wrong(
-                    "the API speaks plain HTTP; use an SSH tunnel or a private network",
-                ));
-            }
-            _ => return Err(wrong("it has to begin with http://")),
-        }
+        let tls = match parsed.scheme_str() {
+            Some("http") => Trust::nobody(),
+            Some("https") => ClientConfig::clone(&*trusted(&trust)?),
+            _ => return Err(wrong("it has to begin with http:// or https://")),
+        };
         if parsed.host().is_none_or(str::is_empty) || parsed.query().is_some() {
             return Err(wrong("it has to be a host and a port"));
         }
@@ -85,12 +86,24 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let pool = Pool::builder(TokioExecutor::new()).build(connector);
         Ok(Client {
             pool,
             base,
             token: token.transpose()?,
+            trust: Arc::new(trust),
         })
+    }
+
+    /// Whom it trusts.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The coordinator's URL, without a final slash.
@@ -308,6 +321,13 @@ impl Client {
     }
 }
 
+/// What connections to those are made with whom one trusts.
+pub(crate) fn trusted(trust: &Trust) -> Result<Arc<ClientConfig>, Failure> {
+    trust
+        .config()
+        .map_err(|error| Failure::usage(error.to_string()))
+}
+
 /// The path of a function's own part of the API.
 pub(crate) fn function_path(function: &FunctionName) -> String {
     format!("/v1/functions/{}/{}", function.tenant, function.function)
@@ -414,7 +434,7 @@ mod tests {
         let problem = r#"{"type":"/problems/rollout","title":"Rollout running","status":409,
             "detail":"rollout 7 of a/b is running"}"#;
         let (url, _) = answering("409 Conflict", problem).await;
-        let client = Client::new(&url, Some("t".into())).unwrap();
+        let client = Client::new(&url, Some("t".into()), Trust::default()).unwrap();
         let failure = client.get::<serde_json::Value>("/v1/x").await.unwrap_err();
         assert_eq!(failure.exit, Exit::Refused);
         assert_eq!(failure.message, "rollout 7 of a/b is running");
@@ -423,7 +443,7 @@ mod tests {
     #[tokio::test]
     async fn the_token_is_shown_and_the_answer_read() {
         let (url, served) = answering("200 OK", r#"{"software":"1","now_ms":12}"#).await;
-        let client = Client::new(&url, Some("secret".into())).unwrap();
+        let client = Client::new(&url, Some("secret".into()), Trust::default()).unwrap();
         let health: holm_model::api::Health = client.get("/v1/health").await.unwrap();
         assert_eq!(health.now_ms, 12);
         let asked = served.await.unwrap();
@@ -439,7 +459,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let client = Client::new(&url, None).unwrap();
+        let client = Client::new(&url, None, Trust::default()).unwrap();
         let failure = client
             .get::<serde_json::Value>("/v1/nodes")
             .await
@@ -453,12 +473,12 @@ mod tests {
         for url in [
             "",
             "127.0.0.1:7700",
-            "https://example.org",
+            "https://",
             "http://",
             "ftp://x",
             "http://a b",
         ] {
-            let failure = Client::new(url, None).unwrap_err();
+            let failure = Client::new(url, None, Trust::default()).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage, "{url}: {failure}");
         }
     }

@@ -20,8 +20,8 @@ use holm_model::ids::Name;
 use holm_model::join::JoinToken;
 use holm_model::manifest::network::{Host, Place};
 use holm_model::place::Coordinates;
-use holm_node::TlsFiles;
 use holm_node::outbound::Outside;
+use holm_tls::server::TlsFiles;
 
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, logging};
@@ -60,6 +60,13 @@ pub(crate) struct CoordinatorArgs {
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
+    /// The certificate that people and CI are shown (PEM), followed by those between it and a root that they know. It
+    /// is read again when it changes. Without it the API speaks plain HTTP.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Where nodes reach it (UDP).
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7701")]
     quic: SocketAddr,
@@ -228,6 +235,12 @@ fn certificate_life(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Both or none: each requires the other.
+fn tls_files(cert: Option<PathBuf>, key: Option<PathBuf>) -> Option<TlsFiles> {
+    let (cert, key) = cert.zip(key)?;
+    Some(TlsFiles { cert, key })
+}
+
 /// `holm coordinator`.
 pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
     logging("info", args.supervision.log_format == LogFormat::Json);
@@ -239,6 +252,12 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let end = End::new(&args.supervision)?;
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
+    config.tls = tls_files(args.tls_cert, args.tls_key);
+    let scheme = if config.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     config.node_certificate_life = args.node_certificates;
     config.artifacts = args.artifacts;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
@@ -249,7 +268,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
         .await
         .map_err(|error| coordinator_failure("the coordinator cannot start", &error))?;
     let ready = CoordinatorReady {
-        url: format!("http://{}", running.http_addr),
+        url: format!("{scheme}://{}", running.http_addr),
         quic: running.quic_addr,
         token_file: running.admin_token_path.clone(),
     };
@@ -345,7 +364,7 @@ async fn renew_token(
 
 fn coordinator_failure(what: &str, error: &StartError) -> Failure {
     let exit = match error {
-        StartError::Store(StoreError::Url(_)) => Exit::Usage,
+        StartError::Store(StoreError::Url(_)) | StartError::Certificate(_) => Exit::Usage,
         StartError::Store(error) if error.is_unreachable() => Exit::Unreachable,
         _ => Exit::Failure,
     };
@@ -399,10 +418,7 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     config.public_url = args.public_url;
     config.domain = args.domain;
     config.coordinator = args.dial;
-    config.tls = args
-        .tls_cert
-        .zip(args.tls_key)
-        .map(|(cert, key)| TlsFiles { cert, key });
+    config.tls = tls_files(args.tls_cert, args.tls_key);
     config.outside = Outside::new(args.open_to_functions);
     config.slots = args.slots;
     config.threads = args.threads;

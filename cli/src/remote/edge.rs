@@ -4,6 +4,7 @@
 //! has done nothing and may go to another node; one that was [`NoAnswer::Cut`] may have been executed
 //! and goes to another node only if its method is idempotent or the caller allows it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -12,14 +13,17 @@ use hyper::client::conn::http1::SendRequest;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Uri};
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use holm_model::api::RouteCandidate;
 use holm_model::ids::{Name, RequestId};
 use holm_model::limits::MAX_RESPONSE_BODY_BYTES;
+use holm_tls::client::Trust;
 
 use crate::exit::Failure;
-use crate::remote::client::text;
+use crate::remote::client::{text, trusted};
 
 /// How long to wait for a connection to a node before the next one's turn.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -122,25 +126,30 @@ pub(crate) fn is_idempotent(method: &Method) -> bool {
 #[derive(Debug)]
 pub(crate) struct Line {
     authority: String,
+    /// With what to speak TLS.
+    tls: Option<Arc<ClientConfig>>,
     prefix: String,
     sender: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Line {
     /// For the function's `url` on a node, as the coordinator's route gives it.
-    pub(crate) fn new(url: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(url: &str, trust: &Trust) -> Result<Self, Failure> {
         let wrong = || Failure::other(format!("`{url}` is not a URL where a node can be reached"));
         let parsed: Uri = url.parse().map_err(|_| wrong())?;
-        let authority = parsed
-            .authority()
-            .filter(|_| parsed.scheme_str() == Some("http"));
-        let authority = authority.ok_or_else(wrong)?.as_str();
+        let (tls, port) = match parsed.scheme_str() {
+            Some("http") => (None, 80),
+            Some("https") => (Some(trusted(trust)?), 443),
+            _ => return Err(wrong()),
+        };
+        let authority = parsed.authority().ok_or_else(wrong)?.as_str();
         let authority = match parsed.port() {
             Some(_) => authority.to_owned(),
-            None => format!("{authority}:80"),
+            None => format!("{authority}:{port}"),
         };
         Ok(Line {
             authority,
+            tls,
             prefix: parsed.path().trim_end_matches('/').to_owned(),
             sender: None,
         })
@@ -189,7 +198,7 @@ impl Line {
                 },
             }
         }
-        let mut sender = connect(&self.authority).await.map_err(NoAnswer::NotSent)?;
+        let mut sender = self.connect().await.map_err(NoAnswer::NotSent)?;
         let started = Instant::now();
         match sender.try_send_request(request).await {
             Ok(response) => {
@@ -200,6 +209,29 @@ impl Line {
                 Some(_) => Err(NoAnswer::NotSent(text(&error.into_error()))),
                 None => Err(NoAnswer::Cut(text(&error.into_error()))),
             },
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let opening = async {
+            let failed = |error: std::io::Error| text(&error);
+            let stream = tokio::net::TcpStream::connect(&self.authority).await;
+            let stream = stream.map_err(failed)?;
+            stream.set_nodelay(true).map_err(failed)?;
+            let Some(tls) = &self.tls else {
+                return speak(stream).await;
+            };
+            let host = self.authority.rsplit_once(':');
+            let host = host.map_or(self.authority.as_str(), |(host, _)| host);
+            let shaken = holm_tls::client::connect(tls.clone(), host, stream).await;
+            speak(shaken.map_err(failed)?).await
+        };
+        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+            Ok(opened) => opened,
+            Err(_) => Err(format!(
+                "no connection within {} s",
+                CONNECT_TIMEOUT.as_secs()
+            )),
         }
     }
 
@@ -217,16 +249,10 @@ impl Line {
     }
 }
 
-async fn connect(authority: &str) -> Result<SendRequest<Full<Bytes>>, String> {
-    let opening = async {
-        let stream = tokio::net::TcpStream::connect(authority).await?;
-        stream.set_nodelay(true)?;
-        Ok::<_, std::io::Error>(stream)
-    };
-    let stream = tokio::time::timeout(CONNECT_TIMEOUT, opening)
-        .await
-        .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))?
-        .map_err(|error| error.to_string())?;
+/// HTTP/1.1 over what is open.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<SendRequest<Full<Bytes>>, String> {
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| text(&error))?;
@@ -302,9 +328,10 @@ pub(crate) struct Outcome {
 
 impl Nearest {
     /// Lines to `candidates`, which are in order.
-    pub(crate) fn new(candidates: Vec<RouteCandidate>) -> Result<Self, Failure> {
-        let line =
-            |candidate: RouteCandidate| Line::new(&candidate.url).map(|line| (candidate, line));
+    pub(crate) fn new(candidates: Vec<RouteCandidate>, trust: &Trust) -> Result<Self, Failure> {
+        let line = |candidate: RouteCandidate| {
+            Line::new(&candidate.url, trust).map(|line| (candidate, line))
+        };
         Ok(Nearest {
             lines: candidates.into_iter().map(line).collect::<Result<_, _>>()?,
         })
@@ -389,7 +416,11 @@ mod tests {
             rtt_us: None,
             why: "because".into(),
         };
-        Nearest::new(urls.iter().enumerate().map(candidate).collect()).unwrap()
+        Nearest::new(
+            urls.iter().enumerate().map(candidate).collect(),
+            &Trust::default(),
+        )
+        .unwrap()
     }
 
     fn post(repeatable: bool) -> Call {
@@ -453,7 +484,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_was_closed_between_two_calls_is_opened_anew() {
-        let mut line = Line::new(&node(OK).await).unwrap();
+        let mut line = Line::new(&node(OK).await, &Trust::default()).unwrap();
         let call = Call::get("/", Duration::from_secs(5));
         for _ in 0..3 {
             assert_eq!(line.call(&call).await.unwrap().status, 200);

@@ -327,6 +327,15 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
         (None, Some(file)) => Some(read_token(&file)?),
         (None, None) => settings.token,
     };
+    if let Some(file) = args.connection.ca_file {
+        // It is read from wherever a later command is given.
+        settings.ca_file = Some(std::path::absolute(&file).map_err(|error| {
+            Failure::usage(format!(
+                "the path {} cannot be told: {error}",
+                file.display()
+            ))
+        })?);
+    }
     settings.write(&path)?;
     let told = serde_json::json!({
         "coordinator": client.url(), "software": health.software, "settings": path,

@@ -111,7 +111,7 @@ pub(crate) async fn run(args: InvokeArgs, output: Output) -> Result<(), Failure>
     if route.candidates.is_empty() {
         return Err(nowhere(&args.function, &route));
     }
-    let mut nearest = Nearest::new(route.candidates)?;
+    let mut nearest = Nearest::new(route.candidates, client.trust())?;
     let outcome = nearest.call(&call).await;
     for attempt in &outcome.attempts {
         output.note(match attempt.outcome {
@@ -198,7 +198,8 @@ impl Whence {
         }
         let mut probes = Vec::new();
         for candidate in &route.candidates {
-            if let Some(rtt) = measure(Line::new(&candidate.url)?.authority()).await {
+            if let Some(rtt) = measure(Line::new(&candidate.url, client.trust())?.authority()).await
+            {
                 probes.push((candidate.node.clone(), rtt));
             }
         }

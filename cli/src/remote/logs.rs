@@ -188,7 +188,7 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&asked[..bytes]).into_owned()
         });
-        let client = Client::new(&url, None).unwrap();
+        let client = Client::new(&url, None, Default::default()).unwrap();
         let args = Line::parse_from(["logs", "a/f"]).args;
         let output = Output {
             json: false,

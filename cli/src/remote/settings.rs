@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use holm_tls::client::Trust;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
@@ -37,6 +38,10 @@ pub(crate) struct Connection {
     /// A file that holds the token.
     #[arg(long, env = "HOLM_TOKEN_FILE", value_name = "FILE", global = true)]
     pub(crate) token_file: Option<PathBuf>,
+    /// A file of the certificates to trust (PEM) in https:// URLs of the coordinator and of nodes [default: from
+    /// `holm login`, else those that the system trusts].
+    #[arg(long, env = "HOLM_CA_FILE", value_name = "FILE", global = true)]
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// What `config.toml` holds.
@@ -47,17 +52,21 @@ pub(crate) struct ConfigFile {
     pub(crate) coordinator: Option<String>,
     /// The token to show to it.
     pub(crate) token: Option<String>,
+    /// A file of the certificates to trust.
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 impl Connection {
     /// A client for the coordinator that these options mean.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        let (url, token) = self.resolve(ConfigFile::read(&config_file()?)?)?;
+        let file = ConfigFile::read(&config_file()?)?;
+        let trust = Trust::new(self.ca_file.clone().or_else(|| file.ca_file.clone()));
+        let (url, token) = self.resolve(file)?;
         let token = match token {
             None => own_coordinator_token(&url)?,
             some => some,
         };
-        Client::new(&url, token)
+        Client::new(&url, token, trust)
     }
 
     /// The token that these options or `holm login` give.
@@ -208,7 +217,9 @@ fn xdg(variable: &str, under_home: &str) -> Result<PathBuf, Failure> {
 
 /// The admin token of a coordinator that this user runs here with its default state directory.
 fn own_coordinator_token(url: &str) -> Result<Option<String>, Failure> {
-    if url.trim_end_matches('/') != format!("http://{DEFAULT_HTTP}") {
+    let url = url.trim_end_matches('/');
+    let address = url.strip_prefix("https://").or(url.strip_prefix("http://"));
+    if address != Some(DEFAULT_HTTP) {
         return Ok(None);
     }
     let path = state_directory("coordinator")?.join(crate::remote::daemon::ADMIN_TOKEN_FILE);
@@ -231,6 +242,7 @@ mod tests {
         let written = ConfigFile {
             coordinator: Some("http://192.0.2.1:7700".into()),
             token: Some("secret".into()),
+            ca_file: Some("/etc/roots.pem".into()),
         };
         written.write(&path).unwrap();
         assert_eq!(ConfigFile::read(&path).unwrap(), written);
@@ -265,6 +277,7 @@ mod tests {
         let file = || ConfigFile {
             coordinator: Some("http://192.0.2.1:7700".into()),
             token: Some("remembered".into()),
+            ca_file: None,
         };
         let own = Connection::default();
         let (url, token) = own.resolve(file()).unwrap();

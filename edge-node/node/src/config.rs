@@ -4,17 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use holm_model::place::Coordinates;
+use holm_tls::server::TlsFiles;
 
 use crate::outbound::Outside;
-
-/// A certificate and its key, in PEM form. They are read again when they change.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    /// The certificate, and those between it and a root that callers know.
-    pub cert: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-}
 
 /// Settings of a node that has joined.
 #[derive(Clone, Debug)]

@@ -3,7 +3,6 @@
 //! was accepted.
 
 mod connection;
-pub(crate) mod tls;
 
 use std::cell::Cell;
 use std::io;
@@ -13,6 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use holm_tls::server as tls;
 use holm_vmm::{Slot, Urgency};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;

@@ -31,10 +31,11 @@ mod tls;
 mod wire;
 mod worker;
 
-pub use config::{NodeConfig, TlsFiles};
+pub use config::NodeConfig;
 pub use files::FileError;
+pub use holm_tls::TlsFileError;
+pub use holm_tls::server::TlsFiles;
 pub use identity::{Identity, IdentityError};
-pub use ingress::tls::TlsFileError;
 pub use join::{JoinConfig, JoinError, join};
 pub use meter::journal::JournalError;
 pub use node::{Node, RunError, run, start};

@@ -80,10 +80,6 @@ pub const LINGER: Duration = Duration::from_secs(10);
 pub const LINGER_SILENCE: Duration = Duration::from_secs(2);
 /// Most bytes that are read and thrown away meanwhile: any body that some function would have taken.
 pub const MAX_LINGER_BYTES: u64 = MAX_REQUEST_BODY_BYTES;
-/// How often the files of the certificate are looked at.
-pub const TLS_LOOK: Duration = Duration::from_secs(2);
-/// Largest file of certificates or of a key.
-pub const MAX_TLS_FILE_BYTES: u64 = 1 << 20;
 /// How long requests under way may take to end when the node stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long an instance that was kept may take to end after SIGTERM.

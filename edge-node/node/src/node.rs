@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 
 use holm_model::control::Hello;
 use holm_model::ids::Name;
+use holm_tls::TlsFileError;
+use holm_tls::server::Certificates;
 use holm_vmm::Hypervisor;
 use hyper::header::HeaderValue;
 use rustix::fs::{FlockOperation, flock};
@@ -28,7 +30,6 @@ use crate::credentials::Credentials;
 use crate::deploy::{self, Means};
 use crate::files::{self, FileError};
 use crate::identity::{Identity, IdentityError};
-use crate::ingress::tls::{Certificates, TlsFileError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
 use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_HANDED_OVER, MAX_SLOTS_PER_THREAD};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use holm_model::ids::Digest;
+use holm_tls::provider;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,10 +23,6 @@ pub struct TlsError(String);
 
 pub(crate) fn wrong(error: impl std::fmt::Display) -> TlsError {
     TlsError(error.to_string())
-}
-
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 /// For the control link: the coordinator is known by `identity.ca`, the node shows its certificate.

@@ -1,11 +1,10 @@
-//! TLS towards callers: a certificate chain and its key from files, which may be replaced while the node runs.
+//! TLS towards callers: a certificate chain and its key from files, which may be replaced while they are in use.
 //!
 //! New files are used from the next connection on. Files that make no sense, or not yet because only one of the
-//! two has been replaced, leave the node with what it has.
+//! two has been replaced, leave the server with what it has.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,60 +16,31 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::config::TlsFiles;
-use crate::limits::{MAX_TLS_FILE_BYTES, TLS_LOOK};
+use crate::TlsFileError;
 
 /// What is spoken inside, the preferred one first.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// The files cannot be used; the operator is to blame.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsFileError {
-    /// One of them is not there, not readable or not a file of this kind.
-    #[error("the file {path} cannot be read: {error}; check --tls-cert and --tls-key")]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// Not what it should be.
-    #[error("{path} has no {what} in PEM form: {error}")]
-    Pem {
-        /// Which.
-        path: PathBuf,
-        /// What it should have.
-        what: &'static str,
-        /// What is wrong.
-        error: rustls_pki_types::pem::Error,
-    },
-    /// Each may be sound, but not together.
-    #[error(
-        "the key in {key} is not the one of the first certificate in {cert}; they come in pairs"
-    )]
-    Mismatch {
-        /// The certificates.
-        cert: PathBuf,
-        /// The key.
-        key: PathBuf,
-    },
-    /// Nothing that TLS can be spoken with.
-    #[error("TLS cannot be spoken with the certificate in {cert} and the key in {key}: {error}")]
-    Unusable {
-        /// The certificates.
-        cert: PathBuf,
-        /// The key.
-        key: PathBuf,
-        /// What is wrong.
-        error: rustls::Error,
-    },
+/// A certificate and its key, in PEM form. They are read again when they change.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate, and those between it and a root that callers know.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
+/// By which options they are given.
+const OPTIONS: &str = "--tls-cert and --tls-key";
+/// How often they are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// The configuration for the next connection.
-pub(crate) type Current = watch::Receiver<Arc<ServerConfig>>;
+pub type Current = watch::Receiver<Arc<ServerConfig>>;
 
 /// The files and what was last made of them.
-pub(crate) struct Certificates {
+#[derive(Debug)]
+pub struct Certificates {
     files: TlsFiles,
     /// Their contents when they were last looked at.
     seen: Option<[Vec<u8>; 2]>,
@@ -78,7 +48,8 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    pub(crate) fn open(files: TlsFiles) -> Result<(Self, Current), TlsFileError> {
+    /// Reads them; the error says what is wrong with which.
+    pub fn open(files: TlsFiles) -> Result<(Self, Current), TlsFileError> {
         let contents = read(&files)?;
         let config = parse(&files, &contents)?;
         let (current, receiver) = watch::channel(Arc::new(config));
@@ -91,9 +62,9 @@ impl Certificates {
     }
 
     /// Looks for new files from time to time, as long as it is polled.
-    pub(crate) async fn follow(mut self) {
+    pub async fn follow(mut self) {
         loop {
-            tokio::time::sleep(TLS_LOOK).await;
+            tokio::time::sleep(LOOK).await;
             match self.look() {
                 Ok(false) => {}
                 Ok(true) => {
@@ -126,24 +97,10 @@ impl Certificates {
 
 /// Certificates and key.
 fn read(files: &TlsFiles) -> Result<[Vec<u8>; 2], TlsFileError> {
-    Ok([read_one(&files.cert)?, read_one(&files.key)?])
-}
-
-fn read_one(path: &Path) -> Result<Vec<u8>, TlsFileError> {
-    let read = || {
-        let mut bytes = Vec::new();
-        File::open(path)?
-            .take(MAX_TLS_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)?;
-        match bytes.len() as u64 > MAX_TLS_FILE_BYTES {
-            true => Err(io::Error::other("it is too large for what it should be")),
-            false => Ok(bytes),
-        }
-    };
-    read().map_err(|error| TlsFileError::Read {
-        path: path.to_owned(),
-        error,
-    })
+    Ok([
+        crate::read(&files.cert, OPTIONS)?,
+        crate::read(&files.key, OPTIONS)?,
+    ])
 }
 
 fn parse(files: &TlsFiles, [cert, key]: &[Vec<u8>; 2]) -> Result<ServerConfig, TlsFileError> {
@@ -173,7 +130,7 @@ fn parse(files: &TlsFiles, [cert, key]: &[Vec<u8>; 2]) -> Result<ServerConfig, T
             error,
         },
     };
-    let mut config = ServerConfig::builder_with_provider(crate::tls::provider())
+    let mut config = ServerConfig::builder_with_provider(crate::provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(unusable)?
         .with_no_client_auth()
@@ -184,7 +141,7 @@ fn parse(files: &TlsFiles, [cert, key]: &[Vec<u8>; 2]) -> Result<ServerConfig, T
 }
 
 /// The handshake, which may not take longer than `patience`.
-pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     current: &Current,
     stream: S,
     patience: Duration,
@@ -198,19 +155,19 @@ pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
 
     use tempfile::TempDir;
 
     use super::*;
 
-    struct Pair {
-        cert: String,
-        key: String,
+    pub(crate) struct Pair {
+        pub(crate) cert: String,
+        pub(crate) key: String,
     }
 
-    fn pair() -> Pair {
+    pub(crate) fn pair() -> Pair {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         Pair {
             cert: made.cert.pem(),
@@ -218,7 +175,7 @@ mod tests {
         }
     }
 
-    fn files(pair: &Pair) -> (TempDir, TlsFiles) {
+    pub(crate) fn files(pair: &Pair) -> (TempDir, TlsFiles) {
         let dir = tempfile::tempdir().unwrap();
         let files = TlsFiles {
             cert: dir.path().join("cert.pem"),
