@@ -35,6 +35,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOW_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How long an artifact may take.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How often an upload is tried again that the coordinator has no room for, and the first pause, which doubles.
+const MAX_BUSY: u32 = 4;
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// What chunks and their index are sent as.
@@ -203,10 +206,9 @@ impl Client {
         index: &Index,
     ) -> Result<Option<MissingChunks>, Failure> {
         let path = format!("/v1/artifacts/{digest}/index");
-        let body = Full::new(Bytes::from(index.to_bytes())).boxed_unsync();
-        let answer = self
-            .send(Method::PUT, &path, body, OCTETS, UPLOAD_TIMEOUT)
-            .await?;
+        let index = Bytes::from(index.to_bytes());
+        let body = || Full::new(index.clone()).boxed_unsync();
+        let answer = self.put_when_taken(&path, body).await?;
         match answer.status {
             StatusCode::ACCEPTED => self.read(&path, &answer).map(Some),
             _ => Ok(None),
@@ -221,10 +223,30 @@ impl Client {
         bar: ProgressBar,
     ) -> Result<(), Failure> {
         let path = format!("/v1/artifacts/{digest}/chunks");
-        let body = Upload { left: frames, bar }.boxed_unsync();
-        self.send(Method::PUT, &path, body, OCTETS, UPLOAD_TIMEOUT)
+        let before = bar.position();
+        let body = || {
+            bar.set_position(before);
+            let (left, bar) = (frames.clone(), bar.clone());
+            Upload { left, bar }.boxed_unsync()
+        };
+        self.put_when_taken(&path, body).await.map(|_| ())
+    }
+
+    /// `PUT path` with a body of octets, again some times if the coordinator has too much to do.
+    async fn put_when_taken(&self, path: &str, body: impl Fn() -> Body) -> Result<Answer, Failure> {
+        let mut pause = BUSY_PAUSE;
+        for _ in 0..MAX_BUSY {
+            let put = self.exchange(Method::PUT, path, body(), OCTETS, UPLOAD_TIMEOUT);
+            match put.await? {
+                answer if answer.status == StatusCode::SERVICE_UNAVAILABLE => {
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+                answer => return self.accept(path, answer),
+            }
+        }
+        self.send(Method::PUT, path, body(), OCTETS, UPLOAD_TIMEOUT)
             .await
-            .map(|_| ())
     }
 
     async fn json<T: DeserializeOwned>(
@@ -452,6 +474,34 @@ mod tests {
             asked.contains("authorization: Bearer secret\r\n"),
             "{asked}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_there_is_no_room_for_is_tried_again_whole() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served = tokio::spawn(async move {
+            let mut bodies = Vec::new();
+            for status in ["503 Service Unavailable", "204 No Content"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut asked = Vec::new();
+                while !asked.ends_with(b"the frames") {
+                    stream.read_buf(&mut asked).await.unwrap();
+                }
+                bodies.push(asked);
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            bodies
+        });
+        let client = Client::new(&url, None, Trust::default()).unwrap();
+        let bar = ProgressBar::hidden();
+        let frames = Bytes::from_static(b"the frames");
+        let put = client.put_chunks(&Digest([1; 32]), frames, bar.clone());
+        put.await.unwrap();
+        assert_eq!(served.await.unwrap().len(), 2);
+        assert_eq!(bar.position(), 10);
     }
 
     #[tokio::test]
