@@ -274,7 +274,6 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     objects.claim(&fleet, store.has_packs().await?).await?;
     let artifacts = Artifacts::new(objects, store.clone(), clock);
     artifacts.take_in(&dir.join("artifacts")).await?;
-    sweep(&artifacts).await;
 
     let fleet = Arc::new(Fleet::new(clock, store.is_shared()));
     let timing = Timing {
@@ -406,8 +405,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let seen_store = store.clone();
     tasks.spawn(until(stopped.clone(), "unused artifacts", async move {
         loop {
-            tokio::time::sleep(SWEEP_EVERY).await;
             sweep(&artifacts).await;
+            tokio::time::sleep(SWEEP_EVERY).await;
         }
     }));
     tasks.spawn(until(stopped, "last seen", async move {
