@@ -16,6 +16,7 @@ use holm_model::control::{
 };
 use holm_model::ids::{Digest, Name, VersionId};
 use holm_model::join::JoinToken;
+use holm_model::protocol::Message;
 use holm_node::limits::{LINK_IDLE, LINK_KEEP_ALIVE, LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
 use holm_tests::Fleet;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -23,8 +24,6 @@ use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use crate::client::post;
@@ -319,11 +318,11 @@ fn hello() -> Result<Hello> {
     })
 }
 
-async fn write<T: Serialize>(to: &mut SendStream, message: &T) -> Result<()> {
+async fn write<T: Message>(to: &mut SendStream, message: &T) -> Result<()> {
     Ok(to.write_all(&codec::encode(message)?).await?)
 }
 
-async fn read<T: DeserializeOwned>(from: &mut RecvStream) -> Result<T> {
+async fn read<T: Message>(from: &mut RecvStream) -> Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await?;
     let mut following = vec![0; codec::following_bytes(length)?];
