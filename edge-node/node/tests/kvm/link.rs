@@ -126,7 +126,8 @@ async fn kvm_what_a_newer_coordinator_says_that_is_not_known_is_refused_and_the_
             == 1
     })
     .await;
-    let metrics = text(&get(node.addr(), "/.holm/metrics").await);
+    let answer = get(node.addr(), "/.holm/metrics").await;
+    let metrics = text(&answer);
     assert!(metrics.contains("\nholm_refused_messages 1\n"), "{metrics}");
     assert_eq!(coordinator.state().sessions, 1);
     shutdown(node).await;
