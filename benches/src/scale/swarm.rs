@@ -45,6 +45,8 @@ pub(crate) struct Swarm {
 struct State {
     /// Nodes that have a link and their desired state.
     linked: AtomicUsize,
+    /// Links that were lost after that.
+    lost: AtomicUsize,
     /// How many route a version, by version.
     routed: Mutex<BTreeMap<VersionId, usize>>,
     /// The one that was routed for the first time last.
@@ -78,6 +80,11 @@ impl Swarm {
     /// How many have a link and their desired state.
     pub(crate) fn linked(&self) -> usize {
         self.state.linked.load(Ordering::Relaxed)
+    }
+
+    /// How many links were lost so far.
+    pub(crate) fn lost(&self) -> usize {
+        self.state.lost.load(Ordering::Relaxed)
     }
 
     /// How many route the version that was the last to come.
@@ -191,6 +198,7 @@ async fn live(identity: Identity, quic: SocketAddr, state: Arc<State>) {
         let _ = once(&identity, quic, &state, &mut had, &mut linked).await;
         if linked {
             state.linked.fetch_sub(1, Ordering::Relaxed);
+            state.lost.fetch_add(1, Ordering::Relaxed);
             pause = MIN_RECONNECT;
         }
         let mut random = [0];

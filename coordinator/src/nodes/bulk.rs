@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use holm_model::chunks::Index;
 use holm_model::codec::FrameError;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
@@ -129,18 +128,14 @@ async fn index(
     digest: Digest,
     version: Version,
 ) -> Result<(), WireError> {
-    let chunks = match services.registry.artifacts().chunks(digest).await {
-        Ok(chunks) => chunks,
+    let recipe = match services.registry.artifacts().recipe(digest).await {
+        Ok(recipe) => recipe,
         Err(error) => return refuse(send, error.to_string(), version).await,
     };
-    let chunks = chunks.into_iter().map(|located| located.chunk).collect();
-    let index = match Index::from_chunks(chunks) {
-        Ok(index) => index.to_bytes(),
-        Err(error) => return refuse(send, format!("artifact {digest}: {error}"), version).await,
-    };
+    let index = recipe.index.clone();
     let bytes = index.len() as u64;
     frames::write(send, &BulkAnswer::Bytes { bytes }, version).await?;
-    send.write_all(&index).await?;
+    send.write_chunk(index).await?;
     delivered(send).await;
     Ok(())
 }
@@ -153,8 +148,8 @@ async fn chunks(
     version: Version,
 ) -> Result<(), WireError> {
     let artifacts = services.registry.artifacts();
-    let all = match artifacts.chunks(digest).await {
-        Ok(all) => all,
+    let recipe = match artifacts.recipe(digest).await {
+        Ok(recipe) => recipe,
         Err(error) => return refuse(send, error.to_string(), version).await,
     };
     // Rising, so that nothing is sent twice.
@@ -162,9 +157,11 @@ async fn chunks(
         let reason = format!("the places of the chunks of {digest} that are asked for do not rise");
         return refuse(send, reason, version).await;
     }
-    let wanted = places.iter().map(|place| all.get(*place as usize).cloned());
+    let wanted = places
+        .iter()
+        .map(|place| recipe.chunks.get(*place as usize).cloned());
     let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else {
-        let reason = format!("artifact {digest} has only {} chunks", all.len());
+        let reason = format!("artifact {digest} has only {} chunks", recipe.chunks.len());
         return refuse(send, reason, version).await;
     };
     let bytes = wanted
