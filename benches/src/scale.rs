@@ -48,8 +48,21 @@ pub(crate) struct Figures {
     rollout_wave_s: f64,
     /// What the bytes take with a bare QUIC server in the coordinator's place.
     rollout_bytes_s: f64,
+    /// CPU time of the coordinator and of the nodes in the rollout; nodes verify and hash what they get.
+    rollout_cpu_s: Cpu,
+    /// CPU time of the bare server and of its clients.
+    bytes_cpu_s: Cpu,
+    /// Links that were lost in the rollout, and so made anew.
+    rollout_lost_links: usize,
     /// From the start of a coordinator that was killed until all have a link and their desired state.
     storm_s: f64,
+}
+
+/// CPU time, in seconds, of the two sides, which share the machine's cores.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Cpu {
+    server: f64,
+    clients: f64,
 }
 
 /// The result: few nodes first, then many.
@@ -99,12 +112,16 @@ fn measure(runtime: &Runtime, nodes: usize) -> Result<Figures> {
 
     eprintln!("{nodes} nodes get a version");
     let (program, manifest) = version(&fleet)?;
+    let clock = CpuClock::start(pid)?;
+    let lost = swarm.lost();
     let started = Instant::now();
     fleet.deploy(HELLO, &program, &manifest);
     await_all("the version", || swarm.have_newest() == nodes)?;
     let rollout = started.elapsed();
-    let after = Own::of(fleet.coordinator_pid())?.private;
-    let bytes = runtime.block_on(bare::transfer(nodes, ARTIFACT_BYTES))?;
+    let rollout_cpu_s = clock.stop()?;
+    let rollout_lost_links = swarm.lost() - lost;
+    let after = Own::of(pid)?.private;
+    let (bytes, bytes_cpu_s) = runtime.block_on(bare::transfer(nodes, ARTIFACT_BYTES))?;
 
     eprintln!("{nodes} nodes come back");
     fleet.kill_coordinator();
@@ -121,6 +138,9 @@ fn measure(runtime: &Runtime, nodes: usize) -> Result<Figures> {
         rollout_s: rounded(rollout.as_secs_f64()),
         rollout_wave_s: BAKE.as_secs_f64(),
         rollout_bytes_s: rounded(bytes.as_secs_f64()),
+        rollout_cpu_s,
+        bytes_cpu_s,
+        rollout_lost_links,
         storm_s: rounded(storm.as_secs_f64()),
     })
 }
@@ -147,6 +167,28 @@ fn await_all(what: &str, reached: impl Fn() -> bool) -> Result<()> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// Tells what CPU time a server and this process, which has all of its clients, use.
+pub(crate) struct CpuClock {
+    server: u32,
+    before: [Duration; 2],
+}
+
+impl CpuClock {
+    pub(crate) fn start(server: u32) -> Result<Self> {
+        let before = [cpu(server)?, cpu(std::process::id())?];
+        Ok(CpuClock { server, before })
+    }
+
+    pub(crate) fn stop(self) -> Result<Cpu> {
+        let [server, clients] = self.before;
+        let since = |now: Duration, before: Duration| rounded((now - before).as_secs_f64());
+        Ok(Cpu {
+            server: since(cpu(self.server)?, server),
+            clients: since(cpu(std::process::id())?, clients),
+        })
+    }
 }
 
 /// CPU time that a process has used.
@@ -179,11 +221,17 @@ fn raise_open_files() {
     }
 }
 
+impl Cpu {
+    fn text(self) -> String {
+        format!("{:.2} / {:.2}", self.server, self.clients)
+    }
+}
+
 impl Scale {
     /// As text.
     pub(crate) fn table(&self) -> String {
         let mut lines = vec![format!(
-            "{:>6} {:>15} {:>16} {:>10} {:>10} {:>8} {:>8} {:>8}",
+            "{:>6} {:>15} {:>16} {:>10} {:>10} {:>8} {:>8} {:>19} {:>19} {:>6} {:>8}",
             "nodes",
             "idle KiB/node",
             "idle CPU us/s",
@@ -191,11 +239,14 @@ impl Scale {
             "rollout s",
             "wave s",
             "bytes s",
+            "CPU s coord/nodes",
+            "bytes server/client",
+            "lost",
             "storm s"
         )];
         for one in &self.sizes {
             lines.push(format!(
-                "{:>6} {:>15.1} {:>16.1} {:>10.1} {:>10.2} {:>8.2} {:>8.2} {:>8.2}",
+                "{:>6} {:>15.1} {:>16.1} {:>10.1} {:>10.2} {:>8.2} {:>8.2} {:>19} {:>19} {:>6} {:>8.2}",
                 one.nodes,
                 one.idle_bytes_per_node / 1024.0,
                 one.idle_cpu_us_per_node,
@@ -203,6 +254,9 @@ impl Scale {
                 one.rollout_s,
                 one.rollout_wave_s,
                 one.rollout_bytes_s,
+                one.rollout_cpu_s.text(),
+                one.bytes_cpu_s.text(),
+                one.rollout_lost_links,
                 one.storm_s
             ));
         }

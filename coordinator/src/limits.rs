@@ -103,6 +103,10 @@ pub(crate) const MAX_RUN_CHUNKS: usize = 64;
 pub(crate) const MAX_READING_RUNS: usize = 4;
 /// Reads whose bytes are kept for whoever wants the same next: 16 MiB as chunks are on the average.
 pub(crate) const MAX_RECENT_RUNS: usize = 16;
+/// Chunks, in all, of artifacts whose lists of chunks are kept for whoever wants the same next: some 16 MiB.
+pub(crate) const MAX_RECENT_CHUNKS: usize = 128 << 10;
+/// How long. An artifact may be removed and its chunks be moved meanwhile.
+pub(crate) const RECENT_LIST_AGE: Duration = Duration::from_secs(2);
 /// Longest wait for a connection to the S3-compatible store.
 pub(crate) const S3_CONNECT: Duration = Duration::from_secs(5);
 /// Time for one answer of its, a pack's bytes included.

@@ -6,9 +6,11 @@ mod common;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::node::{
-    self, TestNode, bulk, connect, dial, hello, join, read, signing_request, write,
+    self, TestNode, bulk, bulk_for, connect, dial, dial_offering, hello, join, join_as, offered_by,
+    read, read_for, signing_request, write,
 };
 use common::{Coordinator, PATIENCE, Publisher, until};
+use holm_model::api::RolloutState;
 use holm_model::chunks::Index;
 use holm_model::codec;
 use holm_model::control::{
@@ -16,7 +18,10 @@ use holm_model::control::{
     PROTOCOL_VERSION, Report,
 };
 use holm_model::ids::{Digest, RequestId};
+use holm_model::join::JoinToken;
 use holm_model::limits::{MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES};
+use holm_model::protocol::{Purpose, Version};
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, RecvStream, SendStream};
 use rcgen::KeyPair;
 use tokio::time::timeout;
@@ -90,6 +95,164 @@ async fn a_peer_of_another_protocol_version_is_told_both_versions() {
     frame[4..6].copy_from_slice(&9u16.to_le_bytes());
     let says = format!("the peer speaks protocol version 9, this side {PROTOCOL_VERSION}");
     refused_for(&frame, &says).await;
+}
+
+fn names(of: &[&str]) -> Vec<Vec<u8>> {
+    of.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
+/// The ALPN name that TLS has agreed on.
+fn agreed_name(connection: &Connection) -> String {
+    let data = connection.handshake_data().unwrap();
+    let data = data.downcast::<HandshakeData>().unwrap();
+    String::from_utf8(data.protocol.unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn two_versions_apart_both_are_told_so() {
+    let coordinator = Coordinator::start().await;
+    let identity = identity(&coordinator, "newer").await;
+    let offered = names(&["holm/8", "holm/7", "holm/1"]);
+    let connection = dial_offering(coordinator.quic, offered, Some(&identity)).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let mut frame = codec::encode(&NodeMessage::Hello(hello(1))).unwrap();
+    frame[4] = 8;
+    send.write_all(&frame).await.unwrap();
+    // In the oldest version that is spoken here, since none is agreed on.
+    match read_for(&mut recv, Version::BEFORE).await {
+        Some(CoordinatorMessage::Refuse { reason }) => {
+            assert!(reason.contains("version 8, this side 6"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert!(
+        closed.to_string().contains("protocol version 8"),
+        "{closed}"
+    );
+}
+
+/// As a node of that version has sent it.
+const HELLO_OF_VERSION_5: &str = "39000000050000fc80c84206fc8f1699010a65752d63656e7472616c\
+                                  15687474703a2f2f3132372e302e302e313a38303830030370766d05302e312e30";
+
+#[tokio::test]
+async fn a_node_of_the_version_before_joins_and_takes_part_in_a_rollout_beside_one_of_this() {
+    let coordinator = Coordinator::start().await;
+    let (old, new) = (Version::BEFORE, Version::NOW);
+    let mut nodes = Vec::new();
+    for (name, index, version) in [("old", 1, old), ("new", 2, new)] {
+        let token: JoinToken = coordinator.join_token().await.parse().unwrap();
+        let joined = join_as(version, coordinator.quic, token.secret, name).await;
+        let (identity, addresses) = (joined.unwrap(), vec![coordinator.quic]);
+        nodes.push(TestNode::run_as(version, addresses, identity, hello(index)));
+    }
+    let both = || async {
+        coordinator
+            .nodes()
+            .await
+            .iter()
+            .filter(|n| n.connected)
+            .count()
+            == 2
+    };
+    until("a link of both", both).await;
+    let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
+    for _ in 0..2 {
+        let version = publisher.publish(&coordinator, "").await.version;
+        let rollout = publisher
+            .roll_out(&coordinator, version, &[50, 100], 100)
+            .await;
+        let view = coordinator
+            .rollout_when(rollout.id, |view| view.ended_ms.is_some())
+            .await;
+        assert_eq!(view.state, RolloutState::Completed, "{}", view.reason);
+        let on_both = || async { nodes.iter().all(|node| node.routed() == Some(version)) };
+        until("the version on both", on_both).await;
+    }
+    assert!(
+        coordinator
+            .nodes()
+            .await
+            .iter()
+            .all(|node| node.connected && node.refused_messages == 0)
+    );
+}
+
+#[tokio::test]
+async fn bulk_streams_of_a_link_speak_the_version_that_it_has_agreed_on() {
+    let coordinator = Coordinator::start().await;
+    let artifact: Vec<u8> = (0..30_000u32).flat_map(u32::to_le_bytes).collect();
+    common::put_artifact(&coordinator.client, &artifact).await;
+    let digest = Digest::of(&artifact);
+    let identity = identity(&coordinator, "old").await;
+    let version = Version::BEFORE;
+    let offered = offered_by(version, Purpose::Link);
+    let connection = dial_offering(coordinator.quic, offered, Some(&identity)).await;
+    assert_eq!(agreed_name(&connection), "holm/1");
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    let hello = hex::decode(HELLO_OF_VERSION_5).unwrap();
+    send.write_all(&hello).await.unwrap();
+    match read_for(&mut recv, version).await {
+        Some(CoordinatorMessage::Welcome { node, .. }) => assert_eq!(node, identity.name),
+        other => panic!("{other:?} is not Welcome"),
+    }
+    let request = BulkRequest::FetchIndex { digest };
+    let (answer, index) = bulk_for(&connection, &request, version).await;
+    assert!(matches!(answer, BulkAnswer::Bytes { .. }), "{answer:?}");
+    assert_eq!(index, Index::of(&artifact).to_bytes());
+    // A frame of the other version is none that was agreed on.
+    write(&mut send, &NodeMessage::Report(Report::default())).await;
+    let closed = timeout(PATIENCE, connection.closed()).await.unwrap();
+    assert!(
+        closed.to_string().contains("after 5 was agreed on"),
+        "{closed}"
+    );
+}
+
+#[tokio::test]
+async fn what_a_newer_node_says_that_is_not_known_is_refused_and_its_link_goes_on() {
+    let coordinator = Coordinator::start().await;
+    let identity = identity(&coordinator, "newer").await;
+    let offered = names(&["holm/7", "holm/6", "holm/1"]);
+    let connection = dial_offering(coordinator.quic, offered, Some(&identity)).await;
+    assert_eq!(agreed_name(&connection), "holm/6");
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    write(&mut send, &NodeMessage::Hello(hello(1))).await;
+    assert!(matches!(
+        read(&mut recv).await,
+        Some(CoordinatorMessage::Welcome { .. })
+    ));
+    let mut unknown = codec::encode(&NodeMessage::Report(Report::default())).unwrap();
+    unknown[6] = 99;
+    send.write_all(&unknown).await.unwrap();
+
+    let (mut to, mut from) = connection.open_bi().await.unwrap();
+    to.write_all(&unknown).await.unwrap();
+    match read(&mut from).await {
+        Some(BulkAnswer::Refused { reason }) => {
+            assert!(
+                reason.contains("messages of kind 99; update it"),
+                "{reason}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // What the node itself did not know is counted with it.
+    let report = Report {
+        refused: 3,
+        ..Report::default()
+    };
+    write(&mut send, &NodeMessage::Report(report)).await;
+    let counted = || async { coordinator.nodes().await[0].refused_messages == 5 };
+    until("all five to be counted", counted).await;
+    let digest = node::nothing();
+    let answer = bulk(&connection, &BulkRequest::FetchIndex { digest })
+        .await
+        .0;
+    assert!(matches!(answer, BulkAnswer::Refused { .. }), "{answer:?}");
+    assert!(coordinator.nodes().await[0].connected);
+    assert_eq!(connection.close_reason(), None);
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ impl Ran {
 }
 
 /// Runs `command` to its end.
-pub(crate) fn run(mut command: Command) -> Ran {
+pub fn run(mut command: Command) -> Ran {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

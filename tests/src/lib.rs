@@ -9,6 +9,8 @@
 mod command;
 pub mod debian;
 mod http;
+pub mod network;
+pub mod relay;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
@@ -20,7 +22,7 @@ use holm_test_support::patience;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use command::{Ran, holm};
+pub use command::{Ran, holm, run};
 pub use http::{Answer, get};
 
 /// How long a daemon may take to become ready.
@@ -60,9 +62,9 @@ impl NodeSize {
     };
 }
 
-/// A daemon; killed when dropped.
+/// A daemon; killed with SIGKILL when dropped.
 #[derive(Debug)]
-struct Daemon {
+pub struct Daemon {
     child: Child,
     /// Open as long as it is to run.
     _stdin: Option<ChildStdin>,
@@ -81,14 +83,21 @@ impl Drop for Daemon {
 impl Daemon {
     /// Starts `holm` with `args` and returns what it says when it is ready.
     fn start(directory: &Path, name: &str, args: &[&str]) -> (Daemon, Value) {
+        let mut command = Command::new(holm());
+        command.args(args);
+        Daemon::start_by(command, directory, name)
+    }
+
+    /// Starts the daemon that `command` is and returns what it says when it is ready. Its log is NAME.log in
+    /// `directory`.
+    pub fn start_by(mut command: Command, directory: &Path, name: &str) -> (Daemon, Value) {
         let log = directory.join(format!("{name}.log"));
         let stderr = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&log)
             .expect("a log file");
-        let mut child = Command::new(holm())
-            .args(args)
+        let mut child = command
             .args(["--json", "--until-stdin-closes"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -443,8 +452,13 @@ pub fn tenant_and_name(name: &str) -> (&str, &str) {
 }
 
 /// Waits until `good`, and panics if that takes too long.
-pub fn eventually(what: &str, mut good: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience(Duration::from_secs(20));
+pub fn eventually(what: &str, good: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(20), what, good);
+}
+
+/// The same for what may take so long.
+pub fn eventually_within(usual: Duration, what: &str, mut good: impl FnMut() -> bool) {
+    let deadline = Instant::now() + patience(usual);
     while !good() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(100));

@@ -14,11 +14,13 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::task::JoinSet;
 
+use super::{Cpu, CpuClock};
+
 /// The name in its certificate.
 const NAME: &str = "bare.test";
 
-/// Has `connections` fetch so many bytes each at once, over links that are up already.
-pub(super) async fn transfer(connections: usize, bytes: usize) -> Result<Duration> {
+/// Has `connections` fetch so many bytes each at once, over links that are up already. What that took, and CPU time.
+pub(super) async fn transfer(connections: usize, bytes: usize) -> Result<(Duration, Cpu)> {
     let server = Server::start(bytes)?;
     let config = server.config()?;
     let mut links = Vec::new();
@@ -30,6 +32,7 @@ pub(super) async fn transfer(connections: usize, bytes: usize) -> Result<Duratio
             tokio::time::timeout(LINK_TIMEOUT, connecting).await??,
         ));
     }
+    let clock = CpuClock::start(server.child.id())?;
     let started = Instant::now();
     let mut fetches = JoinSet::new();
     for (endpoint, connection) in links {
@@ -46,7 +49,7 @@ pub(super) async fn transfer(connections: usize, bytes: usize) -> Result<Duratio
     while let Some(fetched) = fetches.join_next().await {
         fetched??;
     }
-    Ok(started.elapsed())
+    Ok((started.elapsed(), clock.stop()?))
 }
 
 /// The server's process; ended when dropped.

@@ -16,6 +16,7 @@ use holm_model::control::{
 };
 use holm_model::ids::{Digest, Name, VersionId};
 use holm_model::join::JoinToken;
+use holm_model::protocol::Message;
 use holm_node::limits::{LINK_IDLE, LINK_KEEP_ALIVE, LINK_TIMEOUT, MAX_RECONNECT, MIN_RECONNECT};
 use holm_tests::Fleet;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -23,8 +24,6 @@ use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use crate::client::post;
@@ -46,6 +45,8 @@ pub(crate) struct Swarm {
 struct State {
     /// Nodes that have a link and their desired state.
     linked: AtomicUsize,
+    /// Links that were lost after that.
+    lost: AtomicUsize,
     /// How many route a version, by version.
     routed: Mutex<BTreeMap<VersionId, usize>>,
     /// The one that was routed for the first time last.
@@ -79,6 +80,11 @@ impl Swarm {
     /// How many have a link and their desired state.
     pub(crate) fn linked(&self) -> usize {
         self.state.linked.load(Ordering::Relaxed)
+    }
+
+    /// How many links were lost so far.
+    pub(crate) fn lost(&self) -> usize {
+        self.state.lost.load(Ordering::Relaxed)
     }
 
     /// How many route the version that was the last to come.
@@ -192,6 +198,7 @@ async fn live(identity: Identity, quic: SocketAddr, state: Arc<State>) {
         let _ = once(&identity, quic, &state, &mut had, &mut linked).await;
         if linked {
             state.linked.fetch_sub(1, Ordering::Relaxed);
+            state.lost.fetch_add(1, Ordering::Relaxed);
             pause = MIN_RECONNECT;
         }
         let mut random = [0];
@@ -319,11 +326,11 @@ fn hello() -> Result<Hello> {
     })
 }
 
-async fn write<T: Serialize>(to: &mut SendStream, message: &T) -> Result<()> {
+async fn write<T: Message>(to: &mut SendStream, message: &T) -> Result<()> {
     Ok(to.write_all(&codec::encode(message)?).await?)
 }
 
-async fn read<T: DeserializeOwned>(from: &mut RecvStream) -> Result<T> {
+async fn read<T: Message>(from: &mut RecvStream) -> Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await?;
     let mut following = vec![0; codec::following_bytes(length)?];

@@ -56,6 +56,14 @@ pub(crate) struct Client {
     trust: Arc<Trust>,
 }
 
+/// Why there is no answer.
+enum Unanswered {
+    /// There is no connection.
+    NotSent(String),
+    /// There was one.
+    Cut(String),
+}
+
 /// An answer with a status below 400.
 #[derive(Debug)]
 struct Answer {
@@ -294,6 +302,8 @@ impl Client {
         }
     }
 
+    /// A GET whose connection was cut is sent once more: of several coordinators behind one name, the one that had it
+    /// may have died.
     async fn exchange(
         &self,
         method: Method,
@@ -302,6 +312,37 @@ impl Client {
         kind: Option<&'static str>,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
+        let again = method == Method::GET;
+        let exchanges = async {
+            let request = self.request(method, path, body, kind)?;
+            match self.once(request).await {
+                Err(Unanswered::Cut(_)) if again => {
+                    let request = self.request(Method::GET, path, empty(), kind)?;
+                    Ok(self.once(request).await)
+                }
+                result => Ok(result),
+            }
+        };
+        let result = match tokio::time::timeout(timeout, exchanges).await {
+            Ok(result) => result?.map_err(|(Unanswered::NotSent(why) | Unanswered::Cut(why))| why),
+            Err(_) => Err(format!("no answer within {} s", timeout.as_secs())),
+        };
+        result.map_err(|why: String| {
+            Failure::new(
+                Exit::Unreachable,
+                format!("the coordinator at {} cannot be reached: {why}", self.base),
+            )
+            .hint("start one with `holm coordinator`, or name another with --coordinator URL")
+        })
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        kind: Option<&'static str>,
+    ) -> Result<Request<Body>, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base));
@@ -313,33 +354,27 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, token.clone());
         }
-        let request = request
+        request
             .body(body)
-            .map_err(|error| Failure::usage(format!("`{path}` cannot be asked for: {error}")))?;
-        let exchange = async {
-            let answer = self
-                .pool
-                .request(request)
-                .await
-                .map_err(|error| text(&error))?;
-            let status = answer.status();
-            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
-                .collect()
-                .await;
-            let body = body.map_err(|error| text(&*error))?.to_bytes();
-            Ok(Answer { status, body })
-        };
-        let result = match tokio::time::timeout(timeout, exchange).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {} s", timeout.as_secs())),
-        };
-        result.map_err(|why: String| {
-            Failure::new(
-                Exit::Unreachable,
-                format!("the coordinator at {} cannot be reached: {why}", self.base),
-            )
-            .hint("start one with `holm coordinator`, or name another with --coordinator URL")
-        })
+            .map_err(|error| Failure::usage(format!("`{path}` cannot be asked for: {error}")))
+    }
+
+    async fn once(&self, request: Request<Body>) -> Result<Answer, Unanswered> {
+        let answer = self.pool.request(request).await.map_err(|error| {
+            let why = text(&error);
+            match error.is_connect() {
+                true => Unanswered::NotSent(why),
+                false => Unanswered::Cut(why),
+            }
+        })?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await;
+        let body = body
+            .map_err(|error| Unanswered::Cut(text(&*error)))?
+            .to_bytes();
+        Ok(Answer { status, body })
     }
 }
 

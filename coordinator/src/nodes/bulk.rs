@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use holm_model::chunks::Index;
+use holm_model::codec::FrameError;
 use holm_model::control::{BulkAnswer, BulkRequest};
 use holm_model::ids::{Digest, Name};
 use holm_model::limits::MAX_LEASE_ASKS;
+use holm_model::protocol::Version;
 use quinn::{RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::time::timeout;
@@ -23,26 +24,45 @@ pub(super) async fn serve(
     services: Arc<Services>,
     node: Name,
     certificate: CertificateDer<'static>,
+    version: Version,
     mut send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), WireError> {
-    let request = match within(BULK_USAGE, frames::expect(&mut recv)).await {
+    let request = match within(BULK_USAGE, frames::expect(&mut recv, version)).await {
         Some(Ok(request)) => request,
+        Some(Err(error @ WireError::Frame(FrameError::Unknown(_)))) => {
+            let reason = format!("the coordinator cannot do this: {error}; update it");
+            refuse(&mut send, reason, version).await?;
+            return Err(error);
+        }
         Some(Err(error)) => {
             if error.is_breach() {
-                refuse(&mut send, format!("the request cannot be read: {error}")).await?;
+                refuse(
+                    &mut send,
+                    format!("the request cannot be read: {error}"),
+                    version,
+                )
+                .await?;
             }
             return Err(error);
         }
-        None => return refuse(&mut send, "the request took too long to arrive".into()).await,
+        None => {
+            return refuse(
+                &mut send,
+                "the request took too long to arrive".into(),
+                version,
+            )
+            .await;
+        }
     };
     match request {
         BulkRequest::FetchIndex { digest } => {
-            let answered = within(BULK_ARTIFACT, index(&services, &mut send, digest)).await;
+            let answered =
+                within(BULK_ARTIFACT, index(&services, &mut send, digest, version)).await;
             or_reset(answered, &mut send)
         }
         BulkRequest::FetchChunks { digest, places } => {
-            let chunks = chunks(&services, &mut send, digest, &places);
+            let chunks = chunks(&services, &mut send, digest, &places, version);
             let answered = within(BULK_ARTIFACT, chunks).await;
             or_reset(answered, &mut send)
         }
@@ -50,6 +70,7 @@ pub(super) async fn serve(
             refuse(
                 &mut send,
                 format!("it asks about more than {MAX_LEASE_ASKS} budgets at once"),
+                version,
             )
             .await
         }
@@ -57,25 +78,25 @@ pub(super) async fn serve(
             let now_ms = services.clock.now_ms();
             match services.store.lease(&node, &asks, now_ms).await {
                 Ok(answers) => {
-                    frames::write(&mut send, &BulkAnswer::Leases(answers)).await?;
+                    frames::write(&mut send, &BulkAnswer::Leases(answers), version).await?;
                     delivered(&mut send).await;
                     Ok(())
                 }
                 Err(error) => {
                     tracing::error!(%node, %error, "budget cannot be leased");
-                    refuse(&mut send, error.to_string()).await
+                    refuse(&mut send, error.to_string(), version).await
                 }
             }
         }
         BulkRequest::Usage(batch) => match services.ledger.add(&node, &certificate, &batch).await {
             Ok((new, known)) => {
-                frames::write(&mut send, &BulkAnswer::UsageStored { new, known }).await?;
+                frames::write(&mut send, &BulkAnswer::UsageStored { new, known }, version).await?;
                 delivered(&mut send).await;
                 Ok(())
             }
             Err(error) => {
                 tracing::error!(%node, %error, "a usage batch is refused");
-                refuse(&mut send, error.to_string()).await
+                refuse(&mut send, error.to_string(), version).await
             }
         },
         BulkRequest::Renew { csr_der } => {
@@ -87,13 +108,14 @@ pub(super) async fn serve(
                         services.fleet.renewed(&node, kept.until_ms);
                     }
                     let certificate_der = renewed.to_vec();
-                    frames::write(&mut send, &BulkAnswer::Renewed { certificate_der }).await?;
+                    frames::write(&mut send, &BulkAnswer::Renewed { certificate_der }, version)
+                        .await?;
                     delivered(&mut send).await;
                     Ok(())
                 }
                 Err(error) => {
                     tracing::error!(%node, %error, "a node's certificate is not renewed");
-                    refuse(&mut send, error.to_string()).await
+                    refuse(&mut send, error.to_string(), version).await
                 }
             }
         }
@@ -104,19 +126,16 @@ async fn index(
     services: &Services,
     send: &mut SendStream,
     digest: Digest,
+    version: Version,
 ) -> Result<(), WireError> {
-    let chunks = match services.registry.artifacts().chunks(digest).await {
-        Ok(chunks) => chunks,
-        Err(error) => return refuse(send, error.to_string()).await,
+    let recipe = match services.registry.artifacts().recipe(digest).await {
+        Ok(recipe) => recipe,
+        Err(error) => return refuse(send, error.to_string(), version).await,
     };
-    let chunks = chunks.into_iter().map(|located| located.chunk).collect();
-    let index = match Index::from_chunks(chunks) {
-        Ok(index) => index.to_bytes(),
-        Err(error) => return refuse(send, format!("artifact {digest}: {error}")).await,
-    };
+    let index = recipe.index.clone();
     let bytes = index.len() as u64;
-    frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
-    send.write_all(&index).await?;
+    frames::write(send, &BulkAnswer::Bytes { bytes }, version).await?;
+    send.write_chunk(index).await?;
     delivered(send).await;
     Ok(())
 }
@@ -126,21 +145,24 @@ async fn chunks(
     send: &mut SendStream,
     digest: Digest,
     places: &[u32],
+    version: Version,
 ) -> Result<(), WireError> {
     let artifacts = services.registry.artifacts();
-    let all = match artifacts.chunks(digest).await {
-        Ok(all) => all,
-        Err(error) => return refuse(send, error.to_string()).await,
+    let recipe = match artifacts.recipe(digest).await {
+        Ok(recipe) => recipe,
+        Err(error) => return refuse(send, error.to_string(), version).await,
     };
     // Rising, so that nothing is sent twice.
     if !places.is_sorted_by(|one, next| one < next) {
         let reason = format!("the places of the chunks of {digest} that are asked for do not rise");
-        return refuse(send, reason).await;
+        return refuse(send, reason, version).await;
     }
-    let wanted = places.iter().map(|place| all.get(*place as usize).cloned());
+    let wanted = places
+        .iter()
+        .map(|place| recipe.chunks.get(*place as usize).cloned());
     let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else {
-        let reason = format!("artifact {digest} has only {} chunks", all.len());
-        return refuse(send, reason).await;
+        let reason = format!("artifact {digest} has only {} chunks", recipe.chunks.len());
+        return refuse(send, reason, version).await;
     };
     let bytes = wanted
         .iter()
@@ -154,11 +176,11 @@ async fn chunks(
             Ok(first) => first,
             Err(error) => {
                 tracing::error!(%digest, %error, "an artifact cannot be read");
-                return refuse(send, error.to_string()).await;
+                return refuse(send, error.to_string(), version).await;
             }
         },
     };
-    frames::write(send, &BulkAnswer::Bytes { bytes }).await?;
+    frames::write(send, &BulkAnswer::Bytes { bytes }, version).await?;
     send.write_chunk(first).await?;
     for run in runs {
         match artifacts.share_run(run).await {
@@ -174,8 +196,8 @@ async fn chunks(
     Ok(())
 }
 
-async fn refuse(send: &mut SendStream, reason: String) -> Result<(), WireError> {
-    frames::write(send, &BulkAnswer::Refused { reason }).await?;
+async fn refuse(send: &mut SendStream, reason: String, version: Version) -> Result<(), WireError> {
+    frames::write(send, &BulkAnswer::Refused { reason }, version).await?;
     delivered(send).await;
     Ok(())
 }

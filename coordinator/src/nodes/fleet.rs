@@ -76,6 +76,8 @@ struct Entry {
     labels: BTreeMap<String, String>,
     /// It says so itself: it is stopping.
     stopping: bool,
+    /// Messages on its newest link here that one of the two sides did not know.
+    refused: u64,
 }
 
 /// Where a node's link is.
@@ -176,6 +178,7 @@ impl Fleet {
         entry.stopping = false;
         entry.session = id;
         entry.heard = false;
+        entry.refused = 0;
         let replaced = std::mem::replace(&mut entry.link, Link::Here(connection));
         self.tell(&mut inner, name, true);
         drop(inner);
@@ -327,6 +330,7 @@ impl Fleet {
             return;
         };
         entry.last_seen_ms = now_ms;
+        entry.refused = entry.refused.saturating_add(report.refused);
         if std::mem::replace(&mut entry.stopping, report.stopping) != report.stopping {
             self.tell(&mut inner, name, false);
         }
@@ -342,6 +346,16 @@ impl Fleet {
         if !report.versions.is_empty() {
             self.wake();
         }
+    }
+
+    /// A message of the node's is of a kind that is not known here. How many on this link one side did not know.
+    pub(crate) fn refused(&self, name: &Name, session: u64) -> u64 {
+        let mut inner = self.lock();
+        let Some(entry) = inner.session(name, session) else {
+            return 0;
+        };
+        entry.refused = entry.refused.saturating_add(1);
+        entry.refused
     }
 
     /// Says whose invocations are to be counted from now on.
@@ -459,6 +473,7 @@ impl Fleet {
                 Link::Down | Link::Here(_) => None,
             },
             kvm: entry.said(|hello| hello.kvm.clone()),
+            refused_messages: entry.refused,
             versions: entry.observed.versions.iter().map(version_view).collect(),
         };
         inner.nodes.iter().map(view).collect()
@@ -565,6 +580,7 @@ impl Entry {
             cordoned: false,
             labels: BTreeMap::new(),
             stopping: false,
+            refused: 0,
         }
     }
 

@@ -4,9 +4,8 @@
 //! that are announced.
 
 use holm_model::codec::{self, FrameError};
+use holm_model::protocol::{Message, Version};
 use quinn::{ReadError, ReadExactError, RecvStream, SendStream, WriteError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 /// Most bytes to take from the stream at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -27,18 +26,20 @@ pub(super) enum WireError {
 }
 
 impl WireError {
-    /// Whether the peer broke the protocol, and did not just go away.
+    /// Whether the peer broke the protocol, and did not just go away or say what a newer one may say.
     pub(super) fn is_breach(&self) -> bool {
-        matches!(
-            self,
-            WireError::Frame(_) | WireError::Truncated { .. } | WireError::Ended
-        )
+        match self {
+            WireError::Frame(error) => !matches!(error, FrameError::Unknown(_)),
+            WireError::Truncated { .. } | WireError::Ended => true,
+            WireError::Read(_) | WireError::Write(_) => false,
+        }
     }
 }
 
 /// The next message; none if the peer has ended the stream after a whole one.
-pub(super) async fn read<T: DeserializeOwned>(
+pub(super) async fn read<T: Message>(
     stream: &mut RecvStream,
+    version: Version,
 ) -> Result<Option<T>, WireError> {
     let mut length = [0; 4];
     match stream.read_exact(&mut length).await {
@@ -66,20 +67,24 @@ pub(super) async fn read<T: DeserializeOwned>(
             }
         }
     }
-    Ok(Some(codec::decode(&following)?))
+    Ok(Some(codec::decode_for(&following, version)?))
 }
 
 /// The next message, which must come.
-pub(super) async fn expect<T: DeserializeOwned>(stream: &mut RecvStream) -> Result<T, WireError> {
-    read(stream).await?.ok_or(WireError::Ended)
+pub(super) async fn expect<T: Message>(
+    stream: &mut RecvStream,
+    version: Version,
+) -> Result<T, WireError> {
+    read(stream, version).await?.ok_or(WireError::Ended)
 }
 
 /// Sends one message.
-pub(super) async fn write<T: Serialize>(
+pub(super) async fn write<T: Message>(
     stream: &mut SendStream,
     message: &T,
+    version: Version,
 ) -> Result<(), WireError> {
-    let frame = codec::encode(message)?;
+    let frame = codec::encode_for(message, version)?;
     stream.write_all(&frame).await?;
     Ok(())
 }

@@ -11,8 +11,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use holm_model::codec::FrameError;
 use holm_model::control::{CoordinatorMessage, Desired, Hello, LogBatch, NodeMessage};
 use holm_model::ids::{FunctionName, Name};
+use holm_model::protocol::Version;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
@@ -91,10 +93,10 @@ impl LinkError {
 }
 
 /// Serves one node's connection to its end.
-pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
+pub(super) async fn serve(connection: Connection, version: Version, services: Arc<Services>) {
     let peer = connection.remote_address();
     let mut control = None;
-    let error = match open(&connection, &services, &mut control).await {
+    let error = match open(&connection, version, &services, &mut control).await {
         Ok(Opened {
             name,
             certificate,
@@ -113,9 +115,11 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
                 shut(&connection, close::REFUSED, &error.to_string());
                 return;
             }
-            tracing::info!(node = %name, %peer, "a node is connected");
+            let protocol = version.number();
+            tracing::info!(node = %name, %peer, protocol, "a node is connected");
             let ended = Link {
                 connection: &connection,
+                version,
                 services: &services,
                 name: &name,
                 certificate: &certificate,
@@ -155,7 +159,7 @@ pub(super) async fn serve(connection: Connection, services: Arc<Services>) {
         let refuse = CoordinatorMessage::Refuse {
             reason: reason.clone(),
         };
-        if frames::write(&mut send, &refuse).await.is_ok() {
+        if frames::write(&mut send, &refuse, version).await.is_ok() {
             delivered(&mut send).await;
         }
     }
@@ -172,6 +176,7 @@ pub(crate) fn overtake(connection: &Connection) {
 /// refusal can be told on it.
 async fn open(
     connection: &Connection,
+    version: Version,
     services: &Services,
     control: &mut Option<SendStream>,
 ) -> Result<Opened, LinkError> {
@@ -179,7 +184,11 @@ async fn open(
     let hello = async {
         let (send, mut recv) = connection.accept_bi().await?;
         *control = Some(send);
-        match frames::expect(&mut recv).await? {
+        let first = match frames::expect(&mut recv, version).await {
+            Err(WireError::Frame(FrameError::Unknown(_))) => return Err(LinkError::NoHello),
+            first => first?,
+        };
+        match first {
             NodeMessage::Hello(hello) => Ok((hello, recv)),
             NodeMessage::Observed(_) | NodeMessage::Report(_) | NodeMessage::Logs(_) => {
                 Err(LinkError::NoHello)
@@ -258,6 +267,7 @@ struct Opened {
 /// A link after `Hello`.
 struct Link<'a> {
     connection: &'a Connection,
+    version: Version,
     services: &'a Arc<Services>,
     name: &'a Name,
     certificate: &'a CertificateDer<'static>,
@@ -287,7 +297,18 @@ impl Link<'_> {
             }
         };
         loop {
-            match frames::expect(&mut recv).await? {
+            let message = match frames::expect(&mut recv, self.version).await {
+                Err(WireError::Frame(FrameError::Unknown(kind))) => {
+                    let refused = self.services.fleet.refused(self.name, self.session);
+                    // A newer node may say it again and again.
+                    if refused.is_power_of_two() {
+                        tracing::warn!(node = %self.name, kind, refused, "a message of the node is of a kind that is not known here");
+                    }
+                    continue;
+                }
+                message => message?,
+            };
+            match message {
                 NodeMessage::Hello(_) => return Err(LinkError::SecondHello),
                 NodeMessage::Observed(observed) => {
                     bounded(observed.versions.len())?;
@@ -347,6 +368,21 @@ impl Link<'_> {
         desired
     }
 
+    /// Says something that a node of an older version does without.
+    async fn say(
+        &self,
+        send: &mut SendStream,
+        message: &CoordinatorMessage,
+    ) -> Result<(), LinkError> {
+        match frames::write(send, message, self.version).await {
+            Err(WireError::Frame(error @ FrameError::NotThere(_))) => {
+                tracing::debug!(node = %self.name, %error, "a message is left out");
+                Ok(())
+            }
+            written => Ok(written?),
+        }
+    }
+
     /// Welcome, then desired state, now and whenever it changes. Only the newest counts: a slow
     /// node skips what was overtaken.
     async fn speak(&self, send: &mut SendStream) -> Result<(), LinkError> {
@@ -358,7 +394,7 @@ impl Link<'_> {
             node: self.name.clone(),
             now_ms,
         };
-        frames::write(send, &welcome).await?;
+        frames::write(send, &welcome, self.version).await?;
         target.mark_changed();
         // The node may come from a coordinator that knew of more, and keeps to what it is told last.
         self.services.budgets.refresh().await?;
@@ -370,7 +406,8 @@ impl Link<'_> {
             // Where there was never one, nothing is said of them. A list may change without a new revision: prices of a
             // month that comes into sight do that.
             if told.as_ref() != Some(&list) && (told.is_some() || list.revision > 0) {
-                frames::write(send, &CoordinatorMessage::Budgets((*list).clone())).await?;
+                let budgets = CoordinatorMessage::Budgets((*list).clone());
+                self.say(send, &budgets).await?;
                 told = Some(list);
             }
             let changed = tokio::select! {
@@ -385,7 +422,8 @@ impl Link<'_> {
             }
             let desired = self.desired(&mut target);
             let generation = desired.generation;
-            frames::write(send, &CoordinatorMessage::Desired(desired)).await?;
+            let desired = CoordinatorMessage::Desired(desired);
+            self.say(send, &desired).await?;
             tracing::debug!(node = %self.name, generation, "desired state is sent");
         }
         // The rollouts have gone: the coordinator is ending, and closes the connection itself.
@@ -401,11 +439,18 @@ impl Link<'_> {
                     let (send, recv) = stream?;
                     let (services, name) = (self.services.clone(), self.name.clone());
                     let certificate = self.certificate.clone();
-                    streams.spawn(bulk::serve(services, name, certificate, send, recv));
+                    let version = self.version;
+                    streams.spawn(bulk::serve(services, name, certificate, version, send, recv));
                 }
                 Some(ended) = streams.join_next() => match ended {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) if error.is_breach() => return Err(error.into()),
+                    Ok(Err(WireError::Frame(FrameError::Unknown(kind)))) => {
+                        let refused = self.services.fleet.refused(self.name, self.session);
+                        if refused.is_power_of_two() {
+                            tracing::warn!(node = %self.name, kind, refused, "a request of the node is of a kind that is not known here");
+                        }
+                    }
                     Ok(Err(error)) => {
                         tracing::debug!(node = %self.name, %error, "a bulk stream ended early");
                     }

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holm_model::control::{ALPN, JOIN_ALPN, JoinAnswer, JoinRequest};
+use holm_model::control::{JoinAnswer, JoinRequest};
+use holm_model::protocol::{Purpose, Version};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, Endpoint, IdleTimeout, Incoming, SendStream, TransportConfig, VarInt};
 use rustls::RootCertStore;
@@ -142,7 +143,7 @@ fn config(authority: &Authority) -> Result<quinn::ServerConfig, ServerError> {
         .with_client_cert_verifier(clients)
         .with_single_cert(chain, key)
         .map_err(|error| tls(&error))?;
-    crypto.alpn_protocols = vec![ALPN.to_vec(), JOIN_ALPN.to_vec()];
+    crypto.alpn_protocols = [Purpose::Link.names(), Purpose::Join.names()].concat();
     let crypto = QuicServerConfig::try_from(crypto).map_err(|error| tls(&error))?;
 
     let mut transport = TransportConfig::default();
@@ -177,20 +178,23 @@ async fn serve(incoming: Incoming, services: Arc<Services>) {
         .handshake_data()
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol);
-    match protocol.as_deref() {
-        Some(ALPN) => link::serve(connection, services).await,
-        Some(JOIN_ALPN) => join(connection, &services.joins).await,
-        // TLS has agreed on one of the two; kept for the day there is a third.
-        _ => shut(&connection, close::REFUSED, "unknown protocol"),
+    let protocol = protocol.unwrap_or_default();
+    if let Some(version) = Purpose::Link.agreed(&protocol) {
+        link::serve(connection, version, services).await;
+    } else if let Some(version) = Purpose::Join.agreed(&protocol) {
+        join(connection, version, &services.joins).await;
+    } else {
+        // TLS has agreed on a name that is served here; kept for the day there is another purpose.
+        shut(&connection, close::REFUSED, "unknown protocol");
     }
 }
 
 /// One machine joins.
-async fn join(connection: Connection, joins: &Joins) {
+async fn join(connection: Connection, version: Version, joins: &Joins) {
     let peer = connection.remote_address();
     let exchange = async {
         let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| e.to_string())?;
-        let answer = match frames::expect::<JoinRequest>(&mut recv).await {
+        let answer = match frames::expect::<JoinRequest>(&mut recv, version).await {
             Ok(request) => match joins.join(&request).await {
                 Ok(certificate) => {
                     tracing::info!(%peer, node = %request.node, "a node has joined");
@@ -213,7 +217,7 @@ async fn join(connection: Connection, joins: &Joins) {
                 }
             }
         };
-        frames::write(&mut send, &answer)
+        frames::write(&mut send, &answer, version)
             .await
             .map_err(|error| error.to_string())?;
         delivered(&mut send).await;

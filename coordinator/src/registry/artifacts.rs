@@ -6,10 +6,10 @@
 //!
 //! A pack of which less than half is needed any more is written anew with what is.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use axum::body::Bytes;
 use holm_model::chunks::{Chunk, Chunker, Index, IndexError, MAX_CHUNK_BYTES};
@@ -20,11 +20,10 @@ use tokio::fs;
 use tokio::sync::Semaphore;
 
 use super::objects::{Objects, disk, if_there};
+use super::recent::{Recent, Recipe};
 use crate::ca::random;
 use crate::clock::{Clock, millis};
-use crate::limits::{
-    MAX_PACK_BYTES, MAX_READING_RUNS, MAX_RECENT_RUNS, MAX_RUN_CHUNKS, ORPHAN_ARTIFACT_AGE,
-};
+use crate::limits::{MAX_PACK_BYTES, MAX_RUN_CHUNKS, ORPHAN_ARTIFACT_AGE};
 use crate::store::{ArtifactOutcome, Located, Store, StoreError};
 
 /// Why an artifact cannot be stored or read.
@@ -132,43 +131,6 @@ pub(crate) struct Artifacts {
     recent: Arc<Recent>,
 }
 
-/// Verified bytes that were read last, by the chunks that they are. A chunk is what its digest says, wherever it is.
-struct Recent {
-    runs: Mutex<VecDeque<(Vec<Digest>, Bytes)>>,
-    /// Turns to read, and so to have what is read in memory.
-    reading: Semaphore,
-}
-
-impl Default for Recent {
-    fn default() -> Self {
-        Recent {
-            runs: Mutex::default(),
-            reading: Semaphore::new(MAX_READING_RUNS),
-        }
-    }
-}
-
-impl Recent {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Vec<Digest>, Bytes)>> {
-        // Every change is complete before anything can panic.
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn get(&self, key: &[Digest]) -> Option<Bytes> {
-        let runs = self.lock();
-        let found = runs.iter().find(|(own, _)| own == key);
-        found.map(|(_, bytes)| bytes.clone())
-    }
-
-    fn put(&self, key: Vec<Digest>, bytes: Bytes) {
-        let mut runs = self.lock();
-        runs.push_back((key, bytes));
-        while runs.len() > MAX_RECENT_RUNS {
-            runs.pop_front();
-        }
-    }
-}
-
 /// Chunks being received. What was received is kept, by [`Incoming::keep`], whatever becomes of the rest.
 pub(crate) struct Incoming {
     artifacts: Artifacts,
@@ -213,6 +175,22 @@ impl Artifacts {
         chunks.ok_or(ArtifactError::Missing(digest))
     }
 
+    /// The same for somebody who wants the artifact, whose chunks may have been somewhere else a moment ago:
+    /// [`Artifacts::share_run`] finds them.
+    pub(crate) async fn recipe(&self, digest: Digest) -> Result<Arc<Recipe>, ArtifactError> {
+        if let Some(recipe) = self.recent.recipe(digest) {
+            return Ok(recipe);
+        }
+        // Of those that want the same at once one looks it up.
+        let _turn = self.recent.looking.acquire().await;
+        if let Some(recipe) = self.recent.recipe(digest) {
+            return Ok(recipe);
+        }
+        let recipe = Arc::new(Recipe::new(self.chunks(digest).await?)?);
+        self.recent.put_recipe(digest, recipe.clone());
+        Ok(recipe)
+    }
+
     /// The whole artifact, for checks. At most [`MAX_ARTIFACT_BYTES`].
     pub(crate) async fn read(&self, digest: Digest) -> Result<Vec<u8>, ArtifactError> {
         let chunks = self.chunks(digest).await?;
@@ -233,16 +211,16 @@ impl Artifacts {
     /// again: in a rollout all nodes want the same.
     pub(crate) async fn share_run(&self, run: &[Located]) -> Result<Bytes, ArtifactError> {
         let key: Vec<Digest> = run.iter().map(|located| located.chunk.digest).collect();
-        if let Some(bytes) = self.recent.get(&key) {
+        if let Some(bytes) = self.recent.run(&key) {
             return Ok(bytes);
         }
         // Of those that want the same at once one reads it.
         let _turn = self.recent.reading.acquire().await;
-        if let Some(bytes) = self.recent.get(&key) {
+        if let Some(bytes) = self.recent.run(&key) {
             return Ok(bytes);
         }
         let bytes = Bytes::from(self.read_run(run).await?);
-        self.recent.put(key, bytes.clone());
+        self.recent.put_run(key, bytes.clone());
         Ok(bytes)
     }
 
@@ -262,6 +240,7 @@ impl Artifacts {
             match self.sure_chunk(now).await? {
                 Some(more) => bytes.extend_from_slice(&more),
                 None => {
+                    self.recent.forget_recipes();
                     self.store.lose_chunk(now).await?;
                     let pack = now.pack.clone();
                     lost = Err(ArtifactError::Lost { chunk, pack });
@@ -400,7 +379,9 @@ impl Artifacts {
     /// Removes the artifact, unless a version names it. Whether it is gone. What it took is free after
     /// [`Artifacts::tidy`].
     pub(crate) async fn remove(&self, digest: Digest) -> Result<bool, ArtifactError> {
-        Ok(self.store.remove_artifact(digest).await?)
+        let gone = self.store.remove_artifact(digest).await?;
+        self.recent.forget_recipes();
+        Ok(gone)
     }
 
     /// Frees what chunks took that are no more.
@@ -437,6 +418,7 @@ impl Artifacts {
                 let new = Some((&new[..], length, &chunks[..]));
                 self.store.replace_pack(old, new).await?
             };
+            self.recent.forget_recipes();
             if gone {
                 self.objects.remove(old).await?;
             }

@@ -8,6 +8,7 @@ mod artifacts;
 #[cfg(test)]
 mod artifacts_tests;
 mod objects;
+mod recent;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -9,11 +9,12 @@ use std::time::Duration;
 use holm_model::codec;
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
-    JOIN_ALPN, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion,
-    Record, Report, VersionReport, VersionState,
+    JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion, Record,
+    Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;
+use holm_model::protocol::{Message, Purpose, Version};
 use holm_model::run_times::RunTimes;
 use holm_model::usage::Outcome;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -21,8 +22,6 @@ use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream, VarInt};
 use rcgen::{CertificateParams, KeyPair};
 use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
@@ -43,6 +42,16 @@ pub async fn join(quic: SocketAddr, token: &str, name: &str) -> Result<Identity,
 }
 
 pub async fn join_with(quic: SocketAddr, secret: Vec<u8>, name: &str) -> Result<Identity, String> {
+    join_as(Version::NOW, quic, secret, name).await
+}
+
+/// One that is so old.
+pub async fn join_as(
+    version: Version,
+    quic: SocketAddr,
+    secret: Vec<u8>,
+    name: &str,
+) -> Result<Identity, String> {
     let key = KeyPair::generate().unwrap();
     let name: Name = name.parse().unwrap();
     let request = JoinRequest {
@@ -50,10 +59,10 @@ pub async fn join_with(quic: SocketAddr, secret: Vec<u8>, name: &str) -> Result<
         node: name.clone(),
         csr_der: signing_request(&key),
     };
-    let connection = dial(quic, JOIN_ALPN, None).await;
+    let connection = dial_offering(quic, offered_by(version, Purpose::Join), None).await;
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    write(&mut send, &request).await;
-    let answer = read(&mut recv).await.unwrap();
+    write_for(&mut send, &request, version).await;
+    let answer = read_for(&mut recv, version).await.unwrap();
     connection.close(VarInt::from_u32(0), b"");
     match answer {
         JoinAnswer::Joined {
@@ -81,13 +90,22 @@ pub fn signing_request(key: &KeyPair) -> Vec<u8> {
 /// A connection with this ALPN, showing the identity's certificate if there is one. Without one
 /// the coordinator's certificate is not checked: the tests that do so are about the other side.
 pub async fn dial(quic: SocketAddr, alpn: &[u8], identity: Option<&Identity>) -> Connection {
+    dial_offering(quic, vec![alpn.to_vec()], identity).await
+}
+
+/// The same, offering several names, the newest first.
+pub async fn dial_offering(
+    quic: SocketAddr,
+    names: Vec<Vec<u8>>,
+    identity: Option<&Identity>,
+) -> Connection {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    endpoint.set_default_client_config(client_config(alpn, identity));
+    endpoint.set_default_client_config(client_config(names, identity));
     let connecting = endpoint.connect(quic, COORDINATOR_TLS_NAME).unwrap();
     timeout(super::PATIENCE, connecting).await.unwrap().unwrap()
 }
 
-fn client_config(alpn: &[u8], identity: Option<&Identity>) -> ClientConfig {
+fn client_config(names: Vec<Vec<u8>>, identity: Option<&Identity>) -> ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -107,7 +125,7 @@ fn client_config(alpn: &[u8], identity: Option<&Identity>) -> ClientConfig {
             .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
             .with_no_client_auth(),
     };
-    config.alpn_protocols = vec![alpn.to_vec()];
+    config.alpn_protocols = names;
     let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()));
     let mut transport = quinn::TransportConfig::default();
     transport.keep_alive_interval(Some(Duration::from_millis(500)));
@@ -116,20 +134,28 @@ fn client_config(alpn: &[u8], identity: Option<&Identity>) -> ClientConfig {
     config
 }
 
-pub async fn write<T: Serialize>(send: &mut SendStream, message: &T) {
-    send.write_all(&codec::encode(message).unwrap())
+pub async fn write<T: Message>(send: &mut SendStream, message: &T) {
+    write_for(send, message, Version::NOW).await;
+}
+
+pub async fn write_for<T: Message>(send: &mut SendStream, message: &T, version: Version) {
+    send.write_all(&codec::encode_for(message, version).unwrap())
         .await
         .unwrap();
 }
 
 /// The next message; none if the stream or the connection ends instead.
-pub async fn read<T: DeserializeOwned>(recv: &mut RecvStream) -> Option<T> {
+pub async fn read<T: Message>(recv: &mut RecvStream) -> Option<T> {
+    read_for(recv, Version::NOW).await
+}
+
+pub async fn read_for<T: Message>(recv: &mut RecvStream, version: Version) -> Option<T> {
     let mut length = [0; 4];
     let message = async {
         recv.read_exact(&mut length).await.ok()?;
         let mut following = vec![0; codec::following_bytes(length).unwrap()];
         recv.read_exact(&mut following).await.ok()?;
-        Some(codec::decode(&following).unwrap())
+        Some(codec::decode_for(&following, version).unwrap())
     };
     timeout(super::PATIENCE, message)
         .await
@@ -172,11 +198,26 @@ pub async fn connect(quic: SocketAddr, identity: &Identity, hello: Hello) -> Con
 
 /// One bulk exchange; the raw bytes behind the answer come with it.
 pub async fn bulk(connection: &Connection, request: &BulkRequest) -> (BulkAnswer, Vec<u8>) {
+    bulk_for(connection, request, Version::NOW).await
+}
+
+pub async fn bulk_for(
+    connection: &Connection,
+    request: &BulkRequest,
+    version: Version,
+) -> (BulkAnswer, Vec<u8>) {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    write(&mut send, request).await;
+    write_for(&mut send, request, version).await;
     send.finish().unwrap();
-    let answer = read(&mut recv).await.unwrap();
+    let answer = read_for(&mut recv, version).await.unwrap();
     (answer, recv.read_to_end(1 << 30).await.unwrap())
+}
+
+/// What a node offers that is so old.
+pub fn offered_by(version: Version, purpose: Purpose) -> Vec<Vec<u8>> {
+    let mut names = purpose.names();
+    names.retain(|name| purpose.agreed(name) <= Some(version));
+    names
 }
 
 /// What the test decides about a node, and what it did.
@@ -226,12 +267,22 @@ impl TestNode {
 
     /// One that dials these addresses in turn, as behind one name.
     pub fn run_with(addresses: Vec<SocketAddr>, identity: Identity, hello: Hello) -> Self {
+        TestNode::run_as(Version::NOW, addresses, identity, hello)
+    }
+
+    /// One that is so old.
+    pub fn run_as(
+        version: Version,
+        addresses: Vec<SocketAddr>,
+        identity: Identity,
+        hello: Hello,
+    ) -> Self {
         let behaviour = Arc::new(Mutex::new(Behaviour::default()));
         let (says, mut pending) = mpsc::unbounded_channel();
         let (own, shared) = (identity.clone(), behaviour.clone());
         let task = tokio::spawn(async move {
             for quic in addresses.into_iter().cycle() {
-                live(quic, &own, hello.clone(), &shared, &mut pending).await;
+                live(quic, version, &own, hello.clone(), &shared, &mut pending).await;
                 sleep(Duration::from_millis(50)).await;
             }
         });
@@ -257,6 +308,7 @@ impl TestNode {
             versions,
             free_slots: 1,
             stopping: false,
+            refused: 0,
         };
         self.says.send(NodeMessage::Report(report)).unwrap();
     }
@@ -290,26 +342,30 @@ impl Drop for TestNode {
 /// One connection's life.
 async fn live(
     quic: SocketAddr,
+    version: Version,
     identity: &Identity,
     hello: Hello,
     behaviour: &Mutex<Behaviour>,
     to_say: &mut mpsc::UnboundedReceiver<NodeMessage>,
 ) -> Option<()> {
     let mut endpoint = Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    endpoint.set_default_client_config(client_config(ALPN, Some(identity)));
+    endpoint.set_default_client_config(client_config(
+        offered_by(version, Purpose::Link),
+        Some(identity),
+    ));
     let connection = endpoint
         .connect(quic, COORDINATOR_TLS_NAME)
         .unwrap()
         .await
         .ok()?;
     let (mut send, mut recv) = connection.open_bi().await.ok()?;
-    send.write_all(&codec::encode(&NodeMessage::Hello(hello)).unwrap())
+    send.write_all(&codec::encode_for(&NodeMessage::Hello(hello), version).unwrap())
         .await
         .ok()?;
     // Frames are read in a task of their own: reading one is not to be cancelled half-way.
     let (messages, mut incoming) = mpsc::channel(8);
     let reader = tokio::spawn(async move {
-        while let Some(message) = read_any(&mut recv).await {
+        while let Some(message) = read_any(&mut recv, version).await {
             if messages.send(message).await.is_err() {
                 return;
             }
@@ -327,7 +383,7 @@ async fn live(
             Some(message) = to_say.recv() => message,
         };
         if send
-            .write_all(&codec::encode(&message).unwrap())
+            .write_all(&codec::encode_for(&message, version).unwrap())
             .await
             .is_err()
         {
@@ -338,12 +394,12 @@ async fn live(
     Some(())
 }
 
-async fn read_any(recv: &mut RecvStream) -> Option<CoordinatorMessage> {
+async fn read_any(recv: &mut RecvStream, version: Version) -> Option<CoordinatorMessage> {
     let mut length = [0; 4];
     recv.read_exact(&mut length).await.ok()?;
     let mut following = vec![0; codec::following_bytes(length).unwrap()];
     recv.read_exact(&mut following).await.ok()?;
-    Some(codec::decode(&following).unwrap())
+    Some(codec::decode_for(&following, version).unwrap())
 }
 
 /// Reconciles: verifies, "prepares", and switches only to what is ready.

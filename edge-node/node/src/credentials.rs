@@ -8,7 +8,8 @@ use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use holm_model::control::{ALPN, BulkAnswer, BulkRequest};
+use holm_model::control::{BulkAnswer, BulkRequest};
+use holm_model::protocol::Purpose;
 use quinn::Connection;
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -56,7 +57,7 @@ impl Credentials {
         Ok(Credentials {
             dir: dir.to_owned(),
             validity: Validity::of(&identity.certificate)?,
-            config: tls::link(&identity, ALPN)?,
+            config: tls::link(&identity, Purpose::Link)?,
             identity,
         })
     }
@@ -120,7 +121,7 @@ impl Credentials {
             return Err(RenewalError::BadAnswer(why.into()));
         }
         let identity = self.identity.with(certificate);
-        let config = tls::link(&identity, ALPN).map_err(bad)?;
+        let config = tls::link(&identity, Purpose::Link).map_err(bad)?;
         // On disk before it is shown, so that a restart has no older one.
         identity.save_certificate(&self.dir)?;
         (self.identity, self.validity, self.config) = (identity, validity, config);

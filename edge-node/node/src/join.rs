@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holm_model::control::{JOIN_ALPN, JoinAnswer, JoinRequest};
+use holm_model::control::{JoinAnswer, JoinRequest};
 use holm_model::ids::{Digest, Name};
 use holm_model::join::JoinToken;
+use holm_model::protocol::Purpose;
 
 use crate::files::FileError;
 use crate::identity::{self, Identity, IdentityError};
@@ -87,7 +88,7 @@ pub async fn join(config: JoinConfig) -> Result<(), JoinError> {
         csr_der,
     };
 
-    let tls = tls::pinned(token.ca, JOIN_ALPN)?;
+    let tls = tls::pinned(token.ca, Purpose::Join)?;
     let answer = tokio::time::timeout(LINK_TIMEOUT, ask(&token.address, &tls, &request))
         .await
         .map_err(|_| JoinError::Silent(token.address.clone()))??;
@@ -129,10 +130,13 @@ async fn ask(
     let (endpoint, connection) = wire::dial(address, tls).await?;
     let lost = |error: quinn::ConnectionError| WireError::Stream(error.to_string());
     let (mut to, mut from) = connection.open_bi().await.map_err(lost)?;
-    wire::send(&mut to, request).await?;
+    let version = wire::agreed(&connection, Purpose::Join);
+    wire::send(&mut to, request, version).await?;
     // The stream was opened here and is finished once; it cannot be closed yet.
     let _ = to.finish();
-    let answer = wire::receive(&mut from).await?.ok_or(WireError::CutShort)?;
+    let answer = wire::receive(&mut from, version)
+        .await?
+        .ok_or(WireError::CutShort)?;
     connection.close(0u32.into(), b"joined");
     // Lets the close reach the coordinator; if it does not, its idle timeout does the same.
     let _ = tokio::time::timeout(Duration::from_millis(500), endpoint.wait_idle()).await;

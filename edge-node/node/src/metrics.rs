@@ -18,6 +18,11 @@ pub(crate) fn answer(shared: &Shared, table: &Table) -> Answer {
     text.sample("", shared.slots as f64);
     text.family("holm_slots_free", "Those of them that no request uses.");
     text.sample("", f64::from(shared.tally.free_slots()));
+    text.family(
+        "holm_refused_messages",
+        "Messages of the coordinator, since the start, of kinds that the node does not know.",
+    );
+    text.sample("", shared.tally.refused() as f64);
 
     // Names are DNS labels and identities are hexadecimal: nothing in a label has to be escaped.
     let mut strategies = Vec::new();

@@ -10,11 +10,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use holm_model::codec::FrameError;
 use holm_model::control::{
     BulkAnswer, BulkRequest, CoordinatorMessage, Desired, Hello, NodeMessage, Observed,
     REPORT_SECONDS,
 };
 use holm_model::ids::Name;
+use holm_model::protocol::{Purpose, Version};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -82,11 +84,14 @@ pub(crate) async fn ask(
     connection: &Connection,
     request: &BulkRequest,
 ) -> Result<(BulkAnswer, RecvStream), LinkError> {
+    let version = wire::agreed(connection, Purpose::Link);
     let (mut to, mut from) = connection.open_bi().await?;
-    wire::send(&mut to, request).await?;
+    wire::send(&mut to, request, version).await?;
     // Finished once and never before: cannot fail.
     let _ = to.finish();
-    let answer = wire::receive(&mut from).await?.ok_or(WireError::CutShort)?;
+    let answer = wire::receive(&mut from, version)
+        .await?
+        .ok_or(WireError::CutShort)?;
     Ok((answer, from))
 }
 
@@ -167,24 +172,36 @@ impl Session {
             wire::dial(&self.coordinator, self.credentials.config()),
         );
         let (_endpoint, connection) = dialled.await.map_err(|_| LinkError::Silent)??;
-        let greeted = tokio::time::timeout(LINK_TIMEOUT, self.greet(&connection));
+        let version = wire::agreed(&connection, Purpose::Link);
+        let greeted = tokio::time::timeout(LINK_TIMEOUT, self.greet(&connection, version));
         let (mut to, mut from) = greeted.await.map_err(|_| LinkError::Silent)??;
         pause.reset();
-        tracing::info!(coordinator = self.coordinator, "linked to the coordinator");
+        let protocol = version.number();
+        tracing::info!(
+            coordinator = self.coordinator,
+            protocol,
+            "linked to the coordinator"
+        );
         self.connection.send_replace(Some(connection.clone()));
         let ended = tokio::select! {
-            ended = listen(&mut from, &self.heard) => ended,
-            ended = report(&mut self.observed, &self.told, &mut to) => ended,
+            ended = listen(&mut from, version, &self.heard, &self.told.tally) => ended,
+            ended = report(&mut self.observed, &self.told, &mut to, version) => ended,
             never = self.credentials.keep(&connection) => match never {},
         };
         connection.close(0u32.into(), b"");
         ended
     }
 
-    async fn greet(&self, connection: &Connection) -> Result<(SendStream, RecvStream), LinkError> {
+    async fn greet(
+        &self,
+        connection: &Connection,
+        version: Version,
+    ) -> Result<(SendStream, RecvStream), LinkError> {
         let (mut to, mut from) = connection.open_bi().await?;
-        wire::send(&mut to, &NodeMessage::Hello(self.hello.clone())).await?;
-        match wire::receive(&mut from).await?.ok_or(WireError::CutShort)? {
+        let hello = NodeMessage::Hello(self.hello.clone());
+        wire::send(&mut to, &hello, version).await?;
+        let answer = wire::receive(&mut from, version).await?;
+        match answer.ok_or(WireError::CutShort)? {
             CoordinatorMessage::Welcome { node, .. } if node == self.name => Ok((to, from)),
             CoordinatorMessage::Welcome { .. } => {
                 Err(LinkError::Protocol("it calls this node by another name"))
@@ -202,6 +219,7 @@ async fn report(
     observed: &mut watch::Receiver<Observed>,
     told: &Told,
     to: &mut SendStream,
+    version: Version,
 ) -> Result<std::convert::Infallible, LinkError> {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -213,7 +231,7 @@ async fn report(
                 Ok(()) => {
                     let mut state = observed.borrow_and_update().clone();
                     told.tally.remember(&mut state);
-                    wire::send(to, &NodeMessage::Observed(state)).await?;
+                    tell(to, &NodeMessage::Observed(state), version).await?;
                 }
                 // The deployer has ended: the node stops. The link goes with the node.
                 Err(_) => std::future::pending().await,
@@ -223,23 +241,55 @@ async fn report(
                 let report = told.tally.report();
                 if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
                     quiet_ticks = 0;
-                    wire::send(to, &NodeMessage::Report(report)).await?;
+                    tell(to, &NodeMessage::Report(report), version).await?;
                 }
                 if let Some(batch) = told.logs.take() {
-                    wire::send(to, &NodeMessage::Logs(batch)).await?;
+                    tell(to, &NodeMessage::Logs(batch), version).await?;
                 }
             }
         }
     }
 }
 
-/// Takes in what the coordinator says.
+/// Says something that a coordinator of an older version does without.
+async fn tell(
+    to: &mut SendStream,
+    message: &NodeMessage,
+    version: Version,
+) -> Result<(), LinkError> {
+    match wire::send(to, message, version).await {
+        Err(WireError::Frame(error @ FrameError::NotThere(_))) => {
+            tracing::debug!(%error, "a message is left out");
+            Ok(())
+        }
+        sent => Ok(sent?),
+    }
+}
+
+/// Takes in what the coordinator says. What a newer one says that is not known here is counted and left out.
 async fn listen(
     from: &mut RecvStream,
+    version: Version,
     heard: &Heard,
+    tally: &Tally,
 ) -> Result<std::convert::Infallible, LinkError> {
     loop {
-        match wire::receive(from).await?.ok_or(WireError::CutShort)? {
+        let message = match wire::receive(from, version).await {
+            Err(WireError::Frame(FrameError::Unknown(kind))) => {
+                let refused = tally.refuse();
+                // A newer coordinator may say it again and again.
+                if refused.is_power_of_two() {
+                    tracing::warn!(
+                        kind,
+                        refused,
+                        "a message of the coordinator is of a kind that is not known here"
+                    );
+                }
+                continue;
+            }
+            message => message?.ok_or(WireError::CutShort)?,
+        };
+        match message {
             CoordinatorMessage::Desired(state) => {
                 heard.desired.send_replace(Some(state));
             }

@@ -122,6 +122,9 @@ pub(crate) struct Tally {
     versions: Mutex<BTreeMap<(FunctionName, VersionId), Arc<Counts>>>,
     free_slots: Vec<AtomicU32>,
     stopping: AtomicBool,
+    /// Messages of the coordinator that were not known, in all and as reported.
+    refused: AtomicU64,
+    refused_told: AtomicU64,
 }
 
 impl Tally {
@@ -130,6 +133,8 @@ impl Tally {
             versions: Mutex::default(),
             free_slots: (0..lanes).map(|_| AtomicU32::new(0)).collect(),
             stopping: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            refused_told: AtomicU64::new(0),
         }
     }
 
@@ -144,6 +149,16 @@ impl Tally {
             .entry((function.clone(), version))
             .or_default()
             .clone()
+    }
+
+    /// Another message of the coordinator's was of a kind that is not known here. How many were in all.
+    pub(crate) fn refuse(&self) -> u64 {
+        self.refused.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// How many there were.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// The node takes no new requests from now on.
@@ -201,10 +216,13 @@ impl Tally {
             }
             held
         });
+        let refused = self.refused();
+        let told = self.refused_told.swap(refused, Ordering::Relaxed);
         Report {
             versions,
             free_slots: self.free_slots(),
             stopping: self.stopping.load(Ordering::Relaxed),
+            refused: refused.saturating_sub(told),
         }
     }
 }
@@ -224,8 +242,10 @@ mod tests {
         counts.add(Outcome::Answered, 10, false);
         tally.set_free_slots(0, 3);
         tally.set_free_slots(1, 4);
+        assert_eq!((tally.refuse(), tally.refuse()), (1, 2));
         let report = tally.report();
-        assert_eq!(report.free_slots, 7);
+        assert_eq!((report.free_slots, report.refused), (7, 2));
+        assert_eq!((tally.report().refused, tally.refused()), (0, 2));
         assert_eq!(
             report.versions[0].outcomes,
             [(Outcome::Answered, 2), (Outcome::Crash, 1)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use holm_model::ids::Digest;
+use holm_model::protocol::Purpose;
 use holm_tls::provider;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::WebPkiServerVerifier;
@@ -26,7 +27,7 @@ pub(crate) fn wrong(error: impl std::fmt::Display) -> TlsError {
 }
 
 /// For the control link: the coordinator is known by `identity.ca`, the node shows its certificate.
-pub(crate) fn link(identity: &Identity, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+pub(crate) fn link(identity: &Identity, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add(identity.ca.clone()).map_err(wrong)?;
     let config = ClientConfig::builder_with_provider(provider())
@@ -35,11 +36,11 @@ pub(crate) fn link(identity: &Identity, alpn: &[u8]) -> Result<quinn::ClientConf
         .with_root_certificates(roots)
         .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())
         .map_err(wrong)?;
-    quic(config, alpn)
+    quic(config, purpose)
 }
 
 /// For joining: the coordinator is known by the digest of its CA's certificate alone.
-pub(crate) fn pinned(ca: Digest, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+pub(crate) fn pinned(ca: Digest, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
     let provider = provider();
     let algorithms = provider.signature_verification_algorithms;
     let verifier = PinnedCa {
@@ -53,16 +54,16 @@ pub(crate) fn pinned(ca: Digest, alpn: &[u8]) -> Result<quinn::ClientConfig, Tls
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    quic(config, alpn)
+    quic(config, purpose)
 }
 
 /// Checks that `key` and `certificate` belong together, as the link will need.
 pub(crate) fn check_pair(identity: &Identity) -> Result<(), TlsError> {
-    link(identity, b"").map(|_| ())
+    link(identity, Purpose::Link).map(|_| ())
 }
 
-fn quic(mut config: ClientConfig, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
-    config.alpn_protocols = vec![alpn.to_vec()];
+fn quic(mut config: ClientConfig, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
+    config.alpn_protocols = purpose.names();
     let crypto = QuicClientConfig::try_from(config).map_err(wrong)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();

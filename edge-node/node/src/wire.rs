@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 
 use holm_model::codec::{self, FrameError};
-use quinn::{RecvStream, SendStream};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use holm_model::protocol::{Message, Purpose, Version};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Connection, RecvStream, SendStream};
 
 /// A message did not get through.
 #[derive(Debug, thiserror::Error)]
@@ -24,17 +24,32 @@ pub enum WireError {
     CutShort,
 }
 
+/// The protocol version that TLS has agreed on.
+pub(crate) fn agreed(connection: &Connection, purpose: Purpose) -> Version {
+    let data = connection.handshake_data();
+    let data = data.and_then(|data| data.downcast::<HandshakeData>().ok());
+    let name = data.and_then(|data| data.protocol);
+    // Only names that were offered can have been agreed on.
+    name.and_then(|name| purpose.agreed(&name))
+        .unwrap_or(Version::NOW)
+}
+
 /// Sends one frame.
-pub(crate) async fn send<T: Serialize>(to: &mut SendStream, message: &T) -> Result<(), WireError> {
-    let frame = codec::encode(message)?;
+pub(crate) async fn send<T: Message>(
+    to: &mut SendStream,
+    message: &T,
+    version: Version,
+) -> Result<(), WireError> {
+    let frame = codec::encode_for(message, version)?;
     to.write_all(&frame)
         .await
         .map_err(|error| WireError::Stream(error.to_string()))
 }
 
 /// Receives one frame, or `None` when the stream has ended before it.
-pub(crate) async fn receive<T: DeserializeOwned>(
+pub(crate) async fn receive<T: Message>(
     from: &mut RecvStream,
+    version: Version,
 ) -> Result<Option<T>, WireError> {
     let mut length = [0; 4];
     match from.read_exact(&mut length).await {
@@ -44,7 +59,7 @@ pub(crate) async fn receive<T: DeserializeOwned>(
     }
     let mut following = vec![0; codec::following_bytes(length)?];
     from.read_exact(&mut following).await.map_err(broken)?;
-    Ok(Some(codec::decode(&following)?))
+    Ok(Some(codec::decode_for(&following, version)?))
 }
 
 fn broken(error: quinn::ReadExactError) -> WireError {

@@ -297,6 +297,9 @@ pub struct NodeView {
     pub coordinator: Option<String>,
     /// `pvm`, `svm`, `vmx` or `unknown`.
     pub kvm: String,
+    /// Messages on its link that the node or the coordinator did not know, because the other one is newer.
+    #[serde(default)]
+    pub refused_messages: u64,
     /// What it has.
     pub versions: Vec<NodeVersionView>,
 }

@@ -1,16 +1,21 @@
-//! The messages between a node and the coordinator, protocol version 5.
+//! The messages between a node and the coordinator, protocol version 6.
 //!
-//! The node dials (QUIC, mutual TLS, ALPN [`ALPN`]) and opens one bidirectional *control stream*:
-//! it sends [`NodeMessage::Hello`] first and the coordinator answers [`CoordinatorMessage::Welcome`]
-//! or [`CoordinatorMessage::Refuse`]. After that both sides send as they like. Every message is one
-//! frame of [`crate::codec`].
+//! The node dials (QUIC, mutual TLS) and opens one bidirectional *control stream*: which version both speak TLS has
+//! agreed on, by ALPN ([`crate::protocol`]). It sends [`NodeMessage::Hello`] first and the coordinator answers
+//! [`CoordinatorMessage::Welcome`] or [`CoordinatorMessage::Refuse`]. After that both sides send as they like. Every
+//! message is one frame of [`crate::codec`].
 //!
 //! For *bulk*, the node opens a bidirectional stream for each [`BulkRequest`] (one frame). An
 //! artifact's index and its chunks come back as one frame of [`BulkAnswer`] followed by the raw bytes;
 //! a usage batch is answered by one frame alone, and so is a request for a new certificate.
 //!
-//! Joining uses its own ALPN, [`JOIN_ALPN`], without a client certificate: one [`JoinRequest`], one
-//! [`JoinAnswer`] on one stream, then the connection closes.
+//! Joining uses its own ALPN, without a client certificate: one [`JoinRequest`], one [`JoinAnswer`] on one stream, then
+//! the connection closes.
+//!
+//! Kinds of messages are added at the end of their enums. A kind that the other side does not know is refused: on a
+//! bulk stream it says so, on the control stream it counts it; the link goes on.
+
+pub mod before;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,12 +27,12 @@ use crate::run_times::RunTimes;
 use crate::usage::Outcome;
 use crate::usage_batch::UsageBatch;
 
-/// The version of these messages, in every frame's header.
-pub const PROTOCOL_VERSION: u16 = 5;
-/// ALPN of the control link.
-pub const ALPN: &[u8] = b"holm/1";
-/// ALPN for joining.
-pub const JOIN_ALPN: &[u8] = b"holm-join/1";
+/// The version of these messages, in every frame's header. The one before is spoken too.
+pub const PROTOCOL_VERSION: u16 = 6;
+/// ALPN of a control link on which this version is spoken.
+pub const ALPN: &[u8] = b"holm/6";
+/// ALPN for joining by this version.
+pub const JOIN_ALPN: &[u8] = b"holm-join/6";
 /// The name in the coordinator's certificate that nodes check, whatever address they dial.
 pub const COORDINATOR_TLS_NAME: &str = "coordinator.holm.internal";
 
@@ -123,6 +128,8 @@ pub struct Report {
     pub free_slots: u32,
     /// It takes no new requests, because it is about to stop.
     pub stopping: bool,
+    /// Messages of the coordinator whose kind it does not know.
+    pub refused: u64,
 }
 
 /// Invocations of one version since the last report; probes excluded.

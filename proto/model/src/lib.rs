@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod place;
 pub mod price;
 pub mod program;
+pub mod protocol;
 pub mod run_times;
 pub mod token;
 pub mod usage;

@@ -235,8 +235,8 @@ mod tests {
         let packed = batch(&records);
         assert_eq!(packed.unpack().unwrap(), records);
         let bytes = [
-            codec::encode(&records).unwrap().len(),
-            codec::encode(&packed).unwrap().len(),
+            codec::encode_file(&records, 1).unwrap().len(),
+            codec::encode_file(&packed, 1).unwrap().len(),
         ];
         println!(
             "bytes per record: {} plain, {} packed",

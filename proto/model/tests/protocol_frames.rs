@@ -1,8 +1,9 @@
-//! The bytes of protocol version 5, message by message.
+//! The bytes of protocol versions 6 and 5, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
-//! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
-//! only accept the new bytes.
+//! the wire format has changed. Then raise `control::PROTOCOL_VERSION` and say in `control::before` what the message
+//! was (or undo the change); never only accept the new bytes. Those of version 5 were recorded by that version, and go
+//! when it is spoken no more.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use holm_model::artifact::{PublisherKey, SignedVersion};
@@ -13,10 +14,9 @@ use holm_model::ids::{Digest, FunctionName, RequestId};
 use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
 use holm_model::place::Coordinates;
 use holm_model::price::{Amount, Prices};
+use holm_model::protocol::{Message, Version};
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_model::usage_batch::{PackedRecords, UsageBatch};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 fn function() -> FunctionName {
     "acme/hello".parse().unwrap()
@@ -117,6 +117,7 @@ fn node_messages() -> Vec<NodeMessage> {
             }],
             free_slots: 12,
             stopping: true,
+            refused: 3,
         }),
         NodeMessage::Logs(LogBatch {
             entries: vec![LogEntry {
@@ -250,47 +251,113 @@ fn join_answers() -> Vec<JoinAnswer> {
     ]
 }
 
-/// Encodes each message, checks that it comes back, and lists the frames in hexadecimal.
-fn frames<T>(messages: &[T]) -> String
+/// Encodes each message that the version has, checks that it comes back, and lists the frames in hexadecimal.
+fn frames<T>(messages: &[T], version: Version) -> String
 where
-    T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug,
+    T: Message + PartialEq + std::fmt::Debug,
 {
     let frame = |message: &T| {
-        let frame = codec::encode(message).unwrap();
+        let frame = match codec::encode_for(message, version) {
+            Err(FrameError::NotThere(_)) => return None,
+            frame => frame.unwrap(),
+        };
         let (length, following) = frame.split_first_chunk::<4>().unwrap();
         assert_eq!(codec::following_bytes(*length), Ok(following.len()));
-        assert_eq!(&codec::decode::<T>(following).unwrap(), message);
-        hex::encode(frame)
+        let back = codec::decode_for::<T>(following, version).unwrap();
+        if version == Version::NOW {
+            assert_eq!(&back, message);
+        }
+        // What an older version does not say is lost, and nothing else.
+        assert_eq!(codec::encode_for(&back, version).unwrap(), frame);
+        Some(hex::encode(frame))
     };
-    messages.iter().map(frame).collect::<Vec<_>>().join("\n")
+    let frames: Vec<_> = messages.iter().filter_map(frame).collect();
+    frames.join("\n")
+}
+
+fn both<T, U>(one: &[T], other: &[U], version: Version) -> String
+where
+    T: Message + PartialEq + std::fmt::Debug,
+    U: Message + PartialEq + std::fmt::Debug,
+{
+    format!("{}\n--\n{}", frames(one, version), frames(other, version))
+}
+
+#[test]
+fn node_messages_have_the_bytes_of_version_6() {
+    insta::assert_snapshot!(frames(&node_messages(), Version::NOW));
+}
+
+#[test]
+fn coordinator_messages_have_the_bytes_of_version_6() {
+    insta::assert_snapshot!(frames(&coordinator_messages(), Version::NOW));
+}
+
+#[test]
+fn bulk_messages_have_the_bytes_of_version_6() {
+    insta::assert_snapshot!(both(&bulk_requests(), &bulk_answers(), Version::NOW));
+}
+
+#[test]
+fn join_messages_have_the_bytes_of_version_6() {
+    insta::assert_snapshot!(both(&join_requests(), &join_answers(), Version::NOW));
 }
 
 #[test]
 fn node_messages_have_the_bytes_of_version_5() {
-    insta::assert_snapshot!(frames(&node_messages()));
+    insta::assert_snapshot!(frames(&node_messages(), Version::BEFORE));
 }
 
 #[test]
 fn coordinator_messages_have_the_bytes_of_version_5() {
-    insta::assert_snapshot!(frames(&coordinator_messages()));
+    insta::assert_snapshot!(frames(&coordinator_messages(), Version::BEFORE));
 }
 
 #[test]
 fn bulk_messages_have_the_bytes_of_version_5() {
-    insta::assert_snapshot!(format!(
-        "{}\n--\n{}",
-        frames(&bulk_requests()),
-        frames(&bulk_answers())
-    ));
+    insta::assert_snapshot!(both(&bulk_requests(), &bulk_answers(), Version::BEFORE));
 }
 
 #[test]
 fn join_messages_have_the_bytes_of_version_5() {
-    insta::assert_snapshot!(format!(
-        "{}\n--\n{}",
-        frames(&join_requests()),
-        frames(&join_answers())
-    ));
+    insta::assert_snapshot!(both(&join_requests(), &join_answers(), Version::BEFORE));
+}
+
+#[test]
+fn a_report_of_version_5_is_read_as_one_that_refused_nothing() {
+    // Version, Report, no versions, free slots, stopping.
+    let following = [5, 0, 2, 0, 4, 1];
+    let report = NodeMessage::Report(Report {
+        free_slots: 4,
+        stopping: true,
+        ..Report::default()
+    });
+    let read = codec::decode_for::<NodeMessage>(&following, Version::BEFORE);
+    assert_eq!(read, Ok(report));
+}
+
+#[test]
+fn a_kind_that_is_not_known_is_told_from_what_cannot_be_read() {
+    for version in [Version::NOW, Version::BEFORE] {
+        let [low, high] = version.number().to_le_bytes();
+        // bincode writes numbers from 251 on as 251 and two bytes.
+        for (kind, number) in [(vec![99], 99), (vec![251, 1, 2], 513)] {
+            let following = [&[low, high], &kind[..], b"whatever it has"].concat();
+            let unknown = FrameError::Unknown(number);
+            let decoded = codec::decode_for::<NodeMessage>(&following, version);
+            assert_eq!(decoded, Err(unknown.clone()));
+            let decoded = codec::decode_for::<BulkRequest>(&following, version);
+            assert_eq!(decoded, Err(unknown));
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_another_version_than_was_agreed_on_is_refused() {
+    let frame = codec::encode(&NodeMessage::Report(Report::default())).unwrap();
+    let read = codec::decode_for::<NodeMessage>(&frame[4..], Version::BEFORE);
+    let (said, agreed) = (Version::NOW.number(), Version::BEFORE.number());
+    assert_eq!(read, Err(FrameError::NotAgreed { said, agreed }));
 }
 
 /// Fails to compile when a message is added, so that it is added above as well.
@@ -345,7 +412,7 @@ fn every_kind_of_message_is_in_the_lists() {
 }
 
 /// A frame without its length.
-fn following<T: Serialize>(message: &T) -> Vec<u8> {
+fn following<T: Message>(message: &T) -> Vec<u8> {
     codec::encode(message).unwrap().split_off(4)
 }
 
@@ -357,7 +424,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 5"),
+            error.to_string().contains("version 1, this side 6"),
             "{error}"
         );
     }
@@ -463,7 +530,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Bytes { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 5, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 6, 0]);
 }
 
 proptest::proptest! {
@@ -475,6 +542,8 @@ proptest::proptest! {
         versioned.extend(&bytes);
         for bytes in [&bytes, &versioned] {
             let _ = codec::decode::<NodeMessage>(bytes);
+            let _ = codec::decode_for::<NodeMessage>(bytes, Version::BEFORE);
+            let _ = codec::decode_file::<Desired>(bytes, 5..=6);
             let _ = codec::decode::<CoordinatorMessage>(bytes);
             let _ = codec::decode::<BulkRequest>(bytes);
         }

@@ -215,7 +215,7 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 
 /// Says that the running test is skipped. Straight to standard error, since the test harness keeps
 /// to itself what a passing test prints.
-fn skipped(why: &str) {
+pub fn skipped(why: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test");
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");

@@ -84,6 +84,9 @@ struct Asked {
     uploaded: u64,
 }
 
+/// The format of `budgets.bin`. Another one needs a conversion from this, as long as there are nodes that have it.
+const KEPT_FORMAT: u16 = 5;
+
 /// What is kept on disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Kept {
@@ -403,7 +406,7 @@ impl Budgets {
             list: self.list.clone(),
             leases: leases.collect(),
         };
-        let bytes = codec::encode(&kept).map_err(|error| {
+        let bytes = codec::encode_file(&kept, KEPT_FORMAT).map_err(|error| {
             FileError::new(
                 "write",
                 &self.path,
@@ -530,13 +533,44 @@ fn read(path: &Path) -> Result<Kept, FileError> {
         );
         FileError::new("read", path, std::io::Error::other(why))
     };
-    let (_, following) = bytes
-        .split_at_checked(4)
-        .ok_or_else(|| damaged("it is cut short".into()))?;
-    codec::decode(following).map_err(|error| damaged(error.to_string()))
+    codec::decode_file(&bytes, KEPT_FORMAT..=KEPT_FORMAT)
+        .map_err(|error| damaged(error.to_string()))
 }
 
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As protocol version 5 has written it: a budget for `acme/hello`, and a lease of `acme`'s. A change of these
+    /// bytes needs a new [`KEPT_FORMAT`] and a conversion: nodes that are updated have such files, and do not start
+    /// without what they say.
+    const KEPT_OF_VERSION_5: &str = "46000000050003010461636d65010568656c6c6f01fd0068e5cf8b01000004302e323004302e303004302e303004\
+                                     302e3030010461636d6500fd00082e888b01000002fbb80b01fbe803";
+
+    #[test]
+    fn leases_from_before_an_update_are_read_and_written_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("budgets.bin");
+        let file = hex::decode(KEPT_OF_VERSION_5).unwrap();
+        std::fs::write(&path, &file).unwrap();
+        let kept = read(&path).unwrap();
+        assert_eq!(kept.list.revision, 3);
+        assert_eq!(kept.list.budgets[0].scope.to_string(), "acme/hello");
+        let lease = &kept.leases[0];
+        assert_eq!(
+            (lease.serial, lease.limit, lease.base),
+            (2, 3_000, Some(1_000))
+        );
+        assert_eq!(codec::encode_file(&kept, KEPT_FORMAT).unwrap(), file);
+        // What a newer version has written stops the node, which says so.
+        let newer = codec::encode_file(&kept, KEPT_FORMAT + 1).unwrap();
+        std::fs::write(&path, newer).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("a newer one has written it"), "{error}");
+    }
 }

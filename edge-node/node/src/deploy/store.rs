@@ -1,7 +1,7 @@
 //! What the node keeps on disk of its deployments.
 //!
 //! ```text
-//! desired.bin            the last desired state, a frame of holm_model::codec
+//! desired.bin            the last desired state, a file of holm_model::codec
 //! artifacts/HEX          a program, named by its SHA-256; HEX.part while it is being fetched
 //! artifacts/HEX.index    its chunks, by which others find what they have in common with it
 //! snapshots/HEX.snap     a version's snapshot, named by the version's id
@@ -21,6 +21,9 @@ use holm_model::ids::{Digest, VersionId};
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_CONTROL_FRAME_BYTES};
 
 use crate::files::{self, FileError};
+
+/// The format of `desired.bin`. Another one needs a conversion from this, as long as there are nodes that have it.
+const DESIRED_FORMAT: u16 = 5;
 
 /// The deployment files under a state directory.
 #[derive(Clone, Debug)]
@@ -154,16 +157,10 @@ impl DeployStore {
         let Some(bytes) = files::read_if_there(&path, max)? else {
             return Ok(None);
         };
-        match bytes
-            .split_at_checked(4)
-            .map(|(_, following)| codec::decode(following))
-        {
-            Some(Ok(desired)) => Ok(Some(desired)),
-            damaged => {
-                let why = damaged
-                    .and_then(Result::err)
-                    .map_or("cut short".into(), |e| e.to_string());
-                tracing::error!(path = %path.display(), why, "the last desired state is lost; waiting for the coordinator");
+        match codec::decode_file(&bytes, DESIRED_FORMAT..=DESIRED_FORMAT) {
+            Ok(desired) => Ok(Some(desired)),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the last desired state is lost; waiting for the coordinator");
                 Ok(None)
             }
         }
@@ -172,7 +169,7 @@ impl DeployStore {
     /// Keeps the desired state for a restart without coordinator.
     pub(crate) fn keep_desired(&self, desired: &Desired) -> Result<(), FileError> {
         let path = self.dir.join("desired.bin");
-        let frame = codec::encode(desired).map_err(|error| {
+        let frame = codec::encode_file(desired, DESIRED_FORMAT).map_err(|error| {
             FileError::new("write", &path, std::io::Error::other(error.to_string()))
         })?;
         files::write_atomically(&path, &frame, 0o600)
@@ -198,6 +195,33 @@ mod tests {
         assert_eq!(store.desired().unwrap(), Some(desired));
         fs::write(dir.path().join("desired.bin"), b"nonsense").unwrap();
         assert_eq!(store.desired().unwrap(), None);
+    }
+
+    /// As protocol version 5 has written it: two versions of `acme/hello`, drained. A change of these bytes needs a
+    /// new [`DESIRED_FORMAT`] and a conversion: nodes that are updated have such files.
+    fn desired_of_version_5() -> Vec<u8> {
+        let signed = format!("077b2261223a317d{}40{}", "aa".repeat(32), "bb".repeat(64));
+        let file = format!(
+            "1401000005000201{name}01{key}{signed}01{signed}01010e687474703a2f2f6e323a38303830",
+            name = "0a61636d652f68656c6c6f",
+            key = "cc".repeat(32)
+        );
+        hex::decode(file).unwrap()
+    }
+
+    #[test]
+    fn desired_state_from_before_an_update_is_read_and_written_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DeployStore::open(dir.path()).unwrap();
+        let path = dir.path().join("desired.bin");
+        fs::write(&path, desired_of_version_5()).unwrap();
+        let desired = store.desired().unwrap().unwrap();
+        assert_eq!((desired.generation, desired.draining.drained), (2, true));
+        assert_eq!(desired.functions[0].function.to_string(), "acme/hello");
+        fs::remove_file(&path).unwrap();
+        // So the node can go back to the version that it was updated from.
+        store.keep_desired(&desired).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), desired_of_version_5());
     }
 
     #[test]

@@ -390,8 +390,7 @@ mod tests {
     fn what_a_node_left_before_it_was_updated_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let mut payload = 1_u64.to_le_bytes().to_vec();
-        payload.extend(codec::encode(&numbered(5)).unwrap());
-        payload[COUNTER_BYTES + 4] = 3;
+        payload.extend(codec::encode_file(&numbered(5), 3).unwrap());
         let mut frame = (payload.len() as u32).to_le_bytes().to_vec();
         frame.extend(&Digest::of(&payload).0[..CHECK_BYTES]);
         frame.extend(payload);

@@ -9,11 +9,12 @@ use holm_model::chain;
 use holm_model::chunks::Index;
 use holm_model::codec;
 use holm_model::control::{
-    ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
-    JOIN_ALPN, JoinAnswer, JoinRequest, LogEntry, NodeMessage, Observed, Report, VersionState,
+    BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello, JoinAnswer,
+    JoinRequest, LogEntry, NodeMessage, Observed, Report, VersionState,
 };
 use holm_model::ids::{Digest, Name, VersionId};
 use holm_model::join::JoinToken;
+use holm_model::protocol::{self, Message, Purpose};
 use holm_model::usage::UsageRecord;
 use holm_model::usage_batch::UsageBatch;
 use quinn::crypto::rustls::QuicServerConfig;
@@ -22,8 +23,6 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer, KeyPair,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::program::Version;
@@ -55,6 +54,8 @@ pub struct State {
     /// Said in the next session in place of desired state, and then the stream ends.
     pub nonsense: Option<Vec<u8>>,
     pub token_used: bool,
+    /// Said on a control stream that is up.
+    pub unknown: Option<Vec<u8>>,
 }
 
 impl State {
@@ -94,6 +95,11 @@ pub struct Coordinator {
 
 impl Coordinator {
     pub async fn start() -> Self {
+        Coordinator::start_as(protocol::Version::NOW).await
+    }
+
+    /// One that is so old.
+    pub async fn start_as(version: protocol::Version) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -126,7 +132,11 @@ impl Coordinator {
                 PrivatePkcs8KeyDer::from(server_key.serialize_der()).into(),
             )
             .unwrap();
-        tls.alpn_protocols = vec![ALPN.to_vec(), JOIN_ALPN.to_vec()];
+        for purpose in [Purpose::Link, Purpose::Join] {
+            let names = purpose.names().into_iter();
+            let served = names.filter(|name| purpose.agreed(name) <= Some(version));
+            tls.alpn_protocols.extend(served);
+        }
         let config =
             quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
         let endpoint = Endpoint::server(config.clone(), ([127, 0, 0, 1], 0).into()).unwrap();
@@ -223,10 +233,12 @@ impl Coordinator {
                     let data = data
                         .downcast::<quinn::crypto::rustls::HandshakeData>()
                         .unwrap();
-                    if data.protocol.as_deref() == Some(JOIN_ALPN) {
-                        joining(&connection, &state, &authority).await;
+                    let name = data.protocol.unwrap();
+                    if let Some(version) = Purpose::Join.agreed(&name) {
+                        joining(&connection, version, &state, &authority).await;
                     } else if connection.peer_identity().is_some() {
-                        session(&connection, &state, desired).await;
+                        let version = Purpose::Link.agreed(&name).unwrap();
+                        session(&connection, version, &state, desired).await;
                     }
                 });
             }
@@ -236,11 +248,12 @@ impl Coordinator {
 
 async fn joining(
     connection: &Connection,
+    version: protocol::Version,
     state: &Mutex<State>,
     authority: &Authority,
 ) -> Option<()> {
     let (mut to, mut from) = connection.accept_bi().await.ok()?;
-    let request: JoinRequest = receive(&mut from).await?;
+    let request: JoinRequest = receive(&mut from, version).await?;
     let refused = {
         let mut state = state.lock().unwrap();
         state.node = Some(request.node.clone());
@@ -259,7 +272,7 @@ async fn joining(
             ca_der: authority.ca.to_vec(),
         }
     };
-    send(&mut to, &answer).await?;
+    send(&mut to, &answer, version).await?;
     to.finish().ok()?;
     connection.closed().await;
     Some(())
@@ -267,11 +280,12 @@ async fn joining(
 
 async fn session(
     connection: &Connection,
+    version: protocol::Version,
     state: &Arc<Mutex<State>>,
     mut desired: watch::Receiver<Desired>,
 ) -> Option<()> {
     let (mut to, mut from) = connection.accept_bi().await.ok()?;
-    let NodeMessage::Hello(hello) = receive(&mut from).await? else {
+    let NodeMessage::Hello(hello) = receive(&mut from, version).await? else {
         panic!("hello comes first")
     };
     {
@@ -283,7 +297,7 @@ async fn session(
         node: "n1".parse().unwrap(),
         now_ms: 0,
     };
-    send(&mut to, &welcome).await?;
+    send(&mut to, &welcome, version).await?;
     let nonsense = state.lock().unwrap().nonsense.take();
     if let Some(nonsense) = nonsense {
         to.write_all(&nonsense).await.ok()?;
@@ -291,10 +305,10 @@ async fn session(
         connection.closed().await;
         return None;
     }
-    let told = state.clone();
+    let (told, unknown) = (state.clone(), state.clone());
     let listening = async move {
         loop {
-            match receive(&mut from).await? {
+            match receive(&mut from, version).await? {
                 NodeMessage::Hello(_) => panic!("a second hello"),
                 NodeMessage::Observed(observed) => told.lock().unwrap().observed = observed,
                 NodeMessage::Report(report) => told.lock().unwrap().reports.push(report),
@@ -304,16 +318,20 @@ async fn session(
     };
     let telling = async {
         loop {
+            let unknown = unknown.lock().unwrap().unknown.take();
+            if let Some(unknown) = unknown {
+                to.write_all(&unknown).await.ok()?;
+            }
             let state = desired.borrow_and_update().clone();
             if state.generation > 0 {
-                send(&mut to, &CoordinatorMessage::Desired(state)).await?;
+                send(&mut to, &CoordinatorMessage::Desired(state), version).await?;
             }
             desired.changed().await.ok()?;
         }
     };
     let bulk = async {
         while let Ok((to, from)) = connection.accept_bi().await {
-            tokio::spawn(answer_bulk(to, from, state.clone()));
+            tokio::spawn(answer_bulk(to, from, version, state.clone()));
         }
         None
     };
@@ -323,9 +341,10 @@ async fn session(
 async fn answer_bulk(
     mut to: SendStream,
     mut from: RecvStream,
+    version: protocol::Version,
     state: Arc<Mutex<State>>,
 ) -> Option<()> {
-    match receive(&mut from).await? {
+    match receive(&mut from, version).await? {
         BulkRequest::FetchIndex { digest } => {
             let index = {
                 let state = state.lock().unwrap();
@@ -335,10 +354,10 @@ async fn answer_bulk(
             };
             let Some(index) = index else {
                 let reason = "no such artifact".to_owned();
-                return send(&mut to, &BulkAnswer::Refused { reason }).await;
+                return send(&mut to, &BulkAnswer::Refused { reason }, version).await;
             };
             let bytes = index.len() as u64;
-            send(&mut to, &BulkAnswer::Bytes { bytes }).await?;
+            send(&mut to, &BulkAnswer::Bytes { bytes }, version).await?;
             to.write_all(&index).await.ok()?;
             to.finish().ok()?;
         }
@@ -360,7 +379,7 @@ async fn answer_bulk(
             let chunks = places.into_iter().filter_map(chunk);
             let chunks: Vec<u8> = chunks.flatten().copied().collect();
             let bytes = chunks.len() as u64;
-            send(&mut to, &BulkAnswer::Bytes { bytes }).await?;
+            send(&mut to, &BulkAnswer::Bytes { bytes }, version).await?;
             let sent = break_off.unwrap_or(chunks.len());
             to.write_all(&chunks[..sent]).await.ok()?;
             to.finish().ok()?;
@@ -385,12 +404,12 @@ async fn answer_bulk(
             if lost {
                 return None;
             }
-            send(&mut to, &BulkAnswer::UsageStored { new, known }).await?;
+            send(&mut to, &BulkAnswer::UsageStored { new, known }, version).await?;
             to.finish().ok()?;
         }
         BulkRequest::Renew { .. } => {
             let reason = "no certificates here".to_owned();
-            send(&mut to, &BulkAnswer::Refused { reason }).await?;
+            send(&mut to, &BulkAnswer::Refused { reason }, version).await?;
         }
         // It has no budgets.
         BulkRequest::Lease(_) => return None,
@@ -399,14 +418,20 @@ async fn answer_bulk(
     Some(())
 }
 
-async fn receive<T: DeserializeOwned>(from: &mut RecvStream) -> Option<T> {
+async fn receive<T: Message>(from: &mut RecvStream, version: protocol::Version) -> Option<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length).await.ok()?;
     let mut following = vec![0; codec::following_bytes(length).unwrap()];
     from.read_exact(&mut following).await.ok()?;
-    Some(codec::decode(&following).unwrap())
+    Some(codec::decode_for(&following, version).unwrap())
 }
 
-async fn send<T: Serialize>(to: &mut SendStream, message: &T) -> Option<()> {
-    to.write_all(&codec::encode(message).unwrap()).await.ok()
+async fn send<T: Message>(
+    to: &mut SendStream,
+    message: &T,
+    version: protocol::Version,
+) -> Option<()> {
+    to.write_all(&codec::encode_for(message, version).unwrap())
+        .await
+        .ok()
 }

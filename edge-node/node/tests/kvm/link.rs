@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use holm_model::codec;
+use holm_model::control::CoordinatorMessage;
+use holm_model::protocol;
 use holm_test_support::require_kvm;
 
+use crate::common::coordinator::Coordinator;
 use crate::common::http::{get, text};
 use crate::common::program::{Version, desired};
 use crate::common::{config, shutdown, snapshot_file, start, until};
-use crate::{outcomes, routed, serving};
+use crate::{outcomes, routed, serving, serving_from};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kvm_a_node_without_coordinator_serves_what_it_has_and_catches_up_later() {
@@ -57,14 +61,14 @@ async fn kvm_a_coordinator_that_talks_nonsense_is_left_and_dialled_again() {
     }
     let v1 = Version::new("v1", 1);
     let (mut coordinator, _dir, node) = serving(&v1).await;
-    let good = holm_model::control::CoordinatorMessage::Desired(desired(2, &v1, None));
-    let good = holm_model::codec::encode(&good).unwrap();
+    let good = CoordinatorMessage::Desired(desired(2, &v1, None));
+    let good = codec::encode(&good).unwrap();
     let mut another_version = good.clone();
     another_version[4] ^= 0xff;
     let cut_short = good[..good.len() - 1].to_vec();
     let oversized = u32::MAX.to_le_bytes().to_vec();
     let mut wrong_message = good.clone();
-    wrong_message[6] = 99;
+    wrong_message[6] = 3;
     for nonsense in [another_version, cut_short, oversized, wrong_message] {
         let sessions = coordinator.state().sessions;
         coordinator.state().nonsense = Some(nonsense);
@@ -77,6 +81,55 @@ async fn kvm_a_coordinator_that_talks_nonsense_is_left_and_dialled_again() {
         assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
     }
     outcomes(&coordinator, 4).await;
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_a_node_gets_versions_from_and_sends_usage_to_a_coordinator_of_the_version_before() {
+    if !require_kvm() {
+        return;
+    }
+    let (v1, v2) = (Version::new("v1", 1), Version::new("v2", 2));
+    let coordinator = Coordinator::start_as(protocol::Version::BEFORE).await;
+    let (coordinator, _dir, node) = serving_from(coordinator, &v1, |_| {}).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v1");
+    coordinator.add_artifact(&v2);
+    coordinator.want(desired(2, &v2, Some(&v1)));
+    routed(&coordinator, &v2).await;
+    assert_eq!(text(&get(node.addr(), "/acme/hello/").await), "v2");
+    outcomes(&coordinator, 2).await;
+    until("a report", || !coordinator.state().reports.is_empty()).await;
+    assert_eq!(coordinator.state().sessions, 1);
+    shutdown(node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_a_newer_coordinator_says_that_is_not_known_is_refused_and_the_link_goes_on() {
+    if !require_kvm() {
+        return;
+    }
+    let (v1, v2) = (Version::new("v1", 1), Version::new("v2", 2));
+    let (coordinator, _dir, node) = serving(&v1).await;
+    let mut unknown = codec::encode(&CoordinatorMessage::Desired(desired(2, &v1, None))).unwrap();
+    unknown[6] = 99;
+    coordinator.state().unknown = Some(unknown);
+    coordinator.add_artifact(&v2);
+    coordinator.want(desired(2, &v2, Some(&v1)));
+    routed(&coordinator, &v2).await;
+    until("the coordinator to be told", || {
+        let state = coordinator.state();
+        state
+            .reports
+            .iter()
+            .map(|report| report.refused)
+            .sum::<u64>()
+            == 1
+    })
+    .await;
+    let answer = get(node.addr(), "/.holm/metrics").await;
+    let metrics = text(&answer);
+    assert!(metrics.contains("\nholm_refused_messages 1\n"), "{metrics}");
+    assert_eq!(coordinator.state().sessions, 1);
     shutdown(node).await;
 }
 

@@ -37,7 +37,15 @@ async fn serving_with(
     version: &Version,
     change: impl FnOnce(&mut NodeConfig),
 ) -> (Coordinator, TempDir, Node) {
-    let coordinator = Coordinator::start().await;
+    serving_from(Coordinator::start().await, version, change).await
+}
+
+/// The same from this coordinator.
+async fn serving_from(
+    coordinator: Coordinator,
+    version: &Version,
+    change: impl FnOnce(&mut NodeConfig),
+) -> (Coordinator, TempDir, Node) {
     let dir = tempfile::tempdir().unwrap();
     join(&coordinator, dir.path()).await;
     let mut config = config(dir.path());

@@ -407,8 +407,7 @@ fn a_journal_without_a_chain_is_brought_up_to_date_with_what_it_has() {
             sequence,
             ..record()
         };
-        let mut frame = holm_model::codec::encode(&record).unwrap();
-        frame[4] = 3;
+        let frame = holm_model::codec::encode_file(&record, 3).unwrap();
         old.execute(
             "INSERT INTO records VALUES (?1, ?2, ?3)",
             rusqlite::params![epoch as i64, sequence as i64, frame],
