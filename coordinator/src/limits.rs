@@ -87,6 +87,8 @@ pub(crate) const MAX_KEY_GRACE_SECONDS: u64 = 366 * 86_400;
 pub(crate) const MAX_LABEL_CHARS: usize = 64;
 /// Longest author of a version.
 pub(crate) const MAX_AUTHOR_CHARS: usize = 200;
+/// Most configurations of a function that are listed.
+pub(crate) const MAX_CONFIGURATIONS: i64 = 100;
 /// Most tags of a function.
 pub(crate) const MAX_TAGS: u64 = 100;
 /// Longest tag.

@@ -17,6 +17,7 @@ mod budgets;
 #[cfg(test)]
 mod budgets_tests;
 mod catalogue;
+mod configurations;
 mod coordinators;
 mod error;
 mod fleet;
@@ -47,6 +48,9 @@ pub(crate) use artifacts::{ArtifactOutcome, Located};
 pub(crate) use budgets::Unbudgeted;
 pub(crate) use catalogue::{
     FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
+};
+pub(crate) use configurations::{
+    ConfigurationRow, ConfigureOutcome, NewConfiguration, ReleaseRow,
 };
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;

@@ -414,8 +414,8 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
             row.rollout.state = RolloutState::Completed;
             row.rollout.ended_ms = Some(9);
             let adoption = Adoption {
-                current: ids[to],
-                fallback: from.map(|from| ids[from]),
+                current: ids[to].into(),
+                fallback: from.map(|from| ids[from].into()),
             };
             store
                 .save_step(at(revision + 1), &row, None, Some(adoption))
@@ -845,7 +845,7 @@ async fn what_an_operator_says_of_a_node_is_stored_with_the_generation_that_says
     // It need not have been connected.
     with_node(store, &edge).await;
     assert!(change_node(store, 0, &edge, drain(), 6).await.unwrap());
-    let pins = Pins::from([(function("acme/hello"), (Digest([1; 32]), None))]);
+    let pins = Pins::from([(function("acme/hello"), (Digest([1; 32]).into(), None))]);
     let cordon = NodeChange::Cordoned(Some(pins.clone()));
     assert!(change_node(store, 1, &edge, cordon, 7).await.unwrap());
     let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
@@ -917,7 +917,7 @@ fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
         prepare_timeout_ms: 1,
         absent_grace_ms: 1,
     };
-    Rollout::begin(version, previous, policy, 1)
+    Rollout::begin(version.into(), previous.map(Release::from), policy, 1)
 }
 
 async fn a_function_has_one_open_rollout(database: TestDatabase) {
@@ -964,8 +964,8 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
         row.rollout.state = holm_model::api::RolloutState::Completed;
         row.rollout.ended_ms = Some(9);
         let adoption = Adoption {
-            current: version,
-            fallback: last,
+            current: version.into(),
+            fallback: last.map(Release::from),
         };
         store
             .save_step(at(revision + 1), &row, Some(generation), Some(adoption))
@@ -979,11 +979,12 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
     assert!(decided.open.is_empty());
     assert_eq!((decided.generation, decided.revision), (8, revision));
     let row = store.function(&hello).await.unwrap().unwrap();
+    let (one, two) = (Release::from(one), Release::from(two));
     assert_eq!((row.current, row.fallback), (Some(two), Some(one)));
     let latest = store.latest_rollout(&hello).await.unwrap().unwrap();
-    assert_eq!(latest.rollout.version, two);
-    assert_eq!(store.version_before(&hello, two).await.unwrap(), Some(one));
-    assert_eq!(store.version_before(&hello, one).await.unwrap(), None);
+    assert_eq!(latest.rollout.release, two);
+    assert_eq!(store.release_before(&hello, two).await.unwrap(), Some(one));
+    assert_eq!(store.release_before(&hello, one).await.unwrap(), None);
 }
 
 async fn what_rests_on_an_old_revision_is_not_stored(database: TestDatabase) {
@@ -1218,8 +1219,8 @@ pub(super) async fn fill(store: &Store) {
         .await
         .unwrap();
     let adoption = Some(Adoption {
-        current: one,
-        fallback: Some(two),
+        current: one.into(),
+        fallback: Some(two.into()),
     });
     store
         .save_step(at(1), &row, Some(9), adoption)
@@ -1228,7 +1229,8 @@ pub(super) async fn fill(store: &Store) {
     let queued = Queued {
         function: hello.clone(),
         request: RolloutRequest {
-            version: two,
+            version: Some(two),
+            configuration: None,
             waves: None,
             bake_ms: None,
             min_requests: None,

@@ -1,4 +1,4 @@
-//! The bytes of protocol version 5, message by message.
+//! The bytes of protocol version 6, message by message.
 //!
 //! Nodes and coordinators of different builds speak to each other: if one of these snapshots changes,
 //! the wire format has changed. Then raise `control::PROTOCOL_VERSION` (or undo the change); never
@@ -8,6 +8,7 @@
 use holm_model::artifact::{PublisherKey, SignedVersion};
 use holm_model::budget::{BudgetList, BudgetTerms, LeaseAnswer, LeaseAsk, LeaseAsks, PriceSpan};
 use holm_model::codec::{self, FRAME_HEADER_BYTES, FrameError};
+use holm_model::configuration::{Configuration, Secret, SignedConfiguration};
 use holm_model::control::*;
 use holm_model::ids::{Digest, FunctionName, RequestId};
 use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
@@ -168,6 +169,21 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
                 }],
             }],
         }),
+        CoordinatorMessage::Configured(Configured {
+            desired: Desired::default(),
+            configurations: vec![DesiredConfiguration {
+                function: function(),
+                version: Some(Configuration {
+                    signed: SignedConfiguration {
+                        statement: b"{\"b\":2}".to_vec(),
+                        key: PublisherKey([0xaa; 32]),
+                        signature: vec![0xbb; 64],
+                    },
+                    secrets: [("PASSWORD".to_owned(), Secret::new([0xdd; 32], "hunter2".into()))].into(),
+                }),
+                previous: None,
+            }],
+        }),
     ]
 }
 
@@ -266,17 +282,17 @@ where
 }
 
 #[test]
-fn node_messages_have_the_bytes_of_version_5() {
+fn node_messages_have_the_bytes_of_version_6() {
     insta::assert_snapshot!(frames(&node_messages()));
 }
 
 #[test]
-fn coordinator_messages_have_the_bytes_of_version_5() {
+fn coordinator_messages_have_the_bytes_of_version_6() {
     insta::assert_snapshot!(frames(&coordinator_messages()));
 }
 
 #[test]
-fn bulk_messages_have_the_bytes_of_version_5() {
+fn bulk_messages_have_the_bytes_of_version_6() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&bulk_requests()),
@@ -285,7 +301,7 @@ fn bulk_messages_have_the_bytes_of_version_5() {
 }
 
 #[test]
-fn join_messages_have_the_bytes_of_version_5() {
+fn join_messages_have_the_bytes_of_version_6() {
     insta::assert_snapshot!(format!(
         "{}\n--\n{}",
         frames(&join_requests()),
@@ -307,12 +323,13 @@ fn every_kind_of_message_is_in_the_lists() {
     });
     let coordinator = coordinator_messages()
         .iter()
-        .fold([0; 4], |mut seen, message| {
+        .fold([0; 5], |mut seen, message| {
             seen[match message {
                 CoordinatorMessage::Welcome { .. } => 0,
                 CoordinatorMessage::Desired(_) => 1,
                 CoordinatorMessage::Refuse { .. } => 2,
                 CoordinatorMessage::Budgets(_) => 3,
+                CoordinatorMessage::Configured(_) => 4,
             }] += 1;
             seen
         });
@@ -326,7 +343,8 @@ fn every_kind_of_message_is_in_the_lists() {
         }] += 1;
         seen
     });
-    assert_eq!([node, coordinator], [[1; 4]; 2]);
+    assert_eq!(node, [1; 4]);
+    assert_eq!(coordinator, [1; 5]);
     assert_eq!(bulk, [1; 5]);
     for request in bulk_requests() {
         match request {
@@ -357,7 +375,7 @@ fn a_peer_of_another_version_is_told_both_versions() {
         let error = codec::decode::<NodeMessage>(&bytes).unwrap_err();
         assert_eq!(error, FrameError::Version(1));
         assert!(
-            error.to_string().contains("version 1, this side 5"),
+            error.to_string().contains("version 1, this side 6"),
             "{error}"
         );
     }
@@ -463,7 +481,7 @@ fn a_list_that_is_longer_than_the_frame_limit_is_refused() {
 fn a_frame_header_is_six_bytes() {
     let frame = codec::encode(&BulkAnswer::Bytes { bytes: 1 }).unwrap();
     assert_eq!(frame.len(), FRAME_HEADER_BYTES + 2);
-    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 5, 0]);
+    assert_eq!(frame[..FRAME_HEADER_BYTES], [4, 0, 0, 0, 6, 0]);
 }
 
 proptest::proptest! {

@@ -74,7 +74,7 @@ fn a_version_takes_requests_only_after_its_probe() {
         actions,
         [Action::Prepare {
             attempt,
-            version: v1.id()
+            release: v1.id()
         }]
     );
     let actions = core.on(Event::Prepared { attempt });
@@ -82,13 +82,13 @@ fn a_version_takes_requests_only_after_its_probe() {
         actions,
         [Action::Probe {
             attempt,
-            version: v1.id()
+            release: v1.id()
         }]
     );
     assert!(core.routed().is_empty());
     assert_eq!(core.observed().versions[0].state, VersionState::Preparing);
     let actions = core.on(Event::Probed { attempt });
-    assert_eq!(actions, [Action::Keep { version: v1.id() }]);
+    assert_eq!(actions, [Action::Keep { release: v1.id() }]);
     assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
     let observed = core.observed();
     assert!(observed.versions[0].routed && observed.versions[0].state == VersionState::Ready);
@@ -143,7 +143,7 @@ fn going_back_needs_no_new_preparation() {
     assert_eq!(
         actions,
         [Action::Drop {
-            version: v2.id(),
+            release: v2.id(),
             artifact
         }]
     );
@@ -204,7 +204,7 @@ fn an_artifact_that_another_version_shares_is_kept() {
     assert_eq!(
         actions,
         [Action::Drop {
-            version: v2.id(),
+            release: v2.id(),
             artifact: None
         }]
     );
@@ -341,7 +341,7 @@ fn what_fails_through_the_nodes_fault_is_begun_again_until_it_works() {
             if !again {
                 let version = v1.id();
                 let actions = core.on(Event::Waited { attempt });
-                assert_eq!(actions, [Action::ObtainAgain { attempt, version }]);
+                assert_eq!(actions, [Action::ObtainAgain { attempt, release }]);
             }
         }
     }
