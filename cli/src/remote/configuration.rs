@@ -454,6 +454,10 @@ fn value(name: &str, file: Option<&Path>) -> Result<String, Failure> {
             bytes.pop();
         }
     }
+    if bytes.is_empty() {
+        return Err(Failure::usage(format!("the value of {name} is empty"))
+            .hint("`holm secrets unset` takes a secret away"));
+    }
     if bytes.len() > MAX_CONFIGURATION_BYTES {
         return Err(Failure::usage(format!(
             "the value of {name} has more than the {MAX_CONFIGURATION_BYTES} bytes that a configuration may have"
@@ -523,13 +527,15 @@ mod tests {
     fn a_value_is_what_the_file_has_without_one_newline_at_its_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("value");
-        for (written, read) in [("a\n\n", "a\n"), ("a\r\n", "a"), ("a", "a"), ("\n", "")] {
+        for (written, read) in [("a\n\n", "a\n"), ("a\r\n", "a"), ("a", "a")] {
             std::fs::write(&path, written).unwrap();
             assert_eq!(value("A", Some(&path)).unwrap(), read);
         }
         std::fs::write(&path, [b'x', 0xff]).unwrap();
         let failure = value("A", Some(&path)).unwrap_err();
-        assert!(!failure.to_string().contains('x') || failure.to_string().contains("text"));
+        assert_eq!(failure.message, "the value of A is not text");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(value("A", Some(&path)).is_err());
         std::fs::write(&path, vec![b'x'; MAX_CONFIGURATION_BYTES + 1]).unwrap();
         assert!(value("A", Some(&path)).is_err());
     }
