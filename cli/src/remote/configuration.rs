@@ -285,7 +285,12 @@ struct Next {
 
 impl Next {
     fn unset(&mut self, name: &str, secret: bool) -> Result<(), Failure> {
-        let ConfigurationStatement { env, secrets, .. } = &mut self.statement;
+        let ConfigurationStatement {
+            function,
+            env,
+            secrets,
+            ..
+        } = &mut self.statement;
         let found = match secret {
             true => secrets.remove(name).is_some(),
             false => env.remove(name).is_some(),
@@ -293,7 +298,6 @@ impl Next {
         if found {
             return Ok(());
         }
-        let function = &self.statement.function;
         let kind = if secret { "secret" } else { "plain entry" };
         let failure = Failure::usage(format!("{function} has no {kind} {name}"));
         Err(match secret {

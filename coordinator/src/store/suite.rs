@@ -9,6 +9,7 @@ use holm_model::api::{
 };
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::chunks::{Chunk, Index};
+use holm_model::configuration::Release;
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::manifest::{Manifest, WaveRule};
@@ -120,7 +121,7 @@ async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOut
 }
 
 /// A tenant with a function that has versions of these counters.
-async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [VersionId; N] {
+pub(super) async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [VersionId; N] {
     add_key(store, &name("acme"), public(&key(1))).await;
     let mut ids = [Digest([0; 32]); N];
     for (id, counter) in ids.iter_mut().zip(counters) {
@@ -898,7 +899,7 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
 }
 
 /// What somebody rests on who takes no step.
-fn at(revision: u64) -> Basis {
+pub(super) fn at(revision: u64) -> Basis {
     Basis {
         revision,
         lease: None,
@@ -906,6 +907,10 @@ fn at(revision: u64) -> Basis {
 }
 
 fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
+    rollout_of(version.into(), previous.map(Release::from))
+}
+
+pub(super) fn rollout_of(release: Release, previous: Option<Release>) -> Rollout {
     let policy = Policy {
         waves: vec![WaveRule::percent(100)],
         quorum: None,
@@ -917,7 +922,7 @@ fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
         prepare_timeout_ms: 1,
         absent_grace_ms: 1,
     };
-    Rollout::begin(version.into(), previous.map(Release::from), policy, 1)
+    Rollout::begin(release, previous, policy, 1)
 }
 
 async fn a_function_has_one_open_rollout(database: TestDatabase) {
@@ -1209,17 +1214,18 @@ pub(super) async fn fill(store: &Store) {
     }
     store.set_tag(&hello, "stable", one, 5).await.unwrap();
     store.authority(Some(Digest([6; 32]))).await.unwrap();
+    let configured = super::configurations_tests::fill(store, one).await;
     let mut row = RolloutRow {
         id: 0,
         function: hello.clone(),
-        rollout: rollout(one, Some(two)),
+        rollout: rollout_of(configured, Some(two.into())),
     };
     row.id = store
         .begin_rollout(at(0), &hello, &row.rollout, false, None)
         .await
         .unwrap();
     let adoption = Some(Adoption {
-        current: one.into(),
+        current: configured,
         fallback: Some(two.into()),
     });
     store
