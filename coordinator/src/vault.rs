@@ -43,7 +43,9 @@ pub enum VaultError {
         wanted: String,
     },
     /// The file is no key.
-    #[error("{0} is no key for secrets: it has to be 64 hexadecimal digits; restore it from a backup")]
+    #[error(
+        "{0} is no key for secrets: it has to be 64 hexadecimal digits; restore it from a backup"
+    )]
     BadKey(PathBuf),
     /// The key's file cannot be read or written.
     #[error(transparent)]
@@ -55,7 +57,9 @@ pub enum VaultError {
     )]
     Altered(FunctionName),
     /// A configuration names a secret that is not there.
-    #[error("the secret `{name}` of `{function}` is not in the database; restore that from a backup")]
+    #[error(
+        "the secret `{name}` of `{function}` is not in the database; restore that from a backup"
+    )]
     Gone {
         /// Whose.
         function: FunctionName,
@@ -130,7 +134,9 @@ impl Vault {
         stored: &[u8],
     ) -> Result<Secret, VaultError> {
         let altered = || VaultError::Altered(function.clone());
-        let (nonce, sealed) = stored.split_first_chunk::<NONCE_LEN>().ok_or_else(altered)?;
+        let (nonce, sealed) = stored
+            .split_first_chunk::<NONCE_LEN>()
+            .ok_or_else(altered)?;
         let mut sealed = sealed.to_vec();
         let opened = self
             .key
@@ -228,17 +234,36 @@ mod tests {
         let (function, secret) = (function(), secret());
         let stored = vault.encrypt(&function, &secret);
         let commitment = secret.commitment();
-        assert_eq!(vault.decrypt(&function, commitment, &stored).unwrap(), secret);
+        assert_eq!(
+            vault.decrypt(&function, commitment, &stored).unwrap(),
+            secret
+        );
         let other = "acme/other".parse().unwrap();
         assert!(vault.decrypt(&other, commitment, &stored).is_err());
-        assert!(vault.decrypt(&function, Digest::of(b"other"), &stored).is_err());
+        assert!(
+            vault
+                .decrypt(&function, Digest::of(b"other"), &stored)
+                .is_err()
+        );
         for index in 0..stored.len() {
             let mut altered = stored.clone();
             altered[index] ^= 1;
-            assert!(vault.decrypt(&function, commitment, &altered).is_err(), "{index}");
-            assert!(vault.decrypt(&function, commitment, &stored[..index]).is_err(), "{index}");
+            assert!(
+                vault.decrypt(&function, commitment, &altered).is_err(),
+                "{index}"
+            );
+            assert!(
+                vault
+                    .decrypt(&function, commitment, &stored[..index])
+                    .is_err(),
+                "{index}"
+            );
         }
-        assert!(of(&[2; KEY_BYTES]).decrypt(&function, commitment, &stored).is_err());
+        assert!(
+            of(&[2; KEY_BYTES])
+                .decrypt(&function, commitment, &stored)
+                .is_err()
+        );
     }
 
     #[test]
@@ -263,10 +288,16 @@ mod tests {
         let kept = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let lost = Vault::open(&path, &database.store).await.unwrap_err();
-        assert!(matches!(&lost, VaultError::NoKey(of) if *of == path), "{lost}");
+        assert!(
+            matches!(&lost, VaultError::NoKey(of) if *of == path),
+            "{lost}"
+        );
         make(&path).unwrap();
         let other = Vault::open(&path, &database.store).await.unwrap_err();
-        assert!(other.to_string().contains(&made.fingerprint().short()), "{other}");
+        assert!(
+            other.to_string().contains(&made.fingerprint().short()),
+            "{other}"
+        );
         std::fs::write(&path, "not a key").unwrap();
         let bad = Vault::open(&path, &database.store).await.unwrap_err();
         assert!(matches!(bad, VaultError::BadKey(_)), "{bad}");

@@ -13,7 +13,16 @@ const OTHER: &str = "trombone-lantern-gravel-teapot";
 fn set_secret(fleet: &Fleet, function: &str, name: &str, value: &str) -> serde_json::Value {
     let path = fleet.path("value");
     std::fs::write(&path, format!("{value}\n")).unwrap();
-    let args = ["secrets", "set", function, name, "--from-file", &path, "--bake", "100ms"];
+    let args = [
+        "secrets",
+        "set",
+        function,
+        name,
+        "--from-file",
+        &path,
+        "--bake",
+        "100ms",
+    ];
     let set = fleet.holm(&args).ok();
     std::fs::remove_file(path).unwrap();
     assert_eq!(set["rollout"]["state"], "completed", "{set}");
@@ -60,11 +69,24 @@ fn kvm_a_secret_reaches_the_program_and_is_nowhere_else_in_the_clear() {
         return;
     }
     let mut fleet = Fleet::with_nodes(&["a"]);
-    fleet.deploy("env", &guest("env_and_args"), "[env]\nGREETING = \"manifest\"\nKEPT = \"1\"\n");
+    fleet.deploy(
+        "env",
+        &guest("env_and_args"),
+        "[env]\nGREETING = \"manifest\"\nKEPT = \"1\"\n",
+    );
     fleet.deploy("state", &guest("state"), "");
     let set = set_secret(&fleet, "test/env", "PASSWORD", SECRET);
     assert_eq!(set["configuration"]["number"], 1, "{set}");
-    let set = fleet.holm(&["config", "set", "test/env", "GREETING=hello=you", "--bake", "100ms"]).ok();
+    let set = fleet
+        .holm(&[
+            "config",
+            "set",
+            "test/env",
+            "GREETING=hello=you",
+            "--bake",
+            "100ms",
+        ])
+        .ok();
     assert_eq!(set["configuration"]["secrets"]["PASSWORD"], 1, "{set}");
     let told = environment(&fleet, "a");
     for line in [
@@ -83,7 +105,10 @@ fn kvm_a_secret_reaches_the_program_and_is_nowhere_else_in_the_clear() {
     assert_eq!(shown["env"]["GREETING"], "hello=you", "{shown}");
     assert!(!shown.to_string().contains(SECRET));
     let status = fleet.holm(&["rollout", "status", "test/env"]).ok();
-    assert_eq!((&status["configuration"], &status["version"]["label"]), (&2.into(), &"v1".into()));
+    assert_eq!(
+        (&status["configuration"], &status["version"]["label"]),
+        (&2.into(), &"v1".into())
+    );
     // The other function's log and configuration know nothing of it, and neither do audit log and usage.
     for args in [
         &["audit"][..],
@@ -103,12 +128,23 @@ fn kvm_a_secret_reaches_the_program_and_is_nowhere_else_in_the_clear() {
     let export = fleet.path("export");
     fleet.kill_coordinator();
     let coordinator = fleet.path("coordinator");
-    fleet.holm(&["coordinator", "--state-dir", &coordinator, "export", &export]).ok();
+    fleet
+        .holm(&[
+            "coordinator",
+            "--state-dir",
+            &coordinator,
+            "export",
+            &export,
+        ])
+        .ok();
     fleet.kill_node("a");
     let (coordinator, node) = (PathBuf::from(coordinator), PathBuf::from(fleet.path("a")));
     assert_eq!(with(&coordinator, SECRET), Vec::<PathBuf>::new());
     assert!(!memchr(&std::fs::read(&export).unwrap(), SECRET.as_bytes()));
-    assert!(!memchr(&std::fs::read(&export).unwrap(), hex(SECRET).as_bytes()));
+    assert!(!memchr(
+        &std::fs::read(&export).unwrap(),
+        hex(SECRET).as_bytes()
+    ));
     for daemon in ["coordinator", "a"] {
         assert!(!fleet.log(daemon).contains(SECRET), "{daemon}");
     }
@@ -140,7 +176,11 @@ fn kvm_a_bad_configuration_goes_back_and_a_rollback_goes_to_what_was_before() {
         fleet.holm(&[&["config", "set", "test/hello", entry][..], &pace].concat())
     };
     let good = set("HELLO_VERSION=one").ok();
-    assert_eq!(good["rollout"]["waves"].as_array().unwrap().len(), 2, "{good}");
+    assert_eq!(
+        good["rollout"]["waves"].as_array().unwrap().len(),
+        2,
+        "{good}"
+    );
     let all = |text: &str| ["a", "b"].iter().all(|node| body(node) == text);
     assert!(all("hello from one\n"));
     let bad = set("HELLO_CRASH=1");
@@ -149,7 +189,16 @@ fn kvm_a_bad_configuration_goes_back_and_a_rollback_goes_to_what_was_before() {
     assert!(reason.contains("probe"), "{reason}");
     assert!(all("hello from one\n"));
     let unset = fleet
-        .holm(&["config", "set", "test/hello", "HELLO_VERSION=two", "--unset", "HELLO_CRASH", "--bake", "100ms"])
+        .holm(&[
+            "config",
+            "set",
+            "test/hello",
+            "HELLO_VERSION=two",
+            "--unset",
+            "HELLO_CRASH",
+            "--bake",
+            "100ms",
+        ])
         .ok();
     assert_eq!(unset["configuration"]["number"], 3, "{unset}");
     assert!(all("hello from two\n"));
@@ -158,14 +207,23 @@ fn kvm_a_bad_configuration_goes_back_and_a_rollback_goes_to_what_was_before() {
         assert_eq!(back["configuration"].as_u64(), label, "{back}");
         assert!(all(text), "{text}");
     }
-    let start = ["rollout", "start", "test/hello", "--config", "c3", "--bake", "100ms"];
+    let start = [
+        "rollout",
+        "start",
+        "test/hello",
+        "--config",
+        "c3",
+        "--bake",
+        "100ms",
+    ];
     let again = fleet.holm(&start).ok();
     assert_eq!(again["version"]["label"], "v1", "{again}");
     assert!(all("hello from two\n"));
     let nodes = fleet.holm(&["nodes", "list"]).ok();
     let seen = nodes[0]["versions"].as_array().unwrap();
     assert!(
-        seen.iter().any(|seen| seen["routed"] == true && seen["configuration"] == 3),
+        seen.iter()
+            .any(|seen| seen["routed"] == true && seen["configuration"] == 3),
         "{nodes}"
     );
 }
@@ -191,14 +249,24 @@ fn kvm_a_node_that_starts_again_without_a_coordinator_serves_with_the_same_secre
     }
     fleet.start_node("a");
     let line = format!("env PASSWORD={SECRET}\n");
-    eventually("the secret from the node's own disk", || environment(&fleet, "a").contains(&line));
+    eventually("the secret from the node's own disk", || {
+        environment(&fleet, "a").contains(&line)
+    });
 
     fleet.start_coordinator();
     set_secret(&fleet, "test/env", "PASSWORD", OTHER);
     let told = environment(&fleet, "a");
     assert!(told.contains(OTHER) && !told.contains(SECRET), "{told}");
-    let gone = fleet.holm(&["secrets", "unset", "test/env", "PASSWORD", "--bake", "100ms"]).ok();
-    assert_eq!(gone["configuration"]["secrets"], serde_json::json!({}), "{gone}");
+    let gone = fleet
+        .holm(&[
+            "secrets", "unset", "test/env", "PASSWORD", "--bake", "100ms",
+        ])
+        .ok();
+    assert_eq!(
+        gone["configuration"]["secrets"],
+        serde_json::json!({}),
+        "{gone}"
+    );
     assert!(!environment(&fleet, "a").contains("PASSWORD"));
 }
 
@@ -215,22 +283,39 @@ fn what_is_wrong_with_a_configuration_is_said_on_the_command_line() {
     }
     let nothing = fleet.holm(&["config", "set", "test/state"]);
     assert_eq!(nothing.status, 2, "{nothing:?}");
-    let unset = fleet.holm(&["config", "set", "test/state", "--unset", "A"]).error(2);
+    let unset = fleet
+        .holm(&["config", "set", "test/state", "--unset", "A"])
+        .error(2);
     assert!(unset.contains("has no plain entry A"), "{unset}");
     let empty = fleet.holm(&["secrets", "set", "test/state", "A"]).error(2);
     assert!(empty.contains("empty"), "nothing comes from stdin: {empty}");
-    let set = fleet.holm(&["config", "set", "test/state", "A=1", "--no-rollout"]).ok();
-    assert_eq!((&set["configuration"]["number"], &set["rollout"]), (&1.into(), &serde_json::Value::Null));
+    let set = fleet
+        .holm(&["config", "set", "test/state", "A=1", "--no-rollout"])
+        .ok();
+    assert_eq!(
+        (&set["configuration"]["number"], &set["rollout"]),
+        (&1.into(), &serde_json::Value::Null)
+    );
     let same = fleet.holm(&["config", "set", "test/state", "A=1"]).error(5);
-    assert!(same.contains("nothing is changed") && same.contains("c1"), "{same}");
+    assert!(
+        same.contains("nothing is changed") && same.contains("c1"),
+        "{same}"
+    );
     let path = fleet.path("value");
     std::fs::write(&path, SECRET).unwrap();
-    fleet.holm(&["secrets", "set", "test/state", "B", "--from-file", &path]).ok();
+    fleet
+        .holm(&["secrets", "set", "test/state", "B", "--from-file", &path])
+        .ok();
     let plain = fleet.holm(&["config", "set", "test/state", "B=1"]).error(2);
     assert!(plain.contains("B is a secret"), "{plain}");
     let shown = fleet.holm(&["config", "show", "test/state", "c2"]).ok();
     assert_eq!(shown["env"]["A"], "1", "{shown}");
-    assert!(shown["secrets"]["B"].as_str().unwrap().starts_with("sha256:"));
+    assert!(
+        shown["secrets"]["B"]
+            .as_str()
+            .unwrap()
+            .starts_with("sha256:")
+    );
     let none = fleet.holm(&["config", "show", "test/state", "c9"]).error(5);
     assert!(none.contains("c9"), "{none}");
 
@@ -238,8 +323,25 @@ fn what_is_wrong_with_a_configuration_is_said_on_the_command_line() {
     std::fs::rename(fleet.path("publisher.pem"), fleet.path("first.pem")).unwrap();
     fleet.holm(&["tenants", "create", "test"]).ok();
     let refused = fleet.holm(&["config", "set", "test/state", "A=2"]).error(1);
-    assert!(refused.contains("is not trusted") && refused.contains("--trust"), "{refused}");
-    let key = refused.split("signed with ").nth(1).unwrap().split(':').next().unwrap();
-    let trusted = ["config", "set", "test/state", "A=2", "--trust", key, "--no-rollout"];
+    assert!(
+        refused.contains("is not trusted") && refused.contains("--trust"),
+        "{refused}"
+    );
+    let key = refused
+        .split("signed with ")
+        .nth(1)
+        .unwrap()
+        .split(':')
+        .next()
+        .unwrap();
+    let trusted = [
+        "config",
+        "set",
+        "test/state",
+        "A=2",
+        "--trust",
+        key,
+        "--no-rollout",
+    ];
     assert_eq!(fleet.holm(&trusted).ok()["configuration"]["number"], 3);
 }

@@ -252,7 +252,9 @@ pub(crate) async fn secrets(args: SecretsArgs, output: Output) -> Result<(), Fai
             let change = |next: &mut Next| {
                 // What was plain is a secret from now on.
                 next.statement.env.remove(&name);
-                next.statement.secrets.insert(name.clone(), secret.commitment());
+                next.statement
+                    .secrets
+                    .insert(name.clone(), secret.commitment());
                 next.secrets.insert(name, secret);
                 Ok(())
             };
@@ -337,7 +339,9 @@ async fn make(
     };
     let number = report.configuration.number;
     if how.no_rollout {
-        let hint = format!("c{number} is made; `holm rollout start {function} --config c{number}` rolls it out");
+        let hint = format!(
+            "c{number} is made; `holm rollout start {function} --config c{number}` rolls it out"
+        );
         return output.result(&report, || hint);
     }
     if view.current.is_none() {
@@ -485,7 +489,9 @@ fn configurations(views: &[ConfigurationView]) -> String {
         ]
     };
     let rows: Vec<_> = views.iter().map(row).collect();
-    let head = ["CONFIG", "MADE", "STATE", "PLAIN", "SECRET", "AUTHOR", "MESSAGE"];
+    let head = [
+        "CONFIG", "MADE", "STATE", "PLAIN", "SECRET", "AUTHOR", "MESSAGE",
+    ];
     table(head, &rows)
 }
 
@@ -493,7 +499,12 @@ fn show(statement: &ConfigurationStatement) -> String {
     let mut lines = vec![format!("{} c{}", statement.function, statement.number)];
     let plain = statement.env.iter();
     lines.extend(plain.map(|(name, value)| format!("{name}={value}")));
-    lines.extend(statement.secrets.keys().map(|name| format!("{name} (secret)")));
+    lines.extend(
+        statement
+            .secrets
+            .keys()
+            .map(|name| format!("{name} (secret)")),
+    );
     lines.join("\n")
 }
 

@@ -405,11 +405,7 @@ async fn plan(
 /// A plan, for people.
 fn foretell(plan: &RolloutPlanView) -> String {
     let previous = plan.previous_label().unwrap_or("nothing".to_owned());
-    let mut lines = vec![format!(
-        "{}: {previous} → {}",
-        plan.function,
-        plan.label()
-    )];
+    let mut lines = vec![format!("{}: {previous} → {}", plan.function, plan.label())];
     if let Some(running) = plan.running {
         lines.push(format!("rollout {running} is in the way"));
     }
@@ -611,9 +607,7 @@ pub(crate) fn has_ended(state: RolloutState) -> bool {
 fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
     let mut lines = Vec::new();
     if before.is_none() {
-        let from = now
-            .previous_label()
-            .map(|label| format!(" from {label}"));
+        let from = now.previous_label().map(|label| format!(" from {label}"));
         lines.push(format!(
             "rollout {}: {}{} to {}",
             now.id,

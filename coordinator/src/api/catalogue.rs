@@ -311,9 +311,7 @@ pub(super) fn no_function(function: &impl std::fmt::Display) -> ApiError {
 async fn function_view(api: &Api, row: FunctionRow) -> Result<FunctionView, ApiError> {
     let versions = api.store.versions_of(&row.name).await?;
     let on = row.current.map(|current| current.version);
-    let listed = versions
-        .iter()
-        .find(|version| Some(version.version) == on);
+    let listed = versions.iter().find(|version| Some(version.version) == on);
     let current = match (listed, on) {
         // It is older than those that are listed.
         (None, Some(id)) => api.store.version_view(id).await?,

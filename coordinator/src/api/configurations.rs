@@ -22,7 +22,9 @@ pub(super) async fn publish(
     let signed = request
         .to_signed()
         .map_err(|error| ApiError::bad_request(error.to_string()))?;
-    let published = api.configurations.publish(&function, &signed, request.secrets);
+    let published = api
+        .configurations
+        .publish(&function, &signed, request.secrets);
     let (view, changes) = published.await?;
     Ok((StatusCode::CREATED, told(changes), Json(view)))
 }

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holm_model::api::{NodeVersionView, NodeView};
-use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
 use holm_model::configuration::ReleaseId;
+use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
 use holm_model::ids::{FunctionName, Name};
 use holm_model::limits::MAX_OTHER_NODES;
 use holm_model::place::Coordinates;

@@ -25,7 +25,9 @@ use crate::vault::{Vault, VaultError};
 pub(crate) enum ConfigureError {
     #[error("there is no function `{0}`; deploy it first, with `holm deploy`")]
     UnknownFunction(FunctionName),
-    #[error("`{function}` has no configuration c{number}; `holm config list {function}` shows those it has")]
+    #[error(
+        "`{function}` has no configuration c{number}; `holm config list {function}` shows those it has"
+    )]
     UnknownConfiguration { function: FunctionName, number: u64 },
     #[error(
         "the configuration is signed with a key of tenant `{0}` that was revoked; sign it with one that is valid, \
@@ -150,7 +152,9 @@ impl Configurations {
                     number,
                 });
             };
-            changes.push(format!("signed anew, in place of the revoked key {revoked}"));
+            changes.push(format!(
+                "signed anew, in place of the revoked key {revoked}"
+            ));
         }
         let configuration = NewConfiguration {
             signed,
@@ -158,7 +162,11 @@ impl Configurations {
             secrets: new,
         };
         let fingerprint = self.vault.fingerprint();
-        match self.store.configure(configuration, fingerprint, now_ms).await? {
+        match self
+            .store
+            .configure(configuration, fingerprint, now_ms)
+            .await?
+        {
             ConfigureOutcome::Stored => {}
             ConfigureOutcome::OutOfTurn { newest } => {
                 return Err(ConfigureError::OutOfTurn {
@@ -240,9 +248,14 @@ impl Configurations {
     }
 
     /// Ciphertexts of a function's secrets by commitment.
-    async fn stored(&self, function: &FunctionName) -> Result<BTreeMap<Digest, Vec<u8>>, StoreError> {
+    async fn stored(
+        &self,
+        function: &FunctionName,
+    ) -> Result<BTreeMap<Digest, Vec<u8>>, StoreError> {
         let secrets = self.store.secrets(function).await?.into_iter();
-        Ok(secrets.map(|row| (row.commitment, row.ciphertext)).collect())
+        Ok(secrets
+            .map(|row| (row.commitment, row.ciphertext))
+            .collect())
     }
 
     async fn views(
@@ -253,7 +266,8 @@ impl Configurations {
         let current = self.store.function(function).await?;
         let current = current.and_then(|row| row.current?.configuration);
         let secrets = self.store.secrets(function).await?.into_iter();
-        let since: BTreeMap<Digest, u64> = secrets.map(|row| (row.commitment, row.number)).collect();
+        let since: BTreeMap<Digest, u64> =
+            secrets.map(|row| (row.commitment, row.number)).collect();
         let view = |row: ConfigurationRow| {
             let statement = row.statement;
             let brought = |commitment| since.get(&commitment).copied().unwrap_or_default();

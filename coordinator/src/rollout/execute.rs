@@ -51,7 +51,9 @@ pub(crate) enum RolloutError {
         function: FunctionName,
         version: VersionId,
     },
-    #[error("`{function}` has no configuration c{number}; `holm config list {function}` shows those it has")]
+    #[error(
+        "`{function}` has no configuration c{number}; `holm config list {function}` shows those it has"
+    )]
     UnknownConfiguration { function: FunctionName, number: u64 },
     #[error(
         "the key of tenant `{tenant}` that signed configuration c{number} was revoked; set it again, signed with one \
@@ -666,7 +668,9 @@ impl Rollouts {
             }
         };
         // A configuration that stays is nothing new.
-        let stays = row.current.is_some_and(|current| current.version == version.id);
+        let stays = row
+            .current
+            .is_some_and(|current| current.version == version.id);
         if !ran && !stays && rows.iter().any(revoked) {
             return Err(RolloutError::KeyRevoked {
                 version: version.id,
@@ -710,7 +714,9 @@ impl Rollouts {
             To::Back(_) => RolloutError::NothingBefore(function.clone()),
         };
         if let (To::Back(None), None) = (&wish.to, wish.configuration) {
-            let before = self.store.release_before(function, current.ok_or_else(nothing)?);
+            let before = self
+                .store
+                .release_before(function, current.ok_or_else(nothing)?);
             return before.await?.ok_or_else(nothing);
         }
         let (To::Version(version) | To::Back(version)) = wish.to;
@@ -1132,7 +1138,9 @@ impl State {
             let managed = Managed {
                 keys: keys.cloned().unwrap_or_default(),
                 current: known.deployable(store, configurations, row.current).await?,
-                fallback: known.deployable(store, configurations, row.fallback).await?,
+                fallback: known
+                    .deployable(store, configurations, row.fallback)
+                    .await?,
                 open: None,
                 queued: None,
             };

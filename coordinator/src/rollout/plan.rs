@@ -223,7 +223,10 @@ impl Rollout {
                     .get(&previous.id())
                     .and_then(|seen| seen.record.as_ref())
             {
-                records.push((name.clone(), Halves::of(record, seed(&self.release.id(), name))));
+                records.push((
+                    name.clone(),
+                    Halves::of(record, seed(&self.release.id(), name)),
+                ));
             }
         }
         for (name, halves) in records {

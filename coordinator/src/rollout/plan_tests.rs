@@ -554,7 +554,12 @@ fn a_node_that_is_away_is_in_the_wave_of_its_whole_ring() {
 #[test]
 fn a_ring_without_any_node_is_waited_for_and_not_left_out() {
     let waves = rules(&["ring=beta", "100%"]);
-    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     assert_eq!(rollout.tick(&rings(), at(1_000_000, 2)), []);
     assert!(rollout.reason.contains("`ring=beta`"), "{}", rollout.reason);
     let mut labelled = rings();
@@ -571,7 +576,12 @@ fn a_ring_without_any_node_is_waited_for_and_not_left_out() {
 #[test]
 fn a_wave_is_watched_and_its_nodes_are_waited_for_as_long_as_it_says() {
     let waves = rules(&["region=eu,bake=10s,skip_after=1s", "100%"]);
-    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));
@@ -589,7 +599,12 @@ fn a_wave_is_watched_and_its_nodes_are_waited_for_as_long_as_it_says() {
 /// A rollout of two waves of two nodes each; in the first, which needs both, one is away for good.
 fn short_of_quorum() -> (Rollout, Fleet) {
     let waves = rules(&["region=eu,quorum=2", "100%"]);
-    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));
@@ -683,7 +698,12 @@ fn a_wave_does_not_pass_while_fewer_than_its_quorum_serve_it() {
 #[test]
 fn a_slow_node_is_missed_and_no_failure_where_the_others_suffice() {
     let waves = rules(&["region=eu,quorum=50%", "100%"]);
-    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));

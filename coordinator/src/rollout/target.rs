@@ -138,7 +138,9 @@ impl Target {
             let configured = DesiredConfiguration {
                 function: function.name.clone(),
                 version: release.configuration(),
-                previous: previous.as_ref().and_then(|previous| previous.configuration()),
+                previous: previous
+                    .as_ref()
+                    .and_then(|previous| previous.configuration()),
             };
             if configured.version.is_some() || configured.previous.is_some() {
                 configurations.push(configured);

@@ -507,12 +507,11 @@ impl Store {
         &self,
         name: &FunctionName,
     ) -> Result<Option<FunctionRow>, StoreError> {
-        let row: Option<FunctionColumns> =
-            query(format!("{FUNCTION_COLUMNS} WHERE name = ?"))
-                .bind(name.to_string())
-                .optional(self.reader())
-                .await
-                .during("look up a function")?;
+        let row: Option<FunctionColumns> = query(format!("{FUNCTION_COLUMNS} WHERE name = ?"))
+            .bind(name.to_string())
+            .optional(self.reader())
+            .await
+            .during("look up a function")?;
         row.map(function_row).transpose()
     }
 
@@ -546,7 +545,10 @@ pub(super) async fn names_artifact(
 }
 
 /// A tenant's keys, the oldest first.
-pub(super) async fn keys_of(on: impl Into<On<'_>>, tenant: &Name) -> Result<Vec<KeyRow>, StoreError> {
+pub(super) async fn keys_of(
+    on: impl Into<On<'_>>,
+    tenant: &Name,
+) -> Result<Vec<KeyRow>, StoreError> {
     let rows: Vec<(Vec<u8>, Option<i64>)> =
         query("SELECT key, revoked_ms FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
             .bind(tenant)
@@ -564,11 +566,10 @@ pub(super) async fn keys_of(on: impl Into<On<'_>>, tenant: &Name) -> Result<Vec<
 
 /// Every function by name.
 pub(super) async fn functions(on: impl Into<On<'_>>) -> Result<Vec<FunctionRow>, StoreError> {
-    let rows: Vec<FunctionColumns> =
-        query(format!("{FUNCTION_COLUMNS} ORDER BY name"))
-            .all(on)
-            .await
-            .during("list functions")?;
+    let rows: Vec<FunctionColumns> = query(format!("{FUNCTION_COLUMNS} ORDER BY name"))
+        .all(on)
+        .await
+        .during("list functions")?;
     rows.into_iter().map(function_row).collect()
 }
 

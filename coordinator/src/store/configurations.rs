@@ -366,7 +366,10 @@ impl Store {
                 .during(DOING)?;
             count += 1;
         }
-        query("DELETE FROM secrets_key").execute(&mut tx).await.during(DOING)?;
+        query("DELETE FROM secrets_key")
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
         query("INSERT INTO secrets_key (fingerprint) VALUES (?)")
             .bind(fingerprint)
             .execute(&mut tx)

@@ -53,7 +53,9 @@ async fn configure(
 ) -> ConfigureOutcome {
     let statement = statement(number, secrets);
     let signed = signed(&statement);
-    let brought = brought.iter().map(|byte| (Digest([*byte; 32]), vec![*byte; 3]));
+    let brought = brought
+        .iter()
+        .map(|byte| (Digest([*byte; 32]), vec![*byte; 3]));
     let new = NewConfiguration {
         signed: &signed,
         statement: &statement,
@@ -67,7 +69,13 @@ async fn configurations_follow_each_other_and_share_the_secrets_of_their_functio
 ) {
     let store = &database.store;
     suite::with_versions(store, [1]).await;
-    assert!(store.newest_configuration(&hello()).await.unwrap().is_none());
+    assert!(
+        store
+            .newest_configuration(&hello())
+            .await
+            .unwrap()
+            .is_none()
+    );
     let stored = configure(store, 1, &[1], &[1], KEY).await;
     assert_eq!(stored, ConfigureOutcome::Stored);
     for number in [1, 3] {
@@ -92,9 +100,15 @@ async fn configurations_follow_each_other_and_share_the_secrets_of_their_functio
         .collect();
     assert_eq!(
         secrets,
-        [(Digest([1; 32]), 1, vec![1; 3]), (Digest([2; 32]), 2, vec![2; 3])]
+        [
+            (Digest([1; 32]), 1, vec![1; 3]),
+            (Digest([2; 32]), 2, vec![2; 3])
+        ]
     );
-    let numbers = store.configuration_numbers(&[newest.id, KEY]).await.unwrap();
+    let numbers = store
+        .configuration_numbers(&[newest.id, KEY])
+        .await
+        .unwrap();
     assert_eq!(numbers, BTreeMap::from([(newest.id, 2)]));
     let other = store.secrets(&"acme/other".parse().unwrap()).await.unwrap();
     assert!(other.is_empty());
@@ -104,10 +118,15 @@ async fn of_configurations_made_at_once_with_one_number_one_is_stored(database: 
     let store = &database.store;
     suite::with_versions(store, [1]).await;
     let made = futures_of(store).await;
-    let stored = made.iter().filter(|outcome| **outcome == ConfigureOutcome::Stored);
+    let stored = made
+        .iter()
+        .filter(|outcome| **outcome == ConfigureOutcome::Stored);
     assert_eq!(stored.count(), 1, "{made:?}");
     let lost = ConfigureOutcome::OutOfTurn { newest: 1 };
-    assert!(made.iter().filter(|outcome| **outcome == lost).count() == 3, "{made:?}");
+    assert!(
+        made.iter().filter(|outcome| **outcome == lost).count() == 3,
+        "{made:?}"
+    );
 }
 
 async fn futures_of(store: &Store) -> Vec<ConfigureOutcome> {
@@ -138,7 +157,11 @@ async fn secrets_are_encrypted_with_one_key_at_a_time(database: TestDatabase) {
     suite::with_versions(store, [1]).await;
     assert_eq!(store.secrets_key(None).await.unwrap(), None);
     configure(store, 1, &[], &[], KEY).await;
-    assert_eq!(store.secrets_key(None).await.unwrap(), None, "there is no secret yet");
+    assert_eq!(
+        store.secrets_key(None).await.unwrap(),
+        None,
+        "there is no secret yet"
+    );
     configure(store, 2, &[1], &[1], KEY).await;
     assert_eq!(store.secrets_key(None).await.unwrap(), Some(KEY));
     let next = Digest([0xdd; 32]);
@@ -148,9 +171,16 @@ async fn secrets_are_encrypted_with_one_key_at_a_time(database: TestDatabase) {
 
     let failed = store.encrypt_again(next, |_, _| Err(StoreError::corrupt("a secret", "no")));
     assert!(failed.await.is_err());
-    assert_eq!(store.secrets_key(None).await.unwrap(), Some(KEY), "all or none");
+    assert_eq!(
+        store.secrets_key(None).await.unwrap(),
+        Some(KEY),
+        "all or none"
+    );
     let count = store.encrypt_again(next, |function, row| {
-        assert_eq!((function, row.ciphertext.as_slice()), (&hello(), &[1; 3][..]));
+        assert_eq!(
+            (function, row.ciphertext.as_slice()),
+            (&hello(), &[1; 3][..])
+        );
         Ok::<_, StoreError>(vec![9])
     });
     assert_eq!(count.await.unwrap(), 1);
@@ -177,16 +207,25 @@ async fn a_function_is_on_a_version_with_a_configuration_and_goes_back_to_both(
         last = Some(*release);
     }
     let row = store.function(&hello()).await.unwrap().unwrap();
-    assert_eq!((row.current, row.fallback), (Some(releases[2]), Some(releases[1])));
+    assert_eq!(
+        (row.current, row.fallback),
+        (Some(releases[2]), Some(releases[1]))
+    );
     for (release, before) in [(2, Some(1)), (1, Some(0)), (0, None)] {
-        let found = store.release_before(&hello(), releases[release]).await.unwrap();
+        let found = store
+            .release_before(&hello(), releases[release])
+            .await
+            .unwrap();
         assert_eq!(found, before.map(|before: usize| releases[before]));
     }
     let last = store.last_release_of(&hello(), version).await.unwrap();
     assert_eq!(last, Some(releases[2]));
     let ids: Vec<_> = releases.iter().map(Release::id).collect();
     let known = store.releases(&ids).await.unwrap();
-    let known: Vec<_> = ids.iter().map(|id| known.get(id).map(|row| (row.version, row.number))).collect();
+    let known: Vec<_> = ids
+        .iter()
+        .map(|id| known.get(id).map(|row| (row.version, row.number)))
+        .collect();
     assert_eq!(known, [None, Some((version, 1)), Some((version, 2))]);
     for release in &releases[1..] {
         let configuration = release.configuration.unwrap();

@@ -121,7 +121,10 @@ async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOut
 }
 
 /// A tenant with a function that has versions of these counters.
-pub(super) async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [VersionId; N] {
+pub(super) async fn with_versions<const N: usize>(
+    store: &Store,
+    counters: [u64; N],
+) -> [VersionId; N] {
     add_key(store, &name("acme"), public(&key(1))).await;
     let mut ids = [Digest([0; 32]); N];
     for (id, counter) in ids.iter_mut().zip(counters) {

@@ -10,8 +10,8 @@ use holm_model::codec;
 use holm_model::configuration::{Release, ReleaseId};
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, Configured, CoordinatorMessage, Desired,
-    Hello, JOIN_ALPN, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion,
-    Record, Report, VersionReport, VersionState,
+    Hello, JOIN_ALPN, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed,
+    ObservedVersion, Record, Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;
@@ -371,12 +371,17 @@ fn follow(state: Configured, behaviour: &Mutex<Behaviour>) -> Observed {
     behaviour.entries.clear();
     for wanted in &desired.functions {
         let mut route = None;
-        let mut own = configurations.iter().filter(|own| own.function == wanted.function);
+        let mut own = configurations
+            .iter()
+            .filter(|own| own.function == wanted.function);
         let own = own.next();
         let previous = own.and_then(|own| own.previous.as_ref());
         let wants = [
             (wanted.previous.as_ref(), previous),
-            (Some(&wanted.version), own.and_then(|own| own.version.as_ref())),
+            (
+                Some(&wanted.version),
+                own.and_then(|own| own.version.as_ref()),
+            ),
         ];
         for (signed, configuration) in wants {
             let Some(signed) = signed else { continue };

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use holm_model::control::{Observed, Record, Report, VersionReport, VersionState};
 use holm_model::configuration::ReleaseId;
+use holm_model::control::{Observed, Record, Report, VersionReport, VersionState};
 use holm_model::ids::FunctionName;
 use holm_model::limits::MAX_TOLD_RUN_TIMES;
 use holm_model::run_times::{self, RunTimes};

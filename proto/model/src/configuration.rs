@@ -162,7 +162,9 @@ pub enum ConfigurationError {
         allowed: String,
     },
     /// More entries than [`MAX_CONFIGURATION_ENTRIES`].
-    #[error("a configuration of {0} entries has more than the {MAX_CONFIGURATION_ENTRIES} allowed; unset some")]
+    #[error(
+        "a configuration of {0} entries has more than the {MAX_CONFIGURATION_ENTRIES} allowed; unset some"
+    )]
     TooMany(usize),
     /// Longer than [`MAX_CONFIGURATION_BYTES`].
     #[error(
@@ -272,14 +274,20 @@ impl ConfigurationStatement {
                 Some(secret) => check_entry(name, secret.value())?,
             }
         }
-        if let Some(name) = secrets.keys().find(|name| !self.secrets.contains_key(*name)) {
+        if let Some(name) = secrets
+            .keys()
+            .find(|name| !self.secrets.contains_key(*name))
+        {
             return Err(ConfigurationError::OtherSecret(cut(name)));
         }
         self.check_bytes(secrets)
     }
 
     fn check_bytes(&self, secrets: &Secrets) -> Result<(), ConfigurationError> {
-        let plain = self.env.iter().map(|(name, value)| name.len() + value.len());
+        let plain = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
         let names = self.secrets.keys().map(String::len);
         let values = secrets.values().map(|secret| secret.value().len());
         let bytes = plain.chain(names).chain(values).sum();
@@ -450,7 +458,11 @@ mod tests {
         for index in 0..good.statement.len() {
             let mut bad = good.clone();
             bad.statement[index] ^= 1;
-            assert_eq!(bad.verify(&trusted), Err(ConfigurationError::BadSignature), "{index}");
+            assert_eq!(
+                bad.verify(&trusted),
+                Err(ConfigurationError::BadSignature),
+                "{index}"
+            );
         }
     }
 
@@ -461,7 +473,10 @@ mod tests {
         let unknown = ConfigurationError::UnknownKey("acme".into());
         assert_eq!(signed.verify(&trusted), Err(unknown));
         signed.key = trusted[0];
-        assert_eq!(signed.verify(&trusted), Err(ConfigurationError::BadSignature));
+        assert_eq!(
+            signed.verify(&trusted),
+            Err(ConfigurationError::BadSignature)
+        );
     }
 
     #[test]
@@ -500,7 +515,17 @@ mod tests {
 
     #[test]
     fn names_that_holm_sets_or_that_a_shell_could_not_have_are_refused() {
-        for name in ["PORT", "HOLM_X", "", "1A", "A-B", "A B", "A=B", "Ä", &"A".repeat(256)] {
+        for name in [
+            "PORT",
+            "HOLM_X",
+            "",
+            "1A",
+            "A-B",
+            "A B",
+            "A=B",
+            "Ä",
+            &"A".repeat(256),
+        ] {
             assert!(check_entry(name, "x").is_err(), "{name}");
         }
         for name in ["A", "_", "a1", "DATABASE_URL", &"A".repeat(255)] {
@@ -512,12 +537,19 @@ mod tests {
     #[test]
     fn a_configuration_has_bounds() {
         let mut many = statement();
-        many.env = (0..MAX_CONFIGURATION_ENTRIES).map(|n| (format!("A{n}"), String::new())).collect();
+        many.env = (0..MAX_CONFIGURATION_ENTRIES)
+            .map(|n| (format!("A{n}"), String::new()))
+            .collect();
         let entries = MAX_CONFIGURATION_ENTRIES + 1;
         assert_eq!(many.check(), Err(ConfigurationError::TooMany(entries)));
         let mut large = statement();
-        large.env.insert("A".into(), "x".repeat(MAX_CONFIGURATION_BYTES));
-        assert!(matches!(large.check(), Err(ConfigurationError::TooLarge(_))));
+        large
+            .env
+            .insert("A".into(), "x".repeat(MAX_CONFIGURATION_BYTES));
+        assert!(matches!(
+            large.check(),
+            Err(ConfigurationError::TooLarge(_))
+        ));
         // The largest secret that there can be makes it too large only when its value is at hand.
         let mut secret = statement();
         let value = Secret::new([1; 32], "x".repeat(MAX_CONFIGURATION_BYTES));
@@ -527,7 +559,10 @@ mod tests {
         assert!(matches!(too_large, Err(ConfigurationError::TooLarge(_))));
         let mut both = statement();
         both.env.insert("PASSWORD".into(), "plain".into());
-        assert!(matches!(both.check(), Err(ConfigurationError::Entry { .. })));
+        assert!(matches!(
+            both.check(),
+            Err(ConfigurationError::Entry { .. })
+        ));
     }
 
     #[test]

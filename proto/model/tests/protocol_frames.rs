@@ -179,7 +179,11 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
                         key: PublisherKey([0xaa; 32]),
                         signature: vec![0xbb; 64],
                     },
-                    secrets: [("PASSWORD".to_owned(), Secret::new([0xdd; 32], "hunter2".into()))].into(),
+                    secrets: [(
+                        "PASSWORD".to_owned(),
+                        Secret::new([0xdd; 32], "hunter2".into()),
+                    )]
+                    .into(),
                 }),
                 previous: None,
             }],

@@ -55,7 +55,10 @@ impl VerifiedRelease {
     /// What its program finds in its environment: where both have a name, the configuration's value.
     pub(crate) fn env(&self) -> BTreeMap<String, String> {
         let mut env = self.version.statement.manifest.env.clone();
-        let entries = self.configuration.iter().flat_map(|configured| configured.entries());
+        let entries = self
+            .configuration
+            .iter()
+            .flat_map(|configured| configured.entries());
         env.extend(entries.map(|(name, value)| (name.to_owned(), value.to_owned())));
         env
     }
@@ -468,7 +471,9 @@ impl Alleged<'_> {
     fn id(&self) -> ReleaseId {
         let release = Release {
             version: self.version.id(),
-            configuration: self.configuration.map(|configuration| configuration.signed.id()),
+            configuration: self
+                .configuration
+                .map(|configuration| configuration.signed.id()),
         };
         release.id()
     }
@@ -481,7 +486,9 @@ impl Alleged<'_> {
     ) -> Result<VerifiedRelease, String> {
         let version = self.version.verify(keys);
         let version = version.map_err(|error| cut(error.to_string()))?;
-        let configuration = self.configuration.map(|configuration| configuration.verify(keys));
+        let configuration = self
+            .configuration
+            .map(|configuration| configuration.verify(keys));
         let configuration = configuration.transpose();
         let configuration = configuration.map_err(|error| cut(error.to_string()))?;
         let own = configuration.as_ref().map(|own| &own.statement.function);

@@ -399,32 +399,60 @@ fn release(version: &SignedVersion, configuration: &Configuration) -> ReleaseId 
 
 #[test]
 fn another_configuration_of_a_version_is_prepared_and_switched_to_like_another_version() {
-    let (v1, c1, c2) = (signed("v1", 1), configuration(1, "one"), configuration(2, "two"));
+    let (v1, c1, c2) = (
+        signed("v1", 1),
+        configuration(1, "one"),
+        configuration(2, "two"),
+    );
     let mut core = Reconciler::default();
     let plain = attempt(&core.want(desired(1, &v1, None)).unwrap());
     bring_up(&mut core, plain);
     let wanted = configured(desired(2, &v1, Some(&v1)), Some(&c1), None);
     let actions = core.want(wanted).unwrap();
-    let [Action::Obtain { attempt: first, release: verified }] = &actions[..] else {
+    let [
+        Action::Obtain {
+            attempt: first,
+            release: verified,
+        },
+    ] = &actions[..]
+    else {
         panic!("{actions:?}")
     };
     let env = verified.env();
-    assert_eq!((env["PASSWORD"].as_str(), env["GREETING"].as_str()), ("one", "hello 1"));
-    assert_eq!(core.routed().get(&hello()), Some(&v1.id()), "until it is ready");
+    assert_eq!(
+        (env["PASSWORD"].as_str(), env["GREETING"].as_str()),
+        ("one", "hello 1")
+    );
+    assert_eq!(
+        core.routed().get(&hello()),
+        Some(&v1.id()),
+        "until it is ready"
+    );
     bring_up(&mut core, *first);
     assert_eq!(core.routed().get(&hello()), Some(&release(&v1, &c1)));
-    let seen: Vec<_> = core.observed().versions.into_iter().map(|seen| seen.version).collect();
+    let seen: Vec<_> = core
+        .observed()
+        .versions
+        .into_iter()
+        .map(|seen| seen.version)
+        .collect();
     assert_eq!(seen, [release(&v1, &c1), v1.id()]);
 
     let wanted = configured(desired(3, &v1, Some(&v1)), Some(&c2), Some(&c1));
     let actions = core.want(wanted).unwrap();
     let second = attempt(&actions);
-    let dropped = actions.iter().find(|action| matches!(action, Action::Drop { .. }));
+    let dropped = actions
+        .iter()
+        .find(|action| matches!(action, Action::Drop { .. }));
     let without_artifact = Action::Drop {
         release: v1.id(),
         artifact: None,
     };
-    assert_eq!(dropped, Some(&without_artifact), "the others have the same artifact");
+    assert_eq!(
+        dropped,
+        Some(&without_artifact),
+        "the others have the same artifact"
+    );
     fail(&mut core, second);
     assert_eq!(core.routed().get(&hello()), Some(&release(&v1, &c1)));
 }
