@@ -148,7 +148,7 @@ fn list(functions: &[FunctionView]) -> String {
                 version.version.short(),
                 moment(version.created_ms),
                 match (current == Some(version.version), function.configuration) {
-                    (true, Some(number)) => format!("current+c{number}"),
+                    (true, Some(number)) => format!("current, with c{number}"),
                     (true, None) => "current".to_owned(),
                     (false, _) => String::new(),
                 },

@@ -7,8 +7,8 @@
 //! artifacts/HEX.index    its chunks, by which others find what they have in common with it
 //! snapshots/HEX.snap     a release's snapshot, named by the release's id
 //! ```
-//! Both have values of secrets in them, as the program's memory has: all files are for the node's user alone, and
-//! what else protects them is the disk's own encryption.
+//! Desired state and snapshots have values of secrets in them, as the program's memory has: the file and the directory
+//! are for the node's user alone, and what else protects them is the disk's own encryption.
 //!
 //! Everything is verified when it is read: artifacts by digest, snapshots by the VMM, versions in the
 //! desired state by their signature. What cannot be verified is made or fetched anew.
@@ -36,7 +36,7 @@ pub(crate) struct DeployStore {
 impl DeployStore {
     pub(crate) fn open(dir: &Path) -> Result<Self, FileError> {
         files::make_dir(&dir.join("artifacts"))?;
-        files::make_dir(&dir.join("snapshots"))?;
+        files::make_private_dir(&dir.join("snapshots"))?;
         Ok(DeployStore {
             dir: dir.to_owned(),
         })
@@ -261,7 +261,11 @@ mod tests {
     #[test]
     fn a_sweep_removes_what_nothing_refers_to() {
         let dir = tempfile::tempdir().unwrap();
+        // As it is where a node from before has made it.
+        fs::create_dir(dir.path().join("snapshots")).unwrap();
         let store = DeployStore::open(dir.path()).unwrap();
+        let snapshots = fs::metadata(dir.path().join("snapshots")).unwrap();
+        assert_eq!(snapshots.permissions().mode() & 0o777, 0o700);
         let (kept, gone) = (Digest::of(b"kept"), Digest::of(b"gone"));
         for digest in [kept, gone] {
             fs::write(store.artifact(digest), "x").unwrap();

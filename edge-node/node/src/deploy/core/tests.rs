@@ -340,7 +340,7 @@ fn what_fails_through_the_nodes_fault_is_begun_again_until_it_works() {
                 VersionState::Ready => panic!(),
             }
             if !again {
-                let version = v1.id();
+                let release = v1.id();
                 let actions = core.on(Event::Waited { attempt });
                 assert_eq!(actions, [Action::ObtainAgain { attempt, release }]);
             }
@@ -389,7 +389,7 @@ fn configured(
     }
 }
 
-fn release(version: &SignedVersion, configuration: &Configuration) -> ReleaseId {
+fn release_of(version: &SignedVersion, configuration: &Configuration) -> ReleaseId {
     let release = Release {
         version: version.id(),
         configuration: Some(configuration.signed.id()),
@@ -429,14 +429,14 @@ fn another_configuration_of_a_version_is_prepared_and_switched_to_like_another_v
         "until it is ready"
     );
     bring_up(&mut core, *first);
-    assert_eq!(core.routed().get(&hello()), Some(&release(&v1, &c1)));
+    assert_eq!(core.routed().get(&hello()), Some(&release_of(&v1, &c1)));
     let seen: Vec<_> = core
         .observed()
         .versions
         .into_iter()
         .map(|seen| seen.version)
         .collect();
-    assert_eq!(seen, [release(&v1, &c1), v1.id()]);
+    assert_eq!(seen, [release_of(&v1, &c1), v1.id()]);
 
     let wanted = configured(desired(3, &v1, Some(&v1)), Some(&c2), Some(&c1));
     let actions = core.want(wanted).unwrap();
@@ -454,7 +454,7 @@ fn another_configuration_of_a_version_is_prepared_and_switched_to_like_another_v
         "the others have the same artifact"
     );
     fail(&mut core, second);
-    assert_eq!(core.routed().get(&hello()), Some(&release(&v1, &c1)));
+    assert_eq!(core.routed().get(&hello()), Some(&release_of(&v1, &c1)));
 }
 
 #[test]
