@@ -437,9 +437,9 @@ async fn a_function_without_a_version_takes_the_newest_configuration_with_its_fi
     let coordinator = Coordinator::start().await;
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     let v1 = publisher.publish(&coordinator, "").await.version;
-    let answer = draft(1)
-        .env("A", "1")
-        .post(&coordinator.client, &publisher.key);
+    let first = draft(1)
+        .env("A", "1");
+    let answer = first.post(&coordinator.client, &publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let path = "/v1/functions/acme/hello/rollouts";
     let none = coordinator
@@ -585,9 +585,9 @@ async fn secrets_reach_only_nodes_that_the_function_runs_on() {
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     let manifest = "[placement]\nlabels = [\"tier=one\"]";
     let v1 = publisher.publish(&coordinator, manifest).await.version;
-    let answer = draft(1)
-        .secret("PASSWORD", VALUE)
-        .post(&coordinator.client, &publisher.key);
+    let first = draft(1)
+        .secret("PASSWORD", VALUE);
+    let answer = first.post(&coordinator.client, &publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let rollout = publisher.roll_out(&coordinator, v1, &[100], 0).await;
     coordinator
@@ -659,9 +659,9 @@ async fn a_coordinator_beside_another_one_needs_the_same_key_and_sends_the_same_
 
     let second = first.start_beside().await;
     let world = world_on(first).await;
-    let answer = draft(1)
-        .secret("PASSWORD", VALUE)
-        .post(&second.client, &world.publisher.key);
+    let first = draft(1)
+        .secret("PASSWORD", VALUE);
+    let answer = first.post(&second.client, &world.publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let path = "/v1/functions/acme/hello/rollouts";
     let body = json!({ "configuration": 1, "bake_ms": 0 });
