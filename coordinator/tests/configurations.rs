@@ -305,6 +305,9 @@ async fn a_queued_configuration_goes_with_the_version_that_is_current_then() {
         ("c1".into(), Some(first.id))
     );
     world.ended(first.id, RolloutState::Completed).await;
+    let next = format!("/v1/rollouts/{}", first.id + 1);
+    let begun = || async { world.coordinator.client.get(&next).await.status == 200 };
+    until("the queued rollout to begin", begun).await;
     let second = world.ended(first.id + 1, RolloutState::Completed).await;
     assert_eq!(second.label(), "v2+c1");
 }
@@ -437,8 +440,7 @@ async fn a_function_without_a_version_takes_the_newest_configuration_with_its_fi
     let coordinator = Coordinator::start().await;
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     let v1 = publisher.publish(&coordinator, "").await.version;
-    let first = draft(1)
-        .env("A", "1");
+    let first = draft(1).env("A", "1");
     let answer = first.post(&coordinator.client, &publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let path = "/v1/functions/acme/hello/rollouts";
@@ -585,8 +587,7 @@ async fn secrets_reach_only_nodes_that_the_function_runs_on() {
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     let manifest = "[placement]\nlabels = [\"tier=one\"]";
     let v1 = publisher.publish(&coordinator, manifest).await.version;
-    let first = draft(1)
-        .secret("PASSWORD", VALUE);
+    let first = draft(1).secret("PASSWORD", VALUE);
     let answer = first.post(&coordinator.client, &publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let rollout = publisher.roll_out(&coordinator, v1, &[100], 0).await;
@@ -659,8 +660,7 @@ async fn a_coordinator_beside_another_one_needs_the_same_key_and_sends_the_same_
 
     let second = first.start_beside().await;
     let world = world_on(first).await;
-    let first = draft(1)
-        .secret("PASSWORD", VALUE);
+    let first = draft(1).secret("PASSWORD", VALUE);
     let answer = first.post(&second.client, &world.publisher.key);
     answer.await.expect::<ConfigurationView>(201);
     let path = "/v1/functions/acme/hello/rollouts";

@@ -330,7 +330,7 @@ fn what_is_wrong_with_a_configuration_is_said_on_the_command_line() {
         "{refused}"
     );
     let key = refused
-        .split("signed with ")
+        .split("it is signed with ")
         .nth(1)
         .unwrap()
         .split(':')
