@@ -8,6 +8,7 @@
 //! ```text
 //! admin-token      for the HTTP API; made at the first start, or again when lost
 //! ca.key, ca.der   the fleet's certificate authority
+//! secrets.key      what the database's secrets are encrypted with; made at the first start
 //! coordinator.db   everything else, if it is not in PostgreSQL; digests of tokens, never tokens
 //! artifacts/       programs by SHA-256
 //! lock             held while the coordinator runs
@@ -32,11 +33,15 @@ mod rollout;
 mod route;
 mod start;
 mod store;
+mod vault;
 
 pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
 pub use limits::NODE_CERTIFICATE_LIFE;
 pub use nodes::ServerError;
 pub use registry::{ArtifactError, S3Place, S3PlaceError};
-pub use start::{Config, Running, StartError, export, import, renew_admin_token, start};
+pub use start::{
+    Config, Running, StartError, export, import, renew_admin_token, renew_secrets_key, start,
+};
 pub use store::{DatabaseUrl, StoreError, TransferError};
+pub use vault::VaultError;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use holm_model::chunks::MAX_CHUNK_BYTES;
 use holm_model::limits::{
+    MAX_CONFIGURATION_BYTES, MAX_CONFIGURATION_ENTRIES, MAX_CONFIGURATION_STATEMENT_BYTES,
     MAX_CONTROL_FRAME_BYTES, MAX_LOG_BATCH_BYTES, MAX_LOG_ENTRY_BYTES, MAX_MANIFEST_BYTES,
 };
 
@@ -87,6 +88,8 @@ pub(crate) const MAX_KEY_GRACE_SECONDS: u64 = 366 * 86_400;
 pub(crate) const MAX_LABEL_CHARS: usize = 64;
 /// Longest author of a version.
 pub(crate) const MAX_AUTHOR_CHARS: usize = 200;
+/// Most configurations of a function that are listed.
+pub(crate) const MAX_CONFIGURATIONS: i64 = 100;
 /// Most tags of a function.
 pub(crate) const MAX_TAGS: u64 = 100;
 /// Longest tag.
@@ -181,6 +184,14 @@ const _: () = {
     assert!(COORDINATOR_SILENCE.as_millis() >= 5 * COORDINATOR_TICK.as_millis());
     // A statement of the largest size still fits a request body in base64.
     assert!((2 * MAX_MANIFEST_BYTES as usize) * 4 / 3 + 4096 <= MAX_JSON_BODY_BYTES);
+    // So does one of a configuration, with secrets beside it, and so do secrets that JSON makes six times as long.
+    assert!(
+        MAX_CONFIGURATION_STATEMENT_BYTES * 4 / 3 + 2 * MAX_CONFIGURATION_BYTES + 4096
+            <= MAX_JSON_BODY_BYTES
+    );
+    assert!(
+        6 * MAX_CONFIGURATION_BYTES + 512 * MAX_CONFIGURATION_ENTRIES + 4096 <= MAX_JSON_BODY_BYTES
+    );
     assert!(MAX_DESIRED_BYTES > 16 * MAX_MANIFEST_BYTES as usize);
     assert!(2 * MAX_CHUNK_BYTES <= MAX_PACK_BYTES);
     assert!(LINK_WINDOW_BYTES as usize >= 2 * MAX_CONTROL_FRAME_BYTES);

@@ -28,9 +28,10 @@ use crate::limits::{LAST_SEEN_EVERY, SWEEP_EVERY};
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
-use crate::registry::{ArtifactError, Artifacts, Objects, Registry, S3Place};
+use crate::registry::{ArtifactError, Artifacts, Configurations, Objects, Registry, S3Place};
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
+use crate::vault::{Vault, VaultError};
 
 /// Time for requests under way to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -48,6 +49,8 @@ pub struct Config {
     pub database: Option<DatabaseUrl>,
     /// Where in an S3-compatible store artifacts are; in a directory of the state directory if none.
     pub artifacts: Option<S3Place>,
+    /// The file with the key that secrets in the database are encrypted with; in the state directory if none.
+    pub secrets_key: Option<PathBuf>,
     /// UDP address for nodes; port 0 takes any that is free.
     pub quic_listen: SocketAddr,
     /// TCP address of the HTTP API; port 0 takes any that is free.
@@ -72,6 +75,7 @@ impl Config {
             state_dir,
             database: None,
             artifacts: None,
+            secrets_key: None,
             quic_listen,
             http_listen,
             tls: None,
@@ -122,13 +126,16 @@ pub enum StartError {
     OtherAuthority(PathBuf),
     /// An export would miss what is done meanwhile.
     #[error(
-        "coordinators are at work on the database ({0}): what they do from now on would not be in the export; end \
-         them first, or export what there is now with --running"
+        "coordinators are at work on the database ({0}): they would go on with what is there now; end them first, or \
+         export what there is with --running"
     )]
     AtWork(String),
     /// The administrator's token.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// The key for secrets.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
     /// The artifact directory.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
@@ -220,6 +227,26 @@ pub async fn renew_admin_token(config: &Config, all: bool) -> Result<(PathBuf, u
     Ok((path, voided))
 }
 
+/// Encrypts the database's secrets with a new key, which takes the place of the one before in its file. Returns how
+/// many there are, and where the key is. Refuses while coordinators are at work on the database.
+pub async fn renew_secrets_key(config: &Config) -> Result<(u64, PathBuf), StartError> {
+    let (store, _lock) = offline(config).await?;
+    let at_work = store.at_work().await?;
+    if !at_work.is_empty() {
+        return Err(StartError::AtWork(at_work.join(", ")));
+    }
+    let path = secrets_key(config);
+    let count = Vault::renew(&path, &store).await?;
+    record_offline(&store, "secrets.renew-key", format!("{count} secrets")).await?;
+    store.close().await;
+    Ok((count, path))
+}
+
+fn secrets_key(config: &Config) -> PathBuf {
+    let default = || config.state_dir.join("secrets.key");
+    config.secrets_key.clone().unwrap_or_else(default)
+}
+
 /// Who works on the coordinator's machine needs no token; the audit log has it all the same.
 async fn record_offline(store: &Store, action: &str, detail: String) -> Result<(), StoreError> {
     let deed = Deed {
@@ -280,7 +307,16 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         prepare_timeout_ms: millis(config.prepare_timeout),
         absent_grace_ms: millis(config.absent_grace),
     };
-    let rollouts = Arc::new(Rollouts::load(store.clone(), fleet.clone(), clock, timing).await?);
+    let vault = Arc::new(Vault::open(&secrets_key(&config), &store).await?);
+    let configurations = Configurations::new(store.clone(), vault, clock);
+    let rollouts = Rollouts::load(
+        store.clone(),
+        configurations.clone(),
+        fleet.clone(),
+        clock,
+        timing,
+    );
+    let rollouts = Arc::new(rollouts.await?);
     let registry = Registry::new(store.clone(), artifacts, clock);
     let ledger = Ledger::new(store.clone(), authority.certificate().clone(), clock);
     let logs = Arc::new(Logs::new(clock.now_ms()));
@@ -347,6 +383,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let api = Arc::new(Api {
         store: store.clone(),
         registry,
+        configurations,
         rollouts: rollouts.clone(),
         fleet: fleet.clone(),
         ledger,

@@ -324,7 +324,7 @@ async fn a_queued_rollout_begins_when_the_other_has_ended_even_after_a_restart()
     let client = &world.coordinator.client;
     let queued: QueuedView = client.post(path, &queue(v3)).await.expect(202);
     assert_eq!(
-        (queued.version.version, queued.behind),
+        (queued.version.unwrap().version, queued.behind),
         (v3, Some(first.id))
     );
     // The last word counts.
@@ -333,10 +333,16 @@ async fn a_queued_rollout_begins_when_the_other_has_ended_even_after_a_restart()
     let client = &world.coordinator.client;
     let list: RolloutsView = client.get(path).await.expect(200);
     assert_eq!(list.rollouts[0].id, first.id);
-    assert_eq!(list.queued.map(|queued| queued.version.version), Some(v4));
+    assert_eq!(
+        list.queued.map(|queued| queued.version.unwrap().version),
+        Some(v4)
+    );
     let abort = format!("/v1/rollouts/{}/abort", first.id);
     let view: RolloutView = client.post(&abort, &json!({})).await.expect(200);
-    assert_eq!(view.queued.map(|queued| queued.version.version), Some(v4));
+    assert_eq!(
+        view.queued.map(|queued| queued.version.unwrap().version),
+        Some(v4)
+    );
     let begun = || async {
         let list: RolloutsView = client.get(path).await.expect(200);
         list.queued.is_none() && list.rollouts[0].version.version == v4

@@ -308,7 +308,15 @@ impl<'a> Demo<'a> {
             bake: Some(bake_ms),
             ..Pace::default()
         };
-        match start(&self.fleet.api, function, version.version, &pace).await? {
+        match start(
+            &self.fleet.api,
+            function,
+            Some(version.version),
+            None,
+            &pace,
+        )
+        .await?
+        {
             Started::Now(rollout) => watch(&self.fleet.api, *rollout, self.output).await,
             Started::Queued(queued) => Err(Failure::other(waits(&queued))),
         }

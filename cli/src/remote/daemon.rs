@@ -57,6 +57,10 @@ pub(crate) struct CoordinatorArgs {
     /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
     #[arg(long, env = "HOLM_ARTIFACTS", value_name = "URL")]
     artifacts: Option<holm_coordinator::S3Place>,
+    /// The file with the key that the database's secrets are encrypted with; the same for all coordinators on one
+    /// database [default: secrets.key in the state directory, made at the first start].
+    #[arg(long, env = "HOLM_SECRETS_KEY", value_name = "FILE")]
+    secrets_key: Option<PathBuf>,
     /// Where people and CI reach it.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_HTTP)]
     http: SocketAddr,
@@ -105,6 +109,8 @@ enum CoordinatorAction {
         #[arg(long)]
         all: bool,
     },
+    /// Encrypt the secrets of functions with a new key, which takes the place of the one before in its file.
+    RenewSecretsKey,
 }
 
 /// `holm node …`.
@@ -260,6 +266,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     };
     config.node_certificate_life = args.node_certificates;
     config.artifacts = args.artifacts;
+    config.secrets_key = args.secrets_key;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
     if let Some(action) = args.action {
         return act(action, &config, output).await;
@@ -293,7 +300,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     }
 }
 
-/// `holm coordinator export`, `import` and `renew-token`.
+/// `holm coordinator export`, `import`, `renew-token` and `renew-secrets-key`.
 async fn act(
     action: CoordinatorAction,
     config: &holm_coordinator::Config,
@@ -311,6 +318,7 @@ async fn act(
             moved("imported", rows, &file, output)
         }
         CoordinatorAction::RenewToken { all } => renew_token(config, all, output).await,
+        CoordinatorAction::RenewSecretsKey => renew_secrets_key(config, output).await,
     }
 }
 
@@ -359,6 +367,24 @@ async fn renew_token(
     output.result(&told, || {
         let path = path.display();
         format!("a new admin token is in {path}; {voided} before it are void")
+    })
+}
+
+/// `holm coordinator renew-secrets-key`.
+async fn renew_secrets_key(
+    config: &holm_coordinator::Config,
+    output: Output,
+) -> Result<(), Failure> {
+    let (count, path) = holm_coordinator::renew_secrets_key(config)
+        .await
+        .map_err(|error| coordinator_failure("the key for secrets is as it was", &error))?;
+    let told = serde_json::json!({ "key_file": path, "secrets": count });
+    output.result(&told, || {
+        let path = path.display();
+        format!(
+            "{count} secrets are encrypted with a new key, in {path}; copy it to the other coordinators on the same \
+             database, if there are any"
+        )
     })
 }
 

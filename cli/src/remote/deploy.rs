@@ -225,7 +225,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
             return output.result(&report, || human);
         }
     };
-    let rollout = match start(&client, &function, version.version, &args.pace).await? {
+    let rollout = match start(&client, &function, Some(version.version), None, &args.pace).await? {
         Started::Now(rollout) => *rollout,
         Started::Queued(queued) => return output.result(&queued, || waits(&queued)),
     };
@@ -240,7 +240,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
         RolloutState::RollingBack | RolloutState::RolledBack | RolloutState::Superseded => false,
     };
     let human = match good {
-        true => format!("{function} {}\n{}", version.label, list(&urls)),
+        true => format!("{function} {}\n{}", rollout.label(), list(&urls)),
         false => describe(&rollout),
     };
     let exit = status(&rollout);
@@ -260,7 +260,7 @@ pub(crate) async fn run(args: Args, output: Output) -> Result<(), Failure> {
 }
 
 /// What the user is called here; nothing if nobody says.
-fn user() -> String {
+pub(crate) fn user() -> String {
     let named = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok());

@@ -9,6 +9,7 @@ use holm_model::api::{
     Health, JoinTokenAnswer, JoinTokenRequest, LabelsRequest, NodeVersionView, NodeView, OwnToken,
     RevokeKeyRequest, TenantRequest, TenantView,
 };
+use holm_model::configuration::release_label;
 use holm_model::ids::Name;
 use holm_model::manifest::units::parse_millis;
 
@@ -370,10 +371,8 @@ fn link(node: &NodeView) -> String {
 /// A version on a node, with a star if it takes requests.
 fn version(version: &NodeVersionView) -> String {
     let routed = if version.routed { "*" } else { "" };
-    format!(
-        "{}@{}{routed} {}",
-        version.function, version.label, version.state
-    )
+    let label = release_label(&version.label, version.configuration);
+    format!("{}@{label}{routed} {}", version.function, version.state)
 }
 
 fn show(node: &NodeView) -> String {

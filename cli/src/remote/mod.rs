@@ -6,6 +6,7 @@
 //! | [`deploy`] | `deploy` |
 //! | [`rollout`] | `rollout`, `rollback` |
 //! | [`versions`] | `versions` |
+//! | [`configuration`] | `config`, `secrets` |
 //! | [`fleet`] | `nodes`, `tenants`, `login` |
 //! | [`invoke`] | `route`, `invoke` |
 //! | [`logs`] | `logs` |
@@ -20,6 +21,7 @@
 
 pub(crate) mod budgets;
 pub(crate) mod client;
+pub(crate) mod configuration;
 pub(crate) mod daemon;
 pub(crate) mod deploy;
 pub(crate) mod edge;
@@ -53,9 +55,13 @@ pub(crate) enum Command {
     Pull(oci::PullArgs),
     /// List a function's versions, name them, and remove what nobody needs.
     Versions(versions::VersionsArgs),
-    /// Move the fleet to a version, in waves.
+    /// Set a function's environment, and look at its configurations.
+    Config(configuration::ConfigArgs),
+    /// Set a function's secrets; nothing tells their values.
+    Secrets(configuration::SecretsArgs),
+    /// Move the fleet to a version or a configuration, in waves.
     Rollout(rollout::RolloutArgs),
-    /// Move the fleet back to the version before.
+    /// Move the fleet back to the version and configuration before.
     Rollback(rollout::RollbackArgs),
     /// Send a request to a function on the nearest node.
     Invoke(invoke::InvokeArgs),
@@ -100,6 +106,8 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Push(args) => oci::push(args, output).await,
             Command::Pull(args) => oci::pull(args, output).await,
             Command::Versions(args) => versions::versions(args, output).await,
+            Command::Config(args) => configuration::config(args, output).await,
+            Command::Secrets(args) => configuration::secrets(args, output).await,
             Command::Rollout(args) => rollout::run(args, output).await,
             Command::Rollback(args) => rollout::rollback(args, output).await,
             Command::Invoke(args) => invoke::run(args, output).await,

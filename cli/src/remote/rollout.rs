@@ -21,6 +21,7 @@ use holm_model::manifest::units::{format_millis, parse_millis};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::{Client, function_path};
+use crate::remote::configuration::Number;
 use crate::remote::settings::Connection;
 use crate::remote::table::table;
 
@@ -44,9 +45,12 @@ enum Action {
     Start {
         /// The function, as tenant/function.
         function: FunctionName,
-        /// Tag, label or id of the version [default: the newest].
+        /// Tag, label or id of the version [default: the newest, or with --config the one that the fleet is on].
         #[arg(long, value_name = "TAG|LABEL|ID")]
         version: Option<String>,
+        /// The configuration that goes with it, for example c3 [default: the one that the fleet is on].
+        #[arg(long, value_name = "CONFIG")]
+        config: Option<Number>,
         #[command(flatten)]
         pace: Pace,
         /// Do not wait for its end.
@@ -60,9 +64,12 @@ enum Action {
     Plan {
         /// The function, as tenant/function.
         function: FunctionName,
-        /// Tag, label or id of the version [default: the newest].
+        /// Tag, label or id of the version [default: the newest, or with --config the one that the fleet is on].
         #[arg(long, value_name = "TAG|LABEL|ID")]
         version: Option<String>,
+        /// The configuration that goes with it, for example c3 [default: the one that the fleet is on].
+        #[arg(long, value_name = "CONFIG")]
+        config: Option<Number>,
         #[command(flatten)]
         pace: Pace,
     },
@@ -158,11 +165,12 @@ pub(crate) enum Started {
 }
 
 impl Pace {
-    fn request(&self, version: VersionId) -> RolloutRequest {
+    fn request(&self, version: Option<VersionId>, configuration: Option<u64>) -> RolloutRequest {
         let percent = |waves: &Vec<u8>| waves.iter().copied().map(WaveRule::percent).collect();
         let rules = (!self.rules.is_empty()).then(|| self.rules.clone());
         RolloutRequest {
             version,
+            configuration,
             waves: rules.or(self.waves.as_ref().map(percent)),
             bake_ms: self.bake,
             min_requests: self.min_requests,
@@ -181,9 +189,13 @@ impl Pace {
 pub(crate) struct RollbackArgs {
     /// The function, as tenant/function.
     function: FunctionName,
-    /// Tag, label or id of a version that is still kept [default: the one before the current one].
+    /// Tag, label or id of a version that is still kept; it comes with the configuration that it had last [default:
+    /// version and configuration as they were before].
     #[arg(long, value_name = "TAG|LABEL|ID")]
     to: Option<String>,
+    /// The configuration, for example c3; without --to, the version stays.
+    #[arg(long, value_name = "CONFIG")]
+    config: Option<Number>,
     /// Take the place of a rollout that is going on, in one step.
     #[arg(long)]
     supersede: bool,
@@ -233,16 +245,17 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
         Action::Start {
             function,
             version,
+            config,
             pace,
             no_wait,
             dry_run,
         } => {
-            let view: FunctionView = client.get(&function_path(&function)).await?;
-            let version = pick(&view, version.as_deref())?.version;
+            let version = chosen(&client, &function, version.as_deref(), config).await?;
+            let config = config.map(|Number(number)| number);
             if dry_run {
-                return plan(&client, &function, version, &pace, output).await;
+                return plan(&client, &function, version, config, &pace, output).await;
             }
-            match start(&client, &function, version, &pace).await? {
+            match start(&client, &function, version, config, &pace).await? {
                 Started::Now(rollout) => {
                     end(&client, *rollout, no_wait, RolloutState::Completed, output).await
                 }
@@ -252,11 +265,12 @@ pub(crate) async fn run(args: RolloutArgs, output: Output) -> Result<(), Failure
         Action::Plan {
             function,
             version,
+            config,
             pace,
         } => {
-            let view: FunctionView = client.get(&function_path(&function)).await?;
-            let version = pick(&view, version.as_deref())?.version;
-            plan(&client, &function, version, &pace, output).await
+            let version = chosen(&client, &function, version.as_deref(), config).await?;
+            let config = config.map(|Number(number)| number);
+            plan(&client, &function, version, config, &pace, output).await
         }
         Action::Status { rollout } => {
             let rollout = rollout.get(&client).await?;
@@ -328,6 +342,7 @@ pub(crate) async fn rollback(args: RollbackArgs, output: Output) -> Result<(), F
     };
     let request = RollbackRequest {
         version,
+        configuration: args.config.map(|Number(number)| number),
         supersede: args.supersede,
     };
     let rollout = client.post(&path, &request).await?;
@@ -341,42 +356,56 @@ pub(crate) async fn rollback(args: RollbackArgs, output: Output) -> Result<(), F
     .await
 }
 
-/// Starts moving the fleet to `version`.
+/// The version that is to be rolled out; none is the one that the fleet is on, with another configuration.
+async fn chosen(
+    client: &Client,
+    function: &FunctionName,
+    version: Option<&str>,
+    config: Option<Number>,
+) -> Result<Option<VersionId>, Failure> {
+    if version.is_none() && config.is_some() {
+        return Ok(None);
+    }
+    let view: FunctionView = client.get(&function_path(function)).await?;
+    Ok(Some(pick(&view, version)?.version))
+}
+
+/// Starts moving the fleet to a version, a configuration, or both; what is left out stays as it is.
 pub(crate) async fn start(
     client: &Client,
     function: &FunctionName,
-    version: VersionId,
+    version: Option<VersionId>,
+    configuration: Option<u64>,
     pace: &Pace,
 ) -> Result<Started, Failure> {
     client
         .post(
             &format!("{}/rollouts", function_path(function)),
-            &pace.request(version),
+            &pace.request(version, configuration),
         )
         .await
 }
 
-/// Tells which nodes would move to `version` when.
+/// Tells which nodes would move when.
 async fn plan(
     client: &Client,
     function: &FunctionName,
-    version: VersionId,
+    version: Option<VersionId>,
+    configuration: Option<u64>,
     pace: &Pace,
     output: Output,
 ) -> Result<(), Failure> {
     let path = format!("{}/rollouts/plan", function_path(function));
-    let plan: RolloutPlanView = client.post(&path, &pace.request(version)).await?;
+    let plan: RolloutPlanView = client
+        .post(&path, &pace.request(version, configuration))
+        .await?;
     output.result(&plan, || foretell(&plan))
 }
 
 /// A plan, for people.
 fn foretell(plan: &RolloutPlanView) -> String {
-    let previous = plan.previous.as_ref();
-    let previous = previous.map_or("nothing", |version| &version.label);
-    let mut lines = vec![format!(
-        "{}: {previous} → {}",
-        plan.function, plan.version.label
-    )];
+    let previous = plan.previous_label().unwrap_or("nothing".to_owned());
+    let mut lines = vec![format!("{}: {previous} → {}", plan.function, plan.label())];
     if let Some(running) = plan.running {
         lines.push(format!("rollout {running} is in the way"));
     }
@@ -424,7 +453,7 @@ pub(crate) fn waits(queued: &QueuedView) -> String {
     format!(
         "{}: the rollout to {} begins{}",
         queued.function,
-        queued.version.label,
+        queued.label(),
         behind.unwrap_or_default()
     )
 }
@@ -437,7 +466,7 @@ fn list(view: &RolloutsView) -> String {
         .map(|rollout| {
             [
                 rollout.id.to_string(),
-                rollout.version.label.clone(),
+                rollout.label(),
                 state(rollout).to_owned(),
                 rollout.reason.clone(),
             ]
@@ -578,16 +607,13 @@ pub(crate) fn has_ended(state: RolloutState) -> bool {
 fn news(before: Option<&RolloutView>, now: &RolloutView) -> Vec<String> {
     let mut lines = Vec::new();
     if before.is_none() {
-        let from = now
-            .previous
-            .as_ref()
-            .map(|version| format!(" from {}", version.label));
+        let from = now.previous_label().map(|label| format!(" from {label}"));
         lines.push(format!(
             "rollout {}: {}{} to {}",
             now.id,
             now.function,
             from.unwrap_or_default(),
-            now.version.label
+            now.label()
         ));
     }
     for (place, wave) in now.waves.iter().enumerate() {
@@ -643,13 +669,11 @@ fn headline(rollout: &RolloutView) -> String {
 /// All of a rollout, for people.
 pub(crate) fn describe(rollout: &RolloutView) -> String {
     let mut lines = vec![headline(rollout)];
-    let previous = rollout
-        .previous
-        .as_ref()
-        .map_or("nothing", |version| &version.label);
+    let previous = rollout.previous_label().unwrap_or("nothing".to_owned());
     lines.push(format!(
         "{}: {previous} → {}",
-        rollout.function, rollout.version.label
+        rollout.function,
+        rollout.label()
     ));
     if rollout.emergency {
         lines.push("its gates are skipped".to_owned());
@@ -802,6 +826,7 @@ mod tests {
         FunctionView {
             name: "t/f".parse().unwrap(),
             current: None,
+            configuration: None,
             versions: vec![version("v3", 3), version("v2", 2), version("v2", 1)],
         }
     }
@@ -856,7 +881,9 @@ mod tests {
             id: 1,
             function: "t/f".parse().unwrap(),
             version: version("v2", 2),
+            configuration: Some(2),
             previous: Some(version("v1", 1)),
+            previous_configuration: None,
             state: RolloutState::Running,
             reason: String::new(),
             paused: false,
@@ -868,6 +895,7 @@ mod tests {
             ended_ms: None,
         };
         assert_eq!(news(None, &before).len(), 2);
+        assert_eq!(news(None, &before)[0], "rollout 1: t/f from v1 to v2+c2");
         assert!(news(Some(&before), &before).is_empty());
         let mut now = before.clone();
         now.waves[0].state = "failed".into();

@@ -147,9 +147,10 @@ fn list(functions: &[FunctionView]) -> String {
                 version.counter.to_string(),
                 version.version.short(),
                 moment(version.created_ms),
-                match current == Some(version.version) {
-                    true => "current".to_owned(),
-                    false => String::new(),
+                match (current == Some(version.version), function.configuration) {
+                    (true, Some(number)) => format!("current, with c{number}"),
+                    (true, None) => "current".to_owned(),
+                    (false, _) => String::new(),
                 },
                 version.tags.join(" "),
                 version.author.clone(),

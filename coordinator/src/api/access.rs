@@ -127,6 +127,14 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("GET", "/v1/functions/{tenant}/{function}/versions/{version}/artifact") => {
             (Deploy, Tenant, None)
         }
+        ("POST", "/v1/functions/{tenant}/{function}/configurations") => {
+            (Deploy, Tenant, Some("configuration.publish"))
+        }
+        ("GET", "/v1/functions/{tenant}/{function}/configurations") => (Read, Tenant, None),
+        // A statement has the plain values.
+        ("GET", "/v1/functions/{tenant}/{function}/configurations/{number}") => {
+            (Deploy, Tenant, None)
+        }
         ("PUT", "/v1/functions/{tenant}/{function}/tags/{tag}") => {
             (Deploy, Tenant, Some("version.tag"))
         }

@@ -1,6 +1,6 @@
 //! Tenants, functions and versions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -204,7 +204,7 @@ pub(super) async fn prune(
     let wish = PruneWish {
         function: request.function,
         keep: request.keep,
-        held: api.fleet.held(),
+        held: held(&api).await?,
     };
     let fates = match request.dry_run {
         true => api.store.fates(&wish).await?,
@@ -244,6 +244,19 @@ pub(super) async fn prune(
     let (versions, artifacts) = (view.removed.len(), view.artifacts.len());
     let told = told(format!("{what} {versions} versions, {artifacts} artifacts"));
     Ok((told, Json(view)))
+}
+
+/// The versions that nodes said last that they have, with whatever configuration, and which nodes.
+async fn held(api: &Api) -> Result<BTreeMap<VersionId, BTreeSet<Name>>, ApiError> {
+    let held = api.fleet.held();
+    let ids: Vec<_> = held.keys().copied().collect();
+    let releases = api.store.releases(&ids).await?;
+    let mut versions = BTreeMap::<VersionId, BTreeSet<Name>>::new();
+    for (id, nodes) in held {
+        let version = releases.get(&id).map_or(id, |release| release.version);
+        versions.entry(version).or_default().extend(nodes);
+    }
+    Ok(versions)
 }
 
 /// Those of `artifacts` that no version that stays has, and their bytes.
@@ -297,17 +310,20 @@ pub(super) fn no_function(function: &impl std::fmt::Display) -> ApiError {
 
 async fn function_view(api: &Api, row: FunctionRow) -> Result<FunctionView, ApiError> {
     let versions = api.store.versions_of(&row.name).await?;
-    let listed = versions
-        .iter()
-        .find(|version| Some(version.version) == row.current);
-    let current = match (listed, row.current) {
+    let on = row.current.map(|current| current.version);
+    let listed = versions.iter().find(|version| Some(version.version) == on);
+    let current = match (listed, on) {
         // It is older than those that are listed.
         (None, Some(id)) => api.store.version_view(id).await?,
         (listed, _) => listed.cloned(),
     };
+    let configuration = row.current.and_then(|current| current.configuration);
+    let numbers: Vec<_> = configuration.into_iter().collect();
+    let numbers = api.store.configuration_numbers(&numbers).await?;
     Ok(FunctionView {
         name: row.name,
         current,
+        configuration: configuration.and_then(|id| numbers.get(&id).copied()),
         versions,
     })
 }

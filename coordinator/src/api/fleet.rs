@@ -59,8 +59,17 @@ async fn labelled(api: &Api, mut views: Vec<NodeView>) -> Result<Vec<NodeView>, 
         .collect();
     let ids: Vec<_> = ids.into_iter().collect();
     let labels = api.store.labels(&ids).await?;
+    let releases = api.store.releases(&ids).await?;
     for seen in views.iter_mut().flat_map(|view| &mut view.versions) {
-        seen.label = labels.get(&seen.version).cloned().unwrap_or_default();
+        // Nodes tell of releases, which go by their version's id only where they have no configuration.
+        match releases.get(&seen.version) {
+            Some(release) => {
+                seen.version = release.version;
+                seen.label.clone_from(&release.label);
+                seen.configuration = Some(release.number);
+            }
+            None => seen.label = labels.get(&seen.version).cloned().unwrap_or_default(),
+        }
     }
     Ok(views)
 }

@@ -16,22 +16,46 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request<Body>, _: &S) -> Result<Self, ApiError> {
-        let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON_BODY_BYTES)
-            .await
-            .map_err(|error| {
-                // The limit, or a caller that went away and will not read this.
-                ApiError::too_large(format!(
-                    "the body could not be read within {MAX_JSON_BODY_BYTES} bytes: {error}"
-                ))
-            })?;
-        // Nothing at all says as much as an object without fields.
-        let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(JsonBody)
-            .map_err(|error| {
-                ApiError::bad_request(format!("the body is not as it should be: {error}"))
-            })
+        let body = read(request).await?.map(JsonBody);
+        body.map_err(|error| {
+            ApiError::bad_request(format!("the body is not as it should be: {error}"))
+        })
     }
+}
+
+/// A JSON body with secrets in it: what is wrong with it is told by its place alone, for the answer and the audit log.
+pub(super) struct SecretBody<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for SecretBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request<Body>, _: &S) -> Result<Self, ApiError> {
+        let body = read(request).await?.map(SecretBody);
+        body.map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            ApiError::bad_request(format!(
+                "the body is not as it should be in line {line}, column {column}; what stands there may be secret and \
+                 is not shown"
+            ))
+        })
+    }
+}
+
+/// The body, or what is wrong with it as JSON.
+async fn read<T: DeserializeOwned>(
+    request: Request<Body>,
+) -> Result<Result<T, serde_json::Error>, ApiError> {
+    let bytes = axum::body::to_bytes(request.into_body(), MAX_JSON_BODY_BYTES)
+        .await
+        .map_err(|error| {
+            // The limit, or a caller that went away and will not read this.
+            ApiError::too_large(format!(
+                "the body could not be read within {MAX_JSON_BODY_BYTES} bytes: {error}"
+            ))
+        })?;
+    // Nothing at all says as much as an object without fields.
+    let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+    Ok(serde_json::from_slice(bytes))
 }
 
 /// The query.
@@ -109,7 +133,7 @@ impl<S: Send + Sync> FromRequestParts<S> for OfVersion {
     }
 }
 
-fn function_name(tenant: &str, function: &str) -> Result<FunctionName, ApiError> {
+pub(super) fn function_name(tenant: &str, function: &str) -> Result<FunctionName, ApiError> {
     let name = |text: &str| {
         text.parse()
             .map_err(|error| ApiError::bad_request(format!("the path names no function: {error}")))

@@ -8,6 +8,7 @@ mod access;
 mod artifacts;
 mod budgets;
 mod catalogue;
+mod configurations;
 mod fleet;
 mod input;
 mod listener;
@@ -40,7 +41,7 @@ use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
 use crate::logs::Logs;
 use crate::nodes::Fleet;
-use crate::registry::Registry;
+use crate::registry::{Configurations, Registry};
 use crate::rollout::Rollouts;
 use crate::store::Store;
 
@@ -48,6 +49,7 @@ use crate::store::Store;
 pub(crate) struct Api {
     pub(crate) store: Store,
     pub(crate) registry: Registry,
+    pub(crate) configurations: Configurations,
     pub(crate) rollouts: Arc<Rollouts>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) ledger: Ledger,
@@ -119,6 +121,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route(
             "/v1/functions/{tenant}/{function}/versions/{version}/artifact",
             get(artifacts::of_version),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/configurations",
+            post(configurations::publish).get(configurations::list),
+        )
+        .route(
+            "/v1/functions/{tenant}/{function}/configurations/{number}",
+            get(configurations::get_one),
         )
         .route(
             "/v1/functions/{tenant}/{function}/rollouts",

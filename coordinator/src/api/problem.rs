@@ -4,10 +4,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holm_model::api::Problem;
 use holm_model::artifact::VersionError;
+use holm_model::configuration::ConfigurationError;
 
 use super::access::Told;
 use crate::ca::{ApiTokenError, CaError, JoinError};
-use crate::registry::{ArtifactError, RegistryError};
+use crate::registry::{ArtifactError, ConfigureError, RegistryError};
 use crate::rollout::RolloutError;
 use crate::store::{StoreError, Unbudgeted, Unpriced, Unstored};
 
@@ -188,6 +189,40 @@ impl From<RegistryError> for ApiError {
     }
 }
 
+impl From<ConfigureError> for ApiError {
+    fn from(error: ConfigureError) -> Self {
+        const CONFIGURATION: &str = "The configuration is not accepted";
+        let name = match error {
+            ConfigureError::Store(error) => return error.into(),
+            ConfigureError::Vault(error) => return ApiError::internal(error),
+            ConfigureError::OtherSecretsKey => return ApiError::internal(error),
+            ConfigureError::UnknownFunction(_) | ConfigureError::UnknownConfiguration { .. } => {
+                return ApiError::not_found(error.to_string());
+            }
+            ConfigureError::NothingChanged { .. } => {
+                return ApiError::conflict("nothing-changed", CONFIGURATION, error);
+            }
+            ConfigureError::OutOfTurn { .. } => {
+                return ApiError::conflict("out-of-turn", CONFIGURATION, error);
+            }
+            ConfigureError::KeyRevoked(_) => "key-revoked",
+            ConfigureError::OtherFunction { .. } => "other-function",
+            ConfigureError::BadStatement(_) => "bad-statement",
+            ConfigureError::Refused(ref reason) => match reason {
+                ConfigurationError::Unreadable(_) => "bad-statement",
+                ConfigurationError::UnknownKey(_) => "unknown-key",
+                ConfigurationError::BadSignature => "bad-signature",
+                ConfigurationError::Entry { .. } => "bad-entry",
+                ConfigurationError::TooMany(_) => "too-many-entries",
+                ConfigurationError::TooLarge(_) => "too-large",
+                ConfigurationError::OtherSecret(_) => "other-secret",
+                ConfigurationError::NoSecret(_) => "secret-missing",
+            },
+        };
+        ApiError::unprocessable(name, CONFIGURATION, error)
+    }
+}
+
 impl From<ArtifactError> for ApiError {
     fn from(error: ArtifactError) -> Self {
         match error {
@@ -214,15 +249,18 @@ impl From<RolloutError> for ApiError {
         match error {
             RolloutError::Store(error) => error.into(),
             RolloutError::Unstored(error) => error.into(),
-            RolloutError::UnknownFunction(_) | RolloutError::UnknownVersion { .. } => {
-                ApiError::not_found(error.to_string())
-            }
+            RolloutError::UnknownFunction(_)
+            | RolloutError::UnknownVersion { .. }
+            | RolloutError::UnknownConfiguration { .. } => ApiError::not_found(error.to_string()),
+            RolloutError::NoVersion(_) => ApiError::conflict("no-version", ROLLOUT, error),
             RolloutError::Running { .. } => ApiError::conflict("rollout-running", ROLLOUT, error),
             RolloutError::NothingQueued(_) => ApiError::not_found(error.to_string()),
             RolloutError::EmptyWave(_) => ApiError::conflict("empty-wave", ROLLOUT, error),
             RolloutError::Current { .. } => ApiError::conflict("already-current", ROLLOUT, error),
             RolloutError::NothingBefore(_) => ApiError::conflict("nothing-before", ROLLOUT, error),
-            RolloutError::KeyRevoked { .. } => ApiError::conflict("key-revoked", ROLLOUT, error),
+            RolloutError::KeyRevoked { .. } | RolloutError::ConfigurationKeyRevoked { .. } => {
+                ApiError::conflict("key-revoked", ROLLOUT, error)
+            }
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
             RolloutError::NothingToPromote(_) => {

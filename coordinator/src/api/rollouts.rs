@@ -8,6 +8,7 @@ use holm_model::api::{
     GateView, PlannedWave, PromoteRequest, QueuedView, RollbackRequest, RolloutPlanView,
     RolloutRequest, RolloutView, RolloutsView, VersionView, WaveView,
 };
+use holm_model::configuration::Release;
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::manifest::WaveRule;
 
@@ -68,7 +69,11 @@ async fn queued_view(
     behind: Option<u64>,
 ) -> Result<QueuedView, ApiError> {
     Ok(QueuedView {
-        version: version(api, queued.request.version).await?,
+        version: match queued.request.version {
+            Some(id) => Some(version(api, id).await?),
+            None => None,
+        },
+        configuration: queued.request.configuration,
         function: queued.function,
         behind,
         asked_ms: queued.asked_ms,
@@ -82,7 +87,7 @@ pub(super) async fn foresee(
     JsonBody(request): JsonBody<RolloutRequest>,
 ) -> Result<Json<RolloutPlanView>, ApiError> {
     let Foreseen {
-        version: to,
+        release,
         previous,
         policy,
         waves,
@@ -103,13 +108,13 @@ pub(super) async fn foresee(
         skip_after_ms: wave.skip_after_ms(&policy),
         nodes: wave.nodes,
     };
+    let told = told_of(&api, release, previous).await?;
     Ok(Json(RolloutPlanView {
         function,
-        version: version(&api, to).await?,
-        previous: match previous {
-            Some(previous) => Some(version(&api, previous).await?),
-            None => None,
-        },
+        version: told.version,
+        configuration: told.configuration,
+        previous: told.previous,
+        previous_configuration: told.previous_configuration,
         waves: waves.waves.into_iter().map(planned).collect(),
         empty: waves.empty.iter().map(WaveRule::to_string).collect(),
         running,
@@ -138,10 +143,9 @@ async fn begun(api: &Api, what: Begun) -> Result<Response, ApiError> {
         Begun::Now(row, superseded) => (*row, superseded),
         Begun::Behind(queued, behind) => {
             let view = queued_view(api, queued, Some(behind)).await?;
-            let told = told(format!(
-                "a rollout to {} {}, behind rollout {behind}",
-                view.version.label, view.version.version
-            ));
+            let id = view.version.as_ref().map(|to| format!(" {}", to.version));
+            let (to, id) = (view.label(), id.unwrap_or_default());
+            let told = told(format!("a rollout to {to}{id}, behind rollout {behind}"));
             return Ok((StatusCode::ACCEPTED, told, Json(view)).into_response());
         }
     };
@@ -155,7 +159,7 @@ async fn begun(api: &Api, what: Begun) -> Result<Response, ApiError> {
     let instead = superseded.map(|id| format!(", in place of rollout {id}"));
     let told = told(format!(
         "rollout {id} to {} {}{gates}{}",
-        to.label,
+        view.label(),
         to.version,
         instead.unwrap_or_default()
     ));
@@ -266,14 +270,14 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         invocations: wave.tally.invocations,
         errors: wave.tally.errors,
     });
+    let told = told_of(api, rollout.release, rollout.previous).await?;
     Ok(RolloutView {
         id: row.id,
         function: row.function,
-        version: version(api, rollout.version).await?,
-        previous: match rollout.previous {
-            Some(previous) => Some(version(api, previous).await?),
-            None => None,
-        },
+        version: told.version,
+        configuration: told.configuration,
+        previous: told.previous,
+        previous_configuration: told.previous_configuration,
         state: rollout.state,
         reason: rollout.reason,
         paused: rollout.paused.is_some(),
@@ -283,6 +287,37 @@ async fn view(api: &Api, row: RolloutRow) -> Result<RolloutView, ApiError> {
         queued,
         started_ms: rollout.started_ms,
         ended_ms: rollout.ended_ms,
+    })
+}
+
+/// What people are told of a release and the one before.
+struct ToldOf {
+    version: VersionView,
+    configuration: Option<u64>,
+    previous: Option<VersionView>,
+    previous_configuration: Option<u64>,
+}
+
+async fn told_of(
+    api: &Api,
+    release: Release,
+    previous: Option<Release>,
+) -> Result<ToldOf, ApiError> {
+    let configurations: Vec<_> = [Some(release), previous]
+        .into_iter()
+        .flatten()
+        .filter_map(|release| release.configuration)
+        .collect();
+    let numbers = api.store.configuration_numbers(&configurations).await?;
+    let number = |release: Release| numbers.get(&release.configuration?).copied();
+    Ok(ToldOf {
+        version: version(api, release.version).await?,
+        configuration: number(release),
+        previous: match previous {
+            Some(previous) => Some(version(api, previous.version).await?),
+            None => None,
+        },
+        previous_configuration: previous.and_then(number),
     })
 }
 

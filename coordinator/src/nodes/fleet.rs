@@ -8,8 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holm_model::api::{NodeVersionView, NodeView};
+use holm_model::configuration::ReleaseId;
 use holm_model::control::{Draining, Hello, Observed, Report, VersionState};
-use holm_model::ids::{FunctionName, Name, VersionId};
+use holm_model::ids::{FunctionName, Name};
 use holm_model::limits::MAX_OTHER_NODES;
 use holm_model::place::Coordinates;
 use holm_model::run_times::RunTimes;
@@ -31,7 +32,7 @@ const NOWHERE: Coordinates = Coordinates {
 };
 
 /// Outcomes by function and version, and by node.
-pub(crate) type Tallies = BTreeMap<(FunctionName, VersionId), BTreeMap<Name, Tally>>;
+pub(crate) type Tallies = BTreeMap<(FunctionName, ReleaseId), BTreeMap<Name, Tally>>;
 
 /// The fleet.
 pub(crate) struct Fleet {
@@ -47,7 +48,7 @@ pub(crate) struct Fleet {
 struct Inner {
     nodes: BTreeMap<Name, Entry>,
     /// Versions whose invocations are counted, and the counts since they were last taken.
-    watched: BTreeSet<(FunctionName, VersionId)>,
+    watched: BTreeSet<(FunctionName, ReleaseId)>,
     tallies: Tallies,
     next_session: u64,
     /// Nodes whose links have changed since the others were last told, and whether the link is new.
@@ -359,7 +360,7 @@ impl Fleet {
     }
 
     /// Says whose invocations are to be counted from now on.
-    pub(crate) fn watch(&self, watched: BTreeSet<(FunctionName, VersionId)>) {
+    pub(crate) fn watch(&self, watched: BTreeSet<(FunctionName, ReleaseId)>) {
         let mut inner = self.lock();
         inner.tallies.retain(|key, _| watched.contains(key));
         inner.watched = watched;
@@ -479,10 +480,10 @@ impl Fleet {
         inner.nodes.iter().map(view).collect()
     }
 
-    /// The versions that nodes said last that they have, and which nodes.
-    pub(crate) fn held(&self) -> BTreeMap<VersionId, BTreeSet<Name>> {
+    /// The releases that nodes said last that they have, and which nodes.
+    pub(crate) fn held(&self) -> BTreeMap<ReleaseId, BTreeSet<Name>> {
         let inner = self.lock();
-        let mut held = BTreeMap::<VersionId, BTreeSet<Name>>::new();
+        let mut held = BTreeMap::<ReleaseId, BTreeSet<Name>>::new();
         for (name, entry) in &inner.nodes {
             for seen in &entry.observed.versions {
                 held.entry(seen.version).or_default().insert(name.clone());
@@ -594,7 +595,7 @@ impl Entry {
         !matches!(self.link, Link::Down)
     }
 
-    fn versions_of(&self, function: &FunctionName) -> BTreeMap<VersionId, Seen> {
+    fn versions_of(&self, function: &FunctionName) -> BTreeMap<ReleaseId, Seen> {
         let of_function = self
             .observed
             .versions
@@ -647,6 +648,7 @@ fn version_view(seen: &holm_model::control::ObservedVersion) -> NodeVersionView 
         function: seen.function.clone(),
         version: seen.version,
         label: String::new(),
+        configuration: None,
         state: state.to_owned(),
         reason,
         routed: seen.routed,

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holm_model::codec::FrameError;
-use holm_model::control::{CoordinatorMessage, Desired, Hello, LogBatch, NodeMessage};
+use holm_model::control::{Configured, CoordinatorMessage, Hello, LogBatch, NodeMessage};
 use holm_model::ids::{FunctionName, Name};
 use holm_model::protocol::Version;
 use quinn::{Connection, RecvStream, SendStream};
@@ -357,13 +357,13 @@ impl Link<'_> {
     }
 
     /// The node's desired state as it is now, noted as what the node may write logs of.
-    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>) -> Desired {
+    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>) -> Configured {
         let (region, labels) = self.services.fleet.place(self.name);
         let draining = self.services.fleet.draining(self.name);
         let desired = target
             .borrow_and_update()
             .desired(self.name, &region, &labels, draining);
-        let functions = desired.functions.iter();
+        let functions = desired.desired.functions.iter();
         *self.functions() = functions.map(|f| f.function.clone()).collect();
         desired
     }
@@ -376,7 +376,7 @@ impl Link<'_> {
     ) -> Result<(), LinkError> {
         match frames::write(send, message, self.version).await {
             Err(WireError::Frame(error @ FrameError::NotThere(_))) => {
-                tracing::debug!(node = %self.name, %error, "a message is left out");
+                tracing::warn!(node = %self.name, %error, "the node is not told; it stays with what it has until it is updated");
                 Ok(())
             }
             written => Ok(written?),
@@ -421,9 +421,12 @@ impl Link<'_> {
                 break;
             }
             let desired = self.desired(&mut target);
-            let generation = desired.generation;
-            let desired = CoordinatorMessage::Desired(desired);
-            self.say(send, &desired).await?;
+            let generation = desired.desired.generation;
+            let message = match desired.configurations.is_empty() {
+                true => CoordinatorMessage::Desired(desired.desired),
+                false => CoordinatorMessage::Configured(desired),
+            };
+            self.say(send, &message).await?;
             tracing::debug!(node = %self.name, generation, "desired state is sent");
         }
         // The rollouts have gone: the coordinator is ending, and closes the connection itself.

@@ -7,6 +7,7 @@
 mod artifacts;
 #[cfg(test)]
 mod artifacts_tests;
+mod configurations;
 mod objects;
 mod recent;
 
@@ -22,6 +23,7 @@ use tokio::sync::Semaphore;
 
 pub use artifacts::ArtifactError;
 pub(crate) use artifacts::{Artifacts, Assembled, Incoming, Whole, runs};
+pub(crate) use configurations::{Configurations, ConfigureError};
 pub(crate) use objects::Objects;
 pub use objects::{S3Place, S3PlaceError};
 
@@ -283,9 +285,6 @@ fn check_statement(statement: &Statement) -> Result<(), RegistryError> {
             manifest.name
         ));
     }
-    let printable = |text: &str, max| {
-        text.chars().count() <= max && !text.chars().any(|c| c.is_control() && c != '\n')
-    };
     if statement.label.is_empty() || !printable(&statement.label, MAX_LABEL_CHARS) {
         return bad(format!(
             "its label is not 1 to {MAX_LABEL_CHARS} printable characters"
@@ -308,4 +307,9 @@ fn check_statement(statement: &Statement) -> Result<(), RegistryError> {
         ));
     }
     Ok(())
+}
+
+/// Whether people can be shown a text of at most so many characters.
+fn printable(text: &str, most: usize) -> bool {
+    text.chars().count() <= most && !text.chars().any(|c| c.is_control() && c != '\n')
 }

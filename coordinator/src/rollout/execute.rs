@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use holm_model::api::{RollbackRequest, RolloutRequest, RolloutState, WhenRunning};
 use holm_model::artifact::PublisherKey;
+use holm_model::configuration::{ConfigurationId, Release};
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::limits::{MAX_BAKE_MS, MAX_GATE_REQUESTS};
 use holm_model::manifest::wave::{WaveError, check_waves};
@@ -22,11 +23,12 @@ use tokio::sync::{Mutex, watch};
 
 use super::plan::{Action, Moment, Rollout};
 use super::sight::Sight;
-use super::target::{Held, Move, Target, TargetFunction, Version};
+use super::target::{Configured, Deployable, Held, Move, Target, TargetFunction, Version};
 use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
 use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, ROLLOUT_TICK};
 use crate::nodes::Fleet;
+use crate::registry::Configurations;
 use crate::store::{
     Adoption, Basis, Came, Decided, Deed, Fate, InPlaceOf, KeyChange, KeyRow, KeysOutcome,
     NodeChange, PruneWish, Queued, RolloutRow, Store, StoreError, Unstored,
@@ -50,6 +52,19 @@ pub(crate) enum RolloutError {
         version: VersionId,
     },
     #[error(
+        "`{function}` has no configuration c{number}; `holm config list {function}` shows those it has"
+    )]
+    UnknownConfiguration { function: FunctionName, number: u64 },
+    #[error(
+        "the key of tenant `{tenant}` that signed configuration c{number} was revoked; set it again, signed with one \
+         that is valid"
+    )]
+    ConfigurationKeyRevoked { number: u64, tenant: Name },
+    #[error(
+        "the fleet is on no version of `{0}` yet, so there is none to go on with; say which one it is to be"
+    )]
+    NoVersion(FunctionName),
+    #[error(
         "rollout {id} of `{function}` is still going on; wait for it, abort it with `holm rollout abort {id}`, \
          take its place with `--supersede`, or wait for its end with `--queue`"
     )]
@@ -59,10 +74,11 @@ pub(crate) enum RolloutError {
          with one that is valid"
     )]
     KeyRevoked { version: VersionId, tenant: Name },
-    #[error("the fleet is on version {version} of `{function}` already")]
+    #[error("the fleet is on {label} ({release}) of `{function}` already")]
     Current {
         function: FunctionName,
-        version: VersionId,
+        label: String,
+        release: Release,
     },
     #[error("`{0}` has no version before the current one to go back to")]
     NothingBefore(FunctionName),
@@ -102,6 +118,8 @@ pub(crate) enum RolloutError {
 /// How whoever starts a rollout wants it; what is left out the manifest says.
 struct Wish {
     to: To,
+    /// The number of the configuration that goes with it.
+    configuration: Option<u64>,
     waves: Option<Vec<WaveRule>>,
     bake_ms: Option<u64>,
     min_requests: Option<u64>,
@@ -119,18 +137,18 @@ pub(crate) enum Begun {
 
 /// A wish that can be granted.
 struct Fitting {
-    version: Arc<Version>,
+    to: Arc<Deployable>,
     policy: Policy,
     /// The tenant's valid keys.
     keys: Vec<PublisherKey>,
-    /// The function's current version.
-    current: Option<VersionId>,
+    /// The function's current release.
+    current: Option<Release>,
 }
 
 /// What would come of a wish.
 pub(crate) struct Foreseen {
-    pub(crate) version: VersionId,
-    pub(crate) previous: Option<VersionId>,
+    pub(crate) release: Release,
+    pub(crate) previous: Option<Release>,
     pub(crate) policy: Policy,
     pub(crate) waves: Waves,
     /// The nodes as they are seen now.
@@ -142,6 +160,7 @@ impl From<RolloutRequest> for Wish {
     fn from(request: RolloutRequest) -> Self {
         Wish {
             to: To::Version(request.version),
+            configuration: request.configuration,
             waves: request.waves,
             bake_ms: request.bake_ms,
             min_requests: request.min_requests,
@@ -152,10 +171,12 @@ impl From<RolloutRequest> for Wish {
 }
 
 impl Wish {
-    /// To be granted later.
-    fn request(&self, version: VersionId) -> RolloutRequest {
+    /// To be granted later: what it leaves open is seen to then.
+    fn request(&self) -> RolloutRequest {
+        let (To::Version(version) | To::Back(version)) = self.to;
         RolloutRequest {
             version,
+            configuration: self.configuration,
             waves: self.waves.clone(),
             bake_ms: self.bake_ms,
             min_requests: self.min_requests,
@@ -186,14 +207,16 @@ pub(crate) enum Order {
 }
 
 enum To {
-    Version(VersionId),
-    /// Back to this one, or to the version before the current one.
+    /// To this one, or to the current one with another configuration.
+    Version(Option<VersionId>),
+    /// Back to this one, or to the release before the current one.
     Back(Option<VersionId>),
 }
 
 /// The rollouts of the fleet, and its target.
 pub(crate) struct Rollouts {
     store: Store,
+    configurations: Configurations,
     fleet: Arc<Fleet>,
     clock: Clock,
     timing: Timing,
@@ -215,8 +238,8 @@ struct State {
 /// A function that the fleet has, or is to get.
 struct Managed {
     keys: Vec<PublisherKey>,
-    current: Option<Arc<Version>>,
-    fallback: Option<Arc<Version>>,
+    current: Option<Arc<Deployable>>,
+    fallback: Option<Arc<Deployable>>,
     open: Option<Open>,
     /// What begins when `open` has ended.
     queued: Option<Queued>,
@@ -226,7 +249,7 @@ struct Managed {
 #[derive(Clone)]
 struct Open {
     id: u64,
-    version: Arc<Version>,
+    to: Arc<Deployable>,
     rollout: Rollout,
     /// What has come to it since it was last stored, and is stored even if no step is taken.
     unstored: Additions,
@@ -245,6 +268,7 @@ impl Rollouts {
     /// Reads what is stored. Steps are taken from [`Rollouts::lead`] on.
     pub(crate) async fn load(
         store: Store,
+        configurations: Configurations,
         fleet: Arc<Fleet>,
         clock: Clock,
         timing: Timing,
@@ -258,11 +282,12 @@ impl Rollouts {
         };
         let decided = store.decided().await?;
         fleet.learn(&decided.nodes);
-        state.read(&store, decided).await?;
+        state.read(&store, &configurations, decided).await?;
         let (target, _) = watch::channel(Arc::new(state.target()));
         fleet.watch(target.borrow().watched());
         Ok(Rollouts {
             store,
+            configurations,
             fleet,
             clock,
             timing,
@@ -323,7 +348,9 @@ impl Rollouts {
         let decided = self.store.decided().await?;
         self.fleet.learn(&decided.nodes);
         let before = state.generation;
-        state.read(&self.store, decided).await?;
+        state
+            .read(&self.store, &self.configurations, decided)
+            .await?;
         if state.generation != before {
             self.show(state);
         }
@@ -353,7 +380,7 @@ impl Rollouts {
         }
     }
 
-    /// Starts a rollout of `version`.
+    /// Starts a rollout of a version, a configuration, or both.
     pub(crate) async fn start(
         &self,
         function: &FunctionName,
@@ -362,7 +389,7 @@ impl Rollouts {
         self.begin(function, &Wish::from(request)).await
     }
 
-    /// Starts a rollout back to a version that is kept, or to the one before the current one: one wave, not watched,
+    /// Starts a rollout back to a release that is kept, or to the one before the current one: one wave, not watched,
     /// because going back is not the time for patience.
     pub(crate) async fn roll_back(
         &self,
@@ -371,6 +398,7 @@ impl Rollouts {
     ) -> Result<Begun, RolloutError> {
         let wish = Wish {
             to: To::Back(request.version),
+            configuration: request.configuration,
             when_running: match request.supersede {
                 true => WhenRunning::Supersede,
                 false => WhenRunning::Refuse,
@@ -401,7 +429,7 @@ impl Rollouts {
         wish: &Wish,
     ) -> Result<Begun, RolloutError> {
         let Fitting {
-            version,
+            to,
             policy,
             keys,
             current,
@@ -428,7 +456,7 @@ impl Rollouts {
                 let behind = open.id;
                 let queued = Queued {
                     function: function.clone(),
-                    request: wish.request(version.id),
+                    request: wish.request(),
                     asked_ms: self.clock.now_ms(),
                 };
                 self.store.queue_rollout(state.basis(), &queued).await?;
@@ -444,22 +472,22 @@ impl Rollouts {
                     function: function.clone(),
                     rollout: open.rollout.clone(),
                 };
-                row.rollout
-                    .supersede(&version.statement.label, self.clock.now_ms());
+                row.rollout.supersede(&to.label(), self.clock.now_ms());
                 Some(row)
             }
         };
-        if current == Some(version.id) {
-            let version = version.id;
+        let release = to.release();
+        if current == Some(release) {
             return Err(RolloutError::Current {
                 function: function.clone(),
-                version,
+                label: to.label(),
+                release,
             });
         }
-        if state.bytes_with(&version) > MAX_DESIRED_BYTES {
+        if state.bytes_with(&to) > MAX_DESIRED_BYTES {
             return Err(RolloutError::TooMuch);
         }
-        let (_, waves) = self.waves(function, &version, &policy);
+        let (_, waves) = self.waves(function, &to.version, &policy);
         // Without any node it waits for the first; with some, what was meant to be a test is not left out.
         if !waves.waves.is_empty()
             && !policy.skips_gates
@@ -467,7 +495,7 @@ impl Rollouts {
         {
             return Err(RolloutError::EmptyWave(rule));
         }
-        let rollout = Rollout::begin(version.id, current, policy, self.clock.now_ms());
+        let rollout = Rollout::begin(release, current, policy, self.clock.now_ms());
         let in_place_of = superseded.as_ref().map(|row| InPlaceOf {
             row,
             generation: state.generation + 1,
@@ -479,7 +507,7 @@ impl Rollouts {
         let id = begun.await?;
         state.revision += 1;
         state.generation += u64::from(superseded.is_some());
-        tracing::info!(rollout = id, %function, version = %version.id, "a rollout begins");
+        tracing::info!(rollout = id, %function, %release, label = to.label(), "a rollout begins");
         let row = RolloutRow {
             id,
             function: function.clone(),
@@ -487,7 +515,7 @@ impl Rollouts {
         };
         let open = Open {
             id,
-            version,
+            to,
             rollout: row.rollout.clone(),
             unstored: Additions::default(),
             stored_ms: self.clock.now_ms(),
@@ -587,9 +615,9 @@ impl Rollouts {
         self.catch_up(&mut state).await?;
         let fitting = self.fit(function, &Wish::from(request)).await?;
         let managed = state.functions.get(function);
-        let (sights, waves) = self.waves(function, &fitting.version, &fitting.policy);
+        let (sights, waves) = self.waves(function, &fitting.to.version, &fitting.policy);
         Ok(Foreseen {
-            version: fitting.version.id,
+            release: fitting.to.release(),
             previous: fitting.current,
             policy: fitting.policy,
             waves,
@@ -614,26 +642,19 @@ impl Rollouts {
     async fn fit(&self, function: &FunctionName, wish: &Wish) -> Result<Fitting, RolloutError> {
         let row = self.store.function(function).await?;
         let row = row.ok_or_else(|| RolloutError::UnknownFunction(function.clone()))?;
-        let version = match wish.to {
-            To::Version(version) => version,
-            To::Back(Some(version)) => version,
-            To::Back(None) => {
-                let nothing = || RolloutError::NothingBefore(function.clone());
-                let current = row.current.ok_or_else(nothing)?;
-                let before = self.store.version_before(function, current).await?;
-                before.ok_or_else(nothing)?
-            }
-        };
+        let release = self.wanted(function, row.current, wish).await?;
         let unknown = || RolloutError::UnknownVersion {
             function: function.clone(),
-            version,
+            version: release.version,
         };
-        let version = self.store.version(version).await?.ok_or_else(unknown)?;
-        let version = Arc::new(version);
-        if version.statement.function != *function {
-            return Err(unknown());
-        }
-        let policy = self.policy(&version, wish)?;
+        let mut known = Known::default();
+        let to = known
+            .deployable(&self.store, &self.configurations, Some(release))
+            .await?
+            .filter(|to| to.version.statement.function == *function)
+            .ok_or_else(unknown)?;
+        let version = &to.version;
+        let policy = self.policy(version, wish)?;
         let rows = self.store.tenant_keys(&function.tenant).await?;
         let rows = rows.unwrap_or_default();
         let now_ms = self.clock.now_ms();
@@ -641,21 +662,90 @@ impl Rollouts {
         // Going back is to what ran here before.
         let ran = match wish.to {
             To::Version(_) => false,
-            To::Back(None) => true,
-            To::Back(Some(version)) => self.store.has_been_on(function, version).await?,
+            To::Back(_) => {
+                let last = self.store.last_release_of(function, version.id).await?;
+                last.is_some()
+            }
         };
-        if !ran && rows.iter().any(revoked) {
+        // A configuration that stays is nothing new.
+        let stays = row
+            .current
+            .is_some_and(|current| current.version == version.id);
+        if !ran && !stays && rows.iter().any(revoked) {
             return Err(RolloutError::KeyRevoked {
                 version: version.id,
                 tenant: function.tenant.clone(),
             });
         }
+        if let Some(configured) = &to.configuration {
+            let revoked = |row: &KeyRow| row.refuses(&configured.signed.key, now_ms);
+            let stays = row
+                .current
+                .is_some_and(|current| current.configuration == Some(configured.id));
+            let had = match wish.to {
+                To::Version(_) => false,
+                To::Back(_) => self.store.has_had(function, configured.id).await?,
+            };
+            if !stays && !had && rows.iter().any(revoked) {
+                return Err(RolloutError::ConfigurationKeyRevoked {
+                    number: configured.statement.number,
+                    tenant: function.tenant.clone(),
+                });
+            }
+        }
         let valid = rows.iter().filter(|row| row.revoked_ms.is_none());
         Ok(Fitting {
             keys: valid.map(|row| row.key).collect(),
             current: row.current,
-            version,
+            to,
             policy,
+        })
+    }
+
+    /// Which version and which configuration a wish means.
+    async fn wanted(
+        &self,
+        function: &FunctionName,
+        current: Option<Release>,
+        wish: &Wish,
+    ) -> Result<Release, RolloutError> {
+        let nothing = || match wish.to {
+            To::Version(_) => RolloutError::NoVersion(function.clone()),
+            To::Back(_) => RolloutError::NothingBefore(function.clone()),
+        };
+        if let (To::Back(None), None) = (&wish.to, wish.configuration) {
+            let before = self
+                .store
+                .release_before(function, current.ok_or_else(nothing)?);
+            return before.await?.ok_or_else(nothing);
+        }
+        let (To::Version(version) | To::Back(version)) = wish.to;
+        let version = match version {
+            Some(version) => version,
+            None => current.ok_or_else(nothing)?.version,
+        };
+        let configuration = match (wish.configuration, &wish.to, current) {
+            (Some(number), ..) => {
+                let found = self.store.numbered_configuration(function, number).await?;
+                let unknown = || RolloutError::UnknownConfiguration {
+                    function: function.clone(),
+                    number,
+                };
+                Some(found.ok_or_else(unknown)?.id)
+            }
+            (None, To::Back(_), current) => {
+                let last = self.store.last_release_of(function, version).await?;
+                last.or(current).and_then(|release| release.configuration)
+            }
+            (None, To::Version(_), Some(current)) => current.configuration,
+            (None, To::Version(_), None) => {
+                let newest = self.store.newest_configuration(function).await?;
+                newest.map(|newest| newest.id)
+            }
+        };
+        Ok(Release {
+            version,
+            configuration,
         })
     }
 
@@ -882,7 +972,7 @@ impl Rollouts {
             };
             // Counted in memory first: what was taken from the fleet must not be lost should
             // storing it fail.
-            let counted = tallies.get(&(function.clone(), open.version.id));
+            let counted = tallies.get(&(function.clone(), open.to.release().id()));
             for (node, tally) in counted.into_iter().flatten() {
                 open.rollout.note(node, tally);
                 let unstored = open.unstored.counted.entry(node.clone());
@@ -890,7 +980,7 @@ impl Rollouts {
             }
             let mut next = open.clone();
             let sights = self.fleet.sights(&function, |region, labels| {
-                next.version.placed_on(region, labels)
+                next.to.version.placed_on(region, labels)
             });
             let actions = next.rollout.tick(&sights, state.moment(&self.clock));
             let Some(before) = state.functions.get(&function).and_then(|m| m.open.as_ref()) else {
@@ -947,7 +1037,7 @@ impl Rollouts {
         let generation = state.generation + u64::from(publish);
         let rollout = &next.rollout;
         let adoption = adopt.then_some(Adoption {
-            current: rollout.version,
+            current: rollout.release,
             fallback: rollout.previous,
         });
         let new_generation = publish.then_some(generation);
@@ -970,7 +1060,7 @@ impl Rollouts {
             log(next.id, function, managed.open.as_ref(), &next.rollout);
             moved = (before != Some(next.rollout.state)).then(|| next.clone());
             if adopt {
-                managed.fallback = managed.current.replace(next.version.clone());
+                managed.fallback = managed.current.replace(next.to.clone());
             }
             managed.open = (!next.rollout.ended()).then_some(next);
         }
@@ -1001,7 +1091,7 @@ impl Rollouts {
             object: function.to_string(),
             ..Deed::default()
         };
-        let (id, label) = (open.id, &open.version.statement.label);
+        let (id, label) = (open.id, open.to.label());
         let came = Came::done(format!("rollout {id} to {label}: {}", open.rollout.reason));
         let recorded = self.store.record(&deed, &came, self.clock.now_ms());
         if let Err(error) = recorded.await {
@@ -1026,14 +1116,19 @@ impl State {
     }
 
     /// Becomes what is stored, with what has come to it here and is not stored.
-    async fn read(&mut self, store: &Store, decided: Decided) -> Result<(), StoreError> {
-        let mut versions = BTreeMap::new();
+    async fn read(
+        &mut self,
+        store: &Store,
+        configurations: &Configurations,
+        decided: Decided,
+    ) -> Result<(), StoreError> {
+        let mut known = Known::default();
         let mut unstored = BTreeMap::new();
         for managed in self.functions.values() {
             let open = managed.open.as_ref();
-            let known = [&managed.current, &managed.fallback].into_iter().flatten();
-            for version in known.chain(open.map(|open| &open.version)) {
-                versions.insert(version.id, version.clone());
+            let releases = [&managed.current, &managed.fallback].into_iter().flatten();
+            for release in releases.chain(open.map(|open| &open.to)) {
+                known.learn(release);
             }
             unstored.extend(open.map(|open| (open.id, open.unstored.clone())));
         }
@@ -1042,8 +1137,10 @@ impl State {
             let keys = decided.keys.get(&row.name.tenant);
             let managed = Managed {
                 keys: keys.cloned().unwrap_or_default(),
-                current: version(store, &mut versions, row.current).await?,
-                fallback: version(store, &mut versions, row.fallback).await?,
+                current: known.deployable(store, configurations, row.current).await?,
+                fallback: known
+                    .deployable(store, configurations, row.fallback)
+                    .await?,
                 open: None,
                 queued: None,
             };
@@ -1055,8 +1152,9 @@ impl State {
             }
         }
         for row in decided.open {
-            let of = version(store, &mut versions, Some(row.rollout.version)).await?;
-            if let (Some(managed), Some(version)) = (functions.get_mut(&row.function), of) {
+            let to = Some(row.rollout.release);
+            let to = known.deployable(store, configurations, to).await?;
+            if let (Some(managed), Some(to)) = (functions.get_mut(&row.function), to) {
                 let mut rollout = row.rollout;
                 let unstored: Additions = unstored.remove(&row.id).unwrap_or_default();
                 if let Some(resumed_ms) = unstored.resumed_ms {
@@ -1067,7 +1165,7 @@ impl State {
                 }
                 managed.open = Some(Open {
                     id: row.id,
-                    version,
+                    to,
                     rollout,
                     unstored,
                     // What is unstored is stored at the next look.
@@ -1082,8 +1180,8 @@ impl State {
             };
             let of_node = held.entry(row.name).or_default();
             for (function, (kept, before)) in pins {
-                let kept = version(store, &mut versions, Some(kept)).await?;
-                let before = version(store, &mut versions, before).await?;
+                let kept = known.deployable(store, configurations, Some(kept)).await?;
+                let before = known.deployable(store, configurations, before).await?;
                 of_node.extend(kept.map(|kept| (function, (kept, before))));
             }
         }
@@ -1112,7 +1210,7 @@ impl State {
                 .as_ref()
                 .filter(|open| open.rollout.state == RolloutState::Running)
                 .map(|open| Move {
-                    version: open.version.clone(),
+                    to: open.to.clone(),
                     nodes: open.rollout.moved().into_iter().cloned().collect(),
                 }),
         };
@@ -1123,37 +1221,72 @@ impl State {
         }
     }
 
-    /// Upper bound of a node's desired state if `version` comes to it.
-    fn bytes_with(&self, version: &Version) -> usize {
-        // Beside the statement: key, signature, lengths.
-        let bytes = |version: &Version| version.signed.statement.len() + 128;
+    /// Upper bound of a node's desired state if `release` comes to it.
+    fn bytes_with(&self, release: &Deployable) -> usize {
         let of = |managed: &Managed| {
-            let versions = [
+            let releases = [
                 managed.current.as_deref(),
                 managed.fallback.as_deref(),
-                managed.open.as_ref().map(|open| &*open.version),
+                managed.open.as_ref().map(|open| &*open.to),
             ];
-            versions.into_iter().flatten().map(bytes).sum::<usize>() + 40 * managed.keys.len() + 512
+            let releases = releases.into_iter().flatten().map(Deployable::bytes);
+            releases.sum::<usize>() + 40 * managed.keys.len() + 512
         };
-        self.functions.values().map(of).sum::<usize>() + bytes(version)
+        self.functions.values().map(of).sum::<usize>() + release.bytes()
     }
 }
 
-/// A version, which never changes, from those that are known or from the store.
-async fn version(
-    store: &Store,
-    known: &mut BTreeMap<VersionId, Arc<Version>>,
-    id: Option<VersionId>,
-) -> Result<Option<Arc<Version>>, StoreError> {
-    let Some(id) = id else {
-        return Ok(None);
-    };
-    if let Some(version) = known.get(&id) {
-        return Ok(Some(version.clone()));
+/// Versions and configurations, which never change, as far as they have been read.
+#[derive(Default)]
+struct Known {
+    versions: BTreeMap<VersionId, Arc<Version>>,
+    configured: BTreeMap<ConfigurationId, Arc<Configured>>,
+}
+
+impl Known {
+    fn learn(&mut self, release: &Deployable) {
+        let version = &release.version;
+        self.versions.insert(version.id, version.clone());
+        if let Some(configured) = &release.configuration {
+            self.configured.insert(configured.id, configured.clone());
+        }
     }
-    let version = store.version(id).await?.map(Arc::new);
-    known.extend(version.clone().map(|version| (id, version)));
-    Ok(version)
+
+    /// All that belongs to a release, from what is known or from the store; nothing if its version was removed.
+    async fn deployable(
+        &mut self,
+        store: &Store,
+        configurations: &Configurations,
+        release: Option<Release>,
+    ) -> Result<Option<Arc<Deployable>>, StoreError> {
+        let Some(Release {
+            version,
+            configuration,
+        }) = release
+        else {
+            return Ok(None);
+        };
+        let version = match self.versions.get(&version) {
+            Some(version) => version.clone(),
+            None => match store.version(version).await? {
+                Some(version) => Arc::new(version),
+                None => return Ok(None),
+            },
+        };
+        let configuration = match configuration {
+            None => None,
+            Some(id) => match self.configured.get(&id) {
+                Some(configured) => Some(configured.clone()),
+                None => Some(Arc::new(configurations.whole(id).await?)),
+            },
+        };
+        let deployable = Deployable {
+            version,
+            configuration,
+        };
+        self.learn(&deployable);
+        Ok(Some(Arc::new(deployable)))
+    }
 }
 
 /// Logs what people want to know of: a new state of the rollout or of a wave.

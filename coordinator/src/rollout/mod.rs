@@ -16,7 +16,7 @@ pub(crate) use execute::{Begun, Foreseen, Order, RolloutError, Rollouts, Timing}
 pub(crate) use gate::Finding;
 pub(crate) use plan::Rollout;
 pub(crate) use sight::{Presence, Seen, Sight};
-pub(crate) use target::{Target, Version};
+pub(crate) use target::{Configured, Target, Version};
 #[cfg(test)]
 pub(crate) use wave::Policy;
 pub(crate) use wave::{Tally, Wave};

@@ -30,8 +30,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::api::RolloutState;
+use holm_model::configuration::{Release, ReleaseId};
 use holm_model::control::VersionState;
-use holm_model::ids::{Digest, Name, VersionId};
+use holm_model::ids::{Digest, Name};
 use holm_model::run_times::RunTimes;
 use serde::{Deserialize, Serialize};
 
@@ -55,13 +56,14 @@ pub(crate) struct Retreat {
     generation: u64,
 }
 
-/// A rollout of one version of one function.
+/// A rollout of one release of one function: a version with its configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rollout {
-    /// To.
-    pub(crate) version: VersionId,
+    /// To. The name in JSON is of the time when there were versions alone.
+    #[serde(rename = "version")]
+    pub(crate) release: Release,
     /// From; none if it is the function's first.
-    pub(crate) previous: Option<VersionId>,
+    pub(crate) previous: Option<Release>,
     pub(crate) policy: Policy,
     pub(crate) state: RolloutState,
     /// Why it is there, for people.
@@ -105,13 +107,13 @@ enum Next {
 impl Rollout {
     /// A rollout that has not moved anything yet.
     pub(crate) fn begin(
-        version: VersionId,
-        previous: Option<VersionId>,
+        release: Release,
+        previous: Option<Release>,
         policy: Policy,
         now_ms: u64,
     ) -> Self {
         Rollout {
-            version,
+            release,
             previous,
             policy,
             state: RolloutState::Running,
@@ -218,10 +220,13 @@ impl Rollout {
                 && self.serves(wave, Some(sight))
                 && let Some(record) = sight
                     .versions
-                    .get(&previous)
+                    .get(&previous.id())
                     .and_then(|seen| seen.record.as_ref())
             {
-                records.push((name.clone(), Halves::of(record, seed(&self.version, name))));
+                records.push((
+                    name.clone(),
+                    Halves::of(record, seed(&self.release.id(), name)),
+                ));
             }
         }
         for (name, halves) in records {
@@ -522,7 +527,7 @@ impl Rollout {
                     && let Some(Seen {
                         state: VersionState::Failed { reason },
                         ..
-                    }) = sight.versions.get(&self.version)
+                    }) = sight.versions.get(&self.release.id())
                 {
                     return Some((index, format!("{title}: failed on node {name}: {reason}")));
                 }
@@ -562,7 +567,7 @@ impl Rollout {
     }
 
     fn serves(&self, wave: &Wave, sight: Option<&Sight>) -> bool {
-        sight.is_some_and(|sight| sight.knows(wave.generation) && sight.serves(&self.version))
+        sight.is_some_and(|sight| sight.knows(wave.generation) && sight.serves(&self.release.id()))
     }
 
     fn begun(&self) -> impl Iterator<Item = &Wave> {
@@ -641,12 +646,12 @@ impl Rollout {
             return None;
         }
         match &self.previous {
-            None => match sight.versions.get(&self.version) {
+            None => match sight.versions.get(&self.release.id()) {
                 Some(seen) if seen.routed => None,
                 _ => Some(true),
             },
-            Some(previous) if sight.serves(previous) => Some(true),
-            Some(previous) => match sight.versions.get(previous).map(|seen| &seen.state) {
+            Some(previous) if sight.serves(&previous.id()) => Some(true),
+            Some(previous) => match sight.versions.get(&previous.id()).map(|seen| &seen.state) {
                 Some(VersionState::Failed { .. }) => Some(false),
                 _ => None,
             },
@@ -690,8 +695,8 @@ fn told(finding: &Finding) -> String {
 }
 
 /// By which a node's record is taken apart: the same whenever it is done.
-fn seed(version: &VersionId, node: &Name) -> u64 {
-    let digest = Digest::of(&[&version.0[..], node.as_str().as_bytes()].concat());
+fn seed(release: &ReleaseId, node: &Name) -> u64 {
+    let digest = Digest::of(&[&release.0[..], node.as_str().as_bytes()].concat());
     let first = digest.0.first_chunk().expect("a digest has 32 bytes");
     u64::from_le_bytes(*first)
 }

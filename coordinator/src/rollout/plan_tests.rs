@@ -139,7 +139,7 @@ fn nodes_that_are_away_wait_for_the_last_wave() {
 
 #[test]
 fn a_rollout_without_nodes_waits_and_says_so() {
-    let mut rollout = Rollout::begin(NEW, None, policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), None, policy(), 0);
     assert_eq!(rollout.tick(&Fleet::new(), at(1_000_000, 2)), []);
     assert_eq!(rollout.state, RolloutState::Running);
     assert!(
@@ -151,7 +151,7 @@ fn a_rollout_without_nodes_waits_and_says_so() {
 
 #[test]
 fn a_wave_moves_bakes_and_passes_before_the_next_one_moves() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     let before = fleet((0..3).map(|_| serving(OLD, 1)));
     assert_eq!(rollout.tick(&before, at(0, 2)), [Action::Publish]);
     assert_eq!(wave_sizes(&rollout), [1, 2]);
@@ -178,7 +178,7 @@ fn a_wave_moves_bakes_and_passes_before_the_next_one_moves() {
 
 #[test]
 fn a_version_that_fails_on_a_node_is_taken_back_everywhere() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     let broken = fleet([failing(NEW, 2), serving(OLD, 2), serving(OLD, 2)]);
     assert_eq!(rollout.tick(&broken, at(50, 3)), [Action::Publish]);
@@ -198,7 +198,7 @@ fn a_version_that_fails_on_a_node_is_taken_back_everywhere() {
 
 #[test]
 fn what_a_node_said_before_it_was_moved_does_not_count() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     let stale = fleet((0..3).map(|_| failing(NEW, 1)));
     rollout.tick(&stale, at(0, 2));
     rollout.tick(&stale, at(10, 3));
@@ -208,7 +208,7 @@ fn what_a_node_said_before_it_was_moved_does_not_count() {
 
 #[test]
 fn a_node_that_does_not_get_ready_in_time_fails_the_wave() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     let idle = fleet((0..3).map(|_| serving(OLD, 2)));
     rollout.tick(&idle, at(0, 2));
     rollout.tick(&idle, at(60_000, 3));
@@ -224,7 +224,7 @@ fn a_node_that_does_not_get_ready_in_time_fails_the_wave() {
 
 /// A rollout whose first wave is baking at 0 ms.
 fn baking() -> (Rollout, Fleet) {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     let first = fleet([serving(NEW, 2), serving(OLD, 2), serving(OLD, 2)]);
     rollout.tick(&first, at(0, 3));
@@ -313,7 +313,7 @@ fn many_errors_fail_the_gate_before_the_bake_time_is_over() {
 
 #[test]
 fn a_node_that_stays_away_is_skipped_but_never_all_of_them() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     rollout.tick(&fleet([serving(OLD, 1), serving(OLD, 1)]), at(0, 2));
     let mut away = fleet([serving(OLD, 1), serving(OLD, 1)]);
     for sight in away.values_mut() {
@@ -379,7 +379,7 @@ fn while_it_is_paused_no_wave_begins_or_passes_and_a_gate_that_fails_still_goes_
 #[test]
 fn a_pause_before_its_first_wave_or_its_end_holds_it_there() {
     let everyone = fleet((0..3).map(|_| serving(OLD, 1)));
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     rollout.pause();
     assert_eq!(rollout.tick(&everyone, at(0, 2)), []);
     assert!(rollout.moved().is_empty());
@@ -442,7 +442,7 @@ fn a_gate_that_sees_too_little_waits_longer_then_pauses_and_never_goes_back() {
 
 #[test]
 fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_back() {
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     rollout.note(
@@ -461,7 +461,7 @@ fn in_an_emergency_no_gate_is_asked_but_a_node_that_cannot_have_it_still_goes_ba
     );
     assert_eq!(rollout.state, RolloutState::Completed);
 
-    let mut rollout = Rollout::begin(NEW, Some(OLD), policy(), 0);
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy(), 0);
     assert!(rollout.promote(None, true));
     rollout.tick(&fleet((0..3).map(|_| serving(OLD, 1))), at(0, 2));
     rollout.tick(
@@ -554,7 +554,12 @@ fn a_node_that_is_away_is_in_the_wave_of_its_whole_ring() {
 #[test]
 fn a_ring_without_any_node_is_waited_for_and_not_left_out() {
     let waves = rules(&["ring=beta", "100%"]);
-    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     assert_eq!(rollout.tick(&rings(), at(1_000_000, 2)), []);
     assert!(rollout.reason.contains("`ring=beta`"), "{}", rollout.reason);
     let mut labelled = rings();
@@ -571,7 +576,12 @@ fn a_ring_without_any_node_is_waited_for_and_not_left_out() {
 #[test]
 fn a_wave_is_watched_and_its_nodes_are_waited_for_as_long_as_it_says() {
     let waves = rules(&["region=eu,bake=10s,skip_after=1s", "100%"]);
-    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));
@@ -589,7 +599,12 @@ fn a_wave_is_watched_and_its_nodes_are_waited_for_as_long_as_it_says() {
 /// A rollout of two waves of two nodes each; in the first, which needs both, one is away for good.
 fn short_of_quorum() -> (Rollout, Fleet) {
     let waves = rules(&["region=eu,quorum=2", "100%"]);
-    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));
@@ -683,7 +698,12 @@ fn a_wave_does_not_pass_while_fewer_than_its_quorum_serve_it() {
 #[test]
 fn a_slow_node_is_missed_and_no_failure_where_the_others_suffice() {
     let waves = rules(&["region=eu,quorum=50%", "100%"]);
-    let mut rollout = Rollout::begin(NEW, Some(OLD), Policy { waves, ..policy() }, 0);
+    let mut rollout = Rollout::begin(
+        NEW.into(),
+        Some(OLD.into()),
+        Policy { waves, ..policy() },
+        0,
+    );
     rollout.tick(&rings(), at(0, 2));
     let mut first = rings();
     first.insert(name(0), serving(NEW, 2));
@@ -819,7 +839,7 @@ impl World {
             waves,
             ..policy()
         };
-        let rollout = Rollout::begin(NEW, previous, policy, 0);
+        let rollout = Rollout::begin(NEW.into(), previous.map(Release::from), policy, 0);
         let versions = previous
             .map(|old| {
                 (

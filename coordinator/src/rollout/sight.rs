@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use holm_model::configuration::ReleaseId;
 use holm_model::control::VersionState;
-use holm_model::ids::{Name, VersionId};
+use holm_model::ids::Name;
 
 use super::wave::Tally;
 
@@ -31,8 +32,8 @@ pub(crate) struct Sight {
     pub(crate) presence: Presence,
     /// Desired state that the node last worked on.
     pub(crate) generation: u64,
-    /// The function's versions on it.
-    pub(crate) versions: BTreeMap<VersionId, Seen>,
+    /// The function's releases on it.
+    pub(crate) versions: BTreeMap<ReleaseId, Seen>,
 }
 
 /// The nodes on which the new version may run.
@@ -49,9 +50,9 @@ impl Sight {
         self.connected() && self.generation >= generation
     }
 
-    /// Whether requests go to this version on it.
-    pub(super) fn serves(&self, version: &VersionId) -> bool {
+    /// Whether requests go to this release on it.
+    pub(super) fn serves(&self, release: &ReleaseId) -> bool {
         let serving = |seen: &Seen| seen.state == VersionState::Ready && seen.routed;
-        self.versions.get(version).is_some_and(serving)
+        self.versions.get(release).is_some_and(serving)
     }
 }

@@ -1,15 +1,21 @@
 //! The fleet's target: from it follows what each node is to have.
 //!
-//! One rule: a node that a running rollout has moved gets the new version, with the current one to
-//! fall back to; every other node gets the current version, with the one before it. A node gets a
-//! version only where the version's own placement allows. A cordoned node keeps what it has; only if the
-//! fleet goes back to the version before, which it has too, so does it.
+//! What a node has of a function are *releases*: a version with its configuration, or without one.
+//!
+//! One rule: a node that a running rollout has moved gets the new release, with the current one to
+//! fall back to; every other node gets the current release, with the one before it. A node gets a
+//! release only where the version's own placement allows. A cordoned node keeps what it has; only if the
+//! fleet goes back to the release before, which it has too, so does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
-use holm_model::control::{Desired, DesiredFunction, Draining};
+use holm_model::configuration::{
+    Configuration, ConfigurationId, ConfigurationStatement, Release, ReleaseId, Secrets,
+    SignedConfiguration, release_label,
+};
+use holm_model::control::{self, Desired, DesiredConfiguration, DesiredFunction, Draining};
 use holm_model::ids::{FunctionName, Name, VersionId};
 
 use crate::store::Pins;
@@ -29,10 +35,68 @@ impl Version {
     }
 }
 
+/// A configuration that the registry has accepted, with its secrets.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    pub(crate) id: ConfigurationId,
+    pub(crate) signed: SignedConfiguration,
+    pub(crate) statement: ConfigurationStatement,
+    pub(crate) secrets: Secrets,
+}
+
+/// All that belongs to a release, as nodes are sent it.
+#[derive(Debug)]
+pub(crate) struct Deployable {
+    pub(crate) version: Arc<Version>,
+    pub(crate) configuration: Option<Arc<Configured>>,
+}
+
+impl Deployable {
+    /// Its ids.
+    pub(crate) fn release(&self) -> Release {
+        Release {
+            version: self.version.id,
+            configuration: self.configuration.as_ref().map(|configured| configured.id),
+        }
+    }
+
+    /// What people call it.
+    pub(crate) fn label(&self) -> String {
+        let configured = self.configuration.as_ref();
+        let number = configured.map(|configured| configured.statement.number);
+        release_label(&self.version.statement.label, number)
+    }
+
+    /// Upper bound of its part of a message.
+    pub(crate) fn bytes(&self) -> usize {
+        // Beside statements and values: keys, signatures, salts, lengths.
+        let configured = self.configuration.as_ref().map_or(0, |configured| {
+            let secrets = configured.secrets.iter();
+            let secrets = secrets.map(|(name, secret)| name.len() + secret.value().len() + 64);
+            configured.signed.statement.len() + secrets.sum::<usize>() + 128
+        });
+        self.version.signed.statement.len() + 128 + configured
+    }
+
+    fn signers(&self) -> impl Iterator<Item = PublisherKey> {
+        let configured = self.configuration.as_ref();
+        let second = configured.map(|configured| configured.signed.key);
+        std::iter::once(self.version.signed.key).chain(second)
+    }
+
+    fn configuration(&self) -> Option<Configuration> {
+        let configured = self.configuration.as_ref()?;
+        Some(Configuration {
+            signed: configured.signed.clone(),
+            secrets: configured.secrets.clone(),
+        })
+    }
+}
+
 /// Nodes that a running rollout has moved so far.
 #[derive(Debug)]
 pub(crate) struct Move {
-    pub(crate) version: Arc<Version>,
+    pub(crate) to: Arc<Deployable>,
     pub(crate) nodes: BTreeSet<Name>,
 }
 
@@ -41,14 +105,14 @@ pub(crate) struct Move {
 pub(crate) struct TargetFunction {
     pub(crate) name: FunctionName,
     pub(crate) keys: Vec<PublisherKey>,
-    pub(crate) current: Option<Arc<Version>>,
-    pub(crate) fallback: Option<Arc<Version>>,
-    /// The version of the running rollout, if one is running, and who has moved.
+    pub(crate) current: Option<Arc<Deployable>>,
+    pub(crate) fallback: Option<Arc<Deployable>>,
+    /// The release of the running rollout, if one is running, and who has moved.
     pub(crate) moving: Option<Move>,
 }
 
-/// What a cordoned node has: version and previous version of each function.
-pub(crate) type Held = BTreeMap<FunctionName, (Arc<Version>, Option<Arc<Version>>)>;
+/// What a cordoned node has: release and previous release of each function.
+pub(crate) type Held = BTreeMap<FunctionName, (Arc<Deployable>, Option<Arc<Deployable>>)>;
 
 /// Everything the fleet is to have.
 #[derive(Debug, Default)]
@@ -67,19 +131,34 @@ impl Target {
         region: &str,
         labels: &BTreeMap<String, String>,
         draining: Draining,
-    ) -> Desired {
-        let functions = self.versions_on(node, region, labels);
-        Desired {
-            generation: self.generation,
-            functions: functions
-                .map(|(function, version, previous)| DesiredFunction {
-                    function: function.name.clone(),
-                    publisher_keys: function.keys(&version, previous.as_deref()),
-                    version: version.signed.clone(),
-                    previous: previous.map(|previous| previous.signed.clone()),
-                })
-                .collect(),
-            draining,
+    ) -> control::Configured {
+        let mut functions = Vec::new();
+        let mut configurations = Vec::new();
+        for (function, release, previous) in self.releases_on(node, region, labels) {
+            let configured = DesiredConfiguration {
+                function: function.name.clone(),
+                version: release.configuration(),
+                previous: previous
+                    .as_ref()
+                    .and_then(|previous| previous.configuration()),
+            };
+            if configured.version.is_some() || configured.previous.is_some() {
+                configurations.push(configured);
+            }
+            functions.push(DesiredFunction {
+                function: function.name.clone(),
+                publisher_keys: function.keys(&release, previous.as_deref()),
+                version: release.version.signed.clone(),
+                previous: previous.map(|previous| previous.version.signed.clone()),
+            });
+        }
+        control::Configured {
+            desired: Desired {
+                generation: self.generation,
+                functions,
+                draining,
+            },
+            configurations,
         }
     }
 
@@ -90,34 +169,37 @@ impl Target {
         region: &str,
         labels: &BTreeMap<String, String>,
     ) -> Pins {
-        self.versions_on(node, region, labels)
-            .map(|(function, version, previous)| {
-                let previous = previous.map(|previous| previous.id);
-                (function.name.clone(), (version.id, previous))
+        self.releases_on(node, region, labels)
+            .map(|(function, release, previous)| {
+                let previous = previous.map(|previous| previous.release());
+                (function.name.clone(), (release.release(), previous))
             })
             .collect()
     }
 
-    fn versions_on(
+    fn releases_on(
         &self,
         node: &Name,
         region: &str,
         labels: &BTreeMap<String, String>,
-    ) -> impl Iterator<Item = (&TargetFunction, Arc<Version>, Option<Arc<Version>>)> {
+    ) -> impl Iterator<Item = (&TargetFunction, Arc<Deployable>, Option<Arc<Deployable>>)> {
         let held = self.held.get(node);
         self.functions.iter().filter_map(move |function| {
-            let (version, previous) = match held {
+            let (release, previous) = match held {
                 Some(held) => function.kept(node, held.get(&function.name)?),
                 None => function.on(node, region, labels)?,
             };
-            let previous = previous.filter(|previous| previous.id != version.id);
-            Some((function, version, previous))
+            let previous = previous.filter(|previous| previous.release() != release.release());
+            Some((function, release, previous))
         })
     }
 
-    /// The versions whose invocations a gate wants to hear of.
-    pub(crate) fn watched(&self) -> BTreeSet<(FunctionName, VersionId)> {
-        let watched = |f: &TargetFunction| Some((f.name.clone(), f.moving.as_ref()?.version.id));
+    /// The releases whose invocations a gate wants to hear of.
+    pub(crate) fn watched(&self) -> BTreeSet<(FunctionName, ReleaseId)> {
+        let watched = |f: &TargetFunction| {
+            let to = &f.moving.as_ref()?.to;
+            Some((f.name.clone(), to.release().id()))
+        };
         self.functions.iter().filter_map(watched).collect()
     }
 }
@@ -128,15 +210,15 @@ impl TargetFunction {
         node: &Name,
         region: &str,
         labels: &BTreeMap<String, String>,
-    ) -> Option<(Arc<Version>, Option<Arc<Version>>)> {
-        let here = |version: &Option<Arc<Version>>| {
-            version
+    ) -> Option<(Arc<Deployable>, Option<Arc<Deployable>>)> {
+        let here = |release: &Option<Arc<Deployable>>| {
+            release
                 .as_ref()
-                .filter(|version| version.placed_on(region, labels))
+                .filter(|release| release.version.placed_on(region, labels))
                 .cloned()
         };
         Some(match self.moved(node) {
-            Some(moving) => (moving.version.clone(), here(&self.current)),
+            Some(moving) => (moving.to.clone(), here(&self.current)),
             None => (here(&self.current)?, here(&self.fallback)),
         })
     }
@@ -145,15 +227,17 @@ impl TargetFunction {
     fn kept(
         &self,
         node: &Name,
-        (version, previous): &(Arc<Version>, Option<Arc<Version>>),
-    ) -> (Arc<Version>, Option<Arc<Version>>) {
-        let moving = self.moved(node).map(|moving| moving.version.id);
-        let current = self.current.as_ref().map(|current| current.id);
+        (release, previous): &(Arc<Deployable>, Option<Arc<Deployable>>),
+    ) -> (Arc<Deployable>, Option<Arc<Deployable>>) {
+        let moving = self.moved(node).map(|moving| moving.to.release());
+        let current = self.current.as_ref().map(|current| current.release());
         match previous {
-            Some(before) if current == Some(before.id) && moving != Some(version.id) => {
-                (before.clone(), Some(version.clone()))
+            Some(before)
+                if current == Some(before.release()) && moving != Some(release.release()) =>
+            {
+                (before.clone(), Some(release.clone()))
             }
-            _ => (version.clone(), previous.clone()),
+            _ => (release.clone(), previous.clone()),
         }
     }
 
@@ -164,11 +248,12 @@ impl TargetFunction {
 
     /// The keys that may sign what a node gets: those that are valid, and those that signed it when they were.
     /// So what runs keeps running after its key was revoked; that nothing new gets in the registry sees to.
-    fn keys(&self, version: &Version, previous: Option<&Version>) -> Vec<PublisherKey> {
+    fn keys(&self, release: &Deployable, previous: Option<&Deployable>) -> Vec<PublisherKey> {
         let mut keys = self.keys.clone();
-        for signer in [Some(version), previous].into_iter().flatten() {
-            if !keys.contains(&signer.signed.key) {
-                keys.push(signer.signed.key);
+        let releases = [Some(release), previous].into_iter().flatten();
+        for signer in releases.flat_map(Deployable::signers) {
+            if !keys.contains(&signer) {
+                keys.push(signer);
             }
         }
         keys

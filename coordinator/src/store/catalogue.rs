@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use holm_model::api::VersionView;
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
+use holm_model::configuration::Release;
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
 use super::error::During as _;
 use super::rollouts::{Basis, Unstored, save_generation};
 use super::sql::{On, query};
-use super::{Store, StoreError, Turn, artifacts, bytes32, int, text, uint};
+use super::{Store, StoreError, Turn, artifacts, bytes32, configurations, int, text, uint};
 use crate::limits::{
     LOOKUP_CHUNK_ROWS, MAX_KEYS_EVER, MAX_LISTED_VERSIONS, MAX_PUBLISHER_KEYS, MAX_TAGS,
 };
@@ -19,8 +20,8 @@ use crate::rollout::Version;
 #[derive(Clone, Debug)]
 pub(crate) struct FunctionRow {
     pub(crate) name: FunctionName,
-    pub(crate) current: Option<VersionId>,
-    pub(crate) fallback: Option<VersionId>,
+    pub(crate) current: Option<Release>,
+    pub(crate) fallback: Option<Release>,
 }
 
 /// A version to be stored, already verified.
@@ -102,8 +103,11 @@ pub(crate) enum TagOutcome {
     TooMany,
 }
 
-/// Name, current and fallback.
-type FunctionColumns = (String, Option<Vec<u8>>, Option<Vec<u8>>);
+/// Name, and version and configuration of current and fallback.
+type FunctionColumns = (String, Option<Vec<u8>>, Vec<u8>, Option<Vec<u8>>, Vec<u8>);
+
+const FUNCTION_COLUMNS: &str =
+    "SELECT name, current, current_configuration, fallback, fallback_configuration FROM functions";
 
 /// What [`select`] gives.
 type VersionColumns = (
@@ -503,12 +507,11 @@ impl Store {
         &self,
         name: &FunctionName,
     ) -> Result<Option<FunctionRow>, StoreError> {
-        let row: Option<FunctionColumns> =
-            query("SELECT name, current, fallback FROM functions WHERE name = ?")
-                .bind(name.to_string())
-                .optional(self.reader())
-                .await
-                .during("look up a function")?;
+        let row: Option<FunctionColumns> = query(format!("{FUNCTION_COLUMNS} WHERE name = ?"))
+            .bind(name.to_string())
+            .optional(self.reader())
+            .await
+            .during("look up a function")?;
         row.map(function_row).transpose()
     }
 
@@ -542,7 +545,10 @@ pub(super) async fn names_artifact(
 }
 
 /// A tenant's keys, the oldest first.
-async fn keys_of(on: impl Into<On<'_>>, tenant: &Name) -> Result<Vec<KeyRow>, StoreError> {
+pub(super) async fn keys_of(
+    on: impl Into<On<'_>>,
+    tenant: &Name,
+) -> Result<Vec<KeyRow>, StoreError> {
     let rows: Vec<(Vec<u8>, Option<i64>)> =
         query("SELECT key, revoked_ms FROM publisher_keys WHERE tenant = ? ORDER BY added_ms, key")
             .bind(tenant)
@@ -560,11 +566,10 @@ async fn keys_of(on: impl Into<On<'_>>, tenant: &Name) -> Result<Vec<KeyRow>, St
 
 /// Every function by name.
 pub(super) async fn functions(on: impl Into<On<'_>>) -> Result<Vec<FunctionRow>, StoreError> {
-    let rows: Vec<FunctionColumns> =
-        query("SELECT name, current, fallback FROM functions ORDER BY name")
-            .all(on)
-            .await
-            .during("list functions")?;
+    let rows: Vec<FunctionColumns> = query(format!("{FUNCTION_COLUMNS} ORDER BY name"))
+        .all(on)
+        .await
+        .during("list functions")?;
     rows.into_iter().map(function_row).collect()
 }
 
@@ -595,15 +600,16 @@ fn select(rest: &'static str) -> String {
     )
 }
 
-fn function_row((name, current, fallback): FunctionColumns) -> Result<FunctionRow, StoreError> {
-    let id = |bytes: Option<Vec<u8>>| {
-        bytes
-            .map(|bytes| bytes32("a version's id", &bytes).map(Digest))
+fn function_row(columns: FunctionColumns) -> Result<FunctionRow, StoreError> {
+    let (name, current, current_configuration, fallback, fallback_configuration) = columns;
+    let of = |version: Option<Vec<u8>>, configuration: &[u8]| {
+        version
+            .map(|version| configurations::release(&version, configuration))
             .transpose()
     };
     Ok(FunctionRow {
         name: text("a function's name", &name)?,
-        current: id(current)?,
-        fallback: id(fallback)?,
+        current: of(current, &current_configuration)?,
+        fallback: of(fallback, &fallback_configuration)?,
     })
 }

@@ -79,7 +79,7 @@ impl StoreError {
         )
     }
 
-    pub(super) fn corrupt(what: &'static str, why: impl ToString) -> Self {
+    pub(crate) fn corrupt(what: &'static str, why: impl ToString) -> Self {
         StoreError::Corrupt {
             what,
             why: why.to_string(),

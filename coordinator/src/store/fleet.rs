@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use holm_model::configuration::Release;
 use holm_model::control::Hello;
-use holm_model::ids::{Digest, FunctionName, Name, VersionId};
+use holm_model::ids::{Digest, FunctionName, Name};
 use serde::de::DeserializeOwned;
 
 use super::error::During as _;
@@ -29,8 +30,8 @@ pub(crate) struct NodeRow {
     pub(crate) certificate_until_ms: Option<u64>,
 }
 
-/// Version and previous version of each function.
-pub(crate) type Pins = BTreeMap<FunctionName, (VersionId, Option<VersionId>)>;
+/// Release and previous release of each function.
+pub(crate) type Pins = BTreeMap<FunctionName, (Release, Option<Release>)>;
 
 /// What an operator wants changed about a node.
 #[derive(Clone, Debug)]

@@ -17,6 +17,9 @@ mod budgets;
 #[cfg(test)]
 mod budgets_tests;
 mod catalogue;
+mod configurations;
+#[cfg(test)]
+mod configurations_tests;
 mod coordinators;
 mod error;
 mod fleet;
@@ -48,6 +51,7 @@ pub(crate) use budgets::Unbudgeted;
 pub(crate) use catalogue::{
     FunctionRow, KeyChange, KeyRow, KeysOutcome, NewVersion, PublishOutcome, TagOutcome,
 };
+pub(crate) use configurations::{ConfigurationRow, ConfigureOutcome, NewConfiguration};
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
 pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, RenewOutcome};

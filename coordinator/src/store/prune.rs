@@ -7,11 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holm_model::configuration::Release;
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 
 use super::error::During as _;
 use super::fleet::nodes;
-use super::rollouts::{Basis, Unstored, open_rollouts, queued_rollouts, version_before};
+use super::rollouts::{Basis, Unstored, open_rollouts, queued_rollouts, release_before};
 use super::sql::{Transaction, query};
 use super::{Store, StoreError, bytes32, catalogue};
 
@@ -96,7 +97,7 @@ async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, Stor
             continue;
         }
         let before = match function.current {
-            Some(current) => version_before(&mut *tx, &function.name, current).await?,
+            Some(current) => release_before(&mut *tx, &function.name, current).await?,
             None => None,
         };
         let versions: Vec<(Vec<u8>, Vec<u8>)> = query(
@@ -113,21 +114,22 @@ async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, Stor
             if place <= wish.keep.max(1) {
                 why.push(format!("it is one of the newest {}", wish.keep.max(1)));
             }
-            if function.current == Some(version) {
+            let is_of = |release: Option<Release>| release.is_some_and(|of| of.version == version);
+            if is_of(function.current) {
                 why.push("the fleet is on it".to_owned());
             }
-            if function.fallback == Some(version) || before == Some(version) {
+            if is_of(function.fallback) || is_of(before) {
                 why.push("a rollback goes to it".to_owned());
             }
             if queued
                 .iter()
-                .any(|queued| queued.request.version == version)
+                .any(|queued| queued.request.version == Some(version))
             {
                 why.push("a rollout to it is queued".to_owned());
             }
             for row in &open {
                 let rollout = &row.rollout;
-                if rollout.version == version || rollout.previous == Some(version) {
+                if rollout.release.version == version || is_of(rollout.previous) {
                     why.push(format!("rollout {} has not ended", row.id));
                 }
             }
@@ -135,7 +137,7 @@ async fn fates(tx: &mut Transaction, wish: &PruneWish) -> Result<Vec<Fate>, Stor
             why.extend(own.map(|(_, tag)| format!("the tag {tag} names it")));
             let pinned = cordoned.iter().filter(|(_, pins)| {
                 let pin = pins.get(&function.name);
-                pin.is_some_and(|(kept, before)| *kept == version || *before == Some(version))
+                pin.is_some_and(|(kept, before)| is_of(Some(*kept)) || is_of(*before))
             });
             why.extend(pinned.map(|(node, _)| format!("the cordoned node {node} keeps it")));
             let nodes = wish.held.get(&version).into_iter().flatten();

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use holm_model::api::RolloutRequest;
 use holm_model::artifact::PublisherKey;
+use holm_model::configuration::{ConfigurationId, Release};
 use holm_model::ids::{FunctionName, Name, VersionId};
 
 use super::error::During as _;
 use super::sql::{On, Transaction, query};
-use super::{FunctionRow, NodeRow, Store, StoreError, Turn, catalogue, fleet, text, uint};
+use super::{
+    FunctionRow, NodeRow, Store, StoreError, Turn, catalogue, configurations, fleet, text, uint,
+};
 use crate::rollout::Rollout;
 
 /// A rollout as stored.
@@ -72,8 +75,8 @@ pub(crate) struct InPlaceOf<'a> {
 /// A function's current version changes with the end of a rollout.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Adoption {
-    pub(crate) current: VersionId,
-    pub(crate) fallback: Option<VersionId>,
+    pub(crate) current: Release,
+    pub(crate) fallback: Option<Release>,
 }
 
 type Row = (i64, String, String);
@@ -162,22 +165,24 @@ async fn unqueue(tx: &mut Transaction, function: &FunctionName) -> Result<bool, 
     Ok(removed > 0)
 }
 
-/// The version that the fleet was on before it was first brought to `current`.
-pub(super) async fn version_before(
+/// The release that the fleet was on before it was first brought to `current`.
+pub(super) async fn release_before(
     on: impl Into<On<'_>>,
     function: &FunctionName,
-    current: VersionId,
-) -> Result<Option<VersionId>, StoreError> {
+    current: Release,
+) -> Result<Option<Release>, StoreError> {
     let found: Option<Row> = query(
         "SELECT id, function, plan FROM rollouts
-         WHERE function = ? AND version = ? AND rollback = 0 AND state = 'completed'
+         WHERE function = ? AND version = ? AND configuration = ? AND rollback = 0
+           AND state = 'completed'
          ORDER BY id DESC LIMIT 1",
     )
     .bind(function.to_string())
-    .bind(current)
+    .bind(current.version)
+    .bind(&configurations::column(current.configuration)[..])
     .optional(on)
     .await
-    .during("look up the version before")?;
+    .during("look up the release before")?;
     let found = found.map(row).transpose()?;
     Ok(found.and_then(|found| found.rollout.previous))
 }
@@ -259,12 +264,14 @@ impl Store {
             save_generation(&mut tx, generation).await?;
         }
         unqueue(&mut tx, function).await?;
+        configurations::save_release(&mut tx, rollout.release).await?;
         let (id,): (i64,) = query(
-            "INSERT INTO rollouts (function, version, rollback, state, plan)
-             VALUES (?, ?, ?, ?, ?) RETURNING id",
+            "INSERT INTO rollouts (function, version, configuration, rollback, state, plan)
+             VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
         )
         .bind(function.to_string())
-        .bind(rollout.version)
+        .bind(rollout.release.version)
+        .bind(&configurations::column(rollout.release.configuration)[..])
         .bind(rollback)
         .bind(state)
         .bind(plan)
@@ -292,13 +299,20 @@ impl Store {
             save_generation(&mut tx, generation).await?;
         }
         if let Some(Adoption { current, fallback }) = adoption {
-            query("UPDATE functions SET current = ?, fallback = ? WHERE name = ?")
-                .bind(current)
-                .bind(fallback)
-                .bind(row.function.to_string())
-                .execute(&mut tx)
-                .await
-                .during(DOING)?;
+            let fallback_configuration = fallback.and_then(|fallback| fallback.configuration);
+            query(
+                "UPDATE functions SET current = ?, current_configuration = ?,
+                                      fallback = ?, fallback_configuration = ?
+                 WHERE name = ?",
+            )
+            .bind(current.version)
+            .bind(&configurations::column(current.configuration)[..])
+            .bind(fallback.map(|fallback| fallback.version))
+            .bind(&configurations::column(fallback_configuration)[..])
+            .bind(row.function.to_string())
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
         }
         Ok(tx.commit(DOING).await?)
     }
@@ -316,7 +330,8 @@ impl Store {
         unqueue(&mut tx, &queued.function).await?;
         query("INSERT INTO queued_rollouts (function, version, request, asked_ms) VALUES (?, ?, ?, ?)")
             .bind(queued.function.to_string())
-            .bind(queued.request.version)
+            // What it says to begin with is in the request.
+            .bind(&queued.request.version.map_or_else(Vec::new, |version| version.0.to_vec())[..])
             .bind(request)
             .bind(queued.asked_ms)
             .execute(&mut tx)
@@ -354,21 +369,40 @@ impl Store {
         found.into_iter().map(row).collect()
     }
 
-    /// Whether the fleet has been on this version.
-    pub(crate) async fn has_been_on(
+    /// The last release of this version that the fleet was on, if it has been on any.
+    pub(crate) async fn last_release_of(
         &self,
         function: &FunctionName,
         version: VersionId,
-    ) -> Result<bool, StoreError> {
-        let found: Option<(i64,)> = query(
-            "SELECT id FROM rollouts WHERE function = ? AND version = ? AND state = 'completed' LIMIT 1",
+    ) -> Result<Option<Release>, StoreError> {
+        let found: Option<Row> = query(
+            "SELECT id, function, plan FROM rollouts
+             WHERE function = ? AND version = ? AND state = 'completed' ORDER BY id DESC LIMIT 1",
         )
         .bind(function.to_string())
         .bind(version)
         .optional(self.reader())
         .await
         .during("look up where the fleet has been")?;
-        Ok(found.is_some())
+        let found = found.map(row).transpose()?;
+        Ok(found.map(|found| found.rollout.release))
+    }
+
+    /// Whether the fleet has been on a release with this configuration.
+    pub(crate) async fn has_had(
+        &self,
+        function: &FunctionName,
+        configuration: ConfigurationId,
+    ) -> Result<bool, StoreError> {
+        query(
+            "SELECT 1 FROM rollouts WHERE function = ? AND configuration = ? AND state = 'completed'
+             LIMIT 1",
+        )
+        .bind(function.to_string())
+        .bind(configuration)
+        .found(self.reader())
+        .await
+        .during("look up where the fleet has been")
     }
 
     /// One rollout.
@@ -397,12 +431,12 @@ impl Store {
         found.map(row).transpose()
     }
 
-    /// The version that the fleet was on before it was first brought to `current`.
-    pub(crate) async fn version_before(
+    /// The release that the fleet was on before it was first brought to `current`.
+    pub(crate) async fn release_before(
         &self,
         function: &FunctionName,
-        current: VersionId,
-    ) -> Result<Option<VersionId>, StoreError> {
-        version_before(self.reader(), function, current).await
+        current: Release,
+    ) -> Result<Option<Release>, StoreError> {
+        release_before(self.reader(), function, current).await
     }
 }

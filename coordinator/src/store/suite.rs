@@ -9,6 +9,7 @@ use holm_model::api::{
 };
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::chunks::{Chunk, Index};
+use holm_model::configuration::Release;
 use holm_model::control::{Hello, Observed};
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::manifest::{Manifest, WaveRule};
@@ -120,7 +121,10 @@ async fn publish(store: &Store, statement: &Statement) -> (VersionId, PublishOut
 }
 
 /// A tenant with a function that has versions of these counters.
-async fn with_versions<const N: usize>(store: &Store, counters: [u64; N]) -> [VersionId; N] {
+pub(super) async fn with_versions<const N: usize>(
+    store: &Store,
+    counters: [u64; N],
+) -> [VersionId; N] {
     add_key(store, &name("acme"), public(&key(1))).await;
     let mut ids = [Digest([0; 32]); N];
     for (id, counter) in ids.iter_mut().zip(counters) {
@@ -414,8 +418,8 @@ async fn versions_go_only_if_nobody_may_need_them(database: TestDatabase) {
             row.rollout.state = RolloutState::Completed;
             row.rollout.ended_ms = Some(9);
             let adoption = Adoption {
-                current: ids[to],
-                fallback: from.map(|from| ids[from]),
+                current: ids[to].into(),
+                fallback: from.map(|from| ids[from].into()),
             };
             store
                 .save_step(at(revision + 1), &row, None, Some(adoption))
@@ -845,7 +849,7 @@ async fn what_an_operator_says_of_a_node_is_stored_with_the_generation_that_says
     // It need not have been connected.
     with_node(store, &edge).await;
     assert!(change_node(store, 0, &edge, drain(), 6).await.unwrap());
-    let pins = Pins::from([(function("acme/hello"), (Digest([1; 32]), None))]);
+    let pins = Pins::from([(function("acme/hello"), (Digest([1; 32]).into(), None))]);
     let cordon = NodeChange::Cordoned(Some(pins.clone()));
     assert!(change_node(store, 1, &edge, cordon, 7).await.unwrap());
     let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
@@ -898,7 +902,7 @@ async fn a_revoked_node_is_let_in_again_only_when_it_joins_again(database: TestD
 }
 
 /// What somebody rests on who takes no step.
-fn at(revision: u64) -> Basis {
+pub(super) fn at(revision: u64) -> Basis {
     Basis {
         revision,
         lease: None,
@@ -906,6 +910,10 @@ fn at(revision: u64) -> Basis {
 }
 
 fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
+    rollout_of(version.into(), previous.map(Release::from))
+}
+
+pub(super) fn rollout_of(release: Release, previous: Option<Release>) -> Rollout {
     let policy = Policy {
         waves: vec![WaveRule::percent(100)],
         quorum: None,
@@ -917,7 +925,7 @@ fn rollout(version: VersionId, previous: Option<VersionId>) -> Rollout {
         prepare_timeout_ms: 1,
         absent_grace_ms: 1,
     };
-    Rollout::begin(version, previous, policy, 1)
+    Rollout::begin(release, previous, policy, 1)
 }
 
 async fn a_function_has_one_open_rollout(database: TestDatabase) {
@@ -964,8 +972,8 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
         row.rollout.state = holm_model::api::RolloutState::Completed;
         row.rollout.ended_ms = Some(9);
         let adoption = Adoption {
-            current: version,
-            fallback: last,
+            current: version.into(),
+            fallback: last.map(Release::from),
         };
         store
             .save_step(at(revision + 1), &row, Some(generation), Some(adoption))
@@ -979,11 +987,12 @@ async fn a_step_is_stored_with_all_that_follows_from_it(database: TestDatabase) 
     assert!(decided.open.is_empty());
     assert_eq!((decided.generation, decided.revision), (8, revision));
     let row = store.function(&hello).await.unwrap().unwrap();
+    let (one, two) = (Release::from(one), Release::from(two));
     assert_eq!((row.current, row.fallback), (Some(two), Some(one)));
     let latest = store.latest_rollout(&hello).await.unwrap().unwrap();
-    assert_eq!(latest.rollout.version, two);
-    assert_eq!(store.version_before(&hello, two).await.unwrap(), Some(one));
-    assert_eq!(store.version_before(&hello, one).await.unwrap(), None);
+    assert_eq!(latest.rollout.release, two);
+    assert_eq!(store.release_before(&hello, two).await.unwrap(), Some(one));
+    assert_eq!(store.release_before(&hello, one).await.unwrap(), None);
 }
 
 async fn what_rests_on_an_old_revision_is_not_stored(database: TestDatabase) {
@@ -1208,18 +1217,19 @@ pub(super) async fn fill(store: &Store) {
     }
     store.set_tag(&hello, "stable", one, 5).await.unwrap();
     store.authority(Some(Digest([6; 32]))).await.unwrap();
+    let configured = super::configurations_tests::fill(store, one).await;
     let mut row = RolloutRow {
         id: 0,
         function: hello.clone(),
-        rollout: rollout(one, Some(two)),
+        rollout: rollout_of(configured, Some(two.into())),
     };
     row.id = store
         .begin_rollout(at(0), &hello, &row.rollout, false, None)
         .await
         .unwrap();
     let adoption = Some(Adoption {
-        current: one,
-        fallback: Some(two),
+        current: configured,
+        fallback: Some(two.into()),
     });
     store
         .save_step(at(1), &row, Some(9), adoption)
@@ -1228,7 +1238,8 @@ pub(super) async fn fill(store: &Store) {
     let queued = Queued {
         function: hello.clone(),
         request: RolloutRequest {
-            version: two,
+            version: Some(two),
+            configuration: None,
             waves: None,
             bake_ms: None,
             min_requests: None,

@@ -16,7 +16,7 @@ use super::{Store, StoreError, Turn};
 use crate::limits::{LEDGER_CHUNK_ROWS, MAX_EXPORT_LINE_BYTES};
 
 /// Raised when the meaning of the lines changes.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 
 /// A file cannot be written or taken in.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +166,8 @@ const TABLES: &[Table] = &[
             ("tenant", Text),
             ("current", Bytes),
             ("fallback", Bytes),
+            ("current_configuration", Bytes),
+            ("fallback_configuration", Bytes),
         ],
         order: "name",
     },
@@ -190,6 +192,40 @@ const TABLES: &[Table] = &[
         order: "function, counter",
     },
     Table {
+        name: "configurations",
+        columns: &[
+            ("id", Bytes),
+            ("function", Text),
+            ("number", Int),
+            ("statement", Bytes),
+            ("key", Bytes),
+            ("signature", Bytes),
+            ("published_ms", Int),
+        ],
+        order: "function, number",
+    },
+    // Encrypted: the key is in a file, and is moved by other ways.
+    Table {
+        name: "secrets",
+        columns: &[
+            ("function", Text),
+            ("commitment", Bytes),
+            ("number", Int),
+            ("ciphertext", Bytes),
+        ],
+        order: "function, commitment",
+    },
+    Table {
+        name: "secrets_key",
+        columns: &[("fingerprint", Bytes)],
+        order: "fingerprint",
+    },
+    Table {
+        name: "releases",
+        columns: &[("id", Bytes), ("version", Bytes), ("configuration", Bytes)],
+        order: "id",
+    },
+    Table {
         name: "tags",
         columns: &[
             ("function", Text),
@@ -209,6 +245,7 @@ const TABLES: &[Table] = &[
             ("state", Text),
             ("plan", Text),
             ("ended_ms", Int),
+            ("configuration", Bytes),
         ],
         order: "id",
     },

@@ -70,7 +70,7 @@ impl Coordinator {
     pub async fn start_beside(&self) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
-        for file in ["state/ca.key", "state/ca.der"] {
+        for file in ["state/ca.key", "state/ca.der", "state/secrets.key"] {
             std::fs::copy(self.dir.path().join(file), dir.path().join(file)).unwrap();
         }
         // As if it were a file system that both mount.

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holm_model::codec;
+use holm_model::configuration::{Release, ReleaseId};
 use holm_model::control::{
-    ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, CoordinatorMessage, Desired, Hello,
-    JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion, Record,
-    Report, VersionReport, VersionState,
+    ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, Configured, CoordinatorMessage, Desired,
+    Hello, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed,
+    ObservedVersion, Record, Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;
@@ -235,6 +236,8 @@ pub struct Behaviour {
     pub generations: Vec<u64>,
     /// The newest desired state.
     pub desired: Desired,
+    /// What its releases are configured with, by the release.
+    pub entries: BTreeMap<ReleaseId, BTreeMap<String, String>>,
 }
 
 /// A node that keeps its link up and follows desired state.
@@ -327,6 +330,14 @@ impl TestNode {
         self.behaviour.lock().unwrap().routed.last().copied()
     }
 
+    /// What the release is configured with that requests go to now.
+    pub fn entries(&self) -> BTreeMap<String, String> {
+        let behaviour = self.behaviour.lock().unwrap();
+        let routed = behaviour.routed.last();
+        let entries = routed.and_then(|routed| behaviour.entries.get(routed));
+        entries.cloned().unwrap_or_default()
+    }
+
     /// Ends it without a word.
     pub fn kill(&self) {
         self.task.abort();
@@ -375,7 +386,10 @@ async fn live(
         let message = tokio::select! {
             message = incoming.recv() => match message {
                 Some(CoordinatorMessage::Desired(desired)) => {
-                    NodeMessage::Observed(follow(desired, behaviour))
+                    NodeMessage::Observed(follow(desired.into(), behaviour))
+                }
+                Some(CoordinatorMessage::Configured(state)) => {
+                    NodeMessage::Observed(follow(state, behaviour))
                 }
                 Some(_) => continue,
                 None => break,
@@ -403,14 +417,42 @@ async fn read_any(recv: &mut RecvStream, version: Version) -> Option<Coordinator
 }
 
 /// Reconciles: verifies, "prepares", and switches only to what is ready.
-fn follow(desired: Desired, behaviour: &Mutex<Behaviour>) -> Observed {
+fn follow(state: Configured, behaviour: &Mutex<Behaviour>) -> Observed {
+    let Configured {
+        desired,
+        configurations,
+    } = state;
     let mut behaviour = behaviour.lock().unwrap();
     let mut versions = Vec::new();
+    behaviour.entries.clear();
     for wanted in &desired.functions {
         let mut route = None;
-        let wants = [wanted.previous.as_ref(), Some(&wanted.version)];
-        for signed in wants.into_iter().flatten() {
+        let mut own = configurations
+            .iter()
+            .filter(|own| own.function == wanted.function);
+        let own = own.next();
+        let previous = own.and_then(|own| own.previous.as_ref());
+        let wants = [
+            (wanted.previous.as_ref(), previous),
+            (
+                Some(&wanted.version),
+                own.and_then(|own| own.version.as_ref()),
+            ),
+        ];
+        for (signed, configuration) in wants {
+            let Some(signed) = signed else { continue };
             let version = signed.verify(&wanted.publisher_keys).unwrap().id;
+            let configured = configuration.map(|own| own.verify(&wanted.publisher_keys).unwrap());
+            let release = Release {
+                version,
+                configuration: configured.as_ref().map(|configured| configured.id),
+            };
+            let version = release.id();
+            if let Some(configured) = configured {
+                let entries = configured.entries();
+                let entries = entries.map(|(name, value)| (name.to_owned(), value.to_owned()));
+                behaviour.entries.insert(version, entries.collect());
+            }
             let state = match behaviour.fails.get(&version) {
                 Some(reason) => VersionState::Failed {
                     reason: reason.clone(),

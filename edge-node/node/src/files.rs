@@ -1,8 +1,8 @@
 //! Files that are whole or not there: written beside their place, synced, then renamed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// A file of the node's state cannot be used. The operator is to look at the disk and permissions.
@@ -29,6 +29,13 @@ impl FileError {
 /// Makes the directory and its parents.
 pub(crate) fn make_dir(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(|error| FileError::new("make the directory", path, error))
+}
+
+/// The same for what nobody but the node's user may look into, also if it is there already.
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), FileError> {
+    make_dir(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
+        .map_err(|error| FileError::new("change the mode of", path, error))
 }
 
 /// Writes `bytes` to `path` so that after a crash it holds either the old or the new bytes, with
@@ -93,7 +100,6 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn a_file_written_twice_holds_the_second_bytes_and_its_mode() {

@@ -31,9 +31,13 @@ pub(crate) fn answer(shared: &Shared, table: &Table) -> Answer {
         let Some(choice) = live.snapshot.choice() else {
             continue;
         };
+        let configuration = live.configuration;
+        let configuration = configuration.map(|number| format!(",configuration=\"c{number}\""));
         let version = format!(
-            "function=\"{}\",version=\"{}\"",
-            live.function, live.version
+            "function=\"{}\",version=\"{}\"{}",
+            live.function,
+            live.version,
+            configuration.unwrap_or_default()
         );
         let of =
             |strategy: holm_vmm::Strategy| format!("{version},strategy=\"{}\"", strategy.as_str());

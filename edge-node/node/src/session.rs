@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use holm_model::codec::FrameError;
 use holm_model::control::{
-    BulkAnswer, BulkRequest, CoordinatorMessage, Desired, Hello, NodeMessage, Observed,
+    BulkAnswer, BulkRequest, Configured, CoordinatorMessage, Hello, NodeMessage, Observed,
     REPORT_SECONDS,
 };
 use holm_model::ids::Name;
@@ -105,7 +105,7 @@ pub(crate) struct Told {
 /// Where it goes what the coordinator says.
 #[derive(Debug)]
 pub(crate) struct Heard {
-    pub(crate) desired: watch::Sender<Option<Desired>>,
+    pub(crate) desired: watch::Sender<Option<Configured>>,
     pub(crate) budgets: mpsc::Sender<NewList>,
 }
 
@@ -207,9 +207,11 @@ impl Session {
                 Err(LinkError::Protocol("it calls this node by another name"))
             }
             CoordinatorMessage::Refuse { reason } => Err(LinkError::Refused(reason)),
-            CoordinatorMessage::Desired(_) | CoordinatorMessage::Budgets(_) => Err(
-                LinkError::Protocol("it sends desired state before its welcome"),
-            ),
+            CoordinatorMessage::Desired(_)
+            | CoordinatorMessage::Configured(_)
+            | CoordinatorMessage::Budgets(_) => Err(LinkError::Protocol(
+                "it sends desired state before its welcome",
+            )),
         }
     }
 }
@@ -291,6 +293,9 @@ async fn listen(
         };
         match message {
             CoordinatorMessage::Desired(state) => {
+                heard.desired.send_replace(Some(state.into()));
+            }
+            CoordinatorMessage::Configured(state) => {
                 heard.desired.send_replace(Some(state));
             }
             CoordinatorMessage::Budgets(list) => {

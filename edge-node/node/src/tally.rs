@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use holm_model::configuration::ReleaseId;
 use holm_model::control::{Observed, Record, Report, VersionReport, VersionState};
-use holm_model::ids::{FunctionName, VersionId};
+use holm_model::ids::FunctionName;
 use holm_model::limits::MAX_TOLD_RUN_TIMES;
 use holm_model::run_times::{self, RunTimes};
 use holm_model::usage::Outcome;
@@ -119,7 +120,7 @@ impl Taken {
 /// The counters of all versions, and the free slots of all ingress threads.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    versions: Mutex<BTreeMap<(FunctionName, VersionId), Arc<Counts>>>,
+    versions: Mutex<BTreeMap<(FunctionName, ReleaseId), Arc<Counts>>>,
     free_slots: Vec<AtomicU32>,
     stopping: AtomicBool,
     /// Messages of the coordinator that were not known, in all and as reported.
@@ -138,15 +139,15 @@ impl Tally {
         }
     }
 
-    fn versions(&self) -> MutexGuard<'_, BTreeMap<(FunctionName, VersionId), Arc<Counts>>> {
+    fn versions(&self) -> MutexGuard<'_, BTreeMap<(FunctionName, ReleaseId), Arc<Counts>>> {
         // Counters are whole after every operation, so a panic elsewhere leaves nothing half done.
         self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The counters of a version, which stay as long as somebody has them.
-    pub(crate) fn counts(&self, function: &FunctionName, version: VersionId) -> Arc<Counts> {
+    /// The counters of a release, which stay as long as somebody has them.
+    pub(crate) fn counts(&self, function: &FunctionName, release: ReleaseId) -> Arc<Counts> {
         self.versions()
-            .entry((function.clone(), version))
+            .entry((function.clone(), release))
             .or_default()
             .clone()
     }

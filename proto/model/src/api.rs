@@ -31,6 +31,9 @@
 //! | `POST /v1/functions/{tenant}/{function}/versions` | `PublishRequest` | 201 `VersionView` (200 if known) |
 //! | `GET /v1/functions/{tenant}/{function}/versions/{version}` | | 200 `PublishRequest` |
 //! | `GET /v1/functions/{tenant}/{function}/versions/{version}/artifact?from=` | | 200 raw bytes, some MiB at most; none at the end |
+//! | `POST /v1/functions/{tenant}/{function}/configurations` | `ConfigurationRequest` | 201 `ConfigurationView`, 409 |
+//! | `GET /v1/functions/{tenant}/{function}/configurations` | | 200 `Vec<ConfigurationView>`, the newest first |
+//! | `GET /v1/functions/{tenant}/{function}/configurations/{number}` | | 200 `ConfigurationRequest`, without secrets |
 //! | `PUT /v1/functions/{tenant}/{function}/tags/{tag}` | `TagRequest` | 200 `VersionView` |
 //! | `DELETE /v1/functions/{tenant}/{function}/tags/{tag}` | | 204 |
 //! | `POST /v1/prune` | `PruneRequest` | 200 `PruneView` |
@@ -70,6 +73,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::SignedVersion;
 use crate::budget::Cap;
+use crate::configuration::{ConfigurationId, Secrets, SignedConfiguration, release_label};
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::manifest::WaveRule;
 use crate::place::Coordinates;
@@ -313,6 +317,9 @@ pub struct NodeVersionView {
     pub version: VersionId,
     /// Its label.
     pub label: String,
+    /// The number of the configuration that it has there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<u64>,
     /// `preparing`, `ready` or `failed`.
     pub state: String,
     /// Why it failed.
@@ -422,8 +429,49 @@ pub struct FunctionView {
     pub name: FunctionName,
     /// The version that the fleet is on, if a rollout has ended well.
     pub current: Option<VersionView>,
+    /// The number of the configuration that the fleet is on, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<u64>,
     /// Every version, newest first.
     pub versions: Vec<VersionView>,
+}
+
+/// A signed configuration, as it is published and as it is told. `Debug` shows no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigurationRequest {
+    /// The exact bytes of a [`crate::configuration::ConfigurationStatement`], base64.
+    pub statement: String,
+    /// Ed25519 public key, base64.
+    pub key: String,
+    /// Ed25519 signature over [`crate::configuration::SIGNED_AS`] and the statement's bytes, base64.
+    pub signature: String,
+    /// Secrets that the configuration before does not have. Never told.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: Secrets,
+}
+
+/// What everybody who may look may know of a configuration: no values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationView {
+    /// The function.
+    pub function: FunctionName,
+    /// From 1; people write it `c1`.
+    pub number: u64,
+    /// Its id.
+    pub configuration: ConfigurationId,
+    /// Names of its plain entries.
+    pub env: Vec<String>,
+    /// Names of its secrets, each with the number of the configuration that brought its value.
+    pub secrets: BTreeMap<String, u64>,
+    /// For people.
+    pub message: String,
+    /// Who made it, as they say themselves.
+    pub author: String,
+    /// When it was made, milliseconds since 1970 UTC.
+    pub created_ms: u64,
+    /// Whether the fleet is on it.
+    pub current: bool,
 }
 
 /// Has a tag name a version, and no other one of the function.
@@ -474,8 +522,13 @@ pub struct KeptView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RolloutRequest {
-    /// What the fleet is to move to.
-    pub version: VersionId,
+    /// What the fleet is to move to; the version that it is on then if left out.
+    #[serde(default)]
+    pub version: Option<VersionId>,
+    /// The number of the configuration that goes with it. If left out, the one that the fleet is on then, and the
+    /// newest where there is no version yet.
+    #[serde(default)]
+    pub configuration: Option<u64>,
     /// Instead of the manifest's waves, written as there.
     #[serde(default, alias = "waves_percent")]
     pub waves: Option<Vec<WaveRule>>,
@@ -510,9 +563,13 @@ pub enum WhenRunning {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
-    /// To this version, which is to be there still; without it to the one before the current one.
+    /// To this version, which is to be there still, with the configuration that it had last.
     #[serde(default)]
     pub version: Option<VersionId>,
+    /// With the configuration of this number, and if no version is given the current one. Without both, to what was
+    /// before.
+    #[serde(default)]
+    pub configuration: Option<u64>,
     /// In place of a rollout that is going on.
     #[serde(default)]
     pub supersede: bool,
@@ -523,8 +580,11 @@ pub struct RollbackRequest {
 pub struct QueuedView {
     /// The function.
     pub function: FunctionName,
-    /// What it is to be moved to.
-    pub version: VersionView,
+    /// What it is to be moved to; the version that it is on then if there is none.
+    pub version: Option<VersionView>,
+    /// The number of the configuration that is to go with it; the one that it is on then if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<u64>,
     /// The rollout that it waits for; none if it is about to begin.
     pub behind: Option<u64>,
     /// When it was asked for, milliseconds since 1970 UTC.
@@ -549,6 +609,12 @@ pub struct RolloutPlanView {
     pub version: VersionView,
     /// From; none if it would be the function's first.
     pub previous: Option<VersionView>,
+    /// The configuration's number, and that of the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<u64>,
+    /// See there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_configuration: Option<u64>,
     /// The waves in order. Those whose nodes are all in earlier ones are left out.
     pub waves: Vec<PlannedWave>,
     /// Waves, as written, that concern no node: a rollout with them does not begin.
@@ -617,6 +683,12 @@ pub struct RolloutView {
     pub version: VersionView,
     /// From; none if it is the function's first.
     pub previous: Option<VersionView>,
+    /// The configuration's number, and that of the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<u64>,
+    /// See there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_configuration: Option<u64>,
     /// Where it is.
     pub state: RolloutState,
     /// Why it is there, for people: the gate that failed and on which node, who aborted.
@@ -1158,6 +1230,71 @@ pub struct PublishRequestError {
     pub field: &'static str,
     /// What it should have been.
     pub expected: &'static str,
+}
+
+impl RolloutView {
+    /// What people call what it is to.
+    pub fn label(&self) -> String {
+        release_label(&self.version.label, self.configuration)
+    }
+
+    /// What people call what it is from.
+    pub fn previous_label(&self) -> Option<String> {
+        let previous = self.previous.as_ref()?;
+        Some(release_label(&previous.label, self.previous_configuration))
+    }
+}
+
+impl RolloutPlanView {
+    /// What people call what it would be to.
+    pub fn label(&self) -> String {
+        release_label(&self.version.label, self.configuration)
+    }
+
+    /// What people call what it would be from.
+    pub fn previous_label(&self) -> Option<String> {
+        let previous = self.previous.as_ref()?;
+        Some(release_label(&previous.label, self.previous_configuration))
+    }
+}
+
+impl QueuedView {
+    /// What people call what it is to.
+    pub fn label(&self) -> String {
+        match (&self.version, self.configuration) {
+            (Some(version), number) => release_label(&version.label, number),
+            (None, Some(number)) => format!("c{number}"),
+            (None, None) => "what is current".to_owned(),
+        }
+    }
+}
+
+/// Converts between the wire form and [`SignedConfiguration`].
+impl ConfigurationRequest {
+    /// From a signed configuration, with the secrets that are new in it.
+    pub fn from_signed(signed: &SignedConfiguration, secrets: Secrets) -> Self {
+        ConfigurationRequest {
+            statement: BASE64.encode(&signed.statement),
+            key: signed.key.to_string(),
+            signature: BASE64.encode(&signed.signature),
+            secrets,
+        }
+    }
+
+    /// To a signed configuration, whose signature is yet to be verified.
+    pub fn to_signed(&self) -> Result<SignedConfiguration, PublishRequestError> {
+        let wrong = |field, expected| move |_| PublishRequestError { field, expected };
+        let statement = BASE64.decode(&self.statement);
+        let signature = BASE64.decode(&self.signature);
+        Ok(SignedConfiguration {
+            statement: statement.map_err(wrong("statement", "standard base64"))?,
+            key: self.key.parse().map_err(|_| PublishRequestError {
+                field: "key",
+                expected: "32 bytes in standard base64",
+            })?,
+            signature: signature.map_err(wrong("signature", "standard base64"))?,
+        })
+    }
 }
 
 /// Converts between the wire form and [`SignedVersion`].

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{PublisherKey, SignedVersion};
 use crate::budget::{BudgetList, LeaseAnswer, LeaseAsks};
+use crate::configuration::{Configuration, ReleaseId};
 use crate::ids::{Digest, FunctionName, Name, RequestId, VersionId};
 use crate::place::Coordinates;
 use crate::run_times::RunTimes;
@@ -79,13 +80,13 @@ pub struct Observed {
     pub versions: Vec<ObservedVersion>,
 }
 
-/// One version on a node.
+/// One release on a node: a version with its configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedVersion {
     /// The function.
     pub function: FunctionName,
-    /// The version.
-    pub version: VersionId,
+    /// The release; the version itself where it has no configuration.
+    pub version: ReleaseId,
     /// How far it is.
     pub state: VersionState,
     /// Whether requests for the function go to it.
@@ -132,13 +133,13 @@ pub struct Report {
     pub refused: u64,
 }
 
-/// Invocations of one version since the last report; probes excluded.
+/// Invocations of one release since the last report; probes excluded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionReport {
     /// The function.
     pub function: FunctionName,
-    /// The version.
-    pub version: VersionId,
+    /// The release; the version itself where it has no configuration.
+    pub version: ReleaseId,
     /// Number of invocations by outcome.
     pub outcomes: Vec<(Outcome, u64)>,
     /// Sum of their run times.
@@ -193,6 +194,37 @@ pub enum CoordinatorMessage {
     /// All hard budgets of the fleet, before the desired state that they come with, and whenever they change. Not
     /// sent as long as there has been none.
     Budgets(BudgetList),
+    /// In place of `Desired`, if a version in it has a configuration.
+    Configured(Configured),
+}
+
+/// A whole desired state with the configurations that its versions have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    /// The versions.
+    pub desired: Desired,
+    /// Of functions that are in it, at most one each.
+    pub configurations: Vec<DesiredConfiguration>,
+}
+
+/// What the versions of one function on a node are configured with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredConfiguration {
+    /// Which function.
+    pub function: FunctionName,
+    /// Of [`DesiredFunction::version`].
+    pub version: Option<Configuration>,
+    /// Of [`DesiredFunction::previous`].
+    pub previous: Option<Configuration>,
+}
+
+impl From<Desired> for Configured {
+    fn from(desired: Desired) -> Self {
+        Configured {
+            desired,
+            configurations: Vec::new(),
+        }
+    }
 }
 
 /// Everything a node is to have. What is not in it is to go.

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod chain;
 pub mod chunks;
 pub mod codec;
+pub mod configuration;
 pub mod control;
 pub mod ids;
 pub mod join;

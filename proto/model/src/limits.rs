@@ -61,6 +61,14 @@ pub const MAX_COOLDOWN_MS: u64 = 24 * 60 * 60 * 1000;
 pub const MAX_ENV_VARIABLES: usize = 128;
 /// Most bytes of all names and values of a function's environment together.
 pub const MAX_ENV_BYTES: usize = 16 << 10;
+/// Most entries of a configuration.
+pub const MAX_CONFIGURATION_ENTRIES: usize = 128;
+/// Most bytes of all names and values of a configuration together.
+pub const MAX_CONFIGURATION_BYTES: usize = 64 << 10;
+/// Largest signed statement of a configuration: its plain entries as JSON, which can double them, and a commitment for
+/// each secret.
+pub const MAX_CONFIGURATION_STATEMENT_BYTES: usize =
+    2 * MAX_CONFIGURATION_BYTES + MAX_CONFIGURATION_ENTRIES * 128 + (16 << 10);
 /// Most arguments of a program.
 pub const MAX_ARGS: usize = 128;
 /// Most bytes of all arguments of a program together.

@@ -268,16 +268,14 @@ pub enum ManifestError {
         /// The nearest known key, or the known ones.
         suggestion: String,
     },
-    /// A section whose meaning comes with a later version of Holm.
+    /// Secrets, which a manifest is no place for: everybody who may deploy can read it.
     #[error(
-        "line {line}: [{section}] is not supported yet; remove what is in it, or update Holm to a \
-         version that supports it"
+        "line {line}: secrets are not for the manifest, which is in the clear wherever the function is; remove them, \
+         and set them with `holm secrets set TENANT/FUNCTION NAME`"
     )]
-    NotSupportedYet {
+    Secrets {
         /// Counted from 1.
         line: usize,
-        /// Its name.
-        section: &'static str,
     },
     /// A key that has to be there.
     #[error("`{key}` is missing; add:\n{example}")]

@@ -9,6 +9,7 @@
 use holm_model::artifact::{PublisherKey, SignedVersion};
 use holm_model::budget::{BudgetList, BudgetTerms, LeaseAnswer, LeaseAsk, LeaseAsks, PriceSpan};
 use holm_model::codec::{self, FRAME_HEADER_BYTES, FrameError};
+use holm_model::configuration::{Configuration, Secret, SignedConfiguration};
 use holm_model::control::*;
 use holm_model::ids::{Digest, FunctionName, RequestId};
 use holm_model::limits::MAX_CONTROL_FRAME_BYTES;
@@ -167,6 +168,25 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
                         ..Prices::default()
                     },
                 }],
+            }],
+        }),
+        CoordinatorMessage::Configured(Configured {
+            desired: Desired::default(),
+            configurations: vec![DesiredConfiguration {
+                function: function(),
+                version: Some(Configuration {
+                    signed: SignedConfiguration {
+                        statement: b"{\"b\":2}".to_vec(),
+                        key: PublisherKey([0xaa; 32]),
+                        signature: vec![0xbb; 64],
+                    },
+                    secrets: [(
+                        "PASSWORD".to_owned(),
+                        Secret::new([0xdd; 32], "hunter2".into()),
+                    )]
+                    .into(),
+                }),
+                previous: None,
             }],
         }),
     ]
@@ -374,12 +394,13 @@ fn every_kind_of_message_is_in_the_lists() {
     });
     let coordinator = coordinator_messages()
         .iter()
-        .fold([0; 4], |mut seen, message| {
+        .fold([0; 5], |mut seen, message| {
             seen[match message {
                 CoordinatorMessage::Welcome { .. } => 0,
                 CoordinatorMessage::Desired(_) => 1,
                 CoordinatorMessage::Refuse { .. } => 2,
                 CoordinatorMessage::Budgets(_) => 3,
+                CoordinatorMessage::Configured(_) => 4,
             }] += 1;
             seen
         });
@@ -393,7 +414,8 @@ fn every_kind_of_message_is_in_the_lists() {
         }] += 1;
         seen
     });
-    assert_eq!([node, coordinator], [[1; 4]; 2]);
+    assert_eq!(node, [1; 4]);
+    assert_eq!(coordinator, [1; 5]);
     assert_eq!(bulk, [1; 5]);
     for request in bulk_requests() {
         match request {

@@ -1,5 +1,8 @@
 //! Reconcile: from desired and observed state to what is to be done. No I/O, no clock.
 //!
+//! What it has are *releases*: versions, each with its configuration if it has one. The same version with another
+//! configuration is another release, and is prepared, probed and switched to like another version.
+//!
 //! ```text
 //!           want()                Obtained            Prepared           Probed
 //!  (new) ───────────▶ [obtaining] ─────▶ [preparing] ─────▶ [probing] ─────▶ [ready]
@@ -18,13 +21,48 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use holm_model::artifact::{PublisherKey, SignedVersion, VerifiedVersion};
-use holm_model::control::{Desired, Observed, ObservedVersion, VersionState};
-use holm_model::ids::{Digest, FunctionName, VersionId};
+use holm_model::configuration::{
+    Configuration, Release, ReleaseId, VerifiedConfiguration, release_label,
+};
+use holm_model::control::{Configured, Observed, ObservedVersion, VersionState};
+use holm_model::ids::{Digest, FunctionName};
 use holm_model::limits::MAX_OTHER_NODES;
 
 use crate::limits::{
     MAX_AGAIN, MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN, QUIET_TRIES,
 };
+
+/// A release of which every signature has been verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VerifiedRelease {
+    pub(crate) id: ReleaseId,
+    pub(crate) version: VerifiedVersion,
+    pub(crate) configuration: Option<VerifiedConfiguration>,
+}
+
+impl VerifiedRelease {
+    /// What people call it.
+    pub(crate) fn label(&self) -> String {
+        release_label(&self.version.statement.label, self.number())
+    }
+
+    /// The number of its configuration, if it has one.
+    pub(crate) fn number(&self) -> Option<u64> {
+        let configured = self.configuration.as_ref();
+        configured.map(|configured| configured.statement.number)
+    }
+
+    /// What its program finds in its environment: where both have a name, the configuration's value.
+    pub(crate) fn env(&self) -> BTreeMap<String, String> {
+        let mut env = self.version.statement.manifest.env.clone();
+        let entries = self
+            .configuration
+            .iter()
+            .flat_map(|configured| configured.entries());
+        env.extend(entries.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        env
+    }
+}
 
 /// Something for the executor to do. `attempt` comes back in the event, so that the late end of
 /// something given up long ago is not taken for the end of its successor.
@@ -33,26 +71,26 @@ pub(crate) enum Action {
     /// Have the artifact on disk, verified.
     Obtain {
         attempt: u64,
-        version: Box<VerifiedVersion>,
+        release: Box<VerifiedRelease>,
     },
     /// The same for one of which that has been said before.
-    ObtainAgain { attempt: u64, version: VersionId },
+    ObtainAgain { attempt: u64, release: ReleaseId },
     /// Say so when `after` is over.
     Wait {
         attempt: u64,
-        version: VersionId,
+        release: ReleaseId,
         after: Duration,
     },
     /// Have a snapshot of it.
-    Prepare { attempt: u64, version: VersionId },
+    Prepare { attempt: u64, release: ReleaseId },
     /// Send it one request.
-    Probe { attempt: u64, version: VersionId },
+    Probe { attempt: u64, release: ReleaseId },
     /// It took the probe: keep its snapshot on disk.
-    Keep { version: VersionId },
+    Keep { release: ReleaseId },
     /// Give up what is under way, and remove its snapshot and, if no other version has the same,
     /// its artifact.
     Drop {
-        version: VersionId,
+        release: ReleaseId,
         artifact: Option<Digest>,
     },
 }
@@ -128,24 +166,41 @@ struct Held {
     trouble: String,
 }
 
+/// What the node is to have of one function.
+#[derive(Debug)]
+struct Wanted {
+    function: FunctionName,
+    release: ReleaseId,
+    previous: Option<ReleaseId>,
+}
+
+impl Wanted {
+    fn releases(&self) -> impl Iterator<Item = ReleaseId> + use<> {
+        std::iter::once(self.release).chain(self.previous)
+    }
+}
+
 /// The reconciler's state.
 #[derive(Debug, Default)]
 pub(crate) struct Reconciler {
-    desired: Option<Desired>,
-    held: BTreeMap<VersionId, Held>,
-    refused: BTreeMap<(FunctionName, VersionId), String>,
-    routed: BTreeMap<FunctionName, VersionId>,
+    desired: Option<Configured>,
+    /// The releases of that, function by function.
+    wanted: Vec<Wanted>,
+    held: BTreeMap<ReleaseId, Held>,
+    refused: BTreeMap<(FunctionName, ReleaseId), String>,
+    routed: BTreeMap<FunctionName, ReleaseId>,
     attempts: u64,
 }
 
 impl Reconciler {
     /// A new desired state; `None` if it is older than the one at hand and therefore ignored.
-    pub(crate) fn want(&mut self, mut desired: Desired) -> Option<Vec<Action>> {
-        if self
-            .desired
-            .as_ref()
-            .is_some_and(|at_hand| desired.generation < at_hand.generation)
-        {
+    pub(crate) fn want(&mut self, wanted: impl Into<Configured>) -> Option<Vec<Action>> {
+        let Configured {
+            mut desired,
+            configurations,
+        } = wanted.into();
+        let at_hand = self.desired.as_ref();
+        if at_hand.is_some_and(|at_hand| desired.generation < at_hand.desired.generation) {
             return None;
         }
         desired.functions.truncate(MAX_FUNCTIONS);
@@ -155,20 +210,47 @@ impl Reconciler {
             .functions
             .retain(|function| seen.insert(function.function.clone()));
 
+        let mut configured = BTreeMap::new();
+        for configuration in configurations {
+            if seen.contains(&configuration.function) {
+                configured
+                    .entry(configuration.function.clone())
+                    .or_insert(configuration);
+            }
+        }
+
         let mut actions = Vec::new();
         self.refused.clear();
+        self.wanted.clear();
         for function in &desired.functions {
-            for signed in std::iter::once(&function.version).chain(&function.previous) {
-                match check(signed, &function.function, &function.publisher_keys) {
+            let own = configured.get(&function.function);
+            let version = Alleged {
+                version: &function.version,
+                configuration: own.and_then(|own| own.version.as_ref()),
+            };
+            let previous = function.previous.as_ref().map(|previous| Alleged {
+                version: previous,
+                configuration: own.and_then(|own| own.previous.as_ref()),
+            });
+            self.wanted.push(Wanted {
+                function: function.function.clone(),
+                release: version.id(),
+                previous: previous.as_ref().map(Alleged::id),
+            });
+            for alleged in std::iter::once(version).chain(previous) {
+                match alleged.check(&function.function, &function.publisher_keys) {
                     Ok(verified) => actions.extend(self.begin(verified)),
                     Err(reason) => {
                         self.refused
-                            .insert((function.function.clone(), signed.id()), reason);
+                            .insert((function.function.clone(), alleged.id()), reason);
                     }
                 }
             }
         }
-        self.desired = Some(desired);
+        self.desired = Some(Configured {
+            desired,
+            configurations: configured.into_values().collect(),
+        });
         self.route();
         actions.extend(self.sweep());
         Some(actions)
@@ -187,20 +269,20 @@ impl Reconciler {
             .held
             .iter_mut()
             .find(|(_, held)| held.attempt == attempt);
-        let Some((version, held)) = found else {
+        let Some((release, held)) = found else {
             return Vec::new();
         };
-        let version = *version;
+        let release = *release;
         let (stage, action) = match (&held.stage, event) {
             (Stage::Obtaining, Event::Obtained { .. }) => {
-                (Stage::Preparing, Some(Action::Prepare { attempt, version }))
+                (Stage::Preparing, Some(Action::Prepare { attempt, release }))
             }
             (Stage::Preparing, Event::Prepared { .. }) => {
-                (Stage::Probing, Some(Action::Probe { attempt, version }))
+                (Stage::Probing, Some(Action::Probe { attempt, release }))
             }
             (Stage::Probing, Event::Probed { .. }) => {
                 held.tries = 0;
-                (Stage::Ready, Some(Action::Keep { version }))
+                (Stage::Ready, Some(Action::Keep { release }))
             }
             (Stage::Obtaining | Stage::Preparing | Stage::Probing, Event::Failed { why, .. }) => {
                 match why.is_ours {
@@ -211,7 +293,7 @@ impl Reconciler {
                         held.trouble = cut(why.reason);
                         let wait = Action::Wait {
                             attempt,
-                            version,
+                            release,
                             after,
                         };
                         (Stage::Waiting, Some(wait))
@@ -219,7 +301,7 @@ impl Reconciler {
                 }
             }
             (Stage::Waiting, Event::Waited { .. }) => {
-                let again = Action::ObtainAgain { attempt, version };
+                let again = Action::ObtainAgain { attempt, release };
                 (Stage::Obtaining, Some(again))
             }
             _ => return Vec::new(),
@@ -230,12 +312,12 @@ impl Reconciler {
     }
 
     /// Where each function's requests go. Functions that are not in it have no version to serve them.
-    pub(crate) fn routed(&self) -> &BTreeMap<FunctionName, VersionId> {
+    pub(crate) fn routed(&self) -> &BTreeMap<FunctionName, ReleaseId> {
         &self.routed
     }
 
     /// The desired state at hand.
-    pub(crate) fn desired(&self) -> Option<&Desired> {
+    pub(crate) fn desired(&self) -> Option<&Configured> {
         self.desired.as_ref()
     }
 
@@ -249,9 +331,9 @@ impl Reconciler {
         self.held.values().all(is_settled)
     }
 
-    /// Whether the version is one that this node is to have.
-    pub(crate) fn holds(&self, version: VersionId) -> bool {
-        self.held.contains_key(&version)
+    /// Whether the release is one that this node is to have.
+    pub(crate) fn holds(&self, release: ReleaseId) -> bool {
+        self.held.contains_key(&release)
     }
 
     /// Digests of all artifacts that are to stay on disk.
@@ -265,12 +347,11 @@ impl Reconciler {
             return Observed::default();
         };
         let mut versions = Vec::new();
-        for function in &desired.functions {
-            let routed = self.routed.get(&function.function);
-            for signed in std::iter::once(&function.version).chain(&function.previous) {
-                let version = signed.id();
-                let refused = self.refused.get(&(function.function.clone(), version));
-                let state = match (refused, self.held.get(&version)) {
+        for wanted in &self.wanted {
+            let routed = self.routed.get(&wanted.function);
+            for release in wanted.releases() {
+                let refused = self.refused.get(&(wanted.function.clone(), release));
+                let state = match (refused, self.held.get(&release)) {
                     (Some(reason), _) => VersionState::Failed {
                         reason: reason.clone(),
                     },
@@ -287,63 +368,58 @@ impl Reconciler {
                     (None, None) => VersionState::Preparing,
                 };
                 versions.push(ObservedVersion {
-                    function: function.function.clone(),
-                    version,
+                    function: wanted.function.clone(),
+                    version: release,
                     state,
-                    routed: routed == Some(&version),
+                    routed: routed == Some(&release),
                     record: None,
                 });
             }
         }
         shorten(&mut versions);
         Observed {
-            generation: desired.generation,
+            generation: desired.desired.generation,
             versions,
         }
     }
 
-    fn begin(&mut self, version: VerifiedVersion) -> Option<Action> {
-        if self.held.contains_key(&version.id) {
+    fn begin(&mut self, release: VerifiedRelease) -> Option<Action> {
+        if self.held.contains_key(&release.id) {
             return None;
         }
         self.attempts += 1;
         let attempt = self.attempts;
         let held = Held {
-            function: version.statement.function.clone(),
-            artifact: version.statement.artifact,
+            function: release.version.statement.function.clone(),
+            artifact: release.version.statement.artifact,
             attempt,
             stage: Stage::Obtaining,
             tries: 0,
             trouble: String::new(),
         };
-        self.held.insert(version.id, held);
+        self.held.insert(release.id, held);
         Some(Action::Obtain {
             attempt,
-            version: Box::new(version),
+            release: Box::new(release),
         })
     }
 
     fn route(&mut self) {
-        let Some(desired) = &self.desired else { return };
         let mut routed = BTreeMap::new();
-        for function in &desired.functions {
-            let ready = |version: &VersionId| {
+        for wanted in &self.wanted {
+            let ready = |release: &ReleaseId| {
                 !self
                     .refused
-                    .contains_key(&(function.function.clone(), *version))
+                    .contains_key(&(wanted.function.clone(), *release))
                     && self
                         .held
-                        .get(version)
+                        .get(release)
                         .is_some_and(|held| held.stage == Stage::Ready)
             };
-            let wanted = [
-                Some(function.version.id()),
-                function.previous.as_ref().map(|v| v.id()),
-            ];
-            let stays = self.routed.get(&function.function).copied();
-            let to = wanted.into_iter().flatten().chain(stays).find(ready);
+            let stays = self.routed.get(&wanted.function).copied();
+            let to = wanted.releases().chain(stays).find(ready);
             if let Some(to) = to {
-                routed.insert(function.function.clone(), to);
+                routed.insert(wanted.function.clone(), to);
             }
         }
         self.routed = routed;
@@ -351,40 +427,32 @@ impl Reconciler {
 
     /// Drops what is neither desired nor takes requests.
     fn sweep(&mut self) -> Vec<Action> {
-        let Some(desired) = &self.desired else {
-            return Vec::new();
-        };
-        let mut keep: BTreeSet<VersionId> = self.routed.values().copied().collect();
-        for function in &desired.functions {
-            let signed = std::iter::once(&function.version).chain(&function.previous);
-            let refused = |version: &VersionId| {
+        let mut keep: BTreeSet<ReleaseId> = self.routed.values().copied().collect();
+        for wanted in &self.wanted {
+            let refused = |release: &ReleaseId| {
                 self.refused
-                    .contains_key(&(function.function.clone(), *version))
+                    .contains_key(&(wanted.function.clone(), *release))
             };
-            keep.extend(
-                signed
-                    .map(SignedVersion::id)
-                    .filter(|version| !refused(version)),
-            );
+            keep.extend(wanted.releases().filter(|release| !refused(release)));
         }
-        let gone: Vec<VersionId> = self
+        let gone: Vec<ReleaseId> = self
             .held
             .keys()
-            .filter(|version| !keep.contains(*version))
+            .filter(|release| !keep.contains(*release))
             .copied()
             .collect();
         let mut actions = Vec::new();
-        for version in gone {
-            let Some(held) = self.held.remove(&version) else {
+        for release in gone {
+            let Some(held) = self.held.remove(&release) else {
                 continue;
             };
-            tracing::info!(function = %held.function, version = %version.short(), "the version goes");
+            tracing::info!(function = %held.function, release = %release.short(), "the release goes");
             let shared = self
                 .held
                 .values()
                 .any(|other| other.artifact == held.artifact);
             actions.push(Action::Drop {
-                version,
+                release,
                 artifact: (!shared).then_some(held.artifact),
             });
         }
@@ -392,21 +460,51 @@ impl Reconciler {
     }
 }
 
-fn check(
-    signed: &SignedVersion,
-    function: &FunctionName,
-    keys: &[PublisherKey],
-) -> Result<VerifiedVersion, String> {
-    let verified = signed
-        .verify(keys)
-        .map_err(|error| cut(error.to_string()))?;
-    match verified.statement.function == *function {
-        true => Ok(verified),
-        false => Err(format!(
-            "the coordinator asks for it as {function}, but its publisher signed it as {}; the \
-             operator of the coordinator must look into it",
-            verified.statement.function
-        )),
+/// What the coordinator says that a release is.
+#[derive(Clone, Copy, Debug)]
+struct Alleged<'a> {
+    version: &'a SignedVersion,
+    configuration: Option<&'a Configuration>,
+}
+
+impl Alleged<'_> {
+    fn id(&self) -> ReleaseId {
+        let release = Release {
+            version: self.version.id(),
+            configuration: self
+                .configuration
+                .map(|configuration| configuration.signed.id()),
+        };
+        release.id()
+    }
+
+    /// Checks the signatures, and that all of it is for this function.
+    fn check(
+        &self,
+        function: &FunctionName,
+        keys: &[PublisherKey],
+    ) -> Result<VerifiedRelease, String> {
+        let version = self.version.verify(keys);
+        let version = version.map_err(|error| cut(error.to_string()))?;
+        let configuration = self
+            .configuration
+            .map(|configuration| configuration.verify(keys));
+        let configuration = configuration.transpose();
+        let configuration = configuration.map_err(|error| cut(error.to_string()))?;
+        let own = configuration.as_ref().map(|own| &own.statement.function);
+        for signed in std::iter::once(&version.statement.function).chain(own) {
+            if signed != function {
+                return Err(format!(
+                    "the coordinator asks for it as {function}, but its publisher signed it as {signed}; the \
+                     operator of the coordinator must look into it"
+                ));
+            }
+        }
+        Ok(VerifiedRelease {
+            id: self.id(),
+            version,
+            configuration,
+        })
     }
 }
 

@@ -17,14 +17,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use holm_model::artifact::VerifiedVersion;
-use holm_model::control::{Desired, Observed};
-use holm_model::ids::VersionId;
+use holm_model::configuration::ReleaseId;
+use holm_model::control::{Configured, Observed};
 use holm_vmm::{Choice, Hypervisor, Snapshot};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use self::core::{Action, Event, Fault, Reconciler};
+use self::core::{Action, Event, Fault, Reconciler, VerifiedRelease};
 use self::routes::{Live, Table, Tenants};
 use self::store::DeployStore;
 use crate::files::{self, FileError};
@@ -51,9 +50,9 @@ pub(crate) struct Deployer {
     fetches: Arc<Semaphore>,
     /// One boot at a time, so that requests keep most of the machine.
     boots: Arc<Semaphore>,
-    verified: HashMap<VersionId, VerifiedVersion>,
-    live: HashMap<VersionId, Arc<Live>>,
-    under_way: HashMap<VersionId, AbortHandle>,
+    verified: HashMap<ReleaseId, VerifiedRelease>,
+    live: HashMap<ReleaseId, Arc<Live>>,
+    under_way: HashMap<ReleaseId, AbortHandle>,
     next_key: u64,
     tenants: Tenants,
     routes: watch::Sender<Arc<Table>>,
@@ -72,7 +71,7 @@ pub(crate) struct Published {
 }
 
 struct Done {
-    version: VersionId,
+    release: ReleaseId,
     event: Event,
     /// Of a preparation that worked.
     snapshot: Option<Arc<Snapshot>>,
@@ -165,7 +164,7 @@ impl Opened {
 
 impl Deployer {
     /// Brings up what the disk says, then follows `desired` as long as it is polled.
-    pub(crate) async fn run(mut self, mut desired: watch::Receiver<Option<Desired>>) {
+    pub(crate) async fn run(mut self, mut desired: watch::Receiver<Option<Configured>>) {
         match self.store.desired() {
             Ok(Some(last)) => {
                 self.want(last, false);
@@ -197,9 +196,9 @@ impl Deployer {
         }
     }
 
-    fn want(&mut self, desired: Desired, keep: bool) {
+    fn want(&mut self, desired: Configured, keep: bool) {
         let known = self.core.desired() == Some(&desired);
-        let generation = desired.generation;
+        let generation = desired.desired.generation;
         let Some(actions) = self.core.want(desired) else {
             tracing::warn!(
                 generation,
@@ -210,7 +209,7 @@ impl Deployer {
         if !known && let Some(desired) = self.core.desired() {
             tracing::info!(
                 generation,
-                functions = desired.functions.len(),
+                functions = desired.desired.functions.len(),
                 "new desired state"
             );
             // Not being able to keep it is no reason not to follow it.
@@ -222,31 +221,33 @@ impl Deployer {
     }
 
     fn done(&mut self, done: Done) {
-        let version = done.version;
-        let verified = self.verified.get(&version);
+        let release = done.release;
+        let verified = self.verified.get(&release);
         if let (Event::Failed { why, .. }, Some(verified)) = (&done.event, verified) {
-            let (function, version) = (&verified.statement.function, version.short());
+            let function = &verified.version.statement.function;
+            let label = verified.label();
             let reason = &why.reason;
             match why.is_ours {
                 false => {
-                    tracing::warn!(%function, version, reason, "the version does not work here")
+                    tracing::warn!(%function, label, reason, "the release does not work here")
                 }
                 true => {
-                    tracing::error!(%function, version, reason, "the version cannot be prepared; trying on")
+                    tracing::error!(%function, label, reason, "the release cannot be prepared; trying on")
                 }
             }
         }
         if let (Some(snapshot), Some(verified)) = (done.snapshot, verified) {
             self.next_key += 1;
-            let statement = &verified.statement;
-            let counts = self.tally.counts(&statement.function, version);
+            let statement = &verified.version.statement;
+            let counts = self.tally.counts(&statement.function, release);
+            let version = verified.version.id;
             self.logs.introduce(&snapshot, &statement.function, version);
             let outside = self.outside.of(&statement.function.tenant);
             let allowed = Allowed::new(&statement.manifest.network, &outside);
             let key = Key(self.next_key);
             let tenant = self.tenants.named(&statement.function.tenant);
-            let live = Live::new(key, version, statement, snapshot, allowed, counts, tenant);
-            self.live.insert(version, Arc::new(live));
+            let live = Live::new(key, verified, snapshot, allowed, counts, tenant);
+            self.live.insert(release, Arc::new(live));
         }
 
         let actions = self.core.on(done.event);
@@ -258,29 +259,29 @@ impl Deployer {
         self.publish();
         for action in actions {
             match action {
-                Action::Obtain { attempt, version } => {
-                    let id = version.id;
-                    self.verified.insert(id, *version);
+                Action::Obtain { attempt, release } => {
+                    let id = release.id;
+                    self.verified.insert(id, *release);
                     self.obtain(attempt, id);
                 }
-                Action::ObtainAgain { attempt, version } => self.obtain(attempt, version),
+                Action::ObtainAgain { attempt, release } => self.obtain(attempt, release),
                 Action::Wait {
                     attempt,
-                    version,
+                    release,
                     after,
-                } => self.wait(attempt, version, after),
-                Action::Prepare { attempt, version } => self.prepare(attempt, version),
-                Action::Probe { attempt, version } => self.probe(attempt, version),
-                Action::Keep { version } => self.keep(version),
-                Action::Drop { version, artifact } => {
-                    if let Some(task) = self.under_way.remove(&version) {
+                } => self.wait(attempt, release, after),
+                Action::Prepare { attempt, release } => self.prepare(attempt, release),
+                Action::Probe { attempt, release } => self.probe(attempt, release),
+                Action::Keep { release } => self.keep(release),
+                Action::Drop { release, artifact } => {
+                    if let Some(task) = self.under_way.remove(&release) {
                         task.abort();
                     }
-                    if let Some(live) = self.live.remove(&version) {
+                    if let Some(live) = self.live.remove(&release) {
                         live.dropped.store(true, Ordering::SeqCst);
                     }
-                    self.verified.remove(&version);
-                    if let Err(error) = self.store.remove(version, artifact) {
+                    self.verified.remove(&release);
+                    if let Err(error) = self.store.remove(release, artifact) {
                         tracing::warn!(%error, "a file of a dropped version stays until the next start");
                     }
                 }
@@ -290,10 +291,10 @@ impl Deployer {
 
     fn publish(&self) {
         let routed = self.core.routed();
-        if let Some(desired) = self.core.desired() {
+        if let Some(Configured { desired, .. }) = self.core.desired() {
             let functions = desired.functions.iter().map(|function| {
-                let version = routed.get(&function.function);
-                let live = version.and_then(|version| self.live.get(version)).cloned();
+                let release = routed.get(&function.function);
+                let live = release.and_then(|release| self.live.get(release)).cloned();
                 (function.function.clone(), live)
             });
             let table = Arc::new(Table::new(functions, desired.draining.clone()));
@@ -310,34 +311,34 @@ impl Deployer {
             .send_if_modified(|restored| settled && !std::mem::replace(restored, true));
     }
 
-    fn begin(&mut self, version: VersionId, task: impl Future<Output = Done> + Send + 'static) {
+    fn begin(&mut self, release: ReleaseId, task: impl Future<Output = Done> + Send + 'static) {
         let done = self.done.clone();
         let task = tokio::spawn(async move {
             // If the deployer has gone, nobody wants to know.
             let _ = done.send(task.await).await;
         });
-        self.under_way.insert(version, task.abort_handle());
+        self.under_way.insert(release, task.abort_handle());
     }
 
-    fn wait(&mut self, attempt: u64, version: VersionId, after: Duration) {
-        self.begin(version, async move {
+    fn wait(&mut self, attempt: u64, release: ReleaseId, after: Duration) {
+        self.begin(release, async move {
             tokio::time::sleep(after).await;
             Done {
-                version,
+                release,
                 event: Event::Waited { attempt },
                 snapshot: None,
             }
         });
     }
 
-    fn obtain(&mut self, attempt: u64, version: VersionId) {
-        let Some(verified) = self.verified.get(&version) else {
+    fn obtain(&mut self, attempt: u64, release: ReleaseId) {
+        let Some(verified) = self.verified.get(&release) else {
             return;
         };
-        let statement = verified.statement.clone();
+        let statement = verified.version.statement.clone();
         let (store, link) = (self.store.clone(), self.link.clone());
         let fetches = self.fetches.clone();
-        self.begin(version, async move {
+        self.begin(release, async move {
             // The semaphore is never closed.
             let _turn = fetches.acquire().await.ok();
             let event = match fetch::obtain(&store, &statement, &link).await {
@@ -348,44 +349,43 @@ impl Deployer {
                 },
             };
             Done {
-                version,
+                release,
                 event,
                 snapshot: None,
             }
         });
     }
 
-    fn prepare(&mut self, attempt: u64, version: VersionId) {
-        let Some(verified) = self.verified.get(&version) else {
+    fn prepare(&mut self, attempt: u64, release: ReleaseId) {
+        let Some(verified) = self.verified.get(&release).cloned() else {
             return;
         };
-        let statement = verified.statement.clone();
         let (store, hypervisor) = (self.store.clone(), self.hypervisor.clone());
         let boots = self.boots.clone();
-        self.begin(version, async move {
+        self.begin(release, async move {
             let prepared = one_at_a_time(&boots, move || {
-                prepare::snapshot(&hypervisor, &store, version, &statement)
+                prepare::snapshot(&hypervisor, &store, &verified)
             });
             let (event, snapshot) = match prepared.await {
                 Ok(snapshot) => (Event::Prepared { attempt }, Some(snapshot)),
                 Err(why) => (Event::Failed { attempt, why }, None),
             };
             Done {
-                version,
+                release,
                 event,
                 snapshot,
             }
         });
     }
 
-    fn probe(&mut self, attempt: u64, version: VersionId) {
-        let Some(live) = self.live.get(&version).cloned() else {
+    fn probe(&mut self, attempt: u64, release: ReleaseId) {
+        let Some(live) = self.live.get(&release).cloned() else {
             return;
         };
         let (hypervisor, meter) = (self.hypervisor.clone(), self.meter.clone());
         let room = self.room;
         let boots = self.boots.clone();
-        self.begin(version, async move {
+        self.begin(release, async move {
             let probed = one_at_a_time(&boots, move || {
                 let (record, probed) = prepare::probe(&hypervisor, &live);
                 {
@@ -401,7 +401,7 @@ impl Deployer {
                 Err(why) => Event::Failed { attempt, why },
             };
             Done {
-                version,
+                release,
                 event,
                 snapshot: None,
             }
@@ -409,12 +409,12 @@ impl Deployer {
     }
 
     /// Saves the snapshot in the background: serving does not wait for it.
-    fn keep(&mut self, version: VersionId) {
-        self.under_way.remove(&version);
-        let Some(live) = self.live.get(&version).cloned() else {
+    fn keep(&mut self, release: ReleaseId) {
+        self.under_way.remove(&release);
+        let Some(live) = self.live.get(&release).cloned() else {
             return;
         };
-        let path = self.store.snapshot(version);
+        let path = self.store.snapshot(release);
         if path.exists() && !live.snapshot.choice_is_new() {
             return;
         }

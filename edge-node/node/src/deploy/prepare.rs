@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use holm_model::artifact::Statement;
 use holm_model::bundle::Bundle;
-use holm_model::ids::{RequestId, VersionId};
+use holm_model::ids::RequestId;
 use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
@@ -13,7 +12,7 @@ use holm_vmm::{
     Step,
 };
 
-use super::core::Fault;
+use super::core::{Fault, VerifiedRelease};
 use super::routes::Live;
 use super::store::DeployStore;
 use crate::limits::{CHOICE_DEADLINE, MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
@@ -21,22 +20,23 @@ use crate::limits::{CHOICE_DEADLINE, MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLI
 /// `$PORT` of every function.
 const PORT: u16 = 8080;
 
-/// A snapshot of the version: from disk if there is a good one, else by booting the program.
+/// A snapshot of the release: from disk if there is a good one, else by booting the program. Its environment is a part
+/// of it.
 pub(crate) fn snapshot(
     hypervisor: &Hypervisor,
     store: &DeployStore,
-    version: VersionId,
-    statement: &Statement,
+    release: &VerifiedRelease,
 ) -> Result<Arc<Snapshot>, Fault> {
-    let path = store.snapshot(version);
+    let (statement, label) = (&release.version.statement, release.label());
+    let path = store.snapshot(release.id);
     if path.exists() {
         match Snapshot::load(hypervisor, &path) {
             Ok(snapshot) => {
-                tracing::info!(function = %statement.function, version = %version.short(), "snapshot read from disk");
+                tracing::info!(function = %statement.function, label, "snapshot read from disk");
                 return Ok(snapshot);
             }
             Err(error) => {
-                tracing::warn!(function = %statement.function, version = %version.short(), %error, "the snapshot on disk is of no use; booting anew");
+                tracing::warn!(function = %statement.function, label, %error, "the snapshot on disk is of no use; booting anew");
             }
         }
     }
@@ -53,13 +53,13 @@ pub(crate) fn snapshot(
         files,
         inetd: statement.manifest.function.inetd,
         shared: statement.manifest.scale.isolation == Isolation::Instance,
-        env: statement.manifest.env.clone().into_iter().collect(),
+        env: release.env().into_iter().collect(),
         port: PORT,
     };
     match holm_vmm::prepare(hypervisor, &program, &config, PREPARE_DEADLINE) {
         Ok(prepared) => {
             let ready_us = prepared.ready.as_micros() as u64;
-            tracing::info!(function = %statement.function, version = %version.short(), ready_us, "booted and snapshotted");
+            tracing::info!(function = %statement.function, label, ready_us, "booted and snapshotted");
             Ok(prepared.snapshot)
         }
         Err(error) => {

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use holm_model::artifact::Statement;
 use holm_model::control::Draining;
 use holm_model::ids::{FunctionName, Name, VersionId};
 use holm_model::manifest::{Isolation, Limits};
@@ -17,17 +16,20 @@ use holm_vmm::{Outbound, Snapshot};
 use hyper::header::HeaderValue;
 use tokio::sync::Semaphore;
 
+use super::core::VerifiedRelease;
 use crate::fair::Whose;
 use crate::outbound::Allowed;
 use crate::pool::core::{Key, TenantId};
 use crate::tally::Counts;
 
-/// A version that is prepared on this node.
+/// A release that is prepared on this node: a version with its configuration, if it has one.
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) key: Key,
     pub(crate) function: FunctionName,
     pub(crate) version: VersionId,
+    /// The number of its configuration, if it has one.
+    pub(crate) configuration: Option<u64>,
     pub(crate) label: HeaderValue,
     pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) limits: Limits,
@@ -58,13 +60,13 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn new(
         key: Key,
-        version: VersionId,
-        statement: &Statement,
+        release: &VerifiedRelease,
         snapshot: Arc<Snapshot>,
         allowed: Allowed,
         counts: Arc<Counts>,
         tenant: Arc<Tenant>,
     ) -> Self {
+        let (statement, version) = (&release.version.statement, release.version.id);
         let manifest = &statement.manifest;
         let (scale, at_a_time) = (&manifest.scale, manifest.limits.concurrency);
         // Where each request has an instance, there are no more of those than of these.
@@ -76,8 +78,9 @@ impl Live {
             key,
             function: statement.function.clone(),
             version,
+            configuration: release.number(),
             // A label that cannot stand in a header is for people elsewhere.
-            label: HeaderValue::from_str(&statement.label)
+            label: HeaderValue::from_str(&release.label())
                 .or_else(|_| HeaderValue::from_str(&version.short()))
                 .expect("hexadecimal digits can stand in a header"),
             snapshot,

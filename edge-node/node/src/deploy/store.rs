@@ -1,11 +1,15 @@
 //! What the node keeps on disk of its deployments.
 //!
 //! ```text
-//! desired.bin            the last desired state, a file of holm_model::codec
+//! desired.bin            the last desired state, a file of holm_model::codec, and another with its configurations
+//!                        if there are any
 //! artifacts/HEX          a program, named by its SHA-256; HEX.part while it is being fetched
 //! artifacts/HEX.index    its chunks, by which others find what they have in common with it
-//! snapshots/HEX.snap     a version's snapshot, named by the version's id
+//! snapshots/HEX.snap     a release's snapshot, named by the release's id
 //! ```
+//! Desired state and snapshots have values of secrets in them, as the program's memory has: the file and the directory
+//! are for the node's user alone, and what else protects them is the disk's own encryption.
+//!
 //! Everything is verified when it is read: artifacts by digest, snapshots by the VMM, versions in the
 //! desired state by their signature. What cannot be verified is made or fetched anew.
 
@@ -16,14 +20,17 @@ use std::path::{Path, PathBuf};
 use holm_model::artifact::Statement;
 use holm_model::chunks::{Index, MAX_INDEX_BYTES};
 use holm_model::codec;
-use holm_model::control::Desired;
-use holm_model::ids::{Digest, VersionId};
+use holm_model::configuration::ReleaseId;
+use holm_model::control::{Configured, Desired, DesiredConfiguration};
+use holm_model::ids::Digest;
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_CONTROL_FRAME_BYTES};
 
 use crate::files::{self, FileError};
 
 /// The format of `desired.bin`. Another one needs a conversion from this, as long as there are nodes that have it.
 const DESIRED_FORMAT: u16 = 5;
+/// That of the configurations behind it.
+const CONFIGURATIONS_FORMAT: u16 = 6;
 
 /// The deployment files under a state directory.
 #[derive(Clone, Debug)]
@@ -34,7 +41,7 @@ pub(crate) struct DeployStore {
 impl DeployStore {
     pub(crate) fn open(dir: &Path) -> Result<Self, FileError> {
         files::make_dir(&dir.join("artifacts"))?;
-        files::make_dir(&dir.join("snapshots"))?;
+        files::make_private_dir(&dir.join("snapshots"))?;
         Ok(DeployStore {
             dir: dir.to_owned(),
         })
@@ -75,10 +82,10 @@ impl DeployStore {
         Ok(found)
     }
 
-    pub(crate) fn snapshot(&self, version: VersionId) -> PathBuf {
+    pub(crate) fn snapshot(&self, release: ReleaseId) -> PathBuf {
         self.dir
             .join("snapshots")
-            .join(format!("{}.snap", version.hex()))
+            .join(format!("{}.snap", release.hex()))
     }
 
     /// The artifact's bytes if they are here and are what was signed.
@@ -107,13 +114,13 @@ impl DeployStore {
         files::sync_parent(&path)
     }
 
-    /// Removes what a version left behind.
+    /// Removes what a release left behind.
     pub(crate) fn remove(
         &self,
-        version: VersionId,
+        release: ReleaseId,
         artifact: Option<Digest>,
     ) -> Result<(), FileError> {
-        files::remove_if_there(&self.snapshot(version))?;
+        files::remove_if_there(&self.snapshot(release))?;
         if let Some(digest) = artifact {
             files::remove_if_there(&self.artifact(digest))?;
             files::remove_if_there(&self.part(digest))?;
@@ -126,14 +133,14 @@ impl DeployStore {
     pub(crate) fn sweep(
         &self,
         artifacts: &BTreeSet<Digest>,
-        versions: impl Fn(&str) -> bool,
+        releases: impl Fn(&str) -> bool,
     ) -> Result<(), FileError> {
         let kept: BTreeSet<String> = artifacts.iter().map(Digest::hex).collect();
         self.sweep_dir("artifacts", |name| {
             kept.contains(name.trim_end_matches(".part").trim_end_matches(".index"))
         })?;
         self.sweep_dir("snapshots", |name| {
-            name.strip_suffix(".snap").is_some_and(&versions)
+            name.strip_suffix(".snap").is_some_and(&releases)
         })
     }
 
@@ -151,35 +158,66 @@ impl DeployStore {
 
     /// The last desired state. One that cannot be read is left out, with a word in the log: the
     /// coordinator will send it again.
-    pub(crate) fn desired(&self) -> Result<Option<Desired>, FileError> {
+    pub(crate) fn desired(&self) -> Result<Option<Configured>, FileError> {
         let path = self.dir.join("desired.bin");
-        let max = MAX_CONTROL_FRAME_BYTES as u64 + 4;
+        let max = 2 * (MAX_CONTROL_FRAME_BYTES as u64 + 4);
         let Some(bytes) = files::read_if_there(&path, max)? else {
             return Ok(None);
         };
-        match codec::decode_file(&bytes, DESIRED_FORMAT..=DESIRED_FORMAT) {
+        match read_desired(&bytes) {
             Ok(desired) => Ok(Some(desired)),
-            Err(error) => {
-                tracing::error!(path = %path.display(), %error, "the last desired state is lost; waiting for the coordinator");
+            Err(why) => {
+                tracing::error!(path = %path.display(), why, "the last desired state is lost; waiting for the coordinator");
                 Ok(None)
             }
         }
     }
 
     /// Keeps the desired state for a restart without coordinator.
-    pub(crate) fn keep_desired(&self, desired: &Desired) -> Result<(), FileError> {
+    pub(crate) fn keep_desired(&self, wanted: &Configured) -> Result<(), FileError> {
         let path = self.dir.join("desired.bin");
-        let frame = codec::encode_file(desired, DESIRED_FORMAT).map_err(|error| {
+        let wrong = |error: codec::FrameError| {
             FileError::new("write", &path, std::io::Error::other(error.to_string()))
-        })?;
-        files::write_atomically(&path, &frame, 0o600)
+        };
+        let mut frames = codec::encode_file(&wanted.desired, DESIRED_FORMAT).map_err(wrong)?;
+        if !wanted.configurations.is_empty() {
+            let configurations = &wanted.configurations;
+            frames.extend(codec::encode_file(configurations, CONFIGURATIONS_FORMAT).map_err(wrong)?);
+        }
+        files::write_atomically(&path, &frames, 0o600)
     }
+}
+
+fn read_desired(bytes: &[u8]) -> Result<Configured, String> {
+    let told = |error: codec::FrameError| error.to_string();
+    let (first, rest) = split_frame(bytes)?;
+    let desired: Desired =
+        codec::decode_file(first, DESIRED_FORMAT..=DESIRED_FORMAT).map_err(told)?;
+    let mut wanted = Configured::from(desired);
+    if !rest.is_empty() {
+        let (second, rest) = split_frame(rest)?;
+        let formats = CONFIGURATIONS_FORMAT..=CONFIGURATIONS_FORMAT;
+        wanted.configurations = codec::decode_file(second, formats).map_err(told)?;
+        if !rest.is_empty() {
+            return Err("bytes after its end".into());
+        }
+    }
+    Ok(wanted)
+}
+
+/// The first frame, and what is behind it.
+fn split_frame(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
+    let cut = || "it is cut short".to_owned();
+    let length = bytes.first_chunk::<4>().ok_or_else(cut)?;
+    let following = codec::following_bytes(*length).map_err(|error| error.to_string())?;
+    bytes.split_at_checked(4 + following).ok_or_else(cut)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deploy::testing::{program, statement};
+    use crate::deploy::testing::{configuration, program, statement};
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn desired_state_comes_back_after_a_restart() {
@@ -191,8 +229,23 @@ mod tests {
             functions: vec![],
             draining: Default::default(),
         };
-        store.keep_desired(&desired).unwrap();
-        assert_eq!(store.desired().unwrap(), Some(desired));
+        let mut wanted = Configured::from(desired);
+        store.keep_desired(&wanted).unwrap();
+        assert_eq!(store.desired().unwrap(), Some(wanted.clone()));
+        wanted.configurations = vec![DesiredConfiguration {
+            function: "acme/hello".parse().unwrap(),
+            version: Some(configuration(1, "hunter2")),
+            previous: None,
+        }];
+        store.keep_desired(&wanted).unwrap();
+        assert_eq!(store.desired().unwrap(), Some(wanted));
+        let path = dir.path().join("desired.bin");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let mut cut = fs::read(&path).unwrap();
+        cut.pop();
+        fs::write(&path, cut).unwrap();
+        assert_eq!(store.desired().unwrap(), None);
         fs::write(dir.path().join("desired.bin"), b"nonsense").unwrap();
         assert_eq!(store.desired().unwrap(), None);
     }
@@ -242,7 +295,11 @@ mod tests {
     #[test]
     fn a_sweep_removes_what_nothing_refers_to() {
         let dir = tempfile::tempdir().unwrap();
+        // As it is where a node from before has made it.
+        fs::create_dir(dir.path().join("snapshots")).unwrap();
         let store = DeployStore::open(dir.path()).unwrap();
+        let snapshots = fs::metadata(dir.path().join("snapshots")).unwrap();
+        assert_eq!(snapshots.permissions().mode() & 0o777, 0o700);
         let (kept, gone) = (Digest::of(b"kept"), Digest::of(b"gone"));
         for digest in [kept, gone] {
             fs::write(store.artifact(digest), "x").unwrap();

@@ -1,7 +1,12 @@
 //! Signed versions for tests.
 
+use std::collections::BTreeMap;
+
 use ed25519_dalek::SigningKey;
 use holm_model::artifact::{SignedVersion, Statement};
+use holm_model::configuration::{
+    Configuration, ConfigurationStatement, Secret, SignedConfiguration,
+};
 use holm_model::ids::Digest;
 use holm_model::manifest::Manifest;
 
@@ -30,6 +35,24 @@ pub(crate) fn statement(label: &str, counter: u64) -> Statement {
 
 pub(crate) fn signed(label: &str, counter: u64) -> SignedVersion {
     SignedVersion::sign(&statement(label, counter), &key())
+}
+
+/// A configuration with a secret of this value, and a plain entry.
+pub(crate) fn configuration(number: u64, value: &str) -> Configuration {
+    let secret = Secret::new([9; 32], value.into());
+    let statement = ConfigurationStatement {
+        function: "acme/hello".parse().unwrap(),
+        number,
+        env: BTreeMap::from([("GREETING".into(), format!("hello {number}"))]),
+        secrets: BTreeMap::from([("PASSWORD".into(), secret.commitment())]),
+        message: String::new(),
+        author: String::new(),
+        created_ms: 1,
+    };
+    Configuration {
+        signed: SignedConfiguration::sign(&statement, &key()),
+        secrets: BTreeMap::from([("PASSWORD".into(), secret)]),
+    }
 }
 
 fn manifest() -> Manifest {

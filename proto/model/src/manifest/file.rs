@@ -76,8 +76,8 @@ const SECTIONS: [(&str, &[&str]); 11] = [
     ("secrets", &[]),
 ];
 
-/// Sections that have a name already but no meaning yet.
-const LATER: [&str; 1] = ["secrets"];
+/// Sections that are known to be refused.
+const REFUSED: [&str; 1] = ["secrets"];
 
 /// Memory is given out in pages of this many bytes.
 const PAGE_BYTES: u64 = holm_hostcall::PAGE_BYTES;
@@ -160,7 +160,7 @@ pub(super) fn read(text: &str) -> Result<(Manifest, Places<'_>), ManifestError> 
         }
     };
 
-    Section::open(root, "secrets", &mut places)?.refuse_until_later()?;
+    Section::open(root, "secrets", &mut places)?.refuse_secrets()?;
 
     let mut function = Section::open(root, "function", &mut places)?;
     let name = function.name("name")?.ok_or(ManifestError::Missing {
@@ -296,7 +296,7 @@ fn refuse_unknown_keys(root: &DeTable<'_>, places: &Places<'_>) -> Result<(), Ma
             continue;
         };
         let table = value.get_ref().as_table();
-        if ["env", "files"].contains(section) || LATER.contains(section) {
+        if ["env", "files"].contains(section) || REFUSED.contains(section) {
             continue;
         }
         let within = table.and_then(|table| table.get("gates")?.get_ref().as_table());
@@ -440,7 +440,7 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
         }
     }
 
-    fn refuse_until_later(&self) -> Result<(), ManifestError> {
+    fn refuse_secrets(&self) -> Result<(), ManifestError> {
         let first = self
             .table
             .into_iter()
@@ -449,9 +449,8 @@ impl<'d, 't, 'p> Section<'d, 't, 'p> {
             .min();
         match first {
             None => Ok(()),
-            Some(offset) => Err(ManifestError::NotSupportedYet {
+            Some(offset) => Err(ManifestError::Secrets {
                 line: self.places.line(offset),
-                section: self.name,
             }),
         }
     }

@@ -305,11 +305,11 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn sections_of_later_versions_are_refused_only_when_they_say_something() {
+fn secrets_in_a_manifest_are_refused_with_the_place_where_they_belong() {
     assert!(with("[secrets]\n").is_ok());
     assert_names(
         &refusal("[secrets]\nKEY = \"x\""),
-        &["line 5", "[secrets] is not supported yet"],
+        &["line 5", "holm secrets set"],
     );
 }
 

@@ -1,9 +1,10 @@
 //! How versions come, stay and go.
 
 use super::*;
-use crate::deploy::testing::{key, signed, statement};
+use crate::deploy::testing::{configuration, key, signed, statement};
 use holm_model::artifact::PublisherKey;
-use holm_model::control::DesiredFunction;
+use holm_model::configuration::{ConfigurationStatement, SignedConfiguration};
+use holm_model::control::{Desired, DesiredConfiguration, DesiredFunction};
 
 fn hello() -> FunctionName {
     "acme/hello".parse().unwrap()
@@ -74,7 +75,7 @@ fn a_version_takes_requests_only_after_its_probe() {
         actions,
         [Action::Prepare {
             attempt,
-            version: v1.id()
+            release: v1.id()
         }]
     );
     let actions = core.on(Event::Prepared { attempt });
@@ -82,13 +83,13 @@ fn a_version_takes_requests_only_after_its_probe() {
         actions,
         [Action::Probe {
             attempt,
-            version: v1.id()
+            release: v1.id()
         }]
     );
     assert!(core.routed().is_empty());
     assert_eq!(core.observed().versions[0].state, VersionState::Preparing);
     let actions = core.on(Event::Probed { attempt });
-    assert_eq!(actions, [Action::Keep { version: v1.id() }]);
+    assert_eq!(actions, [Action::Keep { release: v1.id() }]);
     assert_eq!(core.routed().get(&hello()), Some(&v1.id()));
     let observed = core.observed();
     assert!(observed.versions[0].routed && observed.versions[0].state == VersionState::Ready);
@@ -143,7 +144,7 @@ fn going_back_needs_no_new_preparation() {
     assert_eq!(
         actions,
         [Action::Drop {
-            version: v2.id(),
+            release: v2.id(),
             artifact
         }]
     );
@@ -204,7 +205,7 @@ fn an_artifact_that_another_version_shares_is_kept() {
     assert_eq!(
         actions,
         [Action::Drop {
-            version: v2.id(),
+            release: v2.id(),
             artifact: None
         }]
     );
@@ -339,9 +340,9 @@ fn what_fails_through_the_nodes_fault_is_begun_again_until_it_works() {
                 VersionState::Ready => panic!(),
             }
             if !again {
-                let version = v1.id();
+                let release = v1.id();
                 let actions = core.on(Event::Waited { attempt });
-                assert_eq!(actions, [Action::ObtainAgain { attempt, version }]);
+                assert_eq!(actions, [Action::ObtainAgain { attempt, release }]);
             }
         }
     }
@@ -370,4 +371,129 @@ fn what_waits_to_be_begun_again_is_given_up_when_it_is_not_desired_any_more() {
     let actions = core.want(nothing).unwrap();
     assert!(matches!(actions[..], [Action::Drop { .. }]), "{actions:?}");
     assert_eq!(core.on(Event::Waited { attempt }), []);
+}
+
+/// The same with configurations of the version and of the previous one.
+fn configured(
+    desired: Desired,
+    version: Option<&Configuration>,
+    previous: Option<&Configuration>,
+) -> Configured {
+    Configured {
+        desired,
+        configurations: vec![DesiredConfiguration {
+            function: hello(),
+            version: version.cloned(),
+            previous: previous.cloned(),
+        }],
+    }
+}
+
+fn release_of(version: &SignedVersion, configuration: &Configuration) -> ReleaseId {
+    let release = Release {
+        version: version.id(),
+        configuration: Some(configuration.signed.id()),
+    };
+    release.id()
+}
+
+#[test]
+fn another_configuration_of_a_version_is_prepared_and_switched_to_like_another_version() {
+    let (v1, c1, c2) = (
+        signed("v1", 1),
+        configuration(1, "one"),
+        configuration(2, "two"),
+    );
+    let mut core = Reconciler::default();
+    let plain = attempt(&core.want(desired(1, &v1, None)).unwrap());
+    bring_up(&mut core, plain);
+    let wanted = configured(desired(2, &v1, Some(&v1)), Some(&c1), None);
+    let actions = core.want(wanted).unwrap();
+    let [
+        Action::Obtain {
+            attempt: first,
+            release: verified,
+        },
+    ] = &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    let env = verified.env();
+    assert_eq!(
+        (env["PASSWORD"].as_str(), env["GREETING"].as_str()),
+        ("one", "hello 1")
+    );
+    assert_eq!(
+        core.routed().get(&hello()),
+        Some(&v1.id()),
+        "until it is ready"
+    );
+    bring_up(&mut core, *first);
+    assert_eq!(core.routed().get(&hello()), Some(&release_of(&v1, &c1)));
+    let seen: Vec<_> = core
+        .observed()
+        .versions
+        .into_iter()
+        .map(|seen| seen.version)
+        .collect();
+    assert_eq!(seen, [release_of(&v1, &c1), v1.id()]);
+
+    let wanted = configured(desired(3, &v1, Some(&v1)), Some(&c2), Some(&c1));
+    let actions = core.want(wanted).unwrap();
+    let second = attempt(&actions);
+    let dropped = actions
+        .iter()
+        .find(|action| matches!(action, Action::Drop { .. }));
+    let without_artifact = Action::Drop {
+        release: v1.id(),
+        artifact: None,
+    };
+    assert_eq!(
+        dropped,
+        Some(&without_artifact),
+        "the others have the same artifact"
+    );
+    fail(&mut core, second);
+    assert_eq!(core.routed().get(&hello()), Some(&release_of(&v1, &c1)));
+}
+
+#[test]
+fn a_configuration_that_is_forged_foreign_or_has_another_secret_is_refused() {
+    let (v1, c1) = (signed("v1", 1), configuration(1, "one"));
+    let mut forged = c1.clone();
+    forged.signed.statement = String::from_utf8(forged.signed.statement)
+        .unwrap()
+        .replace("hello 1", "hello 2")
+        .into_bytes();
+    let stranger = ed25519_dalek::SigningKey::from_bytes(&[8; 32]);
+    let mut statement: ConfigurationStatement =
+        serde_json::from_slice(&c1.signed.statement).unwrap();
+    let mut strangers = c1.clone();
+    strangers.signed = SignedConfiguration::sign(&statement, &stranger);
+    let mut foreign = c1.clone();
+    statement.function = "acme/other".parse().unwrap();
+    foreign.signed = SignedConfiguration::sign(&statement, &key());
+    let mut swapped = c1.clone();
+    swapped.secrets = configuration(1, "two").secrets;
+    let mut missing = c1.clone();
+    missing.secrets.clear();
+    for (bad, why) in [
+        (forged, "signature"),
+        (strangers, "has not registered"),
+        (foreign, "acme/other"),
+        (swapped, "PASSWORD"),
+        (missing, "PASSWORD"),
+    ] {
+        let mut core = Reconciler::default();
+        let plain = attempt(&core.want(desired(1, &v1, None)).unwrap());
+        bring_up(&mut core, plain);
+        let actions = core.want(configured(desired(2, &v1, Some(&v1)), Some(&bad), None));
+        assert!(actions.unwrap().is_empty(), "{why}");
+        assert_eq!(core.routed().get(&hello()), Some(&v1.id()), "{why}");
+        let state = &core.observed().versions[0].state;
+        let VersionState::Failed { reason } = state else {
+            panic!("{why}: {state:?}")
+        };
+        assert!(reason.contains(why) && !reason.contains("two"), "{reason}");
+    }
 }
