@@ -5,10 +5,13 @@
 //! or that its node's key has not signed, is refused, with the name of what is wrong: to enter it would hide that an
 //! execution is missing, or that somebody says so in the node's name. A record's key is (node, boot epoch,
 //! sequence), checked in the transaction that stores the row. Whoever doubts the ledger later can do it all again:
-//! see [`audit`].
+//! see [`audit`]. What is no longer kept of it, and how that stays provable: [`checkpoint`].
 
 pub(crate) mod audit;
 pub(crate) mod chain;
+pub(crate) mod checkpoint;
+#[cfg(test)]
+mod retention_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -179,7 +182,7 @@ impl Ledger {
             received_ms: self.clock.now_ms(),
             records: &records,
         };
-        match self.store.add_usage(node, &sealed).await? {
+        match self.store.add_usage(node, &sealed, &self.authority).await? {
             StoredUsage::Stored { new, known, after } => {
                 if let Some(broken) = after {
                     tracing::error!(%node, batch = %named, ?broken, "a node that has joined anew does not go on where its usage ended; the audit names it");

@@ -28,6 +28,7 @@ mod logs;
 mod nodes;
 mod peers;
 mod registry;
+mod retention;
 mod rollout;
 mod route;
 mod start;
@@ -35,7 +36,7 @@ mod store;
 
 pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
-pub use limits::NODE_CERTIFICATE_LIFE;
+pub use limits::{LEAST_KEEP_RECORDS, NODE_CERTIFICATE_LIFE};
 pub use nodes::ServerError;
 pub use registry::{ArtifactError, S3Place, S3PlaceError};
 pub use start::{Config, Running, StartError, export, import, renew_admin_token, start};

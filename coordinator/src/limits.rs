@@ -169,6 +169,14 @@ pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
 pub(crate) const AUDIT_PAGE_BATCHES: u64 = 64;
 /// Most problems that an audit lists.
 pub(crate) const MAX_AUDIT_PROBLEMS: usize = 1000;
+/// Most rows of usage that are removed at once, if a batch has not more.
+pub(crate) const MAX_DROPPED_ROWS: u64 = 4096;
+/// How often usage that is no longer kept is looked for, at least.
+pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// Least pause between two removals.
+pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
+/// Shortest time that usage records may be kept, so that a node has heard that they are there.
+pub const LEAST_KEEP_RECORDS: Duration = Duration::from_secs(1);
 /// Rows in one SQL statement of the ledger.
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 

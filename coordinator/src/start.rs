@@ -29,6 +29,7 @@ use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Objects, Registry, S3Place};
+use crate::retention::Retention;
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
 
@@ -63,6 +64,9 @@ pub struct Config {
     /// How long a node's certificate is good, within [`crate::NODE_CERTIFICATE_LIFE`]. The node has it renewed when two thirds of that are over, so one that
     /// is away for no longer than the last third comes back by itself.
     pub node_certificate_life: Duration,
+    /// How long records of usage are kept after they were entered, at least [`crate::LEAST_KEEP_RECORDS`]; for ever if
+    /// none. Sums of them are kept for ever.
+    pub keep_records: Option<Duration>,
 }
 
 impl Config {
@@ -79,6 +83,7 @@ impl Config {
             prepare_timeout: Duration::from_secs(60),
             absent_grace: Duration::from_secs(10),
             node_certificate_life: Duration::from_secs(30 * 86_400),
+            keep_records: Some(Duration::from_secs(400 * 86_400)),
         }
     }
 }
@@ -344,6 +349,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         clock,
     });
     let artifacts = registry.artifacts().clone();
+    let retention = Retention {
+        store: store.clone(),
+        authority: authority.clone(),
+        rollouts: rollouts.clone(),
+        clock,
+        keep: config.keep_records,
+    };
     let api = Arc::new(Api {
         store: store.clone(),
         registry,
@@ -356,6 +368,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         authority,
         tokens,
         clock,
+        keep_records: config.keep_records,
         uploads: api::upload_turns(),
     });
 
@@ -401,6 +414,9 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }));
     tasks.spawn(until(stopped.clone(), "budgets", async move {
         budgets.run().await;
+    }));
+    tasks.spawn(until(stopped.clone(), "retention", async move {
+        retention.run().await;
     }));
     let seen_store = store.clone();
     tasks.spawn(until(stopped.clone(), "unused artifacts", async move {

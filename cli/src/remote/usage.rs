@@ -451,7 +451,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
 
 /// The audit, for people.
 pub(crate) fn describe_audit(audit: &AuditView) -> String {
-    let journals: Vec<[String; 8]> = audit
+    let journals: Vec<[String; 9]> = audit
         .journals
         .iter()
         .map(|journal| {
@@ -460,6 +460,10 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
                 journal.boot_epoch.to_string(),
                 journal.first.to_string(),
                 journal.last.to_string(),
+                match journal.dropped {
+                    0 => "-".to_owned(),
+                    _ => format!("to {}", journal.checkpoint),
+                },
                 journal.rows.to_string(),
                 journal.missing.to_string(),
                 journal.batches.to_string(),
@@ -472,6 +476,7 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
         "LIFE",
         "FIRST",
         "LAST",
+        "NOT KEPT",
         "ROWS",
         "MISSING",
         "BATCHES",
@@ -510,8 +515,15 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
             audit.unchained
         ));
     }
+    if audit.dropped > 0 {
+        text.push_str(&format!(
+            "\nnote: {} rows are no longer kept; they were audited when they went, signed checkpoints stand for them, \
+             and what comes behind was checked",
+            audit.dropped
+        ));
+    }
     text.push_str(&format!(
-        "\n{} rows, {} of them probes; {} missing, {} duplicates; {} sent again and known already; \
+        "\n{} rows; {} probes, those no longer kept included; {} missing, {} duplicates; {} sent again and known already; \
          {} batches verified\n{}",
         audit.rows,
         audit.probes,

@@ -19,6 +19,7 @@ mod usage;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -57,6 +58,8 @@ pub(crate) struct Api {
     pub(crate) authority: Authority,
     pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
+    /// How long records of usage are kept; for ever if none.
+    pub(crate) keep_records: Option<Duration>,
     pub(crate) uploads: Semaphore,
 }
 

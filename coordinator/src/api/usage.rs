@@ -125,13 +125,31 @@ pub(super) async fn explain(
     let mut rows = bill::explain(&api.store, request).await?;
     // Another tenant's is told from none at all by nobody.
     rows.retain(|explained| caller.grant.reaches(&explained.row.record.function.tenant));
-    match rows.is_empty() {
-        false => Ok(Json(rows)),
-        true => Err(ApiError::not_found(format!(
-            "the ledger has no request {request}: its node has not uploaded it yet (a second or two, or until it \
-             reaches a coordinator), or it was never taken"
-        ))),
+    if !rows.is_empty() {
+        return Ok(Json(rows));
     }
+    let dropped = api.store.dropped_so_far().await?;
+    let not_kept = match dropped.rows {
+        0 => String::new(),
+        _ => format!(
+            ", or it is no longer kept: {}what was entered until {} has been removed, and only its sums are there",
+            api.keep_records.map_or_else(String::new, |keep| format!(
+                "records are kept for {} s, and ",
+                keep.as_secs()
+            )),
+            time_text(dropped.upto_ms)
+        ),
+    };
+    Err(ApiError::not_found(format!(
+        "the ledger has no request {request}: its node has not uploaded it yet (a second or two, or until it \
+         reaches a coordinator), or it was never taken{not_kept}"
+    )))
+}
+
+fn time_text(ms: u64) -> String {
+    let time = i64::try_from(ms).ok();
+    let time = time.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| format!("{ms} ms"), |time| time.to_string())
 }
 
 /// With the plans of the tenants that the token is for.

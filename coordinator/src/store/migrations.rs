@@ -55,6 +55,10 @@ pub(super) const SQLITE: &Migrations = &[
         "rollout gates",
         include_str!("../../migrations/sqlite/0011_rollout_gates.sql"),
     ),
+    (
+        "retention",
+        include_str!("../../migrations/sqlite/0013_retention.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -94,6 +98,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "rollout gates",
         include_str!("../../migrations/postgres/0009_rollout_gates.sql"),
+    ),
+    (
+        "retention",
+        include_str!("../../migrations/postgres/0011_retention.sql"),
     ),
 ];
 

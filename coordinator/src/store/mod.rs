@@ -24,6 +24,7 @@ mod migrations;
 mod postgres;
 mod prices;
 mod prune;
+mod retention;
 mod rollouts;
 mod sql;
 #[cfg(test)]
@@ -54,8 +55,11 @@ pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, 
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
 pub(crate) use prune::{Fate, PruneWish};
+pub(crate) use retention::{Dropped, RetentionError};
 pub(crate) use rollouts::{Adoption, Basis, Decided, InPlaceOf, Queued, RolloutRow, Unstored};
-pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+pub(crate) use sums::{
+    ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, NamedQuantities, UsageFilter, UsageGroup, add_quantities,
+};
 pub(crate) use tokens::{TokenOutcome, TokenRow};
 pub(crate) use trail::{Came, Deed};
 pub use transfer::TransferError;

@@ -319,6 +319,39 @@ impl Transaction {
         Ok(())
     }
 
+    /// The numbers that the database gives to rows of usage are higher than `row`, whatever rows there are.
+    pub(super) async fn number_usage_after(&mut self, row: u64) -> Result<(), StoreError> {
+        const DOING: &str = "go on with numbers";
+        match self {
+            Transaction::Postgres(_) => {
+                query(
+                    "SELECT setval(pg_get_serial_sequence('usage', 'row'),
+                                   GREATEST(?, (SELECT COALESCE(MAX(row), 0) FROM usage)) + 1, false)",
+                )
+                .bind(row)
+                .execute(self)
+                .await
+                .during(DOING)?;
+            }
+            Transaction::Sqlite(_) => {
+                // There is a row of it only once the table has had one.
+                query(
+                    "INSERT INTO sqlite_sequence (name, seq)
+                     SELECT 'usage', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'usage')",
+                )
+                .execute(&mut *self)
+                .await
+                .during(DOING)?;
+                query("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'usage'")
+                    .bind(row)
+                    .execute(self)
+                    .await
+                    .during(DOING)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes it last.
     pub(super) async fn commit(self, operation: &'static str) -> Result<(), StoreError> {
         match self {

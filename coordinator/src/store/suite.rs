@@ -20,10 +20,10 @@ use super::catalogue::names_artifact;
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome,
-    LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish, PublishOutcome, Queued,
-    RenewOutcome, RolloutRow, Store, TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter,
-    UsageGroup,
+    Adoption, ArtifactOutcome, Basis, Came, Deed, Dropped, JoinOutcome, KeyChange, KeyRow,
+    KeysOutcome, LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish,
+    PublishOutcome, Queued, RenewOutcome, RolloutRow, Store, TagOutcome, TokenOutcome, TokenRow,
+    Unstored, UsageFilter, UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -1246,6 +1246,12 @@ pub(super) async fn fill(store: &Store) {
         fleet.send(&edge, &batch).await.unwrap();
         fleet.send(&edge, &batch).await.unwrap();
     }
+    let gone = name("gone");
+    fleet
+        .add(&gone, &[record(1, 1), record(1, 2)])
+        .await
+        .unwrap();
+    assert_eq!(fleet.drop_records(&gone).await, Dropped::Rows(2));
     let prices = NewPrices {
         currency: "EUR".parse().unwrap(),
         prices: Prices::default(),

@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::error::During as _;
 use super::sql::{Row, Transaction, Value, query};
-use super::{Store, StoreError, Turn};
+use super::{Store, StoreError, Turn, retention};
 use crate::limits::{LEDGER_CHUNK_ROWS, MAX_EXPORT_LINE_BYTES};
 
 /// Raised when the meaning of the lines changes.
@@ -403,6 +403,17 @@ const TABLES: &[Table] = &[
         order: "node, boot_epoch, first",
     },
     Table {
+        name: "usage_checkpoints",
+        columns: &[
+            ("node", Text),
+            ("boot_epoch", Int),
+            ("last", Int),
+            ("checkpoint", Text),
+            ("signature", Bytes),
+        ],
+        order: "node, boot_epoch",
+    },
+    Table {
         name: "packs",
         columns: &[("name", Text), ("bytes", Int)],
         order: "name",
@@ -497,11 +508,15 @@ impl Store {
             }
         }
         let counts = import_rows(&mut tx, &mut lines).await?;
-        // An export of a Holm without budgets has none.
-        query("INSERT INTO counters (name, value) VALUES ('budgets_revision', 0) ON CONFLICT DO NOTHING")
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
+        // An export of a Holm of before lacks some.
+        query(
+            "INSERT INTO counters (name, value) VALUES ('budgets_revision', 0), ('usage_dropped', 0),
+                                                       ('usage_dropped_row', 0), ('usage_dropped_ms', 0)
+             ON CONFLICT DO NOTHING",
+        )
+        .execute(&mut tx)
+        .await
+        .during(DOING)?;
         for (table, column) in [
             ("rollouts", "id"),
             ("usage", "row"),
@@ -509,6 +524,7 @@ impl Store {
         ] {
             tx.go_on_after(table, column).await?;
         }
+        retention::go_on_after_dropped(&mut tx).await?;
         tx.commit(DOING).await?;
         Ok(counts.values().sum())
     }

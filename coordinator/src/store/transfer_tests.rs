@@ -43,6 +43,8 @@ async fn what_goes_to_postgresql_and_back_is_the_same_to_the_byte() {
     for database in [shared, back] {
         let newest = database.store.usage_records(None, 0, 10_000).await.unwrap();
         let newest = newest.records.last().unwrap().row;
+        let dropped = database.store.dropped_so_far().await.unwrap().rows;
+        assert_eq!(dropped, 2);
         crate::store::suite::one_more_row(&database.store).await;
         let more = database
             .store
@@ -50,6 +52,8 @@ async fn what_goes_to_postgresql_and_back_is_the_same_to_the_byte() {
             .await
             .unwrap();
         assert_eq!(more.records.len(), 1);
+        let numbered = more.records[0].row;
+        assert!(numbered > newest + dropped, "no number comes twice");
     }
 }
 

@@ -13,6 +13,7 @@ use super::sums::{self, UsageFilter, UsageGroup};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::ledger::Sealed;
 use crate::ledger::chain::{Break, Head, Link, follow};
+use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
 /// What became of a batch.
@@ -38,11 +39,12 @@ pub(super) const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, f
 
 impl Store {
     /// Stores a batch of one node that follows in its chain: the link, rows, deduplication and the counter of resent
-    /// records in one transaction.
+    /// records in one transaction. `authority` is the certificate that vouches for what is no longer kept.
     pub(crate) async fn add_usage(
         &self,
         node: &Name,
         batch: &Sealed<'_>,
+        authority: &[u8],
     ) -> Result<StoredUsage, StoreError> {
         const DOING: &str = "store usage";
         let mut tx = self.write(Turn::Ledger).await?;
@@ -54,15 +56,21 @@ impl Store {
                 let why = Break::Fork;
                 return Ok(StoredUsage::Broken { why, head });
             }
-            resent(&mut tx, count).await?;
-            tx.commit(DOING).await?;
-            return Ok(StoredUsage::Stored {
-                new: 0,
-                known: count,
-                after: None,
-            });
+            return known(tx, count).await;
         }
-        let head = head(&mut tx, node).await?;
+        let newest = head(&mut tx, node).await?;
+        let is_late = newest
+            .is_none_or(|head| (place.boot_epoch, place.first) <= (head.boot_epoch, head.last));
+        let dropped = match is_late {
+            true => checkpoints(&mut tx, node, authority).await?,
+            false => Vec::new(),
+        };
+        if dropped.iter().any(|checkpoint| {
+            checkpoint.boot_epoch == place.boot_epoch && checkpoint.has(place, batch.hash)
+        }) {
+            return known(tx, count).await;
+        }
+        let head = newest.or_else(|| dropped.iter().rev().find_map(Checkpoint::chain_head));
         let signer = Digest::of(batch.certificate);
         let known_key = query("SELECT 1 FROM usage_signers WHERE node = ? AND fingerprint = ?")
             .bind(node)
@@ -205,6 +213,33 @@ async fn at_place(
     found
         .map(|(last, hash)| Ok((uint(last), Digest(bytes32("a batch's hash", &hash)?))))
         .transpose()
+}
+
+/// Counts a batch that is in the ledger already, or was.
+async fn known(mut tx: Transaction, count: u64) -> Result<StoredUsage, StoreError> {
+    resent(&mut tx, count).await?;
+    tx.commit("store usage").await?;
+    Ok(StoredUsage::Stored {
+        new: 0,
+        known: count,
+        after: None,
+    })
+}
+
+/// What is left of the node's epochs of which records are no longer kept, in their order.
+async fn checkpoints(
+    tx: &mut Transaction,
+    node: &Name,
+    authority: &[u8],
+) -> Result<Vec<Checkpoint>, StoreError> {
+    let stored = super::audit::checkpoints(tx, node).await?;
+    let read = |(boot_epoch, signed): (u64, SignedCheckpoint)| {
+        signed.read(authority, node, boot_epoch).ok_or_else(|| {
+            let why = format!("that of node {node}, boot epoch {boot_epoch} is not signed by this fleet's authority");
+            StoreError::corrupt("a checkpoint of usage", why)
+        })
+    };
+    stored.into_iter().map(read).collect()
 }
 
 /// The newest batch of a node.

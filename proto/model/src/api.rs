@@ -994,7 +994,10 @@ pub struct AuditView {
     pub total: AuditNode,
     /// Rows in the ledger, probes included.
     pub rows: u64,
-    /// Rows that are probes.
+    /// Rows that were there and are no longer kept; signed checkpoints say what was in them.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Of `rows` and `dropped`: those that are probes.
     pub probes: u64,
     /// Batches whose hash, signature and link were verified.
     pub batches: u64,
@@ -1023,17 +1026,24 @@ pub struct AuditJournal {
     pub node: Name,
     /// Which life.
     pub boot_epoch: u64,
-    /// Lowest sequence number.
+    /// Lowest sequence number that was ever there.
     pub first: u64,
     /// Highest sequence number.
     pub last: u64,
     /// Rows.
     pub rows: u64,
+    /// Rows up to `checkpoint` that are no longer kept.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Sequence number up to which a signed checkpoint stands for the rows and batches, which are no longer kept: what
+    /// comes behind it was checked. 0 if there is none.
+    #[serde(default)]
+    pub checkpoint: u64,
     /// Numbers from 1 to the highest that are not there: a journal counts from 1.
     pub missing: u64,
     /// Rows that are in no batch, from before usage was chained.
     pub unchained: u64,
-    /// Batches.
+    /// Batches, those that are no longer kept included.
     pub batches: u64,
     /// Hash of the last of them.
     pub head: Option<Digest>,
@@ -1109,6 +1119,8 @@ pub enum AuditFault {
     Gap,
     /// Sums of usage are not those of the rows.
     Sums,
+    /// What is said of records that are no longer kept is not as the coordinator signed it.
+    Checkpoint,
 }
 
 impl AuditFault {
@@ -1123,6 +1135,7 @@ impl AuditFault {
             AuditFault::Signature => "not signed",
             AuditFault::Gap => "gap",
             AuditFault::Sums => "sums",
+            AuditFault::Checkpoint => "checkpoint changed",
         }
     }
 }
