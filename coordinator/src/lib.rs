@@ -22,6 +22,7 @@ mod bill;
 mod budget;
 mod ca;
 mod clock;
+mod exports;
 mod ledger;
 mod limits;
 mod logs;

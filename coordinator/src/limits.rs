@@ -177,6 +177,36 @@ pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
 pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time that usage records may be kept, so that a node has heard that they are there.
 pub const LEAST_KEEP_RECORDS: Duration = Duration::from_secs(1);
+/// Most exports of a fleet, and of one tenant.
+pub(crate) const MAX_EXPORTS: usize = 1000;
+pub(crate) const MAX_EXPORTS_OF_TENANT: usize = 8;
+/// Events in one batch to a webhook: some 500 KiB.
+pub(crate) const EXPORT_BATCH_EVENTS: usize = 500;
+/// Batches of one export before others have their turn.
+pub(crate) const EXPORT_BATCHES_IN_A_TURN: usize = 20;
+/// Exports that are sent at a time, each with one batch in memory.
+pub(crate) const MAX_SENDING: usize = 8;
+/// How often exports are looked at.
+pub(crate) const EXPORTS_TICK: Duration = Duration::from_millis(500);
+/// Longest URL of a webhook.
+pub(crate) const MAX_WEBHOOK_URL_CHARS: usize = 2000;
+/// How long a webhook's secret is, in bytes, as Standard Webhooks have it.
+pub(crate) const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// Longest file of certificates for a webhook.
+pub(crate) const MAX_AUTHORITIES_BYTES: usize = 64 << 10;
+/// Time for a connection to a webhook.
+pub(crate) const WEBHOOK_CONNECT: Duration = Duration::from_secs(5);
+/// Time for a batch to be sent and answered.
+pub(crate) const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a first failure of a webhook, and the longest.
+pub(crate) const MIN_WEBHOOK_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const MAX_WEBHOOK_PAUSE: Duration = Duration::from_secs(300);
+/// Longest time for which a receiver may ask to be left alone.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Records that are counted at most of those that wait for an export.
+pub(crate) const MAX_COUNTED_BEHIND: u64 = 100_000;
+/// Most files of exports in one answer.
+pub(crate) const MAX_EXPORT_FILES_PAGE: u64 = 1000;
 /// Rows in one SQL statement of the ledger.
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 

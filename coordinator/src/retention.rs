@@ -63,11 +63,12 @@ impl Retention {
         let mut gone = 0;
         for node in self.store.nodes_with_batches().await? {
             loop {
-                let before_ms = self.clock.now_ms().saturating_sub(millis(keep));
+                let now_ms = self.clock.now_ms();
+                let before_ms = now_ms.saturating_sub(millis(keep));
                 let began = Instant::now();
                 let dropped = self
                     .store
-                    .drop_records(&node, before_ms, &self.authority)
+                    .drop_records(&node, (before_ms, now_ms), &self.authority)
                     .await?;
                 match dropped {
                     Dropped::Nothing => break,

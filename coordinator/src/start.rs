@@ -23,6 +23,7 @@ use crate::ca::{
     Authority, CaError, Joins, TokenError, Tokens, ensure_admin_token, new_admin_token, random,
 };
 use crate::clock::{Clock, millis};
+use crate::exports::Exports;
 use crate::ledger::Ledger;
 use crate::limits::{LAST_SEEN_EVERY, SWEEP_EVERY};
 use crate::logs::Logs;
@@ -356,6 +357,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         clock,
         keep: config.keep_records,
     };
+    let exports = Arc::new(Exports {
+        store: store.clone(),
+        authority: authority.clone(),
+        rollouts: rollouts.clone(),
+        clock,
+    });
     let api = Arc::new(Api {
         store: store.clone(),
         registry,
@@ -415,6 +422,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tasks.spawn(until(stopped.clone(), "budgets", async move {
         budgets.run().await;
     }));
+    tasks.spawn(until(stopped.clone(), "exports", exports.run()));
     tasks.spawn(until(stopped.clone(), "retention", async move {
         retention.run().await;
     }));

@@ -11,6 +11,7 @@ use holm_model::ids::{Digest, FunctionName, Name};
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::Client;
+use crate::remote::exports::{self, ExportsArgs};
 use crate::remote::settings::Connection;
 use crate::remote::table::{bytes, moment, table, time};
 use crate::remote::when::{Month, When};
@@ -62,6 +63,8 @@ enum UsageAction {
     Bill(BillArgs),
     /// Verify a receipt, without asking anybody.
     Verify(VerifyArgs),
+    /// Have a tenant's records sent elsewhere.
+    Exports(ExportsArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -151,6 +154,7 @@ pub(crate) async fn run(args: UsageArgs, output: Output) -> Result<(), Failure> 
         }
         Some(UsageAction::Bill(bill_args)) => bill(&bill_args, output).await,
         Some(UsageAction::Verify(verify_args)) => verify(&verify_args, output),
+        Some(UsageAction::Exports(exports_args)) => exports::run(exports_args, output).await,
         None => {
             let usage = usage(&args.connection.client()?, &args.query).await?;
             match args.csv {

@@ -8,6 +8,7 @@ mod access;
 mod artifacts;
 mod budgets;
 mod catalogue;
+mod exports;
 mod fleet;
 mod input;
 mod listener;
@@ -162,6 +163,12 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             get(budgets::of_function)
                 .put(budgets::set_of_function)
                 .delete(budgets::remove_of_function),
+        )
+        .route("/v1/exports", get(exports::list_all))
+        .route("/v1/tenants/{tenant}/exports", post(exports::add))
+        .route(
+            "/v1/tenants/{tenant}/exports/{export}",
+            delete(exports::remove),
         )
         .route("/v1/usage", get(usage::sums))
         .route("/v1/usage/audit", get(usage::audit))

@@ -90,7 +90,9 @@ impl TestFleet {
     }
 
     pub(crate) async fn drop_entered_before(&self, node: &Name, before_ms: u64) -> Dropped {
-        let dropped = self.store.drop_records(node, before_ms, &self.authority);
+        let dropped = self
+            .store
+            .drop_records(node, (before_ms, 7), &self.authority);
         dropped.await.unwrap()
     }
 }

@@ -59,6 +59,10 @@ pub(super) const SQLITE: &Migrations = &[
         "retention",
         include_str!("../../migrations/sqlite/0013_retention.sql"),
     ),
+    (
+        "exports",
+        include_str!("../../migrations/sqlite/0014_exports.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -102,6 +106,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "retention",
         include_str!("../../migrations/postgres/0011_retention.sql"),
+    ),
+    (
+        "exports",
+        include_str!("../../migrations/postgres/0012_exports.sql"),
     ),
 ];
 

@@ -19,6 +19,7 @@ mod budgets_tests;
 mod catalogue;
 mod coordinators;
 mod error;
+mod exports;
 mod fleet;
 mod migrations;
 mod postgres;
@@ -51,6 +52,7 @@ pub(crate) use catalogue::{
 };
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
+pub(crate) use exports::{ExportRow, NewExportRow, RecordsFilter, Unexported};
 pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, RenewOutcome};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;

@@ -11,6 +11,7 @@ use holm_model::ids::Name;
 
 use super::audit::{Rows, batches, begin, checkpoints};
 use super::error::During as _;
+use super::exports::count_lost;
 use super::sql::{Transaction, query};
 use super::{Store, StoreError, Turn, text, uint};
 use crate::ca::{Authority, CaError};
@@ -76,14 +77,14 @@ impl Store {
     pub(crate) async fn drop_records(
         &self,
         node: &Name,
-        before_ms: u64,
+        (before_ms, now_ms): (u64, u64),
         authority: &Authority,
     ) -> Result<Dropped, RetentionError> {
         let going = match self.what_goes(node, before_ms, authority).await? {
             Ok(going) => going,
             Err(outcome) => return Ok(outcome),
         };
-        Ok(self.remove(&going).await?)
+        Ok(self.remove(&going, now_ms).await?)
     }
 
     /// What is no longer kept.
@@ -163,7 +164,7 @@ impl Store {
         }))
     }
 
-    async fn remove(&self, going: &Going<'_>) -> Result<Dropped, StoreError> {
+    async fn remove(&self, going: &Going<'_>, now_ms: u64) -> Result<Dropped, StoreError> {
         const DOING: &str = "remove old usage";
         let mut tx = self.write(Turn::Ledger).await?;
         if checkpoints(&mut tx, going.node).await? != going.before {
@@ -187,6 +188,7 @@ impl Store {
             );
             upsert.execute(&mut tx).await.during(DOING)?;
         }
+        count_lost(&mut tx, going.node, going.upto, now_ms).await?;
         let gone = query("DELETE FROM usage WHERE node = ? AND (boot_epoch, sequence) <= (?, ?)")
             .bind(going.node)
             .bind(epoch)

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use holm_model::api::{
-    NewAssignment, NewPrices, RolloutRequest, RolloutState, VersionView, WhenRunning,
+    ExportFile, ExportKind, NewAssignment, NewPrices, RolloutRequest, RolloutState, VersionView,
+    WhenRunning,
 };
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::chunks::{Chunk, Index};
@@ -17,6 +18,7 @@ use holm_model::token::TokenId;
 use holm_model::usage::UsageRecord;
 
 use super::catalogue::names_artifact;
+use super::exports::{NewExportRow, Out};
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
@@ -1246,6 +1248,33 @@ pub(super) async fn fill(store: &Store) {
         fleet.send(&edge, &batch).await.unwrap();
         fleet.send(&edge, &batch).await.unwrap();
     }
+    for kind in [ExportKind::Webhook, ExportKind::Parquet] {
+        let new = NewExportRow {
+            tenant: name("acme"),
+            kind,
+            url: "https://example.com/".into(),
+            ca: String::new(),
+            private: false,
+            secret: Some(vec![1, 2, 3]),
+            from_start: true,
+        };
+        store.add_export(&new, 7).await.unwrap();
+    }
+    let files = store.exports(None).await.unwrap().pop().unwrap();
+    let to = Out {
+        row: 3,
+        before_ms: 9,
+    };
+    assert!(store.plan_export(files.id, files.out, to).await.unwrap());
+    let file = ExportFile {
+        name: "usage/tenant=acme/date=2026-11-30/part-1.parquet".into(),
+        day_ms: 5,
+        rows: 2,
+        bytes: 100,
+        digest: Digest([8; 32]),
+        written_ms: 6,
+    };
+    assert!(store.exported(&files, (to, 1), &[file], 7).await.unwrap());
     let gone = name("gone");
     fleet
         .add(&gone, &[record(1, 1), record(1, 2)])

@@ -414,6 +414,45 @@ const TABLES: &[Table] = &[
         order: "node, boot_epoch",
     },
     Table {
+        name: "usage_exports",
+        columns: &[
+            ("id", Int),
+            ("tenant", Text),
+            ("kind", Text),
+            ("url", Text),
+            ("ca", Text),
+            ("private", Int),
+            ("secret", Bytes),
+            ("created_ms", Int),
+            ("row", Int),
+            ("day_ms", Int),
+            ("from_row", Int),
+            ("plan_row", Int),
+            ("plan_day_ms", Int),
+            ("sent", Int),
+            ("sent_ms", Int),
+            ("failures", Int),
+            ("failed_ms", Int),
+            ("error", Text),
+            ("lost", Int),
+            ("lost_ms", Int),
+        ],
+        order: "id",
+    },
+    Table {
+        name: "usage_export_files",
+        columns: &[
+            ("export", Int),
+            ("name", Text),
+            ("day_ms", Int),
+            ("rows", Int),
+            ("bytes", Int),
+            ("digest", Bytes),
+            ("written_ms", Int),
+        ],
+        order: "export, name",
+    },
+    Table {
         name: "packs",
         columns: &[("name", Text), ("bytes", Int)],
         order: "name",
@@ -521,6 +560,7 @@ impl Store {
             ("rollouts", "id"),
             ("usage", "row"),
             ("budget_alerts", "row"),
+            ("usage_exports", "id"),
         ] {
             tx.go_on_after(table, column).await?;
         }

@@ -6,6 +6,7 @@
 pub mod http;
 pub mod node;
 pub mod program;
+pub mod receiver;
 pub mod usage;
 
 use std::net::SocketAddr;

@@ -61,8 +61,15 @@
 //! | `PUT /v1/tenants/{tenant}/budget` | `NewBudget` | 200 `BudgetView`, 404, 409 |
 //! | `DELETE /v1/tenants/{tenant}/budget` | | 204, 404 |
 //! | the same three of `/v1/functions/{tenant}/{function}/budget` | | |
+//! | `GET /v1/exports?tenant=` | | 200 `Vec<ExportView>` |
+//! | `POST /v1/tenants/{tenant}/exports` | `NewExport` | 201 `ExportView`, 404, 409, 422 |
+//! | `DELETE /v1/tenants/{tenant}/exports/{export}` | | 204, 404 |
+
+mod exports;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use exports::{ExportFile, ExportKind, ExportView, NewExport, RecordEvent};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
