@@ -19,14 +19,16 @@ mod tests;
 
 use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
 use holm_model::chain::{Place, batch_hash, leaf};
-use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::ids::{Digest, Name};
 use holm_model::limits::{MAX_MEMORY_BYTES, MAX_RECORD_BYTES, MAX_RECORD_NS};
 use holm_model::usage::UsageRecord;
 use holm_model::usage_batch::{UnpackError, UsageBatch};
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::Clock;
-use crate::store::{ALWAYS_MS, Store, StoreError, StoredUsage, UsageFilter, UsageGroup};
+use crate::store::{
+    ALWAYS_MS, RecordsFilter, Store, StoreError, StoredUsage, UsageFilter, UsageGroup,
+};
 use chain::Break;
 
 /// Why a batch is not stored.
@@ -223,11 +225,11 @@ impl Ledger {
     /// Rows in the order in which they were entered, from behind row `after` on.
     pub(crate) async fn records(
         &self,
-        function: Option<&FunctionName>,
+        filter: &RecordsFilter,
         after: u64,
         limit: usize,
     ) -> Result<UsageRecordsPage, StoreError> {
-        self.store.usage_records(function, after, limit).await
+        self.store.usage_records(filter, after, limit).await
     }
 
     /// Whether the ledger is whole, by its rows, hashes and signatures.

@@ -37,6 +37,7 @@ mod store;
 
 pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
+pub use exports::parquet::{RecordsFile, RecordsFileError};
 pub use limits::{LEAST_KEEP_RECORDS, NODE_CERTIFICATE_LIFE};
 pub use nodes::ServerError;
 pub use registry::{ArtifactError, S3Place, S3PlaceError};

@@ -278,7 +278,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let fleet = authority.fingerprint().hex();
     objects.claim(&fleet, store.has_packs().await?).await?;
-    let artifacts = Artifacts::new(objects, store.clone(), clock);
+    let artifacts = Artifacts::new(objects.clone(), store.clone(), clock);
     artifacts.take_in(&dir.join("artifacts")).await?;
 
     let fleet = Arc::new(Fleet::new(clock, store.is_shared()));
@@ -361,6 +361,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store: store.clone(),
         authority: authority.clone(),
         rollouts: rollouts.clone(),
+        objects: objects.clone(),
         clock,
     });
     let api = Arc::new(Api {
@@ -373,6 +374,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         logs,
         joins: joins.clone(),
         authority,
+        objects,
         tokens,
         clock,
         keep_records: config.keep_records,

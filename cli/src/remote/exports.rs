@@ -1,18 +1,19 @@
 //! `holm usage exports`: where a tenant's records of usage go.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Subcommand;
-use holm_model::api::{ExportKind, ExportView, NewExport};
-use holm_model::ids::Name;
+use holm_model::api::{ExportFile, ExportKind, ExportView, NewExport};
+use holm_model::ids::{Digest, Name};
 
 use crate::exit::Failure;
 use crate::output::Output;
+use crate::remote::client::Client;
 use crate::remote::settings::{Connection, read_small, write_private};
-use crate::remote::table::{moment, table};
+use crate::remote::table::{bytes, moment, table};
 
 /// `holm usage exports`.
 #[derive(Debug, clap::Args)]
@@ -29,6 +30,10 @@ enum ExportsAction {
     Add(AddArgs),
     /// End an export; what it has sent or written stays.
     Remove(RemoveArgs),
+    /// List the files that were written.
+    Files(FilesArgs),
+    /// Get the files that are not in a directory yet.
+    Fetch(FetchArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,6 +55,38 @@ struct AddArgs {
 enum AddKind {
     /// To an HTTPS address, as signed batches of CloudEvents.
     Webhook(WebhookArgs),
+    /// To Parquet files in the artifact store, those of a day (UTC) when it is over.
+    Parquet(ParquetArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ParquetArgs {
+    /// Whose records.
+    #[arg(long)]
+    tenant: Name,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+struct FilesArgs {
+    /// Whose.
+    #[arg(long)]
+    tenant: Name,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+#[derive(Debug, clap::Args)]
+struct FetchArgs {
+    /// Whose.
+    #[arg(long)]
+    tenant: Name,
+    /// Into which directory, below which they have the names that they have in the store.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,7 +137,23 @@ pub(crate) async fn run(args: ExportsArgs, output: Output) -> Result<(), Failure
         }
         ExportsAction::Add(args) => match args.kind {
             AddKind::Webhook(args) => add_webhook(args, output).await,
+            AddKind::Parquet(args) => {
+                let new = NewExport {
+                    kind: ExportKind::Parquet,
+                    url: None,
+                    secret: None,
+                    ca: None,
+                    private: false,
+                    from_start: false,
+                };
+                add(&args.connection, &args.tenant, &new, output).await
+            }
         },
+        ExportsAction::Files(args) => {
+            let files = files(&args.connection.client()?, &args.tenant).await?;
+            output.result(&files, || describe_files(&files))
+        }
+        ExportsAction::Fetch(args) => fetch(args, output).await,
         ExportsAction::Remove(args) => {
             let path = format!("/v1/tenants/{}/exports/{}", args.tenant, args.id);
             args.connection.client()?.delete(&path).await?;
@@ -133,6 +186,79 @@ async fn add(
     let path = format!("/v1/tenants/{tenant}/exports");
     let view: ExportView = connection.client()?.post(&path, new).await?;
     output.result(&view, || describe(std::slice::from_ref(&view)))
+}
+
+async fn files(client: &Client, tenant: &Name) -> Result<Vec<ExportFile>, Failure> {
+    let mut all: Vec<ExportFile> = Vec::new();
+    loop {
+        let after = all.last().map_or("", |file| file.name.as_str());
+        let path = format!("/v1/tenants/{tenant}/exports/files?after={after}");
+        let page: Vec<ExportFile> = client.get(&path).await?;
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.extend(page);
+    }
+}
+
+async fn fetch(args: FetchArgs, output: Output) -> Result<(), Failure> {
+    let client = args.connection.client()?;
+    let mut fetched = Vec::new();
+    for file in files(&client, &args.tenant).await? {
+        let to = args.output.join(local_name(&file.name)?);
+        if to.metadata().is_ok_and(|there| there.len() == file.bytes) {
+            continue;
+        }
+        let path = format!(
+            "/v1/tenants/{}/exports/file?name={}",
+            args.tenant, file.name
+        );
+        let bytes = client.get_bytes(&path).await?;
+        if Digest::of(&bytes) != file.digest {
+            return Err(Failure::other(format!(
+                "{} is not what was written: its digest is another one; the artifact store is to blame",
+                file.name
+            )));
+        }
+        write_private(&to, &bytes, true).map_err(|error| {
+            Failure::usage(format!("{} cannot be written: {error}", to.display()))
+        })?;
+        fetched.push(file);
+    }
+    output.result(&fetched, || {
+        format!(
+            "{} files fetched into {}",
+            fetched.len(),
+            args.output.display()
+        )
+    })
+}
+
+/// A name of the coordinator's that leads nowhere but below a directory.
+fn local_name(name: &str) -> Result<&Path, Failure> {
+    let path = Path::new(name);
+    let mut parts = path.components();
+    match parts.all(|part| matches!(part, Component::Normal(_))) && !name.is_empty() {
+        true => Ok(path),
+        false => Err(Failure::other(format!(
+            "the coordinator names a file `{name}`, which is none"
+        ))),
+    }
+}
+
+fn describe_files(files: &[ExportFile]) -> String {
+    let rows: Vec<[String; 4]> = files
+        .iter()
+        .map(|file| {
+            [
+                file.name.clone(),
+                file.rows.to_string(),
+                bytes(file.bytes),
+                moment(file.written_ms),
+            ]
+        })
+        .collect();
+    table(["FILE", "RECORDS", "SIZE", "WRITTEN"], &rows)
 }
 
 /// The secret in a file, which is made if it is not there.
@@ -209,6 +335,14 @@ fn describe(views: &[ExportView]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_files_name_leads_nowhere_else() {
+        assert!(local_name("usage/tenant=a/date=2026-11-30/part-1.parquet").is_ok());
+        for name in ["", "/etc/passwd", "usage/../../x", "..", "./x"] {
+            assert!(local_name(name).is_err(), "{name}");
+        }
+    }
 
     #[test]
     fn a_secret_is_made_once_and_then_read() {

@@ -170,6 +170,9 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
             (Admin, Tenant, Some("budget.remove"))
         }
         ("GET", "/v1/exports") => (Usage, Several, None),
+        ("GET", "/v1/tenants/{tenant}/exports/files" | "/v1/tenants/{tenant}/exports/file") => {
+            (Usage, Tenant, None)
+        }
         ("POST", "/v1/tenants/{tenant}/exports") => (Admin, Tenant, Some("export.add")),
         ("DELETE", "/v1/tenants/{tenant}/exports/{export}") => {
             (Admin, Tenant, Some("export.remove"))

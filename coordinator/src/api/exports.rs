@@ -2,9 +2,10 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
-use holm_model::api::{ExportKind, ExportView, NewExport};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use holm_model::api::{ExportFile, ExportKind, ExportView, NewExport};
 use holm_model::ids::Name;
 use holm_model::token::Verb;
 use serde::Deserialize;
@@ -50,7 +51,7 @@ pub(super) async fn add(
 ) -> Result<impl IntoResponse, ApiError> {
     let row = match new.kind {
         ExportKind::Webhook => webhook(&api, &caller, &tenant, new)?,
-        ExportKind::Parquet => files(&tenant, &new)?,
+        ExportKind::Parquet => to_files(&tenant, &new)?,
     };
     let detail = match row.kind {
         ExportKind::Webhook => format!("to {}", row.url),
@@ -71,6 +72,47 @@ pub(super) async fn remove(
 ) -> Result<StatusCode, ApiError> {
     api.store.remove_export(&tenant, id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The query of a request for files.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilesQuery {
+    /// The name after which the page begins.
+    #[serde(default)]
+    after: String,
+}
+
+pub(super) async fn files(
+    State(api): Shared,
+    Id(tenant): Id<Name>,
+    QueryOf(query): QueryOf<FilesQuery>,
+) -> Result<Json<Vec<ExportFile>>, ApiError> {
+    Ok(Json(api.store.export_files(&tenant, &query.after).await?))
+}
+
+/// The query of a request for one file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileQuery {
+    name: String,
+}
+
+pub(super) async fn file(
+    State(api): Shared,
+    Id(tenant): Id<Name>,
+    QueryOf(query): QueryOf<FileQuery>,
+) -> Result<Response, ApiError> {
+    let none = |why: &str| ApiError::not_found(format!("`name`: tenant `{tenant}` {why}"));
+    // Only what is in the list has a name in the store.
+    if !api.store.has_export_file(&tenant, &query.name).await? {
+        return Err(none("has no file of this name"));
+    }
+    let bytes = api.objects.read_file(&query.name).await?;
+    let bytes =
+        bytes.ok_or_else(|| none("has this file no more: it is not in the artifact store"))?;
+    let parquet = HeaderValue::from_static("application/vnd.apache.parquet");
+    Ok(([(CONTENT_TYPE, parquet)], bytes).into_response())
 }
 
 fn webhook(
@@ -108,7 +150,7 @@ fn webhook(
     })
 }
 
-fn files(tenant: &Name, new: &NewExport) -> Result<NewExportRow, ApiError> {
+fn to_files(tenant: &Name, new: &NewExport) -> Result<NewExportRow, ApiError> {
     let of_webhook = [
         ("url", new.url.is_some()),
         ("secret", new.secret.is_some()),

@@ -42,7 +42,7 @@ use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
 use crate::logs::Logs;
 use crate::nodes::Fleet;
-use crate::registry::Registry;
+use crate::registry::{Objects, Registry};
 use crate::rollout::Rollouts;
 use crate::store::Store;
 
@@ -57,6 +57,7 @@ pub(crate) struct Api {
     pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
     pub(crate) authority: Authority,
+    pub(crate) objects: Objects,
     pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
     /// How long records of usage are kept; for ever if none.
@@ -166,6 +167,8 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         )
         .route("/v1/exports", get(exports::list_all))
         .route("/v1/tenants/{tenant}/exports", post(exports::add))
+        .route("/v1/tenants/{tenant}/exports/files", get(exports::files))
+        .route("/v1/tenants/{tenant}/exports/file", get(exports::file))
         .route(
             "/v1/tenants/{tenant}/exports/{export}",
             delete(exports::remove),

@@ -21,7 +21,7 @@ use super::problem::ApiError;
 use super::{Api, Shared};
 use crate::bill;
 use crate::limits::MAX_TIME_PARTS;
-use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, RecordsFilter, UsageFilter, UsageGroup};
 
 /// The query of a usage request.
 #[derive(Debug, Deserialize)]
@@ -56,8 +56,13 @@ pub(super) async fn audit(State(api): Shared) -> Result<Json<AuditView>, ApiErro
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RecordsQuery {
+    tenant: Option<Name>,
     /// `tenant/function`.
     function: Option<String>,
+    /// From when on they were accepted, milliseconds since 1970 UTC.
+    since: Option<u64>,
+    /// The same; exclusive.
+    until: Option<u64>,
     after: Option<u64>,
     limit: Option<usize>,
 }
@@ -73,12 +78,19 @@ pub(super) async fn records(
         .map(|text| text.parse())
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`function`: {error}")))?;
-    allow(&caller, function.as_ref().map(|function| &function.tenant))?;
+    let mut filter = RecordsFilter::from(function.as_ref());
+    if let Some(tenant) = query.tenant {
+        if filter.tenant.as_ref().is_some_and(|other| *other != tenant) {
+            let detail = "`function`: it is of another tenant than `tenant`";
+            return Err(ApiError::bad_request(detail));
+        }
+        filter.tenant = Some(tenant);
+    }
+    (filter.from_ms, filter.to_ms) = (query.since, query.until);
+    allow(&caller, filter.tenant.as_ref())?;
     let limit = page_rows(query.limit, MAX_USAGE_BATCH)?;
     let after = query.after.unwrap_or(0);
-    Ok(Json(
-        api.ledger.records(function.as_ref(), after, limit).await?,
-    ))
+    Ok(Json(api.ledger.records(&filter, after, limit).await?))
 }
 
 /// The query of a request for a bill.

@@ -1,5 +1,7 @@
 //! Exports of usage: each tenant's records, as they are entered, to where the tenant wants them.
 //!
+//! [`files`] writes them to the artifact store, a day at a time, as [`parquet`] files.
+//!
 //! [`webhook`] sends them as signed batches of CloudEvents ([`event`]). What was sent is what the receiver took: how far
 //! that is moves in the database after its answer, so a coordinator that is killed, or another one in its place, goes
 //! on there, and a receiver may get a batch twice, but never an event under two ids. One coordinator sends, the one
@@ -13,6 +15,8 @@
 
 pub(crate) mod address;
 mod event;
+mod files;
+pub(crate) mod parquet;
 pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,8 +34,10 @@ use crate::limits::{
     EXPORT_BATCH_EVENTS, EXPORT_BATCHES_IN_A_TURN, EXPORTS_TICK, MAX_SENDING, MAX_WEBHOOK_PAUSE,
     MIN_WEBHOOK_PAUSE,
 };
+use crate::registry::Objects;
 use crate::rollout::Rollouts;
 use crate::store::{ExportRow, RecordsFilter, Store, StoreError};
+use files::FilesError;
 use webhook::{Undelivered, Webhook};
 
 /// What sends exports.
@@ -39,6 +45,7 @@ pub(crate) struct Exports {
     pub(crate) store: Store,
     pub(crate) authority: Authority,
     pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) objects: Objects,
     pub(crate) clock: Clock,
 }
 
@@ -108,14 +115,13 @@ impl Exports {
         standing.retain(|id, _| rows.iter().any(|row| row.id == *id));
         let newest = self.store.last_usage_row().await?;
         let now = Instant::now();
-        let webhooks = rows
-            .into_iter()
-            .filter(|row| row.kind == ExportKind::Webhook);
-        for row in webhooks {
+        for row in rows {
             let at = standing.entry(row.id).or_default();
             let due = at.not_before.is_none_or(|then| then <= now);
             let busy = under_way.values().any(|id| *id == row.id);
-            if !due || busy || at.upto == Some(newest) || under_way.len() >= MAX_SENDING {
+            // Days go by without new rows.
+            let idle = row.kind == ExportKind::Webhook && at.upto == Some(newest);
+            if !due || busy || idle || under_way.len() >= MAX_SENDING {
                 continue;
             }
             let (id, exports) = (row.id, self.clone());
@@ -128,13 +134,14 @@ impl Exports {
     /// Sends some batches of one export.
     async fn turn(&self, export: ExportRow, newest: u64) -> Turn {
         let id = export.id;
-        match self.send(export, newest).await {
-            Ok(turn) => turn,
-            Err(error) => {
-                tracing::error!(export = id, %error, "an export cannot go on");
-                Turn::Failed(None)
-            }
-        }
+        let turn = match export.kind {
+            ExportKind::Webhook => self.send(export, newest).await,
+            ExportKind::Parquet => self.write(export, newest).await,
+        };
+        turn.unwrap_or_else(|error| {
+            tracing::error!(export = id, %error, "an export cannot go on");
+            Turn::Failed(None)
+        })
     }
 
     async fn send(&self, export: ExportRow, newest: u64) -> Result<Turn, StoreError> {
@@ -149,8 +156,11 @@ impl Exports {
         };
         let mut out = export.out.row;
         for _ in 0..EXPORT_BATCHES_IN_A_TURN {
-            let page = self.store.records_of(&filter, out, EXPORT_BATCH_EVENTS);
-            let (rows, more) = page.await?;
+            let page = self
+                .store
+                .usage_records(&filter, out, EXPORT_BATCH_EVENTS)
+                .await?;
+            let (rows, more) = (page.records, page.next.is_some());
             let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
                 return Ok(Turn::UpTo(newest));
             };
@@ -183,6 +193,15 @@ impl Exports {
         Ok(Turn::More)
     }
 
+    async fn write(&self, export: ExportRow, newest: u64) -> Result<Turn, StoreError> {
+        match self.write_files(&export).await {
+            Ok(true) => Ok(Turn::More),
+            Ok(false) => Ok(Turn::UpTo(newest)),
+            Err(FilesError::Store(error)) => Err(error),
+            Err(error) => self.failed(&export, &error.to_string(), None).await,
+        }
+    }
+
     fn webhook(&self, export: &ExportRow) -> Result<Webhook, String> {
         let sealed = export.secret.as_deref().unwrap_or_default();
         let secret = self
@@ -201,7 +220,7 @@ impl Exports {
     ) -> Result<Turn, StoreError> {
         let (id, tenant) = (export.id, &export.tenant);
         if export.failures == 0 {
-            tracing::warn!(export = id, %tenant, why, "an export's receiver takes nothing; it is tried again");
+            tracing::warn!(export = id, %tenant, why, "an export fails; it is tried again");
         }
         let why = crate::limits::cut(why, crate::limits::MAX_REASON_CHARS);
         self.store

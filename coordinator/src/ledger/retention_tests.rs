@@ -103,7 +103,11 @@ async fn what_went_is_in_every_sum_and_the_audit_goes_on_behind_it(database: Tes
     assert_eq!(journal.head, before.journals[0].head);
     assert_eq!(after.journals[1], before.journals[1]);
     assert_eq!(sums(&fleet).await, told);
-    let page = fleet.ledger.records(None, 0, 100).await.unwrap();
+    let page = fleet
+        .ledger
+        .records(&RecordsFilter::default(), 0, 100)
+        .await
+        .unwrap();
     assert_eq!(page.records.len(), 10);
 
     // All of it, and the audit still knows the head.

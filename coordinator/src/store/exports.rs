@@ -4,11 +4,10 @@
 //! one alone counts.
 
 use holm_model::api::{ExportFile, ExportKind, ExportView};
-use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::ids::{Digest, Name};
 
 use super::error::During as _;
 use super::sql::{Row, Transaction, Value, query};
-use super::usage::{COLUMNS, ledger_row};
 use super::{ALWAYS_MS, Store, StoreError, Turn, bytes32, retention, text, uint};
 use crate::limits::{
     MAX_COUNTED_BEHIND, MAX_EXPORT_FILES_PAGE, MAX_EXPORTS, MAX_EXPORTS_OF_TENANT,
@@ -76,17 +75,6 @@ pub(crate) enum Unexported {
     TooMany(Name),
     #[error("tenant `{0}` has its usage written to files already, by export {1}")]
     FilesAlready(Name, u64),
-}
-
-/// Which rows of the ledger.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct RecordsFilter {
-    pub(crate) tenant: Option<Name>,
-    pub(crate) function: Option<Name>,
-    /// From when on they were accepted, milliseconds since 1970 UTC.
-    pub(crate) from_ms: Option<u64>,
-    /// Before when.
-    pub(crate) to_ms: Option<u64>,
 }
 
 const EXPORT_COLUMNS: &str = "id, tenant, kind, url, ca, private, secret, created_ms, row, day_ms, from_row, \
@@ -174,37 +162,6 @@ impl Store {
             .await
             .during(DOING)?;
         Ok(tx.commit(DOING).await?)
-    }
-
-    /// Rows behind row `after` of these records, at most `limit`, and whether there are more.
-    pub(crate) async fn records_of(
-        &self,
-        filter: &RecordsFilter,
-        after: u64,
-        limit: usize,
-    ) -> Result<(Vec<holm_model::api::LedgerRow>, bool), StoreError> {
-        let mut page = query("SELECT row, ");
-        page.push(COLUMNS).push(" FROM usage WHERE row > ");
-        page.push_bind(after);
-        if let Some(tenant) = &filter.tenant {
-            page.push(" AND tenant = ").push_bind(tenant);
-        }
-        if let Some(function) = &filter.function {
-            page.push(" AND function = ").push_bind(function);
-        }
-        if let Some(from_ms) = filter.from_ms {
-            page.push(" AND accepted_ms >= ").push_bind(from_ms);
-        }
-        if let Some(to_ms) = filter.to_ms {
-            page.push(" AND accepted_ms < ").push_bind(to_ms);
-        }
-        // One more than asked for tells whether there are more.
-        page.push(" ORDER BY row LIMIT ")
-            .push_bind(limit as u64 + 1);
-        let rows = page.rows(self.reader()).await.during("list usage")?;
-        let more = rows.len() > limit;
-        let rows = rows.iter().take(limit).map(ledger_row);
-        Ok((rows.collect::<Result<_, _>>()?, more))
     }
 
     /// Everything up to `to` is out, of which `rows` are new, if until now it was what was up to `from`; whether it
@@ -371,6 +328,23 @@ impl Store {
         Ok(true)
     }
 
+    /// Whether an export of the tenant's has written a file of this name.
+    pub(crate) async fn has_export_file(
+        &self,
+        tenant: &Name,
+        name: &str,
+    ) -> Result<bool, StoreError> {
+        query(
+            "SELECT 1 FROM usage_export_files AS f JOIN usage_exports AS e ON e.id = f.export
+             WHERE e.tenant = ? AND name = ?",
+        )
+        .bind(tenant)
+        .bind(name)
+        .found(self.reader())
+        .await
+        .during("look up a file of an export")
+    }
+
     /// Files of a tenant's whose names come after this one, at most a page of them.
     pub(crate) async fn export_files(
         &self,
@@ -490,14 +464,4 @@ fn export_row(row: &Row) -> Result<ExportRow, StoreError> {
         lost: number("lost")?,
         lost_ms: maybe("lost_ms")?,
     })
-}
-
-impl From<Option<&FunctionName>> for RecordsFilter {
-    fn from(function: Option<&FunctionName>) -> Self {
-        RecordsFilter {
-            tenant: function.map(|name| name.tenant.clone()),
-            function: function.map(|name| name.function.clone()),
-            ..RecordsFilter::default()
-        }
-    }
 }

@@ -24,8 +24,8 @@ use super::testing::{TestDatabase, on_both_databases};
 use super::{
     Adoption, ArtifactOutcome, Basis, Came, Deed, Dropped, JoinOutcome, KeyChange, KeyRow,
     KeysOutcome, LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish,
-    PublishOutcome, Queued, RenewOutcome, RolloutRow, Store, TagOutcome, TokenOutcome, TokenRow,
-    Unstored, UsageFilter, UsageGroup,
+    PublishOutcome, Queued, RecordsFilter, RenewOutcome, RolloutRow, Store, TagOutcome,
+    TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -1165,7 +1165,10 @@ async fn a_reader_of_pages_misses_no_row_that_is_entered_meanwhile(database: Tes
     }
     let (mut seen, mut after, mut over) = (BTreeSet::new(), 0, false);
     loop {
-        let page = store.usage_records(None, after, 25).await.unwrap();
+        let page = store
+            .usage_records(&RecordsFilter::default(), after, 25)
+            .await
+            .unwrap();
         for row in &page.records {
             assert!(row.row > after && seen.insert((row.node.clone(), row.record.sequence)));
             after = row.row;

@@ -31,6 +31,27 @@ pub(crate) enum StoredUsage {
     Conflict { boot_epoch: u64, sequence: u64 },
 }
 
+/// Which rows of the ledger.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RecordsFilter {
+    pub(crate) tenant: Option<Name>,
+    pub(crate) function: Option<Name>,
+    /// From when on they were accepted, milliseconds since 1970 UTC.
+    pub(crate) from_ms: Option<u64>,
+    /// Before when.
+    pub(crate) to_ms: Option<u64>,
+}
+
+impl From<Option<&FunctionName>> for RecordsFilter {
+    fn from(function: Option<&FunctionName>) -> Self {
+        RecordsFilter {
+            tenant: function.map(|name| name.tenant.clone()),
+            function: function.map(|name| name.function.clone()),
+            ..RecordsFilter::default()
+        }
+    }
+}
+
 /// A row but for its number, in the order of [`insert`].
 pub(super) const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, function, version, accepted_ms, \
                        outcome, status, queue_ns, restore_ns, run_ns, cpu_ns, memory_bytes, \
@@ -102,25 +123,39 @@ impl Store {
             .during(DOING)?;
         }
         insert_batch(&mut tx, node, batch, signer).await?;
-        let mut new = BTreeSet::new();
-        for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
-            let added = insert(&mut tx, node, chunk).await?;
-            if added.len() < chunk.len()
-                && let Some(record) = conflict(&mut tx, node, chunk).await?
-            {
-                // Dropped, the transaction is rolled back.
-                return Ok(StoredUsage::Conflict {
-                    boot_epoch: record.boot_epoch,
-                    sequence: record.sequence,
-                });
+        let new = match any_is_there(&mut tx, node, place).await? {
+            false => {
+                let rows = batch.records.iter().map(|record| values(node, record));
+                tx.enter("usage", COLUMNS, rows).await.during(DOING)?;
+                None
             }
-            new.extend(added);
-        }
-        let is_new = |record: &&UsageRecord| new.contains(&(record.boot_epoch, record.sequence));
+            // From before usage was chained.
+            true => {
+                let mut new = BTreeSet::new();
+                for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
+                    let added = insert(&mut tx, node, chunk).await?;
+                    if added.len() < chunk.len()
+                        && let Some(record) = conflict(&mut tx, node, chunk).await?
+                    {
+                        // Dropped, the transaction is rolled back.
+                        return Ok(StoredUsage::Conflict {
+                            boot_epoch: record.boot_epoch,
+                            sequence: record.sequence,
+                        });
+                    }
+                    new.extend(added);
+                }
+                Some(new)
+            }
+        };
+        let is_new = |record: &&UsageRecord| {
+            let key = (record.boot_epoch, record.sequence);
+            new.as_ref().is_none_or(|new| new.contains(&key))
+        };
         sums::add(&mut tx, node, batch.records.iter().filter(is_new)).await?;
         let added = batch.records.iter().filter(is_new);
         budgets::count(&mut tx, node, added, batch.received_ms).await?;
-        let new = new.len() as u64;
+        let new = new.map_or(count, |new| new.len() as u64);
         let known = count - new;
         resent(&mut tx, known).await?;
         tx.commit(DOING).await?;
@@ -162,10 +197,10 @@ impl Store {
         rows.iter().map(ledger_row).collect()
     }
 
-    /// Rows behind row `after`, at most `limit`.
+    /// Rows behind row `after` of these, at most `limit`.
     pub(crate) async fn usage_records(
         &self,
-        function: Option<&FunctionName>,
+        filter: &RecordsFilter,
         after: u64,
         limit: usize,
     ) -> Result<UsageRecordsPage, StoreError> {
@@ -174,9 +209,17 @@ impl Store {
         page.push(COLUMNS)
             .push(" FROM usage WHERE row > ")
             .push_bind(after);
-        if let Some(FunctionName { tenant, function }) = function {
+        if let Some(tenant) = &filter.tenant {
             page.push(" AND tenant = ").push_bind(tenant);
+        }
+        if let Some(function) = &filter.function {
             page.push(" AND function = ").push_bind(function);
+        }
+        if let Some(from_ms) = filter.from_ms {
+            page.push(" AND accepted_ms >= ").push_bind(from_ms);
+        }
+        if let Some(to_ms) = filter.to_ms {
+            page.push(" AND accepted_ms < ").push_bind(to_ms);
         }
         // One more than asked for tells whether there is a next page.
         page.push(" ORDER BY row LIMIT ")
@@ -213,6 +256,22 @@ async fn at_place(
     found
         .map(|(last, hash)| Ok((uint(last), Digest(bytes32("a batch's hash", &hash)?))))
         .transpose()
+}
+
+/// Whether there is a row at any of a batch's places.
+async fn any_is_there(
+    tx: &mut Transaction,
+    node: &Name,
+    place: &holm_model::chain::Place,
+) -> Result<bool, StoreError> {
+    query("SELECT 1 FROM usage WHERE node = ? AND boot_epoch = ? AND sequence BETWEEN ? AND ?")
+        .bind(node)
+        .bind(place.boot_epoch)
+        .bind(place.first)
+        .bind(place.last)
+        .found(tx)
+        .await
+        .during("look for usage that is there")
 }
 
 /// Counts a batch that is in the ledger already, or was.

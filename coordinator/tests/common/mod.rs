@@ -169,6 +169,32 @@ impl Coordinator {
         self.running = Some(running);
     }
 
+    /// Does something to its database, behind its back.
+    pub async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        let changed = match &self.database {
+            Some(url) => {
+                let pool = sqlx::PgPool::connect(url).await.unwrap();
+                sqlx::query(sql)
+                    .execute(&pool)
+                    .await
+                    .unwrap()
+                    .rows_affected()
+            }
+            None => {
+                let path = self.dir.path().join("state/coordinator.db");
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+                sqlx::query(sql)
+                    .execute(&pool)
+                    .await
+                    .unwrap()
+                    .rows_affected()
+            }
+        };
+        assert!(changed > 0);
+    }
+
     pub async fn join_token(&self) -> String {
         let answer = self.client.post("/v1/join-tokens", &json!({})).await;
         answer.expect::<JoinTokenAnswer>(201).token

@@ -50,7 +50,7 @@
 //! | `GET /v1/usage?tenant=&function=&by=function&since=&until=` | | 200 `Vec<UsageView>` |
 //! | `GET /v1/usage/bill?tenant=&since=&until=` | | 200 `SignedBill` |
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
-//! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
+//! | `GET /v1/usage/records?tenant=&function=&since=&until=&after=&limit=` | | 200 `UsageRecordsPage` |
 //! | `GET /v1/requests/{request}` | | 200 `Vec<ExplainedRecord>` |
 //! | `GET /v1/prices` | | 200 `PricesView` |
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
@@ -64,6 +64,8 @@
 //! | `GET /v1/exports?tenant=` | | 200 `Vec<ExportView>` |
 //! | `POST /v1/tenants/{tenant}/exports` | `NewExport` | 201 `ExportView`, 404, 409, 422 |
 //! | `DELETE /v1/tenants/{tenant}/exports/{export}` | | 204, 404 |
+//! | `GET /v1/tenants/{tenant}/exports/files?after=` | | 200 `Vec<ExportFile>`, by their names |
+//! | `GET /v1/tenants/{tenant}/exports/file?name=` | | 200 raw bytes, 404 |
 
 mod exports;
 
