@@ -159,6 +159,10 @@ pub(crate) const MAX_DATABASE_WAIT: Duration = Duration::from_secs(30);
 pub(crate) const DATABASE_BUSY: Duration = Duration::from_secs(5);
 /// Most connections to an SQLite database that read.
 pub(crate) const MAX_DATABASE_READERS: u32 = 4;
+/// Memory for pages of the SQLite database in the connection that writes.
+pub(crate) const SQLITE_CACHE_KIB: u32 = 64 << 10;
+/// Pages, of 4 KiB, of its log after which they are moved into the database: 32 MiB.
+pub(crate) const SQLITE_LOG_PAGES: u32 = 8192;
 /// Most connections of one coordinator to PostgreSQL.
 pub(crate) const MAX_DATABASE_CONNECTIONS: u32 = 12;
 /// Longest line of an export of the database.
@@ -177,6 +181,12 @@ pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
 pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time that usage records may be kept, so that a node has heard that they are there.
 pub const LEAST_KEEP_RECORDS: Duration = Duration::from_secs(1);
+/// How long after a day's end its files are written, so that what nodes upload meanwhile is in them.
+pub(crate) const EXPORT_FILES_GRACE: Duration = Duration::from_secs(3600);
+/// Rows of one file, at most twice as many with what is not written yet of all days: some 25 MB.
+pub(crate) const EXPORT_PART_ROWS: usize = 32_768;
+/// Rows that are read at a time for files.
+pub(crate) const EXPORT_PAGE_ROWS: usize = 4096;
 /// Most exports of a fleet, and of one tenant.
 pub(crate) const MAX_EXPORTS: usize = 1000;
 pub(crate) const MAX_EXPORTS_OF_TENANT: usize = 8;

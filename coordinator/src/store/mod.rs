@@ -52,7 +52,7 @@ pub(crate) use catalogue::{
 };
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
-pub(crate) use exports::{ExportRow, NewExportRow, RecordsFilter, Unexported};
+pub(crate) use exports::{ExportRow, NewExportRow, Out, Unexported};
 pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, RenewOutcome};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
@@ -65,9 +65,11 @@ pub(crate) use sums::{
 pub(crate) use tokens::{TokenOutcome, TokenRow};
 pub(crate) use trail::{Came, Deed};
 pub use transfer::TransferError;
-pub(crate) use usage::StoredUsage;
+pub(crate) use usage::{RecordsFilter, StoredUsage};
 
-use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};
+use crate::limits::{
+    DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT, SQLITE_CACHE_KIB, SQLITE_LOG_PAGES,
+};
 use error::During;
 use migrations::migrator;
 use sql::{On, Transaction, query};
@@ -114,7 +116,14 @@ impl Store {
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(MAX_DATABASE_WAIT)
-            .connect_with(options.clone())
+            .connect_with(
+                // The ledger's indexes are written all over; what does not fit is written out and read again within
+                // one transaction. The log is moved over less often, with more of it each time.
+                options
+                    .clone()
+                    .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
+                    .pragma("wal_autocheckpoint", SQLITE_LOG_PAGES.to_string()),
+            )
             .await
             .during("open")?;
         migrator(migrations::SQLITE).run(&writer).await?;
