@@ -102,7 +102,7 @@ struct WebhookArgs {
     secret_file: PathBuf,
     /// Certificates (PEM) of authorities that may vouch for the address, beside the system's.
     #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
+    receiver_ca: Option<PathBuf>,
     /// Let the address be one that is not public, such as one of a private network. Needs a token for all tenants.
     #[arg(long)]
     private: bool,
@@ -165,7 +165,7 @@ pub(crate) async fn run(args: ExportsArgs, output: Output) -> Result<(), Failure
 
 async fn add_webhook(args: WebhookArgs, output: Output) -> Result<(), Failure> {
     let secret = secret(&args.secret_file, output)?;
-    let ca = args.ca_file.as_deref().map(read).transpose()?;
+    let ca = args.receiver_ca.as_deref().map(read).transpose()?;
     let new = NewExport {
         kind: ExportKind::Webhook,
         url: Some(args.url),
