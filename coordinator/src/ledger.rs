@@ -5,10 +5,13 @@
 //! or that its node's key has not signed, is refused, with the name of what is wrong: to enter it would hide that an
 //! execution is missing, or that somebody says so in the node's name. A record's key is (node, boot epoch,
 //! sequence), checked in the transaction that stores the row. Whoever doubts the ledger later can do it all again:
-//! see [`audit`].
+//! see [`audit`]. What is no longer kept of it, and how that stays provable: [`checkpoint`].
 
 pub(crate) mod audit;
 pub(crate) mod chain;
+pub(crate) mod checkpoint;
+#[cfg(test)]
+mod retention_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -16,14 +19,16 @@ mod tests;
 
 use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
 use holm_model::chain::{Place, batch_hash, leaf};
-use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::ids::{Digest, Name};
 use holm_model::limits::{MAX_MEMORY_BYTES, MAX_RECORD_BYTES, MAX_RECORD_NS};
 use holm_model::usage::UsageRecord;
 use holm_model::usage_batch::{UnpackError, UsageBatch};
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::Clock;
-use crate::store::{ALWAYS_MS, Store, StoreError, StoredUsage, UsageFilter, UsageGroup};
+use crate::store::{
+    ALWAYS_MS, RecordsFilter, Store, StoreError, StoredUsage, UsageFilter, UsageGroup,
+};
 use chain::Break;
 
 /// Why a batch is not stored.
@@ -179,7 +184,7 @@ impl Ledger {
             received_ms: self.clock.now_ms(),
             records: &records,
         };
-        match self.store.add_usage(node, &sealed).await? {
+        match self.store.add_usage(node, &sealed, &self.authority).await? {
             StoredUsage::Stored { new, known, after } => {
                 if let Some(broken) = after {
                     tracing::error!(%node, batch = %named, ?broken, "a node that has joined anew does not go on where its usage ended; the audit names it");
@@ -220,11 +225,11 @@ impl Ledger {
     /// Rows in the order in which they were entered, from behind row `after` on.
     pub(crate) async fn records(
         &self,
-        function: Option<&FunctionName>,
+        filter: &RecordsFilter,
         after: u64,
         limit: usize,
     ) -> Result<UsageRecordsPage, StoreError> {
-        self.store.usage_records(function, after, limit).await
+        self.store.usage_records(filter, after, limit).await
     }
 
     /// Whether the ledger is whole, by its rows, hashes and signatures.

@@ -23,12 +23,14 @@ mod bill;
 mod budget;
 mod ca;
 mod clock;
+mod exports;
 mod ledger;
 mod limits;
 mod logs;
 mod nodes;
 mod peers;
 mod registry;
+mod retention;
 mod rollout;
 mod route;
 mod start;
@@ -37,7 +39,8 @@ mod vault;
 
 pub use bill::{UnverifiedBill, authority_of, verify as verify_bill};
 pub use ca::{CaError, TokenError};
-pub use limits::NODE_CERTIFICATE_LIFE;
+pub use exports::parquet::{RecordsFile, RecordsFileError};
+pub use limits::{LEAST_KEEP_RECORDS, NODE_CERTIFICATE_LIFE};
 pub use nodes::ServerError;
 pub use registry::{ArtifactError, S3Place, S3PlaceError};
 pub use start::{

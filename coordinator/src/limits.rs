@@ -166,6 +166,10 @@ pub(crate) const MAX_DATABASE_WAIT: Duration = Duration::from_secs(30);
 pub(crate) const DATABASE_BUSY: Duration = Duration::from_secs(5);
 /// Most connections to an SQLite database that read.
 pub(crate) const MAX_DATABASE_READERS: u32 = 4;
+/// Memory for pages of the SQLite database in the connection that writes.
+pub(crate) const SQLITE_CACHE_KIB: u32 = 64 << 10;
+/// Pages, of 4 KiB, of its log after which they are moved into the database: 32 MiB.
+pub(crate) const SQLITE_LOG_PAGES: u32 = 8192;
 /// Most connections of one coordinator to PostgreSQL.
 pub(crate) const MAX_DATABASE_CONNECTIONS: u32 = 12;
 /// Longest line of an export of the database.
@@ -176,6 +180,50 @@ pub(crate) const LOOKUP_CHUNK_ROWS: usize = 500;
 pub(crate) const AUDIT_PAGE_BATCHES: u64 = 64;
 /// Most problems that an audit lists.
 pub(crate) const MAX_AUDIT_PROBLEMS: usize = 1000;
+/// Most rows of usage that are removed at once, if a batch has not more.
+pub(crate) const MAX_DROPPED_ROWS: u64 = 4096;
+/// How often usage that is no longer kept is looked for, at least.
+pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// Least pause between two removals.
+pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
+/// Shortest time that usage records may be kept, so that a node has heard that they are there.
+pub const LEAST_KEEP_RECORDS: Duration = Duration::from_secs(1);
+/// How long after a day's end its files are written, so that what nodes upload meanwhile is in them.
+pub(crate) const EXPORT_FILES_GRACE: Duration = Duration::from_secs(3600);
+/// Rows of one file, at most twice as many with what is not written yet of all days: some 25 MB.
+pub(crate) const EXPORT_PART_ROWS: usize = 32_768;
+/// Rows that are read at a time for files.
+pub(crate) const EXPORT_PAGE_ROWS: usize = 4096;
+/// Most exports of a fleet, and of one tenant.
+pub(crate) const MAX_EXPORTS: usize = 1000;
+pub(crate) const MAX_EXPORTS_OF_TENANT: usize = 8;
+/// Events in one batch to a webhook: some 500 KiB.
+pub(crate) const EXPORT_BATCH_EVENTS: usize = 500;
+/// Batches of one export before others have their turn.
+pub(crate) const EXPORT_BATCHES_IN_A_TURN: usize = 20;
+/// Exports that are sent at a time, each with one batch in memory.
+pub(crate) const MAX_SENDING: usize = 8;
+/// How often exports are looked at.
+pub(crate) const EXPORTS_TICK: Duration = Duration::from_millis(500);
+/// Longest URL of a webhook.
+pub(crate) const MAX_WEBHOOK_URL_CHARS: usize = 2000;
+/// How long a webhook's secret is, in bytes, as Standard Webhooks have it.
+pub(crate) const WEBHOOK_SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+/// Longest file of certificates for a webhook.
+pub(crate) const MAX_AUTHORITIES_BYTES: usize = 64 << 10;
+/// Time for a connection to a webhook.
+pub(crate) const WEBHOOK_CONNECT: Duration = Duration::from_secs(5);
+/// Time for a batch to be sent and answered.
+pub(crate) const WEBHOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a first failure of a webhook, and the longest.
+pub(crate) const MIN_WEBHOOK_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const MAX_WEBHOOK_PAUSE: Duration = Duration::from_secs(300);
+/// Longest time for which a receiver may ask to be left alone.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Records that are counted at most of those that wait for an export.
+pub(crate) const MAX_COUNTED_BEHIND: u64 = 100_000;
+/// Most files of exports in one answer.
+pub(crate) const MAX_EXPORT_FILES_PAGE: u64 = 1000;
 /// Rows in one SQL statement of the ledger.
 pub(crate) const LEDGER_CHUNK_ROWS: usize = 500;
 

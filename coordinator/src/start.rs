@@ -23,12 +23,14 @@ use crate::ca::{
     Authority, CaError, Joins, TokenError, Tokens, ensure_admin_token, new_admin_token, random,
 };
 use crate::clock::{Clock, millis};
+use crate::exports::Exports;
 use crate::ledger::Ledger;
 use crate::limits::{LAST_SEEN_EVERY, SWEEP_EVERY};
 use crate::logs::Logs;
 use crate::nodes::{Fleet, Server, ServerError, Services};
 use crate::peers::Peers;
 use crate::registry::{ArtifactError, Artifacts, Configurations, Objects, Registry, S3Place};
+use crate::retention::Retention;
 use crate::rollout::{Rollouts, Timing};
 use crate::store::{Came, DatabaseUrl, Deed, Store, StoreError, TransferError};
 use crate::vault::{Vault, VaultError};
@@ -66,6 +68,9 @@ pub struct Config {
     /// How long a node's certificate is good, within [`crate::NODE_CERTIFICATE_LIFE`]. The node has it renewed when two thirds of that are over, so one that
     /// is away for no longer than the last third comes back by itself.
     pub node_certificate_life: Duration,
+    /// How long records of usage are kept after they were entered, at least [`crate::LEAST_KEEP_RECORDS`]; for ever if
+    /// none. Sums of them are kept for ever.
+    pub keep_records: Option<Duration>,
 }
 
 impl Config {
@@ -83,6 +88,7 @@ impl Config {
             prepare_timeout: Duration::from_secs(60),
             absent_grace: Duration::from_secs(10),
             node_certificate_life: Duration::from_secs(30 * 86_400),
+            keep_records: Some(Duration::from_secs(400 * 86_400)),
         }
     }
 }
@@ -299,7 +305,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let fleet = authority.fingerprint().hex();
     objects.claim(&fleet, store.has_packs().await?).await?;
-    let artifacts = Artifacts::new(objects, store.clone(), clock);
+    let artifacts = Artifacts::new(objects.clone(), store.clone(), clock);
     artifacts.take_in(&dir.join("artifacts")).await?;
 
     let fleet = Arc::new(Fleet::new(clock, store.is_shared()));
@@ -380,6 +386,20 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         clock,
     });
     let artifacts = registry.artifacts().clone();
+    let retention = Retention {
+        store: store.clone(),
+        authority: authority.clone(),
+        rollouts: rollouts.clone(),
+        clock,
+        keep: config.keep_records,
+    };
+    let exports = Arc::new(Exports {
+        store: store.clone(),
+        authority: authority.clone(),
+        rollouts: rollouts.clone(),
+        objects: objects.clone(),
+        clock,
+    });
     let api = Arc::new(Api {
         store: store.clone(),
         registry,
@@ -391,8 +411,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         logs,
         joins: joins.clone(),
         authority,
+        objects,
         tokens,
         clock,
+        keep_records: config.keep_records,
         uploads: api::upload_turns(),
     });
 
@@ -438,6 +460,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }));
     tasks.spawn(until(stopped.clone(), "budgets", async move {
         budgets.run().await;
+    }));
+    tasks.spawn(until(stopped.clone(), "exports", exports.run()));
+    tasks.spawn(until(stopped.clone(), "retention", async move {
+        retention.run().await;
     }));
     let seen_store = store.clone();
     tasks.spawn(until(stopped.clone(), "unused artifacts", async move {

@@ -3,101 +3,19 @@
 
 mod common;
 
-use common::Coordinator;
-use common::node::{Control, Identity, bulk, connect, hello, join};
+use std::time::Duration;
+
+use common::usage::{UsageNode, record, records};
+use common::{Coordinator, until};
 use holm_model::api::{AuditView, UsageRecordsPage, UsageView};
-use holm_model::chain::{self, NOTHING_BEFORE};
-use holm_model::control::{BulkAnswer, BulkRequest};
-use holm_model::ids::{Digest, RequestId};
-use holm_model::usage::{Outcome, UsageRecord};
-use holm_model::usage_batch::{PackedRecords, UsageBatch};
-use rcgen::{KeyPair, SigningKey as _};
-
-fn record(sequence: u64) -> UsageRecord {
-    let mut request = [0; 16];
-    request[..8].copy_from_slice(&sequence.to_le_bytes());
-    UsageRecord {
-        boot_epoch: 1,
-        sequence,
-        request: RequestId(request),
-        function: "acme/hello".parse().unwrap(),
-        version: Digest([7; 32]),
-        accepted_ms: 1_700_000_000_000,
-        outcome: Outcome::Answered,
-        status: 200,
-        queue_ns: 1,
-        restore_ns: 2,
-        run_ns: 3,
-        cpu_ns: 4,
-        memory_bytes: 64 << 20,
-        request_bytes: 5,
-        response_bytes: 6,
-        egress_bytes: 7,
-        ingress_bytes: 8,
-        cold: false,
-        exits: 3,
-        probe: false,
-    }
-}
-
-/// A node and its chain.
-struct Node {
-    control: Control,
-    identity: Identity,
-    previous: Digest,
-}
-
-async fn node(coordinator: &Coordinator) -> Node {
-    let token = coordinator.join_token().await;
-    let identity = join(coordinator.quic, &token, "edge-1").await.unwrap();
-    Node {
-        control: connect(coordinator.quic, &identity, hello(1)).await,
-        previous: chain::genesis(&identity.name, 1, NOTHING_BEFORE),
-        identity,
-    }
-}
-
-impl Node {
-    fn sign(&self, records: &[UsageRecord]) -> UsageBatch {
-        let mut batch = UsageBatch {
-            boot_epoch: 1,
-            first: records[0].sequence,
-            previous: self.previous,
-            hash: NOTHING_BEFORE,
-            signature: Vec::new(),
-            records: PackedRecords::pack(records),
-        };
-        let place = batch.place().unwrap();
-        let leaves: Vec<_> = records.iter().map(chain::leaf).collect();
-        batch.hash = chain::batch_hash(&self.identity.name, &place, &leaves);
-        let key = KeyPair::try_from(&self.identity.key[..]).unwrap();
-        batch.signature = key.sign(&chain::to_sign(batch.hash)).unwrap();
-        batch
-    }
-
-    async fn send(&self, batch: &UsageBatch) -> BulkAnswer {
-        let request = BulkRequest::Usage(batch.clone());
-        bulk(&self.control.connection, &request).await.0
-    }
-
-    async fn upload(&mut self, records: &[UsageRecord]) -> BulkAnswer {
-        let batch = self.sign(records);
-        let answer = self.send(&batch).await;
-        if matches!(answer, BulkAnswer::UsageStored { .. }) {
-            self.previous = batch.hash;
-        }
-        answer
-    }
-}
-
-fn records(sequences: std::ops::RangeInclusive<u64>) -> Vec<UsageRecord> {
-    sequences.map(record).collect()
-}
+use holm_model::control::BulkAnswer;
+use holm_model::ids::RequestId;
+use holm_test_support::Postgres;
 
 #[tokio::test]
 async fn a_batch_sent_twice_is_acknowledged_twice_and_entered_once() {
     let coordinator = Coordinator::start().await;
-    let node = node(&coordinator).await;
+    let node = UsageNode::join(&coordinator).await;
     let batch = node.sign(&records(1..=4096));
     let first = node.send(&batch).await;
     assert_eq!(
@@ -128,7 +46,7 @@ async fn a_batch_sent_twice_is_acknowledged_twice_and_entered_once() {
 #[tokio::test]
 async fn what_was_acknowledged_is_there_after_the_coordinator_was_killed() {
     let mut coordinator = Coordinator::start().await;
-    let mut node = node(&coordinator).await;
+    let mut node = UsageNode::join(&coordinator).await;
     let stored = node.upload(&records(1..=100)).await;
     assert_eq!(stored, BulkAnswer::UsageStored { new: 100, known: 0 });
     coordinator.restart().await;
@@ -147,7 +65,7 @@ async fn what_was_acknowledged_is_there_after_the_coordinator_was_killed() {
 #[tokio::test]
 async fn a_batch_that_cannot_be_is_refused_and_the_link_goes_on() {
     let coordinator = Coordinator::start().await;
-    let mut node = node(&coordinator).await;
+    let mut node = UsageNode::join(&coordinator).await;
     node.upload(&records(1..=1)).await;
     let mut other = record(1);
     other.request = RequestId([0xff; 16]);
@@ -167,4 +85,56 @@ async fn a_batch_that_cannot_be_is_refused_and_the_link_goes_on() {
     }
     let next = node.upload(&records(2..=2)).await;
     assert_eq!(next, BulkAnswer::UsageStored { new: 1, known: 0 });
+}
+
+async fn audit(coordinator: &Coordinator) -> AuditView {
+    coordinator.client.get("/v1/usage/audit").await.expect(200)
+}
+
+#[tokio::test]
+async fn a_request_that_is_no_longer_kept_is_told_to_be_so_and_is_still_in_the_sums() {
+    let coordinator = Coordinator::start_keeping(Duration::from_secs(2), None).await;
+    let mut node = UsageNode::join(&coordinator).await;
+    node.upload(&records(1..=100)).await;
+    let explain = format!("/v1/requests/{}", record(7).request);
+    let kept = coordinator.client.get(&explain).await;
+    assert_eq!(kept.status, 200, "{}", kept.text());
+    until("records that go", || async {
+        audit(&coordinator).await.dropped == 100
+    })
+    .await;
+    let gone = coordinator.client.get(&explain).await.problem(404);
+    assert!(gone.detail.contains("no longer kept"), "{}", gone.detail);
+    assert!(gone.detail.contains("kept for 2 s"), "{}", gone.detail);
+    let audit = audit(&coordinator).await;
+    assert!(audit.whole && audit.rows == 0, "{audit:?}");
+    let usage: Vec<UsageView> = coordinator.client.get("/v1/usage").await.expect(200);
+    assert_eq!(usage[0].executions, 100);
+    // The chain goes on.
+    let next = node.upload(&records(101..=110)).await;
+    assert_eq!(next, BulkAnswer::UsageStored { new: 10, known: 0 });
+}
+
+#[tokio::test]
+async fn of_several_coordinators_one_removes_what_is_old_and_another_one_goes_on() {
+    let database = Postgres::shared().database();
+    let keep = Duration::from_secs(1);
+    let mut first = Coordinator::start_keeping(keep, Some(database)).await;
+    let second = first.start_beside().await;
+    let mut node = UsageNode::join(&first).await;
+    node.upload(&records(1..=50)).await;
+    node.upload(&records(51..=60)).await;
+    until("records that go", || async {
+        audit(&second).await.dropped == 60
+    })
+    .await;
+    first.kill();
+    node.dial(&second).await;
+    let more = node.upload(&records(61..=70)).await;
+    assert_eq!(more, BulkAnswer::UsageStored { new: 10, known: 0 });
+    until("records that go after the first is dead", || async {
+        audit(&second).await.dropped == 70
+    })
+    .await;
+    assert!(audit(&second).await.whole);
 }

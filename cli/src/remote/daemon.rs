@@ -81,6 +81,10 @@ pub(crate) struct CoordinatorArgs {
     /// for longer than that has to join again.
     #[arg(long, value_name = "TIME", default_value = "30d", value_parser = certificate_life)]
     node_certificates: Duration,
+    /// How long records of usage are kept after they were entered, as 90d; or `forever`. Sums by minute, hour and day,
+    /// and bills, which are made of them, are kept for ever in any case. Give all coordinators of a fleet the same.
+    #[arg(long, env = "HOLM_KEEP_RECORDS", value_name = "TIME", default_value = "400d", value_parser = kept_for)]
+    keep_records: Kept,
     #[command(flatten)]
     supervision: Supervision,
     #[command(subcommand)]
@@ -247,6 +251,21 @@ fn tls_files(cert: Option<PathBuf>, key: Option<PathBuf>) -> Option<TlsFiles> {
     Some(TlsFiles { cert, key })
 }
 
+/// How long something is kept; for ever if none.
+#[derive(Clone, Copy, Debug)]
+struct Kept(Option<Duration>);
+
+fn kept_for(text: &str) -> Result<Kept, String> {
+    if text == "forever" || text == "0" {
+        return Ok(Kept(None));
+    }
+    let time = Duration::from_millis(days(text)?);
+    match time >= holm_coordinator::LEAST_KEEP_RECORDS {
+        true => Ok(Kept(Some(time))),
+        false => Err("records are kept for at least a second, or `forever`".to_owned()),
+    }
+}
+
 /// `holm coordinator`.
 pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
     logging("info", args.supervision.log_format == LogFormat::Json);
@@ -265,6 +284,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
         "http"
     };
     config.node_certificate_life = args.node_certificates;
+    config.keep_records = args.keep_records.0;
     config.artifacts = args.artifacts;
     config.secrets_key = args.secrets_key;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);

@@ -12,6 +12,7 @@
 //! | [`logs`] | `logs` |
 //! | [`tokens`] | `tokens`, `audit` |
 //! | [`usage`] | `usage` |
+//! | [`exports`] | `usage exports` |
 //! | [`prices`] | `prices`, `explain` |
 //! | [`budgets`] | `budgets` |
 //!
@@ -25,6 +26,7 @@ pub(crate) mod configuration;
 pub(crate) mod daemon;
 pub(crate) mod deploy;
 pub(crate) mod edge;
+pub(crate) mod exports;
 pub(crate) mod fleet;
 pub(crate) mod invoke;
 pub(crate) mod key;

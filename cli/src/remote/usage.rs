@@ -1,20 +1,25 @@
 //! `holm usage`: what executions used, what it costs, and whether the ledger is whole.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 
-use holm_model::api::{AuditFault, AuditView, Bill, SignedBill, UsageView};
+use holm_model::api::{AuditFault, AuditView, Bill, SignedBill, UsageRecordsPage, UsageView};
 use holm_model::ids::{Digest, FunctionName, Name};
+use holm_model::limits::MAX_USAGE_BATCH;
 
 use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::remote::client::Client;
+use crate::remote::exports::{self, ExportsArgs};
 use crate::remote::settings::Connection;
 use crate::remote::table::{bytes, moment, table, time};
 use crate::remote::when::{Month, When};
 
+/// Records in a row group of a Parquet file, at least, but for the last.
+const ROWS_IN_A_GROUP: usize = 32_768;
 /// Largest file that is taken for a bill.
 const MAX_BILL_BYTES: u64 = 64 << 20;
 
@@ -62,6 +67,10 @@ enum UsageAction {
     Bill(BillArgs),
     /// Verify a receipt, without asking anybody.
     Verify(VerifyArgs),
+    /// Have a tenant's records sent elsewhere.
+    Exports(ExportsArgs),
+    /// Write records that the ledger has to a Parquet file.
+    Export(ExportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -102,6 +111,30 @@ struct VerifyArgs {
     /// with each receipt. Without it, only that the receipt is whole is shown, not whose it is.
     #[arg(long, value_name = "DIGEST")]
     authority: Option<Digest>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ExportArgs {
+    /// As Parquet, the only form there is.
+    #[arg(long, required = true)]
+    parquet: bool,
+    /// Only records of this tenant.
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<Name>,
+    /// Only of this function, as tenant/function.
+    #[arg(long, value_name = "FUNCTION", conflicts_with = "tenant")]
+    function: Option<FunctionName>,
+    /// Only what nodes accepted from then on.
+    #[arg(long, value_name = "TIME")]
+    since: Option<When>,
+    /// And before this.
+    #[arg(long, value_name = "TIME")]
+    until: Option<When>,
+    /// The file, which must not be there.
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 /// What usage is added up by.
@@ -151,6 +184,8 @@ pub(crate) async fn run(args: UsageArgs, output: Output) -> Result<(), Failure> 
         }
         Some(UsageAction::Bill(bill_args)) => bill(&bill_args, output).await,
         Some(UsageAction::Verify(verify_args)) => verify(&verify_args, output),
+        Some(UsageAction::Export(export_args)) => export(&export_args, output).await,
+        Some(UsageAction::Exports(exports_args)) => exports::run(exports_args, output).await,
         None => {
             let usage = usage(&args.connection.client()?, &args.query).await?;
             match args.csv {
@@ -402,6 +437,63 @@ fn gib_seconds(memory_kib_ms: u64) -> String {
     format!("{:.4}", memory_kib_ms as f64 / f64::from(1 << 20) / 1e3)
 }
 
+async fn export(args: &ExportArgs, output: Output) -> Result<(), Failure> {
+    let shown = args.output.display();
+    let failed = |why: &dyn std::fmt::Display| {
+        Failure::usage(format!("the file {shown} cannot be written: {why}"))
+    };
+    let client = args.connection.client()?;
+    let to = File::create_new(&args.output).map_err(|error| failed(&error))?;
+    let written = write_records(&client, args, to, &failed).await;
+    if written.is_err() {
+        // Half a file is none.
+        let _ = std::fs::remove_file(&args.output);
+    }
+    let rows = written?;
+    let result = serde_json::json!({ "file": args.output, "records": rows });
+    output.result(&result, || format!("{rows} records written to {shown}"))
+}
+
+async fn write_records(
+    client: &Client,
+    args: &ExportArgs,
+    to: File,
+    failed: &impl Fn(&dyn std::fmt::Display) -> Failure,
+) -> Result<u64, Failure> {
+    let mut filter = String::new();
+    if let Some(tenant) = &args.tenant {
+        filter.push_str(&format!("&tenant={tenant}"));
+    }
+    if let Some(function) = &args.function {
+        filter.push_str(&format!("&function={function}"));
+    }
+    for (name, when) in [("since", &args.since), ("until", &args.until)] {
+        if let Some(when) = when {
+            filter.push_str(&format!("&{name}={}", when.ms()));
+        }
+    }
+    let mut file = holm_coordinator::RecordsFile::new(to).map_err(|error| failed(&error))?;
+    let (mut after, mut count, mut group) = (0, 0, Vec::new());
+    loop {
+        let path = format!("/v1/usage/records?limit={MAX_USAGE_BATCH}&after={after}{filter}");
+        let page: UsageRecordsPage = client.get_slowly(&path).await?;
+        count += page.records.len() as u64;
+        group.extend(page.records);
+        let ended = page.next.is_none();
+        if group.len() >= ROWS_IN_A_GROUP || ended && !group.is_empty() {
+            file.add(&group).map_err(|error| failed(&error))?;
+            group.clear();
+        }
+        match page.next {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    let to = file.finish().map_err(|error| failed(&error))?;
+    to.sync_all().map_err(|error| failed(&error))?;
+    Ok(count)
+}
+
 /// Asks for the audit.
 pub(crate) async fn audit(client: &Client) -> Result<AuditView, Failure> {
     client.get_slowly("/v1/usage/audit").await
@@ -451,7 +543,7 @@ pub(crate) fn describe(by: By, usage: &[UsageView]) -> String {
 
 /// The audit, for people.
 pub(crate) fn describe_audit(audit: &AuditView) -> String {
-    let journals: Vec<[String; 8]> = audit
+    let journals: Vec<[String; 9]> = audit
         .journals
         .iter()
         .map(|journal| {
@@ -460,6 +552,10 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
                 journal.boot_epoch.to_string(),
                 journal.first.to_string(),
                 journal.last.to_string(),
+                match journal.dropped {
+                    0 => "-".to_owned(),
+                    _ => format!("to {}", journal.checkpoint),
+                },
                 journal.rows.to_string(),
                 journal.missing.to_string(),
                 journal.batches.to_string(),
@@ -472,6 +568,7 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
         "LIFE",
         "FIRST",
         "LAST",
+        "NOT KEPT",
         "ROWS",
         "MISSING",
         "BATCHES",
@@ -510,8 +607,15 @@ pub(crate) fn describe_audit(audit: &AuditView) -> String {
             audit.unchained
         ));
     }
+    if audit.dropped > 0 {
+        text.push_str(&format!(
+            "\nnote: {} rows are no longer kept; they were audited when they went, signed checkpoints stand for them, \
+             and what comes behind was checked",
+            audit.dropped
+        ));
+    }
     text.push_str(&format!(
-        "\n{} rows, {} of them probes; {} missing, {} duplicates; {} sent again and known already; \
+        "\n{} rows; {} probes, those no longer kept included; {} missing, {} duplicates; {} sent again and known already; \
          {} batches verified\n{}",
         audit.rows,
         audit.probes,

@@ -177,6 +177,14 @@ fn needs(method: &Method, path: &str) -> (Verb, Of, Option<&'static str>) {
         ("DELETE", "/v1/functions/{tenant}/{function}/budget") => {
             (Admin, Tenant, Some("budget.remove"))
         }
+        ("GET", "/v1/exports") => (Usage, Several, None),
+        ("GET", "/v1/tenants/{tenant}/exports/files" | "/v1/tenants/{tenant}/exports/file") => {
+            (Usage, Tenant, None)
+        }
+        ("POST", "/v1/tenants/{tenant}/exports") => (Admin, Tenant, Some("export.add")),
+        ("DELETE", "/v1/tenants/{tenant}/exports/{export}") => {
+            (Admin, Tenant, Some("export.remove"))
+        }
         ("GET", "/v1/usage/audit") => (Usage, All, None),
         ("GET" | "HEAD", _) => (Admin, All, None),
         _ => (Admin, All, Some("other")),

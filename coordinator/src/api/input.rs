@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use holm_model::ids::{FunctionName, VersionId};
+use holm_model::ids::{FunctionName, Name, VersionId};
 use serde::de::DeserializeOwned;
 
 use super::problem::ApiError;
@@ -142,6 +142,32 @@ pub(super) fn function_name(tenant: &str, function: &str) -> Result<FunctionName
         tenant: name(tenant)?,
         function: name(function)?,
     })
+}
+
+/// `{tenant}` and a number in the path.
+pub(super) struct OfTenant {
+    pub(super) tenant: Name,
+    pub(super) id: u64,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for OfTenant {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path((tenant, id)) = Path::<(String, String)>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::bad_request(error.body_text()))?;
+        let bad =
+            |why: String| ApiError::bad_request(format!("the path names no such thing: {why}"));
+        Ok(OfTenant {
+            tenant: tenant
+                .parse()
+                .map_err(|error: holm_model::ids::IdError| bad(error.to_string()))?,
+            id: id
+                .parse()
+                .map_err(|_| bad(format!("`{id}` is no number")))?,
+        })
+    }
 }
 
 /// `{tenant}/{function}` in the path.

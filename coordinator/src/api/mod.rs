@@ -9,6 +9,7 @@ mod artifacts;
 mod budgets;
 mod catalogue;
 mod configurations;
+mod exports;
 mod fleet;
 mod input;
 mod listener;
@@ -20,6 +21,7 @@ mod usage;
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -41,7 +43,7 @@ use crate::ledger::Ledger;
 use crate::limits::MAX_UPLOADS;
 use crate::logs::Logs;
 use crate::nodes::Fleet;
-use crate::registry::{Configurations, Registry};
+use crate::registry::{Configurations, Objects, Registry};
 use crate::rollout::Rollouts;
 use crate::store::Store;
 
@@ -57,8 +59,11 @@ pub(crate) struct Api {
     pub(crate) logs: Arc<Logs>,
     pub(crate) joins: Arc<Joins>,
     pub(crate) authority: Authority,
+    pub(crate) objects: Objects,
     pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
+    /// How long records of usage are kept; for ever if none.
+    pub(crate) keep_records: Option<Duration>,
     pub(crate) uploads: Semaphore,
 }
 
@@ -169,6 +174,14 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
             get(budgets::of_function)
                 .put(budgets::set_of_function)
                 .delete(budgets::remove_of_function),
+        )
+        .route("/v1/exports", get(exports::list_all))
+        .route("/v1/tenants/{tenant}/exports", post(exports::add))
+        .route("/v1/tenants/{tenant}/exports/files", get(exports::files))
+        .route("/v1/tenants/{tenant}/exports/file", get(exports::file))
+        .route(
+            "/v1/tenants/{tenant}/exports/{export}",
+            delete(exports::remove),
         )
         .route("/v1/usage", get(usage::sums))
         .route("/v1/usage/audit", get(usage::audit))

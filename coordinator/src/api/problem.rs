@@ -10,7 +10,7 @@ use super::access::Told;
 use crate::ca::{ApiTokenError, CaError, JoinError};
 use crate::registry::{ArtifactError, ConfigureError, RegistryError};
 use crate::rollout::RolloutError;
-use crate::store::{StoreError, Unbudgeted, Unpriced, Unstored};
+use crate::store::{StoreError, Unbudgeted, Unexported, Unpriced, Unstored};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -303,6 +303,20 @@ impl From<Unbudgeted> for ApiError {
             }
             Unbudgeted::NoPrices(_) => ApiError::conflict("no-prices", BUDGET, error),
             Unbudgeted::TooMany => ApiError::conflict("too-many-budgets", BUDGET, error),
+        }
+    }
+}
+
+impl From<Unexported> for ApiError {
+    fn from(error: Unexported) -> Self {
+        const EXPORT: &str = "The export is not made";
+        match error {
+            Unexported::Store(error) => error.into(),
+            Unexported::NoTenant(_) | Unexported::NoExport(..) => {
+                ApiError::not_found(error.to_string())
+            }
+            Unexported::TooMany(_) => ApiError::conflict("too-many-exports", EXPORT, error),
+            Unexported::FilesAlready(..) => ApiError::conflict("files-already", EXPORT, error),
         }
     }
 }

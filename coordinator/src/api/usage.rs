@@ -21,7 +21,7 @@ use super::problem::ApiError;
 use super::{Api, Shared};
 use crate::bill;
 use crate::limits::MAX_TIME_PARTS;
-use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, RecordsFilter, UsageFilter, UsageGroup};
 
 /// The query of a usage request.
 #[derive(Debug, Deserialize)]
@@ -56,8 +56,13 @@ pub(super) async fn audit(State(api): Shared) -> Result<Json<AuditView>, ApiErro
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RecordsQuery {
+    tenant: Option<Name>,
     /// `tenant/function`.
     function: Option<String>,
+    /// From when on they were accepted, milliseconds since 1970 UTC.
+    since: Option<u64>,
+    /// The same; exclusive.
+    until: Option<u64>,
     after: Option<u64>,
     limit: Option<usize>,
 }
@@ -73,12 +78,19 @@ pub(super) async fn records(
         .map(|text| text.parse())
         .transpose()
         .map_err(|error| ApiError::bad_request(format!("`function`: {error}")))?;
-    allow(&caller, function.as_ref().map(|function| &function.tenant))?;
+    let mut filter = RecordsFilter::from(function.as_ref());
+    if let Some(tenant) = query.tenant {
+        if filter.tenant.as_ref().is_some_and(|other| *other != tenant) {
+            let detail = "`function`: it is of another tenant than `tenant`";
+            return Err(ApiError::bad_request(detail));
+        }
+        filter.tenant = Some(tenant);
+    }
+    (filter.from_ms, filter.to_ms) = (query.since, query.until);
+    allow(&caller, filter.tenant.as_ref())?;
     let limit = page_rows(query.limit, MAX_USAGE_BATCH)?;
     let after = query.after.unwrap_or(0);
-    Ok(Json(
-        api.ledger.records(function.as_ref(), after, limit).await?,
-    ))
+    Ok(Json(api.ledger.records(&filter, after, limit).await?))
 }
 
 /// The query of a request for a bill.
@@ -125,13 +137,31 @@ pub(super) async fn explain(
     let mut rows = bill::explain(&api.store, request).await?;
     // Another tenant's is told from none at all by nobody.
     rows.retain(|explained| caller.grant.reaches(&explained.row.record.function.tenant));
-    match rows.is_empty() {
-        false => Ok(Json(rows)),
-        true => Err(ApiError::not_found(format!(
-            "the ledger has no request {request}: its node has not uploaded it yet (a second or two, or until it \
-             reaches a coordinator), or it was never taken"
-        ))),
+    if !rows.is_empty() {
+        return Ok(Json(rows));
     }
+    let dropped = api.store.dropped_so_far().await?;
+    let not_kept = match dropped.rows {
+        0 => String::new(),
+        _ => format!(
+            ", or it is no longer kept: {}what was entered until {} has been removed, and only its sums are there",
+            api.keep_records.map_or_else(String::new, |keep| format!(
+                "records are kept for {} s, and ",
+                keep.as_secs()
+            )),
+            time_text(dropped.upto_ms)
+        ),
+    };
+    Err(ApiError::not_found(format!(
+        "the ledger has no request {request}: its node has not uploaded it yet (a second or two, or until it \
+         reaches a coordinator), or it was never taken{not_kept}"
+    )))
+}
+
+fn time_text(ms: u64) -> String {
+    let time = i64::try_from(ms).ok();
+    let time = time.and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(|| format!("{ms} ms"), |time| time.to_string())
 }
 
 /// With the plans of the tenants that the token is for.

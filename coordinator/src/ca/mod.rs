@@ -6,6 +6,7 @@
 //! fresh key held in memory only, at every start: nodes know the CA, not the certificate.
 
 mod files;
+mod seal;
 mod tokens;
 
 use std::path::{Path, PathBuf};

@@ -4,15 +4,19 @@
 //! large ledger, and names what is not as it was signed. It trusts the fleet's authority and nothing else in the
 //! database. What it cannot see by itself is the end of a chain cut off, rows and batches together: for that, keep
 //! the heads that an audit tells, and compare; a node that is still there says so with its next batch.
+//!
+//! Where records are no longer kept it begins with their [`Checkpoint`]s, and where they are about to go it ends with
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holm_model::api::{AuditFault, AuditJournal, AuditNode, AuditProblem};
-use holm_model::chain::{self, Place};
+use holm_model::chain::{self, NOTHING_BEFORE, Place};
 use holm_model::ids::{Digest, Name};
 use holm_model::usage::{Outcome, UsageRecord};
 
 use super::chain::{Break, Head, Link, follow, has_signed, is_of};
+use super::checkpoint::{ChainBreak, Checkpoint};
 use crate::limits::MAX_AUDIT_PROBLEMS;
 
 /// A batch as the ledger has it.
@@ -22,6 +26,7 @@ pub(crate) struct StoredBatch {
     pub(crate) leaves: Vec<u8>,
     pub(crate) signature: Vec<u8>,
     pub(crate) signer: Digest,
+    pub(crate) received_ms: u64,
 }
 
 /// A row as the ledger has it.
@@ -68,8 +73,12 @@ pub(crate) struct NodeAudit<'a> {
     head: Option<Head>,
     /// The batch whose rows come, and the next sequence in it.
     open: Option<(StoredBatch, u64)>,
-    journals: BTreeMap<u64, AuditJournal>,
-    sums: AuditNode,
+    /// Each epoch as far as it was read.
+    journals: BTreeMap<u64, Checkpoint>,
+    /// Of those that began with a checkpoint: up to which sequence that went, and how many rows it had.
+    resumed: BTreeMap<u64, (u64, u64)>,
+    /// How many faults are no known gap.
+    faults: u64,
 }
 
 impl<'a> NodeAudit<'a> {
@@ -88,13 +97,47 @@ impl<'a> NodeAudit<'a> {
             head: None,
             open: None,
             journals: BTreeMap::new(),
-            sums: AuditNode {
-                node: Some(node.clone()),
-                ..AuditNode::default()
-            },
+            resumed: BTreeMap::new(),
+            faults: 0,
             chained,
             node,
         }
+    }
+
+    /// Goes on behind what is no longer kept. To be told of the epochs in their order, before anything else.
+    pub(crate) fn resume(&mut self, checkpoint: Checkpoint) {
+        let epoch = checkpoint.boot_epoch;
+        for broken in &checkpoint.breaks {
+            self.note_break(epoch, broken);
+        }
+        if let Some(begin) = checkpoint.begins {
+            let before = self.head.map_or(NOTHING_BEFORE, |head| head.hash);
+            let told = |broken: &ChainBreak| broken.first == begin.first;
+            if begin.previous != chain::genesis(&self.node, epoch, before)
+                && !checkpoint.breaks.iter().any(told)
+            {
+                self.fault(
+                    AuditFault::Checkpoint,
+                    (epoch, checkpoint.first, checkpoint.last),
+                    "what the coordinator signed of it does not follow what it signed of the epoch before: one of \
+                     the two was removed or is another one",
+                );
+            }
+        }
+        self.signed_before.extend(&checkpoint.signers);
+        self.head = checkpoint.chain_head().or(self.head);
+        self.resumed
+            .insert(epoch, (checkpoint.last, checkpoint.rows));
+        self.journals.insert(epoch, checkpoint);
+    }
+
+    /// The certificate of the fleet's authority does not vouch for a checkpoint.
+    pub(crate) fn bad_checkpoint(&mut self, boot_epoch: u64) {
+        self.fault(
+            AuditFault::Checkpoint,
+            (boot_epoch, 0, 0),
+            "what is said of its records that are no longer kept is not as this fleet's coordinator signed it",
+        );
     }
 
     /// The next batch; its rows follow.
@@ -142,15 +185,12 @@ impl<'a> NodeAudit<'a> {
         let key_is_new = self.signed_before.insert(batch.signer);
         match follow(&node, self.head.as_ref(), &batch.place, key_is_new) {
             Ok(Link::Next) => {}
-            Ok(Link::After(Break::Anew)) => self.findings.notices.push(format!(
-                "the chain of node {node} begins anew at {boot_epoch}/{first}, after the node joined again: what its \
-                 former journal had not uploaded is not here"
-            )),
-            Ok(Link::After(_)) => self.fault(
-                AuditFault::Gap,
-                range,
-                "what comes before it was missing when the node joined again and went on",
-            ),
+            Ok(Link::After(broken)) => {
+                let anew = broken == Break::Anew;
+                let broken = ChainBreak { first, last, anew };
+                self.note_break(boot_epoch, &broken);
+                self.journal(boot_epoch).breaks.push(broken);
+            }
             Err(_) => self.fault(
                 AuditFault::Gap,
                 range,
@@ -162,24 +202,15 @@ impl<'a> NodeAudit<'a> {
             last,
             hash: batch.hash,
         });
-        let journal = self.journal(boot_epoch);
-        journal.batches += 1;
-        journal.head = Some(batch.hash);
-        journal.last = journal.last.max(last);
+        let (place, hash, signer) = (batch.place, batch.hash, batch.signer);
+        self.journal(boot_epoch).add_batch(&place, hash, signer);
         self.open = Some((batch, first));
     }
 
     /// The next row. Rows of a batch come after it, in their order; others between batches.
     pub(crate) fn row(&mut self, row: &StoredRow) {
-        let journal = self.journal(row.boot_epoch);
-        if journal.rows == 0 {
-            journal.first = row.sequence;
-        }
-        journal.rows += 1;
-        journal.last = journal.last.max(row.sequence);
-        if let Some(record) = &row.record {
-            self.count(record);
-        }
+        self.journal(row.boot_epoch)
+            .add_row(row.sequence, row.record.as_ref());
         let within = |batch: &StoredBatch| {
             batch.place.boot_epoch == row.boot_epoch
                 && (batch.place.first..=batch.place.last).contains(&row.sequence)
@@ -207,10 +238,28 @@ impl<'a> NodeAudit<'a> {
     /// What it found.
     pub(crate) fn end(mut self) -> (Vec<AuditJournal>, AuditNode) {
         self.end_batch();
-        let mut sums = self.sums;
-        for journal in self.journals.values_mut() {
-            journal.missing = journal.last.saturating_sub(journal.rows);
-            sums.admitted = sums.admitted.saturating_add(journal.last);
+        let mut sums = AuditNode {
+            node: Some(self.node.clone()),
+            ..AuditNode::default()
+        };
+        let mut journals = Vec::new();
+        for (epoch, read) in &self.journals {
+            let (checkpoint, dropped) = self.resumed.get(epoch).copied().unwrap_or_default();
+            journals.push(AuditJournal {
+                node: self.node.clone(),
+                boot_epoch: *epoch,
+                first: read.first,
+                last: read.last,
+                rows: read.rows - dropped,
+                dropped,
+                checkpoint,
+                missing: read.missing(),
+                unchained: read.unchained,
+                batches: read.batches,
+                head: read.head.map(|head| head.hash),
+            });
+            sums.admitted = sums.admitted.saturating_add(read.last);
+            count(&mut sums, read);
         }
         let ended = [
             sums.answered,
@@ -227,39 +276,38 @@ impl<'a> NodeAudit<'a> {
             sums.head_boot_epoch = head.boot_epoch;
             sums.head_sequence = head.last;
         }
-        (self.journals.into_values().collect(), sums)
+        (journals, sums)
     }
 
-    fn journal(&mut self, boot_epoch: u64) -> &mut AuditJournal {
+    /// What would be left of each epoch if all that was read went, to be told at the end of a batch; `None` if
+    /// something is wrong with it.
+    pub(crate) fn checkpoints(mut self) -> Option<Vec<Checkpoint>> {
+        self.end_batch();
+        (self.faults == 0).then(|| self.journals.into_values().collect())
+    }
+
+    fn journal(&mut self, boot_epoch: u64) -> &mut Checkpoint {
         let node = &self.node;
         self.journals
             .entry(boot_epoch)
-            .or_insert_with(|| AuditJournal {
-                node: node.clone(),
-                boot_epoch,
-                first: 0,
-                last: 0,
-                rows: 0,
-                missing: 0,
-                unchained: 0,
-                batches: 0,
-                head: None,
-            })
+            .or_insert_with(|| Checkpoint::nothing(node.clone(), boot_epoch))
     }
 
-    fn count(&mut self, record: &UsageRecord) {
-        let sums = &mut self.sums;
-        let sum = match record.outcome {
-            Outcome::Answered => &mut sums.answered,
-            Outcome::FunctionError => &mut sums.function_errors,
-            Outcome::Crash => &mut sums.crashes,
-            Outcome::Timeout => &mut sums.timeouts,
-            Outcome::Cancelled => &mut sums.cancelled,
-            Outcome::Shed => &mut sums.shed,
-            Outcome::PlatformFault => &mut sums.platform_faults,
-        };
-        *sum += 1;
-        sums.probes += u64::from(record.probe);
+    /// A break that an operator has let pass.
+    fn note_break(&mut self, boot_epoch: u64, broken: &ChainBreak) {
+        let ChainBreak { first, last, anew } = *broken;
+        let node = &self.node;
+        match anew {
+            true => self.findings.notices.push(format!(
+                "the chain of node {node} begins anew at {boot_epoch}/{first}, after the node joined again: what its \
+                 former journal had not uploaded is not here"
+            )),
+            false => self.name(
+                AuditFault::Gap,
+                (boot_epoch, first, last),
+                "what comes before it was missing when the node joined again and went on",
+            ),
+        }
     }
 
     /// A row that is in no batch.
@@ -296,7 +344,12 @@ impl<'a> NodeAudit<'a> {
         }
     }
 
-    fn fault(&mut self, fault: AuditFault, (boot_epoch, first, last): (u64, u64, u64), why: &str) {
+    fn fault(&mut self, fault: AuditFault, range: (u64, u64, u64), why: &str) {
+        self.faults += 1;
+        self.name(fault, range, why);
+    }
+
+    fn name(&mut self, fault: AuditFault, (boot_epoch, first, last): (u64, u64, u64), why: &str) {
         self.findings.add(AuditProblem {
             fault,
             node: self.node.clone(),
@@ -306,4 +359,21 @@ impl<'a> NodeAudit<'a> {
             why: why.to_owned(),
         });
     }
+}
+
+/// Adds what became of an epoch's requests.
+fn count(sums: &mut AuditNode, read: &Checkpoint) {
+    for (outcome, times) in &read.outcomes {
+        let sum = match outcome {
+            Outcome::Answered => &mut sums.answered,
+            Outcome::FunctionError => &mut sums.function_errors,
+            Outcome::Crash => &mut sums.crashes,
+            Outcome::Timeout => &mut sums.timeouts,
+            Outcome::Cancelled => &mut sums.cancelled,
+            Outcome::Shed => &mut sums.shed,
+            Outcome::PlatformFault => &mut sums.platform_faults,
+        };
+        *sum += times;
+    }
+    sums.probes += read.probes;
 }

@@ -77,6 +77,11 @@ pub(crate) fn has_signed(certificate: &[u8], hash: Digest, signature: &[u8]) -> 
     verifies(certificate, &chain::to_sign(hash), signature)
 }
 
+/// Whether the key of `certificate` has signed the message.
+pub(super) fn has_said(certificate: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    verifies(certificate, message, signature)
+}
+
 /// Whether `certificate` says that its key is the node's, and `authority` has signed that. When is not asked: a batch
 /// outlives the certificate.
 pub(crate) fn is_of(certificate: &[u8], node: &Name, authority: &[u8]) -> bool {

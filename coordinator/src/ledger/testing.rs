@@ -14,11 +14,12 @@ use super::chain::Head;
 use super::{Ledger, LedgerError};
 use crate::ca::Authority;
 use crate::clock::Clock;
-use crate::store::Store;
+use crate::store::{Dropped, Store};
 
 /// A ledger and the nodes that fill it.
 pub(crate) struct TestFleet {
     pub(crate) ledger: Ledger,
+    store: Store,
     authority: Authority,
     nodes: Mutex<BTreeMap<Name, TestNode>>,
 }
@@ -39,6 +40,7 @@ impl TestFleet {
         let certificate = authority.certificate().clone();
         TestFleet {
             ledger: Ledger::new(store.clone(), certificate, Clock::start()),
+            store: store.clone(),
             authority,
             nodes: Mutex::default(),
         }
@@ -80,6 +82,18 @@ impl TestFleet {
         let stored = self.send(&node, &batch).await?;
         self.nodes.lock().unwrap().insert(name.clone(), node);
         Ok(stored)
+    }
+
+    /// Removes the node's oldest records, however new they are.
+    pub(crate) async fn drop_records(&self, node: &Name) -> Dropped {
+        self.drop_entered_before(node, u64::MAX).await
+    }
+
+    pub(crate) async fn drop_entered_before(&self, node: &Name, before_ms: u64) -> Dropped {
+        let dropped = self
+            .store
+            .drop_records(node, (before_ms, 7), &self.authority);
+        dropped.await.unwrap()
     }
 }
 

@@ -492,9 +492,9 @@ async fn pages_of_rows_give_every_record_once_as_it_was_sent(database: TestDatab
     fleet.add(&node("b"), &[other.clone()]).await.unwrap();
 
     let (mut got, mut after, mut pages) = (Vec::new(), 0, 0);
-    let hello = "acme/hello".parse().unwrap();
+    let hello = RecordsFilter::from(Some(&"acme/hello".parse().unwrap()));
     loop {
-        let page = fleet.ledger.records(Some(&hello), after, 3).await.unwrap();
+        let page = fleet.ledger.records(&hello, after, 3).await.unwrap();
         assert!(page.records.len() <= 3);
         got.extend(page.records.into_iter().map(|row| row.record));
         pages += 1;
@@ -504,7 +504,11 @@ async fn pages_of_rows_give_every_record_once_as_it_was_sent(database: TestDatab
         }
     }
     assert_eq!((got, pages), (sent, 3));
-    let all = fleet.ledger.records(None, 0, 100).await.unwrap();
+    let all = fleet
+        .ledger
+        .records(&RecordsFilter::default(), 0, 100)
+        .await
+        .unwrap();
     assert_eq!(all.records.len(), 8);
     assert_eq!(
         (&all.records[7].record, &all.records[7].node),
@@ -512,7 +516,15 @@ async fn pages_of_rows_give_every_record_once_as_it_was_sent(database: TestDatab
     );
     assert!(all.records.is_sorted_by(|a, b| a.row < b.row));
     // A page that ends with the ledger has no next one.
-    assert_eq!(fleet.ledger.records(None, 0, 8).await.unwrap().next, None);
+    assert_eq!(
+        fleet
+            .ledger
+            .records(&RecordsFilter::default(), 0, 8)
+            .await
+            .unwrap()
+            .next,
+        None
+    );
 }
 
 async fn sums_of_the_largest_records_are_exact(database: TestDatabase) {
@@ -552,49 +564,175 @@ fn cpu_seconds() -> f64 {
         / 100.0
 }
 
-/// What entering usage takes; for people:
+/// Full batches of a node, with requests like random ones.
+fn full_batches(node: &mut TestNode, count: u64) -> Vec<holm_model::usage_batch::UsageBatch> {
+    let size = MAX_USAGE_BATCH as u64;
+    let batch = |batch| {
+        let mut records = records(1, 1 + batch * size..=(batch + 1) * size);
+        for record in &mut records {
+            let random = Digest::of(format!("{} {}", node.name, record.sequence).as_bytes());
+            record.request.0 = random.0[..16].try_into().unwrap();
+        }
+        node.seal(&records)
+    };
+    (0..count).map(batch).collect()
+}
+
+/// How many records a second the disk would take, if each batch were so many bytes written in one piece and synced.
+fn synced_a_second(bytes_of_a_record: u64) -> f64 {
+    use std::io::Write as _;
+    let mut file = tempfile::tempfile().unwrap();
+    let batch = vec![7; MAX_USAGE_BATCH * bytes_of_a_record as usize];
+    let began = std::time::Instant::now();
+    for _ in 0..50 {
+        file.write_all(&batch).unwrap();
+        file.sync_data().unwrap();
+    }
+    (50 * MAX_USAGE_BATCH) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// What entering usage takes, from one node after the other and from four at a time; for people:
 /// `cargo test --workspace --lib --release -- --ignored --nocapture measures`
 #[ignore = "a measurement"]
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn measures_entering() {
-    const BATCHES: u64 = 50;
-    let size = MAX_USAGE_BATCH as u64;
+    const BATCHES: u64 = 60;
+    for nodes in [1, 4] {
+        for (name, database) in [
+            ("SQLite", TestDatabase::sqlite().await),
+            ("PostgreSQL", TestDatabase::postgres().await),
+        ] {
+            let fleet = std::sync::Arc::new(TestFleet::new(&database.store));
+            let sent: Vec<_> = (0..nodes)
+                .map(|number| {
+                    let mut node = fleet.join(&format!("n{number}"));
+                    let batches = full_batches(&mut node, BATCHES / nodes);
+                    (node, batches)
+                })
+                .collect();
+            let (began, cpu_before) = (std::time::Instant::now(), cpu_seconds());
+            let mut sending = tokio::task::JoinSet::new();
+            for (node, batches) in sent {
+                let fleet = fleet.clone();
+                sending.spawn(async move {
+                    for batch in &batches {
+                        fleet.send(&node, batch).await.unwrap();
+                    }
+                });
+            }
+            sending.join_all().await;
+            let (took, cpu) = (began.elapsed(), cpu_seconds() - cpu_before);
+            let began = std::time::Instant::now();
+            let audit = fleet.ledger.audit().await.unwrap();
+            assert!(audit.whole);
+            let rows = audit.rows as f64;
+            let bytes = database.bytes().await / audit.rows;
+            let entered = rows / took.as_secs_f64();
+            println!(
+                "{name}, {nodes} nodes: {entered:.0} records/s entered, {:.0} for each second of the coordinator's \
+                 CPU time, {:.0} % of what the disk syncs; {:.0} records/s audited; {bytes} bytes for each",
+                rows / cpu,
+                100.0 * entered / synced_a_second(bytes),
+                rows / began.elapsed().as_secs_f64(),
+            );
+            let began = std::time::Instant::now();
+            let mut gone = 0;
+            for number in 0..nodes {
+                let node = node(&format!("n{number}"));
+                while let crate::store::Dropped::Rows(rows) = fleet.drop_records(&node).await {
+                    gone += rows;
+                }
+            }
+            assert_eq!(gone, audit.rows);
+            println!(
+                "{name}, {nodes} nodes: {:.0} records/s audited once more and removed",
+                rows / began.elapsed().as_secs_f64()
+            );
+        }
+    }
+}
+
+/// How long sums take over a month of 100 million records of 1000 functions on 10 nodes: of such records the sums by
+/// hour and day are made here, 7.5 million rows, and none of the records; for people, as above.
+#[ignore = "a measurement"]
+#[tokio::test]
+async fn measures_sums_of_a_hundred_million_records() {
+    const START: u64 = 1_700_006_400_000;
     for (name, database) in [
         ("SQLite", TestDatabase::sqlite().await),
         ("PostgreSQL", TestDatabase::postgres().await),
     ] {
-        let fleet = TestFleet::new(&database.store);
-        let mut a = fleet.join("a");
-        let batches: Vec<_> = (0..BATCHES)
-            .map(|batch| {
-                let mut records = records(1, 1 + batch * size..=(batch + 1) * size);
-                for record in &mut records {
-                    // Like random ones.
-                    record.request.0 = Digest::of(&record.sequence.to_le_bytes()).0[..16]
-                        .try_into()
-                        .unwrap();
-                }
-                a.seal(&records)
-            })
-            .collect();
-        let (began, cpu_before) = (std::time::Instant::now(), cpu_seconds());
-        for batch in &batches {
-            fleet.send(&a, batch).await.unwrap();
+        // Whose digest stands for a version's.
+        database
+            .store
+            .authority(Some(Digest([7; 32])))
+            .await
+            .unwrap();
+        for (grain, times, each) in [(HOUR_MS, 720, 14), (DAY_MS, 30, 14 * 24)] {
+            // By days, so that no statement takes too long.
+            for day in 0..30 {
+                let (first, last) = (day * times / 30, (day + 1) * times / 30 - 1);
+                database
+                    .run(&rollups(START, grain, (first, last), each))
+                    .await;
+            }
         }
-        let (took, cpu) = (began.elapsed(), cpu_seconds() - cpu_before);
-        let began = std::time::Instant::now();
-        let audit = fleet.ledger.audit().await.unwrap();
-        assert!(audit.whole);
-        let rows = (BATCHES * size) as f64;
-        println!(
-            "{name}: {:.0} records/s entered, {:.0} for each second of the coordinator's CPU time; \
-             {:.0} records/s audited; {} bytes for each",
-            rows / took.as_secs_f64(),
-            rows / cpu,
-            rows / began.elapsed().as_secs_f64(),
-            database.bytes().await / (BATCHES * size)
-        );
+        let ledger = TestFleet::new(&database.store).ledger;
+        let month = UsageFilter {
+            from_ms: START,
+            to_ms: START + 30 * DAY_MS,
+            ..UsageFilter::default()
+        };
+        let of_tenant = UsageFilter {
+            tenant: Some("t7".parse().unwrap()),
+            ..month.clone()
+        };
+        // From some hour on, so that not all is in days.
+        let odd = UsageFilter {
+            from_ms: START + 5 * HOUR_MS,
+            to_ms: START + 700 * HOUR_MS,
+            ..month.clone()
+        };
+        for (what, filter, group) in [
+            ("by function, a month", &month, UsageGroup::Function),
+            ("by function, 695 hours", &odd, UsageGroup::Function),
+            (
+                "a tenant's by function, a month",
+                &of_tenant,
+                UsageGroup::Function,
+            ),
+            ("by day, a month", &month, UsageGroup::Time(DAY_MS)),
+            (
+                "a tenant's by hour, a month",
+                &of_tenant,
+                UsageGroup::Time(HOUR_MS),
+            ),
+            ("by hour, a month", &month, UsageGroup::Time(HOUR_MS)),
+        ] {
+            let began = std::time::Instant::now();
+            let sums = ledger.usage(filter, group).await.unwrap();
+            let executions: u64 = sums.iter().map(|sum| sum.executions).sum();
+            let ms = began.elapsed().as_millis();
+            println!(
+                "{name}: {what}: {ms} ms, {executions} executions in {} sums",
+                sums.len()
+            );
+        }
+        println!("{name}: {} MB", database.bytes().await >> 20);
     }
+}
+
+/// Sums of one grain over some times of it, for 10 tenants with 100 functions each, on 10 nodes.
+fn rollups(start: u64, grain: u64, (first, last): (u64, u64), executions: u64) -> String {
+    let others = ", 0".repeat(6) + &", 5000000".repeat(12);
+    format!(
+        "WITH RECURSIVE times(n) AS (SELECT {first} UNION ALL SELECT n + 1 FROM times WHERE n < {last}),
+                        keys(k) AS (SELECT 0 UNION ALL SELECT k + 1 FROM keys WHERE k < 9999)
+         INSERT INTO usage_sums
+         SELECT {grain}, {start} + n * CAST({grain} AS BIGINT), 't' || CAST(k / 1000 AS TEXT),
+                'f' || CAST(k / 10 % 100 AS TEXT), fingerprint, 'n' || CAST(k % 10 AS TEXT), {executions}{others}
+         FROM times, keys, (SELECT fingerprint FROM authority) AS version"
+    )
 }
 
 async fn usage_is_summed_by_time_from_any_minute_to_any_other(database: TestDatabase) {

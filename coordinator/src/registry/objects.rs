@@ -4,6 +4,7 @@
 //! ```text
 //! fleet           which fleet's artifacts these are
 //! packs/NAME      chunks, one after the other; NAME is 32 random hexadecimal digits
+//! usage/…         files of exported usage
 //! ```
 //! The names are the same in both, so that objects can be copied from one to the other. What is in an object and
 //! whether anybody needs it is not known here.
@@ -116,6 +117,23 @@ impl Objects {
         match self {
             Objects::Directory(directory) => directory.remove(pack).await,
             Objects::S3(s3) => s3.remove(pack).await,
+        }
+    }
+
+    /// Stores a file with a name of several parts durably, in place of one that has it: what was written by a
+    /// coordinator that was killed is written again.
+    pub(crate) async fn put_file(&self, name: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
+        match self {
+            Objects::Directory(directory) => directory.put_file(name, bytes).await,
+            Objects::S3(s3) => s3.put_file(name, bytes).await,
+        }
+    }
+
+    /// Such a file; none if it is not there.
+    pub(crate) async fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, ArtifactError> {
+        match self {
+            Objects::Directory(directory) => directory.read_file(name).await,
+            Objects::S3(s3) => s3.read_file(name).await,
         }
     }
 

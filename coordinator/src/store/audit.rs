@@ -8,10 +8,11 @@ use holm_model::ids::{Digest, Name};
 
 use super::error::During as _;
 use super::sql::{Row, Transaction, query};
-use super::sums;
+use super::sums::{self, NamedQuantities};
 use super::usage::{COLUMNS, ledger_row};
 use super::{Store, StoreError, bytes32, text, uint};
 use crate::ledger::audit::{Chained, Findings, NodeAudit, StoredBatch, StoredRow};
+use crate::ledger::checkpoint::SignedCheckpoint;
 use crate::limits::{AUDIT_PAGE_BATCHES, LEDGER_CHUNK_ROWS, MAX_AUDIT_PROBLEMS};
 
 const DOING: &str = "audit the ledger";
@@ -25,8 +26,20 @@ impl Store {
         let mut findings = Findings::default();
         let mut view = AuditView::default();
         let mut after: Option<Name> = None;
+        let mut dropped: BTreeMap<Name, NamedQuantities> = BTreeMap::new();
         while let Some(node) = next_node(&mut tx, after.as_ref()).await? {
-            let (journals, sums) = audit_node(&mut tx, &node, authority, &mut findings).await?;
+            let checkpoints = checkpoints(&mut tx, &node).await?;
+            let mut audit = begin(
+                &mut tx,
+                &node,
+                authority,
+                checkpoints,
+                &mut findings,
+                &mut dropped,
+            )
+            .await?;
+            read_all(&mut tx, &node, &mut audit).await?;
+            let (journals, sums) = audit.end();
             view.journals.extend(journals);
             view.nodes.push(sums);
             after = Some(node);
@@ -44,7 +57,7 @@ impl Store {
         if view.duplicates > 0 {
             name_duplicates(&mut tx, &mut findings).await?;
         }
-        for (node, grain) in sums::disagreements(&mut tx).await? {
+        for (node, grain) in sums::disagreements(&mut tx, &dropped).await? {
             findings.add(AuditProblem {
                 fault: AuditFault::Sums,
                 node,
@@ -66,6 +79,7 @@ impl Store {
             view.journals.iter().map(of).fold(0, u64::saturating_add)
         };
         view.missing = sum(|journal| journal.missing);
+        view.dropped = sum(|journal| journal.dropped);
         view.unchained = sum(|journal| journal.unchained);
         view.batches = sum(|journal| journal.batches);
         // Rows that are under no key that a node gives were told to nobody.
@@ -108,8 +122,11 @@ async fn next_node(tx: &mut Transaction, after: Option<&Name>) -> Result<Option<
     let (found,): (Option<String>,) = query(
         "SELECT MIN(node) FROM (SELECT MIN(node) AS node FROM usage WHERE node > ?
                                 UNION ALL
-                                SELECT MIN(node) AS node FROM usage_batches WHERE node > ?) AS nodes",
+                                SELECT MIN(node) AS node FROM usage_batches WHERE node > ?
+                                UNION ALL
+                                SELECT MIN(node) AS node FROM usage_checkpoints WHERE node > ?) AS nodes",
     )
+    .bind(after)
     .bind(after)
     .bind(after)
     .one(tx)
@@ -118,38 +135,69 @@ async fn next_node(tx: &mut Transaction, after: Option<&Name>) -> Result<Option<
     found.map(|node| text("a node's name", &node)).transpose()
 }
 
-async fn audit_node(
+/// An audit that goes on behind the node's checkpoints, whose sums it adds to `dropped`.
+pub(super) async fn begin<'a>(
     tx: &mut Transaction,
     node: &Name,
     authority: &[u8],
-    findings: &mut Findings,
-) -> Result<(Vec<holm_model::api::AuditJournal>, AuditNode), StoreError> {
+    checkpoints: Vec<(u64, SignedCheckpoint)>,
+    findings: &'a mut Findings,
+    dropped: &mut BTreeMap<Name, NamedQuantities>,
+) -> Result<NodeAudit<'a>, StoreError> {
     let chained = chained(tx, node).await?;
     let mut audit = NodeAudit::begin(node.clone(), chained, authority, findings);
-    let mut rows = Rows {
-        node,
-        after: (0, 0),
-        ahead: VecDeque::new(),
-        ended: false,
+    for (boot_epoch, signed) in checkpoints {
+        let Some(checkpoint) = signed.read(authority, node, boot_epoch) else {
+            audit.bad_checkpoint(boot_epoch);
+            continue;
+        };
+        let sums = dropped.entry(node.clone()).or_default();
+        for (name, more) in &checkpoint.sums {
+            let sum = sums.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*more);
+        }
+        audit.resume(checkpoint);
+    }
+    Ok(audit)
+}
+
+/// The checkpoints of a node by their epochs.
+pub(super) async fn checkpoints(
+    tx: &mut Transaction,
+    node: &Name,
+) -> Result<Vec<(u64, SignedCheckpoint)>, StoreError> {
+    let rows: Vec<(i64, String, Vec<u8>)> = query(
+        "SELECT boot_epoch, checkpoint, signature FROM usage_checkpoints WHERE node = ? ORDER BY boot_epoch",
+    )
+    .bind(node)
+    .all(tx)
+    .await
+    .during("read checkpoints of usage")?;
+    let read = |(boot_epoch, text, signature)| {
+        let signed = SignedCheckpoint { text, signature };
+        (uint(boot_epoch), signed)
     };
+    Ok(rows.into_iter().map(read).collect())
+}
+
+/// Tells an audit of all batches and rows of its node.
+async fn read_all(
+    tx: &mut Transaction,
+    node: &Name,
+    audit: &mut NodeAudit<'_>,
+) -> Result<(), StoreError> {
+    let mut rows = Rows::of(node);
     let mut after = (0, 0);
     loop {
         let page = batches(tx, node, after).await?;
         let Some(last) = page.last() else { break };
         after = (last.place.boot_epoch, last.place.first);
         for batch in page {
-            let (epoch, first, last) =
-                (batch.place.boot_epoch, batch.place.first, batch.place.last);
-            // What is before it belongs to no batch.
-            rows.read(tx, (epoch, first.saturating_sub(1)), &mut audit)
-                .await?;
-            audit.batch(batch);
-            rows.read(tx, (epoch, last), &mut audit).await?;
+            rows.read_batch(tx, batch, audit).await?;
         }
     }
     let end = (i64::MAX as u64, i64::MAX as u64);
-    rows.read(tx, end, &mut audit).await?;
-    Ok(audit.end())
+    rows.read(tx, end, audit).await
 }
 
 async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreError> {
@@ -177,13 +225,15 @@ async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreErro
     })
 }
 
-async fn batches(
+/// The batches of a node behind the one that begins at this key.
+pub(super) async fn batches(
     tx: &mut Transaction,
     node: &Name,
     (epoch, first): (u64, u64),
 ) -> Result<Vec<StoredBatch>, StoreError> {
     let rows = query(
-        "SELECT boot_epoch, first, last, previous, hash, leaves, signature, signer FROM usage_batches
+        "SELECT boot_epoch, first, last, previous, hash, leaves, signature, signer, received_ms
+         FROM usage_batches
          WHERE node = ? AND (boot_epoch, first) > (?, ?) ORDER BY boot_epoch, first LIMIT ?",
     )
     .bind(node)
@@ -212,22 +262,56 @@ async fn batches(
             leaves: bytes("leaves")?,
             signature: bytes("signature")?,
             signer: digest("signer")?,
+            received_ms: number("received_ms")?,
         })
     };
     rows.iter().map(read).collect()
 }
 
 /// A node's rows in the order of their keys, read in pages.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     node: &'a Name,
     /// The key of the last row that was read.
     after: (u64, u64),
     /// Read, and not told yet.
     ahead: VecDeque<StoredRow>,
     ended: bool,
+    /// How many were told, and the highest number among them.
+    pub(super) told: u64,
+    pub(super) last_row: u64,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    pub(super) fn of(node: &'a Name) -> Self {
+        Rows {
+            node,
+            after: (0, 0),
+            ahead: VecDeque::new(),
+            ended: false,
+            told: 0,
+            last_row: 0,
+        }
+    }
+
+    /// Tells the audit of a batch, and of its rows and those before it, which belong to no batch.
+    pub(super) async fn read_batch(
+        &mut self,
+        tx: &mut Transaction,
+        batch: StoredBatch,
+        audit: &mut NodeAudit<'_>,
+    ) -> Result<(), StoreError> {
+        let Place {
+            boot_epoch,
+            first,
+            last,
+            ..
+        } = batch.place;
+        let before = (boot_epoch, first.saturating_sub(1));
+        self.read(tx, before, audit).await?;
+        audit.batch(batch);
+        self.read(tx, (boot_epoch, last), audit).await
+    }
+
     /// Tells the audit of every row up to this key that was not told yet.
     async fn read(
         &mut self,
@@ -240,6 +324,8 @@ impl Rows<'_> {
                 .ahead
                 .pop_front_if(|row| (row.boot_epoch, row.sequence) <= upto)
             {
+                self.told += 1;
+                self.last_row = self.last_row.max(row.row);
                 audit.row(&row);
             }
             if self.ended || !self.ahead.is_empty() {

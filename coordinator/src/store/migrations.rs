@@ -59,6 +59,14 @@ pub(super) const SQLITE: &Migrations = &[
         "configurations",
         include_str!("../../migrations/sqlite/0012_configurations.sql"),
     ),
+    (
+        "retention",
+        include_str!("../../migrations/sqlite/0013_retention.sql"),
+    ),
+    (
+        "exports",
+        include_str!("../../migrations/sqlite/0014_exports.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -102,6 +110,14 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "configurations",
         include_str!("../../migrations/postgres/0010_configurations.sql"),
+    ),
+    (
+        "retention",
+        include_str!("../../migrations/postgres/0011_retention.sql"),
+    ),
+    (
+        "exports",
+        include_str!("../../migrations/postgres/0012_exports.sql"),
     ),
 ];
 

@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use super::*;
 use crate::store::sql::query;
 use crate::store::testing::{TestDatabase, on_both_databases};
-use crate::store::{DatabaseUrl, Store, StoreError, UsageFilter, UsageGroup};
+use crate::store::{DatabaseUrl, RecordsFilter, Store, StoreError, UsageFilter, UsageGroup};
 
 on_both_databases! {
     a_database_that_a_newer_holm_has_migrated_is_left_alone,
@@ -94,7 +94,11 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
     assert_eq!((usage[0].executions, usage[0].response_bytes), (3, 21));
     assert_eq!((usage[0].egress_bytes, usage[0].ingress_bytes), (0, 0));
     // Its sums are what they would be had the rows come now.
-    let rows = store.usage_records(None, 0, 10).await.unwrap().records;
+    let rows = store
+        .usage_records(&RecordsFilter::default(), 0, 10)
+        .await
+        .unwrap()
+        .records;
     let records: Vec<_> = rows.into_iter().map(|row| row.record).collect();
     for database in [TestDatabase::sqlite().await, TestDatabase::postgres().await] {
         let node = "n1".parse().unwrap();

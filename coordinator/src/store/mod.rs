@@ -22,11 +22,13 @@ mod configurations;
 mod configurations_tests;
 mod coordinators;
 mod error;
+mod exports;
 mod fleet;
 mod migrations;
 mod postgres;
 mod prices;
 mod prune;
+mod retention;
 mod rollouts;
 mod sql;
 #[cfg(test)]
@@ -54,18 +56,24 @@ pub(crate) use catalogue::{
 pub(crate) use configurations::{ConfigurationRow, ConfigureOutcome, NewConfiguration};
 pub(crate) use coordinators::{LinkChange, LinkRow};
 pub use error::StoreError;
+pub(crate) use exports::{ExportRow, NewExportRow, Out, Unexported};
 pub(crate) use fleet::{JoinOutcome, NodeCertificate, NodeChange, NodeRow, Pins, RenewOutcome};
 pub use postgres::DatabaseUrl;
 pub(crate) use prices::Unpriced;
 pub(crate) use prune::{Fate, PruneWish};
+pub(crate) use retention::{Dropped, RetentionError};
 pub(crate) use rollouts::{Adoption, Basis, Decided, InPlaceOf, Queued, RolloutRow, Unstored};
-pub(crate) use sums::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, UsageFilter, UsageGroup};
+pub(crate) use sums::{
+    ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, NamedQuantities, UsageFilter, UsageGroup, add_quantities,
+};
 pub(crate) use tokens::{TokenOutcome, TokenRow};
 pub(crate) use trail::{Came, Deed};
 pub use transfer::TransferError;
-pub(crate) use usage::StoredUsage;
+pub(crate) use usage::{RecordsFilter, StoredUsage};
 
-use crate::limits::{DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT};
+use crate::limits::{
+    DATABASE_BUSY, MAX_DATABASE_READERS, MAX_DATABASE_WAIT, SQLITE_CACHE_KIB, SQLITE_LOG_PAGES,
+};
 use error::During;
 use migrations::migrator;
 use sql::{On, Transaction, query};
@@ -112,7 +120,14 @@ impl Store {
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(MAX_DATABASE_WAIT)
-            .connect_with(options.clone())
+            .connect_with(
+                // The ledger's indexes are written all over; what does not fit is written out and read again within
+                // one transaction. The log is moved over less often, with more of it each time.
+                options
+                    .clone()
+                    .pragma("cache_size", format!("-{SQLITE_CACHE_KIB}"))
+                    .pragma("wal_autocheckpoint", SQLITE_LOG_PAGES.to_string()),
+            )
             .await
             .during("open")?;
         migrator(migrations::SQLITE).run(&writer).await?;

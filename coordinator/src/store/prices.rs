@@ -8,7 +8,7 @@ use super::budgets;
 use super::error::During as _;
 use super::sql::{On, Row, query};
 use super::sums::{self, UsageFilter, UsageGroup};
-use super::{HOUR_MS, Store, StoreError, Turn, text, uint};
+use super::{HOUR_MS, Store, StoreError, Turn, retention, text, uint};
 
 /// Why prices are as they were.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +60,7 @@ impl Store {
     ) -> Result<(Vec<BillLine>, u64), StoreError> {
         // One transaction, so that sums, prices and the ledger's end belong together.
         let mut tx = self.read().await?;
-        let (last_row,): (i64,) = query("SELECT COALESCE(MAX(row), 0) FROM usage")
-            .one(&mut tx)
-            .await
-            .during("find the ledger's end")?;
+        let last_row = retention::last_row(&mut tx).await?;
         let (plans, assignments) = (plans(&mut tx).await?, assignments(&mut tx).await?);
         let mut lines = Vec::new();
         for period in periods(tenant, &plans, &assignments, from_ms, to_ms) {
@@ -89,7 +86,7 @@ impl Store {
         lines.sort_by(|one, other| {
             (&one.function, one.from_ms).cmp(&(&other.function, other.from_ms))
         });
-        Ok((lines, uint(last_row)))
+        Ok((lines, last_row))
     }
 
     /// A new version of the plan `name`.

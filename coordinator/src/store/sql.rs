@@ -13,6 +13,7 @@ use sqlx::sqlite::{SqliteArguments, SqlitePool, SqliteRow};
 use sqlx::{Arguments, AssertSqlSafe, Decode, Encode, FromRow, Postgres, Row as _, Sqlite, Type};
 
 use super::{During as _, StoreError, int};
+use crate::limits::LEDGER_CHUNK_ROWS;
 
 /// On which coordinators listen for what others have changed.
 pub(super) const CHANNEL: &str = "holm";
@@ -240,6 +241,31 @@ where
     Ok(arguments)
 }
 
+/// Rows in the form of PostgreSQL's COPY, binary: a number of fields, then each with its length, big-endian (its manual,
+/// on COPY, "Binary Format").
+fn copied<const N: usize>(rows: impl Iterator<Item = [Value; N]>) -> Vec<u8> {
+    let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+    for row in rows {
+        bytes.extend((N as i16).to_be_bytes());
+        for value in &row {
+            let int;
+            let field: Option<&[u8]> = match value {
+                Value::Int(value) => {
+                    int = value.map(i64::to_be_bytes);
+                    int.as_ref().map(|int| &int[..])
+                }
+                Value::Text(value) => value.as_ref().map(|text| text.as_bytes()),
+                Value::Bytes(value) => value.as_deref(),
+            };
+            let length = field.map_or(-1, |field| field.len() as i32);
+            bytes.extend(length.to_be_bytes());
+            bytes.extend(field.unwrap_or_default());
+        }
+    }
+    bytes.extend((-1_i16).to_be_bytes());
+    bytes
+}
+
 /// The text with `$1`, `$2` and so on in place of `?`, which no text of ours has for anything else.
 fn numbered(text: &str) -> String {
     let mut parts = text.split('?');
@@ -282,6 +308,33 @@ impl Transaction {
         Ok(())
     }
 
+    /// Inserts rows, of which none may be there, in the quickest way that the database has: PostgreSQL by COPY, SQLite
+    /// by statements of many rows.
+    pub(super) async fn enter<const N: usize>(
+        &mut self,
+        table: &str,
+        columns: &str,
+        rows: impl Iterator<Item = [Value; N]>,
+    ) -> Result<(), sqlx::Error> {
+        match self {
+            Transaction::Postgres(tx) => {
+                let sql = format!("COPY {table} ({columns}) FROM STDIN WITH (FORMAT binary)");
+                let mut copy = (**tx).copy_in_raw(&sql).await?;
+                copy.send(copied(rows)).await?;
+                copy.finish().await.map(|_| ())
+            }
+            Transaction::Sqlite(_) => {
+                let rows: Vec<_> = rows.collect();
+                for chunk in rows.chunks(LEDGER_CHUNK_ROWS) {
+                    let mut insert = query(format!("INSERT INTO {table} ({columns}) VALUES "));
+                    insert.push_rows(chunk.iter().cloned());
+                    insert.execute(&mut *self).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// What refers to what is compared when it commits.
     pub(super) async fn defer_constraints(&mut self) -> Result<(), StoreError> {
         let sql = match self {
@@ -315,6 +368,39 @@ impl Transaction {
             );
             let done = query(sql).execute(self).await;
             done.during("go on with numbers")?;
+        }
+        Ok(())
+    }
+
+    /// The numbers that the database gives to rows of usage are higher than `row`, whatever rows there are.
+    pub(super) async fn number_usage_after(&mut self, row: u64) -> Result<(), StoreError> {
+        const DOING: &str = "go on with numbers";
+        match self {
+            Transaction::Postgres(_) => {
+                query(
+                    "SELECT setval(pg_get_serial_sequence('usage', 'row'),
+                                   GREATEST(?, (SELECT COALESCE(MAX(row), 0) FROM usage)) + 1, false)",
+                )
+                .bind(row)
+                .execute(self)
+                .await
+                .during(DOING)?;
+            }
+            Transaction::Sqlite(_) => {
+                // There is a row of it only once the table has had one.
+                query(
+                    "INSERT INTO sqlite_sequence (name, seq)
+                     SELECT 'usage', 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'usage')",
+                )
+                .execute(&mut *self)
+                .await
+                .during(DOING)?;
+                query("UPDATE sqlite_sequence SET seq = MAX(seq, ?) WHERE name = 'usage'")
+                    .bind(row)
+                    .execute(self)
+                    .await
+                    .during(DOING)?;
+            }
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 use holm_model::api::{
-    NewAssignment, NewPrices, RolloutRequest, RolloutState, VersionView, WhenRunning,
+    ExportFile, ExportKind, NewAssignment, NewPrices, RolloutRequest, RolloutState, VersionView,
+    WhenRunning,
 };
 use holm_model::artifact::{PublisherKey, SignedVersion, Statement};
 use holm_model::chunks::{Chunk, Index};
@@ -18,13 +19,14 @@ use holm_model::token::TokenId;
 use holm_model::usage::UsageRecord;
 
 use super::catalogue::names_artifact;
+use super::exports::{NewExportRow, Out};
 use super::sql::query;
 use super::testing::{TestDatabase, on_both_databases};
 use super::{
-    Adoption, ArtifactOutcome, Basis, Came, Deed, JoinOutcome, KeyChange, KeyRow, KeysOutcome,
-    LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish, PublishOutcome, Queued,
-    RenewOutcome, RolloutRow, Store, TagOutcome, TokenOutcome, TokenRow, Unstored, UsageFilter,
-    UsageGroup,
+    Adoption, ArtifactOutcome, Basis, Came, Deed, Dropped, JoinOutcome, KeyChange, KeyRow,
+    KeysOutcome, LinkChange, NewVersion, NodeCertificate, NodeChange, Pins, PruneWish,
+    PublishOutcome, Queued, RecordsFilter, RenewOutcome, RolloutRow, Store, TagOutcome,
+    TokenOutcome, TokenRow, Unstored, UsageFilter, UsageGroup,
 };
 use crate::ledger::testing::{self, TestFleet};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_PUBLISHER_KEYS, MAX_TAGS};
@@ -1172,7 +1174,10 @@ async fn a_reader_of_pages_misses_no_row_that_is_entered_meanwhile(database: Tes
     }
     let (mut seen, mut after, mut over) = (BTreeSet::new(), 0, false);
     loop {
-        let page = store.usage_records(None, after, 25).await.unwrap();
+        let page = store
+            .usage_records(&RecordsFilter::default(), after, 25)
+            .await
+            .unwrap();
         for row in &page.records {
             assert!(row.row > after && seen.insert((row.node.clone(), row.record.sequence)));
             after = row.row;
@@ -1257,6 +1262,39 @@ pub(super) async fn fill(store: &Store) {
         fleet.send(&edge, &batch).await.unwrap();
         fleet.send(&edge, &batch).await.unwrap();
     }
+    for kind in [ExportKind::Webhook, ExportKind::Parquet] {
+        let new = NewExportRow {
+            tenant: name("acme"),
+            kind,
+            url: "https://example.com/".into(),
+            ca: String::new(),
+            private: false,
+            secret: Some(vec![1, 2, 3]),
+            from_start: true,
+        };
+        store.add_export(&new, 7).await.unwrap();
+    }
+    let files = store.exports(None).await.unwrap().pop().unwrap();
+    let to = Out {
+        row: 3,
+        before_ms: 9,
+    };
+    assert!(store.plan_export(files.id, files.out, to).await.unwrap());
+    let file = ExportFile {
+        name: "usage/tenant=acme/date=2026-11-30/part-1.parquet".into(),
+        day_ms: 5,
+        rows: 2,
+        bytes: 100,
+        digest: Digest([8; 32]),
+        written_ms: 6,
+    };
+    assert!(store.exported(&files, (to, 1), &[file], 7).await.unwrap());
+    let gone = name("gone");
+    fleet
+        .add(&gone, &[record(1, 1), record(1, 2)])
+        .await
+        .unwrap();
+    assert_eq!(fleet.drop_records(&gone).await, Dropped::Rows(2));
     let prices = NewPrices {
         currency: "EUR".parse().unwrap(),
         prices: Prices::default(),

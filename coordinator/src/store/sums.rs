@@ -79,6 +79,19 @@ const QUANTITIES: [&str; 19] = [
 ];
 type Quantities = [u64; QUANTITIES.len()];
 
+/// Quantities by their names, where they are kept beside the tables; one that is not there is 0.
+pub(crate) type NamedQuantities = BTreeMap<String, u64>;
+
+/// Adds a record that is no probe.
+pub(crate) fn add_quantities(sums: &mut NamedQuantities, record: &UsageRecord) {
+    for (name, more) in QUANTITIES.into_iter().zip(quantities(record)) {
+        match sums.get_mut(name) {
+            Some(sum) => *sum = sum.saturating_add(more),
+            None => drop(sums.insert(name.to_owned(), more)),
+        }
+    }
+}
+
 /// A row but for its node.
 type Key<'a> = (u64, u64, &'a FunctionName, Digest);
 
@@ -254,9 +267,19 @@ fn view(row: &Row, group: UsageGroup) -> Result<UsageView, StoreError> {
     Ok(view)
 }
 
-/// Nodes whose sums are not those of their rows, with the finest grain of which that is so.
-pub(super) async fn disagreements(tx: &mut Transaction) -> Result<BTreeMap<Name, u64>, StoreError> {
-    let of_rows = totals(tx, "usage WHERE probe = 0", in_a_row).await?;
+/// Nodes whose sums are not those of their rows and of what is no longer kept, `dropped`, with the finest grain of
+/// which that is so.
+pub(super) async fn disagreements(
+    tx: &mut Transaction,
+    dropped: &BTreeMap<Name, NamedQuantities>,
+) -> Result<BTreeMap<Name, u64>, StoreError> {
+    let mut of_rows = totals(tx, "usage WHERE probe = 0", in_a_row).await?;
+    for (node, quantities) in dropped.iter().filter(|(_, sums)| !sums.is_empty()) {
+        let sums = of_rows.entry(node.as_str().to_owned()).or_default();
+        for (sum, name) in sums.iter_mut().zip(QUANTITIES) {
+            *sum = sum.saturating_add(quantities.get(name).copied().unwrap_or(0));
+        }
+    }
     let mut found = BTreeMap::new();
     for grain in GRAINS {
         let from = format!("usage_sums WHERE grain_ms = {grain}");

@@ -5,6 +5,9 @@ use holm_test_support::Postgres;
 use super::sql::query;
 use super::{DatabaseUrl, Store, StoreError};
 
+/// A row of `usage_checkpoints`.
+pub(crate) type CheckpointRow = (String, i64, i64, String, Vec<u8>);
+
 /// A database of a test's own.
 pub(crate) struct TestDatabase {
     pub(crate) store: Store,
@@ -38,6 +41,37 @@ impl TestDatabase {
     pub(crate) async fn execute(&self, sql: &str) {
         let done = query(sql.to_owned()).execute(self.store.writer()).await;
         assert!(done.unwrap() > 0, "{sql} changes nothing");
+    }
+
+    /// The same, where it may change nothing.
+    pub(crate) async fn run(&self, sql: &str) {
+        let done = query(sql.to_owned()).execute(self.store.writer()).await;
+        done.unwrap();
+    }
+
+    /// What is left of usage that is no longer kept.
+    pub(crate) async fn checkpoints(&self) -> Vec<CheckpointRow> {
+        let rows =
+            query("SELECT node, boot_epoch, last, checkpoint, signature FROM usage_checkpoints");
+        rows.all(self.store.reader()).await.unwrap()
+    }
+
+    /// Puts that in place of what is there.
+    pub(crate) async fn set_checkpoints(&self, rows: &[CheckpointRow]) {
+        self.run("DELETE FROM usage_checkpoints").await;
+        for (node, epoch, last, text, signature) in rows {
+            let mut insert = query(
+                "INSERT INTO usage_checkpoints (node, boot_epoch, last, checkpoint, signature) VALUES ",
+            );
+            insert.push_row([
+                node.as_str().into(),
+                (*epoch).into(),
+                (*last).into(),
+                text.as_str().into(),
+                signature.as_slice().into(),
+            ]);
+            insert.execute(self.store.writer()).await.unwrap();
+        }
     }
 
     /// What it takes on disk, indexes included.

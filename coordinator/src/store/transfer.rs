@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::error::During as _;
 use super::sql::{Row, Transaction, Value, query};
-use super::{Store, StoreError, Turn};
+use super::{Store, StoreError, Turn, retention};
 use crate::limits::{LEDGER_CHUNK_ROWS, MAX_EXPORT_LINE_BYTES};
 
 /// Raised when the meaning of the lines changes.
@@ -440,6 +440,56 @@ const TABLES: &[Table] = &[
         order: "node, boot_epoch, first",
     },
     Table {
+        name: "usage_checkpoints",
+        columns: &[
+            ("node", Text),
+            ("boot_epoch", Int),
+            ("last", Int),
+            ("checkpoint", Text),
+            ("signature", Bytes),
+        ],
+        order: "node, boot_epoch",
+    },
+    Table {
+        name: "usage_exports",
+        columns: &[
+            ("id", Int),
+            ("tenant", Text),
+            ("kind", Text),
+            ("url", Text),
+            ("ca", Text),
+            ("private", Int),
+            ("secret", Bytes),
+            ("created_ms", Int),
+            ("row", Int),
+            ("day_ms", Int),
+            ("from_row", Int),
+            ("plan_row", Int),
+            ("plan_day_ms", Int),
+            ("sent", Int),
+            ("sent_ms", Int),
+            ("failures", Int),
+            ("failed_ms", Int),
+            ("error", Text),
+            ("lost", Int),
+            ("lost_ms", Int),
+        ],
+        order: "id",
+    },
+    Table {
+        name: "usage_export_files",
+        columns: &[
+            ("export", Int),
+            ("name", Text),
+            ("day_ms", Int),
+            ("rows", Int),
+            ("bytes", Int),
+            ("digest", Bytes),
+            ("written_ms", Int),
+        ],
+        order: "export, name",
+    },
+    Table {
         name: "packs",
         columns: &[("name", Text), ("bytes", Int)],
         order: "name",
@@ -534,18 +584,24 @@ impl Store {
             }
         }
         let counts = import_rows(&mut tx, &mut lines).await?;
-        // An export of a Holm without budgets has none.
-        query("INSERT INTO counters (name, value) VALUES ('budgets_revision', 0) ON CONFLICT DO NOTHING")
-            .execute(&mut tx)
-            .await
-            .during(DOING)?;
+        // An export of a Holm of before lacks some.
+        query(
+            "INSERT INTO counters (name, value) VALUES ('budgets_revision', 0), ('usage_dropped', 0),
+                                                       ('usage_dropped_row', 0), ('usage_dropped_ms', 0)
+             ON CONFLICT DO NOTHING",
+        )
+        .execute(&mut tx)
+        .await
+        .during(DOING)?;
         for (table, column) in [
             ("rollouts", "id"),
             ("usage", "row"),
             ("budget_alerts", "row"),
+            ("usage_exports", "id"),
         ] {
             tx.go_on_after(table, column).await?;
         }
+        retention::go_on_after_dropped(&mut tx).await?;
         tx.commit(DOING).await?;
         Ok(counts.values().sum())
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::store::RecordsFilter;
 use crate::store::suite::fill;
 use crate::store::testing::{TestDatabase, on_both_databases};
 
@@ -41,15 +42,23 @@ async fn what_goes_to_postgresql_and_back_is_the_same_to_the_byte() {
     assert!(export(&back).await == exported);
     // Numbers go on behind those that came.
     for database in [shared, back] {
-        let newest = database.store.usage_records(None, 0, 10_000).await.unwrap();
+        let newest = database
+            .store
+            .usage_records(&RecordsFilter::default(), 0, 10_000)
+            .await
+            .unwrap();
         let newest = newest.records.last().unwrap().row;
+        let dropped = database.store.dropped_so_far().await.unwrap().rows;
+        assert_eq!(dropped, 2);
         crate::store::suite::one_more_row(&database.store).await;
         let more = database
             .store
-            .usage_records(None, newest, 10)
+            .usage_records(&RecordsFilter::default(), newest, 10)
             .await
             .unwrap();
         assert_eq!(more.records.len(), 1);
+        let numbered = more.records[0].row;
+        assert!(numbered > newest + dropped, "no number comes twice");
     }
 }
 

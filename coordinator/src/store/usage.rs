@@ -13,6 +13,7 @@ use super::sums::{self, UsageFilter, UsageGroup};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::ledger::Sealed;
 use crate::ledger::chain::{Break, Head, Link, follow};
+use crate::ledger::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::limits::LEDGER_CHUNK_ROWS;
 
 /// What became of a batch.
@@ -30,6 +31,27 @@ pub(crate) enum StoredUsage {
     Conflict { boot_epoch: u64, sequence: u64 },
 }
 
+/// Which rows of the ledger.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RecordsFilter {
+    pub(crate) tenant: Option<Name>,
+    pub(crate) function: Option<Name>,
+    /// From when on they were accepted, milliseconds since 1970 UTC.
+    pub(crate) from_ms: Option<u64>,
+    /// Before when.
+    pub(crate) to_ms: Option<u64>,
+}
+
+impl From<Option<&FunctionName>> for RecordsFilter {
+    fn from(function: Option<&FunctionName>) -> Self {
+        RecordsFilter {
+            tenant: function.map(|name| name.tenant.clone()),
+            function: function.map(|name| name.function.clone()),
+            ..RecordsFilter::default()
+        }
+    }
+}
+
 /// A row but for its number, in the order of [`insert`].
 pub(super) const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, function, version, accepted_ms, \
                        outcome, status, queue_ns, restore_ns, run_ns, cpu_ns, memory_bytes, \
@@ -38,11 +60,12 @@ pub(super) const COLUMNS: &str = "node, boot_epoch, sequence, request, tenant, f
 
 impl Store {
     /// Stores a batch of one node that follows in its chain: the link, rows, deduplication and the counter of resent
-    /// records in one transaction.
+    /// records in one transaction. `authority` is the certificate that vouches for what is no longer kept.
     pub(crate) async fn add_usage(
         &self,
         node: &Name,
         batch: &Sealed<'_>,
+        authority: &[u8],
     ) -> Result<StoredUsage, StoreError> {
         const DOING: &str = "store usage";
         let mut tx = self.write(Turn::Ledger).await?;
@@ -54,15 +77,21 @@ impl Store {
                 let why = Break::Fork;
                 return Ok(StoredUsage::Broken { why, head });
             }
-            resent(&mut tx, count).await?;
-            tx.commit(DOING).await?;
-            return Ok(StoredUsage::Stored {
-                new: 0,
-                known: count,
-                after: None,
-            });
+            return known(tx, count).await;
         }
-        let head = head(&mut tx, node).await?;
+        let newest = head(&mut tx, node).await?;
+        let is_late = newest
+            .is_none_or(|head| (place.boot_epoch, place.first) <= (head.boot_epoch, head.last));
+        let dropped = match is_late {
+            true => checkpoints(&mut tx, node, authority).await?,
+            false => Vec::new(),
+        };
+        if dropped.iter().any(|checkpoint| {
+            checkpoint.boot_epoch == place.boot_epoch && checkpoint.has(place, batch.hash)
+        }) {
+            return known(tx, count).await;
+        }
+        let head = newest.or_else(|| dropped.iter().rev().find_map(Checkpoint::chain_head));
         let signer = Digest::of(batch.certificate);
         let known_key = query("SELECT 1 FROM usage_signers WHERE node = ? AND fingerprint = ?")
             .bind(node)
@@ -94,25 +123,39 @@ impl Store {
             .during(DOING)?;
         }
         insert_batch(&mut tx, node, batch, signer).await?;
-        let mut new = BTreeSet::new();
-        for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
-            let added = insert(&mut tx, node, chunk).await?;
-            if added.len() < chunk.len()
-                && let Some(record) = conflict(&mut tx, node, chunk).await?
-            {
-                // Dropped, the transaction is rolled back.
-                return Ok(StoredUsage::Conflict {
-                    boot_epoch: record.boot_epoch,
-                    sequence: record.sequence,
-                });
+        let new = match any_is_there(&mut tx, node, place).await? {
+            false => {
+                let rows = batch.records.iter().map(|record| values(node, record));
+                tx.enter("usage", COLUMNS, rows).await.during(DOING)?;
+                None
             }
-            new.extend(added);
-        }
-        let is_new = |record: &&UsageRecord| new.contains(&(record.boot_epoch, record.sequence));
+            // From before usage was chained.
+            true => {
+                let mut new = BTreeSet::new();
+                for chunk in batch.records.chunks(LEDGER_CHUNK_ROWS) {
+                    let added = insert(&mut tx, node, chunk).await?;
+                    if added.len() < chunk.len()
+                        && let Some(record) = conflict(&mut tx, node, chunk).await?
+                    {
+                        // Dropped, the transaction is rolled back.
+                        return Ok(StoredUsage::Conflict {
+                            boot_epoch: record.boot_epoch,
+                            sequence: record.sequence,
+                        });
+                    }
+                    new.extend(added);
+                }
+                Some(new)
+            }
+        };
+        let is_new = |record: &&UsageRecord| {
+            let key = (record.boot_epoch, record.sequence);
+            new.as_ref().is_none_or(|new| new.contains(&key))
+        };
         sums::add(&mut tx, node, batch.records.iter().filter(is_new)).await?;
         let added = batch.records.iter().filter(is_new);
         budgets::count(&mut tx, node, added, batch.received_ms).await?;
-        let new = new.len() as u64;
+        let new = new.map_or(count, |new| new.len() as u64);
         let known = count - new;
         resent(&mut tx, known).await?;
         tx.commit(DOING).await?;
@@ -154,10 +197,10 @@ impl Store {
         rows.iter().map(ledger_row).collect()
     }
 
-    /// Rows behind row `after`, at most `limit`.
+    /// Rows behind row `after` of these, at most `limit`.
     pub(crate) async fn usage_records(
         &self,
-        function: Option<&FunctionName>,
+        filter: &RecordsFilter,
         after: u64,
         limit: usize,
     ) -> Result<UsageRecordsPage, StoreError> {
@@ -166,9 +209,17 @@ impl Store {
         page.push(COLUMNS)
             .push(" FROM usage WHERE row > ")
             .push_bind(after);
-        if let Some(FunctionName { tenant, function }) = function {
+        if let Some(tenant) = &filter.tenant {
             page.push(" AND tenant = ").push_bind(tenant);
+        }
+        if let Some(function) = &filter.function {
             page.push(" AND function = ").push_bind(function);
+        }
+        if let Some(from_ms) = filter.from_ms {
+            page.push(" AND accepted_ms >= ").push_bind(from_ms);
+        }
+        if let Some(to_ms) = filter.to_ms {
+            page.push(" AND accepted_ms < ").push_bind(to_ms);
         }
         // One more than asked for tells whether there is a next page.
         page.push(" ORDER BY row LIMIT ")
@@ -205,6 +256,49 @@ async fn at_place(
     found
         .map(|(last, hash)| Ok((uint(last), Digest(bytes32("a batch's hash", &hash)?))))
         .transpose()
+}
+
+/// Whether there is a row at any of a batch's places.
+async fn any_is_there(
+    tx: &mut Transaction,
+    node: &Name,
+    place: &holm_model::chain::Place,
+) -> Result<bool, StoreError> {
+    query("SELECT 1 FROM usage WHERE node = ? AND boot_epoch = ? AND sequence BETWEEN ? AND ?")
+        .bind(node)
+        .bind(place.boot_epoch)
+        .bind(place.first)
+        .bind(place.last)
+        .found(tx)
+        .await
+        .during("look for usage that is there")
+}
+
+/// Counts a batch that is in the ledger already, or was.
+async fn known(mut tx: Transaction, count: u64) -> Result<StoredUsage, StoreError> {
+    resent(&mut tx, count).await?;
+    tx.commit("store usage").await?;
+    Ok(StoredUsage::Stored {
+        new: 0,
+        known: count,
+        after: None,
+    })
+}
+
+/// What is left of the node's epochs of which records are no longer kept, in their order.
+async fn checkpoints(
+    tx: &mut Transaction,
+    node: &Name,
+    authority: &[u8],
+) -> Result<Vec<Checkpoint>, StoreError> {
+    let stored = super::audit::checkpoints(tx, node).await?;
+    let read = |(boot_epoch, signed): (u64, SignedCheckpoint)| {
+        signed.read(authority, node, boot_epoch).ok_or_else(|| {
+            let why = format!("that of node {node}, boot epoch {boot_epoch} is not signed by this fleet's authority");
+            StoreError::corrupt("a checkpoint of usage", why)
+        })
+    };
+    stored.into_iter().map(read).collect()
 }
 
 /// The newest batch of a node.

@@ -6,6 +6,8 @@
 pub mod http;
 pub mod node;
 pub mod program;
+pub mod receiver;
+pub mod usage;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,6 +39,8 @@ pub struct Coordinator {
     pub database: Option<String>,
     /// Where its artifacts are, if not in its directory.
     pub artifacts: Option<S3Place>,
+    /// How long it keeps records of usage.
+    pub keep_records: Option<Duration>,
 }
 
 fn config(dir: &Path, quic: SocketAddr, database: Option<&String>) -> Config {
@@ -77,7 +81,9 @@ impl Coordinator {
         let artifacts = "state/artifacts";
         std::os::unix::fs::symlink(self.dir.path().join(artifacts), dir.path().join(artifacts))
             .unwrap();
-        Coordinator::start_in(dir, self.database.clone())
+        let mut config = config(dir.path(), loopback(), self.database.as_ref());
+        config.keep_records = self.keep_records;
+        Coordinator::start_as(dir, config, self.database.clone())
             .await
             .unwrap()
     }
@@ -88,6 +94,14 @@ impl Coordinator {
     ) -> Result<Self, StartError> {
         let config = config(dir.path(), loopback(), database.as_ref());
         Coordinator::start_as(dir, config, database).await
+    }
+
+    /// One that keeps records of usage for so long.
+    pub async fn start_keeping(records: Duration, database: Option<String>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path(), loopback(), database.as_ref());
+        config.keep_records = Some(records);
+        Coordinator::start_as(dir, config, database).await.unwrap()
     }
 
     pub async fn start_with_artifacts(
@@ -105,6 +119,7 @@ impl Coordinator {
         database: Option<String>,
     ) -> Result<Self, StartError> {
         let artifacts = config.artifacts.clone();
+        let keep_records = config.keep_records;
         // One that was killed may take a moment to let go of the lock.
         let deadline = Instant::now() + PATIENCE;
         let running = loop {
@@ -124,6 +139,7 @@ impl Coordinator {
             quic,
             database,
             artifacts,
+            keep_records,
         })
     }
 
@@ -139,6 +155,7 @@ impl Coordinator {
         let running = loop {
             let mut config = config(self.dir.path(), self.quic, self.database.as_ref());
             config.artifacts = self.artifacts.clone();
+            config.keep_records = self.keep_records;
             match start(config).await {
                 Ok(running) => break running,
                 // Its tasks may take a moment to let go of the lock and the port.
@@ -150,6 +167,32 @@ impl Coordinator {
         };
         self.client = client(&running);
         self.running = Some(running);
+    }
+
+    /// Does something to its database, behind its back.
+    pub async fn execute(&self, sql: &str) {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        let changed = match &self.database {
+            Some(url) => {
+                let pool = sqlx::PgPool::connect(url).await.unwrap();
+                sqlx::query(sql)
+                    .execute(&pool)
+                    .await
+                    .unwrap()
+                    .rows_affected()
+            }
+            None => {
+                let path = self.dir.path().join("state/coordinator.db");
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+                sqlx::query(sql)
+                    .execute(&pool)
+                    .await
+                    .unwrap()
+                    .rows_affected()
+            }
+        };
+        assert!(changed > 0);
     }
 
     pub async fn join_token(&self) -> String {

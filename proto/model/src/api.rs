@@ -53,7 +53,7 @@
 //! | `GET /v1/usage?tenant=&function=&by=function&since=&until=` | | 200 `Vec<UsageView>` |
 //! | `GET /v1/usage/bill?tenant=&since=&until=` | | 200 `SignedBill` |
 //! | `GET /v1/usage/audit` | | 200 `AuditView` |
-//! | `GET /v1/usage/records?function=&after=&limit=` | | 200 `UsageRecordsPage` |
+//! | `GET /v1/usage/records?tenant=&function=&since=&until=&after=&limit=` | | 200 `UsageRecordsPage` |
 //! | `GET /v1/requests/{request}` | | 200 `Vec<ExplainedRecord>` |
 //! | `GET /v1/prices` | | 200 `PricesView` |
 //! | `POST /v1/prices/{plan}` | `NewPrices` | 201 `PricePlan`, 409 |
@@ -64,8 +64,17 @@
 //! | `PUT /v1/tenants/{tenant}/budget` | `NewBudget` | 200 `BudgetView`, 404, 409 |
 //! | `DELETE /v1/tenants/{tenant}/budget` | | 204, 404 |
 //! | the same three of `/v1/functions/{tenant}/{function}/budget` | | |
+//! | `GET /v1/exports?tenant=` | | 200 `Vec<ExportView>` |
+//! | `POST /v1/tenants/{tenant}/exports` | `NewExport` | 201 `ExportView`, 404, 409, 422 |
+//! | `DELETE /v1/tenants/{tenant}/exports/{export}` | | 204, 404 |
+//! | `GET /v1/tenants/{tenant}/exports/files?after=` | | 200 `Vec<ExportFile>`, by their names |
+//! | `GET /v1/tenants/{tenant}/exports/file?name=` | | 200 raw bytes, 404 |
+
+mod exports;
 
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use exports::{ExportFile, ExportKind, ExportView, NewExport, RecordEvent};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -1069,7 +1078,10 @@ pub struct AuditView {
     pub total: AuditNode,
     /// Rows in the ledger, probes included.
     pub rows: u64,
-    /// Rows that are probes.
+    /// Rows that were there and are no longer kept; signed checkpoints say what was in them.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Of `rows` and `dropped`: those that are probes.
     pub probes: u64,
     /// Batches whose hash, signature and link were verified.
     pub batches: u64,
@@ -1098,17 +1110,24 @@ pub struct AuditJournal {
     pub node: Name,
     /// Which life.
     pub boot_epoch: u64,
-    /// Lowest sequence number.
+    /// Lowest sequence number that was ever there.
     pub first: u64,
     /// Highest sequence number.
     pub last: u64,
     /// Rows.
     pub rows: u64,
+    /// Rows up to `checkpoint` that are no longer kept.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Sequence number up to which a signed checkpoint stands for the rows and batches, which are no longer kept: what
+    /// comes behind it was checked. 0 if there is none.
+    #[serde(default)]
+    pub checkpoint: u64,
     /// Numbers from 1 to the highest that are not there: a journal counts from 1.
     pub missing: u64,
     /// Rows that are in no batch, from before usage was chained.
     pub unchained: u64,
-    /// Batches.
+    /// Batches, those that are no longer kept included.
     pub batches: u64,
     /// Hash of the last of them.
     pub head: Option<Digest>,
@@ -1184,6 +1203,8 @@ pub enum AuditFault {
     Gap,
     /// Sums of usage are not those of the rows.
     Sums,
+    /// What is said of records that are no longer kept is not as the coordinator signed it.
+    Checkpoint,
 }
 
 impl AuditFault {
@@ -1198,6 +1219,7 @@ impl AuditFault {
             AuditFault::Signature => "not signed",
             AuditFault::Gap => "gap",
             AuditFault::Sums => "sums",
+            AuditFault::Checkpoint => "checkpoint changed",
         }
     }
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod build;
+mod duckdb;
 mod postgres;
 mod s3;
 mod site;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use duckdb::{DUCKDB_VARIABLE, duckdb};
 pub use postgres::Postgres;
 pub use s3::{MOTO_VARIABLE, S3Server};
 pub use site::{busybox, busybox_site, write};

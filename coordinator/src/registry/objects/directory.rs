@@ -44,16 +44,47 @@ impl Directory {
 
     pub(super) async fn own(&self, fleet: &str) -> Result<(), ArtifactError> {
         // Whole or not there: what is cut short would be another fleet's.
-        let path = self.dir.join(FLEET);
-        let beside = self
-            .dir
-            .join(format!("{FLEET}.{}", hex::encode(random::<8>())));
-        self.write(&beside, fleet.as_bytes()).await?;
+        self.replace(&self.dir.join(FLEET), fleet.as_bytes()).await
+    }
+
+    pub(super) async fn put_file(&self, name: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
+        let path = self.dir.join(name);
+        let parent = path.parent().unwrap_or(&self.dir);
+        fs::create_dir_all(parent)
+            .await
+            .map_err(disk("making", parent))?;
+        self.replace(&path, &bytes).await?;
+        // The directories may be new.
+        let mut dir = parent;
+        while dir != self.dir
+            && let Some(above) = dir.parent()
+        {
+            let synced = async { File::open(above).await?.sync_all().await };
+            synced.await.map_err(disk("syncing", above))?;
+            dir = above;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, ArtifactError> {
+        let path = self.dir.join(name);
+        if_there(fs::read(&path).await).map_err(disk("reading", &path))
+    }
+
+    /// Writes a file beside this one, and puts it in its place.
+    async fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
+        let beside = path.with_added_extension(hex::encode(random::<8>()));
+        self.write(&beside, bytes).await?;
         let renamed = async {
-            fs::rename(&beside, &path).await?;
-            File::open(&self.dir).await?.sync_all().await
+            fs::rename(&beside, path).await?;
+            let parent = path.parent().unwrap_or(&self.dir);
+            File::open(parent).await?.sync_all().await
         };
-        renamed.await.map_err(disk("writing", &path))
+        let renamed = renamed.await.map_err(disk("writing", path));
+        if renamed.is_err() {
+            let _ = fs::remove_file(&beside).await;
+        }
+        renamed
     }
 
     pub(super) async fn put(&self, pack: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {

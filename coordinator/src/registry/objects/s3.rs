@@ -159,6 +159,17 @@ impl S3 {
         self.write(&self.pack(pack), bytes).await
     }
 
+    pub(super) async fn put_file(&self, name: &str, bytes: Vec<u8>) -> Result<(), ArtifactError> {
+        self.write(&self.path(name), bytes).await
+    }
+
+    pub(super) async fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, ArtifactError> {
+        let path = self.path(name);
+        let read = async { self.store.get(&path).await?.bytes().await };
+        let read = if_there(read.await).map_err(self.failed("reading", &path))?;
+        Ok(read.map(|bytes| bytes.to_vec()))
+    }
+
     pub(super) async fn read(
         &self,
         pack: &str,

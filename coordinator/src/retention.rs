@@ -1,0 +1,93 @@
+//! Keeps records of usage for a set time, and removes them then, behind everything else.
+//!
+//! One coordinator does it, the one that executes rollouts. That two do it for a moment, when that changes, harms
+//! nothing: each removal compares what it rests on in its own transaction (`store/retention.rs`). Sums are kept for
+//! ever, and bills are made of sums.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use holm_model::ids::Name;
+use tokio::time::sleep;
+
+use crate::ca::Authority;
+use crate::clock::{Clock, millis};
+use crate::limits::{RETENTION_EVERY, RETENTION_PAUSE};
+use crate::rollout::Rollouts;
+use crate::store::{Dropped, RetentionError, Store};
+
+/// Removes what is no longer kept.
+pub(crate) struct Retention {
+    pub(crate) store: Store,
+    pub(crate) authority: Authority,
+    pub(crate) rollouts: Arc<Rollouts>,
+    pub(crate) clock: Clock,
+    /// How long records are kept after they were entered; for ever if none.
+    pub(crate) keep: Option<Duration>,
+}
+
+impl Retention {
+    /// Removes what is old enough, until dropped.
+    pub(crate) async fn run(&self) {
+        let Some(keep) = self.keep else {
+            return std::future::pending().await;
+        };
+        let every = RETENTION_EVERY.min(keep / 4).max(RETENTION_PAUSE);
+        let (mut failing, mut faulty) = (false, BTreeSet::new());
+        loop {
+            sleep(every).await;
+            if !self.rollouts.leads().await {
+                continue;
+            }
+            let passed = self.pass(keep, &mut faulty).await;
+            match &passed {
+                Ok(0) => {}
+                Ok(rows) => tracing::info!(rows, "removed usage records that are no longer kept"),
+                Err(error) if !failing => {
+                    tracing::error!(%error, "old usage records cannot be removed");
+                }
+                // It has been said.
+                Err(_) => {}
+            }
+            failing = passed.is_err();
+        }
+    }
+
+    /// Goes once through all nodes; returns how many rows went.
+    async fn pass(
+        &self,
+        keep: Duration,
+        faulty: &mut BTreeSet<Name>,
+    ) -> Result<u64, RetentionError> {
+        let mut gone = 0;
+        for node in self.store.nodes_with_batches().await? {
+            loop {
+                let now_ms = self.clock.now_ms();
+                let before_ms = now_ms.saturating_sub(millis(keep));
+                let began = Instant::now();
+                let dropped = self
+                    .store
+                    .drop_records(&node, (before_ms, now_ms), &self.authority)
+                    .await?;
+                match dropped {
+                    Dropped::Nothing => break,
+                    Dropped::Rows(rows) => gone += rows,
+                    Dropped::Busy => {}
+                    Dropped::Kept(why) => {
+                        if faulty.insert(node.clone()) {
+                            tracing::error!(%node, why, "old usage records stay: they are not as the node signed them; see `holm usage audit`");
+                        }
+                        break;
+                    }
+                }
+                // At most half of the time is taken from the ledger.
+                sleep(began.elapsed().max(RETENTION_PAUSE)).await;
+                if !self.rollouts.leads().await {
+                    return Ok(gone);
+                }
+            }
+        }
+        Ok(gone)
+    }
+}
