@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 
 use super::builtin::{self, Entry};
 use super::lookup::{
-    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, is_in_tmp, missing, resolve,
+    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, is_writable, missing, resolve,
     resolve_text, room_for,
 };
 use super::paths::Path;
@@ -136,7 +136,7 @@ fn open_nameless(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult 
     }
     let path = resolve(directory, path, Follow::Always)?;
     match find(&path)? {
-        Found::Directory if is_in_tmp(&path) => {}
+        Found::Directory if is_writable(&path) => {}
         Found::Directory => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::ENOTDIR),
     }
