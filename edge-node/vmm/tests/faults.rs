@@ -170,7 +170,15 @@ fn kvm_code_that_is_made_at_run_time_runs_wherever_it_was_written() {
     each_libc("run_time_code", |path| {
         let mut guest = Function::new(path);
         for _ in 0..2 {
-            for target in ["/protected", "/both", "/heap", "/patched", "/file", "/given_back", "/threads"] {
+            for target in [
+                "/protected",
+                "/both",
+                "/heap",
+                "/patched",
+                "/file",
+                "/given_back",
+                "/threads",
+            ] {
                 assert_eq!(guest.get(target), "fine\n", "{target}");
             }
         }

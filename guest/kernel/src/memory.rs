@@ -128,7 +128,9 @@ impl Memory {
         self.sparse.start(boot);
         if boot.flags & boot_flags::EXECUTABLE_STACK != 0 {
             // There is room: it is the first.
-            let _ = self.in_turns.add(boot.stack_start, boot.program_start + boot.memory_bytes);
+            let _ = self
+                .in_turns
+                .add(boot.stack_start, boot.program_start + boot.memory_bytes);
         }
     }
 

@@ -286,7 +286,9 @@ fn check_layout(segments: &mut [Segment], relocatable: bool) -> Result<(), Progr
 
 /// Whether a program is built to execute what is on its stack, as functions within functions of C and Ada do.
 fn has_executable_stack(headers: &[ProgramHeader]) -> bool {
-    let mut stacks = headers.iter().filter(|one| one.p_type(E) == elf::PT_GNU_STACK);
+    let mut stacks = headers
+        .iter()
+        .filter(|one| one.p_type(E) == elf::PT_GNU_STACK);
     stacks.any(|header| header.p_flags(E) & elf::PF_X != 0)
 }
 

@@ -277,7 +277,8 @@ pub(super) fn is_writable(path: &Path) -> bool {
 pub(super) fn root_of(path: &Path) -> Option<&'static [u8]> {
     let mut at = path.as_bytes();
     while !temporary::is_root(at) && state::temporary().find(at).is_none() {
-        if artifact::find(at).is_some() || builtin::find(at).is_some() || builtin::is_directory(at) {
+        if artifact::find(at).is_some() || builtin::find(at).is_some() || builtin::is_directory(at)
+        {
             return None;
         }
         at = parent(at);

@@ -127,9 +127,7 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
     let path = new_path(to_at, to)?;
     match number {
         _ if path.is_directory => Err(Errno::ENOENT),
-        _ if root.is_some_and(|root| root != root_of(&path)) => {
-            Err(Errno::EXDEV)
-        }
+        _ if root.is_some_and(|root| root != root_of(&path)) => Err(Errno::EXDEV),
         // A directory, which has one name.
         None => Err(Errno::EPERM),
         // It has lost its last name.

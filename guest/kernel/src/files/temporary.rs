@@ -150,6 +150,19 @@ impl Node {
         Ok(from.len() as u64)
     }
 
+    /// Makes a part of the content zero, as far as there is one.
+    pub fn clear(&mut self, from: u64, to: u64) -> Result<(), Errno> {
+        if self.seals & seals::NO_WRITE != 0 {
+            return Err(Errno::EPERM);
+        }
+        let to = to.min(self.size);
+        if let Some(part) = self.data.bytes(to).get_mut(from as usize..) {
+            part.fill(0);
+        }
+        self.modified_ns = time::realtime_ns();
+        Ok(())
+    }
+
     /// Makes the content longer, with zeroes, or shorter.
     pub fn resize(&mut self, size: u64) -> Result<(), Errno> {
         let before = self.size;

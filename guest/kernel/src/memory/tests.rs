@@ -291,7 +291,8 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                     // What takes turns is executed, and stays so.
                     let start = some(&mut random);
                     for page in page_range(start, bytes) {
-                        if memory.takes_turns(page)
+                        if model.mapped.contains_key(&page)
+                            && memory.takes_turns(page)
                             && memory.back(page, Touch::Fetch, &mut machine).is_ok()
                         {
                             assert_eq!(model.mapped[&page], Protection::Write, "seed {seed}");

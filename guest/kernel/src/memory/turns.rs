@@ -6,10 +6,10 @@
 
 use holm_hostcall::PAGE_BYTES;
 
+use super::Memory;
 use super::machine::{Machine, Protection, Touch};
 use super::sparse::Refusal;
 use super::tables::is_sparse;
-use super::Memory;
 use crate::errno::Errno;
 
 impl Memory {
