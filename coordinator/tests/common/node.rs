@@ -10,8 +10,8 @@ use holm_model::codec;
 use holm_model::configuration::{Release, ReleaseId};
 use holm_model::control::{
     ALPN, BulkAnswer, BulkRequest, COORDINATOR_TLS_NAME, Configured, CoordinatorMessage, Desired,
-    Hello, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed,
-    ObservedVersion, Record, Report, VersionReport, VersionState,
+    Hello, JoinAnswer, JoinRequest, LogBatch, LogEntry, NodeMessage, Observed, ObservedVersion,
+    Record, Report, VersionReport, VersionState,
 };
 use holm_model::ids::{Digest, FunctionName, Name, VersionId};
 use holm_model::join::JoinToken;

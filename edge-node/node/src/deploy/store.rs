@@ -182,7 +182,8 @@ impl DeployStore {
         let mut frames = codec::encode_file(&wanted.desired, DESIRED_FORMAT).map_err(wrong)?;
         if !wanted.configurations.is_empty() {
             let configurations = &wanted.configurations;
-            frames.extend(codec::encode_file(configurations, CONFIGURATIONS_FORMAT).map_err(wrong)?);
+            frames
+                .extend(codec::encode_file(configurations, CONFIGURATIONS_FORMAT).map_err(wrong)?);
         }
         files::write_atomically(&path, &frames, 0o600)
     }
