@@ -423,7 +423,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let id = hex::encode(random::<8>());
     let peers = match store.is_shared() {
         true => {
-            let address = format!("http://{http_addr}");
+            let scheme = if config.tls.is_some() {
+                "https"
+            } else {
+                "http"
+            };
+            let address = format!("{scheme}://{http_addr}");
             let peers = Arc::new(Peers {
                 store: store.clone(),
                 fleet: fleet.clone(),

@@ -317,6 +317,7 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
     let path = config_file()?;
     let mut settings = ConfigFile::read(&path)?;
     let default = format!("http://{DEFAULT_HTTP}");
+    let before = settings.coordinator.clone();
     settings.coordinator = Some(
         args.connection
             .coordinator
@@ -328,6 +329,10 @@ pub(crate) async fn login(args: LoginArgs, output: Output) -> Result<(), Failure
         (None, Some(file)) => Some(read_token(&file)?),
         (None, None) => settings.token,
     };
+    // Like the token it is for one coordinator.
+    if before != settings.coordinator {
+        settings.ca_file = None;
+    }
     if let Some(file) = args.connection.ca_file {
         // It is read from wherever a later command is given.
         settings.ca_file = Some(std::path::absolute(&file).map_err(|error| {

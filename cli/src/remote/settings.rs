@@ -60,8 +60,10 @@ impl Connection {
     /// A client for the coordinator that these options mean.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         let file = ConfigFile::read(&config_file()?)?;
-        let trust = Trust::new(self.ca_file.clone().or_else(|| file.ca_file.clone()));
+        let (remembered, ca_file) = (file.coordinator.clone(), file.ca_file.clone());
         let (url, token) = self.resolve(file)?;
+        let ca_file = ca_file.filter(|_| remembered.as_ref() == Some(&url));
+        let trust = Trust::new(self.ca_file.clone().or(ca_file));
         let token = match token {
             None => own_coordinator_token(&url)?,
             some => some,

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use holm_model::codec::FrameError;
-use holm_model::control::{Configured, CoordinatorMessage, Hello, LogBatch, NodeMessage};
+use holm_model::control::{Configured, CoordinatorMessage, Hello, LogBatch, NodeMessage, before};
 use holm_model::ids::{FunctionName, Name};
 use holm_model::protocol::Version;
 use quinn::{Connection, RecvStream, SendStream};
@@ -422,9 +422,16 @@ impl Link<'_> {
             }
             let desired = self.desired(&mut target);
             let generation = desired.desired.generation;
-            let message = match desired.configurations.is_empty() {
-                true => CoordinatorMessage::Desired(desired.desired),
-                false => CoordinatorMessage::Configured(desired),
+            let message = match (desired.configurations.is_empty(), self.version) {
+                (true, _) => CoordinatorMessage::Desired(desired.desired),
+                (false, Version::BEFORE) => {
+                    tracing::warn!(
+                        node = %self.name,
+                        "the node speaks a version of the protocol that has no configurations; update it"
+                    );
+                    CoordinatorMessage::Desired(before::desired(desired))
+                }
+                (false, _) => CoordinatorMessage::Configured(desired),
             };
             self.say(send, &message).await?;
             tracing::debug!(node = %self.name, generation, "desired state is sent");
