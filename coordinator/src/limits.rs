@@ -184,6 +184,8 @@ pub(crate) const MAX_AUDIT_PROBLEMS: usize = 1000;
 pub(crate) const MAX_DROPPED_ROWS: u64 = 4096;
 /// How often usage that is no longer kept is looked for, at least.
 pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// How often a node's records are looked at anew in a row because others have come to the ledger meanwhile.
+pub(crate) const MAX_RETENTION_BUSY: u32 = 5;
 /// Least pause between two removals.
 pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time that usage records may be kept, so that a node has heard that they are there.
@@ -199,10 +201,13 @@ pub(crate) const MAX_EXPORTS: usize = 1000;
 pub(crate) const MAX_EXPORTS_OF_TENANT: usize = 8;
 /// Events in one batch to a webhook: some 500 KiB.
 pub(crate) const EXPORT_BATCH_EVENTS: usize = 500;
-/// Batches of one export before others have their turn.
-pub(crate) const EXPORT_BATCHES_IN_A_TURN: usize = 20;
-/// Exports that are sent at a time, each with one batch in memory.
+/// How long one export sends before others have their turn; what is under way then is finished.
+pub(crate) const EXPORT_TURN: Duration = Duration::from_secs(10);
+/// Exports that are sent or written at a time, each with a batch or a file and its rows in memory; and of one tenant.
 pub(crate) const MAX_SENDING: usize = 8;
+pub(crate) const MAX_SENDING_OF_TENANT: usize = 2;
+/// How often it is looked whether a day is over.
+pub(crate) const EXPORT_FILES_LOOK: Duration = Duration::from_secs(30);
 /// How often exports are looked at.
 pub(crate) const EXPORTS_TICK: Duration = Duration::from_millis(500);
 /// Longest URL of a webhook.

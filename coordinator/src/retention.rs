@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::ca::Authority;
 use crate::clock::{Clock, millis};
-use crate::limits::{RETENTION_EVERY, RETENTION_PAUSE};
+use crate::limits::{MAX_RETENTION_BUSY, RETENTION_EVERY, RETENTION_PAUSE};
 use crate::rollout::Rollouts;
 use crate::store::{Dropped, RetentionError, Store};
 
@@ -62,18 +62,35 @@ impl Retention {
     ) -> Result<u64, RetentionError> {
         let mut gone = 0;
         for node in self.store.nodes_with_batches().await? {
+            let mut busy = 0;
             loop {
                 let now_ms = self.clock.now_ms();
                 let before_ms = now_ms.saturating_sub(millis(keep));
                 let began = Instant::now();
                 let dropped = self
                     .store
-                    .drop_records(&node, (before_ms, now_ms), &self.authority)
-                    .await?;
+                    .drop_records(&node, (before_ms, now_ms), &self.authority);
+                let dropped = match dropped.await {
+                    Ok(dropped) => dropped,
+                    // Of one node it may fail, and for all others go on.
+                    Err(error) => {
+                        if faulty.insert(node.clone()) {
+                            tracing::error!(%node, %error, "old usage records cannot be removed");
+                        }
+                        break;
+                    }
+                };
                 match dropped {
                     Dropped::Nothing => break,
-                    Dropped::Rows(rows) => gone += rows,
-                    Dropped::Busy => {}
+                    Dropped::Rows(rows) => {
+                        (gone, busy) = (gone + rows, 0);
+                        faulty.remove(&node);
+                    }
+                    Dropped::Busy if busy < MAX_RETENTION_BUSY => busy += 1,
+                    Dropped::Busy => {
+                        tracing::warn!(%node, "old usage records stay for now: the ledger has others than were looked at, again and again");
+                        break;
+                    }
                     Dropped::Kept(why) => {
                         if faulty.insert(node.clone()) {
                             tracing::error!(%node, why, "old usage records stay: they are not as the node signed them; see `holm usage audit`");

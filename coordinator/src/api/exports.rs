@@ -54,7 +54,8 @@ pub(super) async fn add(
         ExportKind::Parquet => to_files(&tenant, &new)?,
     };
     let detail = match row.kind {
-        ExportKind::Webhook => format!("to {}", row.url),
+        // What comes behind the host may be a secret.
+        ExportKind::Webhook => format!("to {}", host(&row.url)),
         ExportKind::Parquet => "to files".to_owned(),
     };
     let id = api.store.add_export(&row, api.clock.now_ms()).await?;
@@ -64,6 +65,12 @@ pub(super) async fn add(
     let view = api.store.export_view(row).await?;
     let detail = told(format!("export {id} {detail}"));
     Ok((StatusCode::CREATED, detail, Json(view)))
+}
+
+fn host(url: &str) -> &str {
+    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
+    let host = behind.split(['/', '?', '#']).next().unwrap_or_default();
+    host.rsplit_once('@').map_or(host, |(_, host)| host)
 }
 
 pub(super) async fn remove(

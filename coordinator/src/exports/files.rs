@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use holm_model::api::{ExportFile, LedgerRow};
 use holm_model::ids::{Digest, Name};
+use tokio::task;
 
 use super::Exports;
 use super::parquet::{self, RecordsFileError};
@@ -30,6 +31,8 @@ pub(super) enum FilesError {
     Objects(#[from] ArtifactError),
     #[error(transparent)]
     File(#[from] RecordsFileError),
+    #[error("making a file broke: {0}")]
+    Broken(task::JoinError),
 }
 
 /// Rows of one tenant until there are enough for a file.
@@ -105,14 +108,14 @@ impl Exports {
                 }
             }
             while let Some((day, rows)) = parts.full() {
-                files.push(self.write_part(export, day, &rows).await?);
+                files.push(self.write_part(export, day, rows).await?);
             }
             if !more || after > to.row {
                 break;
             }
         }
         for (day, rows) in std::mem::take(&mut parts.days) {
-            files.push(self.write_part(export, day, &rows).await?);
+            files.push(self.write_part(export, day, rows).await?);
         }
         Ok((files, from_row))
     }
@@ -121,7 +124,7 @@ impl Exports {
         &self,
         export: &ExportRow,
         day_ms: u64,
-        rows: &[LedgerRow],
+        rows: Vec<LedgerRow>,
     ) -> Result<ExportFile, FilesError> {
         let number = |row: Option<&LedgerRow>| row.map_or(0, |row| row.row);
         let name = format!(
@@ -131,13 +134,19 @@ impl Exports {
             number(rows.first()),
             number(rows.last())
         );
-        let bytes = parquet::file(rows)?;
+        let count = rows.len() as u64;
+        // It takes a core for a while.
+        let made = task::spawn_blocking(move || {
+            let bytes = parquet::file(&rows)?;
+            Ok::<_, RecordsFileError>((Digest::of(&bytes), bytes))
+        });
+        let (digest, bytes) = made.await.map_err(FilesError::Broken)??;
         let file = ExportFile {
             name,
             day_ms,
-            rows: rows.len() as u64,
+            rows: count,
             bytes: bytes.len() as u64,
-            digest: Digest::of(&bytes),
+            digest,
             written_ms: self.clock.now_ms(),
         };
         self.objects.put_file(&file.name, bytes).await?;

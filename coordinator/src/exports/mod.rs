@@ -21,7 +21,7 @@ pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holm_model::api::ExportKind;
 use holm_model::ids::Name;
@@ -31,8 +31,8 @@ use tokio::time::timeout;
 use crate::ca::Authority;
 use crate::clock::Clock;
 use crate::limits::{
-    EXPORT_BATCH_EVENTS, EXPORT_BATCHES_IN_A_TURN, EXPORTS_TICK, MAX_SENDING, MAX_WEBHOOK_PAUSE,
-    MIN_WEBHOOK_PAUSE,
+    EXPORT_BATCH_EVENTS, EXPORT_FILES_LOOK, EXPORT_TURN, EXPORTS_TICK, MAX_SENDING,
+    MAX_SENDING_OF_TENANT, MAX_WEBHOOK_PAUSE, MIN_WEBHOOK_PAUSE,
 };
 use crate::registry::Objects;
 use crate::rollout::Rollouts;
@@ -53,6 +53,8 @@ pub(crate) struct Exports {
 enum Turn {
     /// All that there was is out, up to this row of the ledger.
     UpTo(u64),
+    /// So is all that can be out before so long.
+    Later(Duration),
     /// There may be more.
     More,
     /// The receiver did not take a batch; it is left alone for so long at least.
@@ -66,6 +68,8 @@ struct Standing {
     not_before: Option<Instant>,
     /// The newest row of the ledger when there was nothing more to send.
     upto: Option<u64>,
+    /// When its last turn began. Who has waited longest is next.
+    begun: Option<Instant>,
 }
 
 /// Binds a secret to its export, so that what is sealed for one is of no use in another.
@@ -78,12 +82,12 @@ impl Exports {
     pub(crate) async fn run(self: Arc<Self>) {
         let mut standing: BTreeMap<u64, Standing> = BTreeMap::new();
         let mut sending: JoinSet<Turn> = JoinSet::new();
-        let mut under_way: HashMap<task::Id, u64> = HashMap::new();
+        let mut under_way: HashMap<task::Id, (u64, Name)> = HashMap::new();
         let mut failing = false;
         loop {
             // Whoever is done may have more to do at once.
             if let Ok((task, turn)) = timeout(EXPORTS_TICK, next(&mut sending)).await
-                && let Some(id) = under_way.remove(&task)
+                && let Some((id, _)) = under_way.remove(&task)
             {
                 standing.entry(id).or_default().took(turn);
             }
@@ -108,25 +112,28 @@ impl Exports {
     async fn begin(
         self: &Arc<Self>,
         standing: &mut BTreeMap<u64, Standing>,
-        under_way: &mut HashMap<task::Id, u64>,
+        under_way: &mut HashMap<task::Id, (u64, Name)>,
         sending: &mut JoinSet<Turn>,
     ) -> Result<(), StoreError> {
-        let rows = self.store.exports(None).await?;
+        let mut rows = self.store.exports(None).await?;
         standing.retain(|id, _| rows.iter().any(|row| row.id == *id));
         let newest = self.store.last_usage_row().await?;
         let now = Instant::now();
+        rows.sort_by_key(|row| standing.get(&row.id).and_then(|at| at.begun));
         for row in rows {
             let at = standing.entry(row.id).or_default();
             let due = at.not_before.is_none_or(|then| then <= now);
-            let busy = under_way.values().any(|id| *id == row.id);
-            // Days go by without new rows.
-            let idle = row.kind == ExportKind::Webhook && at.upto == Some(newest);
-            if !due || busy || idle || under_way.len() >= MAX_SENDING {
+            let busy = under_way.values().any(|(id, _)| *id == row.id);
+            let idle = at.upto == Some(newest);
+            let own = under_way.values().filter(|(_, of)| *of == row.tenant);
+            let full = under_way.len() >= MAX_SENDING || own.count() >= MAX_SENDING_OF_TENANT;
+            if !due || busy || idle || full {
                 continue;
             }
-            let (id, exports) = (row.id, self.clone());
+            at.begun = Some(now);
+            let (id, tenant, exports) = (row.id, row.tenant.clone(), self.clone());
             let task = sending.spawn(async move { exports.turn(row, newest).await });
-            under_way.insert(task.id(), id);
+            under_way.insert(task.id(), (id, tenant));
         }
         Ok(())
     }
@@ -136,7 +143,7 @@ impl Exports {
         let id = export.id;
         let turn = match export.kind {
             ExportKind::Webhook => self.send(export, newest).await,
-            ExportKind::Parquet => self.write(export, newest).await,
+            ExportKind::Parquet => self.write(export).await,
         };
         turn.unwrap_or_else(|error| {
             tracing::error!(export = id, %error, "an export cannot go on");
@@ -145,17 +152,15 @@ impl Exports {
     }
 
     async fn send(&self, export: ExportRow, newest: u64) -> Result<Turn, StoreError> {
-        let webhook = match self.webhook(&export) {
-            Ok(webhook) => webhook,
-            Err(why) => return self.failed(&export, &why, None).await,
-        };
+        let began = Instant::now();
+        let mut webhook = None;
         let source = event::source(self.authority.fingerprint());
         let filter = RecordsFilter {
             tenant: Some(export.tenant.clone()),
             ..RecordsFilter::default()
         };
         let mut out = export.out.row;
-        for _ in 0..EXPORT_BATCHES_IN_A_TURN {
+        while began.elapsed() < EXPORT_TURN {
             let page = self
                 .store
                 .usage_records(&filter, out, EXPORT_BATCH_EVENTS)
@@ -164,12 +169,19 @@ impl Exports {
             let (Some(first), Some(last)) = (rows.first(), rows.last()) else {
                 return Ok(Turn::UpTo(newest));
             };
+            let webhook = match &webhook {
+                Some(webhook) => webhook,
+                None => match self.webhook(&export).await {
+                    Ok(made) => webhook.insert(made),
+                    Err(why) => return self.failed(&export, &why, None).await,
+                },
+            };
             // Two batches have the same id only if they have the same rows.
             let message = format!("{}-{}-{}-{}", export.id, first.row, last.row, rows.len());
             let (last, count) = (last.row, rows.len() as u64);
             let events: Vec<_> = rows.iter().map(|row| event::event(&source, row)).collect();
             let body = serde_json::to_vec(&events).expect("events are text and numbers");
-            if let Err(error) = webhook.send(&message, self.clock.now_ms(), body).await {
+            if let Err(error) = webhook.send(&message, system_ms(), body).await {
                 let after = match &error {
                     Undelivered::Status { after, .. } => *after,
                     Undelivered::Broken(_) => None,
@@ -193,23 +205,28 @@ impl Exports {
         Ok(Turn::More)
     }
 
-    async fn write(&self, export: ExportRow, newest: u64) -> Result<Turn, StoreError> {
+    async fn write(&self, export: ExportRow) -> Result<Turn, StoreError> {
         match self.write_files(&export).await {
             Ok(true) => Ok(Turn::More),
-            Ok(false) => Ok(Turn::UpTo(newest)),
+            Ok(false) => Ok(Turn::Later(EXPORT_FILES_LOOK)),
             Err(FilesError::Store(error)) => Err(error),
             Err(error) => self.failed(&export, &error.to_string(), None).await,
         }
     }
 
-    fn webhook(&self, export: &ExportRow) -> Result<Webhook, String> {
+    async fn webhook(&self, export: &ExportRow) -> Result<Webhook, String> {
         let sealed = export.secret.as_deref().unwrap_or_default();
         let secret = self
             .authority
             .open(&secret_of(&export.tenant, &export.url), sealed)
             .ok_or("its secret was not sealed by this fleet; remove the export and add it again")?;
-        Webhook::new(&export.url, &export.ca, &secret, export.private)
-            .map_err(|error| error.to_string())
+        let (url, ca, private) = (export.url.clone(), export.ca.clone(), export.private);
+        // It reads the system's certificates.
+        let made = task::spawn_blocking(move || Webhook::new(&url, &ca, &secret, private));
+        match made.await {
+            Ok(made) => made.map_err(|error| error.to_string()),
+            Err(broken) => Err(broken.to_string()),
+        }
     }
 
     async fn failed(
@@ -231,15 +248,21 @@ impl Exports {
 }
 
 impl Standing {
+    fn rest(&mut self, upto: Option<u64>, pause: Duration) {
+        *self = Standing {
+            failures: 0,
+            not_before: Some(Instant::now() + pause),
+            upto,
+            begun: self.begun,
+        };
+    }
+
     fn took(&mut self, turn: Turn) {
         match turn {
-            Turn::UpTo(row) => {
-                *self = Standing {
-                    upto: Some(row),
-                    ..Standing::default()
-                }
-            }
-            Turn::More => *self = Standing::default(),
+            // Rows of others come all the time.
+            Turn::UpTo(row) => self.rest(Some(row), EXPORTS_TICK),
+            Turn::Later(pause) => self.rest(None, pause),
+            Turn::More => self.rest(None, Duration::ZERO),
             Turn::Failed(after) => {
                 let pause = pause(self.failures, u64::from_le_bytes(crate::ca::random()));
                 self.failures = self.failures.saturating_add(1);
@@ -256,6 +279,12 @@ fn pause(failures: u32, random: u64) -> Duration {
     let most = doubled.min(MAX_WEBHOOK_PAUSE);
     let half = most / 2;
     half + Duration::from_millis(random % (half.as_millis() as u64 + 1))
+}
+
+/// By the clock that receivers compare with, however this process's own has gone since it was started.
+fn system_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The next turn that is over; never if none is under way.

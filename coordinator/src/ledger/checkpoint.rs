@@ -149,8 +149,13 @@ impl Checkpoint {
         })
     }
 
+    /// What is signed.
+    pub(crate) fn text(&self) -> String {
+        serde_json::to_string(self).expect("a checkpoint is names and numbers")
+    }
+
     pub(crate) fn sign(&self, authority: &Authority) -> Result<SignedCheckpoint, CaError> {
-        let text = serde_json::to_string(self).expect("a checkpoint is names and numbers");
+        let text = self.text();
         let signature = authority.sign(&[CONTEXT, text.as_bytes()].concat())?;
         Ok(SignedCheckpoint { text, signature })
     }

@@ -385,7 +385,24 @@ pub(super) async fn count_lost(
     now_ms: u64,
 ) -> Result<(), StoreError> {
     const DOING: &str = "count what an export loses";
-    for export in exports(&mut *tx, None).await? {
+    let going: Vec<(String, i64, i64)> = query(
+        "SELECT tenant, MAX(row), MAX(accepted_ms) FROM usage
+         WHERE node = ? AND (boot_epoch, sequence) <= (?, ?) GROUP BY tenant",
+    )
+    .bind(node)
+    .bind(epoch)
+    .bind(last)
+    .all(&mut *tx)
+    .await
+    .during(DOING)?;
+    let lacks = |export: &ExportRow| {
+        let mut going = going.iter();
+        going.any(|(tenant, row, accepted_ms)| {
+            *tenant == export.tenant.as_str()
+                && (uint(*row) > export.out.row || uint(*accepted_ms) >= export.out.before_ms)
+        })
+    };
+    for export in exports(&mut *tx, None).await?.into_iter().filter(lacks) {
         let (lost,): (i64,) = query(
             "SELECT COUNT(*) FROM usage WHERE node = ? AND (boot_epoch, sequence) <= (?, ?) AND tenant = ?
              AND (row > ? OR accepted_ms >= ?)",

@@ -52,7 +52,7 @@ pub(crate) struct DroppedSoFar {
 /// What is to go.
 struct Going<'a> {
     node: &'a Name,
-    /// The checkpoints as they are now, and as they are then.
+    /// The checkpoints as they are now, and those that are others then.
     before: Vec<(u64, SignedCheckpoint)>,
     after: Vec<(Checkpoint, SignedCheckpoint)>,
     /// The key of the last row that goes.
@@ -143,12 +143,20 @@ impl Store {
         let (rows, last_row) = (read.told, read.last_row);
         let after = audit.checkpoints();
         let Some(after) = after else {
-            let why = findings.problems.last().map(|problem| problem.why.clone());
+            let why = findings.problems.first().map(|problem| problem.why.clone());
             return Ok(Err(Dropped::Kept(why.unwrap_or_default())));
         };
         if let Some(why) = entered_twice(&mut tx, node, upto).await? {
             return Ok(Err(Dropped::Kept(why)));
         }
+        // A node has an epoch for each of its starts, and most are as they were.
+        let is_new = |checkpoint: &Checkpoint| {
+            let (epoch, text) = (checkpoint.boot_epoch, checkpoint.text());
+            !before
+                .iter()
+                .any(|(of, signed)| *of == epoch && signed.text == text)
+        };
+        let after: Vec<_> = after.into_iter().filter(is_new).collect();
         let sign = |checkpoint: Checkpoint| {
             let signed = checkpoint.sign(authority)?;
             Ok::<_, CaError>((checkpoint, signed))
