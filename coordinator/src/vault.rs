@@ -8,6 +8,7 @@
 //! on, or from the start where several coordinators share that: one with another key, or none, does not start.
 //! [`Vault::renew`] changes the key.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -99,7 +100,15 @@ impl Vault {
     pub(crate) async fn renew(path: &Path, store: &Store) -> Result<u64, VaultError> {
         let old = Vault::open(path, store).await?;
         // Until the database has it, the old one is needed; from then on this one is.
-        let new = make(&beside(path))?;
+        let next = beside(path);
+        // Of a renewal that came to nothing: the database has the old one.
+        match std::fs::remove_file(&next) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(file("removing", &next, error));
+            }
+            _ => {}
+        }
+        let new = make(&next)?;
         let again = store.encrypt_again(new.fingerprint, |function, row| {
             let secret = old.decrypt(function, row.commitment, &row.ciphertext)?;
             Ok::<_, VaultError>(new.encrypt(function, &secret))
@@ -170,10 +179,21 @@ fn read(path: &Path) -> Result<Option<Vault>, VaultError> {
     Ok(Some(of(&key)))
 }
 
+/// The key in the file, which is made unless somebody else is quicker: coordinators that share it may start at once.
 fn make(path: &Path) -> Result<Vault, VaultError> {
     let key: [u8; KEY_BYTES] = random();
-    write_secret(path, format!("{}\n", hex::encode(key)).as_bytes())?;
-    Ok(of(&key))
+    let own = behind(path, &format!("-{}", hex::encode(random::<8>())));
+    write_secret(&own, format!("{}\n", hex::encode(key)).as_bytes())?;
+    let linked = match std::fs::hard_link(&own, path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => path
+            .parent()
+            .map_or(Ok(()), |dir| File::open(dir)?.sync_all()),
+    };
+    // It has another name now, or is of no use.
+    let _ = std::fs::remove_file(&own);
+    linked.map_err(|source| file("writing", path, source))?;
+    read(path)?.ok_or_else(|| VaultError::NoKey(path.to_owned()))
 }
 
 fn of(key: &[u8; KEY_BYTES]) -> Vault {
@@ -184,7 +204,13 @@ fn of(key: &[u8; KEY_BYTES]) -> Vault {
 
 /// Where the next key is until the database has it.
 fn beside(path: &Path) -> PathBuf {
-    path.with_extension("next")
+    behind(path, ".next")
+}
+
+fn behind(path: &Path, more: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(more);
+    name.into()
 }
 
 /// The next key takes the place of this one.

@@ -121,6 +121,10 @@ struct How {
     /// Who makes it, for people [default: the name of the user].
     #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
     author: Option<String>,
+    /// The configuration of which the next one is made, by its number [default: the newest, if the fleet is on it or
+    /// on none].
+    #[arg(long, value_name = "N")]
+    from: Option<u64>,
     /// Only make the configuration; `holm rollout start --config` rolls it out.
     #[arg(long)]
     no_rollout: bool,
@@ -371,31 +375,43 @@ async fn make(
     }
 }
 
-/// What follows on the newest configuration, if nothing is changed.
+/// What follows on the configuration before, if nothing is changed.
 async fn next(
     client: &Client,
     function: &FunctionName,
     how: &How,
     key: &SigningKey,
 ) -> Result<Next, Failure> {
-    let newest = list(client, function).await?.into_iter().next();
+    let all = list(client, function).await?;
+    let newest = all.first().map(|newest| newest.number);
+    let current = all.iter().find(|one| one.current).map(|one| one.number);
+    let before = match (how.from, newest, current) {
+        (Some(from), ..) => Some(from),
+        (None, Some(newest), Some(current)) if newest != current => {
+            let which =
+                format!("the fleet is on c{current} of {function}, and the newest is c{newest}");
+            return Err(Failure::usage(which).hint(format!(
+                "say of which the next one is made: --from {current} or --from {newest}"
+            )));
+        }
+        (None, newest, _) => newest,
+    };
     let mut statement = ConfigurationStatement {
         function: function.clone(),
-        number: 1,
+        number: newest.map_or(1, |newest| newest + 1),
         env: Default::default(),
         secrets: Default::default(),
         message: how.message.clone(),
         author: how.author.clone().unwrap_or_else(user),
         created_ms: now_ms(),
     };
-    if let Some(newest) = newest {
-        let (before, signed) = get(client, function, newest.number).await?;
+    if let Some(number) = before {
+        let (before, signed) = get(client, function, number).await?;
         let mut trusted = vec![PublisherKey(key.verifying_key().to_bytes())];
         trusted.extend(&how.trusted);
         let verified = signed.verify(&trusted).map_err(|error| {
             Failure::other(format!(
-                "c{} of {function}, of which the next one would be made, is not trusted: {error}",
-                newest.number
+                "c{number} of {function}, of which the next one would be made, is not trusted: {error}"
             ))
             .hint(format!(
                 "it is signed with {}: if that is a colleague's key, give it with --trust",
@@ -403,7 +419,6 @@ async fn next(
             ))
         });
         verified?;
-        statement.number = newest.number + 1;
         statement.env = before.env;
         statement.secrets = before.secrets;
     }

@@ -397,7 +397,10 @@ async fn renew_secrets_key(
 ) -> Result<(), Failure> {
     let (count, path) = holm_coordinator::renew_secrets_key(config)
         .await
-        .map_err(|error| coordinator_failure("the key for secrets is as it was", &error))?;
+        .map_err(|error| {
+            let failure = coordinator_failure("the key for secrets may not be renewed", &error);
+            failure.hint("keep the file with the key and the one beside it that ends in `.next`, and start the coordinator: it takes the one that the database wants")
+        })?;
     let told = serde_json::json!({ "key_file": path, "secrets": count });
     output.result(&told, || {
         let path = path.display();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use holm_model::api::ConfigurationView;
 use holm_model::artifact::PublisherKey;
 use holm_model::configuration::{
-    ConfigurationError, ConfigurationId, ConfigurationStatement, Secrets, SignedConfiguration,
+    ConfigurationError, ConfigurationId, ConfigurationStatement, Secret, Secrets,
+    SignedConfiguration,
 };
 use holm_model::ids::{Digest, FunctionName, Name};
 
@@ -121,7 +122,9 @@ impl Configurations {
                 newest: number,
             });
         }
-        let stored = self.stored(function).await?;
+        let brought_ones = brought.values().map(Secret::commitment);
+        let named = statement.secrets.values().copied().chain(brought_ones);
+        let stored = self.stored(function, named).await?;
         let new: Vec<(Digest, Vec<u8>)> = brought
             .values()
             .filter(|secret| !stored.contains_key(&secret.commitment()))
@@ -229,7 +232,8 @@ impl Configurations {
 
     async fn read(&self, row: ConfigurationRow) -> Result<Configured, VaultError> {
         let function = &row.statement.function;
-        let stored = self.stored(function).await?;
+        let named = row.statement.secrets.values().copied();
+        let stored = self.stored(function, named).await?;
         let mut secrets = Secrets::new();
         for (name, commitment) in &row.statement.secrets {
             let ciphertext = stored.get(commitment).ok_or_else(|| VaultError::Gone {
@@ -247,13 +251,15 @@ impl Configurations {
         })
     }
 
-    /// Ciphertexts of a function's secrets by commitment.
+    /// Ciphertexts of those of a function's secrets that are there, by commitment.
     async fn stored(
         &self,
         function: &FunctionName,
+        commitments: impl Iterator<Item = Digest>,
     ) -> Result<BTreeMap<Digest, Vec<u8>>, StoreError> {
-        let secrets = self.store.secrets(function).await?.into_iter();
+        let secrets = self.store.secrets(function, commitments).await?;
         Ok(secrets
+            .into_iter()
             .map(|row| (row.commitment, row.ciphertext))
             .collect())
     }
@@ -265,9 +271,7 @@ impl Configurations {
     ) -> Result<Vec<ConfigurationView>, ConfigureError> {
         let current = self.store.function(function).await?;
         let current = current.and_then(|row| row.current?.configuration);
-        let secrets = self.store.secrets(function).await?.into_iter();
-        let since: BTreeMap<Digest, u64> =
-            secrets.map(|row| (row.commitment, row.number)).collect();
+        let since = self.store.secret_numbers(function).await?;
         let view = |row: ConfigurationRow| {
             let statement = row.statement;
             let brought = |commitment| since.get(&commitment).copied().unwrap_or_default();

@@ -10,7 +10,7 @@ use holm_model::ids::{Digest, FunctionName, VersionId};
 
 use super::catalogue::keys_of;
 use super::error::During as _;
-use super::sql::{On, Transaction, query};
+use super::sql::{On, Transaction, Value, query};
 use super::{Store, StoreError, Turn, bytes32, text, uint};
 use crate::limits::{LOOKUP_CHUNK_ROWS, MAX_CONFIGURATIONS};
 
@@ -26,8 +26,6 @@ pub(crate) struct ConfigurationRow {
 #[derive(Clone, Debug)]
 pub(crate) struct SecretRow {
     pub(crate) commitment: Digest,
-    /// Of the configuration that brought it.
-    pub(crate) number: u64,
     pub(crate) ciphertext: Vec<u8>,
 }
 
@@ -291,21 +289,44 @@ impl Store {
         Ok(releases)
     }
 
-    /// All secrets of a function.
-    pub(crate) async fn secrets(
+    /// Which configuration brought each of a function's secrets.
+    pub(crate) async fn secret_numbers(
         &self,
         function: &FunctionName,
-    ) -> Result<Vec<SecretRow>, StoreError> {
-        let rows: Vec<(Vec<u8>, i64, Vec<u8>)> =
-            query("SELECT commitment, number, ciphertext FROM secrets WHERE function = ?")
+    ) -> Result<BTreeMap<Digest, u64>, StoreError> {
+        let rows: Vec<(Vec<u8>, i64)> =
+            query("SELECT commitment, number FROM secrets WHERE function = ?")
                 .bind(function.to_string())
                 .all(self.reader())
                 .await
                 .during("look up secrets")?;
-        let read = |(commitment, number, ciphertext): (Vec<u8>, i64, Vec<u8>)| {
+        let read = |(commitment, number): (Vec<u8>, i64)| {
+            let commitment = Digest(bytes32("a secret's commitment", &commitment)?);
+            Ok((commitment, uint(number)))
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    /// Those of a function's secrets that are there.
+    pub(crate) async fn secrets(
+        &self,
+        function: &FunctionName,
+        commitments: impl Iterator<Item = Digest>,
+    ) -> Result<Vec<SecretRow>, StoreError> {
+        let commitments: Vec<_> = commitments.map(Value::from).collect();
+        if commitments.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut select = query(
+            "SELECT commitment, ciphertext FROM secrets WHERE function = ? AND commitment IN ",
+        )
+        .bind(function.to_string());
+        select.push_row(commitments);
+        let rows: Vec<(Vec<u8>, Vec<u8>)> =
+            select.all(self.reader()).await.during("look up secrets")?;
+        let read = |(commitment, ciphertext): (Vec<u8>, Vec<u8>)| {
             Ok(SecretRow {
                 commitment: Digest(bytes32("a secret's commitment", &commitment)?),
-                number: uint(number),
                 ciphertext,
             })
         };
@@ -342,17 +363,15 @@ impl Store {
                 .during(DOING)?;
         let mut count = 0;
         for (commitment, function) in keys {
-            let (number, ciphertext): (i64, Vec<u8>) = query(
-                "SELECT number, ciphertext FROM secrets WHERE function = ? AND commitment = ?",
-            )
-            .bind(function.as_str())
-            .bind(&commitment[..])
-            .one(&mut tx)
-            .await
-            .during(DOING)?;
+            let (ciphertext,): (Vec<u8>,) =
+                query("SELECT ciphertext FROM secrets WHERE function = ? AND commitment = ?")
+                    .bind(function.as_str())
+                    .bind(&commitment[..])
+                    .one(&mut tx)
+                    .await
+                    .during(DOING)?;
             let secret = SecretRow {
                 commitment: Digest(bytes32("a secret's commitment", &commitment)?),
-                number: uint(number),
                 ciphertext,
             };
             let name = text("a function's name", &function)?;

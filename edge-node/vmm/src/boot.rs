@@ -1,6 +1,7 @@
 //! The first start of a program: lay out its memory, run it until it waits for a request, take the
 //! snapshot.
 
+use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +31,7 @@ const RELOCATED_ADDR: u64 = 0x40_0000;
 const UNSUPPORTED_CALL: &str = "holm: system call ";
 
 /// What a guest is given beside its program.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct GuestConfig {
     /// `tenant/function` or a file name: the program's `argv[0]` if there are no arguments.
     pub name: String,
@@ -48,6 +49,18 @@ pub struct GuestConfig {
     pub env: Vec<(String, String)>,
     /// `$PORT`; 8080 unless there is a reason.
     pub port: u16,
+}
+
+impl fmt::Debug for GuestConfig {
+    /// Values of the environment may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("GuestConfig")
+            .field("name", &self.name)
+            .field("memory_bytes", &self.memory_bytes)
+            .field("env", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A program that was booted and reached its first wait for a request.

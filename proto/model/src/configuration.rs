@@ -214,7 +214,10 @@ impl SignedConfiguration {
         key.verify_strict(&signed_bytes(&self.statement), &signature)
             .map_err(|_| BadSignature)?;
         let statement: ConfigurationStatement = serde_json::from_slice(&self.statement)
-            .map_err(|error| Unreadable(error.to_string()))?;
+            // Of what is there nothing is told: it may be a secret in the wrong place.
+            .map_err(|error| {
+                Unreadable(format!("line {}, column {}", error.line(), error.column()))
+            })?;
         if !trusted.contains(&self.key) {
             let tenant = statement.function.tenant.to_string();
             return Err(ConfigurationError::UnknownKey(tenant));
