@@ -76,7 +76,7 @@ pub(crate) enum Command {
     /// Look after tenants and the keys that may publish for them.
     Tenants(fleet::TenantsArgs),
     /// Tell what executions used, what it costs, and whether the ledger is whole.
-    Usage(usage::UsageArgs),
+    Usage(Box<usage::UsageArgs>),
     /// Tell one request's life: where it ran, what it used, what it costs.
     Explain(prices::ExplainArgs),
     /// Look at price plans, set prices, and give them to tenants.
@@ -90,7 +90,7 @@ pub(crate) enum Command {
     /// Remember a coordinator and its token.
     Login(fleet::LoginArgs),
     /// Run a coordinator.
-    Coordinator(daemon::CoordinatorArgs),
+    Coordinator(Box<daemon::CoordinatorArgs>),
     /// Make this machine a node, and run it.
     Node(daemon::NodeArgs),
 }
@@ -117,14 +117,14 @@ pub(crate) fn execute(command: Command, output: Output) -> Result<(), Failure> {
             Command::Logs(args) => logs::run(args, output).await,
             Command::Nodes(args) => fleet::nodes(args, output).await,
             Command::Tenants(args) => fleet::tenants(args, output).await,
-            Command::Usage(args) => usage::run(args, output).await,
+            Command::Usage(args) => usage::run(*args, output).await,
             Command::Explain(args) => prices::explain(args, output).await,
             Command::Prices(args) => prices::run(args, output).await,
             Command::Budgets(args) => budgets::run(args, output).await,
             Command::Tokens(args) => tokens::tokens(args, output).await,
             Command::Audit(args) => tokens::audit(args, output).await,
             Command::Login(args) => fleet::login(args, output).await,
-            Command::Coordinator(args) => daemon::coordinator(args, output).await,
+            Command::Coordinator(args) => daemon::coordinator(*args, output).await,
             Command::Node(args) => daemon::node(args, output).await,
         }
     })

@@ -1291,7 +1291,7 @@ pub(super) async fn fill(store: &Store) {
     assert!(store.exported(&files, (to, 1), &[file], 7).await.unwrap());
     let gone = name("gone");
     fleet
-        .add(&gone, &[record(1, 1), record(1, 2)])
+        .add(&gone, &[record(9, 1), record(9, 2)])
         .await
         .unwrap();
     assert_eq!(fleet.drop_records(&gone).await, Dropped::Rows(2));
