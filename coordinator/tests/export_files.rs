@@ -66,8 +66,8 @@ async fn fill(coordinator: &Coordinator, node: &mut UsageNode) {
         record.run_ns = 1_000_000 + index;
         record.cpu_ns = 7 * index;
         record.egress_bytes = 11 * index;
-        record.probe = index % 10 == 0;
-        if index % 7 == 0 {
+        record.probe = index.is_multiple_of(10);
+        if index.is_multiple_of(7) {
             record.function = "other/hello".parse().unwrap();
         }
     }
