@@ -306,7 +306,9 @@ fn load(
     let mut boot = Vec::new();
     boot.extend_from_slice(&ABI_VERSION.to_le_bytes());
     let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
-    let flags = flag(config.inetd, boot_flags::INETD) | flag(config.shared, boot_flags::SHARED);
+    let flags = flag(config.inetd, boot_flags::INETD)
+        | flag(config.shared, boot_flags::SHARED)
+        | flag(program.executable_stack, boot_flags::EXECUTABLE_STACK);
     boot.extend_from_slice(&flags.to_le_bytes());
     // Generation, seed and clock are written for every start.
     boot.extend_from_slice(&[0; 72]);

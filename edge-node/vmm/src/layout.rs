@@ -69,7 +69,6 @@ pub(crate) enum Access {
 impl Access {
     fn bits(self) -> u64 {
         match self {
-            // NX stays set, so that the stub's protection gate knows the page for data.
             Access::None => NO_EXECUTE,
             Access::Supervisor => PRESENT | WRITE | ACCESSED | DIRTY | NO_EXECUTE,
             Access::SupervisorCode => PRESENT | ACCESSED,
@@ -362,6 +361,7 @@ impl Layout {
             (operation::CLOSE, Access::None),
             (operation::READ, Access::Read),
             (operation::WRITE, Access::Write),
+            (operation::EXECUTE, Access::Execute),
         ] {
             bounds[number as usize] = of(program, ANYTHING, 0, access.bits());
             bounds[(number + operation::SPARSE) as usize] =

@@ -155,10 +155,48 @@ fn kvm_code_is_never_writable_and_data_never_executable() {
             ("/data", "execute data"),
         ],
     );
-    let mut function = Function::new(&guest("writes_code"));
-    for path in ["/mmap", "/mprotect"] {
-        assert_eq!(function.get(path).trim(), "13", "{path}: EACCES");
+    // Where a program asks for both, an instruction that writes to its own page gets no further.
+    each_fails(
+        "run_time_code",
+        &[("/own_page", "write memory that it may not")],
+    );
+}
+
+#[test]
+fn kvm_code_that_is_made_at_run_time_runs_wherever_it_was_written() {
+    if !require_kvm() {
+        return;
     }
+    each_libc("run_time_code", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..2 {
+            for target in [
+                "/protected",
+                "/both",
+                "/heap",
+                "/patched",
+                "/file",
+                "/given_back",
+                "/threads",
+            ] {
+                assert_eq!(guest.get(target), "fine\n", "{target}");
+            }
+        }
+    });
+}
+
+#[test]
+fn kvm_functions_within_functions_run_from_a_stack_that_may_be_executed() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("executable_stack", |path| {
+        let mut guest = Function::new(path);
+        assert_eq!(guest.get("/main"), "4950\n");
+    });
+    // Musl's threads have no such stacks, on the host either.
+    let mut threads = Function::new(&guest("executable_stack"));
+    assert_eq!(threads.get("/thread"), "4950\n");
 }
 
 #[test]

@@ -5,16 +5,14 @@
 
 use holm_hostcall::rewritten_call::{AFTER, JUMP, RESTART, SITE, STUB_BYTES};
 use holm_hostcall::{
-    CALLS_ADDR, CALLS_END, Call, FIRST_SIGNAL, FaultPage, PREEMPTION_VECTOR, Registers,
+    CALLS_ADDR, CALLS_END, Call, FIRST_SIGNAL, FaultPage, PAGE_BYTES, PREEMPTION_VECTOR, Registers,
 };
 
-use crate::memory::{Refusal, guest};
+use crate::memory::{Refusal, Touch, guest};
 use crate::{host, signals, state, threads, user};
 
 const INVALID_OPCODE: u64 = 6;
 const PAGE_FAULT: u64 = 14;
-/// In a page fault's error code.
-const WRITE: u64 = 1 << 1;
 
 /// Serves the fault that the fault page tells of; the program goes on with `frame`.
 pub extern "C" fn handle(frame: &mut Registers) {
@@ -33,21 +31,33 @@ pub extern "C" fn handle(frame: &mut Registers) {
 
 /// Whether the fault was the touch of a page that the program has, which it now has indeed.
 fn is_backed(fault: &FaultPage) -> bool {
-    if is_fetch(fault) {
+    let touch = touch_of(fault);
+    let is_own = fault.rip / PAGE_BYTES == fault.cr2 / PAGE_BYTES;
+    if touch == Touch::Write && is_own && state::memory().takes_turns(fault.cr2) {
+        // Where it is, it cannot be executed any more once it can be written to.
         return false;
     }
-    let write = fault.error_code & WRITE != 0;
-    match state::memory().back(fault.cr2, write, &mut guest()) {
+    match state::memory().back(fault.cr2, touch, &mut guest()) {
         Ok(()) => true,
         Err(Refusal::NoMemory) => user::out_of_memory(),
         Err(Refusal::Unmapped | Refusal::Protected | Refusal::BehindEnd) => false,
     }
 }
 
+/// What a page fault says that the program wanted.
+fn touch_of(fault: &FaultPage) -> Touch {
+    const WRITE: u64 = 1 << 1;
+    const FETCH: u64 = 1 << 4;
+    match fault.error_code {
+        code if code & FETCH != 0 => Touch::Fetch,
+        code if code & WRITE != 0 => Touch::Write,
+        _ => Touch::Read,
+    }
+}
+
 /// Whether the fault is that the program went where there is nothing to execute.
 pub fn is_fetch(fault: &FaultPage) -> bool {
-    const FETCH: u64 = 1 << 4;
-    fault.vector == PAGE_FAULT && fault.error_code & FETCH != 0
+    fault.vector == PAGE_FAULT && touch_of(fault) == Touch::Fetch
 }
 
 /// Where the program is, as it sees that itself: in the stub of a call (or CPUID) that is a jump now, the place of
@@ -91,8 +101,7 @@ fn goes_on_elsewhere(frame: &mut Registers) -> bool {
 
 /// Whether the program has touched a mapping of a file behind the file's end.
 pub fn is_behind_end(fault: &FaultPage) -> bool {
-    let write = fault.error_code & WRITE != 0;
-    fault.vector == PAGE_FAULT && state::memory().is_behind_end(fault.cr2, write)
+    fault.vector == PAGE_FAULT && state::memory().is_behind_end(fault.cr2, touch_of(fault))
 }
 
 /// The end of the program, with a report of its registers.

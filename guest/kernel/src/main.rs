@@ -35,10 +35,10 @@ mod vdso;
 // Page gate: vector 6 at the library OS's gate: changes page tables, as `page_operation` says. Answers
 //            0 in rax, or -1 and changes nothing beyond the first bad entry. It writes only to slots
 //            within the `OperationBounds` that the host wrote for each operation, and what it writes never
-//            leads to a page of the stub's: it changes the protection of an entry that is there, copies
+//            leads to a page of the stub's: it changes the protection of an entry that leads somewhere, copies
 //            entries of program memory, clears entries, or links directories and tables that hold none but
-//            such, each kind where it belongs. Code stays as it is: an entry without NX is refused, and a
-//            copy of one is as little writable as the original. All of rdx counts: it is an index.
+//            such, each kind where it belongs. No entry comes to be writable and executable: there is no such
+//            protection. All of rdx counts: it is an index.
 // Others:    the library OS is told, by way of the fault page, and goes on at `fault_entry` with the
 //            program's stack and flags. An exception of the library OS's own, or of the stub's, is an exit
 //            for good: one below the program, at CPL 0 or with a stack pointer into the kernel stack. On
@@ -148,9 +148,8 @@ invalid_opcode:
 3:  sub rcx, 1
     jb 7f
     mov rax, [rdi]
-    bt rax, 63
-    jnc 8f
     and rax, [stub_address_mask]
+    jz 8f
     or rax, [{bounds} + rdx + {bits}]
     mov [rdi], rax
     add rdi, 8

@@ -14,28 +14,29 @@ mod arena;
 mod files;
 mod frames;
 mod machine;
+mod ranges;
 mod regions;
 mod remap;
 mod sparse;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod wiped;
+mod turns;
 
-use holm_hostcall::{BootPage, PAGE_BYTES, SPARSE_END, TABLE_REACH_BYTES};
+use holm_hostcall::{BootPage, PAGE_BYTES, SPARSE_END, TABLE_REACH_BYTES, boot_flags};
 
 use crate::errno::{Errno, SysResult};
 use arena::Arena;
 pub use files::MAX_FILES;
 use files::MappedFiles;
 use frames::{FRAME_BYTES, Frames};
-pub use machine::{Guest, Machine, Protection, guest};
+pub use machine::{Guest, Machine, Protection, Touch, guest};
+use ranges::Ranges;
 use regions::Region;
 pub use regions::Share;
 pub use sparse::Refusal;
 use sparse::{Backing, Sparse};
 use tables::is_sparse;
-use wiped::Wiped;
 
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
@@ -63,6 +64,11 @@ const MAX_COMMIT_BYTES: u64 = 64 << 20;
 /// A program may be promised so many times its memory, and a constant, before it has to touch it.
 const MAX_PROMISES: u64 = 4;
 const PROMISED_BESIDE_BYTES: u64 = 256 << 20;
+/// Most ranges that are zeroed at a restore, and most bytes of them.
+const MAX_WIPED: usize = 16;
+const MAX_WIPED_BYTES: u64 = 1 << 20;
+/// Most ranges that are to be written and executed.
+const MAX_IN_TURNS: usize = 64;
 /// A buffer that is not backed is backed for so much of a system call's sake.
 const MAX_BACKED_BYTES: u64 = 64 << 10;
 
@@ -74,7 +80,12 @@ pub struct Memory {
     files: MappedFiles,
     /// Whether something of a file was mapped that is not there any more.
     lost_file: bool,
-    wiped: Wiped,
+    /// What a child of a fork would find zeroed (MADV_WIPEONFORK). A restore is a fork of that kind: the one
+    /// snapshot goes on as many instances. User-space generators, such as that of BoringSSL and AWS-LC, mark a
+    /// page in this way to learn that they have to be seeded anew.
+    wiped: Ranges<MAX_WIPED>,
+    /// What the program wants to write and to execute.
+    in_turns: Ranges<MAX_IN_TURNS>,
     /// Something was taken to be shorter than it is, because no more of it was backed.
     cut: bool,
 }
@@ -104,7 +115,8 @@ impl Memory {
             sparse: Sparse::new(),
             files: MappedFiles::new(),
             lost_file: false,
-            wiped: Wiped::new(),
+            wiped: Ranges::new(MAX_WIPED_BYTES),
+            in_turns: Ranges::new(u64::MAX),
             cut: false,
         }
     }
@@ -114,6 +126,12 @@ impl Memory {
         self.arena.start(boot);
         self.frames.start(boot.program_start);
         self.sparse.start(boot);
+        if boot.flags & boot_flags::EXECUTABLE_STACK != 0 {
+            // There is room: it is the first.
+            let _ = self
+                .in_turns
+                .add(boot.stack_start, boot.program_start + boot.memory_bytes);
+        }
     }
 
     /// Bytes of program memory.
@@ -128,7 +146,13 @@ impl Memory {
 
     /// `brk`: the new end, or the old one where it cannot move there.
     pub fn brk(&mut self, to: u64, machine: &mut impl Machine) -> u64 {
-        self.arena.brk(to, machine)
+        let before = self.arena.brk_end();
+        let now = self.arena.brk(to, machine);
+        if self.arena.brk_end() < before {
+            // Nothing of it takes turns any more; what cannot be forgotten is forgotten with what is mapped there.
+            let _ = self.in_turns.remove(self.arena.brk_end(), before);
+        }
+        now
     }
 
     /// `mmap` of anonymous memory.
@@ -153,7 +177,7 @@ impl Memory {
             } else {
                 Errno::ENOMEM
             })?;
-        let protection = protection(prot)?;
+        let (protection, in_turns) = protection(prot);
         if flags & MAP_HUGETLB != 0 {
             // None are set aside, as on most machines.
             return Err(Errno::ENOMEM);
@@ -163,6 +187,10 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         let start = self.place(hint, bytes, protection, flags, machine)?;
+        if in_turns && self.in_turns.add(start, start + bytes).is_err() {
+            self.unmap(start, bytes, machine)?;
+            return Err(Errno::ENOMEM);
+        }
         if flags & (MAP_POPULATE | MAP_LOCKED) != 0 {
             self.populate_if_may(start, start + bytes, machine);
         }
@@ -211,10 +239,14 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let bytes = page_up(bytes).ok_or(Errno::ENOMEM)?;
-        let protection = protection(prot)?;
-        match flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) {
-            0 => self.map_sparse(hint, bytes, protection, false, Some(share)),
-            _ => self.map_fixed(hint, bytes, protection, flags, Some(share), machine),
+        let (protection, in_turns) = protection(prot);
+        let start = match flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) {
+            0 => self.map_sparse(hint, bytes, protection, false, Some(share))?,
+            _ => self.map_fixed(hint, bytes, protection, flags, Some(share), machine)?,
+        };
+        match in_turns {
+            true => self.in_turns.add(start, start + bytes).map(|()| start),
+            false => Ok(start),
         }
     }
 
@@ -283,6 +315,7 @@ impl Memory {
         let (start, end) = pages(start, bytes)?;
         if !keep {
             self.wiped.remove(start, end)?;
+            self.end_turns(start, end, machine)?;
         }
         // Program memory shows itself, and nothing of a file.
         if !is_sparse(start) && share.is_some() {
@@ -375,6 +408,7 @@ impl Memory {
             return Err(Errno::EINVAL);
         }
         self.wiped.remove(start, end)?;
+        self.end_turns(start, end, machine)?;
         if is_sparse(start) {
             self.unmap_sparse(start, end.min(SPARSE_END), machine)?;
         } else {
@@ -392,16 +426,20 @@ impl Memory {
         machine: &mut impl Machine,
     ) -> SysResult {
         let (start, end) = pages(start, bytes)?;
-        let protection = protection(prot)?;
+        let (protection, in_turns) = protection(prot);
         if start == end {
             return Ok(0);
         }
         // As on Linux: what lies before a hole is changed all the same.
         let mapped = self.mapped_until(start, end);
+        self.end_turns(start, mapped, machine)?;
         if mapped > start && is_sparse(start) {
             self.sparse.protect(start, mapped, protection, machine)?;
         } else if mapped > start {
             self.arena.protect(start, mapped, protection, machine)?;
+        }
+        if in_turns && mapped > start {
+            self.in_turns.add(start, mapped)?;
         }
         match mapped < end {
             true => Err(Errno::ENOMEM),
@@ -431,11 +469,23 @@ impl Memory {
         self.wiped.get()
     }
 
-    /// Backs the page at `addr` of the sparse space for a read or a write of the program's.
+    /// Backs the page at `addr` for what the program wants to do there.
     pub fn back(
         &mut self,
         addr: u64,
-        write: bool,
+        touch: Touch,
+        machine: &mut impl Machine,
+    ) -> Result<(), Refusal> {
+        if self.takes_turns(addr) {
+            return self.turn(addr, touch, machine);
+        }
+        self.back_sparse(addr, touch, machine)
+    }
+
+    fn back_sparse(
+        &mut self,
+        addr: u64,
+        touch: Touch,
         machine: &mut impl Machine,
     ) -> Result<(), Refusal> {
         if !is_sparse(addr) {
@@ -446,7 +496,7 @@ impl Memory {
             arena: &mut self.arena,
             files: &self.files,
         };
-        self.sparse.back(addr, write, &mut backing, machine)
+        self.sparse.back(addr, touch, &mut backing, machine)
     }
 
     /// The same, whatever the program may do with it.
@@ -484,18 +534,13 @@ impl Memory {
         self.arena.contains(addr, 1) || self.sparse.regions.at(addr).is_some()
     }
 
-    /// Whether the program may read, or write, a file at `addr`, which ends before.
-    pub fn is_behind_end(&self, addr: u64, write: bool) -> bool {
+    /// Whether the program may touch a file at `addr` so, which ends before.
+    pub fn is_behind_end(&self, addr: u64, touch: Touch) -> bool {
         let Some(region) = self.sparse.regions.at(addr) else {
             return false;
         };
-        let may = match region.protection {
-            Protection::None => false,
-            Protection::Read => !write,
-            Protection::Write => true,
-        };
         let is_behind = |shown: Share| u64::from(shown.page) >= self.files.pages(shown.file);
-        may && region.share_at(addr).is_some_and(is_behind)
+        region.protection.allows(touch) && region.share_at(addr).is_some_and(is_behind)
     }
 
     /// Whether the page at `addr` can be read, or written, without a fault.
@@ -532,9 +577,10 @@ impl Memory {
         while at < end {
             if !self.is_accessible(at, write, machine) {
                 let enough = at - addr >= MAX_BACKED_BYTES && !whole;
+                let touch = if write { Touch::Write } else { Touch::Read };
                 let backed = match enough {
                     true => Err(Refusal::NoMemory),
-                    false => self.back(at, write, machine),
+                    false => self.back(at, touch, machine),
                 };
                 match backed {
                     Ok(()) => {}
@@ -557,12 +603,12 @@ impl Default for Memory {
     }
 }
 
-/// The page tables' word for `prot`. Memory that is executable cannot be had at run time.
-fn protection(prot: u64) -> Result<Protection, Errno> {
+/// The page tables' word for `prot`, and whether the program wants to execute what it can write to as well.
+fn protection(prot: u64) -> (Protection, bool) {
     match prot & (PROT_READ | PROT_WRITE | PROT_EXEC) {
-        0 => Ok(Protection::None),
-        PROT_READ => Ok(Protection::Read),
-        prot if prot & PROT_EXEC != 0 => Err(Errno::EACCES),
-        _ => Ok(Protection::Write),
+        0 => (Protection::None, false),
+        PROT_READ => (Protection::Read, false),
+        prot if prot & PROT_WRITE != 0 => (Protection::Write, prot & PROT_EXEC != 0),
+        _ => (Protection::Execute, false),
     }
 }

@@ -211,6 +211,8 @@ pub mod boot_flags {
     pub const INETD: u32 = 1;
     /// The instance is kept, and may be given several requests at a time.
     pub const SHARED: u32 = 2;
+    /// The program was built to execute what is on its stack.
+    pub const EXECUTABLE_STACK: u32 = 4;
 }
 
 /// What the stub's page gate allows an operation.
@@ -335,18 +337,20 @@ pub mod page_operation {
     pub const READ: u64 = 1;
     /// They become readable and writable.
     pub const WRITE: u64 = 2;
+    /// They become readable and executable.
+    pub const EXECUTE: u64 = 3;
     /// To be added to these, for backed pages of the sparse space.
-    pub const SPARSE: u64 = 3;
+    pub const SPARSE: u64 = 4;
     /// Slots of the sparse pages tables become empty, those of its directories and pointers included.
-    pub const UNMAP: u64 = 6;
+    pub const UNMAP: u64 = 8;
     /// Slots of the sparse tables become what those of program memory from rsi on are.
-    pub const MAP: u64 = 7;
+    pub const MAP: u64 = 9;
     /// A slot of the pointers leads to the directory at rsi.
-    pub const LINK_DIRECTORY: u64 = 8;
+    pub const LINK_DIRECTORY: u64 = 10;
     /// A slot of a directory leads to the table at rsi.
-    pub const LINK_TABLE: u64 = 9;
+    pub const LINK_TABLE: u64 = 11;
     /// How many there are.
-    pub const COUNT: u64 = 10;
+    pub const COUNT: u64 = 12;
 }
 
 /// The arguments and the result of a hostcall, on the call page.

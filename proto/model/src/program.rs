@@ -40,6 +40,8 @@ pub struct Program {
     /// does a writable one share a page with an executable one. Ends are at most [`END_ADDR`] (for
     /// a relocatable program: within [`MAX_MEMORY_BYTES`] from 0).
     pub segments: Vec<Segment>,
+    /// Whether its stack may be executed.
+    pub executable_stack: bool,
     /// Largest alignment of a segment: a power of two, at least a page.
     pub align: u64,
     /// Address of the program headers in memory (before relocation), for `AT_PHDR`; 0 if no segment
@@ -115,6 +117,7 @@ impl Program {
             headers_addr: headers_addr(header.e_phoff.get(E), count, &segments),
             headers_count: header.e_phnum.get(E),
             segments,
+            executable_stack: has_executable_stack(headers),
             bytes: bytes.into(),
         })
     }
@@ -279,6 +282,14 @@ fn check_layout(segments: &mut [Segment], relocatable: bool) -> Result<(), Progr
         }
     }
     Ok(())
+}
+
+/// Whether a program is built to execute what is on its stack, as functions within functions of C and Ada do.
+fn has_executable_stack(headers: &[ProgramHeader]) -> bool {
+    let mut stacks = headers
+        .iter()
+        .filter(|one| one.p_type(E) == elf::PT_GNU_STACK);
+    stacks.any(|header| header.p_flags(E) & elf::PF_X != 0)
 }
 
 /// A program that needs a loader or libraries has none in the guest.

@@ -1,7 +1,7 @@
 /*
  * Memory: three windows, one of which was made writable, one only reserved, and one shows a file. Every call
- * is followed by what each page can be used for and what is in it. Left out: PROT_EXEC, which is refused by
- * design; hints, which decide nothing; whether memory that was given back can still be touched: in
+ * is followed by what each page can be used for and what is in it. Left out: PROT_EXEC
+ * alone, which some machines let nobody read; hints, which decide nothing; whether memory that was given back can still be touched: in
  * program memory it can; files in program memory; MADV_FREE, of which nobody promises what is left; and MADV_POPULATE, whose
  * errors Linux has changed.
  */
@@ -106,7 +106,7 @@ static void memory_step(void) {
     if (one_in(16))
         bytes = 0;
     int is_huge = one_in(24);
-    int prot = (int)PICK(0, 1, 3, 3, 3, 2);
+    int prot = (int)PICK(0, 1, 3, 3, 3, 2, 5, 7);
     say("%u ", step);
 #define AT which, (long)(at - window), bytes
     switch (below(14)) {

@@ -36,7 +36,10 @@ impl Memory {
             return Ok(0);
         }
         match advice {
-            DONTNEED | DONTNEED_LOCKED => self.forget(start, end, machine),
+            DONTNEED | DONTNEED_LOCKED => {
+                self.make_writable(start, end, machine);
+                self.forget(start, end, machine);
+            }
             FREE if self.shows_file(start, end) => return Err(Errno::EINVAL),
             FREE => self.free(start, end, machine),
             REMOVE => self.remove_content(start, end, machine)?,

@@ -13,6 +13,7 @@ use holm_hostcall::{BootPage, PAGE_BYTES, STACK_GUARD_BYTES};
 use super::frames::FRAME_BYTES;
 use super::machine::{Machine, Protection};
 use super::page_up;
+use super::sparse::is_writable;
 use crate::errno::Errno;
 
 /// Most separate mappings a program may have.
@@ -157,9 +158,24 @@ impl Arena {
         if to > self.brk {
             self.zero_used(self.brk, to, machine);
         }
+        self.open(limit, self.brk_end(), machine);
         self.brk = to;
         self.brk_high = self.brk_high.max(limit);
         to
+    }
+
+    /// The first page behind the heap.
+    pub(super) fn brk_end(&self) -> u64 {
+        page_up(self.brk).unwrap_or(self.top)
+    }
+
+    /// Makes the pages of a range read/write that are not.
+    fn open(&self, start: u64, end: u64, machine: &mut impl Machine) {
+        for page in (start..end).step_by(PAGE_BYTES as usize) {
+            if !is_writable(machine.entry(self.slot(page))) {
+                self.set_protection(page, page + PAGE_BYTES, Protection::Write, machine);
+            }
+        }
     }
 
     /// Zeroes what may not be zero of a range that is given out.
@@ -222,7 +238,7 @@ impl Arena {
         }
         let floor = match at.checked_sub(1) {
             Some(below) => self.mappings[below].end,
-            None => page_up(self.brk).unwrap_or(self.top),
+            None => self.brk_end(),
         };
         let Some(low) = start.checked_sub(bytes).filter(|low| *low >= floor) else {
             return false;
@@ -238,7 +254,7 @@ impl Arena {
         keep: bool,
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
-        if start < page_up(self.brk).unwrap_or(self.top) || end > self.top {
+        if start < self.brk_end() || end > self.top {
             return Err(Errno::ENOMEM);
         }
         let overlaps = |mapping: &Mapping| mapping.start < end && start < mapping.end;
@@ -431,7 +447,7 @@ impl Arena {
     pub(super) fn mapped_until(&self, start: u64, end: u64) -> u64 {
         let end = end.min(self.end);
         let mut at = start;
-        let floor = page_up(self.brk).unwrap_or(self.top);
+        let floor = self.brk_end();
         if at < floor {
             at = floor.min(end);
         }

@@ -14,6 +14,31 @@ pub enum Protection {
     Read = operation::READ as isize,
     /// Read and write.
     Write = operation::WRITE as isize,
+    /// Read and execute.
+    Execute = operation::EXECUTE as isize,
+}
+
+/// What the program wants to do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// Read it.
+    Read,
+    /// Write to it.
+    Write,
+    /// Execute it.
+    Fetch,
+}
+
+impl Protection {
+    /// Whether it allows that.
+    pub(super) fn allows(self, touch: Touch) -> bool {
+        match self {
+            Protection::None => false,
+            Protection::Read => touch == Touch::Read,
+            Protection::Write => touch != Touch::Fetch,
+            Protection::Execute => touch != Touch::Write,
+        }
+    }
 }
 
 /// Effects on the machine. Slots are page table entries, by address.

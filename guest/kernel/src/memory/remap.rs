@@ -11,8 +11,8 @@ use super::machine::{Machine, Protection};
 use super::regions::{Region, Share};
 use super::tables::{ADDRESS, is_sparse, slots};
 use super::{
-    MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Memory, PROT_READ, PROT_WRITE, page_up, pages,
-    sparse,
+    MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Memory, PROT_EXEC, PROT_READ, PROT_WRITE, page_up,
+    pages, sparse,
 };
 use crate::errno::{Errno, SysResult};
 
@@ -104,6 +104,8 @@ impl Memory {
             return Err(Errno::ENOMEM);
         }
         let marked = start != end && self.wiped.covers(start, end);
+        let in_turns = start != end && self.in_turns.covers(start, end);
+        self.make_writable(start, end, machine);
         let to = is_fixed.then_some(to);
         let moved = match held.share {
             Some(_) => self.show_elsewhere(&held, new_bytes, to, machine)?,
@@ -122,6 +124,9 @@ impl Memory {
         if marked {
             // Where there is no room for the mark, the mapping has moved all the same.
             let _ = self.wiped.add(moved, moved + new_bytes);
+        }
+        if in_turns {
+            self.in_turns.add(moved, moved + new_bytes)?;
         }
         Ok(moved)
     }
@@ -173,6 +178,9 @@ impl Memory {
         };
         if done && marked {
             let _ = self.wiped.add(end, grown);
+        }
+        if done && self.in_turns.covers(start, end) {
+            self.in_turns.add(end, grown)?;
         }
         Ok(done)
     }
@@ -336,6 +344,7 @@ impl Memory {
         let prot = match held.protection {
             Protection::Write => WRITABLE,
             Protection::Read => PROT_READ,
+            Protection::Execute => PROT_READ | PROT_EXEC,
             Protection::None => 0,
         };
         if is_closed {

@@ -17,7 +17,7 @@ use holm_hostcall::{BootPage, PAGE_BYTES, TABLE_REACH_BYTES};
 use super::arena::Arena;
 use super::files::MappedFiles;
 use super::frames::{FRAME_BYTES, Frames};
-use super::machine::{Machine, Protection};
+use super::machine::{Machine, Protection, Touch};
 use super::regions::{Region, Regions};
 use super::tables::{ADDRESS, Tables, for_each_run, slots};
 use crate::errno::Errno;
@@ -119,13 +119,24 @@ impl Sparse {
             return Ok(());
         }
         self.regions.protect(start, end, protection)?;
+        self.protect_pages(start, end, protection, machine);
+        Ok(())
+    }
+
+    /// The same for what is backed of a range, whatever the program may do with it.
+    pub(super) fn protect_pages(
+        &self,
+        start: u64,
+        end: u64,
+        protection: Protection,
+        machine: &mut impl Machine,
+    ) {
         self.tables
             .for_each(start, end, machine, |machine, slot, count, _| {
                 for_each_run(machine, slot, count, |machine, slot, count| {
                     machine.protect_sparse(slot, count, protection);
                 });
             });
-        Ok(())
     }
 
     /// MADV_DONTNEED: what is read next is zero, or what the file has.
@@ -236,19 +247,18 @@ impl Sparse {
         }
     }
 
-    /// Backs the page at `addr`, which the program wants to read or write, and what lies around it.
+    /// Backs the page at `addr`, which the program wants to touch, and what lies around it.
     pub(super) fn back(
         &mut self,
         addr: u64,
-        write: bool,
+        touch: Touch,
         backing: &mut Backing<'_>,
         machine: &mut impl Machine,
     ) -> Result<(), Refusal> {
         let region = self.regions.at(addr).ok_or(Refusal::Unmapped)?;
-        match region.protection {
-            Protection::None => Err(Refusal::Protected),
-            Protection::Read if write => Err(Refusal::Protected),
-            _ => self.back_page(addr, region, backing, machine),
+        match region.protection.allows(touch) {
+            true => self.back_page(addr, region, backing, machine),
+            false => Err(Refusal::Protected),
         }
     }
 

@@ -74,9 +74,9 @@ impl Machine for Pages {
     fn protect(&mut self, slot: u64, count: u64, protection: Protection) -> bool {
         for slot in (0..count).map(|number| slot + number * 8) {
             let entry = self.entry(slot);
-            assert!(entry >> 63 != 0, "the stub refuses what leads nowhere");
-            let bits = [0, 0x25, 0x67][protection as usize];
-            self.entries.insert(slot, entry & ADDRESS | 1 << 63 | bits);
+            assert!(entry & ADDRESS != 0, "the stub refuses what leads nowhere");
+            let bits = [1 << 63, 1 << 63 | 0x25, 1 << 63 | 0x67, 0x25][protection as usize];
+            self.entries.insert(slot, entry & ADDRESS | bits);
         }
         true
     }
@@ -187,6 +187,8 @@ fn boot() -> BootPage {
 struct Model {
     mapped: HashMap<u64, Protection>,
     written: HashSet<u64>,
+    /// Those of which it executes something, until it writes to them again.
+    executed: HashSet<u64>,
 }
 
 fn page_range(start: u64, bytes: u64) -> impl Iterator<Item = u64> + Clone {
@@ -216,10 +218,9 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                 many => known[random(many) as usize],
             };
             let bytes = (1 + random(90)) * PAGE_BYTES;
-            match random(8) {
+            match random(9) {
                 0..=2 => {
-                    let prot = [0, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE]
-                        [random(4) as usize];
+                    let prot = [0, 1, 3, 3, 3, 5, 7][random(7) as usize];
                     let fixed = random(4) == 0 && !known.is_empty();
                     let hint = if fixed { some(&mut random) } else { 0 };
                     if fixed && !is_sparse(hint) {
@@ -231,9 +232,10 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                         continue;
                     };
                     for page in page_range(at, size) {
-                        let before = model.mapped.insert(page, protection(prot).unwrap());
+                        let before = model.mapped.insert(page, protection(prot).0);
                         assert!(before.is_none() || fixed, "seed {seed}: {page:#x} twice");
                         model.written.remove(&page);
+                        model.executed.remove(&page);
                     }
                 }
                 3 => {
@@ -246,11 +248,12 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                     for page in page_range(start, bytes) {
                         model.mapped.remove(&page);
                         model.written.remove(&page);
+                        model.executed.remove(&page);
                     }
                 }
                 4 => {
                     let start = some(&mut random);
-                    let prot = [0, PROT_READ, PROT_READ | PROT_WRITE][random(3) as usize];
+                    let prot = [0, 1, 3, 5, 7][random(5) as usize];
                     let all_mapped =
                         page_range(start, bytes).all(|page| model.mapped.contains_key(&page));
                     let answer = memory.protect(start, bytes, prot, &mut machine);
@@ -265,7 +268,8 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                     });
                     for page in changed.collect::<Vec<_>>() {
                         if let Some(known) = model.mapped.get_mut(&page) {
-                            *known = protection(prot).unwrap();
+                            *known = protection(prot).0;
+                            model.executed.remove(&page);
                         }
                     }
                 }
@@ -279,6 +283,21 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                             .unwrap();
                         for page in page_range(start, bytes) {
                             model.written.remove(&page);
+                            model.executed.remove(&page);
+                        }
+                    }
+                }
+                6 => {
+                    // What takes turns is executed, and stays so.
+                    let start = some(&mut random);
+                    for page in page_range(start, bytes) {
+                        if model.mapped.contains_key(&page)
+                            && memory.takes_turns(page)
+                            && memory.back(page, Touch::Fetch, &mut machine).is_ok()
+                        {
+                            assert_eq!(model.mapped[&page], Protection::Write, "seed {seed}");
+                            assert!(machine.find(page).is_none(), "seed {seed}: not executable");
+                            model.executed.insert(page);
                         }
                     }
                 }
@@ -290,7 +309,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                             break;
                         };
                         if machine.find(page).is_none() {
-                            match memory.back(page, true, &mut machine) {
+                            match memory.back(page, Touch::Write, &mut machine) {
                                 Ok(()) => assert_eq!(*protection, Protection::Write),
                                 Err(Refusal::NoMemory) => break,
                                 Err(Refusal::Protected) => {
@@ -302,6 +321,7 @@ fn whatever_a_program_asks_for_new_memory_is_zero_and_written_memory_is_kept() {
                                 }
                             }
                         }
+                        model.executed.remove(&page);
                         let place = machine.find(page).expect("backed");
                         machine.dirty.insert(place);
                         model.written.insert(page);
@@ -318,7 +338,9 @@ fn check(model: &Model, machine: &Pages, seed: u64) {
     let mut places = HashSet::new();
     for (page, protection) in &model.mapped {
         let Some(place) = machine.find(*page) else {
-            let lost = *protection == Protection::Write && model.written.contains(page);
+            let lost = *protection == Protection::Write
+                && model.written.contains(page)
+                && !model.executed.contains(page);
             assert!(!lost, "seed {seed}: {page:#x} was written to and is gone");
             continue;
         };
@@ -416,7 +438,7 @@ fn reservations_cost_no_memory_and_what_was_used_comes_back() {
     assert_eq!((open, memory.free_bytes()), (reserved, free));
     for page in page_range(open, 1 << 20) {
         if machine.find(page).is_none() {
-            memory.back(page, true, &mut machine).unwrap();
+            memory.back(page, Touch::Write, &mut machine).unwrap();
         }
     }
     let used = free - memory.free_bytes();
@@ -451,7 +473,7 @@ fn a_program_that_touches_its_memory_in_order_takes_few_faults() {
     let mut faults = 0;
     for page in page_range(start, 6 << 20) {
         if machine.find(page).is_none() {
-            memory.back(page, true, &mut machine).unwrap();
+            memory.back(page, Touch::Write, &mut machine).unwrap();
             faults += 1;
         }
     }
@@ -461,7 +483,7 @@ fn a_program_that_touches_its_memory_in_order_takes_few_faults() {
         (6 << 20) / PAGE_BYTES
     );
     assert_eq!(
-        memory.back(start + (6 << 20), true, &mut machine),
+        memory.back(start + (6 << 20), Touch::Write, &mut machine),
         Err(Refusal::Unmapped)
     );
 }
@@ -488,7 +510,7 @@ fn a_reservation_may_have_nearly_all_addresses_and_tables_come_back_when_there_a
         memory
             .protect(at, PAGE_BYTES, PROT_READ | PROT_WRITE, &mut machine)
             .unwrap();
-        memory.back(at, true, &mut machine).unwrap();
+        memory.back(at, Touch::Write, &mut machine).unwrap();
         assert!(machine.find(at).is_some());
         memory
             .map(at, PAGE_BYTES, 0, MAP_ANONYMOUS | MAP_FIXED, &mut machine)
@@ -532,19 +554,19 @@ fn mappings_of_a_file_show_its_pages_wherever_they_are() {
     for page in 0..8 {
         let at = first + page * PAGE_BYTES;
         if machine.find(at).is_none() {
-            memory.back(at, true, &mut machine).unwrap();
+            memory.back(at, Touch::Write, &mut machine).unwrap();
         }
         assert_eq!(machine.find(at), Some(content + page * PAGE_BYTES));
     }
     assert_eq!(
-        memory.back(first + 8 * PAGE_BYTES, true, &mut machine),
+        memory.back(first + 8 * PAGE_BYTES, Touch::Write, &mut machine),
         Err(Refusal::BehindEnd)
     );
     assert_eq!(
-        memory.back(second, true, &mut machine),
+        memory.back(second, Touch::Write, &mut machine),
         Err(Refusal::Protected)
     );
-    memory.back(second, false, &mut machine).unwrap();
+    memory.back(second, Touch::Read, &mut machine).unwrap();
     assert_eq!(
         memory.sparse.page(second, &machine),
         Some(content + 2 * PAGE_BYTES)
@@ -561,13 +583,13 @@ fn mappings_of_a_file_show_its_pages_wherever_they_are() {
         Some(content + 2 * PAGE_BYTES)
     );
     memory
-        .back(first + 11 * PAGE_BYTES, true, &mut machine)
+        .back(first + 11 * PAGE_BYTES, Touch::Write, &mut machine)
         .unwrap();
     memory.set_file(7, content, PAGE_BYTES, &mut machine);
     assert_eq!(machine.find(first), Some(content));
     assert_eq!(memory.sparse.page(second, &machine), None);
     assert_eq!(
-        memory.back(second, false, &mut machine),
+        memory.back(second, Touch::Read, &mut machine),
         Err(Refusal::BehindEnd)
     );
     // Nothing of the file is a frame, or is lost with a mapping.
@@ -596,7 +618,7 @@ fn a_file_in_the_middle_of_other_memory_leaves_the_frames_around_it_alone() {
         )
         .unwrap();
     let free = memory.free_bytes();
-    memory.back(start, true, &mut machine).unwrap();
+    memory.back(start, Touch::Write, &mut machine).unwrap();
     let frame = machine.find(start).unwrap();
     let at = start + 3 * PAGE_BYTES;
     memory
@@ -609,7 +631,7 @@ fn a_file_in_the_middle_of_other_memory_leaves_the_frames_around_it_alone() {
             &mut machine,
         )
         .unwrap();
-    memory.back(at, true, &mut machine).unwrap();
+    memory.back(at, Touch::Write, &mut machine).unwrap();
     assert_eq!(machine.find(at), Some(content));
     // What is left of the stretch goes on in its frame, and the frame is free with it.
     memory
@@ -644,7 +666,7 @@ fn what_moves_takes_its_frames_along() {
             .collect();
         for page in &touched {
             if machine.find(*page).is_none() {
-                memory.back(*page, true, &mut machine).unwrap();
+                memory.back(*page, Touch::Write, &mut machine).unwrap();
             }
             let place = machine.find(*page).unwrap();
             machine.dirty.insert(place);
@@ -692,10 +714,10 @@ fn what_has_moved_when_page_tables_run_out_is_in_one_place_alone() {
     let all = memory.map(0, bytes, 3, flags, &mut machine).unwrap();
     // All tables but one are in use, and what is to move goes half into that and half into another one.
     for page in page_range(all, bytes - TABLE_REACH_BYTES).step_by(512) {
-        memory.back(page, true, &mut machine).unwrap();
+        memory.back(page, Touch::Write, &mut machine).unwrap();
     }
     let half = TABLE_REACH_BYTES / 2;
-    memory.back(all + half, true, &mut machine).unwrap();
+    memory.back(all + half, Touch::Write, &mut machine).unwrap();
     let second = machine.find(all + half);
     let to = SPARSE_START + (1 << 40) + half;
     assert_eq!(

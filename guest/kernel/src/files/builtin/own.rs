@@ -129,7 +129,7 @@ pub(super) fn detailed_maps(to: &mut Content) -> fmt::Result {
 }
 
 fn letters(protection: Protection) -> &'static str {
-    ["---", "r--", "rw-"][protection as usize]
+    ["---", "r--", "rw-", "r-x"][protection as usize]
 }
 
 fn used_pages() -> (u64, u64) {

@@ -1,25 +1,21 @@
-//! Ranges that a child of a fork would find zeroed (MADV_WIPEONFORK). A restore is a fork of that kind: the
-//! one snapshot goes on as many instances. User-space generators, such as that of BoringSSL and AWS-LC, mark
-//! a page in this way to learn that they have to be seeded anew.
+//! Some ranges of the program's memory of which more is known than what may be done with them.
 
 use crate::errno::Errno;
 
-/// Most ranges.
-const MAX_RANGES: usize = 16;
-/// Most bytes of all of them: each restore zeroes so many.
-const MAX_BYTES: u64 = 1 << 20;
-
-/// The ranges, by address, none of them empty.
-pub(super) struct Wiped {
-    ranges: [(u64, u64); MAX_RANGES],
+/// At most `MOST` ranges, none of them empty, which do not overlap.
+pub(super) struct Ranges<const MOST: usize> {
+    ranges: [(u64, u64); MOST],
     count: usize,
+    /// Most bytes of all of them.
+    max_bytes: u64,
 }
 
-impl Wiped {
-    pub(super) const fn new() -> Self {
-        Wiped {
-            ranges: [(0, 0); MAX_RANGES],
+impl<const MOST: usize> Ranges<MOST> {
+    pub(super) const fn new(max_bytes: u64) -> Self {
+        Ranges {
+            ranges: [(0, 0); MOST],
             count: 0,
+            max_bytes,
         }
     }
 
@@ -30,7 +26,7 @@ impl Wiped {
             return Ok(());
         }
         let marked: u64 = self.get().map(|(from, to)| to - from).sum();
-        if self.count == MAX_RANGES || end - start > MAX_BYTES - marked.min(MAX_BYTES) {
+        if self.count == MOST || end - start > self.max_bytes - marked.min(self.max_bytes) {
             return Err(Errno::ENOMEM);
         }
         // None of them is split by this: no range reaches beyond both ends.
@@ -53,7 +49,7 @@ impl Wiped {
     /// What is there now is not what was marked. On ENOMEM nothing has changed.
     pub(super) fn remove(&mut self, start: u64, end: u64) -> Result<(), Errno> {
         let splits = self.get().any(|(from, to)| from < start && end < to);
-        if splits && self.count == MAX_RANGES {
+        if splits && self.count == MOST {
             return Err(Errno::ENOMEM);
         }
         let mut at = 0;
@@ -75,7 +71,7 @@ impl Wiped {
         Ok(())
     }
 
-    pub(super) fn get(&self) -> impl Iterator<Item = (u64, u64)> + use<> {
+    pub(super) fn get(&self) -> impl Iterator<Item = (u64, u64)> + use<MOST> {
         self.ranges.into_iter().take(self.count)
     }
 }
@@ -84,7 +80,7 @@ impl Wiped {
 mod tests {
     use super::*;
 
-    fn sorted(wiped: &Wiped) -> Vec<(u64, u64)> {
+    fn sorted(wiped: &Ranges<16>) -> Vec<(u64, u64)> {
         let mut ranges: Vec<_> = wiped.get().collect();
         ranges.sort_unstable();
         ranges
@@ -92,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_removed_from_the_middle_leaves_both_ends() {
-        let mut wiped = Wiped::new();
+        let mut wiped = Ranges::<16>::new(u64::MAX);
         wiped.add(10, 20).unwrap();
         wiped.add(30, 40).unwrap();
         wiped.remove(15, 17).unwrap();
@@ -109,8 +105,8 @@ mod tests {
 
     #[test]
     fn there_is_room_for_so_many_and_no_more() {
-        let mut wiped = Wiped::new();
-        for n in 0..MAX_RANGES as u64 {
+        let mut wiped = Ranges::<16>::new(u64::MAX);
+        for n in 0..16 {
             wiped.add(n * 10, n * 10 + 5).unwrap();
         }
         assert_eq!(wiped.add(1000, 1001), Err(Errno::ENOMEM));
@@ -118,6 +114,6 @@ mod tests {
         assert_eq!(wiped.remove(1, 2), Err(Errno::ENOMEM));
         assert!(wiped.covers(0, 5));
         wiped.remove(0, 2).unwrap();
-        assert_eq!(sorted(&wiped).len(), MAX_RANGES);
+        assert_eq!(sorted(&wiped).len(), 16);
     }
 }
