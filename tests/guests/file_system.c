@@ -185,7 +185,7 @@ static const char *others(void) {
     CHECK(access("/tmp", W_OK) == 0 && access("/proc/self/maps", R_OK) == 0);
     if (in_holm) {
         FAILS(open("/etc/new", O_CREAT | O_WRONLY, 0600), EROFS);
-        FAILS(mkdir("/new", 0700), EROFS);
+        FAILS(mkdir("/etc/new", 0700), EROFS);
         DIR *root = opendir("/");
         int seen = 0;
         for (struct dirent *entry; (entry = readdir(root)) != NULL;)

@@ -418,6 +418,24 @@ static void threads(void) {
     pthread_join(thread, NULL);
 }
 
+/* Closed with no time for what is under way. */
+static void broken_off(void) {
+    int fd = listens_v4();
+    struct sockaddr_in there = v4("127.0.0.1", port_of(fd));
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    tell_result("connect", connect(client, (struct sockaddr *)&there, sizeof there));
+    int server = accept(fd, NULL, NULL);
+    struct linger at_once = {1, 0};
+    setsockopt(client, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    close(client);
+    usleep(5000);
+    char text[8];
+    tell_result("read", read(server, text, sizeof text));
+    tell_result("write", send(server, "x", 1, MSG_NOSIGNAL));
+    close(server);
+    close(fd);
+}
+
 static void handle(const struct request *request) {
     static const struct {
         const char *path;
@@ -425,6 +443,7 @@ static void handle(const struct request *request) {
     } all[] = {
         {"/names", names},     {"/refused", refused}, {"/halves", halves},   {"/flags", flags},
         {"/options", options}, {"/times", times},     {"/edges", edges},     {"/threads", threads},
+        {"/broken_off", broken_off},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (is_path(request, all[i].path))

@@ -210,16 +210,35 @@ fn kvm_memory_is_moved_advised_and_locked_as_on_linux() {
             ("/advised", "populated: 32"),
             ("/locked", "mlock: 0"),
             ("/guarded", "guard: 2, there: 1"),
+            ("/executable", "mprotect: 0"),
         ],
     );
 }
 
 #[test]
-fn kvm_what_is_to_be_executable_is_refused_with_eacces() {
+fn kvm_a_file_is_opened_and_changed_again_by_its_descriptor_as_on_linux() {
     if !require_kvm() {
         return;
     }
-    let answer = Function::new(&guest("memory_calls")).get("/executable");
-    let expected = "mmap: EACCES\nmprotect: EACCES\n".repeat(3);
-    assert_eq!(answer, expected);
+    tells_the_same(
+        "opened_again",
+        &[
+            ("/file", "from its start: 6 \"hello\n\""),
+            ("/nameless", "from its start: 6 \"hello\n\""),
+            ("/directory", "names: 1"),
+            ("/mode", "mode 600"),
+            ("/holes", "ab....g...kl, 12 bytes"),
+        ],
+    );
+}
+
+#[test]
+fn kvm_handlers_are_told_which_floating_point_exception_it_was() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "float_signals",
+        &[("/sse", "3 7 4 5 6"), ("/x87", "3 7 4 5 6")],
+    );
 }

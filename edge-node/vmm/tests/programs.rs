@@ -603,3 +603,16 @@ fn kvm_memory_that_requests_use_much_or_little_of_is_zero_again_for_the_next() {
         std::mem::swap(&mut guest.slot, &mut slots[0]);
     }
 }
+
+#[test]
+fn kvm_a_program_writes_where_it_is_and_each_request_finds_nothing_of_it() {
+    if !require_kvm() {
+        return;
+    }
+    each_libc("writes_anywhere", |path| {
+        let mut guest = Function::new(path);
+        for _ in 0..2 {
+            assert_eq!(guest.get("/"), "fine\n");
+        }
+    });
+}

@@ -25,6 +25,7 @@ fn kvm_a_program_connects_to_itself_as_on_linux() {
             ("/times", "receive in vain: EAGAIN"),
             ("/edges", "its end came: 1"),
             ("/threads", "5000000"),
+            ("/broken_off", "read: ECONNRESET\nwrite: EPIPE"),
         ],
     );
 }

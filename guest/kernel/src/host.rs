@@ -182,6 +182,25 @@ pub fn fault_page() -> *mut FaultPage {
     core::ptr::with_exposed_provenance_mut(FAULT_ADDR as usize)
 }
 
+/// The exceptions that the program's SSE unit has seen and does not mask.
+pub fn sse_exceptions() -> u16 {
+    let mut state = 0u32;
+    // SAFETY: it writes four bytes. The library OS computes nothing with floating point, so this is the program's.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut state, options(nostack, preserves_flags)) };
+    state as u16 & !(state >> 7) as u16 & 0x3f
+}
+
+/// The same of its x87 unit.
+pub fn x87_exceptions() -> u16 {
+    let (mut status, mut control) = (0u16, 0u16);
+    // SAFETY: each writes two bytes, and waits for no exception.
+    unsafe {
+        asm!("fnstsw [{}]", "fnstcw [{}]", in(reg) &raw mut status, in(reg) &raw mut control,
+            options(nostack, preserves_flags));
+    }
+    status & !control & 0x3f
+}
+
 /// Sets the base of FS, which holds the thread pointer.
 pub fn set_fs_base(base: u64) {
     // SAFETY: CR4.FSGSBASE is set by the host; the caller checked that the address is canonical. The

@@ -326,7 +326,7 @@ pub fn close(number: u16) {
             if let Some(other) = socket.other {
                 let other = state::sockets().get(other);
                 other.other = None;
-                if unread {
+                if unread || socket.domain != AF_UNIX && socket.options.breaks_off() {
                     other.break_off(Errno::ECONNRESET);
                 }
             }

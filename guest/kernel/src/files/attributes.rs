@@ -1,7 +1,7 @@
 //! What is kept of a file beside its content: permissions, owner and times. Nothing of it is ever heeded.
 
 use super::directory::path_of;
-use super::lookup::{AT_FDCWD, Follow, find, resolve};
+use super::lookup::{AT_FDCWD, Follow, Found, find, resolve};
 use super::paths::Path;
 use super::status::{AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW};
 use super::{Object, seals, temporary, watch};
@@ -14,7 +14,10 @@ const UNCHANGED: u32 = u32::MAX;
 
 /// The node at a path; `None` for a directory of which nothing is kept.
 fn node_at(path: &Path) -> Result<Option<u16>, Errno> {
-    find(path)?;
+    // Libraries change what a descriptor stands for by its entry in /proc.
+    if let Found::Descriptor(descriptor) = find(path)? {
+        return node_of(descriptor);
+    }
     let number = state::temporary().find(path.as_bytes());
     match number.is_some() || temporary::is_root(path.as_bytes()) {
         true => Ok(number),

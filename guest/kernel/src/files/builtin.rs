@@ -197,10 +197,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ),
 ];
 
-const MOUNTS: &str = "holm / squashfs ro 0 0\nproc /proc proc ro 0 0\nsysfs /sys sysfs ro 0 0\n\
+const MOUNTS: &str = "holm / tmpfs rw 0 0\nproc /proc proc ro 0 0\nsysfs /sys sysfs ro 0 0\n\
                       cgroup2 /sys/fs/cgroup cgroup2 ro 0 0\ntmpfs /tmp tmpfs rw 0 0\n\
                       tmpfs /dev/shm tmpfs rw 0 0\n";
-const MOUNT_INFO: &str = "1 0 0:1 / / ro - squashfs holm ro\n2 1 0:2 / /proc ro - proc proc ro\n\
+const MOUNT_INFO: &str = "1 0 0:1 / / rw - tmpfs holm rw\n2 1 0:2 / /proc ro - proc proc ro\n\
                           3 1 0:3 / /sys ro - sysfs sysfs ro\n4 3 0:4 / /sys/fs/cgroup ro - cgroup2 cgroup2 ro\n\
                           5 1 0:5 / /tmp rw - tmpfs tmpfs rw\n6 1 0:6 / /dev/shm rw - tmpfs tmpfs rw\n";
 

@@ -27,9 +27,11 @@ pub fn truncate_open(descriptor: u64, size: u64) -> SysResult {
     Ok(0)
 }
 
-/// `fallocate`: only the plain form, and the one that keeps the size.
+/// `fallocate`: what takes no part out of a file, nor puts one in.
 pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResult {
     const KEEP_SIZE: u64 = 1;
+    const PUNCH_HOLE: u64 = 2;
+    const ZERO_RANGE: u64 = 0x10;
     const KNOWN: u64 = 0x7f;
     if state::files().get(descriptor)?.is_name() {
         return Err(Errno::EBADF);
@@ -45,7 +47,17 @@ pub fn allocate(descriptor: u64, mode: u64, offset: u64, bytes: u64) -> SysResul
     if end > i64::MAX as u64 {
         return Err(Errno::EFBIG);
     }
-    match mode as u32 as u64 {
+    let mode = mode as u32 as u64;
+    if mode == PUNCH_HOLE | KEEP_SIZE || mode & !KEEP_SIZE == ZERO_RANGE {
+        let node = state::temporary().node(number);
+        if mode == ZERO_RANGE && end > node.size {
+            node.resize(end)?;
+        }
+        node.clear(offset, end)?;
+        watch::tell_node(number, watch::MODIFY);
+        return Ok(0);
+    }
+    match mode {
         KEEP_SIZE => Ok(0),
         0 => {
             let node = state::temporary().node(number);

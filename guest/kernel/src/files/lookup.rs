@@ -1,13 +1,13 @@
 //! From a path to what is there.
 //!
-//! Three places hold files: /tmp and /dev/shm (writable, in memory), the artifact (read only) and the built-in entries,
-//! looked up in this order.
+//! Three places hold files: what the program has written itself, the artifact (read only) and the built-in entries,
+//! looked up in this order. What is in one hides nothing in another.
 
 use holm_hostcall::tree;
 
 use super::builtin::{self, Entry};
-use super::paths::{MAX_PATH_BYTES, Path, below};
-use super::temporary::{self, Kind};
+use super::paths::{MAX_PATH_BYTES, Path, below, parent};
+use super::temporary::{self, Kind, SHARED_MEMORY};
 use super::{Object, artifact};
 use crate::errno::Errno;
 use crate::{state, user};
@@ -24,13 +24,13 @@ pub(super) const PROGRAM: &[u8] = b"/function";
 #[derive(Clone, Copy)]
 pub(super) enum Found {
     Directory,
-    /// In /tmp, and no directory.
+    /// What the program has written, and no directory.
     Node(u16),
     /// A file of the artifact's.
     Brought(u32),
     /// Number of a built-in entry.
     Entry(usize),
-    /// A link, and where it leads; not one of /tmp.
+    /// A link, and where it leads; not one that the program has made.
     Link(&'static [u8]),
     /// Another name of an open descriptor.
     Descriptor(u64),
@@ -268,9 +268,23 @@ pub(super) fn is_directory(path: &[u8]) -> bool {
         || builtin::is_directory(path)
 }
 
-/// Whether a path is that of /tmp or /dev/shm, or of something in it.
-pub(super) fn is_in_tmp(path: &Path) -> bool {
-    temporary::root_of(path.as_bytes()).is_some()
+/// Whether a path is that of something that can be written, or would be if it were there.
+pub(super) fn is_writable(path: &Path) -> bool {
+    root_of(path).is_some()
+}
+
+/// In which of the two writable file systems such a path is.
+pub(super) fn root_of(path: &Path) -> Option<&'static [u8]> {
+    let mut at = path.as_bytes();
+    while !temporary::is_root(at) && state::temporary().find(at).is_none() {
+        if artifact::find(at).is_some() || builtin::find(at).is_some() || builtin::is_directory(at)
+        {
+            return None;
+        }
+        at = parent(at);
+    }
+    let in_shared = below(at, SHARED_MEMORY).is_some() || at == SHARED_MEMORY;
+    Some(if in_shared { SHARED_MEMORY } else { b"/" })
 }
 
 /// Why nothing is at a path.
@@ -285,12 +299,12 @@ pub(super) fn missing(path: &Path) -> Errno {
     }
 }
 
-/// Where a new file may be: in a directory of /tmp or /dev/shm.
+/// Where a new file may be: in a directory that can be written to.
 pub(super) fn room_for(path: &Path) -> Result<(), Errno> {
     if !is_directory(path.parent()) {
         return Err(missing(path));
     }
-    match is_in_tmp(path) && !temporary::is_root(path.as_bytes()) {
+    match is_writable(path) && !temporary::is_root(path.as_bytes()) {
         true => Ok(()),
         false => Err(Errno::EROFS),
     }

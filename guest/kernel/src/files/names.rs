@@ -2,7 +2,7 @@
 
 use super::builtin;
 use super::lookup::{
-    AT_FDCWD, Follow, Found, find, is_directory, is_in_tmp, missing, resolve, room_for,
+    AT_FDCWD, Follow, Found, find, is_directory, is_writable, missing, resolve, room_for, root_of,
 };
 use super::paths::{Path, below};
 use super::status::AT_EMPTY_PATH;
@@ -118,17 +118,16 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
                 Found::Descriptor(descriptor) if flags & AT_SYMLINK_FOLLOW != 0 => {
                     (node_of(descriptor)?, None)
                 }
-                Found::Node(number) => (Some(number), Some(temporary::root_of(path.as_bytes()))),
-                _ => (None, Some(temporary::root_of(path.as_bytes()))),
+                Found::Node(number) => (Some(number), Some(root_of(&path))),
+                Found::Directory => (None, Some(root_of(&path))),
+                _ => (None, Some(None)),
             }
         }
     };
     let path = new_path(to_at, to)?;
     match number {
         _ if path.is_directory => Err(Errno::ENOENT),
-        _ if root.is_some_and(|root| root != temporary::root_of(path.as_bytes())) => {
-            Err(Errno::EXDEV)
-        }
+        _ if root.is_some_and(|root| root != root_of(&path)) => Err(Errno::EXDEV),
         // A directory, which has one name.
         None => Err(Errno::EPERM),
         // It has lost its last name.
@@ -170,7 +169,7 @@ pub fn remove(directory: u64, path: u64, flags: u64) -> SysResult {
             (true, _) => Errno::EINVAL,
         });
     }
-    if is_directory(path.parent()) && !is_in_tmp(&path) {
+    if is_directory(path.parent()) && !is_writable(&path) {
         return Err(Errno::EROFS);
     }
     let is_directory = matches!(find(&path)?, Found::Directory);
@@ -207,7 +206,7 @@ pub fn rename(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysRe
         let taken = !from.is_dots && flags & NOREPLACE != 0;
         return Err(if taken { Errno::EEXIST } else { Errno::EBUSY });
     }
-    if temporary::root_of(from.as_bytes()) != temporary::root_of(to.as_bytes()) {
+    if root_of(&from) != root_of(&to) {
         return Err(Errno::EXDEV);
     }
     let source = find(&from);

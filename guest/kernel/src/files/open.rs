@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 
 use super::builtin::{self, Entry};
 use super::lookup::{
-    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, is_in_tmp, missing, resolve,
+    AT_FDCWD, Follow, Found, PROGRAM, find, is_directory, is_writable, missing, resolve,
     resolve_text, room_for,
 };
 use super::paths::Path;
@@ -83,6 +83,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
         Ok(_) if new => Err(Errno::EEXIST),
         Ok(Found::Directory) if writes || flags & O_CREAT != 0 => Err(Errno::EISDIR),
         Ok(Found::Directory) => open_directory(&path, flags),
+        Ok(Found::Descriptor(number)) => open_again(number, flags),
         Ok(_) if flags & O_DIRECTORY != 0 => Err(Errno::ENOTDIR),
         Ok(Found::Brought(_)) if writes || flags & O_TRUNC != 0 => Err(Errno::EROFS),
         Ok(Found::Brought(number)) => state::files().open(Object::Brought(number), flags),
@@ -91,9 +92,6 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
             PROGRAM if flags & O_NOFOLLOW == 0 => Errno::ENOENT,
             _ => Errno::ELOOP,
         }),
-        Ok(Found::Descriptor(number)) => {
-            state::files().duplicate(number, 0, flags & O_CLOEXEC != 0)
-        }
         Ok(Found::Info(_)) if writes => Err(Errno::EACCES),
         Ok(Found::Info(number)) => state::files().open(Object::Info(number as u16), flags),
         Ok(Found::Name(thread)) => state::files().open(Object::Name(thread), flags),
@@ -109,11 +107,7 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
                 Kind::Fifo => return fifo::open(number, flags),
                 Kind::File | Kind::Directory => {}
             }
-            if flags & O_TRUNC != 0 {
-                state::temporary().node(number).resize(0)?;
-                watch::tell_node(number, watch::MODIFY);
-            }
-            open_node(number, flags)
+            open_content(number, flags)
         }
         Err(Errno::ENOENT) if flags & O_CREAT != 0 => {
             room_for(&path)?;
@@ -129,6 +123,32 @@ fn open_at(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     }
 }
 
+/// By its entry in /proc: a file or directory anew, as by its path if it has one; of anything else one more name.
+fn open_again(descriptor: u64, flags: u64) -> SysResult {
+    let object = state::files().get(descriptor)?.object;
+    match object {
+        object if flags & O_DIRECTORY != 0 && !matches!(object, Object::Directory(_)) => {
+            Err(Errno::ENOTDIR)
+        }
+        Object::File(number) if flags & O_PATH == 0 => open_content(number, flags),
+        Object::File(number) => open_node(number, flags),
+        Object::Brought(_) if flags & (O_ACCESS | O_TRUNC) != 0 => Err(Errno::EROFS),
+        Object::Brought(number) => state::files().open(Object::Brought(number), flags),
+        Object::Directory(_) if flags & O_ACCESS != 0 => Err(Errno::EISDIR),
+        Object::Directory(number) => open_directory(&state::open_directories().path(number), flags),
+        _ => state::files().duplicate(descriptor, 0, flags & O_CLOEXEC != 0),
+    }
+}
+
+/// A file that the program has written, to be used as `flags` say.
+fn open_content(number: u16, flags: u64) -> SysResult {
+    if flags & O_TRUNC != 0 {
+        state::temporary().node(number).resize(0)?;
+        watch::tell_node(number, watch::MODIFY);
+    }
+    open_node(number, flags)
+}
+
 /// `O_TMPFILE`: a file in a directory of /tmp that has no name there, unless it is given one later.
 fn open_nameless(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     if flags & O_CREAT != 0 || !matches!(flags & O_ACCESS, O_WRONLY | O_RDWR) {
@@ -136,7 +156,7 @@ fn open_nameless(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult 
     }
     let path = resolve(directory, path, Follow::Always)?;
     match find(&path)? {
-        Found::Directory if is_in_tmp(&path) => {}
+        Found::Directory if is_writable(&path) => {}
         Found::Directory => return Err(Errno::EOPNOTSUPP),
         _ => return Err(Errno::ENOTDIR),
     }

@@ -1,7 +1,7 @@
 //! What is told of files: `stat` and its kin, `access`, `statfs`.
 
 use super::builtin::{self, Entry};
-use super::lookup::{AT_FDCWD, Follow, Found, find, is_in_tmp, resolve};
+use super::lookup::{AT_FDCWD, Follow, Found, find, is_writable, resolve};
 use super::paths::Path;
 use super::{Object, artifact, temporary};
 use crate::errno::{Errno, SysResult};
@@ -94,10 +94,10 @@ fn of_plain_directory(path: &[u8]) -> Status {
     });
     Status {
         number: number | 1 << 62,
-        mode: if temporary::is_root(path) {
-            0o1777
-        } else {
-            0o555
+        mode: match path {
+            b"/" => 0o755,
+            path if temporary::is_root(path) => 0o1777,
+            _ => 0o555,
         },
         ..Status::of(Kind::Directory)
     }
@@ -140,7 +140,7 @@ pub fn of_link(path: u64) -> Result<Status, Errno> {
     at(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW)
 }
 
-/// `access` and its kin: everything can be read, /tmp and devices can be written.
+/// `access` and its kin: everything can be read, what the program has made and devices can be written.
 pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     const X_OK: u64 = 1;
     const W_OK: u64 = 2;
@@ -149,7 +149,7 @@ pub fn access(directory: u64, path: u64, mode: u64) -> SysResult {
     }
     let path = resolve(directory, path, Follow::Always)?;
     let status = of_path(&path)?;
-    let writable = is_in_tmp(&path) || status.kind == Kind::Device;
+    let writable = is_writable(&path) || status.kind == Kind::Device;
     let executable = status.kind == Kind::Directory || status.mode & 0o111 != 0;
     match mode {
         mode if mode & W_OK != 0 && !writable => Err(Errno::EROFS),
@@ -185,13 +185,13 @@ pub fn extended(number: u64, file: u64) -> SysResult {
 pub fn file_system(path: u64, to: u64) -> SysResult {
     let path = resolve(AT_FDCWD, path, Follow::Always)?;
     find(&path)?;
-    tell_file_system(is_in_tmp(&path), to)
+    tell_file_system(is_writable(&path), to)
 }
 
 /// `fstatfs`
 pub fn file_system_of(descriptor: u64, to: u64) -> SysResult {
     let in_tmp = match state::files().get(descriptor)?.object {
-        Object::Directory(number) => is_in_tmp(&state::open_directories().path(number)),
+        Object::Directory(number) => is_writable(&state::open_directories().path(number)),
         Object::Brought(_) => false,
         _ => true,
     };

@@ -1,4 +1,5 @@
-//! /tmp and /dev/shm: files in the program's own memory, each known by its whole paths.
+//! What the program writes: files in its own memory, each known by its whole paths. They are in /tmp, /dev/shm and `/`,
+//! and in directories that are made there.
 //!
 //! Names and files are two tables, as a file may have several names (hard links). One that has lost all of
 //! them lives on while it is open or mapped. All of it lies in program memory, and so the memory limit is the limit
@@ -16,8 +17,10 @@ use crate::{identity, state, time};
 
 /// Most files, directories and links, and most names of them.
 const MAX_NODES: usize = 1 << 15;
-/// Where writable files are; a file has all its names in one of them.
-const ROOTS: [&[u8]; 2] = [b"/tmp", b"/dev/shm"];
+/// The directories that are there from the start.
+const ROOTS: [&[u8]; 3] = [b"/", b"/tmp", SHARED_MEMORY];
+/// Files in it have no names elsewhere.
+pub const SHARED_MEMORY: &[u8] = b"/dev/shm";
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,18 +106,12 @@ fn hash(path: &[u8]) -> u32 {
     path.iter().fold(2_166_136_261, mix)
 }
 
-/// The one of the two directories that a path is, or lies in.
-pub fn root_of(path: &[u8]) -> Option<&'static [u8]> {
-    let holds = |root: &&[u8]| path == *root || below(path, root).is_some();
-    ROOTS.into_iter().find(holds)
-}
-
-/// Whether a path is one of the two directories.
+/// Whether a path is one of the directories that cannot be removed.
 pub fn is_root(path: &[u8]) -> bool {
     ROOTS.contains(&path)
 }
 
-/// Everything in /tmp and /dev/shm.
+/// Everything that was written.
 pub struct Temporary {
     nodes: Table<Node>,
     names: Table<Name>,
@@ -151,6 +148,19 @@ impl Node {
         to.copy_from_slice(from);
         self.modified_ns = time::realtime_ns();
         Ok(from.len() as u64)
+    }
+
+    /// Makes a part of the content zero, as far as there is one.
+    pub fn clear(&mut self, from: u64, to: u64) -> Result<(), Errno> {
+        if self.seals & seals::NO_WRITE != 0 {
+            return Err(Errno::EPERM);
+        }
+        let to = to.min(self.size);
+        if let Some(part) = self.data.bytes(to).get_mut(from as usize..) {
+            part.fill(0);
+        }
+        self.modified_ns = time::realtime_ns();
+        Ok(())
     }
 
     /// Makes the content longer, with zeroes, or shorter.
@@ -274,7 +284,7 @@ impl Temporary {
         self.name_at(path).map(|place| self.names.all()[place].node)
     }
 
-    /// Whether a directory is there: one of the two, or one that was made.
+    /// Whether a directory is there that can be written to.
     pub fn is_directory(&self, path: &[u8]) -> bool {
         is_root(path)
             || self

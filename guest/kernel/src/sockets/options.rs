@@ -95,6 +95,11 @@ impl Options {
         self.get(SOL_SOCKET, SO_REUSEPORT).is_some_and(|on| on != 0)
     }
 
+    /// Whether its end is to break the connection off (SO_LINGER with no time).
+    pub fn breaks_off(&self) -> bool {
+        self.linger == [1, 0]
+    }
+
     /// Sets IPV6_V6ONLY, as binding to one address of version 6 does.
     pub fn set_v6_only(&mut self) {
         self.set(SOL_IPV6, IPV6_V6ONLY, 1);
