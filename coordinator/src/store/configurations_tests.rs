@@ -247,8 +247,10 @@ async fn roll_out(store: &Store, revision: u64, release: Release, previous: Opti
         rollout: suite::rollout_of(release, previous),
     };
     let basis = suite::at(revision);
-    let begun = store.begin_rollout(basis, &hello(), &row.rollout, false, None);
-    row.id = begun.await.unwrap();
+    row.id = store
+        .begin_rollout(basis, &hello(), &row.rollout, false, None)
+        .await
+        .unwrap();
     row.rollout.state = holm_model::api::RolloutState::Completed;
     row.rollout.ended_ms = Some(9);
     let adoption = Adoption {
