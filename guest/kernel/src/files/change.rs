@@ -6,7 +6,7 @@ use super::{O_RDWR, O_WRONLY, Object, watch};
 use crate::errno::{Errno, SysResult};
 use crate::state;
 
-/// The file of /tmp that a descriptor is open for writing; `otherwise` if it is not open for that.
+/// The written file that a descriptor is open for writing; `otherwise` if it is not open for that.
 fn file_to_write(descriptor: u64, otherwise: Errno) -> Result<u16, Errno> {
     let open = state::files().get(descriptor)?;
     match open.object {

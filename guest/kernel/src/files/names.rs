@@ -1,4 +1,4 @@
-//! Names: made, moved and removed in /tmp; and where links lead.
+//! Names: made, moved and removed among what the program has written; and where links lead.
 
 use super::builtin;
 use super::lookup::{
@@ -101,7 +101,7 @@ pub fn make_link(target: u64, directory: u64, path: u64) -> SysResult {
     written.map(|_| 0)
 }
 
-/// `link` and `linkat`: one more name of a file in /tmp.
+/// `link` and `linkat`: one more name of a file that the program has written.
 pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResult {
     const AT_SYMLINK_FOLLOW: u64 = 0x400;
     if flags as u32 as u64 & !(AT_SYMLINK_FOLLOW | AT_EMPTY_PATH) != 0 {
@@ -146,7 +146,7 @@ pub fn link(from_at: u64, from: u64, to_at: u64, to: u64, flags: u64) -> SysResu
     }
 }
 
-/// The file of /tmp that a descriptor stands for, if it is one.
+/// The written file that a descriptor stands for, if it is one.
 fn node_of(descriptor: u64) -> Result<Option<u16>, Errno> {
     match descriptor as u32 {
         at if at == AT_FDCWD as u32 => Ok(None),

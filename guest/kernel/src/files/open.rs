@@ -149,7 +149,7 @@ fn open_content(number: u16, flags: u64) -> SysResult {
     open_node(number, flags)
 }
 
-/// `O_TMPFILE`: a file in a directory of /tmp that has no name there, unless it is given one later.
+/// `O_TMPFILE`: a file in a directory that can be written to, with no name there, unless it is given one later.
 fn open_nameless(directory: u64, path: u64, flags: u64, mode: u64) -> SysResult {
     if flags & O_CREAT != 0 || !matches!(flags & O_ACCESS, O_WRONLY | O_RDWR) {
         return Err(Errno::EINVAL);
@@ -239,7 +239,7 @@ fn open_directory(path: &Path, flags: u64) -> SysResult {
     opened
 }
 
-/// `memfd_create`: a file of /tmp that never had a path.
+/// `memfd_create`: a file like a written one that never had a path.
 pub fn open_memory(name: u64, flags: u64) -> SysResult {
     const MAX_NAME_BYTES: u64 = 249;
     // MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC

@@ -40,7 +40,7 @@ fn of_path(path: &Path) -> Result<Status, Errno> {
     })
 }
 
-/// What `stat` says of a file of /tmp.
+/// What `stat` says of a file that the program has written.
 fn of_node(number: u16) -> Status {
     let node = state::temporary().node(number);
     Status {
@@ -198,7 +198,7 @@ pub fn file_system_of(descriptor: u64, to: u64) -> SysResult {
     tell_file_system(in_tmp, to)
 }
 
-/// /tmp, or what is read only.
+/// What can be written, or what is read only.
 fn tell_file_system(in_tmp: bool, to: u64) -> SysResult {
     match in_tmp {
         true => {

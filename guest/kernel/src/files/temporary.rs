@@ -3,7 +3,7 @@
 //!
 //! Names and files are two tables, as a file may have several names (hard links). One that has lost all of
 //! them lives on while it is open or mapped. All of it lies in program memory, and so the memory limit is the limit
-//! of /tmp: the tables, the paths, and each content in one piece, which doubles when it is full. A shared mapping
+//! of them: the tables, the paths, and each content in one piece, which doubles when it is full. A shared mapping
 //! shows the piece itself, and follows where it goes.
 
 use holm_hostcall::PAGE_BYTES;

@@ -1,4 +1,4 @@
-//! inotify: what happens to files of /tmp and /dev/shm is read from a descriptor. Files of the artifact can be
+//! inotify: what happens to files that the program writes is read from a descriptor. Files of the artifact can be
 //! watched too, and nothing ever happens to them.
 //!
 //! A file is watched by its path, as it is known by it everywhere here. Of a file with several names, who watches
