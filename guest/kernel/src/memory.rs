@@ -68,7 +68,7 @@ const PROMISED_BESIDE_BYTES: u64 = 256 << 20;
 const MAX_WIPED: usize = 16;
 const MAX_WIPED_BYTES: u64 = 1 << 20;
 /// Most ranges that are to be written and executed.
-const MAX_IN_TURNS: usize = 64;
+const MAX_IN_TURNS: usize = 128;
 /// A buffer that is not backed is backed for so much of a system call's sake.
 const MAX_BACKED_BYTES: u64 = 64 << 10;
 

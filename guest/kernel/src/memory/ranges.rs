@@ -25,7 +25,7 @@ impl<const MOST: usize> Ranges<MOST> {
         if self.covers(start, end) {
             return Ok(());
         }
-        let marked: u64 = self.get().map(|(from, to)| to - from).sum();
+        let marked: u64 = self.all().iter().map(|(from, to)| to - from).sum();
         if self.count == MOST || end - start > self.max_bytes - marked.min(self.max_bytes) {
             return Err(Errno::ENOMEM);
         }
@@ -36,7 +36,8 @@ impl<const MOST: usize> Ranges<MOST> {
 
     /// Whether all of a range is marked.
     pub(super) fn covers(&self, start: u64, end: u64) -> bool {
-        self.get().any(|(from, to)| from <= start && end <= to)
+        let mut all = self.all().iter();
+        all.any(|(from, to)| *from <= start && end <= *to)
     }
 
     fn push(&mut self, start: u64, end: u64) -> Result<(), Errno> {
@@ -48,7 +49,8 @@ impl<const MOST: usize> Ranges<MOST> {
 
     /// What is there now is not what was marked. On ENOMEM nothing has changed.
     pub(super) fn remove(&mut self, start: u64, end: u64) -> Result<(), Errno> {
-        let splits = self.get().any(|(from, to)| from < start && end < to);
+        let mut all = self.all().iter();
+        let splits = all.any(|(from, to)| *from < start && end < *to);
         if splits && self.count == MOST {
             return Err(Errno::ENOMEM);
         }
@@ -71,6 +73,11 @@ impl<const MOST: usize> Ranges<MOST> {
         Ok(())
     }
 
+    fn all(&self) -> &[(u64, u64)] {
+        &self.ranges[..self.count]
+    }
+
+    /// All of them as they are now.
     pub(super) fn get(&self) -> impl Iterator<Item = (u64, u64)> + use<MOST> {
         self.ranges.into_iter().take(self.count)
     }
