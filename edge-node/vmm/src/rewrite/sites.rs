@@ -137,6 +137,7 @@ fn before_syscall(code: &[u8]) -> Option<Moved> {
     if let Some((rest, [0x31, 0xC0, argument @ ..])) = code.split_last_chunk::<JUMP_BYTES>()
         && only_sets_arguments(argument)
         && !matches!(rest, [] | [.., 0x0F | 0x40..=0x4F | 0x66])
+        && !is_in_a_wide_number(rest)
     {
         return Some(Moved::ZeroBefore);
     }
@@ -241,6 +242,15 @@ fn exchanges_rbx_with(code: &[u8; 3]) -> Option<u8> {
     }
 }
 
+/// Whether what follows `code` is in the immediate of a `mov r64, imm64`: instructions that a program is to write
+/// somewhere are found there.
+fn is_in_a_wide_number(code: &[u8]) -> bool {
+    matches!(
+        code,
+        [.., 0x48..=0x4F, 0xB8..=0xBF] | [.., 0x48..=0x4F, 0xB8..=0xBF, _]
+    )
+}
+
 /// Whether what follows `code` may be the end of an instruction that begins in it, and not a
 /// `mov eax, NUMBER` (Intel SDM volume 2, chapter 2). Such an instruction has 0xB8 with four bytes behind it, of
 /// which the middle ones are zero, as
@@ -274,6 +284,7 @@ fn ends_in_a_longer_one(code: &[u8]) -> bool {
     let long_opcode = second == 0x0F || third == 0x0F && matches!(second, 0x38 | 0x3A);
     let vector = third == 0xC5 || fourth == 0xC4 || fifth == 0x62;
     first == 0x66
+        || is_in_a_wide_number(code)
         || is_rex(first)
         || with_immediate(first)
         || displaced
@@ -341,6 +352,17 @@ mod tests {
             vec![0x49, 0x89, 0xDE, 0x0F, 0xA2, 0x48, 0x87, 0xDE],
             // mov rsi, rcx; cpuid; xchg rsi, rbx
             vec![0x48, 0x89, 0xCE, 0x0F, 0xA2, 0x48, 0x87, 0xDE],
+            // mov rax, IMMEDIATE, which is mov eax, 39; syscall; ret or nop; mov eax, 39; syscall
+            vec![
+                0x90, 0x90, 0x90, 0x48, 0xB8, 0xB8, 0x27, 0, 0, 0, 0x0F, 0x05, 0xC3,
+            ],
+            vec![
+                0x90, 0x90, 0x90, 0x49, 0xBF, 0x90, 0xB8, 0x27, 0, 0, 0, 0x0F, 0x05,
+            ],
+            // mov rcx, IMMEDIATE, which is xor eax, eax; mov rsi, r9; syscall; ret
+            vec![
+                0x90, 0x90, 0x90, 0x48, 0xB9, 0x31, 0xC0, 0x4C, 0x89, 0xCE, 0x0F, 0x05, 0xC3,
+            ],
             vec![],
         ];
         for code in cases {
