@@ -1,5 +1,6 @@
 /* What a descriptor stands for, opened and changed by its entry in /proc: a file with a name and one without (`/file`,
-   `/nameless`), a directory (`/directory`), permissions (`/mode`); and what fallocate takes out of a file (`/holes`). */
+   `/nameless`), a directory (`/directory`), permissions (`/mode`); and what fallocate takes out of a file (`/holes`), or
+   clears in it (`/zeroes`), which not every file system of Linux's does. */
 #include "guest.h"
 #include <dirent.h>
 #include <fcntl.h>
@@ -47,18 +48,21 @@ static void directory(int fd) {
     unlinkat(fd, "inside", 0);
 }
 
-static void holes(int fd) {
+static void holes(int fd, int clears) {
     struct stat status;
     char text[32] = "";
     if (write(fd, "abcdefghijkl", 12) != 12)
         tell("nothing written\n");
     tell_result("punched", fallocate(fd, 3, 2, 4));
-    tell_result("cleared", fallocate(fd, 0x10, 7, 3));
+    if (clears)
+        tell_result("cleared", fallocate(fd, 0x10, 7, 3));
     ssize_t bytes = pread(fd, text, 12, 0);
     for (ssize_t i = 0; i < bytes; i++)
         tell("%c", text[i] == 0 ? '.' : text[i]);
     fstat(fd, &status);
     tell(", %ld bytes\n", (long)status.st_size);
+    if (!clears)
+        return;
     tell_result("cleared behind the end", fallocate(fd, 0x11, 10, 100));
     fstat(fd, &status);
     tell("%ld bytes\n", (long)status.st_size);
@@ -84,8 +88,8 @@ static void handle(const struct request *request) {
             fstat(fd, &status);
             tell("mode %o\n", status.st_mode & 0777);
             close(name);
-        } else if (is_path(request, "/holes")) {
-            holes(fd);
+        } else if (is_path(request, "/holes") || is_path(request, "/zeroes")) {
+            holes(fd, is_path(request, "/zeroes"));
         } else {
             if (is_path(request, "/nameless"))
                 unlink(place);
