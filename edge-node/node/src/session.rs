@@ -241,7 +241,8 @@ async fn report(
             _ = tick.tick() => {
                 quiet_ticks += 1;
                 let report = told.tally.report();
-                if !report.versions.is_empty() || quiet_ticks >= REPORT_SECONDS {
+                let tells = !report.versions.is_empty() || report.refused > 0;
+                if tells || quiet_ticks >= REPORT_SECONDS {
                     quiet_ticks = 0;
                     tell(to, &NodeMessage::Report(report), version).await?;
                 }
