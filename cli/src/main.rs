@@ -110,3 +110,15 @@ fn wrong_command_line(error: &clap::Error) -> ExitCode {
     .failure(&failure);
     failure.exit.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn no_two_arguments_of_a_verb_are_in_each_others_way() {
+        Cli::command().debug_assert();
+    }
+}

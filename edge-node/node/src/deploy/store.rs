@@ -21,7 +21,7 @@ use holm_model::artifact::Statement;
 use holm_model::chunks::{Index, MAX_INDEX_BYTES};
 use holm_model::codec;
 use holm_model::configuration::ReleaseId;
-use holm_model::control::{Configured, Desired, DesiredConfiguration};
+use holm_model::control::{Configured, Desired};
 use holm_model::ids::Digest;
 use holm_model::limits::{MAX_ARTIFACT_BYTES, MAX_CONTROL_FRAME_BYTES};
 
@@ -216,6 +216,8 @@ fn split_frame(bytes: &[u8]) -> Result<(&[u8], &[u8]), String> {
 
 #[cfg(test)]
 mod tests {
+    use holm_model::control::DesiredConfiguration;
+
     use super::*;
     use crate::deploy::testing::{configuration, program, statement};
     use std::os::unix::fs::PermissionsExt as _;
