@@ -13,7 +13,7 @@ const OTHER: &str = "trombone-lantern-gravel-teapot";
 /// Sets a secret of `function` from a file.
 fn set_secret(fleet: &Fleet, function: &str, name: &str, value: &str) -> serde_json::Value {
     let path = fleet.path("value");
-    std::fs::write(&path, format!("{value}\n")).unwrap();
+    std::fs::write(&path, format!("{value}\n")).expect("the directory is there");
     let args = [
         "secrets",
         "set",
@@ -25,7 +25,7 @@ fn set_secret(fleet: &Fleet, function: &str, name: &str, value: &str) -> serde_j
         "100ms",
     ];
     let set = fleet.holm(&args).ok();
-    std::fs::remove_file(path).unwrap();
+    std::fs::remove_file(path).expect("it was written");
     assert_eq!(set["rollout"]["state"], "completed", "{set}");
     set
 }
@@ -39,8 +39,8 @@ fn environment(fleet: &Fleet, node: &str) -> String {
 /// The files below `dir` that have these bytes in them.
 fn with(dir: &Path, needle: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
+    for entry in std::fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
         if path.is_dir() {
             found.extend(with(&path, needle));
         } else if let Ok(bytes) = std::fs::read(&path)
@@ -247,7 +247,7 @@ fn kvm_a_node_that_starts_again_without_a_coordinator_serves_with_the_same_secre
     // Not from the snapshot either: the program is booted anew from the artifact and the configuration on disk.
     let snapshots = PathBuf::from(fleet.path("a")).join("snapshots");
     for entry in std::fs::read_dir(snapshots).unwrap() {
-        std::fs::remove_file(entry.unwrap().path()).unwrap();
+        std::fs::remove_file(entry.expect("an entry").path()).unwrap();
     }
     fleet.start_node("a");
     let line = format!("env PASSWORD={SECRET}\n");

@@ -55,7 +55,7 @@ enum ConfigAction {
         #[arg(long, value_name = "NAME")]
         unset: Vec<String>,
         #[command(flatten)]
-        how: How,
+        how: Box<How>,
     },
     /// List a function's configurations, the newest first, without values.
     List {
@@ -93,7 +93,7 @@ enum SecretsAction {
         #[arg(long, value_name = "FILE")]
         from_file: Option<PathBuf>,
         #[command(flatten)]
-        how: How,
+        how: Box<How>,
     },
     /// Take secrets away, as the next configuration, and roll that out.
     Unset {
@@ -103,7 +103,7 @@ enum SecretsAction {
         #[arg(required = true)]
         names: Vec<String>,
         #[command(flatten)]
-        how: How,
+        how: Box<How>,
     },
     /// List names of secrets, and since which configuration each has its value. Nothing tells the values.
     List {
@@ -121,10 +121,10 @@ struct How {
     /// Who makes it, for people [default: the name of the user].
     #[arg(long, env = "HOLM_AUTHOR", value_name = "TEXT")]
     author: Option<String>,
-    /// The configuration of which the next one is made, by its number [default: the newest, if the fleet is on it or
+    /// The configuration of which the next one is made, for example c3 [default: the newest, if the fleet is on it or
     /// on none].
-    #[arg(long, value_name = "N")]
-    from: Option<u64>,
+    #[arg(long)]
+    from: Option<Number>,
     /// Only make the configuration; `holm rollout start --config` rolls it out.
     #[arg(long)]
     no_rollout: bool,
@@ -386,12 +386,12 @@ async fn next(
     let newest = all.first().map(|newest| newest.number);
     let current = all.iter().find(|one| one.current).map(|one| one.number);
     let before = match (how.from, newest, current) {
-        (Some(from), ..) => Some(from),
+        (Some(Number(from)), ..) => Some(from),
         (None, Some(newest), Some(current)) if newest != current => {
             let which =
                 format!("the fleet is on c{current} of {function}, and the newest is c{newest}");
             return Err(Failure::usage(which).hint(format!(
-                "say of which the next one is made: --from {current} or --from {newest}"
+                "say of which the next one is made: --from c{current} or --from c{newest}"
             )));
         }
         (None, newest, _) => newest,

@@ -78,7 +78,7 @@ pub(crate) enum RolloutError {
     Current {
         function: FunctionName,
         label: String,
-        release: Release,
+        release: Box<Release>,
     },
     #[error("`{0}` has no version before the current one to go back to")]
     NothingBefore(FunctionName),
@@ -481,7 +481,7 @@ impl Rollouts {
             return Err(RolloutError::Current {
                 function: function.clone(),
                 label: to.label(),
-                release,
+                release: Box::new(release),
             });
         }
         if state.bytes_with(&to) > MAX_DESIRED_BYTES {

@@ -271,12 +271,13 @@ mod tests {
         let store = DeployStore::open(dir.path()).unwrap();
         let path = dir.path().join("desired.bin");
         fs::write(&path, desired_of_version_5()).unwrap();
-        let desired = store.desired().unwrap().unwrap();
+        let wanted = store.desired().unwrap().unwrap();
+        let desired = &wanted.desired;
         assert_eq!((desired.generation, desired.draining.drained), (2, true));
         assert_eq!(desired.functions[0].function.to_string(), "acme/hello");
         fs::remove_file(&path).unwrap();
         // So the node can go back to the version that it was updated from.
-        store.keep_desired(&desired).unwrap();
+        store.keep_desired(&wanted).unwrap();
         assert_eq!(fs::read(&path).unwrap(), desired_of_version_5());
     }
 
