@@ -194,6 +194,9 @@ fn kvm_a_bad_configuration_goes_back_and_a_rollback_goes_to_what_was_before() {
     let reason = bad.json()["rollout"]["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("probe"), "{reason}");
     assert!(all("hello from one\n"));
+    // The fleet is on c1, and c2 is newer: of which?
+    let which = fleet.holm(&["config", "set", "test/hello", "A=1"]).error(2);
+    assert!(which.contains("--from c1"), "{which}");
     let unset = fleet
         .holm(&[
             "config",
@@ -202,6 +205,8 @@ fn kvm_a_bad_configuration_goes_back_and_a_rollback_goes_to_what_was_before() {
             "HELLO_VERSION=two",
             "--unset",
             "HELLO_CRASH",
+            "--from",
+            "c2",
             "--bake",
             "100ms",
         ])

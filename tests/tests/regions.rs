@@ -278,7 +278,7 @@ impl World {
             return;
         }
         std::fs::create_dir(own).unwrap();
-        for file in ["ca.key", "ca.der"] {
+        for file in ["ca.key", "ca.der", "secrets.key"] {
             std::fs::copy(first.join(file), own.join(file)).unwrap();
         }
         std::os::unix::fs::symlink(first.join("artifacts"), own.join("artifacts")).unwrap();
