@@ -12,18 +12,21 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
         Clock {
             began: Instant::now(),
-            began_ms: millis(since_1970),
+            began_ms: system_ms(),
         }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
         self.began_ms.saturating_add(millis(self.began.elapsed()))
     }
+}
+
+/// By the system's clock, which others compare with and which may go back.
+pub(crate) fn system_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+    millis(since_1970.unwrap_or(Duration::ZERO))
 }
 
 /// A duration in whole milliseconds.

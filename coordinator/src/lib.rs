@@ -33,6 +33,7 @@ mod registry;
 mod retention;
 mod rollout;
 mod route;
+mod sealed;
 mod start;
 mod store;
 mod vault;

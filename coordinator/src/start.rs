@@ -168,6 +168,8 @@ pub enum StartError {
 pub struct Running {
     /// Where the HTTP API listens.
     pub http_addr: SocketAddr,
+    /// The same as a URL.
+    pub url: String,
     /// Where nodes dial.
     pub quic_addr: SocketAddr,
     /// The file with the administrator's token.
@@ -343,6 +345,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let listener = TcpListener::bind(config.http_listen).await.map_err(http)?;
     let http_addr = listener.local_addr().map_err(http)?;
+    let scheme = if current.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{http_addr}");
     if current.is_none() && !http_addr.ip().is_loopback() {
         tracing::warn!(
             %http_addr,
@@ -423,19 +427,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let id = hex::encode(random::<8>());
     let peers = match store.is_shared() {
         true => {
-            let scheme = if config.tls.is_some() {
-                "https"
-            } else {
-                "http"
-            };
-            let address = format!("{scheme}://{http_addr}");
             let peers = Arc::new(Peers {
                 store: store.clone(),
                 fleet: fleet.clone(),
                 rollouts: rollouts.clone(),
                 clock,
                 id,
-                address,
+                address: url.clone(),
             });
             let seen = peers.join().await?;
             let others = peers.clone();
@@ -483,6 +481,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     tracing::info!(%http_addr, %quic_addr, authority = %fingerprint, "the coordinator is up");
     Ok(Running {
         http_addr,
+        url,
         quic_addr,
         admin_token_path,
         tasks,

@@ -1,25 +1,20 @@
-//! Secrets at rest: AES-256-GCM with a key that is in a file, and not in the database.
+//! Secrets at rest: sealed ([`crate::sealed`]) with a key that is in a file, and not in the database.
 //!
-//! Each value is encrypted by itself, under a fresh random nonce. What it belongs to (the function, and the commitment
-//! that is in the signed statement) is authenticated with it, so that no ciphertext can take another's place. A value
-//! is written down as nonce, ciphertext and tag.
+//! Each value is encrypted by itself, and belongs to the function and the commitment that is in the signed statement, so
+//! that no ciphertext can take another's place.
 //!
 //! The key's file is made at the first start, with mode 0600. Its fingerprint is in the database from the first secret
 //! on, or from the start where several coordinators share that: one with another key, or none, does not start.
 //! [`Vault::renew`] changes the key.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use holm_model::configuration::Secret;
 use holm_model::ids::{Digest, FunctionName};
 
-use crate::ca::{CaError, random, write_secret};
+use crate::ca::{CaError, random, write_first_secret};
+use crate::sealed::{KEY_BYTES, SealingKey};
 use crate::store::{Store, StoreError};
-
-/// Bytes of a key.
-const KEY_BYTES: usize = 32;
 
 /// Secrets cannot be encrypted or read.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +70,7 @@ pub enum VaultError {
 /// Encrypts and decrypts secrets.
 #[derive(Debug)]
 pub(crate) struct Vault {
-    key: RandomizedNonceKey,
+    key: SealingKey,
     fingerprint: Digest,
 }
 
@@ -125,14 +120,10 @@ impl Vault {
 
     /// What is stored of a secret.
     pub(crate) fn encrypt(&self, function: &FunctionName, secret: &Secret) -> Vec<u8> {
-        let mut sealed = secret.salt().to_vec();
-        sealed.extend_from_slice(secret.value().as_bytes());
-        let belongs = belongs(function, secret.commitment());
-        let nonce = self
-            .key
-            .seal_in_place_append_tag(Aad::from(belongs), &mut sealed)
-            .expect("a value of some KiB can be encrypted");
-        [&nonce.as_ref()[..], &sealed].concat()
+        let mut plain = secret.salt().to_vec();
+        plain.extend_from_slice(secret.value().as_bytes());
+        self.key
+            .seal(&belongs(function, secret.commitment()), plain)
     }
 
     /// The secret that was stored so.
@@ -143,18 +134,8 @@ impl Vault {
         stored: &[u8],
     ) -> Result<Secret, VaultError> {
         let altered = || VaultError::Altered(function.clone());
-        let (nonce, sealed) = stored
-            .split_first_chunk::<NONCE_LEN>()
-            .ok_or_else(altered)?;
-        let mut sealed = sealed.to_vec();
-        let opened = self
-            .key
-            .open_in_place(
-                Nonce::assume_unique_for_key(*nonce),
-                Aad::from(belongs(function, commitment)),
-                &mut sealed,
-            )
-            .map_err(|_| altered())?;
+        let opened = self.key.open(&belongs(function, commitment), stored);
+        let opened = opened.ok_or_else(altered)?;
         let (salt, value) = opened.split_first_chunk().ok_or_else(altered)?;
         let value = String::from_utf8(value.to_vec()).map_err(|_| altered())?;
         Ok(Secret::new(*salt, value))
@@ -182,34 +163,20 @@ fn read(path: &Path) -> Result<Option<Vault>, VaultError> {
 /// The key in the file, which is made unless somebody else is quicker: coordinators that share it may start at once.
 fn make(path: &Path) -> Result<Vault, VaultError> {
     let key: [u8; KEY_BYTES] = random();
-    let own = behind(path, &format!("-{}", hex::encode(random::<8>())));
-    write_secret(&own, format!("{}\n", hex::encode(key)).as_bytes())?;
-    let linked = match std::fs::hard_link(&own, path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => path
-            .parent()
-            .map_or(Ok(()), |dir| File::open(dir)?.sync_all()),
-    };
-    // It has another name now, or is of no use.
-    let _ = std::fs::remove_file(&own);
-    linked.map_err(|source| file("writing", path, source))?;
+    write_first_secret(path, format!("{}\n", hex::encode(key)).as_bytes())?;
     read(path)?.ok_or_else(|| VaultError::NoKey(path.to_owned()))
 }
 
 fn of(key: &[u8; KEY_BYTES]) -> Vault {
     let fingerprint = Digest::of(&[&b"holm secrets key\n"[..], key].concat());
-    let key = RandomizedNonceKey::new(&AES_256_GCM, key).expect("a key has 32 bytes");
+    let key = SealingKey::new(key);
     Vault { key, fingerprint }
 }
 
 /// Where the next key is until the database has it.
 fn beside(path: &Path) -> PathBuf {
-    behind(path, ".next")
-}
-
-fn behind(path: &Path, more: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(more);
+    name.push(".next");
     name.into()
 }
 

@@ -147,15 +147,7 @@ async fn a_node_of_the_version_before_joins_and_takes_part_in_a_rollout_beside_o
         let (identity, addresses) = (joined.unwrap(), vec![coordinator.quic]);
         nodes.push(TestNode::run_as(version, addresses, identity, hello(index)));
     }
-    let both = || async {
-        coordinator
-            .nodes()
-            .await
-            .iter()
-            .filter(|n| n.connected)
-            .count()
-            == 2
-    };
+    let both = || async { coordinator.connected().await == 2 };
     until("a link of both", both).await;
     let mut publisher = Publisher::register(&coordinator, "acme/hello", 1).await;
     for _ in 0..2 {

@@ -51,15 +51,7 @@ async fn world() -> World {
         v2,
     };
     for coordinator in [&world.first, &world.second] {
-        let all = || async {
-            coordinator
-                .nodes()
-                .await
-                .iter()
-                .filter(|n| n.connected)
-                .count()
-                == 3
-        };
+        let all = || async { coordinator.connected().await == 3 };
         until("every node at every coordinator", all).await;
     }
     let rollout = world.publisher.roll_out(&world.second, v1, &[100], 0).await;

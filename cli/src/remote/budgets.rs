@@ -8,7 +8,7 @@ use holm_model::price::Amount;
 
 use crate::exit::Failure;
 use crate::output::Output;
-use crate::remote::settings::Connection;
+use crate::remote::settings::{Connection, ListArgs};
 use crate::remote::table::{moment, table};
 
 /// `holm budgets`.
@@ -28,15 +28,6 @@ enum BudgetsAction {
     Show(ShowArgs),
     /// Remove a budget.
     Remove(ShowArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct ListArgs {
-    /// Of this tenant alone.
-    #[arg(long)]
-    tenant: Option<Name>,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,11 +65,7 @@ struct ShowArgs {
 pub(crate) async fn run(args: BudgetsArgs, output: Output) -> Result<(), Failure> {
     match args.action {
         BudgetsAction::List(args) => {
-            let path = match &args.tenant {
-                None => "/v1/budgets".to_owned(),
-                Some(tenant) => format!("/v1/budgets?tenant={tenant}"),
-            };
-            let views: Vec<BudgetView> = args.connection.client()?.get(&path).await?;
+            let views: Vec<BudgetView> = args.get("/v1/budgets").await?;
             output.result(&views, || list(&views))
         }
         BudgetsAction::Set(args) => {

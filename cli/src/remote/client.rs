@@ -35,9 +35,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOW_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How long an artifact may take.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
-/// How often an upload is tried again that the coordinator has no room for, and the first pause, which doubles.
-const MAX_BUSY: u32 = 4;
+/// Pause before an upload is tried again that the coordinator has no room for; it doubles up to the longest.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
+const MAX_BUSY_PAUSE: Duration = Duration::from_secs(4);
 /// Largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// What chunks and their index are sent as.
@@ -243,18 +243,15 @@ impl Client {
     /// `PUT path` with a body of octets, again some times if the coordinator has too much to do.
     async fn put_when_taken(&self, path: &str, body: impl Fn() -> Body) -> Result<Answer, Failure> {
         let mut pause = BUSY_PAUSE;
-        for _ in 0..MAX_BUSY {
+        loop {
             let put = self.exchange(Method::PUT, path, body(), OCTETS, UPLOAD_TIMEOUT);
-            match put.await? {
-                answer if answer.status == StatusCode::SERVICE_UNAVAILABLE => {
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-                answer => return self.accept(path, answer),
+            let answer = put.await?;
+            if answer.status != StatusCode::SERVICE_UNAVAILABLE || pause > MAX_BUSY_PAUSE {
+                return self.accept(path, answer);
             }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
-        self.send(Method::PUT, path, body(), OCTETS, UPLOAD_TIMEOUT)
-            .await
     }
 
     async fn json<T: DeserializeOwned>(

@@ -278,11 +278,6 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     let mut config = holm_coordinator::Config::new(state_dir, args.quic, args.http);
     config.public_quic_address = args.public_quic;
     config.tls = tls_files(args.tls_cert, args.tls_key);
-    let scheme = if config.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
     config.node_certificate_life = args.node_certificates;
     config.keep_records = args.keep_records.0;
     config.artifacts = args.artifacts;
@@ -295,7 +290,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
         .await
         .map_err(|error| coordinator_failure("the coordinator cannot start", &error))?;
     let ready = CoordinatorReady {
-        url: format!("{scheme}://{}", running.http_addr),
+        url: running.url.clone(),
         quic: running.quic_addr,
         token_file: running.admin_token_path.clone(),
     };

@@ -12,7 +12,7 @@ use holm_model::ids::{Digest, Name};
 use crate::exit::Failure;
 use crate::output::Output;
 use crate::remote::client::Client;
-use crate::remote::settings::{Connection, read_small, write_private};
+use crate::remote::settings::{Connection, ListArgs, read_small, write_private};
 use crate::remote::table::{bytes, moment, table};
 
 /// `holm usage exports`.
@@ -31,18 +31,9 @@ enum ExportsAction {
     /// End an export; what it has sent or written stays.
     Remove(RemoveArgs),
     /// List the files that were written.
-    Files(FilesArgs),
+    Files(TenantArgs),
     /// Get the files that are not in a directory yet.
     Fetch(FetchArgs),
-}
-
-#[derive(Debug, clap::Args)]
-struct ListArgs {
-    /// Of this tenant alone.
-    #[arg(long)]
-    tenant: Option<Name>,
-    #[command(flatten)]
-    connection: Connection,
 }
 
 #[derive(Debug, clap::Args)]
@@ -56,21 +47,12 @@ enum AddKind {
     /// To an HTTPS address, as signed batches of CloudEvents.
     Webhook(WebhookArgs),
     /// To Parquet files in the artifact store, those of a day (UTC) when it is over.
-    Parquet(ParquetArgs),
+    Parquet(TenantArgs),
 }
 
 #[derive(Debug, clap::Args)]
-struct ParquetArgs {
+struct TenantArgs {
     /// Whose records.
-    #[arg(long)]
-    tenant: Name,
-    #[command(flatten)]
-    connection: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-struct FilesArgs {
-    /// Whose.
     #[arg(long)]
     tenant: Name,
     #[command(flatten)]
@@ -128,11 +110,7 @@ struct RemoveArgs {
 pub(crate) async fn run(args: ExportsArgs, output: Output) -> Result<(), Failure> {
     match args.action {
         ExportsAction::List(args) => {
-            let path = match &args.tenant {
-                None => "/v1/exports".to_owned(),
-                Some(tenant) => format!("/v1/exports?tenant={tenant}"),
-            };
-            let views: Vec<ExportView> = args.connection.client()?.get(&path).await?;
+            let views: Vec<ExportView> = args.get("/v1/exports").await?;
             output.result(&views, || describe(&views))
         }
         ExportsAction::Add(args) => match args.kind {

@@ -8,7 +8,9 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use holm_model::ids::Name;
 use holm_tls::client::Trust;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
@@ -44,6 +46,27 @@ pub(crate) struct Connection {
     pub(crate) ca_file: Option<PathBuf>,
 }
 
+/// Options of verbs that list what tenants have.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    /// Of this tenant alone.
+    #[arg(long)]
+    tenant: Option<Name>,
+    #[command(flatten)]
+    connection: Connection,
+}
+
+impl ListArgs {
+    /// The list that `path` of the API has.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        let client = self.connection.client()?;
+        match &self.tenant {
+            None => client.get(path).await,
+            Some(tenant) => client.get(&format!("{path}?tenant={tenant}")).await,
+        }
+    }
+}
+
 /// What `config.toml` holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,14 +79,15 @@ pub(crate) struct ConfigFile {
     pub(crate) ca_file: Option<PathBuf>,
 }
 
+/// URL, token, file of whom to trust.
+type Resolved = (String, Option<String>, Option<PathBuf>);
+
 impl Connection {
     /// A client for the coordinator that these options mean.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         let file = ConfigFile::read(&config_file()?)?;
-        let (remembered, ca_file) = (file.coordinator.clone(), file.ca_file.clone());
-        let (url, token) = self.resolve(file)?;
-        let ca_file = ca_file.filter(|_| remembered.as_ref() == Some(&url));
-        let trust = Trust::new(self.ca_file.clone().or(ca_file));
+        let (url, token, ca_file) = self.resolve(file)?;
+        let trust = Trust::new(ca_file);
         let token = match token {
             None => own_coordinator_token(&url)?,
             some => some,
@@ -73,25 +97,27 @@ impl Connection {
 
     /// The token that these options or `holm login` give.
     pub(crate) fn given_token(&self) -> Result<Option<String>, Failure> {
-        let (_, token) = self.resolve(ConfigFile::read(&config_file()?)?)?;
+        let (_, token, _) = self.resolve(ConfigFile::read(&config_file()?)?)?;
         Ok(token)
     }
 
-    /// The coordinator's URL, and the token for it, if any was given or remembered.
-    fn resolve(&self, file: ConfigFile) -> Result<(String, Option<String>), Failure> {
+    /// The coordinator's URL, and the token and the file of whom to trust for it, if any were given or remembered.
+    fn resolve(&self, file: ConfigFile) -> Result<Resolved, Failure> {
         let url = self
             .coordinator
             .clone()
             .or_else(|| file.coordinator.clone());
         let url = url.unwrap_or_else(|| format!("http://{DEFAULT_HTTP}"));
+        // Both are for the coordinator that they were remembered for.
+        let remembered = file.coordinator.as_deref() == Some(url.as_str());
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(path)) => Some(read_token(path)?),
-            // A token is shown only to the coordinator it is for.
-            (None, None) if file.coordinator.as_deref() == Some(url.as_str()) => file.token,
+            (None, None) if remembered => file.token,
             (None, None) => None,
         };
-        Ok((url, token))
+        let ca_file = file.ca_file.filter(|_| remembered);
+        Ok((url, token, self.ca_file.clone().or(ca_file)))
     }
 }
 
@@ -282,7 +308,7 @@ mod tests {
             ca_file: None,
         };
         let own = Connection::default();
-        let (url, token) = own.resolve(file()).unwrap();
+        let (url, token, _) = own.resolve(file()).unwrap();
         assert_eq!(
             (url.as_str(), token.as_deref()),
             ("http://192.0.2.1:7700", Some("remembered"))

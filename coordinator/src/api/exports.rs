@@ -14,8 +14,8 @@ use super::Shared;
 use super::access::{Caller, told};
 use super::input::{Id, JsonBody, OfTenant, QueryOf};
 use super::problem::ApiError;
-use crate::exports::secret_of;
 use crate::exports::webhook::{BadWebhook, Webhook, read_secret};
+use crate::exports::{address, secret_of};
 use crate::limits::MAX_AUTHORITIES_BYTES;
 use crate::store::NewExportRow;
 
@@ -55,7 +55,7 @@ pub(super) async fn add(
     };
     let detail = match row.kind {
         // What comes behind the host may be a secret.
-        ExportKind::Webhook => format!("to {}", host(&row.url)),
+        ExportKind::Webhook => format!("to {}", address::host(&row.url)),
         ExportKind::Parquet => "to files".to_owned(),
     };
     let id = api.store.add_export(&row, api.clock.now_ms()).await?;
@@ -65,12 +65,6 @@ pub(super) async fn add(
     let view = api.store.export_view(row).await?;
     let detail = told(format!("export {id} {detail}"));
     Ok((StatusCode::CREATED, detail, Json(view)))
-}
-
-fn host(url: &str) -> &str {
-    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
-    let host = behind.split(['/', '?', '#']).next().unwrap_or_default();
-    host.rsplit_once('@').map_or(host, |(_, host)| host)
 }
 
 pub(super) async fn remove(

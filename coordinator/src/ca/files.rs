@@ -22,8 +22,32 @@ pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, CaError> {
 
 /// Writes `path` with mode 0600: to a file beside it, synced, then renamed.
 pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), CaError> {
+    write(path, "new", bytes, |beside| std::fs::rename(beside, path))
+}
+
+/// The same, unless it is there: of several that make it at once the first has its way.
+pub(crate) fn write_first_secret(path: &Path, bytes: &[u8]) -> Result<(), CaError> {
+    let own = hex::encode(super::random::<8>());
+    write(path, &own, bytes, |beside| {
+        let linked = std::fs::hard_link(beside, path);
+        // It has another name now, or is of no use.
+        let _ = std::fs::remove_file(beside);
+        match linked {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+    })
+}
+
+/// Writes a file beside `path`, with another ending, and has it `put` in place.
+fn write(
+    path: &Path,
+    ending: &str,
+    bytes: &[u8],
+    put: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> Result<(), CaError> {
+    let beside = path.with_extension(ending);
     let write = || {
-        let beside = path.with_extension("new");
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(true)
@@ -32,7 +56,7 @@ pub(crate) fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), CaError> {
             .open(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&beside, path)?;
+        put(&beside)?;
         match path.parent() {
             Some(dir) => File::open(dir)?.sync_all(),
             None => Ok(()),

@@ -26,7 +26,7 @@ use rustls_pki_types::{
 };
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-pub(crate) use files::write_secret;
+pub(crate) use files::{write_first_secret, write_secret};
 pub use tokens::TokenError;
 pub(crate) use tokens::{
     ApiTokenError, JoinError, Joins, TokenWish, Tokens, ensure_admin_token, new_admin_token,

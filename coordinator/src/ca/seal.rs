@@ -1,10 +1,10 @@
 //! Secrets that the database keeps and cannot show: sealed with a key that follows from the authority's, which is in
 //! the state directories of the fleet's coordinators and nowhere else.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use aws_lc_rs::hmac;
 
 use super::Authority;
+use crate::sealed::SealingKey;
 
 /// What the key is for.
 const PURPOSE: &[u8] = b"holm sealed secrets 1\0";
@@ -12,29 +12,22 @@ const PURPOSE: &[u8] = b"holm sealed secrets 1\0";
 impl Authority {
     /// Seals a secret for a purpose, which has to be said again to open it.
     pub(crate) fn seal(&self, purpose: &str, secret: &[u8]) -> Vec<u8> {
-        let mut sealed = secret.to_vec();
-        let aad = Aad::from(purpose.as_bytes());
-        let nonce = self
-            .sealing_key()
-            .seal_in_place_append_tag(aad, &mut sealed);
-        let nonce = nonce.expect("a secret is short, and the system has random numbers");
-        [&nonce.as_ref()[..], &sealed].concat()
+        self.sealing_key().seal(purpose.as_bytes(), secret.to_vec())
     }
 
     /// What was sealed; none if it was for another purpose, by another authority, or was changed.
     pub(crate) fn open(&self, purpose: &str, sealed: &[u8]) -> Option<Vec<u8>> {
-        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let mut secret = sealed.to_vec();
-        let aad = Aad::from(purpose.as_bytes());
-        let opened = self.sealing_key().open_in_place(nonce, aad, &mut secret);
-        opened.ok().map(|opened| opened.to_vec())
+        self.sealing_key().open(purpose.as_bytes(), sealed)
     }
 
-    fn sealing_key(&self) -> RandomizedNonceKey {
+    fn sealing_key(&self) -> SealingKey {
         let root = hmac::Key::new(hmac::HMAC_SHA256, self.issuer.key().serialized_der());
         let key = hmac::sign(&root, PURPOSE);
-        RandomizedNonceKey::new(&AES_256_GCM, key.as_ref()).expect("an HMAC-SHA256 has 32 bytes")
+        SealingKey::new(
+            key.as_ref()
+                .try_into()
+                .expect("an HMAC-SHA256 has 32 bytes"),
+        )
     }
 }
 

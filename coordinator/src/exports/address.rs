@@ -58,6 +58,11 @@ pub(crate) fn read(text: &str, private: bool) -> Result<Url, BadUrl> {
     }
 }
 
+/// Of a URL that was read the host, and the port if it says one.
+pub(crate) fn host(url: &str) -> String {
+    Url::parse(url).map_or_else(|_| String::new(), |url| url.authority().to_owned())
+}
+
 /// No redirect is followed: it would be a way around what was looked at.
 pub(super) fn no_redirects() -> redirect::Policy {
     redirect::Policy::none()

@@ -21,7 +21,7 @@ pub(crate) mod webhook;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use holm_model::api::ExportKind;
 use holm_model::ids::Name;
@@ -29,7 +29,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::timeout;
 
 use crate::ca::Authority;
-use crate::clock::Clock;
+use crate::clock::{Clock, system_ms};
 use crate::limits::{
     EXPORT_BATCH_EVENTS, EXPORT_FILES_LOOK, EXPORT_TURN, EXPORTS_TICK, MAX_SENDING,
     MAX_SENDING_OF_TENANT, MAX_WEBHOOK_PAUSE, MIN_WEBHOOK_PAUSE,
@@ -279,12 +279,6 @@ fn pause(failures: u32, random: u64) -> Duration {
     let most = doubled.min(MAX_WEBHOOK_PAUSE);
     let half = most / 2;
     half + Duration::from_millis(random % (half.as_millis() as u64 + 1))
-}
-
-/// By the clock that receivers compare with, however this process's own has gone since it was started.
-fn system_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The next turn that is over; never if none is under way.

@@ -25,78 +25,58 @@ pub(super) async fn serve(
     node: Name,
     certificate: CertificateDer<'static>,
     version: Version,
-    mut send: SendStream,
+    send: SendStream,
     mut recv: RecvStream,
 ) -> Result<(), WireError> {
+    let mut reply = Reply { send, version };
     let request = match within(BULK_USAGE, frames::expect(&mut recv, version)).await {
         Some(Ok(request)) => request,
         Some(Err(error @ WireError::Frame(FrameError::Unknown(_)))) => {
             let reason = format!("the coordinator cannot do this: {error}; update it");
-            refuse(&mut send, reason, version).await?;
+            reply.refuse(reason).await?;
             return Err(error);
         }
         Some(Err(error)) => {
             if error.is_breach() {
-                refuse(
-                    &mut send,
-                    format!("the request cannot be read: {error}"),
-                    version,
-                )
-                .await?;
+                let reason = format!("the request cannot be read: {error}");
+                reply.refuse(reason).await?;
             }
             return Err(error);
         }
         None => {
-            return refuse(
-                &mut send,
-                "the request took too long to arrive".into(),
-                version,
-            )
-            .await;
+            let reason = "the request took too long to arrive";
+            return reply.refuse(reason.into()).await;
         }
     };
     match request {
         BulkRequest::FetchIndex { digest } => {
-            let answered =
-                within(BULK_ARTIFACT, index(&services, &mut send, digest, version)).await;
-            or_reset(answered, &mut send)
+            let answered = within(BULK_ARTIFACT, index(&services, &mut reply, digest)).await;
+            reply.or_reset(answered)
         }
         BulkRequest::FetchChunks { digest, places } => {
-            let chunks = chunks(&services, &mut send, digest, &places, version);
+            let chunks = chunks(&services, &mut reply, digest, &places);
             let answered = within(BULK_ARTIFACT, chunks).await;
-            or_reset(answered, &mut send)
+            reply.or_reset(answered)
         }
         BulkRequest::Lease(asks) if asks.asks.len() > MAX_LEASE_ASKS => {
-            refuse(
-                &mut send,
-                format!("it asks about more than {MAX_LEASE_ASKS} budgets at once"),
-                version,
-            )
-            .await
+            let reason = format!("it asks about more than {MAX_LEASE_ASKS} budgets at once");
+            reply.refuse(reason).await
         }
         BulkRequest::Lease(asks) => {
             let now_ms = services.clock.now_ms();
             match services.store.lease(&node, &asks, now_ms).await {
-                Ok(answers) => {
-                    frames::write(&mut send, &BulkAnswer::Leases(answers), version).await?;
-                    delivered(&mut send).await;
-                    Ok(())
-                }
+                Ok(answers) => reply.answer(BulkAnswer::Leases(answers)).await,
                 Err(error) => {
                     tracing::error!(%node, %error, "budget cannot be leased");
-                    refuse(&mut send, error.to_string(), version).await
+                    reply.refuse(error.to_string()).await
                 }
             }
         }
         BulkRequest::Usage(batch) => match services.ledger.add(&node, &certificate, &batch).await {
-            Ok((new, known)) => {
-                frames::write(&mut send, &BulkAnswer::UsageStored { new, known }, version).await?;
-                delivered(&mut send).await;
-                Ok(())
-            }
+            Ok((new, known)) => reply.answer(BulkAnswer::UsageStored { new, known }).await,
             Err(error) => {
                 tracing::error!(%node, %error, "a usage batch is refused");
-                refuse(&mut send, error.to_string(), version).await
+                reply.refuse(error.to_string()).await
             }
         },
         BulkRequest::Renew { csr_der } => {
@@ -108,61 +88,52 @@ pub(super) async fn serve(
                         services.fleet.renewed(&node, kept.until_ms);
                     }
                     let certificate_der = renewed.to_vec();
-                    frames::write(&mut send, &BulkAnswer::Renewed { certificate_der }, version)
-                        .await?;
-                    delivered(&mut send).await;
-                    Ok(())
+                    reply.answer(BulkAnswer::Renewed { certificate_der }).await
                 }
                 Err(error) => {
                     tracing::error!(%node, %error, "a node's certificate is not renewed");
-                    refuse(&mut send, error.to_string(), version).await
+                    reply.refuse(error.to_string()).await
                 }
             }
         }
     }
 }
 
-async fn index(
-    services: &Services,
-    send: &mut SendStream,
-    digest: Digest,
-    version: Version,
-) -> Result<(), WireError> {
+async fn index(services: &Services, reply: &mut Reply, digest: Digest) -> Result<(), WireError> {
     let recipe = match services.registry.artifacts().recipe(digest).await {
         Ok(recipe) => recipe,
-        Err(error) => return refuse(send, error.to_string(), version).await,
+        Err(error) => return reply.refuse(error.to_string()).await,
     };
     let index = recipe.index.clone();
     let bytes = index.len() as u64;
-    frames::write(send, &BulkAnswer::Bytes { bytes }, version).await?;
-    send.write_chunk(index).await?;
-    delivered(send).await;
+    reply.say(BulkAnswer::Bytes { bytes }).await?;
+    reply.send.write_chunk(index).await?;
+    delivered(&mut reply.send).await;
     Ok(())
 }
 
 async fn chunks(
     services: &Services,
-    send: &mut SendStream,
+    reply: &mut Reply,
     digest: Digest,
     places: &[u32],
-    version: Version,
 ) -> Result<(), WireError> {
     let artifacts = services.registry.artifacts();
     let recipe = match artifacts.recipe(digest).await {
         Ok(recipe) => recipe,
-        Err(error) => return refuse(send, error.to_string(), version).await,
+        Err(error) => return reply.refuse(error.to_string()).await,
     };
     // Rising, so that nothing is sent twice.
     if !places.is_sorted_by(|one, next| one < next) {
         let reason = format!("the places of the chunks of {digest} that are asked for do not rise");
-        return refuse(send, reason, version).await;
+        return reply.refuse(reason).await;
     }
     let wanted = places
         .iter()
         .map(|place| recipe.chunks.get(*place as usize).cloned());
     let Some(wanted) = wanted.collect::<Option<Vec<_>>>() else {
         let reason = format!("artifact {digest} has only {} chunks", recipe.chunks.len());
-        return refuse(send, reason, version).await;
+        return reply.refuse(reason).await;
     };
     let bytes = wanted
         .iter()
@@ -176,41 +147,62 @@ async fn chunks(
             Ok(first) => first,
             Err(error) => {
                 tracing::error!(%digest, %error, "an artifact cannot be read");
-                return refuse(send, error.to_string(), version).await;
+                return reply.refuse(error.to_string()).await;
             }
         },
     };
-    frames::write(send, &BulkAnswer::Bytes { bytes }, version).await?;
-    send.write_chunk(first).await?;
+    reply.say(BulkAnswer::Bytes { bytes }).await?;
+    reply.send.write_chunk(first).await?;
     for run in runs {
         match artifacts.share_run(run).await {
-            Ok(bytes) => send.write_chunk(bytes).await?,
+            Ok(bytes) => reply.send.write_chunk(bytes).await?,
             Err(error) => {
                 tracing::error!(%digest, %error, "an artifact cannot be read");
-                let _ = send.reset(quinn::VarInt::from_u32(0));
+                reply.reset();
                 return Ok(());
             }
         }
     }
-    delivered(send).await;
+    delivered(&mut reply.send).await;
     Ok(())
 }
 
-async fn refuse(send: &mut SendStream, reason: String, version: Version) -> Result<(), WireError> {
-    frames::write(send, &BulkAnswer::Refused { reason }, version).await?;
-    delivered(send).await;
-    Ok(())
+/// Where the answer goes, and in which version of the protocol.
+struct Reply {
+    send: SendStream,
+    version: Version,
 }
 
-/// What took too long is reset, so that the node does not take a part for the whole.
-fn or_reset(
-    answered: Option<Result<(), WireError>>,
-    send: &mut SendStream,
-) -> Result<(), WireError> {
-    answered.unwrap_or_else(|| {
-        let _ = send.reset(quinn::VarInt::from_u32(0));
+impl Reply {
+    /// Says something, after which more comes.
+    async fn say(&mut self, answer: BulkAnswer) -> Result<(), WireError> {
+        frames::write(&mut self.send, &answer, self.version).await
+    }
+
+    /// Says all there is to say.
+    async fn answer(&mut self, answer: BulkAnswer) -> Result<(), WireError> {
+        self.say(answer).await?;
+        delivered(&mut self.send).await;
         Ok(())
-    })
+    }
+
+    async fn refuse(&mut self, reason: String) -> Result<(), WireError> {
+        self.answer(BulkAnswer::Refused { reason }).await
+    }
+
+    /// What was said so far is not all.
+    fn reset(&mut self) {
+        // One that is reset or ended already stays so.
+        let _ = self.send.reset(quinn::VarInt::from_u32(0));
+    }
+
+    /// What took too long is reset, so that the node does not take a part for the whole.
+    fn or_reset(&mut self, answered: Option<Result<(), WireError>>) -> Result<(), WireError> {
+        answered.unwrap_or_else(|| {
+            self.reset();
+            Ok(())
+        })
+    }
 }
 
 async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {

@@ -204,6 +204,12 @@ impl Coordinator {
         self.client.get("/v1/nodes").await.expect(200)
     }
 
+    /// How many nodes have a link, to any coordinator.
+    pub async fn connected(&self) -> usize {
+        let nodes = self.nodes().await;
+        nodes.iter().filter(|node| node.connected).count()
+    }
+
     pub async fn rollout(&self, id: u64) -> RolloutView {
         self.client
             .get(&format!("/v1/rollouts/{id}"))
