@@ -105,8 +105,15 @@ impl Vault {
         }
         let new = make(&next)?;
         let again = store.encrypt_again(new.fingerprint, |function, row| {
-            let secret = old.decrypt(function, row.commitment, &row.ciphertext)?;
-            Ok::<_, VaultError>(new.encrypt(function, &secret))
+            match old.decrypt(function, row.commitment, &row.ciphertext) {
+                Ok(secret) => Ok(new.encrypt(function, &secret)),
+                // It is lost with either key, and no reason for the others to stay with the old one.
+                Err(error @ VaultError::Altered(_)) => {
+                    tracing::error!(%error, "a secret stays as it is");
+                    Ok(row.ciphertext.clone())
+                }
+                Err(error) => Err(error),
+            }
         });
         let count = again.await?;
         replace(path)?;

@@ -573,6 +573,32 @@ async fn a_coordinator_goes_on_with_its_secrets_and_not_without_the_key() {
 }
 
 #[tokio::test]
+async fn a_damaged_secret_stops_no_coordinator_and_can_be_set_again() {
+    let mut world = world().await;
+    world.make(&draft(1).secret("PASSWORD", VALUE)).await;
+    world.roll_out(1).await;
+    world.all_have(&[("PASSWORD", VALUE)]).await;
+    let damage = "UPDATE secrets SET ciphertext = commitment";
+    world.coordinator.execute(damage).await;
+    world.coordinator.running.take().unwrap().shutdown().await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let config = Config::new(world.coordinator.dir.path().join("state"), any, any);
+    renew_secrets_key(&config).await.unwrap();
+    world.coordinator.restart().await;
+
+    // Its nodes keep what they have; one that is new gets nothing, rather than a function without its secret.
+    let n2 = TestNode::start(&world.coordinator, "n2", 2).await;
+    let linked = || async { world.coordinator.connected().await == 3 };
+    until("all nodes linked", linked).await;
+    world.all_have(&[("PASSWORD", VALUE)]).await;
+    assert_eq!(n2.routed(), None);
+    world.nodes.push(n2);
+    world.make(&draft(2).secret("PASSWORD", "as before")).await;
+    world.roll_out(2).await;
+    world.all_have(&[("PASSWORD", "as before")]).await;
+}
+
+#[tokio::test]
 async fn secrets_reach_only_nodes_that_the_function_runs_on() {
     let coordinator = Coordinator::start().await;
     let here = TestNode::start(&coordinator, "here", 0).await;

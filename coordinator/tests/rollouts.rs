@@ -518,6 +518,61 @@ async fn rollback_goes_to_the_version_before_and_no_further() {
 }
 
 #[tokio::test]
+async fn what_goes_back_is_not_turned_round_by_a_node_that_cannot() {
+    let world = world().await;
+    let rollout = world.roll_out(&[100], 0).await;
+    world.ended(rollout.id, RolloutState::Completed).await;
+    let full = "its disk is full".to_owned();
+    let behaviour = &world.nodes[1].behaviour;
+    behaviour.lock().unwrap().fails.insert(world.v1, full);
+    let path = "/v1/functions/acme/hello/rollback";
+    let client = &world.coordinator.client;
+    let back: RolloutView = client.post(path, &json!({})).await.expect(201);
+    let ended = world.ended(back.id, RolloutState::Completed).await;
+    assert!(
+        ended.reason.contains("the fleet is back"),
+        "{}",
+        ended.reason
+    );
+    assert!(ended.reason.contains("n1"), "{}", ended.reason);
+    for index in [0, 2] {
+        assert_eq!(world.nodes[index].routed(), Some(world.v1));
+    }
+}
+
+#[tokio::test]
+async fn a_coordinator_of_an_older_database_goes_on_behind_what_its_nodes_know() {
+    let world = world().await;
+    for (index, node) in (0..).zip(&world.nodes) {
+        node.behaviour.lock().unwrap().ahead = 450 + index;
+    }
+    let rollout = world.roll_out(&[100], 0).await;
+    world.ended(rollout.id, RolloutState::Completed).await;
+    world.all_on(Some(world.v2)).await;
+    for node in &world.nodes {
+        let last = node.behaviour.lock().unwrap().generations.last().copied();
+        assert!(last > Some(452), "{last:?}");
+    }
+    // A lie does not use up the numbers.
+    world.nodes[0].behaviour.lock().unwrap().ahead = u64::MAX;
+    let back: RolloutView = world
+        .coordinator
+        .client
+        .post("/v1/functions/acme/hello/rollback", &json!({}))
+        .await
+        .expect(201);
+    world.ended(back.id, RolloutState::Completed).await;
+    let last = world.nodes[1]
+        .behaviour
+        .lock()
+        .unwrap()
+        .generations
+        .last()
+        .copied();
+    assert!(last < Some(1000), "{last:?}");
+}
+
+#[tokio::test]
 async fn a_first_version_that_fails_leaves_the_function_without_one() {
     let coordinator = Coordinator::start().await;
     let node = TestNode::start(&coordinator, "n0", 0).await;

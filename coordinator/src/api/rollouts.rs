@@ -138,24 +138,32 @@ pub(super) async fn roll_back(
     begun(&api, what).await
 }
 
+/// For the audit log.
+fn gates(emergency: bool) -> &'static str {
+    match emergency {
+        true => ", its gates skipped",
+        false => "",
+    }
+}
+
 async fn begun(api: &Api, what: Begun) -> Result<Response, ApiError> {
     let (row, superseded) = match what {
         Begun::Now(row, superseded) => (*row, superseded),
         Begun::Behind(queued, behind) => {
+            let emergency = queued.request.emergency;
             let view = queued_view(api, queued, Some(behind)).await?;
             let id = view.version.as_ref().map(|to| format!(" {}", to.version));
             let (to, id) = (view.label(), id.unwrap_or_default());
-            let told = told(format!("a rollout to {to}{id}, behind rollout {behind}"));
+            let gates = gates(emergency);
+            let told = told(format!(
+                "a rollout to {to}{id}{gates}, behind rollout {behind}"
+            ));
             return Ok((StatusCode::ACCEPTED, told, Json(view)).into_response());
         }
     };
     let view = view(api, row).await?;
     let (id, to) = (view.id, &view.version);
-    let gates = if view.emergency {
-        ", its gates skipped"
-    } else {
-        ""
-    };
+    let gates = gates(view.emergency);
     let instead = superseded.map(|id| format!(", in place of rollout {id}"));
     let told = told(format!(
         "rollout {id} to {} {}{gates}{}",

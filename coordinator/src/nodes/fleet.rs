@@ -423,6 +423,18 @@ impl Fleet {
             .collect()
     }
 
+    /// The latest generation that a connected node has worked on, and the node.
+    pub(crate) fn latest_generation(&self) -> Option<(Name, u64)> {
+        let inner = self.lock();
+        let heard = |(_, entry): &(&Name, &Entry)| entry.connected() && entry.heard;
+        let latest = inner
+            .nodes
+            .iter()
+            .filter(heard)
+            .max_by_key(|(_, entry)| entry.observed.generation)?;
+        Some((latest.0.clone(), latest.1.observed.generation))
+    }
+
     /// The nodes as routing sees them.
     pub(crate) fn route_nodes(&self, function: &FunctionName) -> Vec<RouteNode> {
         let inner = self.lock();

@@ -356,16 +356,23 @@ impl Link<'_> {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node's desired state as it is now, noted as what the node may write logs of.
-    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>) -> Configured {
+    /// The node's desired state as it is now, noted as what the node may write logs of; nothing if a part of it is
+    /// damaged.
+    fn desired(&self, target: &mut watch::Receiver<Arc<Target>>) -> Option<Configured> {
         let (region, labels) = self.services.fleet.place(self.name);
         let draining = self.services.fleet.draining(self.name);
-        let desired = target
-            .borrow_and_update()
-            .desired(self.name, &region, &labels, draining);
-        let functions = desired.desired.functions.iter();
-        *self.functions() = functions.map(|f| f.function.clone()).collect();
-        desired
+        let target = target.borrow_and_update();
+        match target.desired(self.name, &region, &labels, draining) {
+            Ok(desired) => {
+                let functions = desired.desired.functions.iter();
+                *self.functions() = functions.map(|f| f.function.clone()).collect();
+                Some(desired)
+            }
+            Err(error) => {
+                tracing::error!(node = %self.name, %error, "desired state is not sent");
+                None
+            }
+        }
     }
 
     /// Says something that a node of an older version does without.
@@ -420,7 +427,9 @@ impl Link<'_> {
             if changed.is_err() {
                 break;
             }
-            let desired = self.desired(&mut target);
+            let Some(desired) = self.desired(&mut target) else {
+                continue;
+            };
             let generation = desired.desired.generation;
             let message = match (desired.configurations.is_empty(), self.version) {
                 (true, _) => CoordinatorMessage::Desired(desired.desired),

@@ -141,7 +141,12 @@ impl Configurations {
         }
         statement.check_secrets(&secrets)?;
         let before = match newest {
-            Some(row) => Some(self.read(row).await?),
+            Some(row) => match self.read(row).await {
+                Ok(before) => Some(before),
+                Err(VaultError::Store(error)) => return Err(error.into()),
+                // Then there is nothing to compare with, and this one may be what mends it.
+                Err(_) => None,
+            },
             None => None,
         };
         let mut changes = changes(before.as_ref(), &statement, &secrets);
@@ -219,15 +224,28 @@ impl Configurations {
         })
     }
 
-    /// A configuration with its secrets, for nodes.
+    /// A configuration with its secrets, for nodes. One of which a secret cannot be read says so: it is no reason for
+    /// all other functions to go without a coordinator.
     pub(crate) async fn whole(&self, id: ConfigurationId) -> Result<Configured, StoreError> {
         const WHAT: &str = "a configuration";
         let row = self.store.configuration(id).await?;
         let row = row.ok_or_else(|| StoreError::corrupt(WHAT, format!("{id} is not there")))?;
-        self.read(row).await.map_err(|error| match error {
-            VaultError::Store(error) => error,
-            error => StoreError::corrupt(WHAT, error),
-        })
+        match self.read(row.clone()).await {
+            Ok(configured) => Ok(configured),
+            Err(VaultError::Store(error)) => Err(error),
+            Err(error) => {
+                let function = &row.statement.function;
+                let number = row.statement.number;
+                tracing::error!(%function, number, %error, "a configuration is damaged; its nodes keep what they have");
+                Ok(Configured {
+                    id: row.id,
+                    signed: row.signed,
+                    statement: row.statement,
+                    secrets: Secrets::new(),
+                    damaged: Some(error.to_string()),
+                })
+            }
+        }
     }
 
     async fn read(&self, row: ConfigurationRow) -> Result<Configured, VaultError> {
@@ -248,6 +266,7 @@ impl Configurations {
             signed: row.signed,
             statement: row.statement,
             secrets,
+            damaged: None,
         })
     }
 

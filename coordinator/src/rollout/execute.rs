@@ -26,7 +26,7 @@ use super::sight::Sight;
 use super::target::{Configured, Deployable, Held, Move, Target, TargetFunction, Version};
 use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
-use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, ROLLOUT_TICK};
+use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, MAX_GENERATION_JUMP, ROLLOUT_TICK};
 use crate::nodes::Fleet;
 use crate::registry::Configurations;
 use crate::store::{
@@ -580,7 +580,16 @@ impl Rollouts {
             let function = &queued.function;
             let wish = Wish::from(queued.request.clone());
             let error = match self.try_begin(state, function, &wish).await {
-                Ok(_) => continue,
+                Ok(Begun::Now(row, _)) => {
+                    let gates = match queued.request.emergency {
+                        true => ", its gates skipped",
+                        false => "",
+                    };
+                    let told = format!("rollout {}, which was queued, begins{gates}", row.id);
+                    self.say("rollout.begun", function, told).await?;
+                    continue;
+                }
+                Ok(Begun::Behind(..)) => continue,
                 Err(error @ (RolloutError::Store(_) | RolloutError::Unstored(_))) => {
                     return Err(error);
                 }
@@ -592,17 +601,71 @@ impl Rollouts {
             if let Some(managed) = state.functions.get_mut(function) {
                 managed.queued = None;
             }
-            let deed = Deed {
-                actor_kind: "coordinator",
-                actor: "rollouts".to_owned(),
-                action: "rollout.dropped".to_owned(),
-                object: function.to_string(),
-                ..Deed::default()
-            };
-            let came = Came::done(format!("the queued rollout cannot begin: {error}"));
-            self.store.record(&deed, &came, self.clock.now_ms()).await?;
+            let told = format!("the queued rollout cannot begin: {error}");
+            self.say("rollout.dropped", function, told).await?;
         }
         Ok(())
+    }
+
+    /// Puts into the audit log what nobody did at this moment.
+    async fn say(
+        &self,
+        action: &str,
+        object: impl std::fmt::Display,
+        told: String,
+    ) -> Result<(), StoreError> {
+        let deed = Deed {
+            actor_kind: "coordinator",
+            actor: "rollouts".to_owned(),
+            action: action.to_owned(),
+            object: object.to_string(),
+            ..Deed::default()
+        };
+        let came = Came::done(told);
+        self.store.record(&deed, &came, self.clock.now_ms()).await?;
+        Ok(())
+    }
+
+    /// Nodes that worked on a later generation than there is had it from a coordinator whose database was newer, or
+    /// from another fleet, and would ignore all that this one has to say. So it goes on behind theirs.
+    async fn overtake(&self, state: &mut State) -> Result<(), StoreError> {
+        let Some((node, said)) = self.fleet.latest_generation() else {
+            return Ok(());
+        };
+        let Some(ahead) = said
+            .checked_sub(state.generation)
+            .filter(|ahead| *ahead > 0)
+        else {
+            return Ok(());
+        };
+        if ahead > MAX_GENERATION_JUMP {
+            // No coordinator was that far.
+            return Ok(());
+        }
+        let basis = Basis {
+            lease: state.lease,
+            ..state.basis()
+        };
+        match self.store.raise_generation(basis, said + 1).await {
+            Ok(()) => {}
+            // Whatever was decided is read first.
+            Err(Unstored::Outdated) => return self.reload(state).await,
+            Err(Unstored::LeaseLost) => {
+                state.lease = None;
+                return Ok(());
+            }
+            Err(Unstored::Store(error)) => return Err(error),
+        }
+        let before = state.generation;
+        state.revision += 1;
+        state.generation = said + 1;
+        tracing::warn!(%node, said, before, "a node knows a later desired state than this coordinator, whose database is older or another fleet's; its generations go on behind");
+        self.show(state);
+        let told = format!(
+            "generation {before} became {}: the node has worked on {said}, which is not in this database; was it restored from a copy? what was decided after that copy is lost",
+            said + 1
+        );
+        self.say("fleet.overtaken", node, told).await
     }
 
     /// What would come of a wish as the fleet is now. Nothing is begun.
@@ -654,7 +717,8 @@ impl Rollouts {
             .filter(|to| to.version.statement.function == *function)
             .ok_or_else(unknown)?;
         let version = &to.version;
-        let policy = self.policy(version, wish)?;
+        let artifact_bytes = self.store.artifact_bytes(version.statement.artifact);
+        let policy = self.policy(version, artifact_bytes.await?, wish)?;
         let rows = self.store.tenant_keys(&function.tenant).await?;
         let rows = rows.unwrap_or_default();
         let now_ms = self.clock.now_ms();
@@ -749,7 +813,12 @@ impl Rollouts {
         })
     }
 
-    fn policy(&self, version: &Version, wish: &Wish) -> Result<Policy, RolloutError> {
+    fn policy(
+        &self,
+        version: &Version,
+        artifact_bytes: u64,
+        wish: &Wish,
+    ) -> Result<Policy, RolloutError> {
         let manifest = &version.statement.manifest.rollout;
         let waves = wish.waves.clone();
         let waves = waves.unwrap_or_else(|| manifest.waves.clone());
@@ -767,6 +836,7 @@ impl Rollouts {
             bake_ms,
             max_error_ppm: manifest.max_error_ppm,
             prepare_timeout_ms: self.timing.prepare_timeout_ms,
+            artifact_bytes,
             absent_grace_ms: manifest
                 .skip_after_ms
                 .unwrap_or(self.timing.absent_grace_ms),
@@ -774,6 +844,7 @@ impl Rollouts {
             gates: manifest.gates.clone(),
             min_requests,
             skips_gates: wish.skips_gates,
+            goes_back: matches!(wish.to, To::Back(_)),
         })
     }
 
@@ -947,6 +1018,12 @@ impl Rollouts {
         let Some(lease) = state.lease else {
             return false;
         };
+        if let Err(error) = self.overtake(&mut state).await {
+            tracing::error!(%error, "nodes are ahead of this coordinator, and it could not go on behind them");
+        }
+        if state.lease.is_none() {
+            return false;
+        }
         match self.begin_queued(&mut state).await {
             Ok(()) => {}
             Err(RolloutError::Unstored(Unstored::Outdated)) => {
@@ -1084,17 +1161,9 @@ impl Rollouts {
             // Whoever did that is in the audit log with it.
             RolloutState::Superseded => return,
         };
-        let deed = Deed {
-            actor_kind: "coordinator",
-            actor: "rollouts".to_owned(),
-            action: action.to_owned(),
-            object: function.to_string(),
-            ..Deed::default()
-        };
         let (id, label) = (open.id, open.to.label());
-        let came = Came::done(format!("rollout {id} to {label}: {}", open.rollout.reason));
-        let recorded = self.store.record(&deed, &came, self.clock.now_ms());
-        if let Err(error) = recorded.await {
+        let told = format!("rollout {id} to {label}: {}", open.rollout.reason);
+        if let Err(error) = self.say(action, function, told).await {
             tracing::error!(rollout = id, %error, "where a rollout is is not in the audit log");
         }
     }

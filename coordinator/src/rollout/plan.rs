@@ -37,7 +37,7 @@ use holm_model::run_times::RunTimes;
 use serde::{Deserialize, Serialize};
 
 use super::gate::{self, Finding, Halves, OnNode, Outcome, Subject};
-use super::sight::{Fleet, Presence, Seen, Sight};
+use super::sight::{Fleet, Presence, Sight};
 use super::wave::{Policy, Tally, Wave, WaveState, plan_waves};
 use crate::limits::{MAX_REASON_CHARS, cut};
 
@@ -46,6 +46,9 @@ const PATIENCE: u64 = 3;
 /// A gate that has seen too few invocations waits this many bake times in all, and no less than [`MIN_INCONCLUSIVE_MS`].
 const INCONCLUSIVE_BAKES: u64 = 4;
 const MIN_INCONCLUSIVE_MS: u64 = 60_000;
+/// The least that the nodes of a wave are taken to fetch together, in bytes a millisecond: what a coordinator gets
+/// through a line of 32 Mbit/s.
+const LEAST_RATE: u64 = 4096;
 /// Why it is paused if a wave's nodes are not there. This pause ends by itself when they are.
 const QUORUM_MISSED: &str = "paused, because too few nodes of a wave could be reached";
 
@@ -184,9 +187,9 @@ impl Rollout {
         }
     }
 
-    /// What the gates say of all that was seen so far; nothing if they are skipped.
+    /// What the gates say of all that was seen so far; nothing if nobody would hear them.
     pub(crate) fn findings(&self) -> Vec<Finding> {
-        if self.policy.skips_gates {
+        if self.policy.skips_gates || self.policy.goes_back {
             return Vec::new();
         }
         let nodes = self.waves.iter().map(|wave| wave.nodes.len()).sum();
@@ -384,12 +387,14 @@ impl Rollout {
         }
         // Where a wave says how many suffice, those that are late are missed like those that are away.
         let suffices = wave.quorum.is_some_and(|quorum| serving >= quorum);
-        if !late.is_empty() && !suffices {
-            let why = format!(
-                "{title}: {} did not serve the new version within {} s",
-                list(&late),
-                self.policy.prepare_timeout_ms.div_ceil(1000)
-            );
+        let missed = (!late.is_empty()).then(|| {
+            let (late, within) = (list(&late), self.timeout_ms(wave).div_ceil(1000));
+            format!("{title}: {late} did not serve the new version within {within} s")
+        });
+        if let Some(why) = missed
+            .clone()
+            .filter(|_| !suffices && !self.policy.goes_back)
+        {
             self.waves[index].state = WaveState::Failed;
             self.turn_back(why, at, actions);
             return Next::Again;
@@ -434,8 +439,11 @@ impl Rollout {
         }
         if last && !passed {
             // Nobody has the version: completing would claim what is not so.
+            self.reason = match missed {
+                None => "waiting for a node: none that was to move is connected".into(),
+                Some(why) => cut(&format!("{why}; waiting for them"), MAX_REASON_CHARS),
+            };
             self.waves[index].since_ms = at.now_ms;
-            self.reason = "waiting for a node: none that was to move is connected".into();
             return Next::Rest;
         }
         self.waves[index].state = WaveState::Skipped;
@@ -506,6 +514,9 @@ impl Rollout {
     /// What stops the rollout whatever wave it is in: the version fails on a node that has moved,
     /// or crashes.
     fn failure(&self, fleet: &Fleet, findings: &[Finding]) -> Option<(usize, String)> {
+        if self.policy.goes_back {
+            return None;
+        }
         let worse = findings
             .iter()
             .find(|finding| finding.outcome == Outcome::Fail);
@@ -523,12 +534,8 @@ impl Rollout {
             }
             let title = format!("wave {} of {}", index + 1, self.waves.len());
             for name in &wave.nodes {
-                if let Some(sight) = fleet.get(name).filter(|sight| sight.knows(wave.generation))
-                    && let Some(Seen {
-                        state: VersionState::Failed { reason },
-                        ..
-                    }) = sight.versions.get(&self.release.id())
-                {
+                let reason = fleet.get(name).and_then(|sight| self.failed(wave, sight));
+                if let Some(reason) = reason {
                     return Some((index, format!("{title}: failed on node {name}: {reason}")));
                 }
             }
@@ -544,13 +551,18 @@ impl Rollout {
         if self.serves(wave, Some(sight)) {
             return Progress::Serving;
         }
-        let timeout = self.policy.prepare_timeout_ms;
+        let timeout = self.timeout_ms(wave);
         let skip_after = wave.skip_after_ms(&self.policy);
         let patience = timeout.saturating_mul(PATIENCE).saturating_add(skip_after);
         // While it waits for its quorum, whoever comes back gets its time.
         let impatient = self.paused.as_deref() != Some(QUORUM_MISSED)
             && now_ms > wave.since_ms.saturating_add(patience);
         match sight.presence {
+            Presence::Connected { .. }
+                if self.policy.goes_back && self.failed(wave, sight).is_some() =>
+            {
+                Progress::Late
+            }
             Presence::Absent { since_ms } => {
                 match impatient || now_ms > since_ms.saturating_add(skip_after) {
                     true => Progress::Away,
@@ -564,6 +576,24 @@ impl Rollout {
                 }
             }
         }
+    }
+
+    /// Why a node cannot have it, if it said so.
+    fn failed<'a>(&self, wave: &Wave, sight: &'a Sight) -> Option<&'a str> {
+        match &sight.versions.get(&self.release.id())?.state {
+            VersionState::Failed { reason } if sight.knows(wave.generation) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// How long a connected node of the wave may take.
+    fn timeout_ms(&self, wave: &Wave) -> u64 {
+        let bytes = self
+            .policy
+            .artifact_bytes
+            .saturating_mul(wave.nodes.len() as u64);
+        let fetching = bytes / LEAST_RATE;
+        self.policy.prepare_timeout_ms.saturating_add(fetching)
     }
 
     fn serves(&self, wave: &Wave, sight: Option<&Sight>) -> bool {
@@ -584,10 +614,15 @@ impl Rollout {
         let skipped: Vec<Name> = self.waves.iter().flat_map(nodes).collect();
         let skipped: Vec<&str> = skipped.iter().map(Name::as_str).collect();
         self.state = RolloutState::Completed;
+        let passed = match (self.policy.goes_back, self.policy.skips_gates) {
+            (true, _) => "the fleet is back",
+            (false, true) => "every wave moved; no gate was asked",
+            (false, false) => "every wave passed its gate",
+        };
         self.reason = match skipped.is_empty() {
-            true => "every wave passed its gate".into(),
+            true => passed.into(),
             false => format!(
-                "every wave that could be reached passed its gate; {} will move when they are back",
+                "{passed}, as far as it could be reached; {} will move when they can",
                 list(&skipped)
             ),
         };

@@ -8,6 +8,7 @@ use holm_model::manifest::gates::Gates;
 use proptest::prelude::*;
 
 use super::*;
+use crate::rollout::sight::Seen;
 use crate::rollout::wave::plan_waves as planned;
 
 const OLD: Digest = Digest([1; 32]);
@@ -36,9 +37,11 @@ fn policy() -> Policy {
         bake_ms: 1000,
         max_error_ppm: 10_000,
         prepare_timeout_ms: 60_000,
+        artifact_bytes: 0,
         absent_grace_ms: 5_000,
         min_requests: 0,
         skips_gates: false,
+        goes_back: false,
     }
 }
 
@@ -109,6 +112,66 @@ fn fleet(nodes: impl IntoIterator<Item = Sight>) -> Fleet {
 
 fn wave_sizes(rollout: &Rollout) -> Vec<usize> {
     rollout.waves.iter().map(|wave| wave.nodes.len()).collect()
+}
+
+#[test]
+fn the_way_back_goes_on_without_nodes_that_fail_or_are_late_and_names_them() {
+    let policy = Policy {
+        waves: percent(&[100]),
+        bake_ms: 0,
+        goes_back: true,
+        ..policy()
+    };
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy, 0);
+    let before = fleet((0..4).map(|_| serving(OLD, 1)));
+    rollout.tick(&before, at(0, 2));
+    let mut everyone = fleet([
+        serving(NEW, 2),
+        failing(NEW, 2),
+        serving(OLD, 2),
+        serving(NEW, 2),
+    ]);
+    rollout.tick(&everyone, at(1, 3));
+    assert_eq!(rollout.state, RolloutState::Running, "{}", rollout.reason);
+    rollout.tick(&everyone, at(60_001, 3));
+    assert_eq!(rollout.state, RolloutState::Completed);
+    assert!(rollout.reason.contains("n1, n2"), "{}", rollout.reason);
+
+    // While no node has it, it has not ended, nor does it go round.
+    rollout = Rollout::begin(NEW.into(), Some(OLD.into()), rollout.policy, 0);
+    rollout.tick(&before, at(0, 2));
+    for sight in everyone.values_mut() {
+        *sight = failing(NEW, 2);
+    }
+    rollout.tick(&everyone, at(500_000, 3));
+    assert_eq!(rollout.state, RolloutState::Running);
+    assert!(
+        rollout.reason.contains("waiting for them"),
+        "{}",
+        rollout.reason
+    );
+}
+
+#[test]
+fn who_has_much_to_fetch_with_many_others_has_more_time() {
+    let policy = Policy {
+        waves: percent(&[100]),
+        artifact_bytes: 3 << 20,
+        ..policy()
+    };
+    let mut rollout = Rollout::begin(NEW.into(), Some(OLD.into()), policy, 0);
+    let before = fleet((0..1000).map(|_| serving(OLD, 1)));
+    rollout.tick(&before, at(0, 2));
+    // 3000 MiB at 4096 bytes a millisecond are 768 s, and 60 s more.
+    rollout.tick(&before, at(828_000, 3));
+    assert_eq!(rollout.state, RolloutState::Running, "{}", rollout.reason);
+    rollout.tick(&before, at(828_001, 3));
+    assert_eq!(rollout.state, RolloutState::RollingBack);
+    assert!(
+        rollout.reason.contains("within 828 s"),
+        "{}",
+        rollout.reason
+    );
 }
 
 #[test]
@@ -335,7 +398,7 @@ fn a_node_that_stays_away_is_skipped_but_never_all_of_them() {
     rollout.tick(&away, at(2_001_000, 5));
     assert_eq!(rollout.state, RolloutState::Completed);
     assert!(
-        rollout.reason.contains("n0 will move when they are back"),
+        rollout.reason.contains("n0 will move when they can"),
         "{}",
         rollout.reason
     );

@@ -42,6 +42,8 @@ pub(crate) struct Configured {
     pub(crate) signed: SignedConfiguration,
     pub(crate) statement: ConfigurationStatement,
     pub(crate) secrets: Secrets,
+    /// Why not all of the secrets are there. No node is sent the rest alone.
+    pub(crate) damaged: Option<String>,
 }
 
 /// All that belongs to a release, as nodes are sent it.
@@ -76,6 +78,11 @@ impl Deployable {
             configured.signed.statement.len() + secrets.sum::<usize>() + 128
         });
         self.version.signed.statement.len() + 128 + configured
+    }
+
+    /// Why it cannot be sent to nodes, and whose fault that is.
+    pub(crate) fn damaged(&self) -> Option<&str> {
+        self.configuration.as_ref()?.damaged.as_deref()
     }
 
     fn signers(&self) -> impl Iterator<Item = PublisherKey> {
@@ -114,6 +121,16 @@ pub(crate) struct TargetFunction {
 /// What a cordoned node has: release and previous release of each function.
 pub(crate) type Held = BTreeMap<FunctionName, (Arc<Deployable>, Option<Arc<Deployable>>)>;
 
+/// A function's configuration is damaged where it is stored.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the configuration of {function} is damaged in this coordinator's database ({why}): nodes that are to have it are sent nothing and keep what they have; set the secret again, or restore the database"
+)]
+pub(crate) struct Damaged {
+    function: FunctionName,
+    why: String,
+}
+
 /// Everything the fleet is to have.
 #[derive(Debug, Default)]
 pub(crate) struct Target {
@@ -124,17 +141,26 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The whole desired state of one node.
+    /// The whole desired state of one node. The error names a function that cannot be sent as it is to be: then the
+    /// node is sent nothing and keeps what it has, because what a desired state lacks is removed.
     pub(crate) fn desired(
         &self,
         node: &Name,
         region: &str,
         labels: &BTreeMap<String, String>,
         draining: Draining,
-    ) -> control::Configured {
+    ) -> Result<control::Configured, Damaged> {
         let mut functions = Vec::new();
         let mut configurations = Vec::new();
         for (function, release, previous) in self.releases_on(node, region, labels) {
+            if let Some(why) = release.damaged() {
+                return Err(Damaged {
+                    function: function.name.clone(),
+                    why: why.to_owned(),
+                });
+            }
+            // To fall back to there is none then.
+            let previous = previous.filter(|previous| previous.damaged().is_none());
             let configured = DesiredConfiguration {
                 function: function.name.clone(),
                 version: release.configuration(),
@@ -152,14 +178,14 @@ impl Target {
                 previous: previous.map(|previous| previous.version.signed.clone()),
             });
         }
-        control::Configured {
+        Ok(control::Configured {
             desired: Desired {
                 generation: self.generation,
                 functions,
                 draining,
             },
             configurations,
-        }
+        })
     }
 
     /// What a node that is cordoned now keeps.

@@ -20,8 +20,11 @@ pub(crate) struct Policy {
     pub(crate) bake_ms: u64,
     /// Failed invocations that the gate lets pass, in parts per million.
     pub(crate) max_error_ppm: u32,
-    /// How long a connected node may take until it serves the version.
+    /// How long a connected node may take until it serves the version, when it has its artifact.
     pub(crate) prepare_timeout_ms: u64,
+    /// Of the artifact, which each node of a wave may have to fetch first.
+    #[serde(default)]
+    pub(crate) artifact_bytes: u64,
     /// How long a node may be away before the rollout goes on without it.
     pub(crate) absent_grace_ms: u64,
     /// Invocations that a gate has to see before its wave passes.
@@ -37,6 +40,9 @@ pub(crate) struct Policy {
     /// still does.
     #[serde(default)]
     pub(crate) skips_gates: bool,
+    /// Back to what ran before: nothing that is seen turns this round, because what it would go back to is worse.
+    #[serde(default)]
+    pub(crate) goes_back: bool,
 }
 
 /// Invocations of a version.

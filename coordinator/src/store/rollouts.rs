@@ -112,6 +112,20 @@ pub(super) async fn save_generation(
     tx.notify().await
 }
 
+impl Store {
+    /// Goes on with another generation.
+    pub(crate) async fn raise_generation(
+        &self,
+        basis: Basis,
+        generation: u64,
+    ) -> Result<(), Unstored> {
+        let mut tx = self.decide(basis).await?;
+        save_generation(&mut tx, generation).await?;
+        tx.commit("raise the generation").await?;
+        Ok(())
+    }
+}
+
 /// The rollouts that have not ended.
 pub(super) async fn open_rollouts(tx: &mut Transaction) -> Result<Vec<RolloutRow>, StoreError> {
     let open: Vec<Row> =

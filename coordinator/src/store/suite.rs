@@ -925,7 +925,9 @@ pub(super) fn rollout_of(release: Release, previous: Option<Release>) -> Rollout
         min_requests: 0,
         skips_gates: false,
         prepare_timeout_ms: 1,
+        artifact_bytes: 0,
         absent_grace_ms: 1,
+        goes_back: false,
     };
     Rollout::begin(release, previous, policy, 1)
 }

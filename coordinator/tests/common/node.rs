@@ -236,6 +236,10 @@ pub struct Behaviour {
     pub generations: Vec<u64>,
     /// The newest desired state.
     pub desired: Desired,
+    /// A generation that it had from somebody else: what is older it ignores.
+    pub ahead: u64,
+    /// What it said last.
+    pub versions: Vec<ObservedVersion>,
     /// What its releases are configured with, by the release.
     pub entries: BTreeMap<ReleaseId, BTreeMap<String, String>>,
 }
@@ -423,6 +427,12 @@ fn follow(state: Configured, behaviour: &Mutex<Behaviour>) -> Observed {
         configurations,
     } = state;
     let mut behaviour = behaviour.lock().unwrap();
+    if desired.generation < behaviour.ahead {
+        return Observed {
+            generation: behaviour.ahead,
+            versions: behaviour.versions.clone(),
+        };
+    }
     let mut versions = Vec::new();
     behaviour.entries.clear();
     for wanted in &desired.functions {
@@ -487,6 +497,7 @@ fn follow(state: Configured, behaviour: &Mutex<Behaviour>) -> Observed {
     behaviour.generations.push(desired.generation);
     let generation = desired.generation;
     behaviour.desired = desired;
+    behaviour.versions.clone_from(&versions);
     Observed {
         generation,
         versions,

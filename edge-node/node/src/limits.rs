@@ -13,6 +13,8 @@ pub(crate) const RESTORE_PATIENCE: Duration = Duration::from_secs(3);
 pub const FIRST_QUANTUM: Duration = Duration::from_micros(500);
 /// The least that this becomes for a tenant whose requests the workers are busy with.
 pub const MIN_QUANTUM: Duration = Duration::from_micros(100);
+/// What of a quantum is too little to go on for: half of what an exit and the way back cost.
+pub const LEAST_TURN: Duration = Duration::from_micros(50);
 /// What one request may take of its connection's thread in all, over several sleeps of its guest.
 pub const INLINE_BUDGET: Duration = Duration::from_millis(2);
 /// How long a worker runs one vCPU before the next one's turn.
@@ -178,8 +180,9 @@ pub const MAX_RETRY_AFTER_SECONDS: u64 = 31 * 86_400;
 pub const JOURNAL_QUEUE: usize = 16 << 10;
 /// Waiting usage records over which no new request is taken. What is under way then still fits.
 pub const JOURNAL_ROOM: usize = JOURNAL_QUEUE / 2;
-/// How long the journal gathers records for one commit.
-pub const COMMIT_GATHER: Duration = Duration::from_millis(5);
+/// How long the journal gathers records for one commit. A commit with its sync is dear, and takes a core from
+/// requests; what a loss of power can take grows with it.
+pub const COMMIT_GATHER: Duration = Duration::from_millis(20);
 /// Most records in one commit.
 pub const MAX_COMMIT_RECORDS: usize = 4096;
 /// Size at which a spill segment is left for the other one.
@@ -192,6 +195,9 @@ pub const MAX_SPILL_FRAME_BYTES: usize = 4 << 10;
 pub const COMMIT_RETRY: Duration = Duration::from_millis(500);
 /// Pause between two uploads of usage while batches are not full.
 pub const UPLOAD_PAUSE: Duration = Duration::from_millis(200);
+/// So far the generation of desired state may go up at once: a coordinator that was broken into must not be able to
+/// send one after which no other is heard.
+pub const MAX_GENERATION_JUMP: u64 = 1 << 40;
 /// Pause before a failed upload is tried again.
 pub const UPLOAD_RETRY: Duration = Duration::from_secs(1);
 /// How long a stopping node tries to hand over its last usage records; the rest stays on disk.

@@ -320,19 +320,19 @@ struct Backoff(Duration);
 
 impl Backoff {
     fn new() -> Self {
-        Backoff(MIN_RECONNECT)
+        Backoff(2 * MIN_RECONNECT)
     }
 
     fn reset(&mut self) {
-        self.0 = MIN_RECONNECT;
+        *self = Backoff::new();
     }
 
     /// The next pause; `fraction` is random, 0 to 255.
     fn next(&mut self, fraction: u8) -> Duration {
         let whole = self.0;
         self.0 = (whole * 2).min(MAX_RECONNECT);
-        // Between the half and the whole, but never less than the least.
-        (whole / 2 + whole / 2 * u32::from(fraction) / 255).max(MIN_RECONNECT)
+        // Between the half and the whole: a fleet whose coordinator came back does not dial as one.
+        whole / 2 + whole / 2 * u32::from(fraction) / 255
     }
 }
 
@@ -360,7 +360,8 @@ mod tests {
             );
             assert!(pauses[11] >= MAX_RECONNECT / 2);
             backoff.reset();
-            assert_eq!(backoff.next(fraction), MIN_RECONNECT);
+            let first = MIN_RECONNECT + MIN_RECONNECT * u32::from(fraction) / 255;
+            assert_eq!(backoff.next(fraction), first);
         }
     }
 

@@ -29,7 +29,8 @@ use holm_model::ids::{Digest, FunctionName};
 use holm_model::limits::MAX_OTHER_NODES;
 
 use crate::limits::{
-    MAX_AGAIN, MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN, QUIET_TRIES,
+    MAX_AGAIN, MAX_FUNCTIONS, MAX_GENERATION_JUMP, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN,
+    QUIET_TRIES,
 };
 
 /// A release of which every signature has been verified.
@@ -193,14 +194,15 @@ pub(crate) struct Reconciler {
 }
 
 impl Reconciler {
-    /// A new desired state; `None` if it is older than the one at hand and therefore ignored.
+    /// A new desired state; `None` if it is older than the one at hand, or too far ahead, and therefore ignored.
     pub(crate) fn want(&mut self, wanted: impl Into<Configured>) -> Option<Vec<Action>> {
         let Configured {
             mut desired,
             configurations,
         } = wanted.into();
         let at_hand = self.desired.as_ref();
-        if at_hand.is_some_and(|at_hand| desired.generation < at_hand.desired.generation) {
+        let at_hand = at_hand.map_or(0, |at_hand| at_hand.desired.generation);
+        if !(at_hand..=at_hand.saturating_add(MAX_GENERATION_JUMP)).contains(&desired.generation) {
             return None;
         }
         desired.functions.truncate(MAX_FUNCTIONS);

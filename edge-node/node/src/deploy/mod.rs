@@ -202,7 +202,7 @@ impl Deployer {
         let Some(actions) = self.core.want(desired) else {
             tracing::warn!(
                 generation,
-                "an older desired state than the one at hand is ignored"
+                "a desired state that is older than the one at hand, or of no generation that can be, is ignored"
             );
             return;
         };

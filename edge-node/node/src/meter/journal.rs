@@ -1,6 +1,6 @@
 //! The journal: usage records in SQLite, in one order, until the coordinator has them.
 //!
-//! One thread owns the database. It gathers what the lanes send for a few milliseconds, gives each
+//! One thread owns the database. It gathers what the lanes send for some 20 milliseconds, gives each
 //! record the next sequence of the epoch and commits them together, synced. It refuses nothing: a
 //! failed commit (a full disk) is tried again until it works, and meanwhile the node takes no new
 //! requests (see [`super::Meter::has_room`]).
@@ -29,6 +29,8 @@ use tokio::sync::{Notify, oneshot};
 use crate::budget::gauge::{ByTenant, Gauge, Ticket};
 use crate::files::{self, FileError};
 use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, JOURNAL_QUEUE, MAX_COMMIT_RECORDS};
+use crate::worker::schedule;
+use holm_vmm::Urgency;
 use store::{SCHEMA_VERSION, Store, fresh_epoch};
 
 /// The journal cannot be used. The node or its operator is to blame, never a caller.
@@ -180,7 +182,11 @@ impl Journal {
         };
         let thread = std::thread::Builder::new()
             .name("holm-journal".into())
-            .spawn(move || worker.work(&receiver))
+            .spawn(move || {
+                // Nobody waits for it, and it shares the cores with those for whom somebody does.
+                schedule(Urgency::Patient);
+                worker.work(&receiver)
+            })
             .map_err(JournalError::Thread)?;
         Ok(Journal {
             epoch,

@@ -12,7 +12,7 @@
 //! Why two steps: a commit with fsync takes milliseconds, a copy into the page cache less than a
 //! microsecond, and the page cache outlives the process. So an answered request is in the spill
 //! before the caller sees the answer, and whatever SQLite had not yet committed when the process was
-//! killed is replayed at the next start. Only a loss of power can take the last few milliseconds.
+//! killed is replayed at the next start. Only a loss of power can take what was not committed: some 20 ms and the commit itself.
 //!
 //! Sequences are assigned in the commit, so that they have no gaps however many threads write.
 

@@ -29,7 +29,7 @@ use super::retire::{Remains, log, retire};
 use crate::deploy::prepare::nanos;
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
-use crate::limits::{FIRST_QUANTUM, INLINE_BUDGET};
+use crate::limits::{FIRST_QUANTUM, INLINE_BUDGET, LEAST_TURN};
 use crate::pool::Lease;
 use crate::pool::door::Door;
 
@@ -62,6 +62,7 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
         door: kept.then(Door::new),
         inline: INLINE_BUDGET,
         quantum: FIRST_QUANTUM,
+        turn: FIRST_QUANTUM,
         uncharged: Duration::ZERO,
         spent: false,
         last: request,
@@ -99,9 +100,10 @@ struct Instance {
     leaving: Option<Job>,
     /// Where others come in.
     door: Option<Rc<Door<Job>>>,
-    /// What it may still take of this thread, and how much of that at a time.
+    /// What CPU time it may still take of this thread, how much of that at a time, and what is left of this time.
     inline: Duration,
     quantum: Duration,
+    turn: Duration,
     /// What it took of this thread since the workers had it last.
     uncharged: Duration,
     /// It gets no new requests.
@@ -142,6 +144,7 @@ impl Instance {
                 self.jobs.push((place, job));
                 self.inline = INLINE_BUDGET;
                 self.quantum = self.lane.first_quantum(&self.live);
+                self.turn = self.quantum;
                 if let Some(door) = &self.door {
                     self.lane.pool.hope(door, self.opens());
                 }
@@ -233,6 +236,10 @@ impl Instance {
                     }
                     return Remains::Broken(Some(slot));
                 }
+                // Somebody else had the core meanwhile, or a part of the answer is to leave.
+                Step::Yielded if self.turn >= LEAST_TURN && !self.inline.is_zero() => {
+                    tokio::task::yield_now().await;
+                }
                 Step::Yielded => self.inline = Duration::ZERO,
                 Step::Parked(until) => {
                     if let Some((at, ending)) = self.wait(&mut slot, until).await
@@ -307,12 +314,17 @@ impl Instance {
         }
     }
 
-    /// Runs the vCPU on this thread, which serves nobody else meanwhile.
+    /// Runs the vCPU on this thread, which serves nobody else meanwhile. What counts is the CPU time: a guest that
+    /// waited for the core is not to wait for a worker too.
     fn run_here(&mut self, slot: &mut Slot) -> Step {
-        let began = Instant::now();
-        let step = slot.run(self.quantum.min(self.inline));
-        let took = began.elapsed();
+        let before = slot.stats().cpu;
+        let step = slot.run(self.turn.min(self.inline));
+        let took = slot.stats().cpu.saturating_sub(before);
         self.inline = self.inline.saturating_sub(took);
+        self.turn = match step {
+            Step::Yielded => self.turn.saturating_sub(took),
+            _ => self.quantum,
+        };
         self.uncharged += took;
         step
     }

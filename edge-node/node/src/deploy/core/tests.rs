@@ -218,6 +218,9 @@ fn an_older_desired_state_is_ignored_and_the_same_changes_nothing() {
     core.want(desired(5, &v1, None)).unwrap();
     assert_eq!(core.want(desired(4, &v2, None)), None);
     assert_eq!(core.want(desired(5, &v1, None)), Some(vec![]));
+    // Nor can one come after which there would be no other.
+    assert_eq!(core.want(desired(u64::MAX, &v2, None)), None);
+    assert!(core.want(desired(6, &v2, None)).is_some());
 }
 
 #[test]
