@@ -21,9 +21,9 @@ use crate::layout::{Access, Layout, RANDOM_BYTES, Range};
 use crate::machine::Machine;
 use crate::memory::{GuestMemory, Sharing, anonymous_file};
 use crate::rewrite::{Entries, Stubs};
-use crate::runner::{Runner, Stop};
+use crate::runner::{Runner, Stop, monotonic_ns};
 use crate::symbols::Symbols;
-use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, cpuid};
+use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, cpuid, snapshot};
 
 /// Where a relocatable program is put: where most others are linked to.
 const RELOCATED_ADDR: u64 = 0x40_0000;
@@ -107,7 +107,7 @@ pub fn prepare(
     cpuid::write_table(&memory, &hypervisor.inner.answers)?;
     runner.machine.attach(memory, layout.pml4())?;
     runner.layout = layout;
-    runner.write_moment()?;
+    runner.write_moment(0)?;
     runner.machine.set_state(&start);
 
     let began = Instant::now();
@@ -208,6 +208,7 @@ fn lay_out(
 /// What a program's addresses are moved by.
 fn base_of(program: &Program) -> u64 {
     match program.relocatable {
+    snapshot::write_since(runner.machine.memory()?, monotonic_ns())?;
         true => RELOCATED_ADDR.next_multiple_of(program.align.max(1)),
         false => 0,
     }

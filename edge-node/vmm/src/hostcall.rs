@@ -70,7 +70,7 @@ pub(crate) struct Offer {
 /// What a guest waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parked {
-    /// A moment of the host's monotonic clock, in nanoseconds.
+    /// A moment of the guest's monotonic clock, in nanoseconds.
     pub(crate) until_ns: u64,
     /// One of these events of its connections.
     pub(crate) events: u64,

@@ -51,6 +51,8 @@ pub(crate) struct Runner {
     parked: Option<Parked>,
     /// What it was told last of what has come.
     news: NewsPage,
+    /// How far its monotonic clock is ahead of the host's.
+    clock_ahead_ns: u64,
     ns_per_tick_q32: u64,
     /// How long the guest may still run before another of its threads has its turn.
     turn: Duration,
@@ -69,14 +71,16 @@ impl Runner {
             outbound: None,
             parked: None,
             news: NewsPage::default(),
+            clock_ahead_ns: 0,
             ns_per_tick_q32: (1_000_000u64 << 32) / u64::from(khz.max(1)),
             turn: TURN,
         })
     }
 
     /// Tells the guest what is new at every restore: generation, seed and the time, and to the program the
-    /// random bytes that the kernel gives it.
-    pub(crate) fn write_moment(&self) -> Result<(), VmmError> {
+    /// random bytes that the kernel gives it. Its monotonic clock reads `since_ns` at the least: the host's began
+    /// anew if the host did, and no program's may go back.
+    pub(crate) fn write_moment(&mut self, since_ns: u64) -> Result<(), VmmError> {
         const AT: usize = offset_of!(BootPage, generation);
         const CLOCK: usize = offset_of!(BootPage, realtime_ns);
         const END: usize = offset_of!(BootPage, memory_bytes);
@@ -93,9 +97,11 @@ impl Runner {
         let realtime = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
+        let monotonic = monotonic_ns();
+        self.clock_ahead_ns = since_ns.saturating_sub(monotonic);
         let clock = [
             realtime.as_nanos() as u64,
-            monotonic_ns(),
+            monotonic.max(since_ns),
             self.machine.tsc_now(),
             self.ns_per_tick_q32,
         ];
@@ -228,7 +234,7 @@ impl Runner {
                 Action::Part => return Ok(Stop::Yielded),
                 Action::Drop(place, failure) => return Ok(Stop::Dropped(place, failure)),
                 Action::Park(parked) => {
-                    let now_ns = monotonic_ns();
+                    let now_ns = monotonic_ns().saturating_add(self.clock_ahead_ns);
                     let awaits_request = parked.offer.is_some() && self.exchange.is_idle();
                     self.parked = Some(parked);
                     self.exchange.rest();

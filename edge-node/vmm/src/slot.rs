@@ -228,7 +228,7 @@ impl Slot {
         match self.state {
             // One that was kept goes on with the clock it has, so that no clock of its goes back.
             State::Ready => {
-                self.vm.write_moment()?;
+                self.vm.write_moment(snapshot.since_ns)?;
                 self.vm.machine.set_state(&snapshot.state);
             }
             _ => self.vm.take_offer(),

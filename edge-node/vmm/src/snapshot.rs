@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub(crate) state: CpuState,
     /// The buffer that the program waits with.
     pub(crate) wait: Buffer,
+    /// What the guest's monotonic clock read when it was taken, in nanoseconds.
+    pub(crate) since_ns: u64,
     pub(crate) symbols: Symbols,
     /// Of which guest it is, as it was told.
     name: String,
@@ -56,6 +58,15 @@ pub struct Snapshot {
     parts: Vec<(u64, u64)>,
     stored: Stored,
     cpu_digest: [u8; 32],
+}
+
+/// Where a guest finds the base of its monotonic clock. In a snapshot, whose instances are given one each, it is the
+/// moment at which that was taken.
+const SINCE_ADDR: u64 = BOOT_ADDR + offset_of!(BootPage, monotonic_ns) as u64;
+
+/// Keeps the moment at which a snapshot is taken, in nanoseconds of the guest's monotonic clock.
+pub(crate) fn write_since(memory: &GuestMemory, since_ns: u64) -> Result<(), VmmError> {
+    memory.write(SINCE_ADDR, &since_ns.to_le_bytes())
 }
 
 /// Where the memory is: a part of a file.
@@ -150,6 +161,8 @@ impl Snapshot {
         let program = layout.program_start..layout.program_end();
         let mut flags = [0; 4];
         pristine.read(BOOT_ADDR + offset_of!(BootPage, flags) as u64, &mut flags)?;
+        let mut since = [0; 8];
+        pristine.read(SINCE_ADDR, &mut since)?;
         let kept = u32::from_le_bytes(flags) & boot_flags::SHARED != 0;
         let parts = stored.own.parts(&Image::get().fixed());
         let chunks = Chunks::new(program, parts.iter().copied(), kept);
@@ -159,6 +172,7 @@ impl Snapshot {
             layout,
             state,
             wait,
+            since_ns: u64::from_le_bytes(since),
             symbols,
             pristine,
             sets: Sets::default(),
@@ -322,5 +336,88 @@ impl Snapshot {
         memory::data_extents(&self.stored.file, self.stored.offset, end)
             .map(|extents| extents.iter().map(|(start, end)| end - start).sum())
             .map_err(file::failed("read", Path::new("in memory")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "these are tests")]
+
+    use std::time::{Duration, Instant};
+
+    use holm_model::bundle::Files;
+    use holm_model::program::Program;
+    use holm_test_support::{guest, patience, require_kvm};
+
+    use super::*;
+    use crate::{GuestConfig, Limits, Request, Slot, Step, prepare};
+
+    fn get(slot: &mut Slot, target: &str) -> String {
+        let request = Request {
+            method: "GET",
+            target,
+            headers: &[],
+            body: b"",
+        };
+        let long = patience(Duration::from_secs(20));
+        let limits = Limits {
+            deadline: Instant::now() + long,
+            cpu: long,
+            response_body_bytes: 1 << 10,
+            streams: false,
+        };
+        slot.begin(&request, limits).unwrap();
+        loop {
+            match slot.run(Duration::from_millis(50)) {
+                Step::Answered(response) => return String::from_utf8(response.body).unwrap(),
+                Step::Yielded => {}
+                Step::Parked(until) => slot.wait(until),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn kvm_a_snapshot_from_before_a_restart_of_the_host_goes_on_in_its_own_time() {
+        const HOUR_S: f64 = 3600.0;
+        if !require_kvm() {
+            return;
+        }
+        let hypervisor = Hypervisor::open().unwrap();
+        let config = GuestConfig {
+            name: "tests/goes_on_in_time".into(),
+            memory_bytes: 24 << 20,
+            env: Vec::new(),
+            args: Vec::new(),
+            files: Files::default(),
+            inetd: false,
+            shared: false,
+            port: 8080,
+        };
+        let program = Program::parse(&std::fs::read(guest("goes_on_in_time")).unwrap()).unwrap();
+        let long = patience(Duration::from_secs(10));
+        let mut made = prepare(&hypervisor, &program, &config, long)
+            .unwrap()
+            .snapshot;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("snapshot");
+        made.save(&path).unwrap();
+        let read = Snapshot::load(&hypervisor, &path).unwrap();
+        assert!(read.since_ns > 0 && read.since_ns == made.since_ns);
+
+        // As if the host's clock had been an hour ahead of what it is now.
+        Arc::get_mut(&mut made).unwrap().since_ns += HOUR_S as u64 * 1_000_000_000;
+        let mut slot = Slot::new(&hypervisor).unwrap();
+        slot.load(&made).unwrap();
+        let began = Instant::now();
+        let told = get(&mut slot, "/");
+        let took = began.elapsed();
+        let numbers: Vec<f64> = told.split(' ').map(|n| n.trim().parse().unwrap()).collect();
+        let [since_start, slept] = numbers[..] else {
+            panic!("{told}");
+        };
+        assert!((HOUR_S..HOUR_S + 60.0).contains(&since_start), "{told}");
+        assert!((0.05..20.0).contains(&slept), "{told}");
+        assert!(took >= Duration::from_millis(50) && took < long, "{took:?}");
     }
 }

@@ -34,7 +34,7 @@ use crate::{Hypervisor, VmmError};
 
 const MAGIC: &[u8; 8] = b"HOLMSNAP";
 /// Version of the format on disk.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 const HEADER_AT: u64 = 48;
 const MEMORY_AT: u64 = 64 << 10;
 /// Most bytes of function names in a file.
