@@ -131,3 +131,17 @@ fn kvm_a_file_is_mapped_in_place_of_memory_as_on_linux() {
     let shared = Function::new(&guest("fixed_files")).get("/shared");
     assert!(shared.starts_with("mmap: ENOMEM\n"), "{shared}");
 }
+
+#[test]
+fn kvm_a_directory_is_listed_whole_while_its_files_are_removed() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "removed_while_listed",
+        &[
+            ("/removes", "removed: 200\nrmdir: 0"),
+            ("/seeks", "the same: 1"),
+        ],
+    );
+}

@@ -1,7 +1,6 @@
 //! Directories: what is in one, and which one the program works in.
 
 use core::fmt::Write as _;
-use core::ops::Range;
 
 use super::lookup::{AT_FDCWD, Follow, Found, directory_of, find, is_directory, resolve};
 use super::paths::{Path, below};
@@ -14,6 +13,11 @@ use crate::{stat, state, user};
 
 /// The position behind all names.
 const END: u64 = i64::MAX as u64;
+/// Where the names of one origin begin: what the artifact brings, what is built in, what was written, and numbers.
+const BROUGHT: u64 = 1 << 33;
+const BUILT_IN: u64 = 2 << 33;
+const WRITTEN: u64 = 3 << 33;
+const NUMBERS: u64 = 4 << 33;
 
 /// The open directories: the path of each, since a directory may be nothing but its path.
 pub struct OpenDirectories {
@@ -111,7 +115,7 @@ pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
         // What is new since the end was reached is not listed before it is begun anew.
         Object::Directory(_) if open.position == END => Ok(0),
         Object::Directory(number) => {
-            let (used, position) = list_names(&open, number, to, bytes)?;
+            let (used, position) = list_names(open.position, number, to, bytes)?;
             if let Ok(open) = state::files().get_mut(descriptor) {
                 open.position = position;
             }
@@ -121,8 +125,9 @@ pub fn list(descriptor: u64, to: u64, bytes: u64) -> SysResult {
     }
 }
 
-/// The position in a directory counts its names. Gives the bytes used, and the new position.
-fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64), Errno> {
+/// The position in a directory is that of a name: its place among those of its origin, behind the number of that.
+/// So whoever removes what was listed finds all the rest.
+fn list_names(position: u64, number: u16, to: u64, bytes: u64) -> Result<(u64, u64), Errno> {
     let directory = state::open_directories().path(number);
     let path = directory.as_bytes();
     if !is_directory(path) {
@@ -133,22 +138,28 @@ fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64
         to,
         room: bytes,
         used: 0,
-        skip: open.position,
-        place: 0,
+        position,
         full: false,
     };
-    listing.enter(b".", stat::Kind::Directory)?;
-    listing.enter(b"..", stat::Kind::Directory)?;
+    listing.enter(0, b".", stat::Kind::Directory)?;
+    listing.enter(1, b"..", stat::Kind::Directory)?;
     let brought = artifact::find(path).map(|(_, entry)| entry);
     if let (Some(entry), Some(tree)) = (brought, artifact::tree()) {
-        for number in listing.pass(tree.children(&entry)) {
+        let children = tree.children(&entry);
+        let passed = listing.position.saturating_sub(BROUGHT);
+        let first = passed.clamp(children.start.into(), children.end.into()) as u32;
+        for number in first..children.end {
             if let Some(entry) = tree.entry(number).filter(|_| !listing.full) {
-                listing.enter(entry.name(), artifact::kind(&entry))?;
+                listing.enter(
+                    BROUGHT + u64::from(number),
+                    entry.name(),
+                    artifact::kind(&entry),
+                )?;
             }
         }
     }
     let mut last = &b""[..];
-    for name in builtin::names(path) {
+    for (place, name) in (BUILT_IN..).zip(builtin::names(path)) {
         // What the artifact has, hides what is built in.
         let hidden = brought.is_some()
             && (directory.join(name)).is_ok_and(|path| artifact::find(path.as_bytes()).is_some());
@@ -159,55 +170,57 @@ fn list_names(open: &Open, number: u16, to: u64, bytes: u64) -> Result<(u64, u64
                 Ok(Found::Link(_)) => stat::Kind::Link,
                 _ => stat::Kind::File,
             };
-            listing.enter(name, kind)?;
+            listing.enter(place, name, kind)?;
         }
     }
     if path == b"/" {
-        listing.enter(b"tmp", stat::Kind::Directory)?;
+        listing.enter(WRITTEN - 1, b"tmp", stat::Kind::Directory)?;
     }
-    for (name, _, kind) in state::temporary().all() {
+    let passed = listing.position.saturating_sub(WRITTEN) as usize;
+    for (place, name, kind) in state::temporary().all_from(passed) {
+        if listing.full {
+            break;
+        }
         if let Some(name) = below(name, path)
             && !name.contains(&b'/')
         {
-            listing.enter(name, kind_of(kind))?;
+            listing.enter(WRITTEN + place as u64, name, kind_of(kind))?;
         }
     }
     list_numbers(path, &mut listing)?;
     match listing.used {
         0 if listing.full => Err(Errno::EINVAL),
-        used if listing.full => Ok((used, open.position + listing.entered())),
+        used if listing.full => Ok((used, listing.position)),
         used => Ok((used, END)),
     }
 }
 
 /// Directories of numbers: descriptors and threads.
 fn list_numbers(path: &[u8], listing: &mut Listing) -> Result<(), Errno> {
-    let mut enter = |number: u64, kind| {
+    let (is_threads, kind) = match path {
+        b"/proc/1/fd" => (false, stat::Kind::Link),
+        b"/proc/1/fdinfo" => (false, stat::Kind::File),
+        b"/proc/1/task" => (true, stat::Kind::Directory),
+        _ => return Ok(()),
+    };
+    let mut least = listing.position.saturating_sub(NUMBERS);
+    // Threads are in no order.
+    let next = |least: u64| match is_threads {
+        true => {
+            let ids = state::threads().ids().map(u64::from);
+            ids.filter(|id| *id >= least).min()
+        }
+        false => state::files().numbers().find(|number| *number >= least),
+    };
+    while let Some(number) = next(least).filter(|_| !listing.full) {
         let mut text = Text::<20> {
             bytes: [0; 20],
             used: 0,
         };
         // It has at most 20 digits.
         let _ = write!(text, "{number}");
-        listing.enter(&text.bytes[..text.used], kind)
-    };
-    match path {
-        b"/proc/1/fd" => {
-            for number in state::files().numbers() {
-                enter(number, stat::Kind::Link)?;
-            }
-        }
-        b"/proc/1/fdinfo" => {
-            for number in state::files().numbers() {
-                enter(number, stat::Kind::File)?;
-            }
-        }
-        b"/proc/1/task" => {
-            for id in state::threads().ids() {
-                enter(id.into(), stat::Kind::Directory)?;
-            }
-        }
-        _ => {}
+        listing.enter(NUMBERS + number, &text.bytes[..text.used], kind)?;
+        least = number + 1;
     }
     Ok(())
 }
@@ -217,30 +230,27 @@ struct Listing {
     to: u64,
     room: u64,
     used: u64,
-    /// So many names were listed before.
-    skip: u64,
-    /// Names so far, those included.
-    place: u64,
+    /// Names before it were listed.
+    position: u64,
     full: bool,
 }
 
 impl Listing {
-    fn enter(&mut self, name: &[u8], kind: stat::Kind) -> Result<(), Errno> {
+    fn enter(&mut self, place: u64, name: &[u8], kind: stat::Kind) -> Result<(), Errno> {
         const HEAD_BYTES: usize = 19;
         let record = (HEAD_BYTES + name.len() + 1).next_multiple_of(8) as u64;
-        if self.full || self.place < self.skip {
-            self.place += u64::from(!self.full);
+        if self.full || place < self.position {
             return Ok(());
         }
         if self.used + record > self.room {
             self.full = true;
             return Ok(());
         }
-        self.place += 1;
+        self.position = place + 1;
         let room = user::slice_mut(self.to.wrapping_add(self.used), record)?;
         room.fill(0);
-        room[..8].copy_from_slice(&(self.place + 1).to_le_bytes());
-        room[8..16].copy_from_slice(&self.place.to_le_bytes());
+        room[..8].copy_from_slice(&(place + 1).to_le_bytes());
+        room[8..16].copy_from_slice(&self.position.to_le_bytes());
         room[16..18].copy_from_slice(&(record as u16).to_le_bytes());
         room[18] = match kind {
             stat::Kind::Directory => 4,
@@ -252,18 +262,5 @@ impl Listing {
         room[HEAD_BYTES..HEAD_BYTES + name.len()].copy_from_slice(name);
         self.used += record;
         Ok(())
-    }
-
-    /// Passes over the numbers, one for each name, that were listed before; gives the rest.
-    fn pass(&mut self, numbers: Range<u32>) -> Range<u32> {
-        let before = self.skip.saturating_sub(self.place);
-        let before = before.min(u64::from(numbers.end - numbers.start));
-        self.place += before;
-        numbers.start + before as u32..numbers.end
-    }
-
-    /// Names that this call has listed.
-    fn entered(&self) -> u64 {
-        self.place.saturating_sub(self.skip)
     }
 }

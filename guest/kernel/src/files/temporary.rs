@@ -260,6 +260,16 @@ impl Temporary {
         })
     }
 
+    /// The same from a place on, with the place of each: a name keeps it.
+    pub fn all_from(&self, place: usize) -> impl Iterator<Item = (usize, &'static [u8], Kind)> {
+        let all = self.names.all().iter().enumerate().skip(place);
+        all.filter(|(_, name)| !name.path.is_none())
+            .map(|(place, name)| {
+                let kind = self.nodes.all()[usize::from(name.node)].kind;
+                (place, name.path.as_bytes(), kind)
+            })
+    }
+
     fn names(&self) -> impl Iterator<Item = &Name> {
         let names = self.names.all().iter();
         names.filter(|name| !name.path.is_none())
