@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Function, each_libc, tells_the_same};
+use common::{Function, config, each_libc, tells_the_same};
 use holm_test_support::{guest, require_kvm};
 
 #[test]
@@ -144,4 +144,21 @@ fn kvm_a_directory_is_listed_whole_while_its_files_are_removed() {
             ("/seeks", "the same: 1"),
         ],
     );
+}
+
+#[test]
+fn kvm_a_program_is_ready_when_it_looks_for_requests_on_its_port() {
+    if !require_kvm() {
+        return;
+    }
+    for (way, steps) in [
+        ("metrics", "1\n"),
+        ("rests", "2\n"),
+        ("looks", "3\n"),
+        ("elsewhere", "4\n"),
+    ] {
+        let config = config(&[("WAY", way)]);
+        let mut function = Function::with(&guest("listens_late"), &config);
+        assert_eq!(function.get("/"), steps, "{way}");
+    }
 }

@@ -122,6 +122,9 @@ pub(super) fn is_awaited(listener: u16) -> bool {
         return false;
     }
     state::threads().await_request();
+    if matches!(socket.local, Address::Inet(_, port) if port == host::boot().port as u16) {
+        state::server().seek();
+    }
     state::server().is_pending()
 }
 

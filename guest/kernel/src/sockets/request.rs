@@ -47,6 +47,10 @@ pub struct Server {
     /// The program has asked for the request that is expected.
     asked: bool,
     port_named: bool,
+    /// The program has looked for a request on $PORT.
+    sought: bool,
+    /// When it first could have been taken for ready although it had not; 0 for not yet.
+    waits_since: u64,
     /// The program was told to end: what it still waits for goes on although there is no request.
     ending: bool,
 }
@@ -61,6 +65,8 @@ impl Server {
             pending: None,
             asked: false,
             port_named: false,
+            sought: false,
+            waits_since: 0,
             ending: false,
         }
     }
@@ -112,6 +118,34 @@ impl Server {
         self.pending.is_some()
     }
 
+    /// The program looks for a request on $PORT.
+    pub fn seek(&mut self) {
+        self.sought = true;
+    }
+
+    /// Whether the program is as ready as it gets: it has looked for a request, or nothing else is about to happen.
+    /// Else the moment at which it is taken to be, however little it has done for it until then: it may look for
+    /// requests in a way of its own, or on another port than it was told.
+    fn is_ready(&mut self, deadline: Option<u64>, events: u64) -> Result<(), u64> {
+        /// As long as programs take for other things before they turn to requests.
+        const PATIENCE_NS: u64 = 3_000_000_000;
+        const FAR_NS: u64 = 30_000_000_000;
+        if self.sought || *state::ready() || deadline.is_none() && events == 0 {
+            return Ok(());
+        }
+        let now = time::monotonic_ns();
+        if self.waits_since == 0 {
+            self.waits_since = now;
+        }
+        let until = self.waits_since.saturating_add(PATIENCE_NS);
+        // Go looks after itself every minute.
+        let is_far = deadline.is_none_or(|deadline| deadline > now.saturating_add(FAR_NS));
+        match now >= until || is_far && events == 0 {
+            true => Ok(()),
+            false => Err(until),
+        }
+    }
+
     /// No thread can go on. Leaves the guest until something comes for one of them, or until `deadline`
     /// (monotonic nanoseconds). If the program is ready for a request and has none, that is all it waits
     /// for, however long it takes: between requests nothing runs.
@@ -137,10 +171,17 @@ impl Server {
             0 => !(self.ending && deadline.is_some()),
             _ => shared && state::threads().awaits_request(),
         };
+        let mut deadline = deadline;
         if takes
             && self.pending.is_none()
             && let Some(listening) = state::sockets().serving_port(host::boot().port as u16)
-            && let Some(place) = self.free_place()
+            && let Some(place) = match self.is_ready(deadline, events) {
+                Ok(()) => self.free_place(),
+                Err(until) => {
+                    deadline = Some(deadline.map_or(until, |deadline| deadline.min(until)));
+                    None
+                }
+            }
         {
             self.name_port(listening);
             match served {
