@@ -147,6 +147,20 @@ fn kvm_a_directory_is_listed_whole_while_its_files_are_removed() {
 }
 
 #[test]
+fn kvm_events_have_all_the_names_that_linux_has_for_them() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "normal_events",
+        &[
+            ("/sockets", "TCP, with something: 1 0x145"),
+            ("/others", "a pipe: 1 0x41"),
+        ],
+    );
+}
+
+#[test]
 fn kvm_a_program_is_ready_when_it_looks_for_requests_on_its_port() {
     if !require_kvm() {
         return;

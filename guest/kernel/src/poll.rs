@@ -16,6 +16,8 @@ pub const POLLHUP: u32 = 0x010;
 /// It failed.
 pub const POLLERR: u32 = 0x008;
 const POLLNVAL: u32 = 0x020;
+/// There is room for what is urgent.
+pub const POLLWRBAND: u32 = 0x200;
 /// The other end writes nothing any more.
 pub const POLLRDHUP: u32 = 0x2000;
 const EPOLLONESHOT: u32 = 1 << 30;
@@ -59,6 +61,16 @@ fn reporting() -> u32 {
 
 /// What an object is ready for.
 fn ready(open: Open, reporting: &mut Reporting) -> u32 {
+    // From POLLIN to POLLRDNORM, and from POLLOUT to POLLWRNORM.
+    const NORMAL_BITS: u32 = 6;
+    let found = base_of(open, reporting);
+    match open.object {
+        Object::Event(..) | Object::Timer(_) | Object::Signals(_) => found,
+        _ => found | (found & (POLLIN | POLLOUT)) << NORMAL_BITS,
+    }
+}
+
+fn base_of(open: Open, reporting: &mut Reporting) -> u32 {
     let when = |holds: bool, events: u32| if holds { events } else { 0 };
     match open.object {
         Object::Stream { from, to } => {

@@ -1,10 +1,10 @@
 //! What sockets are ready for, as poll says it.
 
 use super::address::AF_UNIX;
-use super::table::{Connecting, SOCK_SEQPACKET, State};
+use super::table::{Connecting, SOCK_SEQPACKET, SOCK_STREAM, Socket, State};
 use super::{connect, datagrams, outbound};
 use crate::errno::{Errno, SysResult};
-use crate::poll::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP};
+use crate::poll::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, POLLWRBAND};
 use crate::{pipes, state};
 
 /// Bytes that a read of a socket would find.
@@ -27,6 +27,16 @@ pub fn readable_bytes(number: u16) -> SysResult {
 /// What a socket is ready for.
 pub fn ready(number: u16) -> u32 {
     let socket = *state::sockets().get(number);
+    let found = of(number, socket);
+    // TCP alone does not tell it.
+    let has_bands = !(socket.kind == SOCK_STREAM && socket.domain != AF_UNIX);
+    match has_bands && found & POLLOUT != 0 {
+        true => found | POLLWRBAND,
+        false => found,
+    }
+}
+
+fn of(number: u16, socket: Socket) -> u32 {
     let when = |holds: bool, events: u32| if holds { events } else { 0 };
     let failed = when(socket.error != 0, POLLERR);
     match socket.state {
