@@ -161,6 +161,14 @@ fn kvm_events_have_all_the_names_that_linux_has_for_them() {
 }
 
 #[test]
+fn kvm_what_is_always_ready_starves_nothing_else_in_an_epoll_instance() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("watched_in_turn", &[("/", "10 10 10 10 10 \n")]);
+}
+
+#[test]
 fn kvm_a_program_is_ready_when_it_looks_for_requests_on_its_port() {
     if !require_kvm() {
         return;

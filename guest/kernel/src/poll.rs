@@ -311,6 +311,9 @@ impl Epolls {
         Epolls {
             used: [false; MAX_EPOLLS],
             watched: [UNWATCHED; MAX_WATCHED],
+    /// Where the next look of each instance begins: behind what was reported last, where that was as much as there
+    /// was room for.
+    next: [u16; MAX_EPOLLS],
             end: 0,
         }
     }
@@ -320,6 +323,7 @@ impl Epolls {
         let free = self.used.iter().position(|used| !used)?;
         self.used[free] = true;
         Some(free as u8)
+            next: [0; MAX_EPOLLS],
     }
 
     /// One that no descriptor stands for any more.
@@ -364,6 +368,12 @@ impl Epolls {
 }
 
 impl Default for Epolls {
+    /// The places of what one of them watches, from where its next look begins.
+    fn turn(&self, epoll: u8) -> impl Iterator<Item = usize> + use<> {
+        let (end, next) = (self.end, usize::from(self.next[usize::from(epoll)]));
+        (next..end).chain(0..next.min(end))
+    }
+
     fn default() -> Self {
         Epolls::new()
     }
@@ -441,7 +451,7 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
         // The epoll table alone is borrowed further down, so the other parts are free to be asked.
         let is_nested = watched_by(1 << number) != 0;
         let mut reporting = Reporting(Some(if is_nested { reporting() } else { 0 }));
-        for watched in state::epolls().of_mut(number) {
+        for place in state::epolls().turn(number) {
             if found >= most as u64 {
                 break;
             }
@@ -457,8 +467,14 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
             watched.reported = Some(edges);
             if watched.events & EPOLLONESHOT != 0 {
                 watched.events &= EPOLLONESHOT | EPOLLET;
+                // Who is always ready keeps nobody else from being reported.
+                state::epolls().next[usize::from(number)] = place as u16;
             }
             user::write(entry, now)?;
+            let watched = &mut state::epolls().watched[place];
+            if watched.epoll != number || watched.object == u16::MAX {
+                continue;
+            }
             user::write(entry.wrapping_add(4), watched.data)?;
             found += 1;
         }
