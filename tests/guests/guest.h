@@ -182,6 +182,7 @@ static const char *strerrorname(int number) {
         {EFAULT, "EFAULT"},           {EEXIST, "EEXIST"},           {EXDEV, "EXDEV"},
         {ENODEV, "ENODEV"},           {ENXIO, "ENXIO"},              {ESOCKTNOSUPPORT, "ESOCKTNOSUPPORT"},
         {EOVERFLOW, "EOVERFLOW"},     {EBUSY, "EBUSY"},           {EMSGSIZE, "EMSGSIZE"},
+        {ENOSPC, "ENOSPC"},           {EPERM, "EPERM"},
     };
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (names[i].number == number)

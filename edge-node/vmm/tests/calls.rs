@@ -169,6 +169,14 @@ fn kvm_what_is_always_ready_starves_nothing_else_in_an_epoll_instance() {
 }
 
 #[test]
+fn kvm_the_full_device_has_no_room_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same("full_device", &[("/", "write: ENOSPC")]);
+}
+
+#[test]
 fn kvm_a_program_is_ready_when_it_looks_for_requests_on_its_port() {
     if !require_kvm() {
         return;

@@ -64,6 +64,8 @@ pub enum Object {
     Null,
     /// /dev/zero
     Zero,
+    /// /dev/full
+    Full,
     /// /dev/random and /dev/urandom
     Random,
     /// A file of /tmp: its number there.

@@ -99,6 +99,7 @@ fn base_of(open: Open, reporting: &mut Reporting) -> u32 {
         Object::Log => POLLOUT,
         Object::Stdin
         | Object::Null
+        | Object::Full
         | Object::Zero
         | Object::Random
         | Object::File(_)
@@ -392,7 +393,13 @@ pub fn epoll_control(epoll: u64, operation: u64, descriptor: u64, event: u64) ->
     let object = state::files().index(descriptor)?;
     if matches!(
         state::files().object(object).object,
-        Object::File(_) | Object::Made(_) | Object::Directory(_)
+        Object::File(_)
+            | Object::Brought(_)
+            | Object::Made(_)
+            | Object::Directory(_)
+            | Object::Null
+            | Object::Full
+            | Object::Zero
     ) {
         // As on Linux: a file is always ready.
         return Err(Errno::EPERM);

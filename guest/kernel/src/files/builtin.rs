@@ -36,7 +36,7 @@ use Entry::{Device, Empty, Link, Made, Text};
 /// Everything there is, with its path, in order.
 pub const ENTRIES: &[(&str, Entry)] = &[
     ("/dev/fd", Link("/proc/self/fd")),
-    ("/dev/full", Device(Object::Null)),
+    ("/dev/full", Device(Object::Full)),
     ("/dev/null", Device(Object::Null)),
     ("/dev/random", Device(Object::Random)),
     ("/dev/stderr", Device(Object::Log)),

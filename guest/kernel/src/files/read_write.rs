@@ -90,7 +90,7 @@ pub(super) fn try_read(held: &Held, to: Place<'_>) -> SysResult {
         }
         Object::Directory(_) => Err(Errno::EISDIR),
         Object::Stdin | Object::Null => Ok(0),
-        Object::Zero => {
+        Object::Zero | Object::Full => {
             let to = to.writable()?;
             to.fill(0);
             Ok(to.len() as u64)
@@ -174,6 +174,7 @@ pub(super) fn try_write(held: &Held, bytes: &[u8]) -> SysResult {
         }
         Object::Log => log::write(bytes),
         Object::Null | Object::Zero | Object::Random => {}
+        Object::Full => return Err(Errno::ENOSPC),
         Object::Brought(_)
         | Object::Made(_)
         | Object::Info(_)
@@ -260,7 +261,7 @@ pub(super) fn read_at(held: &Held, at: u64, to: Place<'_>) -> SysResult {
             copy_out(made(open.object), at, to)
         }
         Object::Directory(_) => Err(Errno::EISDIR),
-        Object::Null | Object::Zero | Object::Random => try_read(held, to),
+        Object::Null | Object::Full | Object::Zero | Object::Random => try_read(held, to),
         _ => Err(Errno::ESPIPE),
     }
 }
@@ -324,6 +325,7 @@ pub(super) fn write_at(held: &Held, at: u64, bytes: &[u8]) -> SysResult {
         _ => Err(Errno::ESPIPE),
     }
 }
+        Object::Full => Err(Errno::ENOSPC),
 
 /// `lseek`
 pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
@@ -338,7 +340,7 @@ pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {
         Object::File(number) => state::temporary().node(number).size,
         Object::Brought(number) => artifact::content_of(number).len() as u64,
         Object::Made(_) | Object::Info(_) | Object::Name(_) | Object::Directory(_) => 0,
-        Object::Null | Object::Zero | Object::Random => return Ok(0),
+        Object::Null | Object::Full | Object::Zero | Object::Random => return Ok(0),
         _ => return Err(Errno::ESPIPE),
     };
     let from = match whence {

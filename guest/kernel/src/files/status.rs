@@ -230,7 +230,7 @@ pub(super) fn of_object(object: Object) -> Status {
             return of_directory(path.as_bytes());
         }
         Object::Stream { .. } | Object::Stdin | Object::Log => Kind::Pipe,
-        Object::Null | Object::Zero | Object::Random => Kind::Device,
+        Object::Null | Object::Full | Object::Zero | Object::Random => Kind::Device,
         Object::Socket(_) => Kind::Socket,
         Object::Timer(_)
         | Object::Signals(_)

@@ -273,6 +273,7 @@ pub fn describe(to: &mut Content, descriptor: u64) {
         Object::Stream { from, to: into } => {
             write!(to, "pipe:[{}]", 20_000 + u32::from(from.min(into)))
         }
+        Object::Full => to.write_str("/dev/full"),
         Object::Log => to.write_str("pipe:[1]"),
         Object::Stdin | Object::Null => to.write_str("/dev/null"),
         Object::Zero => to.write_str("/dev/zero"),
