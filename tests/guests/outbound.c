@@ -217,6 +217,16 @@ static void udp(void) {
     tell_result("send", send(fd, "x", 1, 0));
 }
 
+/* Looks at a connection of which nothing comes, without a wait. */
+static void looks(void) {
+    int fd = reach(0), found = 0;
+    struct pollfd one = {.fd = fd, .events = POLLIN};
+    for (unsigned long i = 0; i < count; i++)
+        found += poll(&one, 1, 0);
+    tell("looked %lu times, found %d\n", count, found);
+    close(fd);
+}
+
 static void handle(const struct request *request) {
     char way[32] = "";
     told[0] = '\0';
@@ -225,7 +235,8 @@ static void handle(const struct request *request) {
         const char *way;
         void (*run)(void);
     } all[] = {{"fetch", fetch},        {"epoll", by_epoll}, {"echo", echo},
-               {"threads", by_threads}, {"many", many},      {"udp", udp},         {"hostile", hostile}};
+               {"threads", by_threads}, {"many", many},      {"udp", udp},         {"hostile", hostile},
+               {"looks", looks}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (strcmp(way, all[i].way) == 0)
             all[i].run();

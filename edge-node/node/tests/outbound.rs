@@ -205,6 +205,23 @@ fn kvm_a_program_reaches_what_its_manifest_names() {
 }
 
 #[test]
+fn kvm_to_look_at_a_connection_does_not_leave_the_guest_every_time() {
+    if !require_kvm() {
+        return;
+    }
+    let port = server(silent);
+    let mut function = Function::new(&guest("outbound"), &[format!("192.0.2.1:{port}")]);
+    let began = Instant::now();
+    let text = function.get(&format!("/looks/192.0.2.1/{port}/5000"));
+    let took = began.elapsed();
+    assert_eq!(text, "looked 5000 times, found 0\n");
+    // Once in half a millisecond at most, and what connecting takes.
+    let most = took.as_micros() as u64 / 500 + 20;
+    let exits = function.stats.exits;
+    assert!(u64::from(exits) <= most, "{exits} exits in {took:?}");
+}
+
+#[test]
 fn kvm_what_the_manifest_does_not_name_is_refused_and_said_in_the_log() {
     if !require_kvm() {
         return;

@@ -59,7 +59,7 @@ fn reporting() -> u32 {
     }
 }
 
-/// What an object is ready for.
+/// What an object is ready for, by each of the names that Linux has for it.
 fn ready(open: Open, reporting: &mut Reporting) -> u32 {
     // From POLLIN to POLLRDNORM, and from POLLOUT to POLLWRNORM.
     const NORMAL_BITS: u32 = 6;
@@ -119,10 +119,17 @@ fn wait_until(timeout: Option<u64>, mut scan: impl FnMut() -> SysResult) -> SysR
     let deadline = timeout.map(|timeout| time::monotonic_ns().saturating_add(timeout));
     loop {
         timers::ring();
-        sockets::outbound::refresh();
-        let found = scan()?;
-        if found > 0 || timeout == Some(0) {
-            return Ok(found);
+        let mut asked = sockets::outbound::refresh_if_due();
+        loop {
+            let found = scan()?;
+            if found > 0 || timeout == Some(0) {
+                return Ok(found);
+            }
+            // Who is to wait knows the latest.
+            if asked || !sockets::outbound::refresh() {
+                break;
+            }
+            asked = true;
         }
         if deadline.is_some_and(|deadline| time::monotonic_ns() >= deadline) {
             return Ok(0);
@@ -304,6 +311,9 @@ pub struct Epolls {
     watched: [Watched; MAX_WATCHED],
     /// Nothing is watched at this place or behind it.
     end: usize,
+    /// Where the next look of each instance begins: behind what was reported last, where that was as much as there
+    /// was room for.
+    next: [u16; MAX_EPOLLS],
 }
 
 impl Epolls {
@@ -312,10 +322,8 @@ impl Epolls {
         Epolls {
             used: [false; MAX_EPOLLS],
             watched: [UNWATCHED; MAX_WATCHED],
-    /// Where the next look of each instance begins: behind what was reported last, where that was as much as there
-    /// was room for.
-    next: [u16; MAX_EPOLLS],
             end: 0,
+            next: [0; MAX_EPOLLS],
         }
     }
 
@@ -324,7 +332,6 @@ impl Epolls {
         let free = self.used.iter().position(|used| !used)?;
         self.used[free] = true;
         Some(free as u8)
-            next: [0; MAX_EPOLLS],
     }
 
     /// One that no descriptor stands for any more.
@@ -361,6 +368,12 @@ impl Epolls {
         all.filter(|it| it.object != u16::MAX)
     }
 
+    /// The places of what one of them watches, from where its next look begins.
+    fn turn(&self, epoll: u8) -> impl Iterator<Item = usize> + use<> {
+        let (end, next) = (self.end, usize::from(self.next[usize::from(epoll)]));
+        (next..end).chain(0..next.min(end))
+    }
+
     /// What one of them watches, to be changed.
     fn of_mut(&mut self, epoll: u8) -> impl Iterator<Item = &mut Watched> {
         let all = self.watched[..self.end].iter_mut();
@@ -369,12 +382,6 @@ impl Epolls {
 }
 
 impl Default for Epolls {
-    /// The places of what one of them watches, from where its next look begins.
-    fn turn(&self, epoll: u8) -> impl Iterator<Item = usize> + use<> {
-        let (end, next) = (self.end, usize::from(self.next[usize::from(epoll)]));
-        (next..end).chain(0..next.min(end))
-    }
-
     fn default() -> Self {
         Epolls::new()
     }
@@ -460,7 +467,13 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
         let mut reporting = Reporting(Some(if is_nested { reporting() } else { 0 }));
         for place in state::epolls().turn(number) {
             if found >= most as u64 {
+                // Who is always ready keeps nobody else from being reported.
+                state::epolls().next[usize::from(number)] = place as u16;
                 break;
+            }
+            let watched = &mut state::epolls().watched[place];
+            if watched.epoll != number || watched.object == u16::MAX {
+                continue;
             }
             let Some((now, edges)) = watched.found(&mut reporting) else {
                 continue;
@@ -474,14 +487,8 @@ pub fn epoll_wait(epoll: u64, events: u64, most: u64, timeout: Option<u64>) -> S
             watched.reported = Some(edges);
             if watched.events & EPOLLONESHOT != 0 {
                 watched.events &= EPOLLONESHOT | EPOLLET;
-                // Who is always ready keeps nobody else from being reported.
-                state::epolls().next[usize::from(number)] = place as u16;
             }
             user::write(entry, now)?;
-            let watched = &mut state::epolls().watched[place];
-            if watched.epoll != number || watched.object == u16::MAX {
-                continue;
-            }
             user::write(entry.wrapping_add(4), watched.data)?;
             found += 1;
         }

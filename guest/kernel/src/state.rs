@@ -119,6 +119,8 @@ parts! {
     process: Process = Process::new();
     /// The last file that a program looked for and did not find before it was ready.
     not_found: NotFound = NotFound::new();
+    /// When the host was last asked what the connections out of the guest are ready for.
+    outbound_asked_at: u64 = 0;
     /// Random bytes.
     random: Random = Random::new();
     /// System calls that were refused and have been named in the log, one bit each.

@@ -11,7 +11,7 @@ use super::table::{Outbound, Socket, State};
 use super::{dns, mark};
 use crate::buffers::Place;
 use crate::errno::{Errno, SysResult};
-use crate::{host, log, pipes, state, threads};
+use crate::{host, log, pipes, state, threads, time};
 
 /// The guest's own addresses on connections out of it.
 pub(super) const OWN_V4: Ip = Ip::v4([10, 0, 2, 15]);
@@ -154,6 +154,10 @@ pub fn receive(number: u16, handle: u64, to: &mut [u8], peek: bool) -> SysResult
     // What is looked at alone stays, and is no news again.
     let is_whole = received.is_ok_and(|count| count == to.len() as u64 || peek && count > 0);
     if let State::Outbound(outbound) = &mut state::sockets().get(number).state {
+        if !peek {
+            // Whether there is more the host has to be asked.
+            outbound.ready &= !READ;
+        }
         let counted = !peek && core::mem::take(&mut outbound.counted);
         if !is_whole || counted {
             outbound.awaited |= READ;
@@ -182,10 +186,11 @@ pub fn readable_bytes(number: u16) -> u64 {
 pub fn send(number: u16, handle: u64, bytes: &[u8]) -> SysResult {
     let args = [handle, bytes.as_ptr() as u64, bytes.len() as u64, 0];
     let sent = result(host::call(Call::SEND, 0, args));
-    if !sent.is_ok_and(|count| count == bytes.len() as u64)
-        && let State::Outbound(outbound) = &mut state::sockets().get(number).state
-    {
-        outbound.awaited |= WRITE;
+    if let State::Outbound(outbound) = &mut state::sockets().get(number).state {
+        outbound.ready &= !WRITE;
+        if !sent.is_ok_and(|count| count == bytes.len() as u64) {
+            outbound.awaited |= WRITE;
+        }
     }
     sent
 }
@@ -200,8 +205,20 @@ pub fn close(handle: u64) {
     host::call(Call::SHUT, 0, [handle, shut_how::ALL, 0, 0]);
 }
 
-/// Asks the host what every connection is ready for.
-pub fn refresh() {
+/// Asks the host what every connection is ready for, if it was not asked just now: a program that has other things to
+/// do looks often, and to ask is an exit.
+pub fn refresh_if_due() -> bool {
+    const EVERY_NS: u64 = 500_000;
+    let is_open = |socket: &Socket| matches!(socket.state, State::Outbound(_));
+    if !state::sockets().all().any(|(_, socket)| is_open(socket)) {
+        return false;
+    }
+    let due = state::outbound_asked_at().saturating_add(EVERY_NS);
+    time::monotonic_ns() >= due && refresh()
+}
+
+/// Asks the host what every connection is ready for; `false` if there is none.
+pub fn refresh() -> bool {
     let mut events = 0;
     for (_, socket) in state::sockets().all() {
         if let State::Outbound(outbound) = socket.state {
@@ -210,7 +227,9 @@ pub fn refresh() {
     }
     if events != 0 {
         take_in(host::park(0, events), true);
+        *state::outbound_asked_at() = time::monotonic_ns();
     }
+    events != 0
 }
 
 /// Takes in what the host says of the connections; `whole` if it was asked about everything.
