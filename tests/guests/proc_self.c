@@ -6,6 +6,7 @@
 #include <sys/auxv.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -175,12 +176,47 @@ static void process(void) {
     tell_result("this thread", stat("/proc/thread-self/status", &status));
 }
 
+/* More mappings than fit a small buffer, and the stack among them. */
+static void mappings(void) {
+    enum { MANY = 600, PAGE = 4096 };
+    char *at = mmap(NULL, MANY * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < MANY; i += 2)
+        mprotect(at + i * PAGE, PAGE, PROT_READ);
+    FILE *file = fopen("/proc/self/maps", "r");
+    char line[512];
+    int stacks = 0, ours = 0, holds = 0, ordered = 1, whole = 1;
+    unsigned long last = 0, start, end;
+    while (fgets(line, sizeof line, file) != NULL) {
+        whole &= line[strlen(line) - 1] == '\n' && sscanf(line, "%lx-%lx", &start, &end) == 2;
+        /* vsyscall is not at an address of the program's. */
+        ordered &= start >= last;
+        last = end;
+        ours += start >= (unsigned long)at && end <= (unsigned long)at + MANY * PAGE;
+        if (strstr(line, "[stack]") != NULL) {
+            stacks++;
+            holds = start <= (unsigned long)line && (unsigned long)line < end;
+        }
+    }
+    fclose(file);
+    tell("in order: %d, whole: %d, stacks: %d, this one: %d, many: %d\n", ordered, whole, stacks, holds,
+         ours >= MANY - 2);
+    pthread_attr_t attributes;
+    tell_result("attributes", pthread_getattr_np(pthread_self(), &attributes));
+    void *lowest;
+    size_t bytes;
+    pthread_attr_getstack(&attributes, &lowest, &bytes);
+    tell("on it: %d\n", (char *)lowest <= line && line < (char *)lowest + bytes);
+    munmap(at, MANY * PAGE);
+}
+
 static void handle(const struct request *request) {
     told[0] = '\0';
     if (is_path(request, "/descriptors"))
         descriptors();
     else if (is_path(request, "/threads"))
         threads();
+    else if (is_path(request, "/mappings"))
+        mappings();
     else
         process();
     answer(request, "%s", told);

@@ -66,6 +66,10 @@ fn kvm_proc_tells_of_the_program_as_on_linux() {
             ("/descriptors", "anon_inode:[eventpoll]"),
             ("/threads", "the other one"),
             ("/process", "stat 52"),
+            (
+                "/mappings",
+                "stacks: 1, this one: 1, many: 1\nattributes: 0\non it: 1",
+            ),
         ],
     );
 }

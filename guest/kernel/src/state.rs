@@ -13,7 +13,6 @@ use crate::files::piece::Cells;
 use crate::files::temporary::Temporary;
 use crate::files::watch::Watches;
 use crate::files::{Files, builtin};
-use crate::host::Text;
 use crate::memory::Memory;
 use crate::pipes::{MAX_QUEUES, Queue};
 use crate::poll::Epolls;
@@ -76,7 +75,7 @@ parts! {
     /// /tmp.
     temporary: Temporary = Temporary::new();
     /// What a built-in file holds, while it is read.
-    content: builtin::Content = Text::new();
+    content: builtin::Content = builtin::Content::new();
     /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
     /// The open directories.

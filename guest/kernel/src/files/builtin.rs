@@ -4,13 +4,12 @@
 use core::fmt::{self, Write as _};
 
 use super::{Object, paths};
-use crate::host;
 use crate::sockets::interfaces;
 
 mod machine;
 pub mod own;
 
-/// Largest content that is made.
+/// Most bytes of a content that are made at once.
 pub const MAX_CONTENT_BYTES: usize = 16 << 10;
 
 /// What is at a path.
@@ -28,8 +27,55 @@ pub enum Entry {
     Empty,
 }
 
-/// Where content is written to.
-pub type Content = host::Text<MAX_CONTENT_BYTES>;
+/// Where content is written to: a part of it, as it may be of any length.
+pub struct Content {
+    /// The part.
+    pub bytes: [u8; MAX_CONTENT_BYTES],
+    /// Bytes of it so far.
+    pub used: usize,
+    /// Bytes that are still to come before it.
+    before: u64,
+}
+
+impl Content {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Content {
+            bytes: [0; MAX_CONTENT_BYTES],
+            used: 0,
+            before: 0,
+        }
+    }
+
+    /// What is written from now on is the content from its start; what is before `from` is left out.
+    pub fn begin(&mut self, from: u64) {
+        (self.used, self.before) = (0, from);
+    }
+
+    /// Puts bytes of whatever kind at the end, as far as there is room.
+    fn push(&mut self, bytes: &[u8]) {
+        let passed = self.before.min(bytes.len() as u64);
+        self.before -= passed;
+        let bytes = &bytes[passed as usize..];
+        let room = &mut self.bytes[self.used..];
+        let fits = bytes.len().min(room.len());
+        room[..fits].copy_from_slice(&bytes[..fits]);
+        self.used += fits;
+    }
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Content::new()
+    }
+}
+
+impl fmt::Write for Content {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text.as_bytes());
+        Ok(())
+    }
+}
 
 use Entry::{Device, Empty, Link, Made, Text};
 

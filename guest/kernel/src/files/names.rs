@@ -26,7 +26,7 @@ pub fn read_link(directory: u64, path: u64, to: u64, bytes: u64) -> SysResult {
         }
         Found::Descriptor(number) => {
             let content = state::content();
-            content.used = 0;
+            content.begin(0);
             builtin::own::describe(content, number);
             &content.bytes[..content.used]
         }

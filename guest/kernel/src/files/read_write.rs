@@ -258,7 +258,7 @@ pub(super) fn read_at(held: &Held, at: u64, to: Place<'_>) -> SysResult {
         Object::Made(_) | Object::Info(_) | Object::Name(_) => {
             // The place first: what was made is there until something else is.
             let to = Place::Own(to.writable()?);
-            copy_out(made(open.object), at, to)
+            copy_out(made(open.object, at), 0, to)
         }
         Object::Directory(_) => Err(Errno::EISDIR),
         Object::Null | Object::Full | Object::Zero | Object::Random => try_read(held, to),
@@ -276,13 +276,16 @@ fn copy_out(content: &[u8], at: u64, to: Place<'_>) -> SysResult {
     Ok(to.len() as u64)
 }
 
-/// The content of a file that is made when it is read.
-fn made(object: Object) -> &'static [u8] {
+/// The content of a file that is made when it is read, from a place on; no more than is made at once.
+fn made(object: Object, at: u64) -> &'static [u8] {
     let content = state::content();
-    content.used = 0;
+    content.begin(at);
     match object {
         Object::Made(number) => match builtin::ENTRIES[usize::from(number)].1 {
-            builtin::Entry::Text(text) => return text.as_bytes(),
+            builtin::Entry::Text(text) => {
+                let text = text.as_bytes();
+                return &text[at.min(text.len() as u64) as usize..];
+            }
             // What does not fit is cut.
             builtin::Entry::Made(make) => drop(make(content)),
             _ => {}
@@ -322,10 +325,10 @@ pub(super) fn write_at(held: &Held, at: u64, bytes: &[u8]) -> SysResult {
             Ok(written)
         }
         Object::Null | Object::Zero | Object::Random => Ok(bytes.len() as u64),
+        Object::Full => Err(Errno::ENOSPC),
         _ => Err(Errno::ESPIPE),
     }
 }
-        Object::Full => Err(Errno::ENOSPC),
 
 /// `lseek`
 pub fn seek(descriptor: u64, offset: u64, whence: u64) -> SysResult {

@@ -7,14 +7,6 @@ use crate::files::{MAX_DESCRIPTORS, Object, artifact, directory};
 use crate::memory::Protection;
 use crate::{host, identity, process, state, time, user};
 
-/// Puts bytes of whatever kind at the end, as far as there is room.
-fn push(to: &mut Content, bytes: &[u8]) {
-    let room = &mut to.bytes[to.used..];
-    let fits = bytes.len().min(room.len());
-    room[..fits].copy_from_slice(&bytes[..fits]);
-    to.used += fits;
-}
-
 /// The text that a word of the first stack points to.
 fn text_at(word: u64) -> Option<&'static [u8]> {
     const MOST: u64 = 16 << 10;
@@ -40,8 +32,8 @@ fn texts(to: &mut Content, from: u64) {
         if to.used == to.bytes.len() {
             break;
         }
-        push(to, text);
-        push(to, &[0]);
+        to.push(text);
+        to.push(&[0]);
     }
 }
 
@@ -66,8 +58,8 @@ pub(super) fn auxiliary_vector(to: &mut Content) -> fmt::Result {
             let Ok([kind, value]) = pair else {
                 break;
             };
-            push(to, &kind.to_le_bytes());
-            push(to, &value.to_le_bytes());
+            to.push(&kind.to_le_bytes());
+            to.push(&value.to_le_bytes());
             if kind == 0 {
                 break;
             }
@@ -78,8 +70,8 @@ pub(super) fn auxiliary_vector(to: &mut Content) -> fmt::Result {
 
 /// The name of a thread, with a line end.
 pub fn name(to: &mut Content, thread: usize) {
-    push(to, process::name(thread));
-    push(to, b"\n");
+    to.push(process::name(thread));
+    to.push(b"\n");
 }
 
 pub(super) fn first_name(to: &mut Content) -> fmt::Result {
@@ -96,20 +88,27 @@ pub(super) fn maps(to: &mut Content) -> fmt::Result {
         "{:08x}-{:08x} r-xp 00000000 00:01 1 /function",
         boot.program_start, boot.brk_start
     )?;
+    let (stack, mut has_stack) = (boot.stack_start, false);
     let mut result = Ok(());
     state::memory().for_each_mapping(|start, stop, protection| {
+        // In the order of addresses, by which glibc finds how far the stack may grow.
+        if start > stack && !core::mem::replace(&mut has_stack, true) {
+            result = result.and(of_stack(to, stack, end));
+        }
         let may = letters(protection);
         result = result.and(writeln!(
             to,
             "{start:08x}-{stop:08x} {may}p 00000000 00:00 0 "
         ));
     });
-    result?;
-    writeln!(
-        to,
-        "{:08x}-{end:08x} rw-p 00000000 00:00 0 [stack]",
-        boot.stack_start
-    )
+    match has_stack {
+        true => result,
+        false => result.and(of_stack(to, stack, end)),
+    }
+}
+
+fn of_stack(to: &mut Content, start: u64, end: u64) -> fmt::Result {
+    writeln!(to, "{start:08x}-{end:08x} rw-p 00000000 00:00 0 [stack]")
 }
 
 /// The same with how much of each is there: all of it is taken for used.
@@ -254,27 +253,27 @@ pub fn describe(to: &mut Content, descriptor: u64) {
     };
     if let Some(number) = open.object.node() {
         let path = state::temporary().path_of(number);
-        return push(to, path.unwrap_or(b"/tmp/ (deleted)"));
+        return to.push(path.unwrap_or(b"/tmp/ (deleted)"));
     }
     let made = match open.object {
         Object::Brought(number) => {
             if let Some(entry) = artifact::entry(number) {
-                push(to, entry.path);
+                to.push(entry.path);
             }
             return;
         }
         Object::Directory(number) => {
-            return push(to, directory::path_of(number).as_bytes());
+            return to.push(directory::path_of(number).as_bytes());
         }
         Object::Made(number) => {
-            return push(to, super::ENTRIES[usize::from(number)].0.as_bytes());
+            return to.push(super::ENTRIES[usize::from(number)].0.as_bytes());
         }
         Object::Socket(number) => write!(to, "socket:[{}]", 10_000 + u32::from(number)),
         Object::Stream { from, to: into } => {
             write!(to, "pipe:[{}]", 20_000 + u32::from(from.min(into)))
         }
-        Object::Full => to.write_str("/dev/full"),
         Object::Log => to.write_str("pipe:[1]"),
+        Object::Full => to.write_str("/dev/full"),
         Object::Stdin | Object::Null => to.write_str("/dev/null"),
         Object::Zero => to.write_str("/dev/zero"),
         Object::Random => to.write_str("/dev/urandom"),
