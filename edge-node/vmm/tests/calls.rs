@@ -196,3 +196,17 @@ fn kvm_a_program_is_ready_when_it_looks_for_requests_on_its_port() {
         assert_eq!(function.get("/"), steps, "{way}");
     }
 }
+
+#[test]
+fn kvm_a_private_mapping_of_which_is_given_up_what_was_written_shows_the_file() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "file_copies",
+        &[
+            ("/", "all anew: abcd, behind the end: 0"),
+            ("/", "its own: bc"),
+        ],
+    );
+}

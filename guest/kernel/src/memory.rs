@@ -447,6 +447,20 @@ impl Memory {
         }
     }
 
+    /// What the program may do at an address, as `mprotect` is told it.
+    pub fn protection_at(&self, addr: u64) -> u64 {
+        let found = match is_sparse(addr) {
+            true => self.sparse.regions.at(addr).map(|region| region.protection),
+            false => self.arena.holds(addr, addr + 1),
+        };
+        match found.unwrap_or(Protection::Write) {
+            Protection::None => 0,
+            Protection::Read => 1,
+            Protection::Write => 3,
+            Protection::Execute => 5,
+        }
+    }
+
     /// Up to where, and at most to `end`, the program has something from `start` on.
     fn mapped_until(&self, start: u64, end: u64) -> u64 {
         match is_sparse(start) {

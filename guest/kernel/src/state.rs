@@ -7,6 +7,7 @@ use holm_hostcall::tree::Tree;
 
 use crate::files::directory::OpenDirectories;
 use crate::files::locks::Locks;
+use crate::files::map::Copies;
 use crate::files::open::NotFound;
 use crate::files::paths::Path;
 use crate::files::piece::Cells;
@@ -90,6 +91,8 @@ parts! {
     files: Files = Files::new();
     /// The files that the artifact brought.
     artifact: Option<Tree<'static>> = None;
+    /// Private mappings of files.
+    copies: Copies = Copies::new();
     /// Small pieces of program memory.
     cells: Cells = Cells::new();
     /// The working directory.

@@ -79,7 +79,7 @@ fn serve(frame: &Registers) -> SysResult {
         25 => map::remap(a, b, c, d, e),
         26 => state::memory().synchronise(a, b, c),
         27 => memory::resident(a, b, c),
-        28 => state::memory().advise(a, b, c, &mut guest()),
+        28 => map::advise(a, b, c),
         32 => descriptors::duplicate(a),
         33 => descriptors::duplicate_to(a, b),
         292 => descriptors::duplicate_to_other(a, b, c),

@@ -10,6 +10,11 @@ use crate::errno::{Errno, SysResult};
 use crate::memory::{Share, guest};
 use crate::state;
 
+mod copies;
+
+pub use copies::Copies;
+use copies::is_dropped;
+
 const PROT_READ_WRITE: u64 = 3;
 const PROT_WRITE: u64 = 2;
 const MAP_SHARED: u64 = 1;
@@ -24,15 +29,33 @@ pub fn map(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u6
     }
     let mapped = match flags & MAP_ANONYMOUS {
         0 => map_file(hint, bytes, prot, flags, descriptor, at),
-        _ => state::memory().map(hint, bytes, prot, flags, &mut guest()),
+        _ => {
+            let mapped = state::memory().map(hint, bytes, prot, flags, &mut guest());
+            if let Ok(start) = mapped {
+                state::copies().forget(start, start.saturating_add(bytes));
+            }
+            mapped
+        }
     };
     let_go_of_unmapped();
     mapped
 }
 
+/// `madvise`
+pub fn advise(start: u64, bytes: u64, advice: u64) -> SysResult {
+    let advised = state::memory().advise(start, bytes, advice, &mut guest());
+    if is_dropped(advice) && advised != Err(Errno::EINVAL) {
+        state::copies().make_anew(start, start.saturating_add(bytes))?;
+    }
+    advised
+}
+
 /// `munmap`
 pub fn unmap(start: u64, bytes: u64) -> SysResult {
     let unmapped = state::memory().unmap(start, bytes, &mut guest());
+    if unmapped.is_ok() {
+        state::copies().forget(start, start.saturating_add(bytes));
+    }
     let_go_of_unmapped();
     unmapped
 }
@@ -40,6 +63,9 @@ pub fn unmap(start: u64, bytes: u64) -> SysResult {
 /// `mremap`
 pub fn remap(start: u64, old_bytes: u64, new_bytes: u64, flags: u64, to: u64) -> SysResult {
     let moved = state::memory().remap(start, old_bytes, new_bytes, flags, to, &mut guest());
+    if let Ok(at) = moved {
+        state::copies().moved(start, old_bytes, at, new_bytes);
+    }
     let_go_of_unmapped();
     moved
 }
@@ -81,8 +107,9 @@ fn map_file(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
                 page: first_page(at, bytes)?,
             };
             let mapped = state::memory().map_file(hint, bytes, prot, flags, share, &mut guest());
-            if mapped.is_err() {
-                state::temporary().unmapped();
+            match mapped {
+                Ok(start) => state::copies().forget(start, start.saturating_add(bytes)),
+                Err(_) => state::temporary().unmapped(),
             }
             mapped
         }
@@ -98,7 +125,7 @@ fn first_page(at: u64, bytes: u64) -> Result<u32, Errno> {
 }
 
 /// A copy: what is written to it stays with the program, and what others write to the file is not seen, which
-/// is as good where nobody can.
+/// is as good where nobody can. What the file has can be had again by `madvise`.
 fn map_copy(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u64) -> SysResult {
     let memory = state::memory;
     let start = memory().map(
@@ -113,10 +140,12 @@ fn map_copy(hint: u64, bytes: u64, prot: u64, flags: u64, descriptor: u64, at: u
         PROT_READ_WRITE => Ok(0),
         prot => memory().protect(start, bytes, prot, &mut guest()),
     });
+    state::copies().forget(start, start.saturating_add(bytes));
     if let Err(error) = done {
         memory().unmap(start, bytes, &mut guest())?;
         return Err(error);
     }
+    state::copies().add(start, bytes, state::files().get(descriptor)?.object, at);
     Ok(start)
 }
 
