@@ -1,4 +1,4 @@
-/* Raises the exception that the path names. */
+/* Raises the exception that the path names; `/write/N` writes to an address. */
 #include "guest.h"
 
 static volatile int zero;
@@ -37,6 +37,8 @@ static void handle(const struct request *request) {
         *(volatile char *)0x100000 = 1;
     else if (is_path(request, "/beyond_memory"))
         *(volatile char *)0x7FFFFFFFF000 = 1;
+    else if (number_after(request, "/write/", 0) != 0)
+        *(volatile char *)number_after(request, "/write/", 0) = 1;
     else {
         answer(request, "no such fault: %s\n", request->path);
         return;

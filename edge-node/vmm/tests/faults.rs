@@ -7,6 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::{Function, boot, config, each_libc};
+use holm_hostcall::{
+    IDT_ADDR, PAGE_BYTES, STUB_ADDR, STUB_CR3_ADDR, STUB_HOSTCALL_ADDR, STUB_SCRATCH_ADDR,
+    STUB_STACK_ADDR, TABLES_ADDR, USER_START,
+};
 use holm_test_support::{guest, is_slow, musl_guest, patience, require_kvm};
 use holm_vmm::Failure;
 
@@ -139,6 +143,51 @@ fn kvm_privileged_instructions_are_refused() {
         return;
     }
     each_fails("executes_hlt", &[("/", "privileged instruction")]);
+    const WAYS: [&str; 13] = [
+        "/cli",
+        "/out_hostcall",
+        "/out_exception",
+        "/in",
+        "/read_cr3",
+        "/write_cr3",
+        "/write_dr7",
+        "/wrmsr",
+        "/rdmsr",
+        "/lgdt",
+        "/invlpg",
+        "/swapgs",
+        "/iretq",
+    ];
+    each_fails(
+        "executes_privileged",
+        &WAYS.map(|way| (way, "privileged instruction")),
+    );
+}
+
+#[test]
+fn kvm_the_stub_and_what_it_works_with_cannot_be_written_to() {
+    if !require_kvm() {
+        return;
+    }
+    // Its tables, its stack, its scratch page, its code, and the pages around them.
+    let places = [
+        TABLES_ADDR,
+        IDT_ADDR,
+        STUB_STACK_ADDR,
+        STUB_SCRATCH_ADDR,
+        STUB_CR3_ADDR,
+        STUB_ADDR - 1,
+        STUB_ADDR,
+        STUB_HOSTCALL_ADDR,
+        STUB_ADDR + PAGE_BYTES,
+        USER_START - 1,
+    ];
+    let mut function = Function::new(&guest("faults"));
+    for place in places {
+        let failure = function.failure(&format!("/write/{place}"));
+        let is_refused = failure.contains("write memory that it may not");
+        assert!(is_refused, "{place:#x}: {failure}");
+    }
 }
 
 #[test]

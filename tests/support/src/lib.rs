@@ -248,4 +248,30 @@ mod tests {
         assert!(names.contains(&"loops".to_owned()) && names.contains(&"state".to_owned()));
         assert!(!names.contains(&"guest".to_owned()));
     }
+
+    #[test]
+    fn every_test_guest_is_used_by_a_test() {
+        fn sources(directory: &Path, text: &mut String) {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                if path.is_dir() && name != "target" && !name.starts_with('.') {
+                    sources(&path, text);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    text.push_str(&fs::read_to_string(&path).unwrap());
+                }
+            }
+        }
+        let mut text = String::new();
+        sources(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
+            &mut text,
+        );
+        let names = build::names();
+        let unused: Vec<_> = names
+            .iter()
+            .filter(|name| !text.contains(&format!("\"{name}\"")))
+            .collect();
+        assert!(unused.is_empty(), "{unused:?}");
+    }
 }
