@@ -250,4 +250,7 @@ fn kvm_a_program_that_is_no_server_ends_with_3() {
         "the last line",
         "system calls that it made and that are not supported: clone, execve, number 461",
     ]);
+    run(&guest("needs_io_uring"), &[])
+        .exits(3)
+        .complains_of(&["and Holm too: io_uring_setup"]);
 }

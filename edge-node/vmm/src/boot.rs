@@ -1,6 +1,8 @@
 //! The first start of a program: lay out its memory, run it until it waits for a request, take the
 //! snapshot.
 
+mod lacking;
+
 use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
@@ -27,8 +29,6 @@ use crate::{CrashReport, Failure, Hypervisor, RequestPlace, Snapshot, VmmError, 
 
 /// Where a relocatable program is put: where most others are linked to.
 const RELOCATED_ADDR: u64 = 0x40_0000;
-/// How the library OS begins the line in which it names a call that it does not support.
-const UNSUPPORTED_CALL: &str = "holm: system call ";
 
 /// What a guest is given beside its program.
 #[derive(Clone)]
@@ -135,7 +135,7 @@ pub fn prepare(
             Stop::Failed(failure) => failure,
         };
         let mut log = runner.log.take();
-        log.extend_from_slice(lacking(&log).as_bytes());
+        log.extend_from_slice(lacking::lines(&runner).as_bytes());
         return Err(PrepareError { failure, log });
     };
     let ready = began.elapsed();
@@ -146,26 +146,6 @@ pub fn prepare(
         ready,
         log,
     })
-}
-
-/// The last line of a log: the system calls that the program made and that are not supported, by what the
-/// library OS has written of each. They are probably why it got no further, and may be far above.
-fn lacking(log: &[u8]) -> String {
-    const MOST: usize = 10;
-    let log = String::from_utf8_lossy(log);
-    let names: Vec<&str> = log
-        .lines()
-        .filter_map(|line| line.strip_prefix(UNSUPPORTED_CALL)?.split_once(": ENOSYS"))
-        .map(|(name, _)| name)
-        .take(MOST)
-        .collect();
-    match names.is_empty() {
-        true => String::new(),
-        false => format!(
-            "\nholm: system calls that it made and that are not supported: {}\n",
-            names.join(", ")
-        ),
-    }
 }
 
 /// What a program has to do to be ready.
@@ -208,7 +188,6 @@ fn lay_out(
 /// What a program's addresses are moved by.
 fn base_of(program: &Program) -> u64 {
     match program.relocatable {
-    snapshot::write_since(runner.machine.memory()?, monotonic_ns())?;
         true => RELOCATED_ADDR.next_multiple_of(program.align.max(1)),
         false => 0,
     }
@@ -229,6 +208,7 @@ fn capture(
         .machine
         .memory()?
         .zero(LOG_ADDR, size_of::<LogHeader>() as u64)?;
+    snapshot::write_since(runner.machine.memory()?, monotonic_ns())?;
     // Nothing writes the memory from here on.
     runner.machine.detach()?;
     Snapshot::capture(hypervisor, name, file, runner.layout, state, wait, symbols)

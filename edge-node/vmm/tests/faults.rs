@@ -604,6 +604,20 @@ fn kvm_whatever_ends_a_program_early_its_last_lines_name_the_calls_it_lacked() {
 }
 
 #[test]
+fn kvm_a_program_that_does_not_do_without_what_some_kernels_refuse_is_told_its_name() {
+    if !require_kvm() {
+        return;
+    }
+    let error = boot(&guest("needs_io_uring"), &config(&[])).unwrap_err();
+    let log = String::from_utf8_lossy(&error.log);
+    assert!(
+        log.ends_with("that some kernels refuse, and Holm too: io_uring_setup\n"),
+        "{}",
+        &log[log.len() - 300..]
+    );
+}
+
+#[test]
 fn kvm_a_program_larger_than_its_memory_is_refused_with_the_size_it_needs() {
     if !require_kvm() {
         return;

@@ -5,7 +5,8 @@ use core::fmt::Write as _;
 
 use crate::time;
 use holm_hostcall::{
-    BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage, NEWS_ADDR, NewsPage,
+    BOOT_ADDR, BootPage, CALL_ADDR, Call, CallPage, FAULT_ADDR, FaultPage, LACKING_ADDR,
+    LackingPage, NEWS_ADDR, NewsPage,
 };
 
 // The two gates into CPL 0. Plain exceptions, because PVM delivers those natively while it refuses
@@ -161,6 +162,29 @@ pub fn news() -> NewsPage {
     let page = core::ptr::with_exposed_provenance::<NewsPage>(NEWS_ADDR as usize);
     // SAFETY: within the call page, which is mapped; only the host writes it, while the guest is out.
     unsafe { page.read_volatile() }
+}
+
+/// Keeps for the host that the program made a call which is not served; whether for the first time.
+pub fn lacks(number: u64, silent: bool) -> bool {
+    let page = core::ptr::with_exposed_provenance_mut::<LackingPage>(LACKING_ADDR as usize);
+    // SAFETY: within the call page, which is mapped; there is one vCPU, and the host only reads it.
+    unsafe {
+        let calls = match silent {
+            true => &raw mut (*page).silent,
+            false => &raw mut (*page).named,
+        };
+        let mut known = calls.read_volatile();
+        let is_first = known.get_mut((number / 64) as usize).is_some_and(|word| {
+            let bit = 1 << (number % 64);
+            let is_first = *word & bit == 0;
+            *word |= bit;
+            is_first
+        });
+        if is_first {
+            calls.write_volatile(known);
+        }
+        is_first
+    }
 }
 
 /// Leaves the guest until the monotonic clock reads `until`, one of `events` is there, or a caller goes. Gives

@@ -119,12 +119,10 @@ parts! {
     extended_state: (u64, u64) = (0, 0);
     /// What the process has said of itself.
     process: Process = Process::new();
-    /// The last file that a program looked for and did not find before it was ready.
-    not_found: NotFound = NotFound::new();
     /// When the host was last asked what the connections out of the guest are ready for.
     outbound_asked_at: u64 = 0;
+    /// The last file that a program looked for and did not find before it was ready.
+    not_found: NotFound = NotFound::new();
     /// Random bytes.
     random: Random = Random::new();
-    /// System calls that were refused and have been named in the log, one bit each.
-    named: [u64; 8] = [0; 8];
 }

@@ -22,7 +22,7 @@ use crate::{
     identity, pipes, poll, process, signals, sockets, stat, state, threads, time, timers, user,
 };
 use left::{Left, time_value};
-use refused::{MISSING, REFUSED, refuse, served};
+use refused::{MISSING, REFUSED, refuse, refuse_silently, served};
 use vectors::{positioned_vector, read_vector, read_vector_at, write_vector, write_vector_at};
 
 /// Serves one system call; the answer is put into rax.
@@ -309,8 +309,8 @@ fn serve(frame: &Registers) -> SysResult {
         239 => process::memory_policy(a, b, c),
         272 => process::unshare(a),
         303 => Err(Errno::EOPNOTSUPP),
-        number if REFUSED.contains(&number) => Err(Errno::EPERM),
-        number if MISSING.contains(&number) => Err(Errno::ENOSYS),
+        number if REFUSED.contains(&number) => refuse_silently(number, Errno::EPERM),
+        number if MISSING.contains(&number) => refuse_silently(number, Errno::ENOSYS),
         number => refuse(number),
     }
 }

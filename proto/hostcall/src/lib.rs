@@ -78,6 +78,8 @@ pub const BOOT_ADDR: u64 = 0x1_0000;
 pub const CALL_ADDR: u64 = 0x1_1000;
 /// [`FaultPage`]: within the call page.
 pub const FAULT_ADDR: u64 = CALL_ADDR + 0x800;
+/// [`LackingPage`]: within the call page.
+pub const LACKING_ADDR: u64 = CALL_ADDR + 0x400;
 /// [`NewsPage`]: within the call page.
 pub const NEWS_ADDR: u64 = CALL_ADDR + 0x600;
 /// The CPUID table: [`CpuidTable`].
@@ -391,6 +393,16 @@ pub struct NewsPage {
     pub readable: u64,
 }
 
+/// System calls that the program made and that are not served, one bit each, written by the guest.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LackingPage {
+    /// Those that the library OS has named in the log.
+    pub named: [u64; 8],
+    /// Those that some kernels refuse as well, so that programs mostly do without.
+    pub silent: [u64; 8],
+}
+
 /// The numbers of the hostcalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call(pub u32);
@@ -557,7 +569,9 @@ const _: () = {
     assert!(STUB_BOUNDS_ADDR + page_operation::COUNT * 64 <= STUB_CR3_ADDR);
     assert!(size_of::<CallPage>() == 72);
     assert!(size_of::<FaultPage>() == 56 && size_of::<Registers>() == 160);
-    assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= NEWS_ADDR);
+    assert!(CALL_ADDR + size_of::<CallPage>() as u64 <= LACKING_ADDR);
+    assert!(size_of::<LackingPage>() == 128);
+    assert!(LACKING_ADDR + size_of::<LackingPage>() as u64 <= NEWS_ADDR);
     assert!(size_of::<NewsPage>() == 24);
     assert!(NEWS_ADDR + size_of::<NewsPage>() as u64 <= FAULT_ADDR);
     assert!(MAX_REQUESTS <= 64);

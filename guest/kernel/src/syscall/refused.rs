@@ -1,7 +1,7 @@
 //! The calls that are not served: with what answer, and what the function's log says of them.
 
 use crate::errno::{Errno, SysResult};
-use crate::{log, state};
+use crate::{host, log};
 
 /// What a sandboxed Linux refuses too, and programs ask for to do without: to trace, mount, set clocks and names,
 /// load modules and filters.
@@ -25,16 +25,15 @@ pub(super) fn served(number: u64, result: SysResult) -> SysResult {
     }
 }
 
+/// A call that some kernels refuse too. The host names it if the program is never ready.
+pub(super) fn refuse_silently(number: u64, error: Errno) -> SysResult {
+    host::lacks(number, true);
+    Err(error)
+}
+
 /// ENOSYS, named once.
 pub(super) fn refuse(number: u64) -> SysResult {
-    let named = state::named();
-    let (word, bit) = ((number / 64) as usize, 1u64 << (number % 64));
-    let first = named.get_mut(word).is_some_and(|word| {
-        let first = *word & bit == 0;
-        *word |= bit;
-        first
-    });
-    if first {
+    if host::lacks(number, false) {
         match name(number) {
             Some((name, why)) => log::note(format_args!("system call {name}: ENOSYS ({why})")),
             None => log::note(format_args!(
