@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use holm_test_support::patience;
 
 use super::subjects::Ask;
@@ -79,6 +79,9 @@ impl Client {
             connection.get_mut().write_all(head.as_bytes())?;
             let answer = self.receive(&mut connection)?;
             samples.push(start.elapsed());
+            // A failure may take no time at all.
+            let status = answer.status()?;
+            ensure!(status < 400, "{} at {}: {status}", ask.path, self.address);
             if answer.kept {
                 self.connection = Some(connection);
             }

@@ -117,11 +117,26 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     Subject {
         name: "c-threads",
         source: Source::Guest("musl", "threads"),
-        asks: &[get("/ok")],
+        asks: &[get("/ok"), get("/join")],
+    },
+    Subject {
+        name: "c-threads-glibc",
+        source: Source::Guest("glibc", "threads"),
+        asks: &[get("/ok"), get("/join")],
+    },
+    Subject {
+        name: "c-poll",
+        source: Source::Guest("glibc", "poll_server"),
+        asks: &[get("/ok"), get("/x")],
     },
     Subject {
         name: "c-epoll",
         source: Source::Guest("glibc", "epoll_server"),
+        asks: &[get("/ok"), post("/x", 5000)],
+    },
+    Subject {
+        name: "c-epoll-musl",
+        source: Source::Guest("musl", "epoll_server"),
         asks: &[get("/ok"), post("/x", 5000)],
     },
     Subject {
