@@ -210,3 +210,14 @@ fn kvm_a_private_mapping_of_which_is_given_up_what_was_written_shows_the_file() 
         ],
     );
 }
+
+#[test]
+fn kvm_ways_to_meet_congestion_and_new_numbers_are_named_as_on_linux() {
+    if !require_kvm() {
+        return;
+    }
+    tells_the_same(
+        "congestion",
+        &[("/", "unknown: ENOENT"), ("/", "36 bytes, version 4")],
+    );
+}

@@ -105,6 +105,10 @@ pub const ENTRIES: &[(&str, Entry)] = &[
         "/etc/passwd",
         Text("root:x:0:0:root:/:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
     ),
+    (
+        "/etc/protocols",
+        Text("ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6-icmp 58 IPv6-ICMP\n"),
+    ),
     ("/etc/resolv.conf", Text("nameserver 127.0.0.53\n")),
     (
         "/etc/services",
@@ -141,6 +145,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
         "/proc/cgroups",
         Text("#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t0\t1\t1\nmemory\t0\t1\t1\n"),
     ),
+    ("/proc/cmdline", Text("\n")),
     ("/proc/cpuinfo", Made(machine::cpuinfo)),
     (
         "/proc/filesystems",
@@ -172,6 +177,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("/proc/sys/kernel/pid_max", Text("32768\n")),
     ("/proc/sys/kernel/random/boot_id", Made(machine::boot_id)),
     ("/proc/sys/kernel/random/entropy_avail", Text("256\n")),
+    ("/proc/sys/kernel/random/uuid", Made(machine::uuid)),
     ("/proc/sys/kernel/randomize_va_space", Text("0\n")),
     ("/proc/sys/kernel/seccomp/actions_avail", Text("\n")),
     ("/proc/sys/kernel/threads-max", Text("256\n")),

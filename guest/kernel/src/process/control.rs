@@ -30,6 +30,7 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
     const SET_THP_DISABLE: u64 = 41;
     const GET_THP_DISABLE: u64 = 42;
     const CAP_AMBIENT: u64 = 47;
+    const SET_VMA: u64 = 0x5356_4d41;
     const TIMER_SLACK_NS: u64 = 50_000;
     const LAST_CAPABILITY: u64 = 40;
     const TSC_ENABLE: u64 = 1;
@@ -108,7 +109,8 @@ pub fn control(operation: u64, argument: u64, rest: [u64; 3]) -> SysResult {
         // None is ever set.
         CAP_AMBIENT if argument == 1 && rest[0] <= LAST_CAPABILITY && rest[1..] == [0; 2] => Ok(0),
         CAP_AMBIENT if argument == 4 && rest == [0; 3] => Ok(0),
-        // Names of mappings among others, which nothing here shows: as from a kernel without them.
+        // Names of mappings, which nothing here shows.
+        SET_VMA if argument == 0 => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }

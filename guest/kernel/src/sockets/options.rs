@@ -345,6 +345,19 @@ fn bind_to_device(number: u16, from: u64, bytes: u64) -> SysResult {
     Ok(0)
 }
 
+/// TCP_CONGESTION: the way in which congestion is met, of which none makes a difference here.
+fn meet_congestion(from: u64, bytes: u64) -> SysResult {
+    const NAME_BYTES: u64 = 16;
+    if bytes == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let given = user::slice(from, bytes.min(NAME_BYTES - 1))?;
+    match given.split(|byte| *byte == 0).next() {
+        Some(b"cubic" | b"reno") => Ok(0),
+        _ => Err(Errno::ENOENT),
+    }
+}
+
 /// `setsockopt`
 pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u64) -> SysResult {
     let bytes = bytes as u32;
@@ -356,6 +369,9 @@ pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u6
     check_level(state::sockets().get(number), level, Errno::ENOPROTOOPT)?;
     if (level, option) == (SOL_SOCKET, SO_BINDTODEVICE) {
         return bind_to_device(number, from, bytes.into());
+    }
+    if (level, option) == (SOL_TCP, TCP_CONGESTION) {
+        return meet_congestion(from, bytes.into());
     }
     let given = match (level, bytes) {
         (SOL_IP, 0) => 0,
@@ -393,8 +409,8 @@ pub fn set_option(descriptor: u64, level: u64, option: u64, from: u64, bytes: u6
         ) => {
             return Err(Errno::ENOPROTOOPT);
         }
-        // Filters, groups of receivers, the way that congestion is met: none that would make a difference.
-        (SOL_SOCKET, 26 | 27 | 50) | (SOL_TCP, TCP_CONGESTION) | (SOL_IP, 32 | 35 | 36) => {}
+        // Filters, groups of receivers: none that would make a difference.
+        (SOL_SOCKET, 26 | 27 | 50) | (SOL_IP, 32 | 35 | 36) => {}
         (SOL_IPV6, 17 | 20 | 21) => {}
         // Groups, and how errors are told.
         (SOL_NETLINK, _) => {}

@@ -50,6 +50,18 @@ pub(super) fn boot_id(to: &mut Content) -> fmt::Result {
         word ^ word >> 31
     };
     let (high, low) = (mix(host::generation()), mix(!host::generation()));
+    write_uuid(to, high, low)
+}
+
+/// One that is new at every read.
+pub(super) fn uuid(to: &mut Content) -> fmt::Result {
+    let mut bytes = [[0; 8]; 2];
+    state::random().fill(bytes.as_flattened_mut());
+    let [high, low] = bytes.map(u64::from_le_bytes);
+    write_uuid(to, high, low)
+}
+
+fn write_uuid(to: &mut Content, high: u64, low: u64) -> fmt::Result {
     writeln!(
         to,
         "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
