@@ -69,6 +69,8 @@ parts! {
     locks: Locks = Locks::new();
     /// The descriptors that travel through sockets.
     rights: Rights = Rights::new();
+    /// What the process has said of itself.
+    process: Process = Process::new();
 }
 
 parts! {
@@ -79,6 +81,8 @@ parts! {
     content: builtin::Content = builtin::Content::new();
     /// The queues of pipes and of sockets that are connected within the guest.
     queues: [Queue; MAX_QUEUES] = [const { Queue::new() }; MAX_QUEUES];
+    /// Who is told what happens to files.
+    watches: Watches = Watches::new();
     /// The open directories.
     open_directories: OpenDirectories = OpenDirectories::new();
     /// Signals.
@@ -111,14 +115,10 @@ parts! {
     server: Server = Server::new();
     /// The threads.
     threads: Threads = Threads::new();
-    /// Who is told what happens to files.
-    watches: Watches = Watches::new();
     /// Whether the program has waited for a request.
     ready: bool = false;
     /// Bytes and parts of the CPU's extended state, once they are known.
     extended_state: (u64, u64) = (0, 0);
-    /// What the process has said of itself.
-    process: Process = Process::new();
     /// When the host was last asked what the connections out of the guest are ready for.
     outbound_asked_at: u64 = 0;
     /// The last file that a program looked for and did not find before it was ready.
