@@ -46,7 +46,7 @@ const MAX_COPIED_PAGES: u64 = 8192;
 /// it takes two system calls for each run.
 const MIN_GAP_PAGES: u64 = 8;
 /// Parts of a slot's own file that are mapped, from which on they are mapped anew for the next version.
-const MAX_PARTS: usize = 64;
+pub(crate) const MAX_PARTS: usize = 64;
 /// Runs of them above which all are forgotten.
 const MAX_RUNS: usize = 64;
 
