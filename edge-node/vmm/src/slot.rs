@@ -13,7 +13,7 @@ use crate::layout::View;
 use crate::machine::Exit;
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
-use crate::restore::{MAX_PARTS, Reset, Strategy};
+use crate::restore::{MAX_COPIED_PAGES, MAX_PARTS, Reset, Strategy};
 use crate::runner::{Runner, Stop};
 use crate::snapshot::MAX_SNAPSHOT_PARTS;
 use crate::{
@@ -25,8 +25,8 @@ use crate::{
 const MAX_TOUCHED: usize = (PAGE_BYTES / 8) as usize;
 /// How long that may take, which is some 20 µs for each on PVM; far more where the machine is busy.
 const TOUCH_DEADLINE: Duration = Duration::from_millis(250);
-/// Bytes of an instance's own up to which they are given back at once: the system takes about a microsecond for four
-/// pages.
+/// Bytes that an instance has written up to which they are put back, or given back, at once. Copying so much takes a
+/// millisecond or two.
 const MAX_SOON_BYTES: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -362,7 +362,7 @@ impl Slot {
 
     /// Back to the pristine snapshot, whatever the guest did with its memory. On error drop the slot.
     pub fn reset(&mut self) -> Result<(), VmmError> {
-        match self.try_reset()? {
+        match self.try_reset(MAX_COPIED_PAGES)? {
             Some(in_place) => self.fill_again(in_place),
             None => Ok(()),
         }
@@ -371,7 +371,7 @@ impl Slot {
     /// The same if it is soon done, which the guest decides by what it has changed. Otherwise says so by `false`, and
     /// the slot is to be [renewed](Slot::renew) where nobody waits. On error drop it.
     pub fn reset_soon(&mut self) -> Result<bool, VmmError> {
-        match self.try_reset()? {
+        match self.try_reset(MAX_SOON_BYTES / PAGE_BYTES)? {
             None => Ok(true),
             Some(in_place) => {
                 let written = self.written.iter().map(|run| run.end - run.start);
@@ -392,13 +392,16 @@ impl Slot {
     /// Makes it a pristine instance of what it holds, whatever its guest is in the middle of. KVM takes milliseconds
     /// for that where the machine is busy: never on a request's path.
     pub fn renew(&mut self) -> Result<(), VmmError> {
+        if matches!(self.state, State::Answered | State::Waiting(_)) {
+            return self.reset();
+        }
         let snapshot = self.snapshot.clone();
         self.load(&snapshot.ok_or(VmmError::Misuse("an empty slot is to be renewed"))?)
     }
 
-    /// Puts back what was written, if that suffices. Otherwise the memory has to be filled anew, and this says whether
+    /// Puts back what was written, if that suffices and is no more than `most` pages. Otherwise the memory has to be filled anew, and this says whether
     /// that may be done in its place; the slot is as it was then.
-    fn try_reset(&mut self) -> Result<Option<bool>, VmmError> {
+    fn try_reset(&mut self, most: u64) -> Result<Option<bool>, VmmError> {
         let Some(snapshot) = &self.snapshot else {
             return Err(VmmError::Misuse("a reset of an empty slot"));
         };
@@ -412,7 +415,8 @@ impl Slot {
         }
         let before = std::mem::replace(&mut self.state, State::Broken);
         let memory = self.vm.machine.memory()?;
-        match self.strategy.reset(snapshot, memory, &mut self.written)? {
+        let written = &mut self.written;
+        match self.strategy.reset(snapshot, memory, written, most)? {
             Reset::Done => {
                 self.vm.renew();
                 self.state = State::Ready;
