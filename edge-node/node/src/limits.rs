@@ -85,7 +85,7 @@ pub const MAX_LINGER_BYTES: u64 = MAX_REQUEST_BODY_BYTES;
 /// How long requests under way may take to end when the node stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
 /// How long callers whose requests are not over by then may take to receive that.
-pub const LAST_ANSWERS: Duration = Duration::from_millis(500);
+pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How long an instance that was kept may take to end after SIGTERM.
 pub const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most instances that are told to end and are not there yet; while there are as many, others are dropped.

@@ -326,6 +326,34 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_made_fit_again_or_another_takes_its_place_and_nobody_waits_for_one_that_is_gone() {
+        let (chores, receiver) = mpsc::channel();
+        let (to, mut made) = unbounded_channel();
+        let (nobody, _) = unbounded_channel();
+        for (old, to) in [(1, &to), (2, &to), (3, &nobody)] {
+            let chore = Chore::again(old, to.clone(), Again::Renew);
+            chores.send(chore).unwrap();
+        }
+        drop((chores, to));
+        let mut dropped = Vec::new();
+        let part = |old: u32, _| {
+            dropped.push(old);
+            None
+        };
+        let mend = |old: u32, _: &Again| match old {
+            1 => Ok(11),
+            _ => Err(Some(old)),
+        };
+        let make = |like: Option<&(u32, Filling)>| match like {
+            Some((held, Filling::Same)) => Ok(100 + held),
+            _ => Err("another than the one that was held"),
+        };
+        work(&receiver, part, mend, make);
+        let came: Vec<_> = std::iter::from_fn(|| made.blocking_recv()).collect();
+        assert_eq!((came, dropped), (vec![11, 102], vec![3]));
+    }
+
+    #[test]
     fn a_slot_that_cannot_be_made_holds_up_nothing_else_and_comes_when_it_can() {
         let (chores, receiver) = mpsc::channel();
         let (parted, parts) = mpsc::channel();

@@ -182,30 +182,33 @@ async fn kvm_what_takes_more_than_a_reset_is_not_done_by_the_thread_that_serves_
         return;
     }
     let one_thread = |config: &mut NodeConfig| (config.threads, config.slots) = (1, 4);
-    let (coordinator, _dir, node) = serving_with(&Version::new("v1", 1), one_thread).await;
+    let (_coordinator, _dir, node) = serving_with(&Version::new("v1", 1), one_thread).await;
     let to = node.addr();
     assert_eq!(metric(to, "holm_slots_renewed").await, 0);
-    // Callers that go away.
-    for _ in 0..10 {
+    // Callers that go away, most of them from a request that has begun.
+    for _ in 0..100 {
         let mut client = Client::connect(to).await;
-        let gone = client.get("/acme/hello/sleep");
-        let waited = tokio::time::timeout(Duration::from_millis(10), gone).await;
+        let gone = client.get("/acme/hello/doze");
+        let waited = tokio::time::timeout(Duration::from_millis(50), gone).await;
         assert!(waited.is_err(), "it is not answered that soon");
         drop(client);
         assert_eq!(text(&get(to, "/acme/hello/count").await), "1");
+        if metric(to, "holm_slots_renewed").await >= 5 {
+            break;
+        }
     }
-    outcomes(&coordinator, 20).await;
-    assert_eq!(metric(to, "holm_slots_renewed").await, 10);
+    let before = metric(to, "holm_slots_renewed").await;
+    assert!(before >= 5, "{before}");
     // A guest that changes what its page tables hang on.
     for _ in 0..10 {
         assert_eq!(text(&get(to, "/acme/hello/map").await), "mapped 1");
     }
-    outcomes(&coordinator, 30).await;
-    let renewed = metric(to, "holm_slots_renewed").await;
-    assert!(renewed >= 19, "{renewed}");
     for _ in 0..8 {
         assert_eq!(text(&get(to, "/acme/hello/count").await), "1");
     }
+    // The first of a version may be put back otherwise.
+    let renewed = metric(to, "holm_slots_renewed").await - before;
+    assert!(renewed >= 8, "{renewed}");
     shutdown(node).await;
 }
 
