@@ -531,8 +531,9 @@ fn when_memory_is_short_what_was_unused_for_longest_goes_but_for_what_is_promise
         let mut used = Vec::new();
         for ticket in 0..u64::from(slots) {
             let key = versions[below(3) as usize];
-            if let Some(grant) = pool.want(Ticket(ticket), of(key)) {
-                used.push(grant);
+            match pool.want(Ticket(ticket), of(key)) {
+                Some(grant) => used.push(grant),
+                None => pool.cancel(Ticket(ticket)),
             }
         }
         // Some stay in use.
