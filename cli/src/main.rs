@@ -8,6 +8,7 @@
 mod demo;
 mod exit;
 mod local;
+mod log;
 mod oci;
 mod output;
 mod remote;

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::log::{self, Log};
 
 /// Where and how a verb prints.
 #[derive(Clone, Copy, Debug)]
@@ -109,13 +110,35 @@ pub(crate) fn complain(text: &str) {
 }
 
 /// Sends tracing to stderr: `HOLM_LOG` (an `EnvFilter`), else `default`. Daemons call it with
-/// `"info"`.
-pub(crate) fn logging(default: &str, json: bool) {
+/// `"info"`, and keep what it gives until their end. Nobody who logs waits for who reads stderr.
+#[must_use = "the last lines are lost when this is dropped too early"]
+pub(crate) fn logging(default: &str, json: bool) -> Option<Log> {
     use tracing_subscriber::EnvFilter;
+    use tracing_subscriber::fmt::writer::BoxMakeWriter;
     let filter = EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let note = move |lost: u64| {
+        let said =
+            format!("{lost} lines of the log were lost: they came faster than stderr took them");
+        match json {
+            true => {
+                let line = serde_json::json!({ "level": "WARN", "fields": { "message": said }, "target": "holm" });
+                format!("{line}\n")
+            }
+            false => format!(" WARN holm: {said}\n"),
+        }
+    };
+    let (log, writer) = match log::begin(std::io::stderr(), note) {
+        Ok((log, lines)) => (Some(log), BoxMakeWriter::new(move || lines.clone())),
+        Err(error) => {
+            complain(&format!(
+                "warning: no thread for the log ({error}); it is written at once\n"
+            ));
+            (None, BoxMakeWriter::new(std::io::stderr))
+        }
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     // A second call keeps the first one's settings; that is harmless.
     let _ = match json {
         true => builder.json().try_init(),
@@ -123,4 +146,5 @@ pub(crate) fn logging(default: &str, json: bool) {
             .with_ansi(std::io::stderr().is_terminal())
             .try_init(),
     };
+    log
 }

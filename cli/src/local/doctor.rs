@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use holm_model::manifest::units::format_bytes;
+use holm_vmm::Slot;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -25,6 +26,10 @@ use crate::remote::settings::state_directory;
 const WANTED_MEMORY_BYTES: u64 = 512 << 20;
 /// Each connection and each slot takes descriptors.
 const WANTED_FILES: u64 = 4096;
+/// Most mappings of a process.
+const MAX_MAPPINGS: &str = "/proc/sys/vm/max_map_count";
+/// Slots that a node makes by itself on most machines, or is told to.
+const WANTED_SLOTS: usize = 128;
 /// 2025-01-01: no working clock shows an earlier time.
 const EARLIEST_CLOCK: Duration = Duration::from_secs(1_735_689_600);
 /// The two clocks of a healthy machine stay this close over [`CLOCK_SAMPLE`].
@@ -124,6 +129,7 @@ pub(crate) fn execute(args: Args, output: Output) -> Result<(), Failure> {
         clocks(),
         memory(),
         files(),
+        mappings(kernel_file(MAX_MAPPINGS)),
         tools(),
     ]);
     checks.extend([
@@ -311,6 +317,27 @@ fn files() -> Check {
     }
 }
 
+/// Each slot is made of mappings.
+fn mappings(most: Option<String>) -> Check {
+    let name = "mappings";
+    let remedy = format!(
+        "raise it for more: `sudo sysctl vm.max_map_count={}`, and in /etc/sysctl.d to keep it",
+        (WANTED_SLOTS * Slot::MAX_MAPPINGS).next_power_of_two()
+    );
+    match most.and_then(|most| most.parse::<usize>().ok()) {
+        Some(most) => {
+            let slots = most / Slot::MAX_MAPPINGS;
+            let found =
+                format!("{most} for each process, enough for {slots} slots whatever they hold");
+            match slots < WANTED_SLOTS {
+                true => Check::warn(name, found, remedy),
+                false => Check::ok(name, found),
+            }
+        }
+        None => Check::warn(name, format!("{MAX_MAPPINGS} cannot be read"), remedy),
+    }
+}
+
 /// What `holm build` may call; a node needs none of it.
 fn tools() -> Check {
     let name = "build tools";
@@ -369,6 +396,18 @@ mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    #[test]
+    fn so_many_mappings_are_for_so_many_slots() {
+        let most = |slots: usize| Some((slots * Slot::MAX_MAPPINGS).to_string());
+        let check = mappings(most(500));
+        assert_eq!(check.state, State::Ok);
+        assert!(check.found.contains("500 slots"), "{}", check.found);
+        let check = mappings(most(3));
+        assert_eq!(check.state, State::Warn);
+        assert!(check.remedy.unwrap().contains("vm.max_map_count"));
+        assert_eq!(mappings(None).state, State::Warn);
+    }
 
     #[test]
     fn clocks_that_run_alike_are_fine() {

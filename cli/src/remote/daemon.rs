@@ -179,7 +179,7 @@ struct RunArgs {
     /// Host and UDP port of the coordinator [default: the one it joined].
     #[arg(long, value_name = "HOST:PORT")]
     dial: Option<String>,
-    /// Virtual machines to keep ready [default: some for each thread].
+    /// Virtual machines to keep ready [default: 2 to 16 for each thread, by the node's memory].
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     slots: usize,
     /// Threads that take requests [default: one for each core].
@@ -268,7 +268,7 @@ fn kept_for(text: &str) -> Result<Kept, String> {
 
 /// `holm coordinator`.
 pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result<(), Failure> {
-    logging("info", args.supervision.log_format == LogFormat::Json);
+    let _log = logging("info", args.supervision.log_format == LogFormat::Json);
     let state_dir = match args.state_dir {
         Some(state_dir) => state_dir,
         None => state_directory("coordinator")?,
@@ -454,7 +454,7 @@ async fn join(args: JoinArgs, output: Output) -> Result<(), Failure> {
 }
 
 async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
-    logging("info", args.supervision.log_format == LogFormat::Json);
+    let _log = logging("info", args.supervision.log_format == LogFormat::Json);
     let state_dir = node_directory(args.state_dir)?;
     let end = End::new(&args.supervision)?;
     let mut config =

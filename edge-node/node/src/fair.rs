@@ -92,6 +92,21 @@ impl<T> Turns<T> {
         }
     }
 
+    /// A tenant has taken so much elsewhere, and nothing waits for that.
+    pub(crate) fn charge(&mut self, tenant: TenantId, elsewhere_ns: u64) {
+        let level_ns = self.level_ns;
+        let account = self.tenants.entry(tenant).or_insert(Account {
+            taken_ns: level_ns,
+            running: 0,
+            waiting: VecDeque::new(),
+        });
+        let before = match account.is_idle() {
+            true => account.taken_ns.max(level_ns),
+            false => account.taken_ns,
+        };
+        account.taken_ns = before.saturating_add(elsewhere_ns);
+    }
+
     /// The next, whose turn begins; the first that is `over` goes before all others. [`Turns::took`] ends it.
     pub(crate) fn next(&mut self, over: impl Fn(&T) -> bool) -> Option<(Whose, T)> {
         let found = self.take_out(over);

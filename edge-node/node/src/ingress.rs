@@ -22,11 +22,13 @@ use tokio::task::LocalSet;
 use crate::budget::Gauges;
 use crate::deploy::routes::{Live, Table};
 use crate::lane::{Lane, Shared};
-use crate::limits::{DRAIN, HEAD_TIMEOUT, MAX_CONNECTIONS_PER_THREAD, RESTORE_PATIENCE, WARM_LOOK};
+use crate::limits::{
+    DRAIN, HEAD_TIMEOUT, LAST_ANSWERS, MAX_CONNECTIONS_PER_THREAD, RESTORE_PATIENCE, WARM_LOOK,
+};
 use crate::meter::Meter;
-use crate::pool::core::{Holds, Key};
+use crate::pool::core::Key;
 use crate::pool::home::Place;
-use crate::pool::{Janitor, Lease, Pool};
+use crate::pool::{Janitor, Pool};
 use crate::request;
 use crate::request::handover::{self, Handed};
 use crate::worker::schedule;
@@ -141,7 +143,10 @@ async fn serve(socket: TcpSocket, gear: Gear) {
         pool.filled(slots).await;
         // Else the first request would wait for that, or share the core with it.
         let table = routes.borrow().clone();
-        fill_ahead(&pool, &table).await;
+        pool.follow(table.live());
+        while fill_ahead(&pool, &table) {
+            pool.filled(slots).await;
+        }
     };
     tokio::select! {
         _ = stop.wait_for(|stop| *stop) => {}
@@ -182,6 +187,14 @@ async fn serve(socket: TcpSocket, gear: Gear) {
     tokio::select! {
         drained = tokio::time::timeout(DRAIN, drained) => if drained.is_err() {
             tracing::warn!(left = open.count.get(), "stopping with requests under way");
+            lane.end();
+            let answered = async {
+                while open.count.get() > 0 {
+                    open.closed.notified().await;
+                }
+            };
+            // What cannot be sent by then is cut.
+            let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
         },
         () = accept(&listener, &lane, &tls, &never, &late) => {}
     }
@@ -230,47 +243,40 @@ async fn look_after_slots(
 ) {
     let mut look = tokio::time::interval(WARM_LOOK);
     let mut known: Vec<Key> = Vec::new();
+    let mut table = routes.borrow().clone();
     routes.mark_changed();
     loop {
         tokio::select! {
+            changed = routes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                table = routes.borrow_and_update().clone();
+                let now: Vec<Key> = table.live().map(|live| live.key).collect();
+                known
+                    .iter()
+                    .filter(|key| !now.contains(key))
+                    .for_each(|key| pool.forget(*key));
+                known = now;
+                pool.follow(table.live());
+            }
             Some(slot) = new_slots.recv() => {
-                let table = routes.borrow().clone();
                 let same = |live: &&Arc<Live>| {
                     slot.holds().is_some_and(|held| Arc::ptr_eq(held, &live.snapshot))
                 };
                 let of = table.live().find(same).map(|live| live.key);
                 pool.add(slot, of);
             }
-            changed = routes.changed() => if changed.is_err() { return },
             _ = look.tick() => pool.look(),
         }
-        let table = routes.borrow_and_update().clone();
-        let now: Vec<Key> = table.live().map(|live| live.key).collect();
-        known
-            .iter()
-            .filter(|key| !now.contains(key))
-            .for_each(|key| pool.forget(*key));
-        known = now;
-        fill_ahead(&pool, &table).await;
+        fill_ahead(&pool, &table);
     }
 }
 
-/// Has as many slots hold each version as its requests may need.
-async fn fill_ahead(pool: &Rc<Pool>, table: &Table) {
-    pool.follow(table.live());
-    for live in table.live() {
-        let target = pool.target(live.key);
-        while let Some(Lease { mut slot, id, .. }) = pool.spare(live, target) {
-            if let Err(error) = slot.load_ahead(&live.snapshot) {
-                tracing::error!(function = %live.function, %error, "the snapshot cannot be restored");
-                pool.discard(Some(slot), id);
-                break;
-            }
-            pool.finish(slot, id, Holds::Pristine(live.key));
-            // Requests come first.
-            tokio::task::yield_now().await;
-        }
-    }
+/// Has as many slots hold each version as its requests may need, one after the other; says whether one is on its way.
+fn fill_ahead(pool: &Pool, table: &Table) -> bool {
+    let mut live = table.live();
+    live.any(|live| pool.fill_ahead(live))
 }
 
 async fn take(

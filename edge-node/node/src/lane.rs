@@ -3,13 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use holm_model::control::Observed;
 use holm_model::ids::{Name, RequestId};
 use hyper::header::HeaderValue;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::budget::{self, Gauges};
 use crate::deploy::routes::{Found, Live, Table};
@@ -41,6 +41,15 @@ pub(crate) struct Shared {
     pub(crate) lanes: Vec<mpsc::Sender<Handed>>,
     /// Ingress threads that have requests of their own connections.
     pub(crate) serving: watch::Sender<usize>,
+    /// What is under way gets no more time.
+    pub(crate) over: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the time of a stopping node is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
 }
 
 /// One ingress thread's own.
@@ -56,6 +65,7 @@ pub(crate) struct Lane {
     table: RefCell<Arc<Table>>,
     ids: RefCell<Ids>,
     stopping: Cell<bool>,
+    over: Notify,
 }
 
 impl Lane {
@@ -78,6 +88,7 @@ impl Lane {
             table: RefCell::new(table),
             ids: RefCell::default(),
             stopping: Cell::new(false),
+            over: Notify::new(),
         })
     }
 
@@ -116,6 +127,17 @@ impl Lane {
     /// No new requests are taken from now on.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// What is under way gets no more time: who has no answer yet is told so.
+    pub(crate) fn end(&self) {
+        self.shared.over.store(true, Ordering::Relaxed);
+        self.over.notify_waiters();
+    }
+
+    /// Waits for [`Lane::end`], from now on.
+    pub(crate) async fn ended(&self) {
+        self.over.notified().await;
     }
 
     /// Whether the node is about to stop.

@@ -19,6 +19,7 @@ mod join;
 mod lane;
 pub mod limits;
 mod logs;
+mod memory;
 mod meter;
 mod metrics;
 mod node;

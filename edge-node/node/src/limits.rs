@@ -84,6 +84,8 @@ pub const LINGER_SILENCE: Duration = Duration::from_secs(2);
 pub const MAX_LINGER_BYTES: u64 = MAX_REQUEST_BODY_BYTES;
 /// How long requests under way may take to end when the node stops.
 pub const DRAIN: Duration = Duration::from_secs(10);
+/// How long callers whose requests are not over by then may take to receive that.
+pub const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How long an instance that was kept may take to end after SIGTERM.
 pub const TERMINATE_DEADLINE: Duration = Duration::from_secs(5);
 /// Most instances that are told to end and are not there yet; while there are as many, others are dropped.
@@ -91,8 +93,18 @@ pub const MAX_ENDINGS: usize = 8;
 /// How long a stopping ingress thread waits for slots behind answers: for kept instances to get to their next
 /// wait, and a little for their turn.
 pub const LAST_RETURN: Duration = AGAIN_DEADLINE.saturating_add(Duration::from_millis(200));
-/// Slots that each ingress thread makes ahead when the operator does not say.
-pub const DEFAULT_SLOTS_PER_THREAD: usize = 8;
+/// Slots that each ingress thread makes ahead at least, when the operator does not say how many.
+pub const MIN_DEFAULT_SLOTS_PER_THREAD: usize = 2;
+/// The same at most.
+pub const MAX_DEFAULT_SLOTS_PER_THREAD: usize = 16;
+/// Memory of the node's for one of them: what most functions' instances may take, and as much for all else.
+pub const BYTES_PER_SLOT: u64 = 128 << 20;
+/// How often it is looked how much memory is left.
+pub const MEMORY_LOOK: Duration = Duration::from_secs(1);
+/// With less than this part of it left, instances that nobody uses are given back.
+pub const LOW_MEMORY_SHARE: u64 = 16;
+/// Most of them that a thread gives back at each look at its slots.
+pub const MAX_RELIEVED: usize = 4;
 /// Most slots of one ingress thread.
 pub const MAX_SLOTS_PER_THREAD: usize = 1024;
 /// Pause before another attempt to make a slot that could not be made.
@@ -204,6 +216,8 @@ pub const UPLOAD_RETRY: Duration = Duration::from_secs(1);
 pub const LAST_UPLOAD: Duration = Duration::from_secs(2);
 
 const _: () = {
+    assert!(MIN_DEFAULT_SLOTS_PER_THREAD <= MAX_DEFAULT_SLOTS_PER_THREAD);
+    assert!(MAX_DEFAULT_SLOTS_PER_THREAD <= MAX_SLOTS_PER_THREAD);
     assert!(MIN_QUANTUM.as_nanos() <= FIRST_QUANTUM.as_nanos());
     assert!(FIRST_QUANTUM.as_nanos() <= INLINE_BUDGET.as_nanos());
     assert!(MAX_REQUEST_BODY_BYTES as usize <= MAX_BODY_BYTES_PER_THREAD);

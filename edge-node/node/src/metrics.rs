@@ -19,6 +19,12 @@ pub(crate) fn answer(shared: &Shared, table: &Table) -> Answer {
     text.family("holm_slots_free", "Those of them that no request uses.");
     text.sample("", f64::from(shared.tally.free_slots()));
     text.family(
+        "holm_slots_renewed",
+        "Slots, since the start, that took more than a reset: callers went away from what ran in them, or functions \
+         changed much of their memory.",
+    );
+    text.sample("", shared.tally.all_renewed() as f64);
+    text.family(
         "holm_refused_messages",
         "Messages of the coordinator, since the start, of kinds that the node does not know.",
     );

@@ -12,13 +12,14 @@ use std::fs::{File, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use holm_model::control::Hello;
 use holm_model::ids::Name;
 use holm_tls::TlsFileError;
 use holm_tls::server::Certificates;
-use holm_vmm::Hypervisor;
+use holm_vmm::{Hypervisor, Slot};
 use hyper::header::HeaderValue;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
@@ -32,8 +33,11 @@ use crate::files::{self, FileError};
 use crate::identity::{Identity, IdentityError};
 use crate::ingress::{self, Gear};
 use crate::lane::Shared;
-use crate::limits::{DEFAULT_SLOTS_PER_THREAD, LAST_UPLOAD, MAX_HANDED_OVER, MAX_SLOTS_PER_THREAD};
+use crate::limits::{
+    LAST_UPLOAD, MAX_HANDED_OVER, MAX_SLOTS_PER_THREAD, MIN_DEFAULT_SLOTS_PER_THREAD,
+};
 use crate::logs::Logs;
+use crate::memory::{self, Memory};
 use crate::meter::journal::{Journal, JournalError};
 use crate::meter::sign::{BatchSigner, SignError};
 use crate::meter::spill::SpillWriter;
@@ -144,9 +148,10 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         config.threads
     };
     let slots = match config.slots {
-        0 => DEFAULT_SLOTS_PER_THREAD,
+        0 => Memory::now().map_or(MIN_DEFAULT_SLOTS_PER_THREAD, |memory| memory.slots(threads)),
         all => (all / threads).clamp(1, MAX_SLOTS_PER_THREAD),
     };
+    look_at_mappings(slots * threads);
     let (certificates, current) = match config.tls.clone() {
         None => (None, None),
         Some(files) => {
@@ -235,6 +240,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
         slots: slots * threads,
         lanes: lanes_to,
         serving: watch::Sender::new(threads),
+        over: AtomicBool::new(false),
     });
     let (stop, stopped) = watch::channel(false);
     let mut ingress = Vec::new();
@@ -259,6 +265,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
     }
 
     let last_logs = shared.logs.clone();
+    let tally_of_memory = shared.tally.clone();
     let routes = published.routes.clone();
     let (control_stop, control_stopped) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -270,6 +277,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
             runtime.block_on(async move {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(session.run());
+                tasks.spawn(memory::follow(tally_of_memory));
                 tasks.spawn(deployer.run(desired_receiver));
                 tasks.spawn(budgets.run(new_lists, link.clone(), routes));
                 if let Some(certificates) = certificates {
@@ -404,6 +412,23 @@ fn raise_open_files() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Says so if the system may refuse the mappings that so many slots can need. Most need far fewer than they can.
+fn look_at_mappings(slots: usize) {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let Some(most) = most.ok().and_then(|most| most.trim().parse().ok()) else {
+        return;
+    };
+    let wanted = Slot::MAX_MAPPINGS.saturating_mul(slots);
+    if wanted > most {
+        tracing::warn!(
+            slots,
+            most,
+            "so many slots can need {wanted} mappings, more than the system gives a process: where functions lie in \
+             many parts, slots will fail; `sysctl vm.max_map_count={wanted}`, or fewer slots (--slots)"
+        );
     }
 }
 

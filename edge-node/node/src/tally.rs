@@ -122,6 +122,10 @@ impl Taken {
 pub(crate) struct Tally {
     versions: Mutex<BTreeMap<(FunctionName, ReleaseId), Arc<Counts>>>,
     free_slots: Vec<AtomicU32>,
+    /// Slots that the janitor was given to make fresh.
+    renewed: AtomicU64,
+    /// Memory is short.
+    short: AtomicBool,
     stopping: AtomicBool,
     /// Messages of the coordinator that were not known, in all and as reported.
     refused: AtomicU64,
@@ -133,6 +137,8 @@ impl Tally {
         Tally {
             versions: Mutex::default(),
             free_slots: (0..lanes).map(|_| AtomicU32::new(0)).collect(),
+            renewed: AtomicU64::new(0),
+            short: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             refused_told: AtomicU64::new(0),
@@ -171,6 +177,26 @@ impl Tally {
         if let Some(slots) = self.free_slots.get(lane) {
             slots.store(u32::try_from(free).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
+    }
+
+    /// Says whether memory is short; tells whether it was.
+    pub(crate) fn set_memory_short(&self, short: bool) -> bool {
+        self.short.swap(short, Ordering::Relaxed)
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_memory_short(&self) -> bool {
+        self.short.load(Ordering::Relaxed)
+    }
+
+    /// One more slot is made fresh away from the request path.
+    pub(crate) fn renewed(&self) {
+        self.renewed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub(crate) fn all_renewed(&self) -> u64 {
+        self.renewed.load(Ordering::Relaxed)
     }
 
     /// Free slots of all threads.

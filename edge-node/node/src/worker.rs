@@ -3,7 +3,7 @@
 //! Running slots wait for their turns ([`crate::fair`]) and get a slice each, so that a program that loops takes
 //! no more than its tenant's share. There are never more jobs than slots.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::deploy::prepare::nanos;
 use crate::fair::{Turns, Whose};
 use crate::limits::SLICE;
+use crate::pool::core::TenantId;
 
 #[derive(Debug)]
 enum Work {
@@ -72,6 +73,8 @@ impl Job {
 #[derive(Debug)]
 struct Queue {
     jobs: Mutex<Jobs>,
+    /// How many there are, those that run included.
+    count: AtomicUsize,
     some: Condvar,
 }
 
@@ -88,8 +91,16 @@ impl Queue {
     }
 
     fn push(&self, whose: Whose, here: Duration, job: Job) {
+        self.count.fetch_add(1, Ordering::Relaxed);
         self.lock().turns.add(whose, nanos(here), job);
         self.some.notify_one();
+    }
+
+    /// Charges a tenant for what it took elsewhere, if others may have to wait for it.
+    fn charge(&self, tenant: TenantId, here: Duration) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            self.lock().turns.charge(tenant, nanos(here));
+        }
     }
 
     fn pop(&self) -> Option<(Whose, Job)> {
@@ -110,8 +121,9 @@ impl Queue {
     fn sliced(&self, whose: Whose, took: Duration, again: Option<Job>) {
         let mut jobs = self.lock();
         jobs.turns.took(whose, nanos(took));
-        if let Some(job) = again.filter(|_| !jobs.stopped) {
-            jobs.turns.add(whose, 0, job);
+        match again.filter(|_| !jobs.stopped) {
+            Some(job) => jobs.turns.add(whose, 0, job),
+            None => drop(self.count.fetch_sub(1, Ordering::Relaxed)),
         }
     }
 }
@@ -148,6 +160,7 @@ impl Workers {
                 turns: Turns::new(nanos(SLICE)),
                 stopped: false,
             }),
+            count: AtomicUsize::new(0),
             some: Condvar::new(),
         });
         let threads = (0..count)
@@ -200,6 +213,12 @@ impl Workers {
             done: receiver,
             cancelled,
         }
+    }
+
+    /// Charges a tenant for what one of its requests took of its connection's thread, though no worker had it. That
+    /// costs something only while the workers are busy.
+    pub(crate) fn charge(&self, whose: Whose, here: Duration) {
+        self.queue.charge(whose.tenant, here);
     }
 
     /// Has a kept instance go on from its answer toward its next wait for a request, until it is there, or parks.

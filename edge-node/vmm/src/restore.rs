@@ -41,12 +41,12 @@ const MAX_LEAD_PAGES: u64 = 4;
 const MAX_NEAR_PAGES: usize = 64;
 /// More written pages than these are not copied back one by one: the mapping is made anew, which
 /// also gives their memory back.
-const MAX_COPIED_PAGES: u64 = 8192;
+pub(crate) const MAX_COPIED_PAGES: u64 = 8192;
 /// Pages whose translations are the same, between others where they are not, are forgotten with them up to so many:
 /// it takes two system calls for each run.
 const MIN_GAP_PAGES: u64 = 8;
 /// Parts of a slot's own file that are mapped, from which on they are mapped anew for the next version.
-const MAX_PARTS: usize = 64;
+pub(crate) const MAX_PARTS: usize = 64;
 /// Runs of them above which all are forgotten.
 const MAX_RUNS: usize = 64;
 
@@ -168,17 +168,19 @@ impl Strategy {
         }
     }
 
-    /// Makes the memory of an instance that has run what it was. `written` is room for the pages in question.
+    /// Makes the memory of an instance that has run what it was, if no more than `most` pages have to be copied for that.
+    /// `written` is room for the pages in question.
     pub(crate) fn reset(
         self,
         snapshot: &Snapshot,
         memory: &GuestMemory,
         written: &mut Vec<Written>,
+        most: u64,
     ) -> Result<Reset, VmmError> {
         pagemap::written_pages(memory, written)?;
         match self {
             Strategy::CopyOnWrite | Strategy::WorkingSet | Strategy::OwnFile => {
-                self.put_back(snapshot, memory, written)
+                self.put_back(snapshot, memory, written, most)
             }
             Strategy::FullCopy => copy_back(snapshot, memory, written),
         }
@@ -190,11 +192,10 @@ impl Strategy {
         snapshot: &Snapshot,
         memory: &GuestMemory,
         written: &[Written],
+        most: u64,
     ) -> Result<Reset, VmmError> {
         let tables = Tables::of(&snapshot.layout, written);
-        let anew = |pages| {
-            self == Strategy::CopyOnWrite || tables != Tables::Same || pages > MAX_COPIED_PAGES
-        };
+        let anew = |pages| self == Strategy::CopyOnWrite || tables != Tables::Same || pages > most;
         let is_new = snapshot.chunks.are_new_in(written);
         let used = match is_new {
             true => snapshot.chunks.decide(memory, written, anew)?,

@@ -279,6 +279,8 @@ impl Runner {
         self.exchange.clear();
         self.parked = None;
         self.news = NewsPage::default();
+        // When its threads take turns has nothing to do with who was here before.
+        self.turn = TURN;
     }
 
     pub(crate) fn set_outbound(&mut self, outbound: Option<Box<dyn Outbound>>) {

@@ -13,8 +13,9 @@ use crate::layout::View;
 use crate::machine::Exit;
 use crate::memory::GuestMemory;
 use crate::pagemap::{self, Written};
-use crate::restore::{Reset, Strategy};
+use crate::restore::{MAX_COPIED_PAGES, MAX_PARTS, Reset, Strategy};
 use crate::runner::{Runner, Stop};
+use crate::snapshot::MAX_SNAPSHOT_PARTS;
 use crate::{
     Failure, Hypervisor, Limits, Outbound, Request, RequestPlace, Response, Rest, RunStats,
     Snapshot, Step, VmmError,
@@ -23,7 +24,10 @@ use crate::{
 /// Most pages that are touched ahead: a page full of their addresses.
 const MAX_TOUCHED: usize = (PAGE_BYTES / 8) as usize;
 /// How long that may take, which is some 20 µs for each on PVM; far more where the machine is busy.
-const TOUCH_DEADLINE: Duration = Duration::from_secs(1);
+const TOUCH_DEADLINE: Duration = Duration::from_millis(250);
+/// Bytes that an instance has written up to which they are put back, or given back, at once. Copying so much takes a
+/// millisecond or two.
+const MAX_SOON_BYTES: u64 = 8 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -55,6 +59,10 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Mappings of the process that one can need: the parts of a snapshot and what lies between them, of which an
+    /// instance with a file of its own has those of several versions, what is fixed, and what KVM shares.
+    pub const MAX_MAPPINGS: usize = 2 * (MAX_PARTS + MAX_SNAPSHOT_PARTS) + 8;
+
     /// An empty shell.
     pub fn new(hypervisor: &Hypervisor) -> Result<Self, VmmError> {
         Ok(Slot {
@@ -136,6 +144,7 @@ impl Slot {
                 // By its own end, or by that of the library OS if it could not go on: nothing is under way then.
                 Exit::Port(_) => break,
                 Exit::Timer if Instant::now() < until => {}
+                Exit::Timer => return self.renew(),
                 _ => {
                     return Err(VmmError::Misuse(
                         "an instance that does not touch its pages",
@@ -353,6 +362,46 @@ impl Slot {
 
     /// Back to the pristine snapshot, whatever the guest did with its memory. On error drop the slot.
     pub fn reset(&mut self) -> Result<(), VmmError> {
+        match self.try_reset(MAX_COPIED_PAGES)? {
+            Some(in_place) => self.fill_again(in_place),
+            None => Ok(()),
+        }
+    }
+
+    /// The same if it is soon done, which the guest decides by what it has changed. Otherwise says so by `false`, and
+    /// the slot is to be [renewed](Slot::renew) where nobody waits. On error drop it.
+    pub fn reset_soon(&mut self) -> Result<bool, VmmError> {
+        match self.try_reset(MAX_SOON_BYTES / PAGE_BYTES)? {
+            None => Ok(true),
+            Some(in_place) => {
+                let written = self.written.iter().map(|run| run.end - run.start);
+                if !in_place || written.sum::<u64>() > MAX_SOON_BYTES {
+                    return Ok(false);
+                }
+                self.fill_again(in_place).map(|()| true)
+            }
+        }
+    }
+
+    fn fill_again(&mut self, in_place: bool) -> Result<(), VmmError> {
+        let snapshot = self.snapshot.clone();
+        let snapshot = snapshot.ok_or(VmmError::Misuse("a reset of an empty slot"))?;
+        self.fill(&snapshot, self.strategy, in_place, None)
+    }
+
+    /// Makes it a pristine instance of what it holds, whatever its guest is in the middle of. KVM takes milliseconds
+    /// for that where the machine is busy: never on a request's path.
+    pub fn renew(&mut self) -> Result<(), VmmError> {
+        if matches!(self.state, State::Answered | State::Waiting(_)) {
+            return self.reset();
+        }
+        let snapshot = self.snapshot.clone();
+        self.load(&snapshot.ok_or(VmmError::Misuse("an empty slot is to be renewed"))?)
+    }
+
+    /// Puts back what was written, if that suffices and is no more than `most` pages. Otherwise the memory has to be filled anew, and this says whether
+    /// that may be done in its place; the slot is as it was then.
+    fn try_reset(&mut self, most: u64) -> Result<Option<bool>, VmmError> {
         let Some(snapshot) = &self.snapshot else {
             return Err(VmmError::Misuse("a reset of an empty slot"));
         };
@@ -364,15 +413,20 @@ impl Slot {
                 "a reset of a slot whose guest has not answered",
             ));
         }
-        self.state = State::Broken;
-        let snapshot = Arc::clone(snapshot);
-        self.vm.renew();
+        let before = std::mem::replace(&mut self.state, State::Broken);
         let memory = self.vm.machine.memory()?;
-        match self.strategy.reset(&snapshot, memory, &mut self.written)? {
-            Reset::Done => self.state = State::Ready,
-            Reset::Anew { in_place } => self.fill(&snapshot, self.strategy, in_place, None)?,
+        let written = &mut self.written;
+        match self.strategy.reset(snapshot, memory, written, most)? {
+            Reset::Done => {
+                self.vm.renew();
+                self.state = State::Ready;
+                Ok(None)
+            }
+            Reset::Anew { in_place } => {
+                self.state = before;
+                Ok(Some(in_place))
+            }
         }
-        Ok(())
     }
 
     /// Keeps the state: lets the guest go on, after its answers, to its next wait for a request.

@@ -27,6 +27,7 @@ mod file;
 mod pages;
 
 pub use file::{SnapshotError, Told};
+pub(crate) use pages::MAX_PARTS as MAX_SNAPSHOT_PARTS;
 use pages::{Pages, for_each_page, hash_page};
 
 /// Memory and vCPU state of a program that is ready for its first request.

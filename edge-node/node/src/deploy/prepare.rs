@@ -9,12 +9,13 @@ use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
     Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot,
-    Step,
+    Step, VmmError,
 };
 
 use super::core::{Fault, VerifiedRelease};
 use super::routes::Live;
 use super::store::DeployStore;
+use crate::files;
 use crate::limits::{CHOICE_DEADLINE, MAX_REASON_LOG_BYTES, PREPARE_DEADLINE, SLICE};
 
 /// `$PORT` of every function.
@@ -37,6 +38,12 @@ pub(crate) fn snapshot(
             }
             Err(error) => {
                 tracing::warn!(function = %statement.function, label, %error, "the snapshot on disk is of no use; booting anew");
+                // What has a file is not written again.
+                if matches!(error, VmmError::Snapshot(_))
+                    && let Err(error) = files::remove_if_there(&path)
+                {
+                    tracing::warn!(function = %statement.function, label, %error, "each start will have to boot it anew");
+                }
             }
         }
     }
@@ -110,7 +117,7 @@ pub(crate) fn probe(hypervisor: &Hypervisor, live: &Live) -> (UsageRecord, Resul
 }
 
 fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Result<(), Fault> {
-    let node_fault = |error: holm_vmm::VmmError| {
+    let node_fault = |error: VmmError| {
         Fault::ours(format!(
             "the node could not probe it: {error}; the operator of the node must look into it"
         ))

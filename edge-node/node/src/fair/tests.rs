@@ -213,3 +213,35 @@ fn who_keeps_the_workers_busy_gets_less_of_the_connections_threads() {
         first_quantum(usize::MAX, usize::MAX)
     );
 }
+
+#[test]
+fn what_a_tenant_took_elsewhere_is_charged_though_nothing_of_it_waited() {
+    let mut turns = Turns::new(TURN_NS);
+    turns.add(whose(1, 1), 0, 1);
+    turns.add(whose(2, 2), 0, 2);
+    // Its short requests, each over before a worker would have had it.
+    for _ in 0..20 {
+        turns.charge(TenantId(1), TURN_NS / 4);
+    }
+    for expected in [2, 2, 2, 1] {
+        let (whose, one) = turns.next(|_| false).unwrap();
+        assert_eq!(one, expected);
+        turns.took(whose, TURN_NS * 2);
+        turns.add(whose, 0, one);
+    }
+}
+
+#[test]
+fn charges_alone_leave_no_account_for_ever() {
+    let mut turns = Turns::new(TURN_NS);
+    for tenant in 10..1000 {
+        turns.charge(TenantId(tenant), TURN_NS);
+    }
+    turns.add(whose(1, 1), 0, 1);
+    for _ in 0..4 {
+        let (whose, one) = turns.next(|_| false).unwrap();
+        turns.took(whose, TURN_NS);
+        turns.add(whose, 0, one);
+    }
+    assert_eq!(turns.tenants.len(), 1);
+}

@@ -9,7 +9,8 @@
 //! himself.
 //!
 //! In order of preference a version gets: a kept instance of its own, a pristine one, an empty slot,
-//! the one that was not used for the longest time. One version may not hold more than a share of the
+//! the one that was not used for the longest time, of versions that have more than they are to have at least if there
+//! are such. One version may not hold more than a share of the
 //! slots, nor may one tenant where there are others, so that nobody's overload takes all the room. Of those who
 //! wait the tenant that has the fewest slots is next, however many functions and callers it has; its versions
 //! take turns, and within a version the first is first. The queue's bounds are kept by `admission`.
@@ -89,12 +90,19 @@ pub(crate) struct Core {
     uses: u64,
     /// How many tenants have functions here.
     tenants: usize,
+    /// How many slots are to hold a version at least, whatever comes.
+    least: BTreeMap<Key, usize>,
 }
 
 impl Core {
     /// A new slot, empty or pristine; may serve one who waits.
     pub(crate) fn added(&mut self, slot: SlotId, holds: Holds) -> Vec<Grant> {
-        self.missing.pop_front();
+        let replaces = |(key, tenant): &(Key, TenantId)| match holds {
+            Holds::Pristine(held) | Holds::Kept(held) => *key == held && *tenant != NOBODY,
+            Holds::Nothing => *tenant == NOBODY,
+        };
+        let at = self.missing.iter().position(replaces);
+        self.missing.remove(at.unwrap_or(0));
         self.slots.insert(
             slot,
             Entry {
@@ -135,6 +143,16 @@ impl Core {
         self.serve()
     }
 
+    /// Says how many slots are to hold each version at least.
+    pub(crate) fn set_least(&mut self, least: BTreeMap<Key, usize>) {
+        self.least = least;
+    }
+
+    /// How many that are in all.
+    pub(crate) fn promised(&self) -> usize {
+        self.least.values().sum()
+    }
+
     /// Whether there are several.
     pub(crate) fn has_tenants(&self) -> bool {
         self.tenants > 1
@@ -171,20 +189,57 @@ impl Core {
         self.queues.retain(|(_, tickets)| !tickets.is_empty());
     }
 
-    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it and
-    /// there is an empty one.
+    /// A slot to be filled with the version ahead of requests, if fewer than `count` hold it: an empty one or, while it
+    /// has less than it is to have at least, one of a version that has more.
     pub(crate) fn spare(&mut self, claim: Claim, count: usize) -> Option<SlotId> {
-        if self.holding(claim.key) >= count.min(claim.most) {
+        // In the place of one that is gone comes another that holds the same.
+        let coming = |(held, tenant): &&(Key, TenantId)| *held == claim.key && *tenant != NOBODY;
+        let holding = self.holding(claim.key) + self.missing.iter().filter(coming).count();
+        if holding >= count.min(claim.most) {
             return None;
         }
         let empty = |entry: &Entry| matches!(entry.state, State::Free(Holds::Nothing));
-        let slot = self
-            .slots
-            .iter()
-            .find(|(_, entry)| empty(entry))
-            .map(|(slot, _)| *slot)?;
+        let mut slots = self.slots.iter();
+        let slot = match slots.find(|(_, entry)| empty(entry)) {
+            Some((slot, _)) => *slot,
+            None if holding < self.least_of(claim.key).min(claim.most) => {
+                let (exceeds, slot) = self.least_valuable(Some(claim.key))?;
+                exceeds.then_some(slot)?
+            }
+            None => return None,
+        };
         self.take(slot, claim);
         Some(slot)
+    }
+
+    /// How many slots are to hold it at least.
+    pub(crate) fn least_of(&self, key: Key) -> usize {
+        self.least.get(&key).copied().unwrap_or(0)
+    }
+
+    /// The slot with an instance, of another version than this, that is missed least, and whether its version has more
+    /// than it is to have at least.
+    fn least_valuable(&self, than: Option<Key>) -> Option<(bool, SlotId)> {
+        let mut holding: BTreeMap<Key, usize> = BTreeMap::new();
+        for entry in self.slots.values() {
+            if let State::Free(Holds::Pristine(held) | Holds::Kept(held)) | State::Busy(held, _) =
+                entry.state
+                && entry.state != State::Busy(held, NOBODY)
+            {
+                *holding.entry(held).or_default() += 1;
+            }
+        }
+        let others = self.slots.iter().filter_map(|(slot, entry)| {
+            let State::Free(Holds::Pristine(held) | Holds::Kept(held)) = entry.state else {
+                return None;
+            };
+            if Some(held) == than {
+                return None;
+            }
+            let exceeds = holding.get(&held).copied().unwrap_or(0) > self.least_of(held);
+            Some((!exceeds, entry.used_at, *slot))
+        });
+        others.min().map(|(within, _, slot)| (!within, slot))
     }
 
     /// Slots that hold the version, in use or not.
@@ -221,6 +276,24 @@ impl Core {
             }
         }
         released
+    }
+
+    /// Gives out slots with instances that nobody uses, to be [`lost`](Core::lost): `most` of them, none of a version
+    /// that has no more than it is to have at least, those unused for longest first.
+    pub(crate) fn relieve(&mut self, most: usize) -> Vec<SlotId> {
+        let mut relieved = Vec::new();
+        while relieved.len() < most {
+            let Some((true, slot)) = self.least_valuable(None) else {
+                break;
+            };
+            if let Some(entry) = self.slots.get_mut(&slot)
+                && let State::Free(Holds::Pristine(key) | Holds::Kept(key)) = entry.state
+            {
+                entry.state = State::Busy(key, NOBODY);
+            }
+            relieved.push(slot);
+        }
+        relieved
     }
 
     /// The version is gone: what holds a fresh instance of it is as good as empty. Slots with instances that
@@ -313,14 +386,14 @@ impl Core {
         let kept = |entry: &&Entry| entry.state == State::Free(Holds::Kept(key));
         let instances = busy + self.slots.values().filter(kept).count();
         let lowest = if instances >= claim.most { 3 } else { 0 };
-        // The highest rank wins; among equals the one used last, whose memory is still in the cache,
-        // except where another version's instance has to go.
+        // The highest rank wins; among equals the one used last, whose memory is still in the cache.
+        // Where another version's instance has to go, it is the one that is missed least.
         let rank = |entry: &Entry| match entry.state {
             State::Busy(..) => None,
             State::Free(Holds::Kept(held)) if held == key => Some((3, entry.used_at)),
             State::Free(Holds::Pristine(held)) if held == key => Some((2, entry.used_at)),
             State::Free(Holds::Nothing) => Some((1, entry.used_at)),
-            State::Free(Holds::Kept(_) | Holds::Pristine(_)) => Some((0, u64::MAX - entry.used_at)),
+            State::Free(Holds::Kept(_) | Holds::Pristine(_)) => Some((0, 0)),
         };
         let best = self
             .slots
@@ -328,7 +401,10 @@ impl Core {
             .filter_map(|(slot, entry)| Some((rank(entry)?, *slot)))
             .filter(|((rank, _), _)| *rank >= lowest)
             .max_by_key(|(rank, slot)| (*rank, std::cmp::Reverse(*slot)));
-        let ((rank, _), slot) = best?;
+        let ((rank, _), mut slot) = best?;
+        if rank == 0 {
+            (_, slot) = self.least_valuable(Some(key))?;
+        }
         let held = self.take(slot, claim);
         Some(Grant {
             ticket,

@@ -1,4 +1,5 @@
-//! Makes and drops slots on a thread of its own, because both take milliseconds, and tells kept instances to end.
+//! Makes, renews, fills ahead and drops slots on a thread of its own, because all of that takes milliseconds, and tells
+//! kept instances to end.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -17,7 +18,7 @@ use crate::logs::Logs;
 /// Pause between two looks for an ending that is over.
 const ENDING_LOOK: Duration = Duration::from_millis(1);
 
-/// Makes and drops slots away from the request path. At most as many chores wait as there are slots.
+/// Works on slots away from the request path. At most as many chores wait as there are slots.
 #[derive(Clone, Debug)]
 pub(crate) struct Janitor(mpsc::Sender<Chore<Box<Slot>>>);
 
@@ -27,6 +28,17 @@ struct Chore<T> {
     /// Where a new slot goes, if one is to be made.
     to: Option<UnboundedSender<T>>,
     filling: Filling,
+    /// What is tried with the old one, before another takes its place.
+    again: Option<Again>,
+}
+
+/// How a slot is made fit for use once more.
+#[derive(Debug)]
+enum Again {
+    /// A fresh instance of what it holds takes the place of one that is in the middle of something.
+    Renew,
+    /// It gets a fresh instance of that, ahead of any request.
+    Fill(Arc<Snapshot>),
 }
 
 /// What a new slot holds.
@@ -65,7 +77,7 @@ impl Janitor {
                     part_with(&mut endings, old, until, &logs);
                     held
                 };
-                work(&chores, part, |like| make(&hypervisor, like));
+                work(&chores, part, mend, |like| make(&hypervisor, like));
                 endings.join();
             })?;
         Ok((Janitor(sender), thread))
@@ -78,8 +90,43 @@ impl Janitor {
         to: Option<UnboundedSender<Box<Slot>>>,
         filling: Filling,
     ) {
-        if self.0.send(Chore { old, to, filling }).is_err() {
+        self.send(Chore {
+            old,
+            to,
+            filling,
+            again: None,
+        });
+    }
+
+    /// Has `slot` made a fresh instance of what it holds, or another in its place; it goes to `to`.
+    pub(super) fn renew(&self, slot: Box<Slot>, to: UnboundedSender<Box<Slot>>) {
+        self.send(Chore::again(slot, to, Again::Renew));
+    }
+
+    /// Has `slot` made a fresh instance of `snapshot` ahead of any request, or another in its place.
+    pub(super) fn fill(
+        &self,
+        slot: Box<Slot>,
+        snapshot: Arc<Snapshot>,
+        to: UnboundedSender<Box<Slot>>,
+    ) {
+        self.send(Chore::again(slot, to, Again::Fill(snapshot)));
+    }
+
+    fn send(&self, chore: Chore<Box<Slot>>) {
+        if self.0.send(chore).is_err() {
             tracing::error!("the janitor has ended; a slot is not replaced");
+        }
+    }
+}
+
+impl<T> Chore<T> {
+    fn again(old: T, to: UnboundedSender<T>, again: Again) -> Self {
+        Chore {
+            old: Some(old),
+            to: Some(to),
+            filling: Filling::Same,
+            again: Some(again),
         }
     }
 }
@@ -95,6 +142,7 @@ struct Owed<T, L> {
 fn work<T, H, E: Display>(
     chores: &mpsc::Receiver<Chore<T>>,
     mut part: impl FnMut(T, bool) -> Option<H>,
+    mut mend: impl FnMut(T, &Again) -> Result<T, Option<H>>,
     mut make: impl FnMut(Option<&(H, Filling)>) -> Result<T, E>,
 ) {
     let mut owed: VecDeque<Owed<T, (H, Filling)>> = VecDeque::new();
@@ -105,10 +153,28 @@ fn work<T, H, E: Display>(
             false => chores.recv_timeout(again_at.saturating_duration_since(Instant::now())),
         };
         match chore {
-            Ok(Chore { old, to, filling }) => {
-                let held = old.and_then(|old| part(old, to.is_some()));
-                let like = held.map(|held| (held, filling));
-                owed.extend(to.map(|to| Owed { to, like }));
+            Ok(Chore {
+                old,
+                to,
+                filling,
+                again,
+            }) => {
+                let result = match (old, again) {
+                    // Somebody still waits for it.
+                    (Some(old), Some(again)) if to.as_ref().is_some_and(|to| !to.is_closed()) => {
+                        mend(old, &again)
+                    }
+                    (old, _) => Err(old.and_then(|old| part(old, to.is_some()))),
+                };
+                match (result, to) {
+                    // If the pool has gone in the meantime the slot goes with it.
+                    (Ok(slot), Some(to)) => drop(to.send(slot)),
+                    (Err(held), Some(to)) => {
+                        let like = held.map(|held| (held, filling));
+                        owed.push_back(Owed { to, like });
+                    }
+                    (_, None) => {}
+                }
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -119,7 +185,6 @@ fn work<T, H, E: Display>(
             && let Some(one) = owed.pop_front()
         {
             match make(one.like.as_ref()) {
-                // If the pool has gone in the meantime the slot goes with it.
                 Ok(slot) => drop(one.to.send(slot)),
                 Err(error) => {
                     tracing::error!(%error, owed = owed.len() + 1, "no new slot; trying on");
@@ -202,6 +267,25 @@ fn part_with(endings: &mut Endings, mut slot: Box<Slot>, until: Instant, logs: &
     });
 }
 
+/// Makes a slot fit for use again; if that cannot be, says what another in its place is to hold.
+fn mend(mut slot: Box<Slot>, again: &Again) -> Result<Box<Slot>, Option<Arc<Snapshot>>> {
+    let wanted = match again {
+        Again::Renew => slot.holds().cloned(),
+        Again::Fill(snapshot) => Some(snapshot.clone()),
+    };
+    let done = match again {
+        Again::Renew => slot.renew(),
+        Again::Fill(snapshot) => slot.load_ahead(snapshot),
+    };
+    match done {
+        Ok(()) => Ok(slot),
+        Err(error) => {
+            tracing::error!(%error, "a slot could not be made fresh; another takes its place");
+            Err(wanted)
+        }
+    }
+}
+
 /// Makes one slot. Mapping memory waits for the process's other threads, for as long as those have faults, and so is
 /// not for a thread that serves connections.
 fn make(hypervisor: &Hypervisor, like: Option<&Like>) -> Result<Box<Slot>, VmmError> {
@@ -242,6 +326,34 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_made_fit_again_or_another_takes_its_place_and_nobody_waits_for_one_that_is_gone() {
+        let (chores, receiver) = mpsc::channel();
+        let (to, mut made) = unbounded_channel();
+        let (nobody, _) = unbounded_channel();
+        for (old, to) in [(1, &to), (2, &to), (3, &nobody)] {
+            let chore = Chore::again(old, to.clone(), Again::Renew);
+            chores.send(chore).unwrap();
+        }
+        drop((chores, to));
+        let mut dropped = Vec::new();
+        let part = |old: u32, _| {
+            dropped.push(old);
+            None
+        };
+        let mend = |old: u32, _: &Again| match old {
+            1 => Ok(11),
+            _ => Err(Some(old)),
+        };
+        let make = |like: Option<&(u32, Filling)>| match like {
+            Some((held, Filling::Same)) => Ok(100 + held),
+            _ => Err("another than the one that was held"),
+        };
+        work(&receiver, part, mend, make);
+        let came: Vec<_> = std::iter::from_fn(|| made.blocking_recv()).collect();
+        assert_eq!((came, dropped), (vec![11, 102], vec![3]));
+    }
+
+    #[test]
     fn a_slot_that_cannot_be_made_holds_up_nothing_else_and_comes_when_it_can() {
         let (chores, receiver) = mpsc::channel();
         let (parted, parts) = mpsc::channel();
@@ -256,13 +368,18 @@ mod tests {
                 true => Ok(100 + like.map_or(0, |(held, _)| *held)),
                 false => Err("no memory"),
             };
-            work(&receiver, part, make);
+            work(&receiver, part, |old, _| Ok(old), make);
         });
         let (to, mut made) = unbounded_channel();
         let (gone, _) = unbounded_channel();
         let replace = |old, to: &UnboundedSender<u32>| {
-            let (old, to, filling) = (Some(old), Some(to.clone()), Filling::Same);
-            chores.send(Chore { old, to, filling }).unwrap();
+            let chore = Chore {
+                old: Some(old),
+                to: Some(to.clone()),
+                filling: Filling::Same,
+                again: None,
+            };
+            chores.send(chore).unwrap();
         };
         for (old, to) in [(1, &to), (2, &gone), (3, &to)] {
             replace(old, to);

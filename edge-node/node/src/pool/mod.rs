@@ -10,7 +10,7 @@ mod janitor;
 mod warm;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +26,7 @@ use self::janitor::Filling;
 pub(crate) use self::janitor::Janitor;
 use self::warm::{Bounds, Warm};
 use crate::deploy::routes::Live;
-use crate::limits::LAST_RETURN;
+use crate::limits::{LAST_RETURN, MAX_RELIEVED};
 use crate::request::job::Job;
 use crate::tally::Tally;
 
@@ -71,6 +71,12 @@ struct Inner {
     open: Vec<(Key, Rc<Door<Job>>)>,
     /// Who waits for one to open.
     at_doors: VecDeque<(Key, oneshot::Sender<Way>)>,
+    /// How many slots there are to be.
+    size: usize,
+    /// What all versions are to have at least, if that is more than there is.
+    promised: Option<usize>,
+    /// A slot is being filled ahead.
+    filling: bool,
     next_slot: u32,
     next_ticket: u64,
 }
@@ -114,6 +120,7 @@ impl Pool {
 
     /// Has `count` slots made; they come one by one.
     pub(crate) fn grow(&self, count: usize) {
+        self.inner.borrow_mut().size += count;
         (0..count).for_each(|_| self.replace(None, Filling::None));
     }
 
@@ -124,6 +131,7 @@ impl Pool {
         let id = SlotId(inner.next_slot);
         inner.next_slot += 1;
         inner.free.insert(id, slot);
+        inner.filling = false;
         let grants = inner.core.added(id, holds);
         inner.hand_out(grants);
         self.count(&inner);
@@ -184,7 +192,7 @@ impl Pool {
     pub(crate) fn follow<'a>(&self, versions: impl Iterator<Item = &'a Arc<Live>>) {
         let now = Instant::now();
         let mut inner = self.inner.borrow_mut();
-        let mut tenants = BTreeSet::new();
+        let (mut tenants, mut least) = (BTreeSet::new(), BTreeMap::new());
         for live in versions {
             tenants.insert(live.tenant.id);
             let homes = self.place.homes(live.max_instances);
@@ -193,7 +201,22 @@ impl Pool {
                 most: self.place.quota(live.key, live.max_instances),
                 cooldown: live.cooldown,
             };
+            least.insert(live.key, bounds.min.min(bounds.most));
             inner.warm.add(live.key, bounds, now);
+        }
+        inner.core.set_least(least);
+        let (promised, slots) = (inner.core.promised(), inner.size);
+        let promised = (promised > slots).then_some(promised);
+        if promised != std::mem::replace(&mut inner.promised, promised)
+            && let Some(promised) = promised
+        {
+            tracing::warn!(
+                thread = self.place.index,
+                promised,
+                slots,
+                "the functions' `[scale] min` add up to more than this thread has slots: some are not kept ready; \
+                 give the node more slots (--slots), or lower a min"
+            );
         }
         let grants = inner.core.set_tenants(tenants.len());
         inner.hand_out(grants);
@@ -204,37 +227,51 @@ impl Pool {
         self.inner.borrow().core.has_tenants()
     }
 
-    /// How many slots are to hold the version ahead of its requests.
-    pub(crate) fn target(&self, key: Key) -> usize {
-        self.inner.borrow().warm.target(key)
-    }
-
     /// Looks at what came since the last time, and gives back what is not needed any more.
     pub(crate) fn look(&self) {
         let given_back = {
             let Inner { warm, core, .. } = &mut *self.inner.borrow_mut();
             let given_back = warm.look(Instant::now(), |key| core.holding(key));
             let given_back = given_back.into_iter();
-            given_back
+            let mut given_back: Vec<_> = given_back
                 .flat_map(|(key, keep)| core.release(key, keep))
-                .collect::<Vec<_>>()
+                .collect();
+            if self.tally.is_memory_short() {
+                given_back.extend(core.relieve(MAX_RELIEVED));
+            }
+            given_back
         };
         given_back.into_iter().for_each(|id| self.give_up(id));
     }
 
-    /// An empty slot to be filled with the version ahead of requests, if fewer than `count` hold it.
-    pub(crate) fn spare(&self, live: &Live, count: usize) -> Option<Lease> {
-        let mut inner = self.inner.borrow_mut();
-        let slot = inner.core.spare(self.claim(live), count)?;
-        let lease = inner.lease(Grant {
-            ticket: Ticket(u64::MAX),
-            key: live.key,
-            slot,
-            load: true,
-            held: Holds::Nothing,
-        });
-        self.count(&inner);
-        lease
+    /// Has a slot filled with the version ahead of its requests, if fewer hold it than are to and there is one for
+    /// that; says whether. One at a time, so that the others are there for requests: it takes a while, which is up to
+    /// the guest as well, and so is for the janitor.
+    pub(crate) fn fill_ahead(&self, live: &Live) -> bool {
+        let (slot, id) = {
+            let mut inner = self.inner.borrow_mut();
+            if inner.filling || self.closed.get() {
+                return inner.filling;
+            }
+            let target = match self.tally.is_memory_short() {
+                true => inner.core.least_of(live.key),
+                false => inner.warm.target(live.key),
+            };
+            let Some(id) = inner.core.spare(self.claim(live), target) else {
+                return false;
+            };
+            inner.filling = true;
+            (inner.free.remove(&id), id)
+        };
+        self.lose(id);
+        match slot {
+            Some(slot) => {
+                let (snapshot, to) = (live.snapshot.clone(), self.made.clone());
+                self.janitor.fill(slot, snapshot, to);
+            }
+            None => self.replace(None, Filling::None),
+        }
+        true
     }
 
     /// A kept instance begins to work. Its door is shut.
@@ -321,6 +358,19 @@ impl Pool {
         let slot = self.inner.borrow_mut().free.remove(&id);
         self.lose(id);
         self.replace(slot, Filling::None);
+    }
+
+    /// Gives a slot up whose instance was stopped on its way, or has changed what is not soon put back: the janitor
+    /// makes it fresh. Until then it counts as its user's.
+    pub(crate) fn renew(&self, slot: Box<Slot>, id: SlotId) {
+        self.lose(id);
+        match self.closed.get() {
+            true => self.janitor.replace(Some(slot), None, Filling::None),
+            false => {
+                self.tally.renewed();
+                self.janitor.renew(slot, self.made.clone());
+            }
+        }
     }
 
     fn lose(&self, id: SlotId) {

@@ -82,12 +82,17 @@ pub(crate) async fn invoke(lane: Rc<Lane>, live: Arc<Live>, lease: Lease, mut fi
         job.end(Ending::Gone);
     }
     let Instance {
-        lane, live, last, ..
+        lane,
+        live,
+        last,
+        uncharged,
+        ..
     } = instance;
     // The connection's task is before this one in the thread's queue: it writes the answer to the socket
     // first. With HTTP/2 there are two tasks on the way.
     tokio::task::yield_now().await;
     tokio::task::yield_now().await;
+    lane.shared.workers.charge(live.whose(), uncharged);
     retire(&lane, &live, id, last, remains);
 }
 

@@ -27,6 +27,10 @@ use crate::outbound::egress::Share;
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const HOLM_VERSION: HeaderName = HeaderName::from_static("x-holm-version");
 
+/// What stands for the status of an answer in records and logs where the caller went away before there was one. HTTP has
+/// no such status; nginx began it, and what reads logs knows it.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
 /// How it ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -42,6 +46,8 @@ pub(crate) enum Ending {
     Refused(Problem),
     /// The node failed; says how.
     Node(String),
+    /// The node stopped before it was over.
+    Stopped,
 }
 
 /// What it took.
@@ -92,7 +98,7 @@ pub(crate) struct Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
-            self.finish(Ending::Node("the node stopped before it was over".into()));
+            self.finish(Ending::Stopped);
         }
     }
 }
@@ -197,7 +203,16 @@ impl Job {
 
     /// Puts it on record and answers, or completes or cuts the answer that has begun.
     pub(crate) fn end(mut self, ending: Ending) {
-        self.finish(ending);
+        let is_owed = matches!(self.reply, Reply::Owed(_));
+        self.finish(match ending {
+            // Its caller was told so, and has not gone before.
+            Ending::Gone | Ending::TurnedAway(Refusal::Gone)
+                if is_owed && self.lane.shared.is_over() =>
+            {
+                Ending::Stopped
+            }
+            ending => ending,
+        });
     }
 
     fn finish(&mut self, ending: Ending) {
@@ -314,12 +329,18 @@ impl Job {
                 };
                 (outcome, Some(Err(problem)))
             }
-            Ending::Gone => (Outcome::Cancelled, None),
+            Ending::Gone => {
+                tracing::info!(%function, version, %request, status = CLIENT_CLOSED_REQUEST, "the caller went away before it had its answer");
+                (Outcome::Cancelled, None)
+            }
             Ending::TurnedAway(refusal) => match refusal {
                 Refusal::Full => (Outcome::Shed, Some(Err(Problem::Overloaded(name())))),
                 // It never ran, so its version is not to blame: shed, not timed out.
                 Refusal::Waited => (Outcome::Shed, Some(Err(Problem::QueuedTooLong(name())))),
-                Refusal::Gone => (Outcome::Cancelled, None),
+                Refusal::Gone => {
+                    tracing::info!(%function, version, %request, status = CLIENT_CLOSED_REQUEST, "the caller went away before its request was run");
+                    (Outcome::Cancelled, None)
+                }
                 Refusal::Spent(seconds) => (
                     Outcome::Shed,
                     Some(Err(Problem::BudgetSpent(name(), seconds))),
@@ -334,13 +355,21 @@ impl Job {
                 tracing::error!(%function, version, %request, why, "the node failed a request");
                 (Outcome::PlatformFault, Some(Err(Problem::Node)))
             }
+            Ending::Stopped => {
+                tracing::error!(%function, version, %request, "the node stopped before a request was over");
+                (Outcome::PlatformFault, Some(Err(Problem::Stopped)))
+            }
         }
     }
 
     fn record(&mut self, outcome: Outcome, answer: Option<&Answer>) -> Result<(), SpillError> {
         let (live, cost) = (&self.live, &self.cost);
-        // Nothing was sent to a caller that had gone.
-        let status = answer.map_or(self.status, |answer| answer.status().as_u16());
+        let status = match answer {
+            Some(answer) => answer.status().as_u16(),
+            // Nothing was sent to a caller that had gone.
+            None if self.status == 0 && outcome == Outcome::Cancelled => CLIENT_CLOSED_REQUEST,
+            None => self.status,
+        };
         let whole = answer.map_or(0, |answer| answer.body().whole_bytes());
         live.counts.add(outcome, cost.run_ns, !cost.cold);
         let record = UsageRecord {

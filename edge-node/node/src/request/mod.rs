@@ -114,7 +114,12 @@ pub(crate) async fn serve(lane: Rc<Lane>, peer: SocketAddr, request: Request<Inc
     // HTTP/2 the end of a stream says so.
     let http1 = request.version() <= Version::HTTP_11;
     let last = http1 && !request.body().is_end_stream();
-    match take(&lane, peer, id, request).await {
+    let taken = tokio::select! {
+        biased;
+        taken = take(&lane, peer, id, request) => taken,
+        () = lane.ended() => Err(Problem::Stopped),
+    };
+    match taken {
         Ok(answer) => answer,
         Err(problem) => {
             let mut answer = refuse(&lane, id, &problem);

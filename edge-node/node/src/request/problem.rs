@@ -51,6 +51,8 @@ pub(crate) enum Problem {
     BadAnswer(FunctionName, String),
     /// The node is to blame.
     Node,
+    /// The node has stopped before the end.
+    Stopped,
 }
 
 impl Problem {
@@ -61,7 +63,8 @@ impl Problem {
             Problem::NotReady
             | Problem::Draining(_)
             | Problem::Overloaded(_)
-            | Problem::Unmetered => StatusCode::SERVICE_UNAVAILABLE,
+            | Problem::Unmetered
+            | Problem::Stopped => StatusCode::SERVICE_UNAVAILABLE,
             Problem::BudgetSpent(..) => StatusCode::TOO_MANY_REQUESTS,
             Problem::QueuedTooLong(_) | Problem::TimedOut(..) => StatusCode::GATEWAY_TIMEOUT,
             Problem::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -96,6 +99,7 @@ impl Problem {
             Problem::TimedOut(..) => ("function-timed-out", "http_response_timeout"),
             Problem::BadAnswer(..) => ("bad-answer", "http_protocol_error"),
             Problem::Node => ("node-fault", "proxy_internal_error"),
+            Problem::Stopped => ("stopped", "destination_unavailable"),
         }
     }
 
@@ -132,6 +136,12 @@ impl Problem {
             Problem::Unmetered => (
                 "No requests at present",
                 "The node cannot put usage on record at present, and so runs nothing; try another node."
+                    .into(),
+            ),
+            Problem::Stopped => (
+                "The node has stopped",
+                "The node stopped before the request was over. What the function has done by then is done; try another \
+                 node if it may be done twice."
                     .into(),
             ),
             Problem::QueuedTooLong(function) => (

@@ -1,10 +1,12 @@
-//! What becomes of a slot when nobody is to be answered from it any more: reset, kept, made anew or given up.
+//! What becomes of a slot when nobody is to be answered from it any more: reset, kept, made anew or given up. Neither
+//! a caller nor a guest can have the connection's thread do more than little of that: what takes longer the janitor
+//! does.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use holm_model::ids::RequestId;
-use holm_vmm::{Slot, VmmError};
+use holm_vmm::Slot;
 
 use crate::deploy::routes::Live;
 use crate::lane::Lane;
@@ -41,38 +43,32 @@ pub(crate) fn retire(
     }
     match remains {
         Remains::Broken(slot) => lane.pool.discard(slot, at),
-        Remains::Answered(mut slot) => {
-            let fresh = slot.reset();
-            give_back(lane, live, slot, at, fresh);
-        }
-        Remains::Waiting(slot) if !slot.is_kept() => give_back(lane, live, slot, at, Ok(())),
+        Remains::Answered(mut slot) => match slot.reset_soon() {
+            Ok(true) => give_back(lane, live, slot, at),
+            Ok(false) => lane.pool.renew(slot, at),
+            Err(error) => {
+                let function = &live.function;
+                tracing::error!(%function, %error, "a slot could not be reset; another takes its place");
+                lane.pool.discard(Some(slot), at);
+            }
+        },
+        Remains::Waiting(slot) if !slot.is_kept() => give_back(lane, live, slot, at),
         Remains::Waiting(slot) => match lane.serves(live) {
             true => lane.pool.finish(slot, at, Holds::Kept(live.key)),
             false => lane.pool.discard(Some(slot), at),
         },
-        Remains::Stopped(mut slot) => {
-            // A guest in the middle of something cannot be reset, but can be replaced.
-            let fresh = slot.load(&live.snapshot);
-            give_back(lane, live, slot, at, fresh);
-        }
+        // A guest in the middle of something cannot be reset, but can be replaced.
+        Remains::Stopped(slot) => lane.pool.renew(slot, at),
     }
 }
 
-fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId, fresh: Result<(), VmmError>) {
-    match fresh {
-        Ok(()) => {
-            // Nobody asks for a version that was replaced meanwhile, and the pool was told so already.
-            let holds = match lane.serves(live) {
-                true => Holds::Pristine(live.key),
-                false => Holds::Nothing,
-            };
-            lane.pool.finish(slot, at, holds);
-        }
-        Err(error) => {
-            tracing::error!(function = %live.function, %error, "a slot could not be reset; another takes its place");
-            lane.pool.discard(Some(slot), at);
-        }
-    }
+fn give_back(lane: &Lane, live: &Live, slot: Box<Slot>, at: SlotId) {
+    // Nobody asks for a version that was replaced meanwhile, and the pool was told so already.
+    let holds = match lane.serves(live) {
+        true => Holds::Pristine(live.key),
+        false => Holds::Nothing,
+    };
+    lane.pool.finish(slot, at, holds);
 }
 
 /// Passes on what the program wrote.

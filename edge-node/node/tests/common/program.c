@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -87,6 +88,14 @@ static void serve(int to) {
         answer(to, "200 OK", LABEL, sizeof LABEL - 1, head_only);
     } else if (AT("/count")) {
         int n = snprintf(out, sizeof out, "%d", ++count);
+        answer(to, "200 OK", out, (size_t)n, 0);
+    } else if (AT("/map")) {
+        /* More than program memory is asked for: it has to be promised. */
+        char *at = mmap(NULL, 64 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        int ok = at != MAP_FAILED;
+        for (int n = 0; ok && n < 8; n++)
+            at[n * (8 << 20)] = 1;
+        int n = snprintf(out, sizeof out, "mapped %d", ok ? ++count : 0);
         answer(to, "200 OK", out, (size_t)n, 0);
     } else if (AT("/until-told")) {
         count++;

@@ -145,7 +145,7 @@ async fn kvm_a_stopping_node_answers_what_is_under_way_and_hands_in_its_records(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kvm_what_is_under_way_when_a_stopping_nodes_time_is_over_is_on_record() {
+async fn kvm_what_is_under_way_when_a_stopping_nodes_time_is_over_is_answered_so_and_on_record() {
     if !require_kvm() {
         return;
     }
@@ -163,9 +163,16 @@ async fn kvm_what_is_under_way_when_a_stopping_nodes_time_is_over_is_on_record()
     tokio::time::sleep(Duration::from_millis(300)).await;
     shutdown(node).await;
     for caller in callers {
-        caller.await.unwrap().unwrap_err();
+        let answer = caller.await.unwrap().unwrap();
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["retry-after"], "1");
+        assert_eq!(answer.headers()["connection"], "close");
+        assert_eq!(problem(&answer).kind, "/problems/stopped");
     }
     assert_eq!(outcomes(&coordinator, 3).await, [Outcome::PlatformFault; 3]);
+    let state = coordinator.state();
+    let callers = state.ledger.iter().filter(|row| !row.probe);
+    assert_eq!(callers.map(|row| row.status).collect::<Vec<_>>(), [503; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

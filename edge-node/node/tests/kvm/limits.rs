@@ -158,13 +158,57 @@ async fn kvm_a_caller_that_goes_away_cancels_the_work() {
             .ledger
             .iter()
             .filter(|row| !row.probe)
-            .all(|row| row.status == 0)
+            .all(|row| row.status == 499)
     );
     // And the slots are all there for others.
     let mut client = Client::connect(node.addr()).await;
     for _ in 0..20 {
         assert_eq!(text(&client.get("/acme/hello/count").await.unwrap()), "1");
     }
+    shutdown(node).await;
+}
+
+/// A figure of the node's metrics.
+async fn metric(to: std::net::SocketAddr, name: &str) -> u64 {
+    let metrics = get(to, "/.holm/metrics").await;
+    let mut lines = text(&metrics).lines();
+    let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kvm_what_takes_more_than_a_reset_is_not_done_by_the_thread_that_serves_connections() {
+    if !require_kvm() {
+        return;
+    }
+    let one_thread = |config: &mut NodeConfig| (config.threads, config.slots) = (1, 4);
+    let (_coordinator, _dir, node) = serving_with(&Version::new("v1", 1), one_thread).await;
+    let to = node.addr();
+    assert_eq!(metric(to, "holm_slots_renewed").await, 0);
+    // Callers that go away, most of them from a request that has begun.
+    for _ in 0..100 {
+        let mut client = Client::connect(to).await;
+        let gone = client.get("/acme/hello/doze");
+        let waited = tokio::time::timeout(Duration::from_millis(50), gone).await;
+        assert!(waited.is_err(), "it is not answered that soon");
+        drop(client);
+        assert_eq!(text(&get(to, "/acme/hello/count").await), "1");
+        if metric(to, "holm_slots_renewed").await >= 5 {
+            break;
+        }
+    }
+    let before = metric(to, "holm_slots_renewed").await;
+    assert!(before >= 5, "{before}");
+    // A guest that changes what its page tables hang on.
+    for _ in 0..10 {
+        assert_eq!(text(&get(to, "/acme/hello/map").await), "mapped 1");
+    }
+    for _ in 0..8 {
+        assert_eq!(text(&get(to, "/acme/hello/count").await), "1");
+    }
+    // The first of a version may be put back otherwise.
+    let renewed = metric(to, "holm_slots_renewed").await - before;
+    assert!(renewed >= 8, "{renewed}");
     shutdown(node).await;
 }
 

@@ -8,6 +8,9 @@
 //! ```
 //! The checksum covers the header, every page that is not zero with its place, and the names. It is
 //! verified when a file is loaded, never on a request's path.
+//!
+//! A file is copied when it is loaded, and the copy verified. Were it mapped, an error of its disk, or somebody who cuts
+//! it short, would later end the process with SIGBUS, and every tenant's requests with it.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -27,6 +30,7 @@ use crate::cpu::{self, CpuState};
 use crate::hostcall::Buffer;
 use crate::image::Image;
 use crate::layout::Layout;
+use crate::memory;
 use crate::restore::{Choice, Stored};
 use crate::symbols::Symbols;
 use crate::unwind::FrameTables;
@@ -214,10 +218,11 @@ impl Snapshot {
             return Err(damaged("it has another size than its header says").into());
         }
         let mut contents = Contents::default();
+        let copy = memory::anonymous_file(layout.total_bytes())?;
         for_each_page(&file, MEMORY_AT, &layout, |at, page| {
             hash_page(&mut hash, at, page);
             contents.add(&layout, at, page);
-            Ok(())
+            copy.write_all_at(page, at)
         })
         .map_err(&io)?;
         let mut symbols = vec![0; header.symbol_bytes as usize];
@@ -248,7 +253,7 @@ impl Snapshot {
         let symbols = String::from_utf8_lossy(&symbols).into_owned();
         let symbols = Symbols::from_text(symbols, header.frames);
         let cpu_digest = hypervisor.inner.cpu_digest;
-        let stored = contents.of_file(file, MEMORY_AT);
+        let stored = contents.of_file(copy, 0);
         let name = header.name;
         let snapshot = Self::assemble(name, stored, layout, state, wait, symbols, cpu_digest)?;
         if let Some(stored) = header.restore {
@@ -347,3 +352,120 @@ macro_rules! registers {
 registers!(
     rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags
 );
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use holm_model::bundle::Files;
+    use holm_model::program::Program;
+    use holm_test_support::{guest, patience, require_kvm};
+
+    use super::*;
+    use crate::GuestConfig;
+
+    const READY: Duration = Duration::from_secs(5);
+
+    fn prepared(hypervisor: &Hypervisor) -> Arc<Snapshot> {
+        let program = Program::parse(&fs::read(guest("several_requests")).unwrap()).unwrap();
+        let config = GuestConfig {
+            name: "tests/several_requests".into(),
+            memory_bytes: 24 << 20,
+            env: Vec::new(),
+            args: Vec::new(),
+            files: Files::default(),
+            inetd: false,
+            shared: false,
+            port: 8080,
+        };
+        let prepared = crate::prepare(hypervisor, &program, &config, patience(READY));
+        prepared.unwrap().snapshot
+    }
+
+    #[test]
+    fn kvm_a_snapshot_outlives_its_file() {
+        if !require_kvm() {
+            return;
+        }
+        let hypervisor = Hypervisor::open().unwrap();
+        let before = prepared(&hypervisor);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one.snap");
+        before.save(&path).unwrap();
+        let loaded = Snapshot::load(&hypervisor, &path).unwrap();
+        File::create(&path).unwrap();
+        let mut slot = crate::Slot::new(&hypervisor).unwrap();
+        for strategy in crate::Strategy::ALL {
+            slot.load_by(&loaded, strategy).unwrap();
+            for (start, end) in before.own_pages() {
+                for page in (*start..*end).step_by(PAGE_BYTES as usize) {
+                    assert!(before.is_pristine(slot.memory().unwrap(), page).unwrap());
+                }
+            }
+        }
+    }
+
+    /// Writes the snapshot at `path` anew with another word in its header, of the same length, and the checksum that
+    /// belongs to that.
+    fn rewrite(path: &Path, word: &str, other: &str) {
+        let start = Start::read(path).unwrap();
+        let header = &start.header;
+        let layout = Layout::new(
+            header.program_start,
+            header.memory_bytes,
+            header.files_bytes,
+        );
+        let mut bytes = fs::read(path).unwrap();
+        let header_end =
+            HEADER_AT as usize + u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+        let text = str::from_utf8(&bytes[HEADER_AT as usize..header_end]).unwrap();
+        assert!(text.contains(word) && word.len() == other.len());
+        let text = text.replace(word, other);
+        let mut hash = Sha256::new_with_prefix(&text);
+        for_each_page(&start.file, MEMORY_AT, &layout, |at, page| {
+            hash_page(&mut hash, at, page);
+            Ok(())
+        })
+        .unwrap();
+        hash.update(&bytes[(MEMORY_AT + layout.total_bytes()) as usize..]);
+        bytes[HEADER_AT as usize..header_end].copy_from_slice(text.as_bytes());
+        bytes[16..HEADER_AT as usize].copy_from_slice(&hash.finalize());
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn kvm_a_snapshot_of_another_cpu_kernel_or_abi_is_refused_by_name() {
+        if !require_kvm() {
+            return;
+        }
+        let hypervisor = Hypervisor::open().unwrap();
+        let snapshot = prepared(&hypervisor);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("one.snap");
+        let (cpu, kernel) = (
+            hex::encode(snapshot.cpu_digest),
+            hex::encode(Image::get().digest),
+        );
+        let abi = format!("\"abi_version\":{ABI_VERSION},");
+        let other_abi = format!("\"abi_version\":{},", ABI_VERSION - 1);
+        for (word, other, why) in [
+            (&cpu, &"0".repeat(cpu.len()), "on another kind of CPU"),
+            (
+                &kernel,
+                &"0".repeat(kernel.len()),
+                "with another guest kernel",
+            ),
+            (&abi, &other_abi, "with another guest kernel"),
+        ] {
+            snapshot.save(&path).unwrap();
+            Snapshot::load(&hypervisor, &path).unwrap();
+            // With the checksum that it has, it would be damaged.
+            rewrite(&path, word, other);
+            let error = Snapshot::load(&hypervisor, &path).unwrap_err();
+            let VmmError::Snapshot(SnapshotError::Unfit { .. }) = &error else {
+                panic!("{error}");
+            };
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use crate::memory;
 const MIN_GAP_BYTES: u64 = 64 << 10;
 /// Most such parts. The mappings of a process are limited (vm.max_map_count), and what a program leaves in its
 /// memory is the program's choice.
-const MAX_PARTS: usize = 32;
+pub(crate) const MAX_PARTS: usize = 32;
 
 /// Pages in rising order, by where they begin and end in the guest.
 #[derive(Debug, Default)]

@@ -409,3 +409,165 @@ fn a_slot_that_is_made_with_the_version_of_the_one_before_it_serves_it_without_a
     };
     assert_eq!((grant.slot, grant.load), (SlotId(7), false));
 }
+
+/// Fills ahead as the pool does, until there is nothing to fill.
+fn fill(pool: &mut Core, versions: &[Claim], count: impl Fn(Key) -> usize) {
+    for turn in 0.. {
+        let spare = |claim: &Claim| Some((pool.spare(*claim, count(claim.key))?, claim.key));
+        let Some((slot, key)) = versions.iter().find_map(spare) else {
+            return;
+        };
+        pool.finished(slot, Holds::Pristine(key));
+        assert!(turn < 1000, "versions take each other's slots for ever");
+    }
+}
+
+#[test]
+fn a_new_version_gets_its_min_where_all_slots_hold_others() {
+    let mut pool = pool(4);
+    fill(&mut pool, &[of(A)], |_| 4);
+    assert_eq!(pool.holding(A), 4);
+    // Only as an empty slot is there.
+    assert_eq!(pool.spare(of(B), 2), None);
+    pool.set_least([(A, 1), (B, 2)].into());
+    fill(&mut pool, &[of(A), of(B)], |_| 4);
+    assert_eq!((pool.holding(A), pool.holding(B)), (2, 2));
+    // Nor does another's request take what is promised while there is something else.
+    for ticket in 1..3 {
+        let grant = pool.want(Ticket(ticket), of(Key(3))).unwrap();
+        pool.finished(grant.slot, Holds::Nothing);
+        assert_eq!((pool.holding(A), pool.holding(B)), (1, 2));
+    }
+}
+
+#[test]
+fn more_than_there_is_may_be_promised_and_the_first_have_theirs() {
+    let mut pool = pool(3);
+    pool.set_least([(A, 2), (B, 2)].into());
+    assert_eq!(pool.promised(), 4);
+    fill(&mut pool, &[of(A), of(B)], |_| 2);
+    assert_eq!((pool.holding(A), pool.holding(B)), (2, 1));
+}
+
+#[test]
+fn whatever_comes_each_version_has_its_min_again_when_it_is_over() {
+    for seed in 0..300u64 {
+        let mut below = random_below(seed);
+        let slots = 2 + below(8) as u32;
+        let mut pool = pool(slots);
+        pool.set_tenants(2);
+        let versions: Vec<Claim> = (0..1 + below(6))
+            .map(|key| Claim {
+                key: Key(key),
+                tenant: TenantId(key % 2),
+                most: usize::MAX,
+            })
+            .collect();
+        let mut left = u64::from(slots);
+        let mut least = BTreeMap::new();
+        for claim in &versions {
+            let min = below(1 + left);
+            left -= min;
+            least.insert(claim.key, min as usize);
+        }
+        pool.set_least(least.clone());
+        let target = |key: Key| least[&key].max(1);
+        let (mut busy, mut next_slot) = (Vec::<Grant>::new(), slots);
+        for ticket in 0..200 {
+            let claim = versions[below(versions.len() as u64) as usize];
+            let mut grants: Vec<Grant> = pool.want(Ticket(ticket), claim).into_iter().collect();
+            while busy.len() as u64 > below(u64::from(slots)) {
+                let Grant { slot, key, .. } = busy.swap_remove(below(busy.len() as u64) as usize);
+                grants.extend(match below(4) {
+                    0 => {
+                        next_slot += 1;
+                        let mut grants = pool.lost(slot);
+                        grants.extend(pool.added(SlotId(next_slot), Holds::Pristine(key)));
+                        grants
+                    }
+                    1 => pool.finished(slot, Holds::Kept(key)),
+                    _ => pool.finished(slot, Holds::Pristine(key)),
+                });
+            }
+            busy.extend(grants);
+            if below(3) == 0 {
+                fill(&mut pool, &versions, target);
+            }
+        }
+        while let Some(Grant { slot, key, .. }) = busy.pop() {
+            busy.extend(pool.finished(slot, Holds::Pristine(key)));
+        }
+        fill(&mut pool, &versions, target);
+        for (key, least) in &least {
+            assert!(pool.holding(*key) >= *least, "seed {seed}: {key:?}");
+        }
+    }
+}
+
+#[test]
+fn what_takes_the_place_of_one_that_is_gone_counts_as_ahead_already() {
+    let mut pool = pool(4);
+    let slot = pool.spare(of(A), 1).unwrap();
+    // The janitor has it meanwhile.
+    assert_eq!(pool.lost(slot), []);
+    assert_eq!(pool.spare(of(A), 1), None);
+    let other = pool.spare(of(B), 1).unwrap();
+    assert_eq!(pool.lost(other), []);
+    // It is its own place that it takes, whatever the order in which they come.
+    assert_eq!(pool.added(SlotId(10), Holds::Pristine(B)), []);
+    assert_eq!(pool.spare(of(A), 1), None);
+    assert_eq!(pool.spare(of(B), 1), None);
+}
+
+#[test]
+fn when_memory_is_short_what_was_unused_for_longest_goes_but_for_what_is_promised() {
+    for seed in 0..200u64 {
+        let mut below = random_below(seed);
+        let slots = 2 + below(10) as u32;
+        let mut pool = pool(slots);
+        let versions = [A, B, Key(3)];
+        let promised: Vec<_> = versions.map(|key| (key, below(4) as usize)).into();
+        pool.set_least(promised.iter().copied().collect());
+        let mut used = Vec::new();
+        for ticket in 0..u64::from(slots) {
+            let key = versions[below(3) as usize];
+            match pool.want(Ticket(ticket), of(key)) {
+                Some(grant) => used.push(grant),
+                None => pool.cancel(Ticket(ticket)),
+            }
+        }
+        // Some stay in use.
+        let idle = used.split_off(below(used.len() as u64) as usize);
+        for grant in &idle {
+            pool.finished(grant.slot, Holds::Pristine(grant.key));
+        }
+        let before = versions.map(|key| pool.holding(key));
+        let mut gone = Vec::new();
+        loop {
+            let some = pool.relieve(2);
+            assert!(some.len() <= 2, "seed {seed}");
+            if some.is_empty() {
+                break;
+            }
+            some.iter()
+                .for_each(|slot| assert_eq!(pool.lost(*slot), []));
+            gone.extend(some);
+        }
+        // In the order in which they were used last, where several of a version go.
+        for key in versions {
+            let of_key =
+                |slot: &&SlotId| idle.iter().any(|one| one.slot == **slot && one.key == key);
+            let order: Vec<_> = gone.iter().filter(of_key).collect();
+            let at = |slot: &SlotId| idle.iter().position(|one| one.slot == *slot);
+            assert!(
+                order.is_sorted_by_key(|slot| at(slot)),
+                "seed {seed}: {order:?}"
+            );
+        }
+        for ((key, least), before) in promised.into_iter().zip(before) {
+            let in_use = used.iter().filter(|grant| grant.key == key).count();
+            let left = before.min(least).max(in_use);
+            assert_eq!(pool.holding(key), left, "seed {seed}: {key:?}");
+        }
+    }
+}
