@@ -1,32 +1,67 @@
-//! A relay that makes a UDP link bad: it loses and delays datagrams, both ways. (The kernel's own means, netem, is not
-//! in every kernel.)
+//! A relay that makes a UDP link bad: it loses, delays, doubles and reorders datagrams, both ways, and is cut and mended
+//! while it runs. (The kernel's own means, netem, is not in every kernel.)
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use holm_test_support::random_below;
 
 /// How bad a link is, each way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Badness {
     /// Datagrams lost, in each hundred.
     pub loss_percent: u64,
+    /// Datagrams that come twice, in each hundred.
+    pub double_percent: u64,
     /// How long each is on its way.
     pub delay: Duration,
+    /// How much longer some are than others, at most: so one overtakes another.
+    pub scatter: Duration,
 }
 
-/// Datagrams that came, and those of them that were lost.
+/// Datagrams that came, and what became of some.
 #[derive(Debug, Default)]
 pub struct Counts {
     /// All.
     pub came: AtomicU64,
-    /// Lost.
+    /// Lost, by bad luck or because the link was cut.
     pub lost: AtomicU64,
+    /// Sent on twice.
+    pub doubled: AtomicU64,
+    /// Sent on after one that had come later, in whichever direction.
+    pub overtaken: AtomicU64,
+}
+
+/// A relay that runs, for whoever makes its link worse or better.
+#[derive(Debug)]
+pub struct Relay {
+    /// So far.
+    pub counts: Counts,
+    badness: Mutex<Badness>,
+    cut_there: AtomicBool,
+    cut_back: AtomicBool,
+}
+
+impl Relay {
+    /// How bad it is from now on.
+    pub fn set_badness(&self, badness: Badness) {
+        *self.badness.lock().unwrap_or_else(PoisonError::into_inner) = badness;
+    }
+
+    /// Whether nothing gets to where it leads.
+    pub fn cut_there(&self, cut: bool) {
+        self.cut_there.store(cut, Ordering::Relaxed);
+    }
+
+    /// Whether no answers come back.
+    pub fn cut_back(&self, cut: bool) {
+        self.cut_back.store(cut, Ordering::Relaxed);
+    }
 }
 
 /// Most peers at a time; a node that dials anew is another one.
@@ -44,26 +79,32 @@ struct Flight {
     to: SocketAddr,
 }
 
-/// What both directions share.
+/// One direction.
 #[derive(Clone)]
 struct Way {
-    badness: Badness,
-    counts: Arc<Counts>,
+    relay: Arc<Relay>,
+    back: bool,
     flights: Sender<Flight>,
 }
 
 /// Relays what comes to `from` to `to`, and the answers back, as long as the process lives. The sockets are of the
 /// caller's network namespace.
-pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> Arc<Counts> {
+pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> Arc<Relay> {
     let front = Arc::new(UdpSocket::bind(from).expect("the relay's address is free"));
     let (flights, pending) = channel();
+    let relay = Arc::new(Relay {
+        counts: Counts::default(),
+        badness: Mutex::new(badness),
+        cut_there: AtomicBool::new(false),
+        cut_back: AtomicBool::new(false),
+    });
     let way = Way {
-        badness,
-        counts: Arc::default(),
+        relay: relay.clone(),
+        back: false,
         flights,
     };
-    let counts = way.counts.clone();
-    std::thread::spawn(move || deliver(&pending));
+    let counted = relay.clone();
+    std::thread::spawn(move || deliver(&pending, &counted.counts));
     std::thread::spawn(move || {
         let mut peers: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
         let mut random = random_below(seed);
@@ -76,13 +117,14 @@ pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> A
                 let back = UdpSocket::bind((from.ip(), 0)).expect("a UDP socket");
                 let back = Arc::new(back);
                 peers.insert(peer, back.clone());
-                let (way, front, seed) = (way.clone(), front.clone(), random(u32::MAX.into()));
+                let (mut way, front, seed) = (way.clone(), front.clone(), random(u32::MAX.into()));
+                way.back = true;
                 std::thread::spawn(move || answers(&back, &front, peer, &way, seed));
             }
             way.send(&buffer[..length], &peers[&peer], to, &mut random);
         }
     });
-    counts
+    relay
 }
 
 /// What comes back for one peer.
@@ -107,26 +149,41 @@ impl Way {
         to: SocketAddr,
         random: &mut impl FnMut(u64) -> u64,
     ) {
-        let number = self.counts.came.fetch_add(1, Ordering::Relaxed);
-        if random(100) < self.badness.loss_percent {
-            self.counts.lost.fetch_add(1, Ordering::Relaxed);
+        let relay = &self.relay;
+        let badness = *relay.badness.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = if self.back {
+            &relay.cut_back
+        } else {
+            &relay.cut_there
+        };
+        let number = relay.counts.came.fetch_add(1, Ordering::Relaxed);
+        if cut.load(Ordering::Relaxed) || random(100) < badness.loss_percent {
+            relay.counts.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let flight = Flight {
-            due: Instant::now() + self.badness.delay,
-            number,
-            bytes: bytes.to_vec(),
-            by: by.clone(),
-            to,
-        };
-        // It ends with the process.
-        let _ = self.flights.send(flight);
+        let doubled = random(100) < badness.double_percent;
+        if doubled {
+            relay.counts.doubled.fetch_add(1, Ordering::Relaxed);
+        }
+        for _ in 0..=u32::from(doubled) {
+            let scatter = random(badness.scatter.as_micros() as u64 + 1);
+            let flight = Flight {
+                due: Instant::now() + badness.delay + Duration::from_micros(scatter),
+                number,
+                bytes: bytes.to_vec(),
+                by: by.clone(),
+                to,
+            };
+            // It ends with the process.
+            let _ = self.flights.send(flight);
+        }
     }
 }
 
 /// Sends each when it is due.
-fn deliver(pending: &Receiver<Flight>) {
+fn deliver(pending: &Receiver<Flight>, counts: &Counts) {
     let mut waiting: BinaryHeap<Reverse<Flight>> = BinaryHeap::new();
+    let mut newest = 0;
     loop {
         let next = waiting.peek().map(|Reverse(flight)| flight.due);
         let wait = next.map_or(Duration::from_secs(3600), |due| {
@@ -142,6 +199,10 @@ fn deliver(pending: &Receiver<Flight>) {
         {
             // What cannot be delivered is lost.
             let _ = flight.by.send_to(&flight.bytes, flight.to);
+            if flight.number < newest {
+                counts.overtaken.fetch_add(1, Ordering::Relaxed);
+            }
+            newest = newest.max(flight.number);
             waiting.pop();
         }
     }
