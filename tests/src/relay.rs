@@ -35,6 +35,8 @@ pub struct Counts {
     pub doubled: AtomicU64,
     /// Sent on after one that had come later, in whichever direction.
     pub overtaken: AtomicU64,
+    /// Held back, and sent on in the end.
+    pub held: AtomicU64,
 }
 
 /// A relay that runs, for whoever makes its link worse or better.
@@ -45,6 +47,15 @@ pub struct Relay {
     badness: Mutex<Badness>,
     cut_there: AtomicBool,
     cut_back: AtomicBool,
+    held: Mutex<Option<Held>>,
+    flights: Sender<Flight>,
+}
+
+/// What is held back.
+#[derive(Debug)]
+struct Held {
+    since: Instant,
+    flights: Vec<Flight>,
 }
 
 impl Relay {
@@ -62,6 +73,23 @@ impl Relay {
     pub fn cut_back(&self, cut: bool) {
         self.cut_back.store(cut, Ordering::Relaxed);
     }
+
+    /// Holds back what is sent there by those who have sent something before, and not what others send. When that is
+    /// over, it is sent on, the last first.
+    pub fn hold(&self, hold: bool) {
+        let since = Instant::now();
+        let flights = Vec::new();
+        let new = hold.then_some(Held { since, flights });
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = std::mem::replace(&mut *held, new) else {
+            return;
+        };
+        for flight in before.flights.into_iter().rev() {
+            self.counts.held.fetch_add(1, Ordering::Relaxed);
+            // It ends with the process.
+            let _ = self.flights.send(flight);
+        }
+    }
 }
 
 /// Most peers at a time; a node that dials anew is another one.
@@ -70,6 +98,7 @@ const MAX_PEERS: usize = 256;
 const MAX_BYTES: usize = 65_536;
 
 /// One on its way.
+#[derive(Debug)]
 struct Flight {
     due: Instant,
     /// Of two that are due at once the first goes first.
@@ -83,8 +112,9 @@ struct Flight {
 #[derive(Clone)]
 struct Way {
     relay: Arc<Relay>,
+    /// For what comes back; otherwise since when the peer has sent something.
     back: bool,
-    flights: Sender<Flight>,
+    since: Instant,
 }
 
 /// Relays what comes to `from` to `to`, and the answers back, as long as the process lives. The sockets are of the
@@ -97,16 +127,13 @@ pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> A
         badness: Mutex::new(badness),
         cut_there: AtomicBool::new(false),
         cut_back: AtomicBool::new(false),
-    });
-    let way = Way {
-        relay: relay.clone(),
-        back: false,
+        held: Mutex::new(None),
         flights,
-    };
-    let counted = relay.clone();
-    std::thread::spawn(move || deliver(&pending, &counted.counts));
+    });
+    let (carrying, delivering) = (relay.clone(), relay.clone());
+    std::thread::spawn(move || deliver(&pending, &delivering.counts));
     std::thread::spawn(move || {
-        let mut peers: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+        let mut peers: HashMap<SocketAddr, (Arc<UdpSocket>, Way)> = HashMap::new();
         let mut random = random_below(seed);
         let mut buffer = vec![0; MAX_BYTES];
         while let Ok((length, peer)) = front.recv_from(&mut buffer) {
@@ -116,12 +143,19 @@ pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> A
                 }
                 let back = UdpSocket::bind((from.ip(), 0)).expect("a UDP socket");
                 let back = Arc::new(back);
-                peers.insert(peer, back.clone());
-                let (mut way, front, seed) = (way.clone(), front.clone(), random(u32::MAX.into()));
+                let there = Way {
+                    relay: carrying.clone(),
+                    back: false,
+                    since: Instant::now(),
+                };
+                let mut way = there.clone();
                 way.back = true;
+                peers.insert(peer, (back.clone(), there));
+                let (front, seed) = (front.clone(), random(u32::MAX.into()));
                 std::thread::spawn(move || answers(&back, &front, peer, &way, seed));
             }
-            way.send(&buffer[..length], &peers[&peer], to, &mut random);
+            let (back, there) = &peers[&peer];
+            there.send(&buffer[..length], back, to, &mut random);
         }
     });
     relay
@@ -174,8 +208,12 @@ impl Way {
                 by: by.clone(),
                 to,
             };
-            // It ends with the process.
-            let _ = self.flights.send(flight);
+            let mut held = relay.held.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *held {
+                Some(held) if !self.back && self.since < held.since => held.flights.push(flight),
+                // It ends with the process.
+                _ => drop(relay.flights.send(flight)),
+            }
         }
     }
 }

@@ -76,6 +76,8 @@ struct Seen {
     doubled: AtomicU64,
     overtaken: AtomicU64,
     lost: AtomicU64,
+    held: AtomicU64,
+    not_started: AtomicU64,
     clocks_apart: AtomicU64,
     unanswered_entered: AtomicU64,
     refused: AtomicU64,
@@ -88,6 +90,8 @@ impl Seen {
             (&self.resent, audit["resent"].as_u64().unwrap_or(0)),
             (&self.doubled, counts.doubled.load(Ordering::Relaxed)),
             (&self.overtaken, counts.overtaken.load(Ordering::Relaxed)),
+            (&self.held, counts.held.load(Ordering::Relaxed)),
+            (&self.not_started, world.not_started),
             (&self.lost, counts.lost.load(Ordering::Relaxed)),
             (&self.clocks_apart, rows.at_another_time()),
             (&self.unanswered_entered, tally.unanswered_entered),
@@ -105,6 +109,7 @@ impl Seen {
         saw("datagram came twice", &self.doubled);
         saw("datagram overtook another", &self.overtaken);
         saw("datagram was lost", &self.lost);
+        saw("datagram was held back", &self.held);
         saw(
             "request was carried out without an answer",
             &self.unanswered_entered,

@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Cut,
     /// Batches get to the coordinator, and its answers get lost: so the node sends them again.
     Unanswered,
+    /// What the node sent comes late, after what it sends when it was killed and started again, and the last first.
+    Held,
     /// Datagrams get lost, come twice and overtake one another.
     Rough,
     /// The disk with the node's state is full.
@@ -51,7 +53,7 @@ impl Plan {
         let mut faults = Vec::new();
         for _ in 0..3 + random(3) {
             let begin_ms = random(BEGIN_MS);
-            let (kind, length_ms) = match random(16) {
+            let (kind, length_ms) = match random(18) {
                 0..3 => (Kind::NodeKilled, random(400)),
                 3..6 => (Kind::CoordinatorKilled, random(400)),
                 6..8 if random(6) == 0 => (Kind::Cut, LONG_CUT_MS),
@@ -59,7 +61,8 @@ impl Plan {
                 8..10 => (Kind::Unanswered, 250 + random(600)),
                 10..12 => (Kind::Rough, 300 + random(1200)),
                 12..14 => (Kind::DiskFull, 200 + random(1000)),
-                14 => (Kind::NodeClock(jump(random)), 100 + random(1200)),
+                14..16 => (Kind::Held, 300 + random(1700)),
+                16 => (Kind::NodeClock(jump(random)), 100 + random(1200)),
                 _ => (Kind::CoordinatorClock(jump(random)), 100 + random(1200)),
             };
             let end_ms = begin_ms + length_ms;
@@ -68,13 +71,17 @@ impl Plan {
                 begin_ms,
                 end_ms,
             });
-            // Killed before it hears that the ledger has what it sent.
-            if kind == Kind::Unanswered && random(2) == 0 {
-                let killed_ms = end_ms - 1 - random(100);
+            // Killed before it hears that the ledger has what it sent, or while that is on its way.
+            let killed_ms = match kind {
+                Kind::Unanswered => end_ms - 1 - random(100),
+                Kind::Held => begin_ms + 250,
+                _ => continue,
+            };
+            if random(2) == 0 {
                 faults.push(Fault {
                     kind: Kind::NodeKilled,
                     begin_ms: killed_ms,
-                    end_ms: end_ms + random(200),
+                    end_ms: killed_ms + random(200),
                 });
             }
         }

@@ -51,9 +51,11 @@ pub(crate) struct World {
     pub(crate) relay: Arc<Relay>,
     means: Means,
     /// How many faults of each kind there are now, by [`place`].
-    under: [u32; 8],
+    under: [u32; 9],
     /// Whether a node that does not start may blame its disk.
     was_full: bool,
+    /// How often one did.
+    pub(crate) not_started: u64,
 }
 
 impl World {
@@ -85,8 +87,9 @@ impl World {
             fleet,
             relay,
             means,
-            under: [0; 8],
+            under: [0; 9],
             was_full: false,
+            not_started: 0,
         }
     }
 
@@ -106,7 +109,7 @@ impl World {
                 _ => {}
             }
         }
-        assert_eq!(self.under, [0; 8], "all is well again");
+        assert_eq!(self.under, [0; 9], "all is well again");
     }
 
     fn begin(&mut self, fault: Fault) {
@@ -118,6 +121,7 @@ impl World {
                 self.relay.cut_back(true);
             }
             Kind::Unanswered => self.relay.cut_back(true),
+            Kind::Held => self.relay.hold(true),
             Kind::Rough => self.relay.set_badness(ROUGH),
             Kind::DiskFull => {
                 self.was_full = true;
@@ -139,6 +143,7 @@ impl World {
                 self.relay
                     .cut_back(self.has(Kind::Cut) || self.has(Kind::Unanswered));
             }
+            Kind::Held => self.relay.hold(false),
             Kind::Rough => self.relay.set_badness(Badness::default()),
             Kind::DiskFull => fs::remove_file(self.filler()).unwrap(),
             Kind::NodeClock(_) => set_clock(&clock_file(&self.fleet, NODE), 0),
@@ -168,6 +173,7 @@ impl World {
                 "the node ended, {status}, and does not name its disk: {last}"
             ));
         }
+        self.not_started += 1;
         self.fleet.begin_node(NODE);
         Ok(())
     }
@@ -197,6 +203,7 @@ fn place(kind: Kind) -> usize {
         Kind::DiskFull => 5,
         Kind::NodeClock(_) => 6,
         Kind::CoordinatorClock(_) => 7,
+        Kind::Held => 8,
     }
 }
 
