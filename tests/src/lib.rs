@@ -409,9 +409,13 @@ impl Fleet {
 
     /// Runs `holm --json` with `args` as the operator of this fleet.
     pub fn holm(&self, args: &[&str]) -> Ran {
+        self.holm_for_people(&[&["--json"], args].concat())
+    }
+
+    /// The same with words for people.
+    pub fn holm_for_people(&self, args: &[&str]) -> Ran {
         let mut command = Command::new(holm());
         command
-            .arg("--json")
             .args(args)
             .env(
                 "HOLM_COORDINATOR",

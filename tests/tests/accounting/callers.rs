@@ -26,6 +26,13 @@ pub(crate) enum Known {
     TurnedAway(String, u16, String),
 }
 
+impl Known {
+    /// The node said that it cannot put usage on record.
+    pub(crate) fn is_unmetered(&self) -> bool {
+        matches!(self, Known::TurnedAway(_, 503, kind) if kind == "/problems/unmetered")
+    }
+}
+
 /// Requests by their numbers, from 1 on.
 #[derive(Clone, Default)]
 pub(crate) struct Requests(Arc<Mutex<Vec<Known>>>);

@@ -33,7 +33,7 @@ pub(crate) struct Tally {
     pub(crate) unanswered_entered: u64,
     /// The same, and not there: the node never had it, or was killed while it ran.
     pub(crate) unanswered: u64,
-    /// Turned away, with a row that says so.
+    /// Turned away or failed by the node, with a row that says so.
     pub(crate) shed: u64,
     /// Turned away before it was admitted.
     pub(crate) turned_away: u64,
@@ -238,9 +238,12 @@ impl Tally {
                     "/problems/not-ready"
                     | "/problems/unmetered"
                     | "/problems/unknown-function"
-                    | "/problems/node",
+                    | "/problems/node-fault",
                     None,
                 ) => self.turned_away += 1,
+                ("/problems/node-fault", Some(row)) if row["outcome"] == "platform_fault" => {
+                    self.shed += 1;
+                }
                 ("/problems/overloaded" | "/problems/queued-too-long", Some(row)) => {
                     if (text(row, "request"), count(row, "status")) != (id, u64::from(*status)) {
                         return Err("its row has another id or status");

@@ -69,6 +69,43 @@ fn kvm_after_any_faults_the_ledger_has_every_sent_request_that_was_answered_once
     }
 }
 
+#[test]
+fn kvm_a_node_whose_disk_is_full_turns_requests_away_before_one_of_them_is_lost() {
+    if !require_kvm() {
+        return;
+    }
+    let (means, missing) = world::means();
+    if !means.disks {
+        return skipped(&missing.join("; "));
+    }
+    let mut world = World::start(means, 1);
+    let (requests, mut rows) = (Requests::default(), Rows::default());
+    let address = world.fleet.address(NODE);
+    world.fill_disk(true);
+    // What is in memory for the records is used up first.
+    let until = Instant::now() + patience(RECOVERY);
+    let turned_away = || requests.send(&address, None).is_unmetered();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !turned_away() {
+                    assert!(Instant::now() < until, "it takes whatever comes");
+                }
+            });
+        }
+    });
+    // With no room for what it finds, it may start or not.
+    world.fleet.kill_node(NODE);
+    world.fleet.begin_node(NODE);
+    std::thread::sleep(patience(Duration::from_secs(2)));
+    world.fill_disk(false);
+    let callers = Callers::start(&address, &requests, 1);
+    let settled = settle(&mut world, callers, &requests, &mut rows, &Value::Null);
+    let (_, tally) = settled.unwrap();
+    println!("{tally}");
+    assert!(tally.turned_away >= 4, "{tally}");
+}
+
 /// What happened, in all seeds.
 #[derive(Debug, Default)]
 struct Seen {
@@ -78,6 +115,7 @@ struct Seen {
     lost: AtomicU64,
     held: AtomicU64,
     not_started: AtomicU64,
+    journal_full: AtomicU64,
     clocks_apart: AtomicU64,
     unanswered_entered: AtomicU64,
     refused: AtomicU64,
@@ -92,6 +130,10 @@ impl Seen {
             (&self.overtaken, counts.overtaken.load(Ordering::Relaxed)),
             (&self.held, counts.held.load(Ordering::Relaxed)),
             (&self.not_started, world.not_started),
+            (
+                &self.journal_full,
+                world.times_logged(NODE, "usage records wait"),
+            ),
             (&self.lost, counts.lost.load(Ordering::Relaxed)),
             (&self.clocks_apart, rows.at_another_time()),
             (&self.unanswered_entered, tally.unanswered_entered),
@@ -115,6 +157,9 @@ impl Seen {
             &self.unanswered_entered,
         );
         saw("request was refused", &self.refused);
+        if means.disks {
+            saw("commit failed for a full disk", &self.journal_full);
+        }
         if means.clocks {
             saw("record shows another time", &self.clocks_apart);
         }
@@ -151,7 +196,7 @@ fn run(seeds: &[u64], means: Means, seen: &Seen) -> Result<(), String> {
     Ok(())
 }
 
-/// One seed: faults under load, and then the reckoning. Gives the audit, and what became of all requests so far.
+/// One seed: faults under load, and then the reckoning.
 fn attempt(
     world: &mut World,
     plan: &Plan,
@@ -160,9 +205,21 @@ fn attempt(
     rows: &mut Rows,
     audited: &Value,
 ) -> Result<(Value, Tally), String> {
-    let address = world.fleet.address(NODE);
-    let callers = Callers::start(&address, requests, seed);
+    let callers = Callers::start(&world.fleet.address(NODE), requests, seed);
     world.suffer(plan);
+    settle(world, callers, requests, rows, audited)
+}
+
+/// When nothing is wrong any more: waits until callers are served and the ledger has all that it is to have. Gives the
+/// audit, and what became of all requests so far.
+fn settle(
+    world: &mut World,
+    callers: Callers,
+    requests: &Requests,
+    rows: &mut Rows,
+    audited: &Value,
+) -> Result<(Value, Tally), String> {
+    let address = world.fleet.address(NODE);
     let until = Instant::now() + patience(RECOVERY);
     let answered = requests.known().len();
     let recovered = loop {

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -124,8 +124,7 @@ impl World {
             Kind::Held => self.relay.hold(true),
             Kind::Rough => self.relay.set_badness(ROUGH),
             Kind::DiskFull => {
-                self.was_full = true;
-                fill(&self.filler());
+                self.fill_disk(true);
             }
             Kind::NodeClock(seconds) => set_clock(&clock_file(&self.fleet, NODE), seconds),
             Kind::CoordinatorClock(seconds) => {
@@ -145,7 +144,7 @@ impl World {
             }
             Kind::Held => self.relay.hold(false),
             Kind::Rough => self.relay.set_badness(Badness::default()),
-            Kind::DiskFull => fs::remove_file(self.filler()).unwrap(),
+            Kind::DiskFull => self.fill_disk(false),
             Kind::NodeClock(_) => set_clock(&clock_file(&self.fleet, NODE), 0),
             Kind::CoordinatorClock(_) => set_clock(&clock_file(&self.fleet, COORDINATOR), 0),
         }
@@ -178,18 +177,30 @@ impl World {
         Ok(())
     }
 
+    /// How often a daemon has logged this.
+    pub(crate) fn times_logged(&self, name: &str, words: &str) -> u64 {
+        self.fleet.log(name).matches(words).count() as u64
+    }
+
     /// Whether clocks can be made to jump here.
     pub(crate) fn means(&self) -> Means {
         self.means
     }
 
-    /// What fills the node's disk.
-    fn filler(&self) -> PathBuf {
+    /// Leaves no room on the node's disk, or all of it again.
+    pub(crate) fn fill_disk(&mut self, full: bool) {
+        self.was_full |= full;
         let path = self.fleet.path(&format!("{NODE}/filler"));
-        self.fleet
-            .namespace()
-            .expect("disks need mounts")
-            .outside(&path)
+        let namespace = self.fleet.namespace().expect("disks need mounts");
+        let filler = namespace.outside(&path);
+        if !full {
+            return fs::remove_file(filler).unwrap();
+        }
+        let mut file = File::create(filler).unwrap();
+        for bytes in [64 << 10, 4 << 10] {
+            let noise = vec![0xA5; bytes];
+            while file.write_all(&noise).is_ok() {}
+        }
     }
 }
 
@@ -213,15 +224,6 @@ fn address() -> Ipv4Addr {
     let count = COUNT.fetch_add(1, Ordering::Relaxed) % 250;
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 1 + high % 254, low, 2 + count as u8)
-}
-
-/// Writes as much as there is room for.
-fn fill(path: &Path) {
-    let mut file = File::create(path).unwrap();
-    for bytes in [64 << 10, 4 << 10] {
-        let noise = vec![0xA5; bytes];
-        while file.write_all(&noise).is_ok() {}
-    }
 }
 
 fn clock_file(fleet: &Fleet, name: &str) -> String {
