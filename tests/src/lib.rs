@@ -223,11 +223,13 @@ impl Fleet {
     /// `holm` where the daemons run.
     fn command_of(&self, name: &str) -> Command {
         let variables = self.environment.get(name).into_iter().flatten();
-        // What a preloaded library does belongs in there as well.
-        let mut command = match &self.namespace {
-            Some(namespace) => namespace.command(Path::new("env")),
-            None => Command::new("env"),
+        let Some(namespace) = &self.namespace else {
+            let mut command = Command::new(holm());
+            command.envs(variables.map(|(name, value)| (name, value)));
+            return command;
         };
+        // Not of what goes in there first: what a preloaded library does belongs in there as well.
+        let mut command = namespace.command(Path::new("env"));
         command.args(variables.map(|(name, value)| format!("{name}={value}")));
         command.arg(holm());
         command

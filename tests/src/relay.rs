@@ -49,6 +49,7 @@ pub struct Relay {
     cut_back: AtomicBool,
     held: Mutex<Option<Held>>,
     flights: Sender<Flight>,
+    over: AtomicBool,
 }
 
 /// What is held back.
@@ -74,6 +75,15 @@ impl Relay {
         self.cut_back.store(cut, Ordering::Relaxed);
     }
 
+    /// Ends it, in a moment.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// Holds back what is sent there by those who have sent something before, and not what others send. When that is
     /// over, it is sent on, the last first.
     pub fn hold(&self, hold: bool) {
@@ -94,6 +104,8 @@ impl Relay {
 
 /// Most peers at a time; a node that dials anew is another one.
 const MAX_PEERS: usize = 256;
+/// How often its threads look whether it is over.
+const LOOK: Duration = Duration::from_millis(500);
 /// Largest datagram.
 const MAX_BYTES: usize = 65_536;
 
@@ -117,10 +129,10 @@ struct Way {
     since: Instant,
 }
 
-/// Relays what comes to `from` to `to`, and the answers back, as long as the process lives. The sockets are of the
-/// caller's network namespace.
+/// Relays what comes to `from` to `to`, and the answers back, until it is ended. The sockets are of the caller's network
+/// namespace.
 pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> Arc<Relay> {
-    let front = Arc::new(UdpSocket::bind(from).expect("the relay's address is free"));
+    let front = Arc::new(socket(from));
     let (flights, pending) = channel();
     let relay = Arc::new(Relay {
         counts: Counts::default(),
@@ -129,20 +141,23 @@ pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> A
         cut_back: AtomicBool::new(false),
         held: Mutex::new(None),
         flights,
+        over: AtomicBool::new(false),
     });
     let (carrying, delivering) = (relay.clone(), relay.clone());
-    std::thread::spawn(move || deliver(&pending, &delivering.counts));
+    std::thread::spawn(move || deliver(&pending, &delivering));
     std::thread::spawn(move || {
         let mut peers: HashMap<SocketAddr, (Arc<UdpSocket>, Way)> = HashMap::new();
         let mut random = random_below(seed);
         let mut buffer = vec![0; MAX_BYTES];
-        while let Ok((length, peer)) = front.recv_from(&mut buffer) {
+        while !carrying.is_over() {
+            let Ok((length, peer)) = front.recv_from(&mut buffer) else {
+                continue;
+            };
             if !peers.contains_key(&peer) {
                 if peers.len() >= MAX_PEERS {
                     continue;
                 }
-                let back = UdpSocket::bind((from.ip(), 0)).expect("a UDP socket");
-                let back = Arc::new(back);
+                let back = Arc::new(socket((from.ip(), 0).into()));
                 let there = Way {
                     relay: carrying.clone(),
                     back: false,
@@ -165,14 +180,20 @@ pub fn relay(from: SocketAddr, to: SocketAddr, badness: Badness, seed: u64) -> A
 fn answers(back: &UdpSocket, front: &Arc<UdpSocket>, peer: SocketAddr, way: &Way, seed: u64) {
     let mut random = random_below(seed);
     let mut buffer = vec![0; MAX_BYTES];
-    loop {
-        match back.recv(&mut buffer) {
-            Ok(length) => way.send(&buffer[..length], front, peer, &mut random),
-            // Nobody is there at the moment.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
-            Err(_) => return,
+    while !way.relay.is_over() {
+        // Otherwise nothing came, or nobody is there at the moment.
+        if let Ok(length) = back.recv(&mut buffer) {
+            way.send(&buffer[..length], front, peer, &mut random);
         }
     }
+}
+
+/// One whose readers are not held for ever.
+fn socket(at: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(at).expect("the relay's address is free");
+    let set = socket.set_read_timeout(Some(LOOK));
+    set.expect("a socket can have a timeout");
+    socket
 }
 
 impl Way {
@@ -219,13 +240,13 @@ impl Way {
 }
 
 /// Sends each when it is due.
-fn deliver(pending: &Receiver<Flight>, counts: &Counts) {
+fn deliver(pending: &Receiver<Flight>, relay: &Relay) {
     let mut waiting: BinaryHeap<Reverse<Flight>> = BinaryHeap::new();
     let mut newest = 0;
-    loop {
+    while !relay.is_over() {
         let next = waiting.peek().map(|Reverse(flight)| flight.due);
-        let wait = next.map_or(Duration::from_secs(3600), |due| {
-            due.saturating_duration_since(Instant::now())
+        let wait = next.map_or(LOOK, |due| {
+            due.saturating_duration_since(Instant::now()).min(LOOK)
         });
         match pending.recv_timeout(wait) {
             Ok(flight) => waiting.push(Reverse(flight)),
@@ -238,7 +259,7 @@ fn deliver(pending: &Receiver<Flight>, counts: &Counts) {
             // What cannot be delivered is lost.
             let _ = flight.by.send_to(&flight.bytes, flight.to);
             if flight.number < newest {
-                counts.overtaken.fetch_add(1, Ordering::Relaxed);
+                relay.counts.overtaken.fetch_add(1, Ordering::Relaxed);
             }
             newest = newest.max(flight.number);
             waiting.pop();

@@ -174,22 +174,20 @@ fn run(seeds: &[u64], means: Means, seen: &Seen) -> Result<(), String> {
     for seed in seeds {
         let mut random = random_below(*seed);
         let plan = Plan::new(world.means(), &mut random);
+        println!("seed {seed}: {plan}");
         let began = Instant::now();
         let tried = attempt(&mut world, &plan, *seed, &requests, &mut rows, &audit);
         let (found, tally) = tried.map_err(|why| {
             let (node, coordinator) = (world.fleet.log(NODE), world.fleet.log("coordinator"));
             format!(
-                "seed {seed} (after others of {seeds:?}): {plan}\n{why}\nthe node's log ends with\n{}\nthe \
+                "seed {seed}, with the same processes as those before it of {seeds:?}: {plan}\n{why}\nthe node's log ends with\n{}\nthe \
                  coordinator's with\n{}",
                 end_of(&node),
                 end_of(&coordinator)
             )
         })?;
-        println!(
-            "seed {seed}, {:.1} s: {plan}\n    {}",
-            began.elapsed().as_secs_f64(),
-            tally.since(&before)
-        );
+        let seconds = began.elapsed().as_secs_f64();
+        println!("seed {seed}, {seconds:.1} s: {}", tally.since(&before));
         (audit, before) = (found, tally);
     }
     seen.add(&world, &rows, &audit, &before);

@@ -204,6 +204,12 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        self.relay.end();
+    }
+}
+
 fn place(kind: Kind) -> usize {
     match kind {
         Kind::NodeKilled => 0,
