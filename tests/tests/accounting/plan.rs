@@ -9,6 +9,9 @@ const LONG_CUT_MS: u64 = 3600;
 /// The least that a clock jumps: more than anything takes here, so that it shows where a duration is taken from it.
 pub(crate) const LEAST_JUMP_SECONDS: u64 = 300;
 const MOST_JUMP_SECONDS: u64 = 6 * 3600;
+/// The most that a coordinator's clock is ahead. One that is started while it is more than an hour ahead shows nodes a
+/// certificate that is not valid yet when the clock is right again, and they stay away until it is started once more.
+const COORDINATOR_AHEAD_SECONDS: i64 = 3000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -63,7 +66,10 @@ impl Plan {
                 12..14 => (Kind::DiskFull, 200 + random(1000)),
                 14..16 => (Kind::Held, 300 + random(1700)),
                 16 => (Kind::NodeClock(jump(random)), 100 + random(1200)),
-                _ => (Kind::CoordinatorClock(jump(random)), 100 + random(1200)),
+                _ => {
+                    let seconds = jump(random).min(COORDINATOR_AHEAD_SECONDS);
+                    (Kind::CoordinatorClock(seconds), 100 + random(1200))
+                }
             };
             let end_ms = begin_ms + length_ms;
             faults.push(Fault {
