@@ -9,13 +9,16 @@
 mod command;
 pub mod debian;
 mod http;
+pub mod namespace;
 pub mod network;
 pub mod relay;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use holm_test_support::patience;
@@ -23,7 +26,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use command::{Ran, holm, run};
-pub use http::{Answer, get};
+pub use http::{Answer, Fate, ask, get, send};
+use namespace::Namespace;
 
 /// How long a daemon may take to become ready.
 const START: Duration = Duration::from_secs(30);
@@ -43,6 +47,12 @@ pub struct Fleet {
     /// `http`, or `https` with a certificate that is trusted by `ca_file`.
     scheme: String,
     ca_file: Option<String>,
+    /// Where a node listens when it is started first.
+    listen: String,
+    /// In which its daemons run, if not where the test does.
+    namespace: Option<Namespace>,
+    /// What is in the environment of the daemons of these names.
+    environment: BTreeMap<String, Vec<(String, String)>>,
 }
 
 /// Ingress threads of each node, and their slots in all; 0 is what a node takes by itself.
@@ -69,7 +79,7 @@ pub struct Daemon {
     /// Open as long as it is to run.
     _stdin: Option<ChildStdin>,
     /// Kept, so that it never writes into a closed pipe.
-    _stdout: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Drop for Daemon {
@@ -81,16 +91,21 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    /// Starts `holm` with `args` and returns what it says when it is ready.
-    fn start(directory: &Path, name: &str, args: &[&str]) -> (Daemon, Value) {
-        let mut command = Command::new(holm());
-        command.args(args);
-        Daemon::start_by(command, directory, name)
-    }
-
     /// Starts the daemon that `command` is and returns what it says when it is ready. Its log is NAME.log in
     /// `directory`.
-    pub fn start_by(mut command: Command, directory: &Path, name: &str) -> (Daemon, Value) {
+    pub fn start_by(command: Command, directory: &Path, name: &str) -> (Daemon, Value) {
+        let mut daemon = Daemon::spawn(command, directory, name);
+        let log = directory.join(format!("{name}.log"));
+        let ready = daemon.ready();
+        let ready = ready.unwrap_or_else(|said| {
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            panic!("{name} did not become ready, it said `{said}`\n{log}")
+        });
+        (daemon, ready)
+    }
+
+    /// Starts it, and does not wait until it is ready.
+    fn spawn(mut command: Command, directory: &Path, name: &str) -> Daemon {
         let log = directory.join(format!("{name}.log"));
         let stderr = OpenOptions::new()
             .create(true)
@@ -106,32 +121,30 @@ impl Daemon {
             .expect("holm can be started");
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        let mut daemon = Daemon {
+        Daemon {
             child,
             _stdin: stdin,
-            _stdout: stdout,
-        };
+            stdout,
+        }
+    }
+
+    /// What it says when it is ready, or else whatever it says.
+    fn ready(&mut self) -> Result<Value, String> {
         // A daemon that says nothing is killed, which ends the reading.
         let (said, heard) = std::sync::mpsc::channel::<()>();
-        let pid = daemon.child.id();
+        let pid = self.child.id();
         let watchdog = std::thread::spawn(move || {
             if heard.recv_timeout(patience(START)).is_err() {
                 let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
             }
         });
         let mut line = String::new();
-        let read = daemon._stdout.read_line(&mut line);
+        let read = self.stdout.read_line(&mut line);
         let _ = said.send(());
         watchdog.join().expect("the watchdog only waits");
         match serde_json::from_str(&line) {
-            Ok(ready) if read.is_ok() => (daemon, ready),
-            _ => {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                panic!(
-                    "{name} did not become ready, it said `{}`\n{log}",
-                    line.trim()
-                );
-            }
+            Ok(ready) if read.is_ok() => Ok(ready),
+            _ => Err(line.trim().to_owned()),
         }
     }
 }
@@ -179,7 +192,47 @@ impl Fleet {
             node_options: Vec::new(),
             scheme: "http".into(),
             ca_file: None,
+            listen: "127.0.0.1:0".into(),
+            namespace: None,
+            environment: BTreeMap::new(),
         }
+    }
+
+    /// One whose coordinator is yet to be started, and whose daemons listen at an address of loopback that is theirs
+    /// alone. So nobody takes a port of theirs while they are down.
+    pub fn alone_at(address: Ipv4Addr, namespace: Option<Namespace>) -> Fleet {
+        assert!(address.is_loopback(), "{address}");
+        let mut fleet = Fleet::stopped(NodeSize::FOR_TESTS, &[]);
+        fleet.http = format!("{address}:7700");
+        fleet.quic = format!("{address}:7701");
+        fleet.listen = format!("{address}:7780");
+        fleet.namespace = namespace;
+        fleet
+    }
+
+    /// What the daemon of this name has in its environment from its next start on.
+    pub fn set_environment(&mut self, name: &str, variables: Vec<(String, String)>) {
+        self.environment.insert(name.to_owned(), variables);
+    }
+
+    /// Where its daemons run, if not where the test does.
+    pub fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
+    /// `holm` where the daemons run.
+    fn command_of(&self, name: &str) -> Command {
+        let variables = self.environment.get(name).into_iter().flatten();
+        let Some(namespace) = &self.namespace else {
+            let mut command = Command::new(holm());
+            command.envs(variables.map(|(name, value)| (name, value)));
+            return command;
+        };
+        // Not of what goes in there first: what a preloaded library does belongs in there as well.
+        let mut command = namespace.command(Path::new("env"));
+        command.args(variables.map(|(name, value)| format!("{name}={value}")));
+        command.arg(holm());
+        command
     }
 
     /// A coordinator with these options, and connected nodes of these names.
@@ -203,20 +256,7 @@ impl Fleet {
 
     fn add_nodes(&mut self, names: &[&str]) {
         for name in names {
-            let token = self.token(&[]);
-            let state = self.path(name);
-            self.holm(&[
-                "node",
-                "join",
-                &token,
-                "--name",
-                name,
-                "--state-dir",
-                &state,
-            ])
-            .ok();
-            self.nodes
-                .push(((*name).to_owned(), None, "127.0.0.1:0".into()));
+            self.join(name);
             self.start_node(name);
         }
         eventually("every node to be connected", || {
@@ -227,26 +267,48 @@ impl Fleet {
         });
     }
 
+    /// Has a node of this name join, which is yet to be started.
+    pub fn join(&mut self, name: &str) {
+        let (token, state) = (self.token(&[]), self.path(name));
+        let mut command = self.command_of(name);
+        command.args(["--json", "node", "join", &token]);
+        command.args(["--name", name, "--state-dir", &state]);
+        command::run(command).ok();
+        self.nodes
+            .push((name.to_owned(), None, self.listen.clone()));
+    }
+
+    /// Has nodes dial this from their next start on, in place of what they joined.
+    pub fn dial(&mut self, to: &str) {
+        self.node_options
+            .extend(["--dial".to_owned(), to.to_owned()]);
+    }
+
     /// Starts the coordinator, again on its old addresses if it ran before.
     pub fn start_coordinator(&mut self) {
-        let state = self.path("coordinator");
-        let (http, quic) = (self.http.clone(), self.quic.clone());
-        let mut args = vec![
-            "coordinator",
-            "--http",
-            &http,
-            "--quic",
-            &quic,
-            "--state-dir",
-            &state,
-        ];
-        args.extend(self.coordinator_options.iter().map(String::as_str));
-        let (daemon, ready) = Daemon::start(self.directory.path(), "coordinator", &args);
+        let command = self.coordinator_command();
+        let (daemon, ready) = Daemon::start_by(command, self.directory.path(), "coordinator");
         let url = ready["url"].as_str().expect("a URL");
         let (scheme, http) = url.split_once("://").expect("a URL");
         (self.scheme, self.http) = (scheme.to_owned(), http.to_owned());
         self.quic = ready["quic"].as_str().expect("an address").to_owned();
         self.coordinator = Some(daemon);
+    }
+
+    /// Starts a coordinator that ran before, and does not wait for it.
+    pub fn begin_coordinator(&mut self) {
+        let command = self.coordinator_command();
+        let daemon = Daemon::spawn(command, self.directory.path(), "coordinator");
+        self.coordinator = Some(daemon);
+    }
+
+    fn coordinator_command(&self) -> Command {
+        let mut command = self.command_of("coordinator");
+        command
+            .args(["coordinator", "--http", &self.http, "--quic", &self.quic])
+            .args(["--state-dir", &self.path("coordinator")])
+            .args(&self.coordinator_options);
+        command
     }
 
     /// Kills the coordinator with SIGKILL.
@@ -256,31 +318,43 @@ impl Fleet {
 
     /// Starts a node that has joined, again on its old address if it ran before.
     pub fn start_node(&mut self, name: &str) {
-        let state = self.path(name);
-        let directory = self.directory.path().to_owned();
+        let command = self.node_command(name);
+        let (daemon, ready) = Daemon::start_by(command, self.directory.path(), name);
+        let node = self.node_mut(name);
+        node.2 = ready["listen"].as_str().expect("an address").to_owned();
+        node.1 = Some(daemon);
+    }
+
+    /// Starts a node that ran before, and does not wait for it.
+    pub fn begin_node(&mut self, name: &str) {
+        let command = self.node_command(name);
+        let daemon = Daemon::spawn(command, self.directory.path(), name);
+        self.node_mut(name).1 = Some(daemon);
+    }
+
+    fn node_command(&self, name: &str) -> Command {
         let (threads, slots) = (self.size.threads.to_string(), self.size.slots.to_string());
-        let options = self.node_options.clone();
-        let (_, running, listen) = self.node_mut(name);
-        let mut args = vec![
-            "node",
-            "run",
-            "--state-dir",
-            &state,
-            "--listen",
-            listen,
-            "--region",
-            "test",
-            "--coordinates",
-            "50.11,8.68",
-            "--threads",
-            &threads,
-            "--slots",
-            &slots,
-        ];
-        args.extend(options.iter().map(String::as_str));
-        let (daemon, ready) = Daemon::start(&directory, name, &args);
-        *listen = ready["listen"].as_str().expect("an address").to_owned();
-        *running = Some(daemon);
+        let listen = &self.node(name).2;
+        let mut command = self.command_of(name);
+        command
+            .args(["node", "run", "--state-dir", &self.path(name)])
+            .args(["--listen", listen, "--region", "test"])
+            .args(["--coordinates", "50.11,8.68"])
+            .args(["--threads", &threads, "--slots", &slots])
+            .args(&self.node_options);
+        command
+    }
+
+    /// The status of a node that was started and has ended by itself.
+    pub fn node_ended(&mut self, name: &str) -> Option<ExitStatus> {
+        let child = &mut self.node_mut(name).1.as_mut()?.child;
+        child.try_wait().expect("a child can be waited for")
+    }
+
+    /// The same of the coordinator.
+    pub fn coordinator_ended(&mut self) -> Option<ExitStatus> {
+        let child = &mut self.coordinator.as_mut()?.child;
+        child.try_wait().expect("a child can be waited for")
     }
 
     /// Kills a node with SIGKILL.
@@ -337,9 +411,13 @@ impl Fleet {
 
     /// Runs `holm --json` with `args` as the operator of this fleet.
     pub fn holm(&self, args: &[&str]) -> Ran {
+        self.holm_for_people(&[&["--json"], args].concat())
+    }
+
+    /// The same with words for people.
+    pub fn holm_for_people(&self, args: &[&str]) -> Ran {
         let mut command = Command::new(holm());
         command
-            .arg("--json")
             .args(args)
             .env(
                 "HOLM_COORDINATOR",
@@ -412,6 +490,19 @@ impl Fleet {
             "10000",
         ];
         self.holm(&[&args, more].concat())
+    }
+
+    /// What the coordinator's API answers to the operator for this path.
+    pub fn api(&self, path: &str) -> Value {
+        let token = std::fs::read_to_string(self.path("coordinator/admin-token"));
+        let token = token.expect("a token of the operator's");
+        let header = format!("authorization: Bearer {}\r\n", token.trim());
+        match ask(&self.http, &format!("GET {path}"), &header, &[]) {
+            Fate::Answered(answer) if answer.status == 200 => {
+                serde_json::from_str(&answer.body).expect("the API speaks JSON")
+            }
+            other => panic!("{path}: {other:?}"),
+        }
     }
 
     /// Usage of `test/NAME`, or of NAME itself if that has a tenant.

@@ -5,41 +5,26 @@
 //!     ┌─────────────┼─────────────┐
 //!   host          host          host       one namespace and one address each
 //! ```
-//! Each namespace lives as long as a process that waits for its standard input to be closed, so nothing of it is left
-//! however the test ends, and nothing has a name on the machine. Addresses are 10.77.0.0/24, which nobody outside sees.
+//! Addresses are 10.77.0.0/24, which nobody outside sees.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::Command;
 use std::thread::JoinHandle;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// What is needed beside the kernel, and where Debian has it.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("unshare", "util-linux"),
-    ("nsenter", "util-linux"),
-    ("mount", "mount"),
-    ("ip", "iproute2"),
-];
+use crate::namespace::{MOUNTS, NETWORK, Namespace, missing, no_mounts, refused};
 
 /// Why there can be no such network here; none if there can.
 pub fn no_network() -> Option<String> {
-    for (program, package) in PROGRAMS {
-        let there = Command::new(program).arg("--help").output();
-        if there.is_err() {
-            return Some(format!("there is no `{program}` (Debian's {package})"));
-        }
+    if let Some(why) = no_mounts().or_else(|| missing(&[("ip", "iproute2")])) {
+        return Some(why);
     }
-    let made = Command::new("unshare")
-        .args(["--net", "--mount", "ip", "link", "add", "type", "bridge"])
-        .output()
-        .expect("it ran a moment ago");
-    let words = String::from_utf8_lossy(&made.stderr);
-    let why = format!("network namespaces cannot be made: {}", words.trim());
-    (!made.status.success()).then_some(why)
+    let words = ["ip", "link", "add", "type", "bridge"];
+    let why = refused(&[NETWORK, MOUNTS], &words)?;
+    Some(format!("network namespaces cannot be made: {why}"))
 }
 
 /// The network. What runs in it is to end before it is dropped.
@@ -56,13 +41,6 @@ struct Host {
     space: Namespace,
 }
 
-/// A network and mount namespace.
-#[derive(Debug)]
-struct Namespace {
-    holder: Child,
-    _stdin: ChildStdin,
-}
-
 /// The address that ends in `last`.
 pub fn address(last: u8) -> String {
     format!("10.77.0.{last}")
@@ -71,7 +49,7 @@ pub fn address(last: u8) -> String {
 impl Network {
     /// One in which callers and relays have these addresses. In `directory` it keeps what its /etc/hosts are.
     pub fn new(middle: &[u8]) -> Network {
-        let space = Namespace::new();
+        let space = Namespace::new(&[NETWORK, MOUNTS]);
         space.run(&["ip", "link", "set", "lo", "up"]);
         space.run(&["ip", "link", "add", "bridge", "type", "bridge"]);
         space.run(&["ip", "link", "set", "bridge", "up"]);
@@ -87,8 +65,8 @@ impl Network {
 
     /// Adds a host with this address.
     pub fn add(&mut self, last: u8) {
-        let space = Namespace::new();
-        let (link, pid) = (link(last), space.holder.id().to_string());
+        let space = Namespace::new(&[NETWORK, MOUNTS]);
+        let (link, pid) = (link(last), space.pid().to_string());
         let pair = ["type", "veth", "peer", "name", "eth0", "netns", &pid];
         let middle = &self.middle;
         middle.run(&[&["ip", "link", "add", &link], &pair[..]].concat());
@@ -116,9 +94,7 @@ impl Network {
 
     /// A command that will run on a host, or with `None` in the middle.
     pub fn command(&self, last: Option<u8>, program: &Path) -> Command {
-        let mut command = self.space(last).enter();
-        command.arg(program);
-        command
+        self.space(last).command(program)
     }
 
     /// Does `work` on a thread whose sockets are a host's, or with `None` the middle's. So are those of threads that
@@ -128,7 +104,7 @@ impl Network {
         last: Option<u8>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let path = format!("/proc/{}/ns/net", self.space(last).holder.id());
+        let path = format!("/proc/{}/ns/net", self.space(last).pid());
         let space = File::open(path).expect("the namespace is held");
         std::thread::spawn(move || {
             move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
@@ -151,47 +127,4 @@ impl Network {
 /// The middle's end of a host's link.
 fn link(last: u8) -> String {
     format!("host{last}")
-}
-
-impl Namespace {
-    fn new() -> Namespace {
-        let mut holder = Command::new("unshare")
-            .args(["--net", "--mount", "sh", "-c", "echo here; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("unshare can be run");
-        let stdin = holder.stdin.take().expect("stdin is piped");
-        let mut said = String::new();
-        let stdout = holder.stdout.take().expect("stdout is piped");
-        // What says it is in the namespace, under the number of the process that was started.
-        let read = BufReader::new(stdout).read_line(&mut said);
-        assert!(read.is_ok() && said == "here\n", "no namespace: {said:?}");
-        Namespace {
-            holder,
-            _stdin: stdin,
-        }
-    }
-
-    fn enter(&self) -> Command {
-        let mut command = Command::new("nsenter");
-        let pid = self.holder.id().to_string();
-        command.args(["--target", &pid, "--net", "--mount", "--"]);
-        command
-    }
-
-    fn run(&self, words: &[&str]) {
-        let done = self.enter().args(words).output();
-        let done = done.expect("nsenter can be run");
-        let why = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "`{}`: {why}", words.join(" "));
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use holm_test_support::{Postgres, guest, musl_guest, require_kvm, seeds, skipped};
 use holm_tests::network::{Network, address, no_network};
-use holm_tests::relay::{Badness, Counts, relay};
+use holm_tests::relay::{Badness, Counts, Relay, relay};
 use holm_tests::{Daemon, Ran, eventually_within, get, holm, run};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -33,7 +33,9 @@ const QUIC: u16 = 7701;
 /// How bad the one link is.
 const BADNESS: Badness = Badness {
     loss_percent: 15,
+    double_percent: 0,
     delay: Duration::from_millis(150),
+    scatter: Duration::ZERO,
 };
 
 /// For what a machine under load takes its time for.
@@ -76,7 +78,7 @@ const fn site(
 struct World {
     coordinators: BTreeMap<u8, Daemon>,
     nodes: BTreeMap<u8, Daemon>,
-    relays: Vec<Arc<Counts>>,
+    relays: Vec<Arc<Relay>>,
     operator: Arc<Operator>,
     _postgres: Postgres,
     database: String,
@@ -200,7 +202,13 @@ fn scenario(seed: u64) {
     let answered = caller.stop();
     told(&format!("{} requests are answered", answered.len()));
     world.check_ledger(&answered);
-    let count = |of: fn(&Counts) -> u64| world.relays.iter().map(|counts| of(counts)).sum::<u64>();
+    let count = |of: fn(&Counts) -> u64| {
+        world
+            .relays
+            .iter()
+            .map(|relay| of(&relay.counts))
+            .sum::<u64>()
+    };
     let came = count(|counts| counts.came.load(Ordering::Relaxed));
     let lost = count(|counts| counts.lost.load(Ordering::Relaxed));
     told(&format!(
