@@ -19,6 +19,7 @@ use holm_coordinator::{StartError, StoreError};
 use holm_model::ids::Name;
 use holm_model::join::JoinToken;
 use holm_model::manifest::network::{Host, Place};
+use holm_model::manifest::units::parse_bytes;
 use holm_model::place::Coordinates;
 use holm_node::outbound::Outside;
 use holm_tls::server::TlsFiles;
@@ -182,6 +183,10 @@ struct RunArgs {
     /// Virtual machines to keep ready [default: some for each thread].
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     slots: usize,
+    /// How large the journal may get that holds usage until the coordinator has it, as 20GiB. Beyond that the node takes
+    /// no request until some of it is uploaded; a record takes some 200 bytes [default: half of the disk].
+    #[arg(long, env = "HOLM_JOURNAL_LIMIT", value_name = "SIZE", value_parser = parse_bytes)]
+    journal_limit: Option<u64>,
     /// Threads that take requests [default: one for each core].
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -465,6 +470,7 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     config.tls = tls_files(args.tls_cert, args.tls_key);
     config.outside = Outside::new(args.open_to_functions);
     config.slots = args.slots;
+    config.journal_limit_bytes = args.journal_limit;
     config.threads = args.threads;
     let node = blocking(move || holm_node::start(config))
         .await?
