@@ -67,6 +67,10 @@ pub(super) const SQLITE: &Migrations = &[
         "exports",
         include_str!("../../migrations/sqlite/0014_exports.sql"),
     ),
+    (
+        "unrun",
+        include_str!("../../migrations/sqlite/0015_unrun.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -118,6 +122,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "exports",
         include_str!("../../migrations/postgres/0012_exports.sql"),
+    ),
+    (
+        "unrun",
+        include_str!("../../migrations/postgres/0013_unrun.sql"),
     ),
 ];
 
