@@ -201,7 +201,7 @@ async fn read_all(
 }
 
 async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreError> {
-    let upto: Option<(i64,)> = query("SELECT unchained_upto FROM usage_chains WHERE node = ?")
+    let upto: Option<(i64,)> = query("SELECT upto FROM usage_unchained WHERE node = ?")
         .bind(node)
         .optional(&mut *tx)
         .await
@@ -220,7 +220,7 @@ async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreErro
         }
     }
     Ok(Chained {
-        unchained_upto: upto.map_or(u64::MAX, |(row,)| uint(row)),
+        unchained_upto: upto.map_or(0, |(row,)| uint(row)),
         certificates,
     })
 }

@@ -71,6 +71,10 @@ pub(super) const SQLITE: &Migrations = &[
         "unrun",
         include_str!("../../migrations/sqlite/0015_unrun.sql"),
     ),
+    (
+        "unchained",
+        include_str!("../../migrations/sqlite/0016_unchained.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -126,6 +130,10 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "unrun",
         include_str!("../../migrations/postgres/0013_unrun.sql"),
+    ),
+    (
+        "unchained",
+        include_str!("../../migrations/postgres/0014_unchained.sql"),
     ),
 ];
 
