@@ -18,7 +18,7 @@ use serde::Deserialize;
 use super::access::{Caller, told};
 use super::input::{Id, JsonBody, QueryOf, page_rows};
 use super::problem::ApiError;
-use super::{Api, Shared};
+use super::Shared;
 use crate::bill;
 use crate::limits::MAX_TIME_PARTS;
 use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, RecordsFilter, UsageFilter, UsageGroup};
@@ -194,7 +194,7 @@ pub(super) async fn add_prices(
         .store
         .add_prices(&plan, &new, || api.clock.now_ms())
         .await?;
-    count_anew(&api).await?;
+    api.budgets.refresh().await?;
     let told = told(format!("version {}", plan.version));
     Ok((StatusCode::CREATED, told, Json(plan)))
 }
@@ -209,15 +209,9 @@ pub(super) async fn assign_plan(
         .store
         .assign_plan(&tenant, &new, || api.clock.now_ms())
         .await?;
-    count_anew(&api).await?;
+    api.budgets.refresh().await?;
     let PlanAssignment { plan, from_ms, .. } = &assigned;
     Ok((told(format!("{plan} from {from_ms}")), Json(assigned)))
-}
-
-/// Budgets are counted by the new prices, here and on nodes.
-async fn count_anew(api: &Api) -> Result<(), ApiError> {
-    api.store.recount_budgets(api.clock.now_ms()).await?;
-    Ok(api.budgets.refresh().await?)
 }
 
 fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
