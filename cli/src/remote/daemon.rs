@@ -86,6 +86,10 @@ pub(crate) struct CoordinatorArgs {
     /// and bills, which are made of them, are kept for ever in any case. Give all coordinators of a fleet the same.
     #[arg(long, env = "HOLM_KEEP_RECORDS", value_name = "TIME", default_value = "400d", value_parser = kept_for)]
     keep_records: Kept,
+    /// Removes old records of usage although this machine's clock is far ahead of when they were last looked for, which
+    /// a coordinator otherwise refuses. Say it once, after you have looked at the clock.
+    #[arg(long)]
+    trust_clock: bool,
     #[command(flatten)]
     supervision: Supervision,
     #[command(subcommand)]
@@ -285,6 +289,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     config.tls = tls_files(args.tls_cert, args.tls_key);
     config.node_certificate_life = args.node_certificates;
     config.keep_records = args.keep_records.0;
+    config.trust_clock = args.trust_clock;
     config.artifacts = args.artifacts;
     config.secrets_key = args.secrets_key;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);

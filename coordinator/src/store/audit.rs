@@ -71,6 +71,21 @@ impl Store {
                 ),
             });
         }
+        let (looked, refused): (i64, i64) = query(
+            "SELECT COALESCE((SELECT value FROM counters WHERE name = 'usage_clock_ms'), 0),
+                    COALESCE((SELECT value FROM counters WHERE name = 'usage_clock_refused_ms'), 0)",
+        )
+        .one(&mut tx)
+        .await
+        .during(DOING)?;
+        if refused > 0 {
+            findings.notices.push(format!(
+                "old records are not removed: the coordinator's clock said {} when it had said {} before; set it right, or \
+                 start the coordinator once with --trust-clock",
+                time_text(refused),
+                time_text(looked),
+            ));
+        }
         view.rows = uint(rows);
         view.resent = uint(resent);
         view.total = total(&view.nodes);
@@ -93,6 +108,11 @@ impl Store {
         view.notices = findings.notices;
         Ok(view)
     }
+}
+
+fn time_text(ms: i64) -> String {
+    let time = jiff::Timestamp::from_millisecond(ms);
+    time.map_or_else(|_| format!("{ms} ms"), |time| time.to_string())
 }
 
 /// All nodes together.
