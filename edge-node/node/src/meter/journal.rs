@@ -13,6 +13,7 @@
 
 mod room;
 mod store;
+mod unsent;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use crate::files::{self, FileError};
 use crate::limits::{COMMIT_GATHER, JOURNAL_QUEUE};
 use room::{Reserve, half_of_disk};
 use store::{SCHEMA_VERSION, Store, fresh_epoch};
+use unsent::Unsent;
 use worker::Worker;
 
 /// The journal cannot be used. The node or its operator is to blame, never a caller.
@@ -223,6 +225,7 @@ impl Journal {
             progress: progress.clone(),
             changed: changed.clone(),
             gauges: ByTenant::default(),
+            unsent: Unsent::default(),
             month: Month::of(now_ms()),
             entries: Vec::new(),
             unreplayed,

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::room::{Reserve, is_nearly_full};
 use super::store::Store;
+use super::unsent::Unsent;
 use super::{Entry, JournalError, Message, Progress, now_ms};
 use crate::budget::gauge::{ByTenant, Gauge};
 use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, MAX_COMMIT_RECORDS};
@@ -23,6 +24,7 @@ pub(super) struct Worker {
     pub(super) progress: Arc<Progress>,
     pub(super) changed: Arc<Notify>,
     pub(super) gauges: ByTenant,
+    pub(super) unsent: Unsent,
     /// The last in which it was looked what is needed no more.
     pub(super) month: Month,
     /// Not committed yet. As many as were under way when the node was told to take no more, at most.
@@ -72,16 +74,25 @@ impl Worker {
             match after {
                 // The asker may have gone away in the meantime; then nobody wants the answer.
                 Some(Message::Take(max, reply)) => {
-                    drop(reply.send(self.with_reserve(|store| store.take(max))));
+                    let taken = self.with_reserve(|store| store.take(max));
+                    if let Ok(Some(batch)) = &taken {
+                        self.unsent.took(batch);
+                    }
+                    drop(reply.send(taken));
                 }
                 Some(Message::Stored(hash, reply)) => {
                     let stored = self.with_reserve(|store| store.stored(hash));
+                    match &stored {
+                        Ok(()) => self.unsent.stored(hash),
+                        // It is not known how far that came.
+                        Err(_) => self.unsent.forget(),
+                    }
                     self.shrink();
                     drop(reply.send(stored));
                 }
                 Some(Message::Gauge(gauges, reply)) => drop(reply.send(self.gauge(gauges))),
                 Some(Message::Uploaded(gauge, reply)) => {
-                    drop(reply.send(self.store.uploaded(&gauge)));
+                    drop(reply.send(self.uploaded(&gauge)));
                 }
                 Some(Message::Stop) => {
                     if !self.entries.is_empty() {
@@ -131,8 +142,16 @@ impl Worker {
         self.look_at_size();
     }
 
+    /// What was counted of a gauge's budget and is in the ledger, or a little less.
+    fn uploaded(&mut self, gauge: &Arc<Gauge>) -> Result<u64, JournalError> {
+        let counted = self.store.counted(gauge)?;
+        let unsent = self.unsent.of(gauge, || self.store.unsent(gauge))?;
+        Ok(counted.saturating_sub(unsent))
+    }
+
     fn gauge(&mut self, gauges: Vec<Arc<Gauge>>) -> Result<(), JournalError> {
         let gauges = ByTenant::new(gauges);
+        self.unsent.forget();
         self.set_counted(&gauges)?;
         self.gauges = gauges;
         Ok(())
@@ -169,6 +188,7 @@ impl Worker {
             if let Err(error) = replayed.and_then(|()| self.set_counted(&self.gauges)) {
                 return self.wait(&error.to_string());
             }
+            self.unsent.forget();
             self.unreplayed = false;
             self.changed.notify_one();
         }
@@ -180,6 +200,7 @@ impl Worker {
             for entry in &self.entries[..count] {
                 self.progress.set_committed(entry.lane, entry.counter);
                 self.gauges.count(&entry.record);
+                self.unsent.committed(&entry.record);
             }
             self.progress.queued.fetch_sub(count, Ordering::Relaxed);
             // And with them what was reserved.
