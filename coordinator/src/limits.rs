@@ -190,6 +190,11 @@ pub(crate) const MAX_DROPPED_ROWS: u64 = 4096;
 pub(crate) const RETENTION_EVERY: Duration = Duration::from_secs(60);
 /// How often a node's records are looked at anew in a row because others have come to the ledger meanwhile.
 pub(crate) const MAX_RETENTION_BUSY: u32 = 5;
+/// How far the clock may be ahead of when old usage was last looked for, as a part of the time that usage is kept, and
+/// at least: beyond that nothing is removed until a person says that it is right.
+pub(crate) const RETENTION_JUMP_PART: u32 = 10;
+/// See there.
+pub(crate) const LEAST_RETENTION_JUMP: Duration = Duration::from_secs(86_400);
 /// Least pause between two removals.
 pub(crate) const RETENTION_PAUSE: Duration = Duration::from_millis(20);
 /// Shortest time that usage records may be kept, so that a node has heard that they are there.

@@ -13,9 +13,11 @@ use tokio::time::sleep;
 
 use crate::ca::Authority;
 use crate::clock::{Clock, millis};
-use crate::limits::{MAX_RETENTION_BUSY, RETENTION_EVERY, RETENTION_PAUSE};
+use crate::limits::{
+    LEAST_RETENTION_JUMP, MAX_RETENTION_BUSY, RETENTION_EVERY, RETENTION_JUMP_PART, RETENTION_PAUSE,
+};
 use crate::rollout::Rollouts;
-use crate::store::{Dropped, RetentionError, Store};
+use crate::store::{Dropped, RetentionError, Store, StoreError};
 
 /// Removes what is no longer kept.
 pub(crate) struct Retention {
@@ -25,6 +27,8 @@ pub(crate) struct Retention {
     pub(crate) clock: Clock,
     /// How long records are kept after they were entered; for ever if none.
     pub(crate) keep: Option<Duration>,
+    /// A person has said that the clock is right, however far it is ahead.
+    pub(crate) trust_clock: bool,
 }
 
 impl Retention {
@@ -35,12 +39,21 @@ impl Retention {
         };
         let every = RETENTION_EVERY.min(keep / 4).max(RETENTION_PAUSE);
         let (mut failing, mut faulty) = (false, BTreeSet::new());
+        let (mut trusted, mut refused) = (self.trust_clock, false);
         loop {
             sleep(every).await;
             if !self.rollouts.leads().await {
                 continue;
             }
-            let passed = self.pass(keep, &mut faulty).await;
+            let passed = match self.clock_is_right(keep, trusted, &mut refused).await {
+                Ok(true) => {
+                    // Said once: it is compared with itself from now on.
+                    trusted = false;
+                    self.pass(keep, &mut faulty).await
+                }
+                Ok(false) => continue,
+                Err(error) => Err(error.into()),
+            };
             match &passed {
                 Ok(0) => {}
                 Ok(rows) => tracing::info!(rows, "removed usage records that are no longer kept"),
@@ -52,6 +65,29 @@ impl Retention {
             }
             failing = passed.is_err();
         }
+    }
+
+    /// Records that are gone do not come back, so a clock that has jumped ahead removes none.
+    async fn clock_is_right(
+        &self,
+        keep: Duration,
+        trusted: bool,
+        refused: &mut bool,
+    ) -> Result<bool, StoreError> {
+        let most = (keep / RETENTION_JUMP_PART).max(LEAST_RETENTION_JUMP);
+        let now_ms = self.clock.now_ms();
+        let jumped = self.store.look_at_clock(now_ms, millis(most), trusted);
+        let jumped = jumped.await?;
+        if let Some(before_ms) = jumped.filter(|_| !*refused) {
+            tracing::error!(
+                now_ms,
+                before_ms,
+                "old usage records are not removed: the clock is far ahead of when they were last looked for; set it \
+                 right, or start the coordinator once with --trust-clock if it is"
+            );
+        }
+        *refused = jumped.is_some();
+        Ok(!*refused)
     }
 
     /// Goes once through all nodes; returns how many rows went.

@@ -71,6 +71,8 @@ pub struct Config {
     /// How long records of usage are kept after they were entered, at least [`crate::LEAST_KEEP_RECORDS`]; for ever if
     /// none. Sums of them are kept for ever.
     pub keep_records: Option<Duration>,
+    /// Records are removed by this machine's clock even if it is far ahead of when that was last done; to be said once.
+    pub trust_clock: bool,
 }
 
 impl Config {
@@ -89,6 +91,7 @@ impl Config {
             absent_grace: Duration::from_secs(10),
             node_certificate_life: Duration::from_secs(30 * 86_400),
             keep_records: Some(Duration::from_secs(400 * 86_400)),
+            trust_clock: false,
         }
     }
 }
@@ -396,6 +399,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         rollouts: rollouts.clone(),
         clock,
         keep: config.keep_records,
+        trust_clock: config.trust_clock,
     };
     let exports = Arc::new(Exports {
         store: store.clone(),

@@ -19,6 +19,7 @@ use holm_coordinator::{StartError, StoreError};
 use holm_model::ids::Name;
 use holm_model::join::JoinToken;
 use holm_model::manifest::network::{Host, Place};
+use holm_model::manifest::units::parse_bytes;
 use holm_model::place::Coordinates;
 use holm_node::outbound::Outside;
 use holm_tls::server::TlsFiles;
@@ -85,6 +86,10 @@ pub(crate) struct CoordinatorArgs {
     /// and bills, which are made of them, are kept for ever in any case. Give all coordinators of a fleet the same.
     #[arg(long, env = "HOLM_KEEP_RECORDS", value_name = "TIME", default_value = "400d", value_parser = kept_for)]
     keep_records: Kept,
+    /// Removes old records of usage although this machine's clock is far ahead of when they were last looked for, which
+    /// a coordinator otherwise refuses. Say it once, after you have looked at the clock.
+    #[arg(long)]
+    trust_clock: bool,
     #[command(flatten)]
     supervision: Supervision,
     #[command(subcommand)]
@@ -182,6 +187,10 @@ struct RunArgs {
     /// Virtual machines to keep ready [default: 2 to 16 for each thread, by the node's memory].
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     slots: usize,
+    /// How large the journal may get that holds usage until the coordinator has it, as 20GiB. Beyond that the node takes
+    /// no request until some of it is uploaded; a record takes some 200 bytes [default: half of the disk].
+    #[arg(long, env = "HOLM_JOURNAL_LIMIT", value_name = "SIZE", value_parser = parse_bytes)]
+    journal_limit: Option<u64>,
     /// Threads that take requests [default: one for each core].
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     threads: usize,
@@ -280,6 +289,7 @@ pub(crate) async fn coordinator(args: CoordinatorArgs, output: Output) -> Result
     config.tls = tls_files(args.tls_cert, args.tls_key);
     config.node_certificate_life = args.node_certificates;
     config.keep_records = args.keep_records.0;
+    config.trust_clock = args.trust_clock;
     config.artifacts = args.artifacts;
     config.secrets_key = args.secrets_key;
     config.database = args.database.map(holm_coordinator::DatabaseUrl::from);
@@ -465,6 +475,7 @@ async fn run_node(args: RunArgs, output: Output) -> Result<(), Failure> {
     config.tls = tls_files(args.tls_cert, args.tls_key);
     config.outside = Outside::new(args.open_to_functions);
     config.slots = args.slots;
+    config.journal_limit_bytes = args.journal_limit;
     config.threads = args.threads;
     let node = blocking(move || holm_node::start(config))
         .await?

@@ -51,7 +51,7 @@ pub(crate) struct UsageQuery {
     #[arg(long, value_name = "FUNCTION", conflicts_with = "tenant")]
     pub(crate) function: Option<FunctionName>,
     /// Only what nodes accepted from then on: a day or time (UTC; taken down to the minute), or how long ago, such
-    /// as 2h or 7d.
+    /// as 2h or 7d [default: all; by hour the last 31 days, by minute the last day].
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<When>,
     /// And before this.

@@ -15,10 +15,10 @@ use holm_model::price::PlanAssignment;
 use holm_model::token::Verb;
 use serde::Deserialize;
 
+use super::Shared;
 use super::access::{Caller, told};
 use super::input::{Id, JsonBody, QueryOf, page_rows};
 use super::problem::ApiError;
-use super::{Api, Shared};
 use crate::bill;
 use crate::limits::MAX_TIME_PARTS;
 use crate::store::{ALWAYS_MS, DAY_MS, HOUR_MS, MINUTE_MS, RecordsFilter, UsageFilter, UsageGroup};
@@ -32,7 +32,8 @@ pub(super) struct UsageQuery {
     function: Option<String>,
     /// `function` (default), `tenant`, `version`, `node`, `day`, `hour` or `minute`.
     by: Option<String>,
-    /// Milliseconds since 1970 UTC, taken down to the minute.
+    /// Milliseconds since 1970 UTC, taken down to the minute; by hour a month and by minute a day before the end, if it
+    /// is not said.
     since: Option<u64>,
     /// The same; exclusive.
     until: Option<u64>,
@@ -194,7 +195,7 @@ pub(super) async fn add_prices(
         .store
         .add_prices(&plan, &new, || api.clock.now_ms())
         .await?;
-    count_anew(&api).await?;
+    api.budgets.refresh().await?;
     let told = told(format!("version {}", plan.version));
     Ok((StatusCode::CREATED, told, Json(plan)))
 }
@@ -209,15 +210,9 @@ pub(super) async fn assign_plan(
         .store
         .assign_plan(&tenant, &new, || api.clock.now_ms())
         .await?;
-    count_anew(&api).await?;
+    api.budgets.refresh().await?;
     let PlanAssignment { plan, from_ms, .. } = &assigned;
     Ok((told(format!("{plan} from {from_ms}")), Json(assigned)))
-}
-
-/// Budgets are counted by the new prices, here and on nodes.
-async fn count_anew(api: &Api) -> Result<(), ApiError> {
-    api.store.recount_budgets(api.clock.now_ms()).await?;
-    Ok(api.budgets.refresh().await?)
 }
 
 fn from_in_range(from_ms: Option<u64>) -> Result<(), ApiError> {
@@ -278,8 +273,15 @@ fn parse(query: &UsageQuery, now_ms: u64) -> Result<(UsageFilter, UsageGroup), A
         }
     };
     let minute = |ms: u64| ms - ms % MINUTE_MS;
-    filter.from_ms = minute(query.since.unwrap_or(0));
     filter.to_ms = minute(query.until.unwrap_or(ALWAYS_MS)).min(ALWAYS_MS);
+    // Of all time that would be more parts than anybody reads.
+    let end = filter.to_ms.min(now_ms);
+    let since = query.since.unwrap_or(match group {
+        UsageGroup::Time(MINUTE_MS) => end.saturating_sub(DAY_MS),
+        UsageGroup::Time(HOUR_MS) => end.saturating_sub(31 * DAY_MS),
+        _ => 0,
+    });
+    filter.from_ms = minute(since);
     if filter.from_ms >= filter.to_ms {
         return Err(bad("until", &"it is not at least a minute after `since`"));
     }
@@ -293,4 +295,38 @@ fn parse(query: &UsageQuery, now_ms: u64) -> Result<(UsageFilter, UsageGroup), A
         }
     }
     Ok((filter, group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_hour_or_minute_without_a_beginning_it_is_the_last_month_or_day() {
+        const NOW: u64 = 20_000 * DAY_MS + 90_000;
+        let ask = |by: &str, since, until| {
+            let query = UsageQuery {
+                tenant: None,
+                function: None,
+                by: Some(by.to_owned()),
+                since,
+                until,
+            };
+            parse(&query, NOW).map(|(filter, _)| (filter.from_ms, filter.to_ms))
+        };
+        let minute = NOW - NOW % MINUTE_MS;
+        assert_eq!(
+            ask("minute", None, None).unwrap(),
+            (minute - DAY_MS, ALWAYS_MS)
+        );
+        assert_eq!(
+            ask("hour", None, None).unwrap(),
+            (minute - 31 * DAY_MS, ALWAYS_MS)
+        );
+        let until = 10_000 * DAY_MS;
+        let day = ask("minute", None, Some(until)).unwrap();
+        assert_eq!(day, (until - DAY_MS, until));
+        assert_eq!(ask("day", None, None).unwrap(), (0, ALWAYS_MS));
+        assert!(ask("minute", Some(0), None).is_err());
+    }
 }

@@ -58,7 +58,8 @@ impl Findings {
 
 /// What the ledger says of a node beside its batches and rows.
 pub(crate) struct Chained {
-    /// Rows up to this one may be outside of every batch; all of them, if the node has no chain.
+    /// Rows up to this one may be outside of every batch, whether the node has a chain or not: as was written down when
+    /// the last of them had come.
     pub(crate) unchained_upto: u64,
     /// Certificates by their fingerprints.
     pub(crate) certificates: BTreeMap<Digest, Vec<u8>>,

@@ -15,6 +15,7 @@ on_both_databases! {
     the_oldest_go_first_and_only_so_many_at_once,
     what_was_dropped_is_known_when_it_comes_again_and_the_chain_goes_on,
     what_is_not_as_it_was_signed_stays,
+    a_clock_that_jumps_ahead_removes_nothing_until_a_person_says_that_it_is_right,
     a_checkpoint_that_is_changed_exchanged_or_removed_is_found,
     what_an_operator_let_pass_is_still_told,
     rows_from_before_there_were_chains_go_with_the_batch_behind_them,
@@ -315,6 +316,47 @@ async fn what_an_operator_let_pass_is_still_told(database: TestDatabase) {
     let lost = new.seal(&records(2, 4..=6));
     let error = fleet.send(&new, &lost).await.unwrap_err();
     assert!(matches!(error, LedgerError::Fork(..)), "{error}");
+}
+
+async fn a_clock_that_jumps_ahead_removes_nothing_until_a_person_says_that_it_is_right(
+    database: TestDatabase,
+) {
+    const DAY: u64 = 86_400_000;
+    let fleet = TestFleet::new(&database.store);
+    filled(&fleet).await;
+    let entered = 20_000 * DAY;
+    database
+        .execute(&format!("UPDATE usage_batches SET received_ms = {entered}"))
+        .await;
+    let look = async |now_ms, is_trusted| {
+        let looked = database.store.look_at_clock(now_ms, 40 * DAY, is_trusted);
+        looked.await.unwrap()
+    };
+    // Before it has ever looked, by what is in the ledger.
+    assert_eq!(look(entered + 400 * DAY, false).await, Some(entered));
+    let noted = audit(&fleet).await;
+    assert!(
+        noted.whole && noted.notices[0].contains("--trust-clock"),
+        "{noted:?}"
+    );
+    // What is entered by such a clock does not make it right.
+    let mut other = fleet.join("other");
+    let mut late = records(3, 1..=2);
+    late.iter_mut().for_each(|record| record.request.0[7] = 9);
+    fleet
+        .send(&other.clone(), &other.seal(&late))
+        .await
+        .unwrap();
+    assert_eq!(look(entered + 400 * DAY, false).await, Some(entered));
+    // One that is right again, and goes on, with pauses.
+    for day in [1, 40, 80] {
+        assert_eq!(look(entered + day * DAY, false).await, None);
+        assert_eq!(audit(&fleet).await.notices, [""; 0]);
+    }
+    let last = entered + 80 * DAY;
+    assert_eq!(look(last + 41 * DAY, false).await, Some(last));
+    assert_eq!(look(last + 41 * DAY, true).await, None);
+    assert_eq!(look(last + 42 * DAY, false).await, None);
 }
 
 async fn rows_from_before_there_were_chains_go_with_the_batch_behind_them(database: TestDatabase) {

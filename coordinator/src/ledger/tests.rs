@@ -20,6 +20,7 @@ on_both_databases! {
     what_is_changed_removed_put_in_or_replayed_on_the_wire_is_refused,
     what_is_changed_removed_put_in_or_replayed_in_the_ledger_is_named,
     who_changes_batches_too_is_found_by_the_signature,
+    a_node_that_has_gone_cannot_be_made_one_without_a_chain,
     another_record_under_a_known_key_is_refused_and_nothing_of_its_batch_stored,
     what_cannot_be_is_refused,
     the_audit_names_gaps_and_executions_entered_twice,
@@ -156,6 +157,38 @@ async fn a_machine_that_joins_in_place_of_another_begins_anew_and_the_audit_says
         (audit.problems[0].boot_epoch, audit.problems[0].first),
         (2, 7)
     );
+}
+
+async fn a_node_that_has_gone_cannot_be_made_one_without_a_chain(database: TestDatabase) {
+    let fleet = TestFleet::new(&database.store);
+    for (name, mark) in [("gone", 1), ("here", 2)] {
+        let mut records = records(1, 1..=3);
+        // Requests of its own.
+        records
+            .iter_mut()
+            .for_each(|record| record.request.0[7] = mark);
+        fleet.add(&node(name), &records).await.unwrap();
+    }
+    assert!(fleet.ledger.audit().await.unwrap().whole);
+    for table in ["usage_batches", "usage_chains", "usage_signers"] {
+        let sql = format!("DELETE FROM {table} WHERE node = 'gone'");
+        database.execute(&sql).await;
+    }
+    for sql in [
+        "UPDATE usage SET request_bytes = request_bytes + 1 WHERE node = 'gone' AND sequence = 2",
+        "UPDATE usage_sums SET request_bytes = request_bytes + 1 WHERE node = 'gone'",
+    ] {
+        database.execute(sql).await;
+    }
+    let audit = fleet.ledger.audit().await.unwrap();
+    let named: Vec<_> = audit
+        .problems
+        .iter()
+        .map(|problem| (problem.fault, problem.node.as_str(), problem.first))
+        .collect();
+    let put_in = |sequence| (AuditFault::PutIn, "gone", sequence);
+    assert_eq!(named, [1, 2, 3].map(put_in));
+    assert!(!audit.whole && audit.unchained == 0);
 }
 
 async fn another_record_under_a_known_key_is_refused_and_nothing_of_its_batch_stored(

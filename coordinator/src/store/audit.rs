@@ -71,6 +71,21 @@ impl Store {
                 ),
             });
         }
+        let (looked, refused): (i64, i64) = query(
+            "SELECT COALESCE((SELECT value FROM counters WHERE name = 'usage_clock_ms'), 0),
+                    COALESCE((SELECT value FROM counters WHERE name = 'usage_clock_refused_ms'), 0)",
+        )
+        .one(&mut tx)
+        .await
+        .during(DOING)?;
+        if refused > 0 {
+            findings.notices.push(format!(
+                "old records are not removed: the coordinator's clock said {} when it had said {} before; set it right, or \
+                 start the coordinator once with --trust-clock",
+                time_text(refused),
+                time_text(looked),
+            ));
+        }
         view.rows = uint(rows);
         view.resent = uint(resent);
         view.total = total(&view.nodes);
@@ -93,6 +108,11 @@ impl Store {
         view.notices = findings.notices;
         Ok(view)
     }
+}
+
+fn time_text(ms: i64) -> String {
+    let time = jiff::Timestamp::from_millisecond(ms);
+    time.map_or_else(|_| format!("{ms} ms"), |time| time.to_string())
 }
 
 /// All nodes together.
@@ -201,7 +221,7 @@ async fn read_all(
 }
 
 async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreError> {
-    let upto: Option<(i64,)> = query("SELECT unchained_upto FROM usage_chains WHERE node = ?")
+    let upto: Option<(i64,)> = query("SELECT upto FROM usage_unchained WHERE node = ?")
         .bind(node)
         .optional(&mut *tx)
         .await
@@ -220,7 +240,7 @@ async fn chained(tx: &mut Transaction, node: &Name) -> Result<Chained, StoreErro
         }
     }
     Ok(Chained {
-        unchained_upto: upto.map_or(u64::MAX, |(row,)| uint(row)),
+        unchained_upto: upto.map_or(0, |(row,)| uint(row)),
         certificates,
     })
 }

@@ -163,6 +163,8 @@ impl Store {
     pub(crate) async fn remove_budget(&self, scope: &Scope) -> Result<(), Unbudgeted> {
         const DOING: &str = "remove a budget";
         let mut tx = self.write(Turn::Budgets).await?;
+        // Before the row, as everywhere: two that change both must not wait for each other.
+        next_revision(&mut tx).await?;
         let removed = query("DELETE FROM budgets WHERE tenant = ? AND function = ?")
             .bind(&scope.tenant)
             .bind(key(scope))
@@ -170,9 +172,9 @@ impl Store {
             .await
             .during(DOING)?;
         if removed == 0 {
+            // Dropped, the transaction is rolled back.
             return Err(Unbudgeted::NoBudget(scope.clone()));
         }
-        next_revision(&mut tx).await?;
         tx.notify().await?;
         tx.commit(DOING).await?;
         Ok(())
@@ -320,15 +322,11 @@ impl Store {
         Ok(answers)
     }
 
-    /// Counts what the ledger has of this month's budgets anew: prices may have been set for a time that had none.
+    /// Counts what the ledger has of this month's budgets anew: a Holm of before may have counted otherwise.
     pub(crate) async fn recount_budgets(&self, now_ms: u64) -> Result<(), StoreError> {
         let mut tx = self.write(Turn::Ledger).await?;
         tx.take(Turn::Budgets).await?;
-        let prices = Prices::read(&mut tx).await?;
-        for budget in all(&mut tx, None).await? {
-            recount(&mut tx, &budget.scope, Month::of(now_ms), &prices).await?;
-            raise_alerts(&mut tx, &budget.scope, Month::of(now_ms), now_ms).await?;
-        }
+        recount_all(&mut tx, None, now_ms).await?;
         tx.commit("count budgets anew").await
     }
 }
@@ -373,11 +371,16 @@ fn shorten(mut spans: Vec<PriceSpan>) -> Vec<PriceSpan> {
     spans
 }
 
-/// Prices have changed, of a tenant or of all: a node that has not said that it knows them may spend too much.
+/// Prices have changed, of a tenant or of all, maybe for a time that had none: budgets are counted by them in the same
+/// transaction, and a node that has not said that it knows them may spend too much.
 pub(super) async fn prices_changed(
     tx: &mut Transaction,
     tenant: Option<&Name>,
+    now_ms: u64,
 ) -> Result<(), StoreError> {
+    // No usage is entered and no budget set or removed meanwhile.
+    tx.take(Turn::Ledger).await?;
+    tx.take(Turn::Budgets).await?;
     let revision = next_revision(tx).await?;
     let mut update = query("UPDATE budgets SET revision = ");
     update.push_bind(revision);
@@ -385,9 +388,24 @@ pub(super) async fn prices_changed(
         update.push(" WHERE tenant = ").push_bind(tenant);
     }
     update
-        .execute(tx)
+        .execute(&mut *tx)
         .await
         .during("change the list of budgets")?;
+    recount_all(tx, tenant, now_ms).await
+}
+
+/// Counts this month's budgets, of a tenant or all, by the sums and prices there are.
+async fn recount_all(
+    tx: &mut Transaction,
+    tenant: Option<&Name>,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let prices = Prices::read(tx).await?;
+    let month = Month::of(now_ms);
+    for budget in all(&mut *tx, tenant).await? {
+        recount(tx, &budget.scope, month, &prices).await?;
+        raise_alerts(tx, &budget.scope, month, now_ms).await?;
+    }
     Ok(())
 }
 

@@ -331,7 +331,7 @@ async fn prices_for_a_time_that_had_none_are_counted(database: TestDatabase) {
         .unwrap();
     let (revision, _) = store.budgets_revision().await.unwrap();
     assert!(revision > list.revision, "nodes are told of new prices");
-    store.recount_budgets(NOW).await.unwrap();
+    // With the prices, in the same transaction.
     assert_eq!(show(store).await.spent, euros(1));
     let dollars = NewPrices {
         currency: "USD".parse().unwrap(),

@@ -67,6 +67,14 @@ pub(super) const SQLITE: &Migrations = &[
         "exports",
         include_str!("../../migrations/sqlite/0014_exports.sql"),
     ),
+    (
+        "unrun",
+        include_str!("../../migrations/sqlite/0015_unrun.sql"),
+    ),
+    (
+        "unchained",
+        include_str!("../../migrations/sqlite/0016_unchained.sql"),
+    ),
 ];
 
 /// PostgreSQL begins where SQLite had got to.
@@ -118,6 +126,14 @@ pub(super) const POSTGRES: &Migrations = &[
     (
         "exports",
         include_str!("../../migrations/postgres/0012_exports.sql"),
+    ),
+    (
+        "unrun",
+        include_str!("../../migrations/postgres/0013_unrun.sql"),
+    ),
+    (
+        "unchained",
+        include_str!("../../migrations/postgres/0014_unchained.sql"),
     ),
 ];
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use holm_model::api::{AuditFault, AuditProblem};
 use holm_test_support::Postgres;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
@@ -74,15 +75,17 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
         .unwrap();
     migrator(&SQLITE[..1]).run(&old).await.unwrap();
     let (request, version) = ("11".repeat(16), "22".repeat(32));
-    for (sequence, outcome, probe) in [
-        (1, "answered", 0),
-        (2, "crash", 0),
-        (3, "shed", 0),
-        (4, "answered", 1),
+    for (sequence, outcome, run_ns, probe) in [
+        (1, "answered", 3_000_001, 0),
+        (2, "crash", 3_000_001, 0),
+        (3, "shed", 3_000_001, 0),
+        (4, "answered", 3_000_001, 1),
+        // Of a caller that went away from the queue.
+        (5, "cancelled", 0, 0),
     ] {
         let insert = format!(
             "INSERT INTO usage VALUES ({sequence}, 'n1', 1, {sequence}, x'{request}', 'acme', 'hello', x'{version}', 90000000,
-                                       '{outcome}', 200, 1, 2, 3000001, 4, 5000, 6, 7, 0, 1, {probe})"
+                                       '{outcome}', 200, 1, 2, {run_ns}, 4, 5000, 6, 7, 0, 1, {probe})"
         );
         let insert = sqlx::query(sqlx::AssertSqlSafe(insert));
         insert.execute(&old).await.unwrap();
@@ -91,7 +94,7 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
     let store = Store::open_sqlite(&path).await.unwrap();
     let usage = store.usage(&UsageFilter::default(), UsageGroup::Node).await;
     let usage = usage.unwrap();
-    assert_eq!((usage[0].executions, usage[0].response_bytes), (3, 21));
+    assert_eq!((usage[0].executions, usage[0].response_bytes), (4, 28));
     assert_eq!((usage[0].egress_bytes, usage[0].ingress_bytes), (0, 0));
     // Its sums are what they would be had the rows come now.
     let rows = store
@@ -100,6 +103,19 @@ async fn a_database_of_the_first_schema_is_brought_up_to_date_with_what_it_has()
         .unwrap()
         .records;
     let records: Vec<_> = rows.into_iter().map(|row| row.record).collect();
+    // They were there before chains; what somebody adds to them was not.
+    let outside = async || {
+        let audit = store.audit(b"").await.unwrap();
+        let put_in = |problem: &&AuditProblem| problem.fault == AuditFault::PutIn;
+        let outside = audit.problems.iter().filter(put_in).count();
+        (audit.unchained, outside)
+    };
+    assert_eq!(outside().await, (5, 0));
+    query("UPDATE usage SET row = 9 WHERE row = 5")
+        .execute(store.writer())
+        .await
+        .unwrap();
+    assert_eq!(outside().await, (4, 1));
     for database in [TestDatabase::sqlite().await, TestDatabase::postgres().await] {
         let node = "n1".parse().unwrap();
         database.store.enter_rows(&node, &records).await.unwrap();

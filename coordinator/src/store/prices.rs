@@ -144,7 +144,7 @@ impl Store {
             now_ms.into(),
         ]);
         insert.execute(&mut tx).await.during(DOING)?;
-        budgets::prices_changed(&mut tx, None).await?;
+        budgets::prices_changed(&mut tx, None, now_ms).await?;
         tx.commit(DOING).await?;
         Ok(plan)
     }
@@ -197,7 +197,7 @@ impl Store {
         .execute(&mut tx)
         .await
         .during(DOING)?;
-        budgets::prices_changed(&mut tx, Some(tenant)).await?;
+        budgets::prices_changed(&mut tx, Some(tenant), now_ms).await?;
         tx.commit(DOING).await?;
         Ok(assignment)
     }

@@ -87,6 +87,49 @@ impl Store {
         Ok(self.remove(&going, now_ms).await?)
     }
 
+    /// Whether records may be removed by a clock that says `now_ms`: not if that is more than `most_ms` after when old
+    /// ones were last looked for, or, if they never were, after the newest was entered. Then it is written down, for the
+    /// audit, and when that was is returned. A clock that `is_trusted` is right.
+    pub(crate) async fn look_at_clock(
+        &self,
+        now_ms: u64,
+        most_ms: u64,
+        is_trusted: bool,
+    ) -> Result<Option<u64>, StoreError> {
+        const DOING: &str = "compare the clock with the ledger";
+        let mut tx = self.write(Turn::Ledger).await?;
+        let (before_ms,): (i64,) = query(
+            "SELECT COALESCE((SELECT value FROM counters WHERE name = 'usage_clock_ms'),
+                             (SELECT MAX(received_ms) FROM usage_batches), ?)",
+        )
+        .bind(now_ms)
+        .one(&mut tx)
+        .await
+        .during(DOING)?;
+        let before_ms = uint(before_ms);
+        let jumped = !is_trusted && now_ms > before_ms.saturating_add(most_ms);
+        let values = match jumped {
+            true => [
+                ("usage_clock_ms", before_ms),
+                ("usage_clock_refused_ms", now_ms),
+            ],
+            false => [("usage_clock_ms", now_ms), ("usage_clock_refused_ms", 0)],
+        };
+        for (counter, value) in values {
+            query(
+                "INSERT INTO counters (name, value) VALUES (?, ?)
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            )
+            .bind(counter)
+            .bind(value)
+            .execute(&mut tx)
+            .await
+            .during(DOING)?;
+        }
+        tx.commit(DOING).await?;
+        Ok(jumped.then_some(before_ms))
+    }
+
     /// What is no longer kept.
     pub(crate) async fn dropped_so_far(&self) -> Result<DroppedSoFar, StoreError> {
         let (rows, upto_ms): (i64, i64) = query(

@@ -323,8 +323,9 @@ fn in_a_row(quantity: &str) -> String {
         .map(|outcome| format!("'{}'", outcome.as_str()))
         .collect();
     let free = free.join(", ");
-    let billed =
-        |expression: &str| format!("CASE WHEN outcome IN ({free}) THEN 0 ELSE {expression} END");
+    let billed = |expression: &str| {
+        format!("CASE WHEN run_ns = 0 OR outcome IN ({free}) THEN 0 ELSE {expression} END")
+    };
     match quantity {
         "memory_kib_ms" => MEMORY.to_owned(),
         "billed_requests" => billed("1"),

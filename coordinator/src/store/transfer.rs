@@ -16,7 +16,7 @@ use super::{Store, StoreError, Turn, retention};
 use crate::limits::{LEDGER_CHUNK_ROWS, MAX_EXPORT_LINE_BYTES};
 
 /// Raised when the meaning of the lines changes.
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 
 /// A file cannot be written or taken in.
 #[derive(Debug, thiserror::Error)]
@@ -402,6 +402,11 @@ const TABLES: &[Table] = &[
     Table {
         name: "usage_chains",
         columns: &[("node", Text), ("unchained_upto", Int)],
+        order: "node",
+    },
+    Table {
+        name: "usage_unchained",
+        columns: &[("node", Text), ("upto", Int)],
         order: "node",
     },
     Table {

@@ -172,6 +172,15 @@ impl Store {
         let mut tx = self.write(Turn::Ledger).await?;
         insert(&mut tx, node, records).await?;
         sums::add(&mut tx, node, records.iter()).await?;
+        query(
+            "INSERT INTO usage_unchained (node, upto) VALUES (?, (SELECT MAX(row) FROM usage WHERE node = ?))
+             ON CONFLICT (node) DO UPDATE SET upto = excluded.upto",
+        )
+        .bind(node)
+        .bind(node)
+        .execute(&mut tx)
+        .await
+        .during("enter rows")?;
         tx.commit("enter rows").await
     }
 

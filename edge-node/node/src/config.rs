@@ -33,6 +33,8 @@ pub struct NodeConfig {
     pub threads: usize,
     /// VM shells, divided among the threads; some per thread if 0.
     pub slots: usize,
+    /// How large the journal of usage may get before the node takes no request; half of its disk if `None`.
+    pub journal_limit_bytes: Option<u64>,
 }
 
 impl NodeConfig {
@@ -55,6 +57,7 @@ impl NodeConfig {
             coordinator: None,
             threads: 0,
             slots: 0,
+            journal_limit_bytes: None,
         }
     }
 }

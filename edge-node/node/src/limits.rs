@@ -203,6 +203,17 @@ pub const SPILL_SEGMENT_BYTES: u64 = 1 << 20;
 pub const MAX_SPILL_SEGMENT_BYTES: u64 = 64 << 20;
 /// Largest frame in a spill segment.
 pub const MAX_SPILL_FRAME_BYTES: usize = 4 << 10;
+/// Room that is kept to empty a journal on a full disk: for what SQLite writes before it comes to its database, for
+/// that to be brought there, and as much again.
+pub const JOURNAL_RESERVE_BYTES: u64 = 16 << 20;
+/// Bytes of the journal's file that are kept for what comes next, when others are given back.
+pub const JOURNAL_KEPT_BYTES: u64 = 4 << 20;
+/// The same while the disk is full.
+pub const JOURNAL_TIGHT_BYTES: u64 = 1 << 20;
+/// Most bytes of it that are given back at a time.
+pub const JOURNAL_SHRINK_BYTES: u64 = 2 << 20;
+/// What is kept of the log that SQLite writes before it comes to the journal's database.
+pub const JOURNAL_LOG_BYTES: u64 = 4 << 20;
 /// Pause before the journal tries a failed commit again.
 pub const COMMIT_RETRY: Duration = Duration::from_millis(500);
 /// Pause between two uploads of usage while batches are not full.
@@ -231,6 +242,9 @@ const _: () = {
     assert!(MAX_ASKED_NAMES_PER_TENANT < MAX_KNOWN_NAMES);
     assert!(MAX_QUEUED_PER_VERSION <= MAX_QUEUED_PER_TENANT);
     assert!(JOURNAL_ROOM < JOURNAL_QUEUE);
+    // The log, the database's growth by it, and what one batch adds to both.
+    assert!(JOURNAL_RESERVE_BYTES >= 2 * (JOURNAL_LOG_BYTES + JOURNAL_SHRINK_BYTES));
+    assert!(JOURNAL_TIGHT_BYTES < JOURNAL_KEPT_BYTES);
     // Time for a look, a question and a look at what came.
     assert!(LEASE_PATIENCE.as_nanos() >= 3 * BUDGET_LOOK.as_nanos());
     assert!(LEASE_POLL.as_nanos() < BUDGET_LOOK.as_nanos());

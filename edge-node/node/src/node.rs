@@ -167,7 +167,7 @@ pub fn start(config: NodeConfig) -> Result<Node, RunError> {
 
     // One lane for each ingress thread, and one for the deployer's probes.
     let lanes = u32::try_from(threads + 1).unwrap_or(u32::MAX);
-    let journal = Journal::start(dir, &identity.name, lanes)?;
+    let journal = Journal::start(dir, &identity.name, lanes, config.journal_limit_bytes)?;
     let meter = |lane: u32| {
         let progress = journal.progress.clone();
         let spill = SpillWriter::create(&journal.spill_dir, journal.epoch, lane, progress.clone())?;

@@ -40,10 +40,11 @@ pub struct Units {
 }
 
 impl Units {
-    /// What is billed of one record: nothing of a probe, of what the node refused or of its own faults. Queueing
-    /// and restoring are in no unit.
+    /// What is billed of one record: nothing of a probe, of what never ran, of what the node refused or of its own faults.
+    /// Queueing and restoring are in no unit.
     pub fn of(record: &UsageRecord) -> Units {
-        let billed = !record.probe && record.outcome.is_billed();
+        let ran = record.run_ns > 0;
+        let billed = !record.probe && ran && record.outcome.is_billed();
         match billed {
             false => Units::default(),
             true => Units {
@@ -67,7 +68,7 @@ impl Units {
 }
 
 impl Outcome {
-    /// Whether such an execution is billed at all.
+    /// Whether such an execution is billed, if it ran.
     pub fn is_billed(self) -> bool {
         !matches!(self, Outcome::Shed | Outcome::PlatformFault)
     }

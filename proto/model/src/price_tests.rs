@@ -51,6 +51,18 @@ fn a_begun_millisecond_is_a_whole_one_and_neither_queue_nor_restore_is_billed() 
 }
 
 #[test]
+fn what_never_ran_costs_nothing_whatever_became_of_it() {
+    for outcome in Outcome::ALL {
+        let unrun = UsageRecord {
+            outcome,
+            run_ns: 0,
+            ..record()
+        };
+        assert_eq!(Units::of(&unrun), Units::default(), "{outcome:?}");
+    }
+}
+
+#[test]
 fn probes_what_was_refused_and_the_platforms_faults_cost_nothing_and_all_else_does() {
     for outcome in Outcome::ALL {
         let billed = Units::of(&UsageRecord {

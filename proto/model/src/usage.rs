@@ -88,7 +88,8 @@ pub struct UsageRecord {
     pub queue_ns: u64,
     /// Making the slot an instance of the version.
     pub restore_ns: u64,
-    /// From the vCPU's first instruction to the end of the response.
+    /// From when the function got the request to the end of the response, at most to the deadline; 0 if and only if the
+    /// function never got it.
     pub run_ns: u64,
     /// CPU time of the thread that ran the vCPU, while it ran it.
     pub cpu_ns: u64,

@@ -12,6 +12,7 @@
 
 pub(crate) mod gauge;
 pub(crate) mod lane;
+mod leaving;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use holm_model::budget::hold::{Holder, Next, Sight};
 use holm_model::budget::{BudgetList, LeaseAnswer, LeaseAsks, Month, Scope, most_of};
 use holm_model::codec;
 use holm_model::control::{BulkAnswer, BulkRequest};
-use holm_model::ids::Name;
+use holm_model::ids::{FunctionName, Name};
 use holm_model::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_HARD_BUDGETS, MAX_LEASE_ASKS, MAX_PRICE_SPANS, NEXT_MONTH_MS,
     OVERRUN_MS,
@@ -38,6 +39,7 @@ use crate::limits::{BUDGET_LOOK, LEASE_TIMEOUT, MAX_EGRESS_BYTES_BUDGETED};
 use crate::meter::journal::{Journal, JournalError, JournalReader};
 use crate::session::{self, Link};
 use gauge::Gauge;
+use leaving::Leaving;
 
 /// The gauges that requests reserve from. Never changed; a new one takes its place.
 #[derive(Debug, Default)]
@@ -60,6 +62,7 @@ pub(crate) struct Budgets {
     unkept: bool,
     /// The journal could not be had to count for what is held.
     unsettled: bool,
+    leaving: Leaving<Live>,
     /// The last one that was asked about, if there was no room for more.
     last: Option<(Scope, u64)>,
 }
@@ -127,6 +130,7 @@ impl Budgets {
             counted_from_ms: journal.counted_from_ms,
             table,
             told_revision: Some(0),
+            leaving: Leaving::default(),
             unkept: false,
             unsettled: false,
             last: None,
@@ -282,6 +286,9 @@ impl Budgets {
         for live in table.live() {
             lives.entry(&live.function.tenant).or_default().push(live);
         }
+        // No more than what counts of them, so that they can go while a question is under way.
+        let left = self.leaving.look(table.live());
+        let left: Vec<_> = left.iter().map(|live| UnderWay::of(live)).collect();
         let mut asks = Vec::new();
         let mut asked = BTreeMap::new();
         for key in self.order() {
@@ -289,7 +296,7 @@ impl Budgets {
                 continue;
             };
             let lives = lives.get(&key.0.tenant).map_or(&[][..], Vec::as_slice);
-            let Some((sight, next)) = held.look(now_ms, lives, unsaid) else {
+            let Some((sight, next)) = held.look(now_ms, lives, &left, unsaid) else {
                 continue;
             };
             // Before the question: what comes into the ledger in between is then counted twice and not never.
@@ -419,8 +426,14 @@ impl Budgets {
 
 impl Held {
     /// What is seen of it, and what is to be done; with `unsaid` there is something to say of what is leased anyhow.
-    /// `lives` are what serves the tenant's functions.
-    fn look(&mut self, now_ms: u64, lives: &[&Live], unsaid: bool) -> Option<(Sight, Next)> {
+    /// `lives` are what serves the tenant's functions, `left` what served any and has requests under way.
+    fn look(
+        &mut self,
+        now_ms: u64,
+        lives: &[&Live],
+        left: &[UnderWay],
+        unsaid: bool,
+    ) -> Option<(Sight, Next)> {
         let mut sight = Sight {
             spent: self.gauge.spent(),
             room: self.gauge.room(),
@@ -438,20 +451,28 @@ impl Held {
         }
         let prices = self.gauge.prices();
         // What may run at a time reserves so much, and takes so long.
-        let (mut all, mut longest_ms): (u64, u64) = (0, 0);
-        for live in served {
-            let most = |units: &Units| most_of(&prices, self.gauge.month, units);
-            let one = most(&reserved_units(live));
-            let at_a_time = u64::from(live.limits.concurrency);
-            sight.need = sight.need.max(one);
-            all = all.saturating_add(one.saturating_mul(at_a_time));
-            let beyond = most(&overrun_units(live)).saturating_mul(at_a_time);
+        let (mut all, mut under_way, mut longest_ms): (u64, u64, u64) = (0, 0, 0);
+        let most = |units: &Units| most_of(&prices, self.gauge.month, units);
+        let mut run = |what: &UnderWay| {
+            let one = most(&what.reserved);
+            let at_a_time = one.saturating_mul(what.at_a_time);
+            under_way = under_way.saturating_add(at_a_time);
+            let beyond = most(&what.overrun).saturating_mul(what.at_a_time);
             sight.beyond = sight.beyond.saturating_add(beyond);
-            longest_ms = longest_ms.max(live.limits.deadline_ms + OVERRUN_MS);
+            longest_ms = longest_ms.max(what.longest_ms);
+            (one, at_a_time)
+        };
+        for live in served {
+            let (one, at_a_time) = run(&UnderWay::of(live));
+            sight.need = sight.need.max(one);
+            all = all.saturating_add(at_a_time);
+        }
+        for what in left.iter().filter(|what| scope.covers(&what.function)) {
+            run(what);
         }
         // What was under way when the budget came has reserved nothing.
         if self.within && self.since.elapsed() < Duration::from_millis(longest_ms) {
-            sight.beyond = sight.beyond.saturating_add(all);
+            sight.beyond = sight.beyond.saturating_add(under_way);
         }
         let refused = self.gauge.refused();
         sight.refused = std::mem::replace(&mut self.refused, refused) != refused;
@@ -484,6 +505,27 @@ impl Held {
             Some(base) => self.gauge.set_lease(self.holder.limit, base),
             // What was spent is not known, so it may be all.
             None => self.gauge.set_lease(0, 0),
+        }
+    }
+}
+
+/// What a version may have under way.
+struct UnderWay {
+    function: FunctionName,
+    reserved: Units,
+    overrun: Units,
+    at_a_time: u64,
+    longest_ms: u64,
+}
+
+impl UnderWay {
+    fn of(live: &Live) -> Self {
+        UnderWay {
+            function: live.function.clone(),
+            reserved: reserved_units(live),
+            overrun: overrun_units(live),
+            at_a_time: u64::from(live.limits.concurrency),
+            longest_ms: live.limits.deadline_ms + OVERRUN_MS,
         }
     }
 }

@@ -129,7 +129,7 @@ fn send(hypervisor: &Hypervisor, live: &Live, record: &mut UsageRecord) -> Resul
     slot.set_outbound(live.outbound());
     let began = Instant::now();
     let ended = ask(&mut slot, live, record.request, live.deadline());
-    record.run_ns = nanos(began.elapsed());
+    record.run_ns = nanos(began.elapsed()).max(1);
     let stats = slot.stats();
     (record.cpu_ns, record.exits) = (nanos(stats.cpu), stats.exits);
     (record.egress_bytes, record.ingress_bytes) = (stats.egress_bytes, stats.ingress_bytes);

@@ -3,21 +3,24 @@
 //! One thread owns the database. It gathers what the lanes send for some 20 milliseconds, gives each
 //! record the next sequence of the epoch and commits them together, synced. It refuses nothing: a
 //! failed commit (a full disk) is tried again until it works, and meanwhile the node takes no new
-//! requests (see [`super::Meter::has_room`]).
+//! requests (see [`super::Meter::has_room`]). Batches are handed over and deleted all the same, which
+//! makes room. A node that stops gives up; the spill has what was not committed.
 //!
 //! What the uploader takes is a *batch*, a link of the node's chain (see [`holm_model::chain`]). Where it ends is
 //! on disk before anybody gets it, so that it is the same batch, of the same hash, however often it is taken, and
 //! after a kill too. Batches are sealed when they are taken and not in each commit: a node with little to do
 //! commits single records, and a batch, with its signature, is to be worth its bytes in the ledger.
 
+mod room;
 mod store;
+mod unsent;
+mod worker;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use holm_model::budget::Month;
 use holm_model::chain::Place;
@@ -28,10 +31,13 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::budget::gauge::{ByTenant, Gauge, Ticket};
 use crate::files::{self, FileError};
-use crate::limits::{COMMIT_GATHER, COMMIT_RETRY, JOURNAL_QUEUE, MAX_COMMIT_RECORDS};
+use crate::limits::{COMMIT_GATHER, JOURNAL_QUEUE};
 use crate::worker::schedule;
 use holm_vmm::Urgency;
+use room::{Reserve, half_of_disk};
 use store::{SCHEMA_VERSION, Store, fresh_epoch};
+use unsent::Unsent;
+use worker::Worker;
 
 /// The journal cannot be used. The node or its operator is to blame, never a caller.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +89,21 @@ pub enum JournalError {
     Thread(std::io::Error),
 }
 
+impl JournalError {
+    /// Whether room on the disk may be what is lacking.
+    fn is_full(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, SystemIoFailure};
+        let JournalError::Database { error, .. } = self else {
+            return false;
+        };
+        // A file of SQLite's own that finds no room is another failure of the system to it.
+        let lacking = [DiskFull, SystemIoFailure, CannotOpen];
+        error
+            .sqlite_error_code()
+            .is_some_and(|code| lacking.contains(&code))
+    }
+}
+
 /// A record on its way into the journal.
 #[derive(Debug)]
 pub(crate) struct Entry {
@@ -121,6 +142,8 @@ pub(crate) enum Message {
 pub(crate) struct Progress {
     /// Records sent and not yet committed.
     pub(crate) queued: AtomicUsize,
+    /// The journal cannot be written, or has reached its limit: no new request is to be taken.
+    pub(crate) closed: AtomicBool,
     committed: Vec<AtomicU64>,
 }
 
@@ -128,6 +151,7 @@ impl Progress {
     pub(crate) fn new(lanes: u32) -> Self {
         Progress {
             queued: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
             committed: (0..lanes).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -161,25 +185,56 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens or makes the journal in `dir`, replays what an earlier life left in the spill, begins
-    /// a new epoch and starts the thread. `lanes` is the number of threads that will meter.
-    pub(crate) fn start(dir: &Path, node: &Name, lanes: u32) -> Result<Self, JournalError> {
+    /// a new epoch and starts the thread. `lanes` is the number of threads that will meter. While it takes more than
+    /// `limit_bytes`, or half of its disk, no request is to be taken.
+    pub(crate) fn start(
+        dir: &Path,
+        node: &Name,
+        lanes: u32,
+        limit_bytes: Option<u64>,
+    ) -> Result<Self, JournalError> {
         let spill_dir = dir.join("spill");
         files::make_dir(&spill_dir)?;
-        let mut store = Store::open(&dir.join("journal.sqlite"), node)?;
-        store.replay(&spill_dir)?;
-        store.begin_epoch(fresh_epoch())?;
-        let counted_from_ms = store.forget_used(now_ms())?;
+        let mut reserve = Reserve::open(dir);
+        let begin = |replays: bool| {
+            let mut store = Store::open(&dir.join("journal.sqlite"), node)?;
+            if replays {
+                store.replay(&spill_dir)?;
+            }
+            store.begin_epoch(fresh_epoch())?;
+            let counted_from_ms = store.forget_used(now_ms())?;
+            Ok::<_, JournalError>((store, counted_from_ms))
+        };
+        let (begun, unreplayed) = match begin(true) {
+            // Little is needed to begin, so that what is there can be uploaded; the rest is replayed after that.
+            Err(error) if error.is_full() => {
+                tracing::error!(%error, "the journal has no room for what an earlier life left");
+                reserve.give_up();
+                (begin(false)?, true)
+            }
+            begun => (begun?, false),
+        };
+        let (store, counted_from_ms) = begun;
         let epoch = store.epoch();
         let progress = Arc::new(Progress::new(lanes));
         let changed = Arc::new(Notify::new());
         let (sender, receiver) = sync_channel(JOURNAL_QUEUE);
-        let worker = Worker {
+        let mut worker = Worker {
             store,
+            reserve,
+            spill_dir: spill_dir.clone(),
+            limit_bytes: limit_bytes.unwrap_or_else(|| half_of_disk(dir)),
             progress: progress.clone(),
             changed: changed.clone(),
             gauges: ByTenant::default(),
+            unsent: Unsent::default(),
             month: Month::of(now_ms()),
+            entries: Vec::new(),
+            unreplayed,
+            retry_at: None,
+            over_limit: false,
         };
+        worker.prepare();
         let thread = std::thread::Builder::new()
             .name("holm-journal".into())
             .spawn(move || {
@@ -222,7 +277,7 @@ impl Journal {
         }
     }
 
-    /// Commits what was sent and ends the thread.
+    /// Commits what was sent, if that can be done, and ends the thread.
     pub(crate) fn stop(self) {
         // If the thread is gone there is nothing to stop, and the spill has what it left.
         let _ = self.sender.send(Message::Stop);
@@ -287,119 +342,10 @@ impl JournalReader {
     }
 }
 
-struct Worker {
-    store: Store,
-    progress: Arc<Progress>,
-    changed: Arc<Notify>,
-    gauges: ByTenant,
-    /// The last in which it was looked what is needed no more.
-    month: Month,
-}
-
-impl Worker {
-    fn work(mut self, receiver: &Receiver<Message>) {
-        let mut entries = Vec::new();
-        loop {
-            let Ok(first) = receiver.recv() else { return };
-            let mut next = Some(first);
-            let gather_until = Instant::now() + COMMIT_GATHER;
-            let mut after = None;
-            while let Some(message) = next.take() {
-                match message {
-                    Message::Record(entry) => entries.push(entry),
-                    other => {
-                        after = Some(other);
-                        break;
-                    }
-                }
-                if entries.len() < MAX_COMMIT_RECORDS {
-                    next = gather(receiver, gather_until);
-                }
-            }
-            self.commit(&mut entries);
-            self.forget();
-            match after {
-                // The asker may have gone away in the meantime; then nobody wants the answer.
-                Some(Message::Take(max, reply)) => drop(reply.send(self.store.take(max))),
-                Some(Message::Stored(hash, reply)) => drop(reply.send(self.store.stored(hash))),
-                Some(Message::Gauge(gauges, reply)) => drop(reply.send(self.gauge(gauges))),
-                Some(Message::Uploaded(gauge, reply)) => {
-                    drop(reply.send(self.store.uploaded(&gauge)));
-                }
-                Some(Message::Stop) => return,
-                Some(Message::Record(_)) | None => {}
-            }
-        }
-    }
-
-    fn gauge(&mut self, gauges: Vec<Arc<Gauge>>) -> Result<(), JournalError> {
-        let gauges = ByTenant::new(gauges);
-        let spent = self.store.spent(&gauges)?;
-        for gauge in gauges.all() {
-            gauge.set_counted(spent.get(&Arc::as_ptr(gauge)).copied().unwrap_or(0));
-        }
-        self.gauges = gauges;
-        Ok(())
-    }
-
-    /// With a month what was used in those before is needed no more.
-    fn forget(&mut self) {
-        let now_ms = now_ms();
-        if self.month.has(now_ms) {
-            return;
-        }
-        self.month = Month::of(now_ms);
-        if let Err(error) = self.store.forget_used(now_ms) {
-            tracing::error!(%error, "what was used in months before stays in the journal");
-        }
-    }
-
-    /// Commits the entries however long it takes.
-    fn commit(&mut self, entries: &mut Vec<Entry>) {
-        if entries.is_empty() {
-            return;
-        }
-        let mut failed = false;
-        while let Err(error) = self.store.insert(entries) {
-            if !failed {
-                tracing::error!(%error, "usage records wait for the journal; trying on");
-            }
-            failed = true;
-            std::thread::sleep(COMMIT_RETRY);
-        }
-        if failed {
-            tracing::info!("the usage journal works again");
-        }
-        for entry in entries.iter() {
-            self.progress.set_committed(entry.lane, entry.counter);
-        }
-        for entry in entries.iter() {
-            self.gauges.count(&entry.record);
-        }
-        self.progress
-            .queued
-            .fetch_sub(entries.len(), Ordering::Relaxed);
-        // And with them what was reserved.
-        entries.clear();
-        self.changed.notify_one();
-    }
-}
-
 /// Milliseconds since 1970 UTC.
 fn now_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| since.as_millis() as u64)
-}
-
-fn gather(receiver: &Receiver<Message>, until: Instant) -> Option<Message> {
-    match receiver.try_recv() {
-        Ok(message) => return Some(message),
-        Err(TryRecvError::Disconnected) => return None,
-        Err(TryRecvError::Empty) => {}
-    }
-    // Sleeping through the gathering time spares the request path a wake-up for every record.
-    std::thread::sleep(until.saturating_duration_since(Instant::now()));
-    receiver.try_recv().ok()
 }
 
 #[cfg(test)]

@@ -56,9 +56,10 @@ impl Meter {
         }
     }
 
-    /// Whether a new request may be taken: the journal keeps up and the spill can be written.
+    /// Whether a new request may be taken: the journal keeps up and has room, and the spill can be written.
     pub(crate) fn has_room(&mut self) -> bool {
-        self.progress.queued.load(Ordering::Relaxed) < JOURNAL_ROOM
+        !self.progress.closed.load(Ordering::Relaxed)
+            && self.progress.queued.load(Ordering::Relaxed) < JOURNAL_ROOM
             && self.spill.is_sound(Instant::now())
     }
 

@@ -137,7 +137,7 @@ fn is_written_in_place(file: &File) -> bool {
 }
 
 /// Has blocks for the file up to `end`, zeroes after `start`.
-fn reserve(file: &File, start: u64, end: u64) -> io::Result<()> {
+pub(super) fn reserve(file: &File, start: u64, end: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), start, end - start) {
         Ok(()) => Ok(()),
         // A file system without it.

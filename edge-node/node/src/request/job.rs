@@ -218,12 +218,17 @@ impl Job {
     fn finish(&mut self, ending: Ending) {
         self.ended = true;
         match self.began {
-            Some(began) => self.cost.run_ns = nanos(began.elapsed()),
+            Some(began) => self.cost.run_ns = run_ns(began, Instant::now(), self.deadline),
             None => self.cost.queue_ns = nanos(self.call.accepted.elapsed()),
         }
         let (outcome, answer) = match (ending, &self.reply) {
             (Ending::Answered(rest), Reply::Begun(_)) => self.completed(rest),
             (ending, _) => self.concluded(ending),
+        };
+        // What the node says in the function's place is not the tenant's.
+        let whole_bytes = match &answer {
+            Some(Ok(answer)) => answer.body().whole_bytes(),
+            Some(Err(_)) | None => 0,
         };
         let answer = answer.map(|answer| match answer {
             Ok(mut answer) => {
@@ -241,7 +246,8 @@ impl Job {
                 answer
             }
         });
-        let recorded = self.record(outcome, answer.as_ref());
+        let status = answer.as_ref().map(|answer| answer.status().as_u16());
+        let recorded = self.record(outcome, status, whole_bytes);
         // An execution that is not on record must not be answered as if it were.
         let unmetered = recorded.is_err() && self.began.is_some();
         if let (true, Err(error)) = (unmetered, recorded) {
@@ -362,15 +368,20 @@ impl Job {
         }
     }
 
-    fn record(&mut self, outcome: Outcome, answer: Option<&Answer>) -> Result<(), SpillError> {
+    /// `status` and `whole_bytes` are those of an answer that is sent as a whole.
+    fn record(
+        &mut self,
+        outcome: Outcome,
+        status: Option<u16>,
+        whole_bytes: u64,
+    ) -> Result<(), SpillError> {
         let (live, cost) = (&self.live, &self.cost);
-        let status = match answer {
-            Some(answer) => answer.status().as_u16(),
+        let status = match status {
+            Some(status) => status,
             // Nothing was sent to a caller that had gone.
             None if self.status == 0 && outcome == Outcome::Cancelled => CLIENT_CLOSED_REQUEST,
             None => self.status,
         };
-        let whole = answer.map_or(0, |answer| answer.body().whole_bytes());
         live.counts.add(outcome, cost.run_ns, !cost.cold);
         let record = UsageRecord {
             boot_epoch: 0,
@@ -387,7 +398,7 @@ impl Job {
             cpu_ns: nanos(cost.taken.cpu),
             memory_bytes: live.limits.memory_bytes,
             request_bytes: self.call.received_bytes(),
-            response_bytes: self.sent_bytes + whole,
+            response_bytes: self.sent_bytes + whole_bytes,
             egress_bytes: cost.taken.egress_bytes,
             ingress_bytes: cost.taken.ingress_bytes,
             cold: cost.cold,
@@ -421,6 +432,13 @@ impl Job {
     }
 }
 
+/// How long a function that began ran, of which 0 says that it never did. A thread or a machine that stood still may see
+/// the end long after the deadline; what is beyond that was not the function's.
+fn run_ns(began: Instant, ended: Instant, deadline: Instant) -> u64 {
+    let ran = ended.min(deadline).saturating_duration_since(began);
+    nanos(ran).max(1)
+}
+
 /// Nanoseconds, shown as milliseconds with three decimals.
 struct Millis(u64);
 
@@ -433,6 +451,18 @@ impl std::fmt::Display for Millis {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn run_time_ends_with_the_deadline_and_is_never_nothing() {
+        use std::time::Duration;
+        let began = Instant::now();
+        let after = |millis| began + Duration::from_millis(millis);
+        assert_eq!(run_ns(began, after(3), after(10)), 3_000_000);
+        assert_eq!(run_ns(began, after(86_400_000), after(10)), 10_000_000);
+        assert_eq!(run_ns(began, began, after(10)), 1);
+        // It began at its deadline.
+        assert_eq!(run_ns(after(11), after(12), after(10)), 1);
+    }
 
     #[test]
     fn times_are_milliseconds_to_the_microsecond() {

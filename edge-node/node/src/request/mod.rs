@@ -138,6 +138,9 @@ async fn take(
     id: RequestId,
     request: Request<Incoming>,
 ) -> Result<Answer, Problem> {
+    // Before its body comes, which may take long.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let accepted_ms = now.map_or(0, |since| since.as_millis() as u64);
     let (mut head, body) = request.into_parts();
     if head.method == Method::CONNECT {
         return Err(Problem::BadMethod);
@@ -192,11 +195,10 @@ async fn take(
         return Err(Problem::HeadTooLarge);
     }
 
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let call = Call {
         id,
         accepted: Instant::now(),
-        accepted_ms: now.map_or(0, |since| since.as_millis() as u64),
+        accepted_ms,
         method: head.method.clone(),
         target: rest,
         head,

@@ -33,7 +33,10 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use super::{Batch, Entry, JournalError};
 use crate::files;
-use crate::limits::MAX_COMMIT_RECORDS;
+use crate::limits::{
+    JOURNAL_KEPT_BYTES, JOURNAL_LOG_BYTES, JOURNAL_SHRINK_BYTES, JOURNAL_TIGHT_BYTES,
+    MAX_COMMIT_RECORDS,
+};
 use crate::meter::spill;
 
 /// Also to be raised when the encoding of a record in [`holm_model::chain`] changes.
@@ -113,6 +116,13 @@ struct Commit {
     check: Digest,
 }
 
+/// Of the database's file.
+struct Pages {
+    all: u64,
+    free: u64,
+    bytes: u64,
+}
+
 /// A record of the journal is not what was put in.
 struct Altered {
     epoch: u64,
@@ -146,11 +156,18 @@ impl Store {
             error,
         };
         let database = Connection::open(path).map_err(wrong)?;
+        // Before there is anything in it; one that is older is dealt with when it is small.
+        database
+            .pragma_update(None, "auto_vacuum", "incremental")
+            .map_err(wrong)?;
         database
             .pragma_update(None, "journal_mode", "wal")
             .map_err(wrong)?;
         database
             .pragma_update(None, "synchronous", "full")
+            .map_err(wrong)?;
+        database
+            .pragma_update(None, "journal_size_limit", JOURNAL_LOG_BYTES as i64)
             .map_err(wrong)?;
         let version = database
             .query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
@@ -179,8 +196,74 @@ impl Store {
             }
         };
         made.map_err(|error| store.error(error))?;
+        if let Err(error) = store.let_shrink() {
+            tracing::debug!(%error, "the journal's file cannot be shortened yet");
+        }
         store.checked = newest_check(&store.database).map_err(|error| store.wrong(error))?;
         Ok(store)
+    }
+
+    /// What it takes of the disk, but for what is free within it.
+    pub(super) fn size_bytes(&self) -> Result<u64, JournalError> {
+        let size = |pages: &Pages| (pages.all - pages.free) * pages.bytes;
+        self.pages()
+            .map(|pages| size(&pages))
+            .map_err(|error| self.wrong(error))
+    }
+
+    fn pages(&self) -> Result<Pages, rusqlite::Error> {
+        let pragma = |name: &str| {
+            let mut pragma = self.database.prepare_cached(&format!("PRAGMA {name}"))?;
+            pragma.query_row([], |row| number(row, 0))
+        };
+        Ok(Pages {
+            all: pragma("page_count")?,
+            free: pragma("freelist_count")?,
+            bytes: pragma("page_size")?,
+        })
+    }
+
+    /// Gives some of what is free back to the disk; as much as can be where that `is_tight`.
+    pub(super) fn shrink(&mut self, is_tight: bool) -> Result<(), JournalError> {
+        let kept = if is_tight {
+            JOURNAL_TIGHT_BYTES
+        } else {
+            JOURNAL_KEPT_BYTES
+        };
+        let shrink = |database: &Connection, pages: &Pages| -> Result<(), rusqlite::Error> {
+            let more = pages.free.saturating_sub(kept / pages.bytes);
+            let count = more.min(JOURNAL_SHRINK_BYTES / pages.bytes);
+            if count > 0 {
+                let mut vacuum =
+                    database.prepare(&format!("PRAGMA incremental_vacuum({count})"))?;
+                let mut steps = vacuum.query([])?;
+                // Each step gives a page.
+                while steps.next()?.is_some() {}
+            }
+            if is_tight {
+                // The file gets shorter when the log comes to it.
+                database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            }
+            Ok(())
+        };
+        let shrunk = self
+            .pages()
+            .and_then(|pages| shrink(&self.database, &pages));
+        shrunk.map_err(|error| self.wrong(error))
+    }
+
+    /// Lets a journal that an older Holm made be shortened; it is written anew for that, so only a small one.
+    fn let_shrink(&self) -> Result<(), rusqlite::Error> {
+        let incremental = 2;
+        let mode = self
+            .database
+            .query_row("PRAGMA auto_vacuum", [], |row| number(row, 0))?;
+        let pages = self.pages()?;
+        if mode != incremental && pages.all * pages.bytes <= JOURNAL_KEPT_BYTES {
+            self.database
+                .execute_batch("PRAGMA auto_vacuum = incremental; VACUUM;")?;
+        }
+        Ok(())
     }
 
     /// The epoch that was begun.
@@ -210,9 +293,11 @@ impl Store {
         }
     }
 
-    /// Brings over what an earlier life had spilled and not committed, then removes the segments.
+    /// Brings over what an earlier life had spilled and not committed, then removes the segments. If an epoch has begun,
+    /// its own are left alone, and what is brought over gets its next sequences.
     pub(super) fn replay(&mut self, spill_dir: &Path) -> Result<(), JournalError> {
-        let found = spill::leftovers(spill_dir)?;
+        let mut found = spill::leftovers(spill_dir)?;
+        found.retain(|leftover| leftover.epoch != self.epoch);
         let mut entries: Vec<(u64, Entry)> = Vec::new();
         for leftover in &found {
             entries.extend(leftover.records.iter().map(|(counter, record)| {
@@ -241,7 +326,7 @@ impl Store {
         files::sync_parent(&spill_dir.join("x"))?;
         // Only now: without a segment, what it had cannot be added again.
         self.database
-            .execute("DELETE FROM spilled", [])
+            .execute("DELETE FROM spilled WHERE epoch <> ?1", [self.epoch as i64])
             .map_err(|error| self.wrong(error))?;
         Ok(())
     }

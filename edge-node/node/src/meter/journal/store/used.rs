@@ -122,13 +122,20 @@ impl Store {
         Ok(spent)
     }
 
-    /// What of that is not in the journal any more: the ledger has it.
-    pub(in crate::meter::journal) fn uploaded(
+    /// The same for one gauge.
+    pub(in crate::meter::journal) fn counted(
         &self,
         gauge: &Arc<Gauge>,
     ) -> Result<u64, JournalError> {
         let counted = self.spent(&ByTenant::new(vec![gauge.clone()]))?;
-        let counted = counted.get(&Arc::as_ptr(gauge)).copied().unwrap_or(0);
+        Ok(counted.get(&Arc::as_ptr(gauge)).copied().unwrap_or(0))
+    }
+
+    /// What of that is not in the ledger yet. Goes through the whole journal.
+    pub(in crate::meter::journal) fn unsent(
+        &self,
+        gauge: &Arc<Gauge>,
+    ) -> Result<u64, JournalError> {
         let prices = gauge.prices();
         let mut unsent: u64 = 0;
         let read = each_commit(&self.database, |records| {
@@ -138,7 +145,7 @@ impl Store {
             Ok(())
         });
         read.map_err(|error| self.wrong(error))?;
-        Ok(counted.saturating_sub(unsent))
+        Ok(unsent)
     }
 
     /// Forgets months that are long over; returns from when on everything is counted.
