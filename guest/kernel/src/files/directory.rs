@@ -6,7 +6,7 @@ use super::lookup::{AT_FDCWD, Follow, Found, directory_of, find, is_directory, r
 use super::paths::{Path, below};
 use super::piece::KeptPath;
 use super::status::kind_of;
-use super::{MAX_OBJECTS, Object, Open, artifact, builtin};
+use super::{MAX_OBJECTS, Object, artifact, builtin};
 use crate::errno::{Errno, SysResult};
 use crate::host::Text;
 use crate::{stat, state, user};

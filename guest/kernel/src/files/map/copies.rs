@@ -64,7 +64,7 @@ impl Copied {
             };
             let from = &from[..from.len().min(PAGE_BYTES as usize)];
             let before = state::memory().protection_at(page);
-            let mut protect = |prot| state::memory().protect(page, PAGE_BYTES, prot, &mut guest());
+            let protect = |prot| state::memory().protect(page, PAGE_BYTES, prot, &mut guest());
             protect(PROT_READ | PROT_WRITE)?;
             let to = user::slice_mut(page, from.len() as u64).map_err(|_| Errno::ENOMEM)?;
             to.copy_from_slice(from);
@@ -119,10 +119,9 @@ impl Copies {
             if one.part(start, end).is_none() {
                 continue;
             }
-            for rest in [one.part(0, start), one.part(end, u64::MAX)] {
-                if let Some(rest) = rest {
-                    self.put(rest);
-                }
+            let rests = [one.part(0, start), one.part(end, u64::MAX)];
+            for rest in rests.into_iter().flatten() {
+                self.put(rest);
             }
             self.all.all_mut()[place].end = one.start;
             if let Object::File(number) = one.object {
