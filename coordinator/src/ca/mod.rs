@@ -160,7 +160,14 @@ impl Authority {
         params.distinguished_name = common_name("Holm coordinator");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        valid_for(&mut params, CA_LIFE);
+        number(&mut params);
+        // As the authority itself, whatever the clock says: one that is made while it is ahead would keep every node
+        // away when the clock is right again.
+        let (_, authority) = X509Certificate::from_der(&self.certificate)
+            .map_err(|_| CaError::Unusable("`ca.der` is not a certificate".into()))?;
+        let validity = authority.validity();
+        params.not_before = validity.not_before.to_datetime();
+        params.not_after = validity.not_after.to_datetime();
         let certificate = params.signed_by(&key, &self.issuer).map_err(making(WHAT))?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         Ok((
@@ -260,12 +267,16 @@ fn common_name(name: &str) -> DistinguishedName {
 
 fn valid_for(params: &mut CertificateParams, life: Duration) {
     let now = SystemTime::now();
+    number(params);
+    params.not_before = (now - SKEW.min(life)).into();
+    params.not_after = (now + life).into();
+}
+
+fn number(params: &mut CertificateParams) {
     let mut serial = random::<16>();
     // A serial number is positive.
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = (now - SKEW.min(life)).into();
-    params.not_after = (now + life).into();
     params.use_authority_key_identifier_extension = true;
 }
 
@@ -292,6 +303,18 @@ mod tests {
         let first = Authority::load_or_make(dir.path()).unwrap();
         let second = Authority::load_or_make(dir.path()).unwrap();
         assert_eq!(first.fingerprint(), second.fingerprint());
+    }
+
+    #[test]
+    fn the_coordinators_certificate_is_good_as_long_as_the_authoritys_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::load_or_make(dir.path()).unwrap();
+        let (chain, _) = authority.server_identity().unwrap();
+        let [own, of_authority] = [0, 1].map(|place| {
+            let (_, certificate) = X509Certificate::from_der(&chain[place]).unwrap();
+            certificate.validity().clone()
+        });
+        assert_eq!(own, of_authority);
     }
 
     #[test]
