@@ -125,9 +125,12 @@ pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(86_400);
 /// Age after which an artifact that no version names is removed.
 pub(crate) const ORPHAN_ARTIFACT_AGE: Duration = Duration::from_secs(86_400);
 
-/// So far ahead of this coordinator's a node's generation may be for it to be believed. No honest one is further, and
-/// a lying one cannot use up the numbers.
-pub(crate) const MAX_GENERATION_JUMP: u64 = 1 << 40;
+/// So far ahead of this coordinator's a node's generation may be for it to be believed: what a fleet decides in years.
+pub(crate) const MAX_GENERATION_JUMP: u64 = 1 << 20;
+/// Least time between two such leaps, so that a node that lies keeps nobody busy, and between two of them in the audit
+/// log.
+pub(crate) const OVERTAKE_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const OVERTAKE_TOLD_EVERY: Duration = Duration::from_secs(3600);
 
 /// Largest desired state of one node, so that it fits a control frame.
 pub(crate) const MAX_DESIRED_BYTES: usize = MAX_CONTROL_FRAME_BYTES - (64 << 10);

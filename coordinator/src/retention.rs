@@ -83,7 +83,7 @@ impl Retention {
                 now_ms,
                 before_ms,
                 "old usage records are not removed: the clock is far ahead of when they were last looked for; set it \
-                 right, or start the coordinator once with --trust-clock if it is"
+                 right and start the coordinator again, or once with --trust-clock if it is right"
             );
         }
         *refused = jumped.is_some();

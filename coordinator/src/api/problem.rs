@@ -261,6 +261,9 @@ impl From<RolloutError> for ApiError {
             RolloutError::KeyRevoked { .. } | RolloutError::ConfigurationKeyRevoked { .. } => {
                 ApiError::conflict("key-revoked", ROLLOUT, error)
             }
+            RolloutError::Damaged { .. } => {
+                ApiError::conflict("damaged-configuration", ROLLOUT, error)
+            }
             RolloutError::Ended(_) => ApiError::conflict("rollout-ended", ROLLOUT, error),
             RolloutError::TooMuch => ApiError::conflict("too-much", ROLLOUT, error),
             RolloutError::NothingToPromote(_) => {

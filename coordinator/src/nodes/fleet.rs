@@ -423,10 +423,12 @@ impl Fleet {
             .collect()
     }
 
-    /// The latest generation that a connected node has worked on, and the node.
-    pub(crate) fn latest_generation(&self) -> Option<(Name, u64)> {
+    /// The latest generation that a connected node has worked on, of those up to `at_most`, and the node.
+    pub(crate) fn latest_generation(&self, at_most: u64) -> Option<(Name, u64)> {
         let inner = self.lock();
-        let heard = |(_, entry): &(&Name, &Entry)| entry.connected() && entry.heard;
+        let heard = |(_, entry): &(&Name, &Entry)| {
+            entry.connected() && entry.heard && entry.observed.generation <= at_most
+        };
         let latest = inner
             .nodes
             .iter()

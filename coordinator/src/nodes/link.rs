@@ -362,12 +362,9 @@ impl Link<'_> {
         let (region, labels) = self.services.fleet.place(self.name);
         let draining = self.services.fleet.draining(self.name);
         let target = target.borrow_and_update();
+        *self.functions() = target.functions_on(self.name, &region, &labels);
         match target.desired(self.name, &region, &labels, draining) {
-            Ok(desired) => {
-                let functions = desired.desired.functions.iter();
-                *self.functions() = functions.map(|f| f.function.clone()).collect();
-                Some(desired)
-            }
+            Ok(desired) => Some(desired),
             Err(error) => {
                 tracing::error!(node = %self.name, %error, "desired state is not sent");
                 None

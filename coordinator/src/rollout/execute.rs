@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use holm_model::api::{RollbackRequest, RolloutRequest, RolloutState, WhenRunning};
 use holm_model::artifact::PublisherKey;
@@ -26,7 +27,10 @@ use super::sight::Sight;
 use super::target::{Configured, Deployable, Held, Move, Target, TargetFunction, Version};
 use super::wave::{Policy, Tally, Waves, plan_waves};
 use crate::clock::Clock;
-use crate::limits::{GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, MAX_GENERATION_JUMP, ROLLOUT_TICK};
+use crate::limits::{
+    GATE_COUNTS_EVERY, MAX_DESIRED_BYTES, MAX_GENERATION_JUMP, OVERTAKE_EVERY, OVERTAKE_TOLD_EVERY,
+    ROLLOUT_TICK,
+};
 use crate::nodes::Fleet;
 use crate::registry::Configurations;
 use crate::store::{
@@ -60,6 +64,15 @@ pub(crate) enum RolloutError {
          that is valid"
     )]
     ConfigurationKeyRevoked { number: u64, tenant: Name },
+    #[error(
+        "the configuration of {label} of `{function}` is damaged in the coordinator's database ({why}); set the secret \
+         again, or restore the database"
+    )]
+    Damaged {
+        function: FunctionName,
+        label: String,
+        why: String,
+    },
     #[error(
         "the fleet is on no version of `{0}` yet, so there is none to go on with; say which one it is to be"
     )]
@@ -233,6 +246,9 @@ struct State {
     functions: BTreeMap<FunctionName, Managed>,
     /// What cordoned nodes keep.
     held: BTreeMap<Name, Held>,
+    /// When its generation last went behind that of a node that knew a later one, and when the audit log was told.
+    overtook: Option<Instant>,
+    told_so: Option<Instant>,
 }
 
 /// A function that the fleet has, or is to get.
@@ -279,6 +295,8 @@ impl Rollouts {
             lease: None,
             functions: BTreeMap::new(),
             held: BTreeMap::new(),
+            overtook: None,
+            told_so: None,
         };
         let decided = store.decided().await?;
         fleet.learn(&decided.nodes);
@@ -629,19 +647,18 @@ impl Rollouts {
     /// Nodes that worked on a later generation than there is had it from a coordinator whose database was newer, or
     /// from another fleet, and would ignore all that this one has to say. So it goes on behind theirs.
     async fn overtake(&self, state: &mut State) -> Result<(), StoreError> {
-        let Some((node, said)) = self.fleet.latest_generation() else {
-            return Ok(());
+        let now = Instant::now();
+        let lately = |at: Option<Instant>, every| at.is_some_and(|at| now < at + every);
+        // Whoever is further ahead had that from no coordinator.
+        let at_most = state.generation.saturating_add(MAX_GENERATION_JUMP);
+        let (node, said) = match self.fleet.latest_generation(at_most) {
+            Some((node, said)) if said > state.generation => (node, said),
+            _ => return Ok(()),
         };
-        let Some(ahead) = said
-            .checked_sub(state.generation)
-            .filter(|ahead| *ahead > 0)
-        else {
-            return Ok(());
-        };
-        if ahead > MAX_GENERATION_JUMP {
-            // No coordinator was that far.
+        if lately(state.overtook, OVERTAKE_EVERY) {
             return Ok(());
         }
+        state.overtook = Some(now);
         let basis = Basis {
             lease: state.lease,
             ..state.basis()
@@ -661,6 +678,10 @@ impl Rollouts {
         state.generation = said + 1;
         tracing::warn!(%node, said, before, "a node knows a later desired state than this coordinator, whose database is older or another fleet's; its generations go on behind");
         self.show(state);
+        if lately(state.told_so, OVERTAKE_TOLD_EVERY) {
+            return Ok(());
+        }
+        state.told_so = Some(now);
         let told = format!(
             "generation {before} became {}: the node has worked on {said}, which is not in this database; was it restored from a copy? what was decided after that copy is lost",
             said + 1
@@ -717,8 +738,24 @@ impl Rollouts {
             .filter(|to| to.version.statement.function == *function)
             .ok_or_else(unknown)?;
         let version = &to.version;
-        let artifact_bytes = self.store.artifact_bytes(version.statement.artifact);
-        let policy = self.policy(version, artifact_bytes.await?, wish)?;
+        if let Some(why) = to.damaged() {
+            return Err(RolloutError::Damaged {
+                function: function.clone(),
+                label: to.label(),
+                why: why.to_owned(),
+            });
+        }
+        let is_there = row
+            .current
+            .is_some_and(|current| current.version == version.id);
+        let artifact_bytes = match is_there {
+            true => 0,
+            false => {
+                let bytes = self.store.artifact_bytes(version.statement.artifact);
+                bytes.await?
+            }
+        };
+        let policy = self.policy(version, artifact_bytes, wish)?;
         let rows = self.store.tenant_keys(&function.tenant).await?;
         let rows = rows.unwrap_or_default();
         let now_ms = self.clock.now_ms();

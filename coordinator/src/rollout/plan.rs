@@ -439,11 +439,16 @@ impl Rollout {
         }
         if last && !passed {
             // Nobody has the version: completing would claim what is not so.
-            self.reason = match missed {
-                None => "waiting for a node: none that was to move is connected".into(),
-                Some(why) => cut(&format!("{why}; waiting for them"), MAX_REASON_CHARS),
-            };
-            self.waves[index].since_ms = at.now_ms;
+            match missed {
+                None => {
+                    self.reason = "waiting for a node: none that was to move is connected".into();
+                    // Who comes back has its time.
+                    self.waves[index].since_ms = at.now_ms;
+                }
+                Some(why) => {
+                    self.reason = cut(&format!("{why}; waiting for them"), MAX_REASON_CHARS);
+                }
+            }
             return Next::Rest;
         }
         self.waves[index].state = WaveState::Skipped;

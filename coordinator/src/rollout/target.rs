@@ -141,6 +141,18 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// The functions that a node is to have.
+    pub(crate) fn functions_on(
+        &self,
+        node: &Name,
+        region: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> BTreeSet<FunctionName> {
+        self.releases_on(node, region, labels)
+            .map(|(function, ..)| function.name.clone())
+            .collect()
+    }
+
     /// The whole desired state of one node. The error names a function that cannot be sent as it is to be: then the
     /// node is sent nothing and keeps what it has, because what a desired state lacks is removed.
     pub(crate) fn desired(

@@ -113,7 +113,14 @@ impl Store {
                 ("usage_clock_ms", before_ms),
                 ("usage_clock_refused_ms", now_ms),
             ],
-            false => [("usage_clock_ms", now_ms), ("usage_clock_refused_ms", 0)],
+            // One that is behind for a while does not make the right one look far ahead.
+            false => {
+                let seen_ms = match is_trusted {
+                    true => now_ms,
+                    false => now_ms.max(before_ms),
+                };
+                [("usage_clock_ms", seen_ms), ("usage_clock_refused_ms", 0)]
+            }
         };
         for (counter, value) in values {
             query(

@@ -218,9 +218,9 @@ pub const JOURNAL_LOG_BYTES: u64 = 4 << 20;
 pub const COMMIT_RETRY: Duration = Duration::from_millis(500);
 /// Pause between two uploads of usage while batches are not full.
 pub const UPLOAD_PAUSE: Duration = Duration::from_millis(200);
-/// So far the generation of desired state may go up at once: a coordinator that was broken into must not be able to
-/// send one after which no other is heard.
-pub const MAX_GENERATION_JUMP: u64 = 1 << 40;
+/// The last generation that desired state may have. Nobody counts so far, so a greater one is no state to follow: after
+/// it there might be no other.
+pub const LAST_GENERATION: u64 = 1 << 62;
 /// Pause before a failed upload is tried again.
 pub const UPLOAD_RETRY: Duration = Duration::from_secs(1);
 /// How long a stopping node tries to hand over its last usage records; the rest stays on disk.

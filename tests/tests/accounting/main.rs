@@ -132,7 +132,7 @@ impl Seen {
             (&self.not_started, world.not_started),
             (
                 &self.journal_full,
-                world.times_logged(NODE, "usage records wait"),
+                world.times_logged(NODE, "usage records cannot be added to the journal"),
             ),
             (&self.lost, counts.lost.load(Ordering::Relaxed)),
             (&self.clocks_apart, rows.at_another_time()),

@@ -29,7 +29,7 @@ use holm_model::ids::{Digest, FunctionName};
 use holm_model::limits::MAX_OTHER_NODES;
 
 use crate::limits::{
-    MAX_AGAIN, MAX_FUNCTIONS, MAX_GENERATION_JUMP, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN,
+    LAST_GENERATION, MAX_AGAIN, MAX_FUNCTIONS, MAX_REASON_BYTES, MAX_REASONS_BYTES, MIN_AGAIN,
     QUIET_TRIES,
 };
 
@@ -194,7 +194,7 @@ pub(crate) struct Reconciler {
 }
 
 impl Reconciler {
-    /// A new desired state; `None` if it is older than the one at hand, or too far ahead, and therefore ignored.
+    /// A new desired state; `None` if it is older than the one at hand, or of no generation that can be, and therefore ignored.
     pub(crate) fn want(&mut self, wanted: impl Into<Configured>) -> Option<Vec<Action>> {
         let Configured {
             mut desired,
@@ -202,7 +202,7 @@ impl Reconciler {
         } = wanted.into();
         let at_hand = self.desired.as_ref();
         let at_hand = at_hand.map_or(0, |at_hand| at_hand.desired.generation);
-        if !(at_hand..=at_hand.saturating_add(MAX_GENERATION_JUMP)).contains(&desired.generation) {
+        if !(at_hand..=LAST_GENERATION).contains(&desired.generation) {
             return None;
         }
         desired.functions.truncate(MAX_FUNCTIONS);

@@ -252,14 +252,17 @@ impl Store {
         shrunk.map_err(|error| self.wrong(error))
     }
 
-    /// Lets a journal that an older Holm made be shortened; it is written anew for that, so only a small one.
+    /// Lets a journal that an older Holm made be shortened; it is written anew for that, so only one with
+    /// little in it.
     fn let_shrink(&self) -> Result<(), rusqlite::Error> {
         let incremental = 2;
         let mode = self
             .database
             .query_row("PRAGMA auto_vacuum", [], |row| number(row, 0))?;
         let pages = self.pages()?;
-        if mode != incremental && pages.all * pages.bytes <= JOURNAL_KEPT_BYTES {
+        // What is in use is copied; a file that has been large may have little of it.
+        let used = pages.all.saturating_sub(pages.free) * pages.bytes;
+        if mode != incremental && used <= JOURNAL_KEPT_BYTES {
             self.database
                 .execute_batch("PRAGMA auto_vacuum = incremental; VACUUM;")?;
         }

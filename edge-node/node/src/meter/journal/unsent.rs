@@ -14,7 +14,7 @@ use crate::budget::gauge::Gauge;
 #[derive(Default)]
 pub(super) struct Unsent {
     sums: Vec<(Arc<Gauge>, u64)>,
-    /// The batch that was taken last, as long as there is a sum that it is to be taken out of.
+    /// The batch that was taken last: who asks while it is on its way gets a sum with it, which it is to be taken out of.
     taken: Option<(Digest, Vec<UsageRecord>)>,
 }
 
@@ -51,9 +51,7 @@ impl Unsent {
     }
 
     pub(super) fn took(&mut self, batch: &Batch) {
-        if !self.sums.is_empty() {
-            self.taken = Some((batch.hash, batch.records.clone()));
-        }
+        self.taken = Some((batch.hash, batch.records.clone()));
     }
 
     /// The batch of this hash was deleted, or was not there.
