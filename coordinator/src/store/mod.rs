@@ -144,15 +144,10 @@ impl Store {
     /// Connects to the PostgreSQL database at `url` and brings its schema up to date.
     pub(crate) async fn open_postgres(url: &DatabaseUrl) -> Result<Self, StoreError> {
         let pool = postgres::connect(url).await?;
-        // A migration takes as long as the ledger is large, and others wait for it. On a connection of its own, which
-        // is closed with its setting.
-        let mut alone = pool.acquire().await.during("connect")?.detach();
-        sqlx::query("SET statement_timeout = 0")
-            .execute(&mut alone)
-            .await
-            .during("let a migration take its time")?;
-        migrator(migrations::POSTGRES).run(&mut alone).await?;
-        drop(alone);
+        let patient = postgres::patient(&pool);
+        let migrated = migrator(migrations::POSTGRES).run(&patient).await;
+        patient.close().await;
+        migrated?;
         let database = Database::Postgres(pool);
         Ok(Store { database })
     }

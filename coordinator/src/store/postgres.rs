@@ -73,6 +73,16 @@ pub(super) async fn connect(DatabaseUrl(url): &DatabaseUrl) -> Result<PgPool, St
         .connect_lazy_with(options))
 }
 
+/// One more connection, whose statements may take as long as they need: a migration's time grows with the ledger, and
+/// other coordinators wait for it.
+pub(super) fn patient(pool: &PgPool) -> PgPool {
+    let options = (*pool.connect_options()).clone();
+    PgPoolOptions::new()
+        .max_connections(1)
+        .acquire_timeout(MAX_DATABASE_WAIT)
+        .connect_lazy_with(options.options([("statement_timeout", "0")]))
+}
+
 fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return Err(StoreError::Url("it does not begin with postgres://".into()));
