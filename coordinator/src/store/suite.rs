@@ -1297,6 +1297,11 @@ pub(super) async fn fill(store: &Store) {
         .await
         .unwrap();
     assert_eq!(fleet.drop_records(&gone).await, Dropped::Rows(2));
+    // Of the time before there were chains.
+    store
+        .enter_rows(&name("old"), &[record(7, 1)])
+        .await
+        .unwrap();
     let prices = NewPrices {
         currency: "EUR".parse().unwrap(),
         prices: Prices::default(),
