@@ -44,7 +44,8 @@ impl Memory {
         let (Ok(most), Ok(used)) = (most.trim().parse::<u64>(), used.trim().parse::<u64>()) else {
             return self;
         };
-        let cached = value(stat, "inactive_file").unwrap_or(0);
+        let cached = ["inactive_file", "active_file", "slab_reclaimable"];
+        let cached: u64 = cached.iter().filter_map(|name| value(stat, name)).sum();
         let available = most.saturating_sub(used.saturating_sub(cached));
         Memory {
             all: self.all.min(most),
@@ -52,9 +53,11 @@ impl Memory {
         }
     }
 
-    /// Whether so little is left that instances which nobody may need are better given back.
-    fn is_short(self) -> bool {
-        self.available < self.all / LOW_MEMORY_SHARE
+    /// Whether so little is left that instances which nobody may need are better given back. Once it `was_short` it is
+    /// until there is twice as much, or what was given back would be filled again at once.
+    fn is_short(self, was_short: bool) -> bool {
+        let least = self.all / LOW_MEMORY_SHARE;
+        self.available < if was_short { 2 * least } else { least }
     }
 
     /// How many slots each of so many threads makes ahead, if the operator does not say.
@@ -68,10 +71,11 @@ impl Memory {
 pub(crate) async fn follow(tally: Arc<Tally>) {
     let mut look = tokio::time::interval(MEMORY_LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut short = false;
     loop {
         look.tick().await;
         // Files of the kernel's, which are read from no disk.
-        let short = Memory::now().is_some_and(Memory::is_short);
+        short = Memory::now().is_some_and(|memory| memory.is_short(short));
         if short != tally.set_memory_short(short) {
             match short {
                 true => tracing::warn!(
@@ -121,7 +125,8 @@ mod tests {
         assert_eq!((machine.all, machine.available), (8 * GIB, 4 * GIB));
         assert_eq!(machine.within("max\n", "5\n", ""), machine);
         let (most, used) = (2 * GIB, 3 * GIB / 2);
-        let stat = format!("anon 5\ninactive_file {GIB}\n");
+        let half = GIB / 2;
+        let stat = format!("anon 5\nfile 9\ninactive_file {half}\nactive_file {half}\n");
         let inside = machine.within(&format!("{most}\n"), &format!("{used}\n"), &stat);
         assert_eq!((inside.all, inside.available), (2 * GIB, 3 * GIB / 2));
         assert_eq!(
@@ -149,13 +154,11 @@ mod tests {
 
     #[test]
     fn memory_is_short_when_a_share_of_it_is_left() {
-        let left = |available| {
-            Memory {
-                all: 16 * GIB,
-                available,
-            }
-            .is_short()
+        let short = |available, was_short| {
+            let all = 16 * GIB;
+            Memory { all, available }.is_short(was_short)
         };
-        assert!(left(GIB / 2) && !left(4 * GIB));
+        assert!(short(GIB / 2, false) && !short(3 * GIB / 2, false));
+        assert!(short(3 * GIB / 2, true) && !short(4 * GIB, true));
     }
 }

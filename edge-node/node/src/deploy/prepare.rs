@@ -9,7 +9,7 @@ use holm_model::manifest::Isolation;
 use holm_model::usage::{Outcome, UsageRecord};
 use holm_vmm::{
     Choice, Failure, GuestConfig, Hypervisor, Limits, Place, Request, Response, Slot, Snapshot,
-    Step, VmmError,
+    SnapshotError, Step, VmmError,
 };
 
 use super::core::{Fault, VerifiedRelease};
@@ -38,8 +38,9 @@ pub(crate) fn snapshot(
             }
             Err(error) => {
                 tracing::warn!(function = %statement.function, label, %error, "the snapshot on disk is of no use; booting anew");
-                // What has a file is not written again.
-                if matches!(error, VmmError::Snapshot(_))
+                // What has a file is not written again. An error of the disk says nothing of what is in it.
+                let useless = |error: &SnapshotError| !matches!(error, SnapshotError::Io { .. });
+                if matches!(&error, VmmError::Snapshot(error) if useless(error))
                     && let Err(error) = files::remove_if_there(&path)
                 {
                     tracing::warn!(function = %statement.function, label, %error, "each start will have to boot it anew");

@@ -103,11 +103,16 @@ impl Core {
         };
         let at = self.missing.iter().position(replaces);
         self.missing.remove(at.unwrap_or(0));
+        // One that was made fresh is as recent as one that was reset.
+        let used_at = match (at, holds) {
+            (Some(_), Holds::Pristine(_) | Holds::Kept(_)) => self.uses,
+            _ => 0,
+        };
         self.slots.insert(
             slot,
             Entry {
                 state: State::Free(holds),
-                used_at: 0,
+                used_at,
             },
         );
         self.serve()

@@ -114,6 +114,8 @@ impl Copies {
 
     /// Something else is in a range, or nothing.
     pub(super) fn forget(&mut self, start: u64, end: u64) {
+        // Mappings are of whole pages, whatever length was asked for.
+        let end = end.checked_next_multiple_of(PAGE_BYTES).unwrap_or(end);
         for place in 0..self.all.all().len() {
             let one = self.all.all()[place];
             if one.part(start, end).is_none() {
