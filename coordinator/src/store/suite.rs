@@ -1291,17 +1291,17 @@ pub(super) async fn fill(store: &Store) {
         written_ms: 6,
     };
     assert!(store.exported(&files, (to, 1), &[file], 7).await.unwrap());
+    // Of the time before there were chains.
+    store
+        .enter_rows(&name("old"), &[record(7, 1)])
+        .await
+        .unwrap();
     let gone = name("gone");
     fleet
         .add(&gone, &[record(9, 1), record(9, 2)])
         .await
         .unwrap();
     assert_eq!(fleet.drop_records(&gone).await, Dropped::Rows(2));
-    // Of the time before there were chains.
-    store
-        .enter_rows(&name("old"), &[record(7, 1)])
-        .await
-        .unwrap();
     let prices = NewPrices {
         currency: "EUR".parse().unwrap(),
         prices: Prices::default(),
