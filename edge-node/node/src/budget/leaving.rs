@@ -41,7 +41,7 @@ mod tests {
         assert!(leaving.look([&old].into_iter()).is_empty());
         assert!(leaving.look([&old, &new].into_iter()).is_empty());
         for _ in 0..2 {
-            assert_eq!(leaving.look([&new].into_iter()), [old.clone()]);
+            assert_eq!(leaving.look([&new].into_iter()), std::slice::from_ref(&old));
         }
         drop(old);
         assert!(leaving.look([&new].into_iter()).is_empty());
