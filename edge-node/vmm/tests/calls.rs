@@ -143,11 +143,13 @@ fn kvm_a_directory_is_listed_whole_while_its_files_are_removed() {
     }
     tells_the_same(
         "removed_while_listed",
-        &[
-            ("/removes", "removed: 200\nrmdir: 0"),
-            ("/seeks", "the same: 1"),
-        ],
+        &[("/removes", "removed: 200\nrmdir: 0")],
     );
+    // Not every file system of Linux keeps this.
+    each_libc("removed_while_listed", |path| {
+        let told = Function::new(path).get("/seeks");
+        assert!(told.contains("the same: 1\nfew were left: 1"), "{told}");
+    });
 }
 
 #[test]
