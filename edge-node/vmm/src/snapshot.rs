@@ -1,7 +1,7 @@
 //! Snapshots: memory and vCPU state of a program that waits for its first request.
 //!
-//! The memory is a sparse file: an anonymous one after a boot, or a part of a file on disk. Instances
-//! map it copy-on-write, so all of them share the page cache. `snapshot/file.rs` has the form on disk, and
+//! The memory is a sparse anonymous file: as it was after a boot, or as it was copied from disk. Instances
+//! map it copy-on-write, so all of them share its pages. `snapshot/file.rs` has the form on disk, and
 //! `snapshot/pages.rs` which pages there are.
 
 use std::fs::File;
